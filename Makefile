@@ -1,0 +1,32 @@
+# `make demo` is the whole tour; every other target is a part of it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: install demo test lint bars clean
+
+install: $(STAMP)
+
+# Reinstalled only when what is asked for has changed.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m launch.stream experiment=demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+bars: $(STAMP)
+	$(BIN)/python -m benchmarks.bars
+
+clean:
+	rm -rf $(VENV) outputs .pytest_cache .ruff_cache

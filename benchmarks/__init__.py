@@ -1,0 +1,1 @@
+"""Runnable measurements; each records its configuration, versions and date under results/."""

@@ -1,0 +1,45 @@
+"""The one exception for everything a user can mend.
+
+`launch.cli` prints it as one line and exits with code 2. Broken invariants of our own stay ordinary
+exceptions with a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A user's mistake: the value, the rule it breaks, and what to do about it.
+
+    Args:
+        value: what was found, with its name, e.g. ``model.window_frames=13``.
+        rule: what would have been right, e.g. ``(window - sink) is a multiple of chunk_frames=3``.
+        remedy: what to do now, e.g. ``use 12 or 15``.
+    """
+
+    def __init__(self, value: str, rule: str, remedy: str):
+        self.value, self.rule, self.remedy = value, rule, remedy
+        super().__init__(" ".join(f"{value}: {rule}; {remedy}".split()))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`did you mean X? (known: ...)`: the remedy for a word that is not one of `known`."""
+    known = [str(k) for k in known]
+    listing = ", ".join(known) if len(known) <= 12 else ", ".join(known[:12]) + ", ..."
+    match = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f"did you mean {match[0]}? (known: {listing})" if match else f"use one of {listing}"
+
+
+def choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Refuse `name=value` unless the value is one of `known`."""
+    known = list(known)
+    if value not in known:
+        raise UserError(f"{name}={value}", f"must be one of {', '.join(map(str, known))}", nearest(value, known))
+
+
+def positive(name: str, value: float | None) -> None:
+    """Refuse `name=value` unless it is above zero (None means "not set" and passes)."""
+    if value is not None and not value > 0:
+        raise UserError(f"{name}={value}", "must be above zero", "give a positive number")

@@ -1,0 +1,1 @@
+"""Plans: which worker runs which cell, and how chunks travel. Knows nothing of models."""

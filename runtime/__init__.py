@@ -1,0 +1,1 @@
+"""Streams: the sequential oracle, conditioning epochs, the clock, reports and traces."""

@@ -1,0 +1,1 @@
+"""What runs inside a worker: encode, denoise, decode, and the sources and sinks at either end."""

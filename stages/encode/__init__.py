@@ -1,0 +1,1 @@
+"""Conditioning: text, sound and actions turned into what the network reads."""

@@ -1,0 +1,1 @@
+"""Where frames and latents go, written as they come."""

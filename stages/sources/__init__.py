@@ -1,0 +1,1 @@
+"""Where conditioning comes from: image, audio and action files, or live standard input."""
