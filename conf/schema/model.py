@@ -1,0 +1,238 @@
+"""What a model is: its network, its streaming rules, its codec and what conditions it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from conf.errors import UserError, choice, positive
+
+CONTEXT_RULES = ("same_level", "clean", "joint_window", "output_level")
+POSITION_RULES = ("abs", "slot", "sink_shift")
+SAMPLERS = ("euler", "renoise")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass
+class AudioConfig:
+    """Sound as causal log-mel features, cross-attended per latent frame after some of the layers."""
+
+    layers: list[int] = field(default_factory=list)
+    """Network layers followed by an audio cross-attention."""
+    dim: int = 64
+    """Width of an audio token; there is one token per video frame."""
+    bands: int = 32
+    """Mel bands of a feature row."""
+    rows_per_frame: int = 4
+    """Feature rows per video frame."""
+    lookahead_s: float = 0.0
+    """How far a frame's features may look ahead of the frame's end."""
+
+    @property
+    def features(self) -> int:
+        """Features per video frame."""
+        return self.bands * self.rows_per_frame
+
+
+@dataclass
+class NetworkConfig:
+    """Sizes of the diffusion transformer (names as in Wan's `config.json` where it has one)."""
+
+    dim: int = 64
+    ffn_dim: int = 128
+    heads: int = 4
+    layers: int = 6
+    patch: list[int] = field(default_factory=lambda: [1, 2, 2])
+    in_channels: int = 16
+    out_channels: int = 16
+    freq_dim: int = 256
+    text_dim: int = 32
+    text_tokens: int = 8
+    """Text rows; shorter prompts are padded with zero rows, which take part."""
+    eps: float = 1e-6
+    token_types: bool = False
+    """Learned type embeddings that tell noisy tokens from reference tokens."""
+    actions: int = 0
+    """Action classes that modulate every layer, per latent frame; 0: none."""
+    audio: AudioConfig | None = None
+
+    def __post_init__(self):
+        for name in ("dim", "ffn_dim", "heads", "layers", "in_channels", "out_channels", "text_tokens"):
+            positive(f"model.network.{name}", getattr(self, name))
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise UserError(
+                f"model.network.heads={self.heads}",
+                f"must divide dim={self.dim} into heads of even width",
+                f"use {max(h for h in range(1, self.heads + 1) if self.dim % h == 0 and self.dim // h % 2 == 0)}",
+            )
+        if len(self.patch) != 3 or min(self.patch) < 1:
+            raise UserError(f"model.network.patch={self.patch}", "is three sizes: frames, rows, columns", "use [1,2,2]")
+        bad = [layer for layer in self.audio.layers if not 0 <= layer < self.layers] if self.audio else []
+        if bad:
+            raise UserError(
+                f"model.network.audio.layers={self.audio.layers}",
+                f"layers are 0 to {self.layers - 1}",
+                f"remove {bad}",
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+
+@dataclass
+class SinkShift:
+    """Where SINK-SHIFT places the attention sink: at `start` first, later `distance` frames ahead of the chunk.
+
+    Live Avatar: start 30, distance drawn from 4 to 30 for every chunk and step.
+    """
+
+    start: int = 30
+    distance_min: int = 4
+    distance_max: int = 30
+
+    def __post_init__(self):
+        if self.distance_min > self.distance_max:
+            raise UserError(
+                f"model.sink_shift.distance_min={self.distance_min}",
+                f"must not exceed distance_max={self.distance_max}",
+                f"use {self.distance_max} or less",
+            )
+
+
+@dataclass
+class TextConfig:
+    """The small text encoder: one learned row per known word, or per hash bucket where no words are listed."""
+
+    words: list[str] = field(default_factory=list)
+    buckets: int = 256
+
+
+@dataclass
+class CodecConfig:
+    """The network between pixels and latents."""
+
+    kind: str = "small"
+    width: int = 32
+    """Base width: channels at full resolution (`wan`: 96), or the small codec's unit."""
+    checkpoint: str | None = None
+
+    def __post_init__(self):
+        choice("model.codec.kind", self.kind, ("small", "wan"))
+        positive("model.codec.width", self.width)
+
+
+@dataclass
+class ModelConfig:
+    """One model: architecture, context rule, sampler, positions, codec."""
+
+    name: str = "nano"
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+
+    checkpoint: str | None = None
+    """A weight file, or a folder with config.json; null: random weights from `init_seed`."""
+    lora: str | None = None
+    init_seed: int = 0
+    dtype: str = "float32"
+    attention: str = "sdpa"
+
+    context: str = "same_level"
+    sampler: str = "euler"
+    steps: int | None = 4
+    timesteps: list[float] | None = None
+    """Step list before the shift, of 1000; null: evenly spread as diffusers' Euler scheduler does."""
+    shift: float = 3.0
+
+    chunk_frames: int = 3
+    window_frames: int = 12
+    """Generated latent frames attended: the current chunk and the frame attention sink included."""
+    sink_frames: int = 0
+    """First generated latent frames kept as attention sink."""
+    reference: bool = False
+    """Whether a reference frame is part of the attention sink (beside the window)."""
+    recalibrate_chunk: int | None = None
+    """The chunk from which the reference is the first latent frame of chunk 0; null: never."""
+    positions: str = "slot"
+    sink_shift: SinkShift = field(default_factory=SinkShift)
+    prompt_switch: str = "text_only"
+
+    fps: int = 16
+    height: int = 64
+    """Default height in pixels (`stream.height` overrides)."""
+    width: int = 64
+
+    def __post_init__(self):
+        choice("model.context", self.context, CONTEXT_RULES)
+        choice("model.positions", self.positions, POSITION_RULES)
+        choice("model.sampler", self.sampler, SAMPLERS)
+        choice("model.dtype", self.dtype, DTYPES)
+        choice("model.prompt_switch", self.prompt_switch, ("text_only", "recache"))
+        for name in ("steps", "chunk_frames", "window_frames", "shift", "fps"):
+            positive(f"model.{name}", getattr(self, name))
+        self._check_schedule()
+        self._check_window()
+        self._check_sink()
+
+    def _check_schedule(self):
+        if self.timesteps is None and self.steps is None:
+            raise UserError("model.steps=null", "steps or timesteps must be given", "set model.steps=4")
+        if self.timesteps is None:
+            return
+        if self.steps is not None and self.steps != len(self.timesteps):
+            raise UserError(
+                f"model.steps={self.steps}",
+                f"model.timesteps lists {len(self.timesteps)} steps",
+                f"set model.steps={len(self.timesteps)}, or model.timesteps=null",
+            )
+        falling = all(a > b for a, b in zip(self.timesteps, self.timesteps[1:], strict=False))
+        if not self.timesteps or not falling or self.timesteps[0] > 1000 or self.timesteps[-1] <= 0:
+            raise UserError(
+                f"model.timesteps={self.timesteps}", "must fall from at most 1000 to above 0", "use [1000,750,500,250]"
+            )
+
+    def _check_window(self):
+        ring, c = self.window_frames - self.sink_frames, self.chunk_frames
+        if self.sink_frames < 0 or ring < c or ring % c:
+            lower = self.sink_frames + max(1, ring // c) * c
+            raise UserError(
+                f"model.window_frames={self.window_frames}",
+                f"(window - sink) must be a multiple of chunk_frames={c}, at least one chunk (sink_frames={self.sink_frames})",
+                f"use {lower} or {lower + c}",
+            )
+
+    def _check_sink(self):
+        if self.context == "same_level" and self.sink_frames % self.chunk_frames:
+            raise UserError(
+                f"model.sink_frames={self.sink_frames}",
+                f"under same_level the attention sink is whole chunks of {self.chunk_frames} frames",
+                f"use {self.sink_frames // self.chunk_frames * self.chunk_frames}",
+            )
+        if self.recalibrate_chunk is not None:
+            if not self.reference:
+                raise UserError(
+                    f"model.recalibrate_chunk={self.recalibrate_chunk}",
+                    "recalibration replaces the reference, and this model has none",
+                    "set model.recalibrate_chunk=null, or model.reference=true",
+                )
+            if self.recalibrate_chunk < 1:
+                raise UserError(
+                    f"model.recalibrate_chunk={self.recalibrate_chunk}",
+                    "chunk 0 must be finished first",
+                    "use 1 or more",
+                )
+
+    @property
+    def ring_frames(self) -> int:
+        """Latent frames in the rolling part of a bank."""
+        return self.window_frames - self.sink_frames
+
+    @property
+    def levels(self) -> int:
+        """Banks per layer: one per step under `same_level`, one shared under `clean`."""
+        return self.step_count if self.context == "same_level" else 1
+
+    @property
+    def step_count(self) -> int:
+        """S, the number of denoising steps."""
+        return len(self.timesteps) if self.timesteps is not None else self.steps

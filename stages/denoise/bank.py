@@ -1,0 +1,201 @@
+"""Banks: the key/value history of one stream at one level, `[attention sink | ring]` in one buffer per layer.
+
+The attention sink is the reference frames (if the model has any) followed by the first `sink` generated
+frames; the ring holds the latest `ring` generated frames. Where a frame goes is a pure function of its index,
+so writing the same chunk twice (its next denoising step, its commit) overwrites the same slots and evicts
+nothing, and no counter needs to be kept. What a chunk may read is always a prefix of the buffer: attention
+takes a view of it, without copies. Keys of the ring are stored rotated at their absolute position; keys of
+the attention sink are kept raw beside the buffer and rotated into it where the position rule wants them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conf.schema import ModelConfig, SinkShift
+from stages.denoise.attention import Attend
+from stages.denoise.rope import Rope, rotate
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a bank keeps what, in latent frames.
+
+    Attributes:
+        tokens: tokens of a latent frame.
+        reference, sink: attention-sink frames that come from a reference / from the first generated frames.
+        ring: latest generated frames kept, the current chunk included.
+    """
+
+    tokens: int
+    reference: int
+    sink: int
+    ring: int
+
+    @staticmethod
+    def of(model: ModelConfig, tokens: int) -> Layout:
+        return Layout(tokens, int(model.reference), model.sink_frames, model.ring_frames)
+
+    @property
+    def anchored(self) -> int:
+        """Frames of the attention sink."""
+        return self.reference + self.sink
+
+    @property
+    def frames(self) -> int:
+        return self.anchored + self.ring
+
+    def slot(self, frame: int) -> int:
+        """The slot of generated frame `frame`."""
+        return self.reference + frame if frame < self.sink else self.anchored + (frame - self.sink) % self.ring
+
+    def slots(self, first: int, count: int) -> list[tuple[int, int, int]]:
+        """Contiguous runs (offset in the chunk, slot, length) that hold generated frames first .. first + count - 1."""
+        runs: list[tuple[int, int, int]] = []
+        for offset in range(count):
+            slot = self.slot(first + offset)
+            if runs and runs[-1][1] + runs[-1][2] == slot:
+                runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
+            else:
+                runs.append((offset, slot, 1))
+        return runs
+
+    def window_start(self, end: int) -> int:
+        """The oldest generated frame in the ring once frames before `end` are written."""
+        return max(self.sink, end - self.ring)
+
+    def visible(self, end: int) -> int:
+        """Slots that hold frames once generated frames before `end` are written: always a prefix."""
+        return self.reference + min(end, self.sink) + min(max(end - self.sink, 0), self.ring)
+
+    def sink_positions(self, rule: str, first: int, count: int, shift: SinkShift, distance: int) -> range:
+        """Temporal positions of the attention-sink frames that exist when the chunk at `first` reads them.
+
+        `abs`: where they were (the reference just before frame 0). `slot`: just before the oldest frame of the
+        window, which is StreamingLLM's numbering by slot up to a common offset. `sink_shift`: Live Avatar's
+        rule, start + max(0, first - (start - distance)), i.e. at `start`, later `distance` ahead of the chunk.
+        """
+        existing = self.reference + min(self.sink, first)
+        if rule == "abs" or first < self.sink:
+            start = -self.reference
+        elif rule == "slot":
+            start = self.window_start(first + count) - existing
+        else:
+            start = shift.start + max(0, first - (shift.start - distance))
+        return range(start, start + existing)
+
+
+class Bank:
+    """Keys and values of one stream at one level, for the layers one worker holds.
+
+    Args:
+        layout: slots.
+        layers: layer indices held.
+        heads, head_dim: of the network.
+        dtype, device: of the buffers.
+    """
+
+    def __init__(self, layout: Layout, layers: Iterable[int], heads: int, head_dim: int, dtype, device):
+        self.layout = layout
+        tokens, anchored = layout.frames * layout.tokens, layout.anchored * layout.tokens
+
+        def buffers(n: int) -> dict[int, Tensor]:
+            return {i: torch.zeros(1, n, heads, head_dim, dtype=dtype, device=device) for i in layers}
+
+        self.keys, self.values, self.raw = buffers(tokens), buffers(tokens), buffers(anchored)
+        self.placed: list[int | None] = [None] * layout.anchored
+        """Position each attention-sink frame's keys are rotated to; None: not there yet."""
+
+    @staticmethod
+    def bytes_needed(layout: Layout, layers: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        """Size of a bank, before it exists."""
+        return (2 * layout.frames + layout.anchored) * layout.tokens * layers * heads * head_dim * dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for part in (self.keys, self.values, self.raw) for t in part.values())
+
+    def write(self, layer: int, runs: Sequence[tuple[int, int, int]], k: Tensor, v: Tensor, table: Tensor) -> None:
+        """Store the frames `runs` name: keys rotated by `table`, and also raw where they join the attention sink."""
+        n = self.layout.tokens
+        for offset, slot, count in runs:
+            source, target = slice(offset * n, (offset + count) * n), slice(slot * n, (slot + count) * n)
+            rotate(k[:, source], table[source], out=self.keys[layer][:, target])
+            self.values[layer][:, target] = v[:, source]
+            kept = min(slot + count, self.layout.anchored) - slot
+            if kept > 0:
+                self.raw[layer][:, slot * n : (slot + kept) * n] = k[:, offset * n : (offset + kept) * n]
+
+    def place(self, rope: Rope, positions: Sequence[int]) -> None:
+        """Rotate the attention sink's keys to `positions`, in every layer; nothing to do where they are there."""
+        moved = [f for f, p in enumerate(positions) if self.placed[f] != p]
+        if not moved:
+            return
+        n, first, last = self.layout.tokens, moved[0], moved[-1] + 1
+        table, span = rope.table(positions[first:last]), slice(first * n, last * n)
+        for layer, keys in self.keys.items():
+            rotate(self.raw[layer][:, span], table, out=keys[:, span])
+        self.placed[: len(positions)] = positions
+
+    def copy_sink(self, other: Bank) -> None:
+        """Take over the attention sink of another level's bank."""
+        span = slice(0, self.layout.anchored * self.layout.tokens)
+        for layer in self.keys:
+            self.raw[layer].copy_(other.raw[layer])
+            self.keys[layer][:, span] = other.keys[layer][:, span]
+            self.values[layer][:, span] = other.values[layer][:, span]
+        self.placed = list(other.placed)
+
+    def export(self) -> dict[str, Tensor]:
+        """All content, in physical slot order, per layer: what `restore` needs on any other worker."""
+        placed = torch.tensor([_ABSENT if p is None else p for p in self.placed], dtype=torch.int64)
+        parts = (("keys", self.keys), ("values", self.values), ("raw", self.raw))
+        return {"placed": placed} | {f"{name}.{i}": t.clone() for name, part in parts for i, t in part.items()}
+
+    def restore(self, content: dict[str, Tensor]) -> None:
+        """Take the content of an export that holds at least this bank's layers."""
+        for name, part in (("keys", self.keys), ("values", self.values), ("raw", self.raw)):
+            for i, t in part.items():
+                t.copy_(content[f"{name}.{i}"])
+        self.placed = [None if p == _ABSENT else p for p in content["placed"].tolist()]
+
+
+_ABSENT = -(2**63)
+
+
+class BankPass:
+    """What self-attention does during one pass over a bank: write this pass's frames, read the visible prefix.
+
+    Args:
+        bank: read and written.
+        table: rotation of this pass's tokens, `Rope.table(positions)`.
+        positions: temporal position of each of its frames.
+        runs: where its frames go, from `Layout.slots`.
+        visible: slots read, from `Layout.visible`.
+        core: the attention back end.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        table: Tensor,
+        positions: Sequence[int],
+        runs: Sequence[tuple[int, int, int]],
+        visible: int,
+        core: Attend,
+    ):
+        self.bank, self.table, self.runs, self.core = bank, table, runs, core
+        self.span = visible * bank.layout.tokens
+        for offset, slot, count in runs:
+            for i in range(min(count, bank.layout.anchored - slot)):
+                bank.placed[slot + i] = positions[offset + i]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        bank = self.bank
+        bank.write(layer, self.runs, k, v, self.table)
+        q = rotate(q, self.table)
+        return self.core(q, bank.keys[layer][:, : self.span], bank.values[layer][:, : self.span], None)

@@ -1,0 +1,161 @@
+"""Passes of the network over a stream's banks: step, commit and prefill.
+
+A `Denoiser` is one block range on one device with everything that does not change while streams run: step
+constants, rotation tables, slots. A `StreamBanks` is what one stream owns there. Which worker calls which
+pass, and when, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from conf.schema import ModelConfig
+from stages.denoise.attention import backend
+from stages.denoise.bank import Bank, BankPass, Layout
+from stages.denoise.layers import KeysValues
+from stages.denoise.network import Drive, Network
+from stages.denoise.rope import Rope
+from stages.denoise.sampler import Sampler, zero_timestep
+
+
+@dataclass
+class ChunkConditioning:
+    """What was encoded for one chunk and travels with it.
+
+    Attributes:
+        audio: tokens [1, c, a, audio_dim], or None for a model without sound.
+        actions: one-hot [1, c, 4 * classes], or None for a model without actions.
+    """
+
+    audio: Tensor | None = None
+    actions: Tensor | None = None
+
+
+@dataclass
+class StreamBanks:
+    """One stream's history and text on one worker."""
+
+    banks: dict[int, Bank]
+    text: dict[int, KeysValues] = field(default_factory=dict)
+
+
+class Denoiser:
+    """A block range of a model, ready to run passes for any number of streams.
+
+    Args:
+        model: the model.
+        network: its network, or a range of it, on its device.
+        rows, columns: tokens of a latent frame.
+    """
+
+    def __init__(self, model: ModelConfig, network: Network, rows: int, columns: int):
+        self.model, self.network = model, network
+        self.sampler = Sampler.of(model)
+        self.rope = Rope(model.network.head_dim, rows, columns, network.device)
+        _, ph, pw = model.network.patch
+        self._grid = rows * ph, columns * pw
+        self.layout = Layout.of(model, rows * columns)
+        self.core = backend(network.attention, network.device, network.dtype)
+        with torch.inference_mode():
+            timesteps = [torch.full((1, 1), self.sampler.timestep(s)) for s in range(self.sampler.steps)]
+            self._embeddings = [network.time_embeddings(t) for t in [*timesteps, zero_timestep()]]
+            self._terms = [network.time_terms(e) for e in self._embeddings]
+        self._table: tuple[int, Tensor] | None = None
+
+    def level(self, step: int) -> int:
+        """The bank a step reads and writes."""
+        return step if self.model.context == "same_level" else 0
+
+    def open(self, levels: Iterable[int] | None = None) -> StreamBanks:
+        """Empty banks for a new stream; `levels` None: all."""
+        config, network = self.model.network, self.network
+        levels = range(self.model.levels) if levels is None else levels
+        return StreamBanks(
+            {
+                level: Bank(self.layout, network.layers, config.heads, config.head_dim, network.dtype, network.device)
+                for level in levels
+            }
+        )
+
+    @torch.inference_mode()
+    def set_text(self, stream: StreamBanks, context: Tensor) -> None:
+        """Put text rows [1, L, text_dim] in force: keys and values of every layer, once per epoch."""
+        stream.text = self.network.text_states(context)
+
+    @torch.inference_mode()
+    def prefill(self, stream: StreamBanks, reference: Tensor) -> Tensor:
+        """Write the reference [1, C, frames, h, w] into the attention sink of every bank, at t = 0.
+
+        Like every pass it returns what the next block range takes in (for the last range: nothing of use).
+        """
+        bank, others = self._first_and_others(stream)
+        frames = self.layout.reference
+        positions = range(-frames, 0)
+        attend = BankPass(bank, self.rope.table(positions), positions, [(0, 0, frames)], frames, self.core)
+        drive = Drive(self._terms[-1], stream.text, token_type=1)
+        out = self.network(reference.to(self.network.device, self.network.dtype), drive, attend, self._shape(frames))
+        for other in others:
+            other.copy_sink(bank)
+        return out
+
+    @torch.inference_mode()
+    def step(
+        self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0
+    ) -> Tensor:
+        """One denoising forward of `chunk`: latents (or hidden states) in, velocity (or hidden states) out."""
+        return self._forward(stream.banks[self.level(step)], stream, step, chunk, x, given, distance)
+
+    @torch.inference_mode()
+    def commit(self, stream: StreamBanks, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0) -> Tensor:
+        """Write a finished chunk's clean keys and values, at t = 0, in place of its noisy ones.
+
+        Under `clean` every chunk is committed. Under `same_level` only a chunk of the frame attention sink
+        is: that is the prefill of that version, and it is the same in every bank.
+        """
+        bank, others = self._first_and_others(stream)
+        out = self._forward(bank, stream, -1, chunk, x, given, distance)
+        for other in others:
+            other.copy_sink(bank)
+        return out
+
+    def commits(self, chunk: int) -> bool:
+        """Whether `chunk` is committed when it is finished."""
+        return self.model.context == "clean" or chunk * self.model.chunk_frames < self.model.sink_frames
+
+    def _first_and_others(self, stream: StreamBanks) -> tuple[Bank, list[Bank]]:
+        first, *others = stream.banks.values()
+        return first, others
+
+    def _chunk_table(self, first: int) -> Tensor:
+        """Rotation of the chunk's tokens: once per chunk, for all its passes and layers."""
+        if self._table is None or self._table[0] != first:
+            self._table = first, self.rope.table(range(first, first + self.model.chunk_frames))
+        return self._table[1]
+
+    def _forward(
+        self,
+        bank: Bank,
+        stream: StreamBanks,
+        time: int,
+        chunk: int,
+        x: Tensor,
+        given: ChunkConditioning,
+        distance: int,
+    ) -> Tensor:
+        model, layout, count = self.model, self.layout, self.model.chunk_frames
+        first = chunk * count
+        bank.place(self.rope, layout.sink_positions(model.positions, first, count, model.sink_shift, distance))
+        frames, runs, visible = range(first, first + count), layout.slots(first, count), layout.visible(first + count)
+        attend = BankPass(bank, self._chunk_table(first), frames, runs, visible, self.core)
+        terms = self._terms[time]
+        if given.actions is not None:
+            terms = self.network.time_terms(self._embeddings[time], given.actions)
+        audio = None if given.audio is None else given.audio.to(self.network.device, self.network.dtype)
+        return self.network(x, Drive(terms, stream.text, audio), attend, self._shape(count))
+
+    def _shape(self, frames: int) -> torch.Size:
+        return torch.Size((1, self.model.network.in_channels, frames, *self._grid))

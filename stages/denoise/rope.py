@@ -1,0 +1,66 @@
+"""3-D rotary position embedding as in Wan2.1: one table of complex factors per pass, shared by all layers.
+
+A head of width D is split into D - 4 floor(D/6) temporal and 2 floor(D/6) channels for each of height and
+width; pair j of an axis with d channels turns by position * 10000^(-2j/d). Attention sees only differences
+of positions, so a stream may run for ever: angles are reduced modulo 2 pi in float64 before they are
+rounded, and nothing is looked up in a table of finite length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def axis_widths(head_dim: int) -> tuple[int, int, int]:
+    """Channels of a head that encode (frame, row, column)."""
+    spatial = 2 * (head_dim // 6)
+    return head_dim - 2 * spatial, spatial, spatial
+
+
+def _phases(positions: Tensor, width: int) -> Tensor:
+    """Angles [n, width / 2] in float64, reduced to [0, 2 pi)."""
+    frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    return torch.outer(positions.double(), frequencies) % (2 * math.pi)
+
+
+class Rope:
+    """Rotation tables for one token grid.
+
+    Args:
+        head_dim: channels of an attention head.
+        rows, columns: tokens of one latent frame.
+        device: where the tables live.
+    """
+
+    def __init__(self, head_dim: int, rows: int, columns: int, device: torch.device | str = "cpu"):
+        self.device = device
+        self.time_width, height_width, width_width = axis_widths(head_dim)
+        by_row = _phases(torch.arange(rows), height_width)[:, None].expand(-1, columns, -1)
+        by_column = _phases(torch.arange(columns), width_width)[None].expand(rows, -1, -1)
+        self.spatial = torch.cat([by_row, by_column], -1).flatten(0, 1)
+
+    def table(self, frame_positions: Sequence[int]) -> Tensor:
+        """Factors [frames * rows * columns, 1, head_dim / 2], complex64, for frames at these positions."""
+        time = _phases(torch.tensor(list(frame_positions), dtype=torch.float64), self.time_width)
+        tokens = len(self.spatial)
+        angles = torch.cat(
+            [time[:, None].expand(-1, tokens, -1), self.spatial[None].expand(len(time), -1, -1)], -1
+        ).flatten(0, 1)
+        return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)[:, None].to(self.device)
+
+
+def rotate(x: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
+    """Turn adjacent channel pairs of `x` [B, N, heads, head_dim] by `table` [N, 1, head_dim / 2].
+
+    With `out` (same shape and dtype as `x`) the result is written there, e.g. straight into a bank's slot.
+    """
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    if out is not None and out.dtype == torch.float32:
+        torch.mul(pairs, table, out=torch.view_as_complex(out.unflatten(-1, (-1, 2))))
+        return out
+    turned = torch.view_as_real(pairs * table).flatten(-2)
+    return turned.to(x.dtype) if out is None else out.copy_(turned)
