@@ -1,0 +1,55 @@
+"""Frames to a folder of PNG files, one each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from conf.errors import UserError
+
+
+class FramesSink:
+    """Lossless pictures `frame.00000000.png`, `frame.00000001.png`, ...
+
+    Args:
+        folder: made if it is missing; pictures in it with these names are replaced.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.frames = 0  # written so far
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append frames, uint8 [n, H, W, 3] RGB.
+
+        Raises:
+            UserError: the disk refuses; pictures written so far are whole.
+            ValueError: another dtype or shape.
+        """
+        frames = np.asarray(frames)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+            raise ValueError(f"frames must be uint8 [n, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+        for frame in frames:
+            path = self.folder / f"frame.{self.frames:08d}.png"
+            try:
+                Image.fromarray(frame).save(path, compress_level=1)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                raise self._unwritable(error) from error
+            self.frames += 1
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _unwritable(self, error: OSError) -> UserError:
+        rule = f"cannot be written ({error.strerror or error})"
+        return UserError(f"sink.frames={self.folder}", rule, "give a folder that you may write to and that has room")

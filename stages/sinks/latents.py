@@ -1,0 +1,160 @@
+"""Final latents to a safetensors file that can be loaded after every write, and their hash.
+
+A safetensors file is: the header's length (8 bytes, little-endian), a JSON header, the tensors' bytes. The header may
+end in spaces, so room is kept for entries to come: a write appends the bytes and then puts one entry over the
+header's closing brace. Only when the room is used up is the file rewritten, with twice the room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from conf.errors import UserError
+
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+RESERVE = 1 << 16  # bytes of header: room for about 600 chunks
+LARGEST_HEADER = 100_000_000  # what safetensors reads
+
+
+class LatentsHash:
+    """sha256 over the raw bytes of latents, in the order they are added."""
+
+    def __init__(self):
+        self._hash = hashlib.sha256()
+
+    def add(self, latents: Tensor) -> None:
+        """Take in one chunk, of any shape and dtype."""
+        self._hash.update(_raw(latents))
+
+    @property
+    def hexdigest(self) -> str:
+        """Of everything so far."""
+        return self._hash.hexdigest()
+
+
+class LatentsSink:
+    """Chunks as they come, under the keys `chunk.000000`, `chunk.000001`, ...
+
+    Args:
+        path: the file; it is replaced.
+        reserve: bytes of header to begin with.
+
+    Raises:
+        UserError: the file cannot be made.
+    """
+
+    def __init__(self, path: str | Path, reserve: int = RESERVE):
+        self.path = Path(path)
+        self.chunks = 0  # written so far
+        self._reserve = max(16, (reserve + 7) // 8 * 8)
+        self._header = 1  # bytes of JSON before its closing brace
+        self._data = 0  # bytes of tensors
+        existed = self.path.exists()
+        try:
+            self._file: BinaryIO | None = self.path.open("w+b")
+            try:
+                self._file.write(self._reserve.to_bytes(8, "little") + b"{}".ljust(self._reserve))
+                self._file.flush()
+            except OSError:
+                self._file.close()
+                if not existed:
+                    self.path.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def write(self, latents: Tensor) -> None:
+        """Append one chunk [1, C, c, h, w] in its own dtype: float32, float16 or bfloat16.
+
+        Raises:
+            UserError: the file cannot grow; it still loads, with the chunks before this one.
+            ValueError: another dtype, or the sink is closed.
+        """
+        if latents.dtype not in DTYPES:
+            raise ValueError(f"latents are float32, float16 or bfloat16, not {latents.dtype}")
+        if self._file is None:
+            raise ValueError(f"{self.path} is closed")
+        raw = _raw(latents)
+        entry = {
+            "dtype": DTYPES[latents.dtype],
+            "shape": list(latents.shape),
+            "data_offsets": [self._data, self._data + len(raw)],
+        }
+        text = f'"chunk.{self.chunks:06d}":' + json.dumps(entry, separators=(",", ":"))
+        text = ("," if self.chunks else "") + text + "}"
+        try:
+            while self._header + len(text) > self._reserve:
+                self._grow()
+            self._append(raw, text.encode())
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._data += len(raw)
+        self._header += len(text) - 1
+        self.chunks += 1
+
+    def close(self) -> None:
+        """Let go of the file, and remove it if nothing was written. Closing again does nothing."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+            if not self.chunks and self.path.is_file():
+                self.path.unlink(missing_ok=True)
+
+    def _append(self, raw: memoryview, entry: bytes) -> None:
+        """Tensor bytes to the end, then their entry into the header; all of it or nothing."""
+        end = 8 + self._reserve + self._data
+        try:
+            self._file.seek(end)
+            self._file.write(raw)
+            self._file.flush()
+            self._file.seek(8 + self._header)
+            self._file.write(entry)
+            self._file.flush()
+        except OSError:
+            # The buffer still holds what the disk refused: let it go with its file, and cut off what did arrive.
+            with contextlib.suppress(OSError):
+                self._file.close()
+            os.truncate(self.path, end)
+            self._file = self.path.open("r+b")
+            raise
+
+    def _grow(self) -> None:
+        """Rewrite the file with twice the room for its header, next to it, and put it in its place."""
+        reserve = 2 * self._reserve
+        if reserve > LARGEST_HEADER:
+            raise OSError(f"safetensors holds no more than {self.chunks} chunks in one file")
+        aside = self.path.with_name(f".{self.path.name}.growing")
+        try:
+            with aside.open("w+b") as grown:
+                self._file.seek(8)
+                header = self._file.read(self._header + 1)
+                grown.write(reserve.to_bytes(8, "little") + header.ljust(reserve))
+                self._file.seek(8 + self._reserve)
+                shutil.copyfileobj(self._file, grown, 1 << 20)
+            aside.replace(self.path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+        self._file.close()
+        self._file = self.path.open("r+b")
+        self._reserve = reserve
+
+    def _unwritable(self, error: OSError) -> UserError:
+        remedy = "write to a folder that you may write to and that has room"
+        if self.chunks:
+            remedy = f"the file holds the first {self.chunks} chunks; {remedy}"
+        return UserError(f"sink.latents={self.path}", f"cannot be written ({error.strerror or error})", remedy)
+
+
+def _raw(latents: Tensor) -> memoryview:
+    """The tensor's bytes in row-major order."""
+    return memoryview(latents.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -1,0 +1,239 @@
+"""What the viewer does, per video frame, from JSON lines such as `{"frame": 40, "action": "forward"}`.
+
+An action holds from its frame until a later line changes it; before the first line it is `none`. A file and a pipe
+with the same lines give the same actions. Live lines without `frame` mean "now".
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from conf.errors import UserError, nearest
+from stages.sources.live import LiveBytes
+
+log = logging.getLogger(__name__)
+
+NONE = "none"
+LONGEST_LINE = 4096  # bytes
+AHEAD = 4096  # stamped live lines kept for later
+EXAMPLE = '{"frame": 40, "action": "forward"}'
+
+
+class Actions(Protocol):
+    """A source of actions, as indices into the model's tuple of action names."""
+
+    ended: bool  # no line is left: the last action holds from here on
+
+    def take(self, first_frame: int, count: int) -> list[int]:
+        """The action of frames first_frame ... first_frame + count - 1; calls go forward in time."""
+        ...
+
+    def close(self) -> None:
+        """Release the source."""
+        ...
+
+
+class ActionFile:
+    """Actions from a file, read as they are needed. A regular file is checked to its end when it is opened.
+
+    Args:
+        path: the file of JSON lines, with frames in rising order.
+        actions: the names that the model knows, `none` among them.
+
+    Raises:
+        UserError: the file is missing, or a line of it is wrong (also from `take` where `path` is a pipe).
+    """
+
+    def __init__(self, path: str | Path, actions: Sequence[str]):
+        self._path, self._actions = Path(path), tuple(actions)
+        self._timeline = _Timeline(self._actions)
+        name = f"source.actions={path}"
+        try:
+            if self._path.is_file():
+                with self._path.open("rb") as file:
+                    for _ in self._parsed(file):
+                        pass
+            self._file = self._path.open("rb")
+        except FileNotFoundError as error:
+            raise UserError(name, "there is no such file", f"give a file of lines like {EXAMPLE}, or -") from error
+        except OSError as error:
+            raise UserError(
+                name, f"cannot be read ({error.strerror})", f"give a file of lines like {EXAMPLE}"
+            ) from error
+        self._lines = self._parsed(self._file)
+        self.ended = False
+
+    def take(self, first_frame: int, count: int) -> list[int]:
+        """The action index of each of `count` frames from `first_frame` on."""
+        while not self.ended and self._timeline.horizon < first_frame + count:
+            line = next(self._lines, None)
+            if line is None:
+                self.ended = True
+            else:
+                self._timeline.add(*line)
+        return self._timeline.walk(first_frame, count)
+
+    def close(self) -> None:
+        """Close the file; the last action holds."""
+        self.ended = True
+        self._file.close()
+
+    def _parsed(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
+        """(frame, action index) of every line."""
+        number, last = 0, 0
+        while line := file.readline(LONGEST_LINE + 1):
+            number += 1
+            where = f"source.actions={self._path} line {number}"
+            parsed = parse_line(line, self._actions, where)
+            if parsed is None:
+                continue
+            frame, action = parsed
+            if frame is None:
+                raise UserError(where, "has no frame", f"say from which frame on, e.g. {EXAMPLE}")
+            _refuse_going_back(frame, last, where)
+            last = frame
+            yield frame, action
+
+
+class LiveActions:
+    """Actions from a live binary stream of JSON lines, such as standard input.
+
+    Lines with a frame are awaited: `take` returns when a line beyond its frames, or the end of the input, has been
+    seen. Lines without are applied from the first frame of the next `take` on and never awaited, the last one winning.
+    The first `take` waits for the first line to see which kind it is. A wrong line is skipped with a warning.
+
+    Args:
+        stream: where the lines come from.
+        actions: the names that the model knows, `none` among them.
+        stop: a set event releases a blocked `take`, which then answers with what it knows.
+    """
+
+    def __init__(self, stream: BinaryIO, actions: Sequence[str], stop: threading.Event | None = None):
+        self._actions = tuple(actions)
+        self._timeline = _Timeline(self._actions)
+        self._bytes = LiveBytes(stream, limit=16 * LONGEST_LINE, stop=stop)
+        self._partial, self._number, self._too_long = b"", 0, False
+        self._seen = self._awaited = False  # any line so far; the last one had a frame
+        self._now: int | None = None
+        self.ended = False
+
+    def take(self, first_frame: int, count: int) -> list[int]:
+        """The action index of each of `count` frames from `first_frame` on."""
+        while not self.ended:
+            behind = self._awaited and self._timeline.horizon < first_frame + count
+            if not behind and self._timeline.pending >= AHEAD:
+                break
+            wait = behind or not self._seen
+            block = self._bytes.take(1 if wait else 0, LONGEST_LINE)
+            if block:
+                self._partial += block
+                self._lines()
+            elif self._bytes.ended:
+                self._partial += b"\n"
+                self._lines()
+                self.ended = True
+            elif not wait:
+                break
+        now, self._now = self._now, None
+        return self._timeline.walk(first_frame, count, now)
+
+    def close(self) -> None:
+        """Stop listening; the last action holds."""
+        self.ended = True
+        self._bytes.close()
+
+    def _lines(self) -> None:
+        """Take in every whole line of what has arrived."""
+        *lines, self._partial = self._partial.split(b"\n")
+        for line in lines:
+            self._number += 1
+            if not self._too_long:
+                self._line(line)
+            self._too_long = False
+        if len(self._partial) > LONGEST_LINE:
+            if not self._too_long:
+                log.warning("source.actions=- line %d: longer than %d bytes, skipped", self._number + 1, LONGEST_LINE)
+            self._partial, self._too_long = b"", True
+
+    def _line(self, line: bytes) -> None:
+        where = f"source.actions=- line {self._number}"
+        try:
+            parsed = parse_line(line, self._actions, where)
+            if parsed is None:
+                return
+            frame, action = parsed
+            if frame is not None:
+                _refuse_going_back(frame, max(0, self._timeline.horizon), where)
+        except UserError as error:
+            log.warning("skipped: %s", error)
+            return
+        self._seen, self._awaited = True, frame is not None
+        if frame is None:
+            self._now = action
+        else:
+            self._timeline.add(frame, action)
+
+
+def parse_line(line: bytes, actions: Sequence[str], where: str) -> tuple[int | None, int] | None:
+    """One JSON line to (frame or None, index into `actions`); None if the line is blank.
+
+    Raises:
+        UserError: the line is wrong; `where` names it.
+    """
+    if len(line) > LONGEST_LINE:
+        raise UserError(where, f"is longer than {LONGEST_LINE} bytes", f"one action a line, e.g. {EXAMPLE}")
+    if not line.strip():
+        return None
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(where, "is not JSON", f"one object a line, e.g. {EXAMPLE}") from error
+    if not isinstance(entry, dict) or "action" not in entry:
+        raise UserError(where, "has no action", f"one object a line, e.g. {EXAMPLE}")
+    action, frame = entry["action"], entry.get("frame")
+    if action not in actions:
+        raise UserError(f"{where}: action={action}", "the model does not know it", nearest(action, actions))
+    if frame is not None and (isinstance(frame, bool) or not isinstance(frame, int) or frame < 0):
+        raise UserError(f"{where}: frame={frame}", "a frame is an integer from 0 on", f"e.g. {EXAMPLE}")
+    return frame, actions.index(action)
+
+
+def _refuse_going_back(frame: int, last: int, where: str) -> None:
+    if frame < last:
+        raise UserError(f"{where}: frame={frame}", f"comes after frame {last}", "put the lines in the order of frames")
+
+
+class _Timeline:
+    """The action in force, and those to come."""
+
+    def __init__(self, actions: tuple[str, ...]):
+        self._held = actions.index(NONE)
+        self._coming: deque[tuple[int, int]] = deque()
+        self.horizon = -1  # frame of the last line: what lies before it is known
+
+    @property
+    def pending(self) -> int:
+        """Lines whose frame has not been reached."""
+        return len(self._coming)
+
+    def add(self, frame: int, action: int) -> None:
+        """From `frame` on, `action`."""
+        self._coming.append((frame, action))
+        self.horizon = frame
+
+    def walk(self, first: int, count: int, now: int | None = None) -> list[int]:
+        """Actions of `count` frames; `now` overrides what is in force at the first of them."""
+        walked = []
+        for frame in range(first, first + count):
+            while self._coming and self._coming[0][0] <= frame:
+                self._held = self._coming.popleft()[1]
+            if frame == first and now is not None:
+                self._held = now
+            walked.append(self._held)
+        return walked

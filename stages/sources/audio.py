@@ -1,0 +1,228 @@
+"""Sound as 16 kHz mono float samples: from a file, from live PCM, or silence.
+
+All sources look the same (`Pcm`): `read` blocks until it has what was asked for, gives less only at the end, and
+nothing after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import av
+import numpy as np
+
+from conf.errors import UserError
+from stages.sources.live import LiveBytes
+
+log = logging.getLogger(__name__)
+
+RATE = 16000
+NOTHING = np.zeros(0, np.float32)
+
+
+class Pcm(Protocol):
+    """A source of sound."""
+
+    rate: int  # samples per second
+    duration_s: float | None  # None: unknown, or live
+
+    def read(self, samples: int) -> np.ndarray:
+        """The next `samples` samples in [-1, 1], float32; fewer only at the end, none after it."""
+        ...
+
+    def close(self) -> None:
+        """Release the source."""
+        ...
+
+
+class Silence:
+    """No sound: zeros for ever, or for `duration_s` seconds."""
+
+    rate = RATE
+
+    def __init__(self, duration_s: float | None = None):
+        self.duration_s = duration_s
+        self._left = None if duration_s is None else round(duration_s * RATE)
+
+    def read(self, samples: int) -> np.ndarray:
+        """Zeros, float32 [samples] or what is left of `duration_s`."""
+        if self._left is not None:
+            samples = min(samples, self._left)
+            self._left -= samples
+        return np.zeros(samples, np.float32)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class AudioFile:
+    """The first audio track of anything FFmpeg reads, videos included, decoded as it is asked for.
+
+    The first samples are decoded at once, so that a bad file fails here. A damaged packet further on is skipped
+    with a warning. Samples are those of `ffmpeg -i FILE -f s16le -ac 1 -ar 16000`: a file and the same file piped into
+    `LivePcm` agree.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file is missing, unreadable, or has no sound in it.
+    """
+
+    rate = RATE
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._name = f"source.audio={path}"
+        if not self.path.exists():
+            raise UserError(self._name, "there is no such file", "give the path of an audio or video file, or -")
+        try:
+            self._container = av.open(f"file:{self.path}")
+        except (OSError, ValueError) as error:
+            raise self._unreadable(_reason(error)) from error
+        try:
+            self._open_track()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_track(self) -> None:
+        if not self._container.streams.audio:
+            raise UserError(self._name, "the file has no audio track", "give a file with sound, or leave it out")
+        track = self._container.streams.audio[0]
+        track.codec_context.thread_count = 1
+        self.duration_s = None
+        if track.duration is not None:
+            self.duration_s = float(track.duration * track.time_base)
+        elif self._container.duration is not None:
+            self.duration_s = self._container.duration / av.time_base
+        self._setup, self._resampler = None, None
+        self._blocks = self._decode(track)
+        self._held = NOTHING
+        self._failure = None
+        first = self.read(1)
+        self._held = np.concatenate([first, self._held])
+        if not len(first):
+            raise self._unreadable(_reason(self._failure) if self._failure else "there are no samples in it")
+
+    def read(self, samples: int) -> np.ndarray:
+        """The next samples, float32 [<= samples]; fewer only at the end of the file."""
+        parts, have = [self._held], len(self._held)
+        while have < samples and (block := next(self._blocks, None)) is not None:
+            parts.append(block)
+            have += len(block)
+        joined = np.concatenate(parts)
+        self._held = joined[samples:].copy()
+        return joined[:samples]
+
+    def close(self) -> None:
+        """Close the file; `read` gives nothing any more."""
+        self._blocks, self._held = iter(()), NOTHING
+        self._container.close()
+
+    def _decode(self, track: av.AudioStream):
+        """Blocks of 16 kHz samples, from the file's start to its end."""
+        packets = self._container.demux(track)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (OSError, ValueError) as error:
+                self._note(error)
+                packet = None
+            if packet is None:
+                break
+            try:
+                frames = packet.decode()
+            except (OSError, ValueError) as error:
+                self._note(error)
+                continue
+            for frame in frames:
+                yield from self._resample(frame)
+        yield from self._drain()
+
+    def _note(self, error: Exception) -> None:
+        self._failure = error
+        log.warning("%s: skipped damaged sound: %s", self._name, _reason(error))
+
+    def _resample(self, frame: av.AudioFrame):
+        setup = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if setup != self._setup:  # some tracks change their rate or layout on the way
+            yield from self._drain()
+            self._setup = setup
+            self._resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+        frame.pts = None
+        yield from map(_samples, self._resampler.resample(frame))
+
+    def _drain(self):
+        """What the resampler still holds."""
+        if self._resampler is not None:
+            resampler, self._resampler = self._resampler, None
+            yield from map(_samples, resampler.resample(None))
+
+    def _unreadable(self, reason: str) -> UserError:
+        return UserError(
+            self._name, f"cannot be read as sound ({reason})", "give a file that plays, such as wav, mp3 or mp4"
+        )
+
+
+class LivePcm:
+    """Live 16-bit little-endian mono sound at 16 kHz from a binary stream, such as standard input.
+
+    Args:
+        stream: where the bytes come from.
+        stop: a set event ends the sound and releases a blocked `read`.
+        buffer_s: seconds held at most; beyond that the writer waits.
+
+    Raises:
+        UserError: the stream is a terminal.
+    """
+
+    rate = RATE
+    duration_s = None
+
+    def __init__(self, stream: BinaryIO, stop: threading.Event | None = None, buffer_s: float = 2.0):
+        if getattr(stream, "isatty", lambda: False)():
+            raise UserError("source.audio=-", "standard input is a terminal, not sound", _PIPE)
+        self._bytes = LiveBytes(stream, 2 * round(buffer_s * RATE), stop)
+        self._rest = b""  # half a sample
+        self._first = True
+
+    def read(self, samples: int) -> np.ndarray:
+        """The next samples, float32 [<= samples], waiting for them; fewer only at the end or when stopped.
+
+        Raises:
+            UserError: what arrives is a WAV file, header and all.
+        """
+        if self._first and samples > 0:
+            self._first = False
+            self._rest = self._bytes.take(4, 4)
+            if self._rest == b"RIFF":
+                raise UserError("source.audio=-", "standard input carries a WAV file, not bare samples", _PIPE)
+        data = bytearray(self._rest[: 2 * samples])
+        self._rest = self._rest[2 * samples :]
+        while len(data) < 2 * samples:
+            block = self._bytes.take(1, 2 * samples - len(data))
+            if not block:
+                break
+            data += block
+        whole = len(data) // 2 * 2  # a last odd byte is no sample
+        return np.frombuffer(bytes(data[:whole]), "<i2").astype(np.float32) / 32768
+
+    def close(self) -> None:
+        """Stop listening; `read` gives nothing any more."""
+        self._bytes.close()
+        self._rest = b""
+
+
+_PIPE = "pipe 16-bit 16 kHz mono PCM into it, e.g. ffmpeg -i speech.wav -f s16le -ac 1 -ar 16000 - | ..."
+
+
+def _samples(frame: av.AudioFrame) -> np.ndarray:
+    return frame.to_ndarray().reshape(-1).astype(np.float32) / 32768
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

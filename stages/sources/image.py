@@ -1,0 +1,61 @@
+"""A still picture, fitted to the stream's size: the reference face, or the first frame of a world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from conf.errors import UserError
+
+BEHIND = (128, 128, 128)  # what shows through transparent places
+FORMATS = "give a picture such as png, jpeg or webp"
+
+
+def load_image(path: str | Path, height: int, width: int) -> Tensor:
+    """The picture in `path`, upright, opaque, scaled to cover height x width and cropped around its centre.
+
+    Returns:
+        float32 [3, height, width], RGB in [-1, 1].
+
+    Raises:
+        UserError: the file is missing, is no picture, or is cut off.
+    """
+    name = f"source.image={path}"
+    if not Path(path).exists():
+        raise UserError(name, "there is no such file", FORMATS)
+    try:
+        with Image.open(path) as file:
+            picture = _opaque(ImageOps.exif_transpose(file))
+    except Image.DecompressionBombError as error:
+        raise UserError(name, "the picture is too large to be safe", "scale it down first") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or ("damaged or cut off" if _known(path) else "not a picture")
+        raise UserError(name, f"cannot be read ({reason})", FORMATS) from error
+    fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(fitted, np.float32))
+    return (pixels.permute(2, 0, 1) / 127.5 - 1.0).contiguous()
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """RGB, 8 bits, with anything transparent laid over mid-grey."""
+    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):  # greyscale beyond 8 bits: its 8 highest ones
+        deep = np.asarray(picture, np.float64)
+        top = 65535.0 if deep.max() > 255 else 255.0
+        picture = Image.fromarray(np.clip(np.round(deep * (255.0 / top)), 0, 255).astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, (*BEHIND, 255)), picture).convert("RGB")
+
+
+def _known(path: str | Path) -> bool:
+    """Whether the file starts like a picture."""
+    try:
+        with Image.open(path):
+            return True
+    except Exception:
+        return False

@@ -1,0 +1,115 @@
+"""Bytes from a live stream (standard input, a pipe, a socket's file), without ever being stuck in it.
+
+A thread reads into a bounded buffer and stops reading while it is full, so the writer is slowed down and memory
+does not grow. Whoever waits for bytes is released by the stream's end, by `close` and by the stop event.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+from typing import BinaryIO
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.05  # how late a stop event may be noticed
+BLOCK = 4096
+
+
+class LiveBytes:
+    """A bounded buffer between a live stream and its one consumer.
+
+    Args:
+        stream: binary stream; one with a file descriptor is read from there, so that reading can be abandoned.
+        limit: bytes held at most.
+        stop: releases every wait when set.
+    """
+
+    def __init__(self, stream: BinaryIO, limit: int, stop: threading.Event | None = None):
+        self._stream, self._limit = stream, max(1, limit)
+        self._stop = stop if stop is not None else threading.Event()
+        self._buffer = bytearray()
+        self._changed = threading.Condition()
+        self._at_end = self._closed = False
+        self._thread = threading.Thread(target=self._run, name="live-input", daemon=True)
+        self._thread.start()
+
+    def take(self, least: int, most: int) -> bytes:
+        """Wait for `least` bytes (or all that will ever come), then return up to `most` of what is there.
+
+        `least` may be 0: what is there now, possibly nothing.
+        """
+        least = min(least, self._limit)
+        with self._changed:
+            while len(self._buffer) < least and not self.over:
+                self._changed.wait(POLL_S)
+            taken = bytes(self._buffer[:most])
+            del self._buffer[:most]
+            self._changed.notify_all()
+        return taken
+
+    @property
+    def over(self) -> bool:
+        """True once nothing will be added to the buffer any more: end of input, closed or stopped."""
+        return self._at_end or self._closed or self._stop.is_set()
+
+    @property
+    def ended(self) -> bool:
+        """True once nothing will ever be taken any more."""
+        with self._changed:
+            return self.over and not self._buffer
+
+    @property
+    def buffered(self) -> int:
+        """Bytes held now, never more than `limit`."""
+        with self._changed:
+            return len(self._buffer)
+
+    def close(self) -> None:
+        """Stop reading. The stream itself stays open: it belongs to whoever opened it."""
+        with self._changed:
+            self._closed = True
+            self._buffer.clear()
+            self._changed.notify_all()
+        # A stream without a descriptor may be stuck in its own read; the thread is a daemon and ends with the process.
+        self._thread.join(timeout=4 * POLL_S)
+
+    def _run(self) -> None:
+        try:
+            descriptor = self._stream.fileno()
+        except (OSError, AttributeError):
+            descriptor = None
+        try:
+            while (room := self._wait_for_room()) > 0:
+                block = self._read(descriptor, min(room, BLOCK))
+                if block is None:
+                    continue
+                if not block:
+                    break
+                with self._changed:
+                    if not self._closed:
+                        self._buffer += block
+                    self._changed.notify_all()
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed by its owner
+            log.warning("live input ended early: %s", error)
+        finally:
+            with self._changed:
+                self._at_end = True
+                self._changed.notify_all()
+
+    def _wait_for_room(self) -> int:
+        """Free bytes, waiting while there are none; 0 when reading is over."""
+        with self._changed:
+            while len(self._buffer) >= self._limit and not self.over:
+                self._changed.wait(POLL_S)
+            return 0 if self.over else self._limit - len(self._buffer)
+
+    def _read(self, descriptor: int | None, size: int) -> bytes | None:
+        """Up to `size` bytes, b"" at the end, None if none came for a while."""
+        if descriptor is None:
+            return getattr(self._stream, "read1", self._stream.read)(size)
+        if not select.select([descriptor], [], [], POLL_S)[0]:
+            return None
+        return os.read(descriptor, size)

@@ -1,0 +1,196 @@
+"""Actions: a file and a pipe agree, "now" is never awaited, and a wrong line says which one it is."""
+
+import io
+import json
+import logging
+import os
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conf.errors import UserError
+from stages.sources.actions import AHEAD, ActionFile, LiveActions
+
+ACTIONS = ("none", "forward", "back", "left", "right")
+NONE, FORWARD, BACK, LEFT, RIGHT = range(5)
+
+
+def line(action, frame=None):
+    return json.dumps({"action": action} if frame is None else {"frame": frame, "action": action}) + "\n"
+
+
+def action_file(tmp_path, text):
+    path = tmp_path / "actions.jsonl"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def pipe():
+    """A live source and a function that writes to it (None closes the writing end)."""
+    reading, writing = os.pipe()
+    stop, open_ends = threading.Event(), {writing}
+
+    def write(text):
+        if text is None:
+            os.close(writing)
+            open_ends.clear()
+        else:
+            os.write(writing, text.encode())
+
+    with open(reading, "rb") as stream:  # noqa: PTH123 (a descriptor)
+        source = LiveActions(stream, ACTIONS, stop)
+        source.stop = stop
+        yield source, write
+        source.close()
+    for end in open_ends:
+        os.close(end)
+
+
+def settle(source, size):
+    """Wait until `size` bytes have arrived."""
+    deadline = time.monotonic() + 2
+    while source._bytes.buffered < size and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def test_an_action_holds_until_it_is_changed(tmp_path):
+    source = ActionFile(action_file(tmp_path, line("left", 2) + "\n" + line("none", 5) + line("right", 6)), ACTIONS)
+    assert source.take(0, 4) == [NONE, NONE, LEFT, LEFT] and not source.ended
+    assert source.take(4, 4) == [LEFT, NONE, RIGHT, RIGHT] and source.ended
+    assert source.take(10**12, 2) == [RIGHT, RIGHT]
+    source.close()
+
+
+def test_the_last_of_several_lines_for_a_frame_wins_and_frames_may_be_skipped(tmp_path):
+    source = ActionFile(action_file(tmp_path, line("left", 1) + line("right", 1) + line("back", 3)), ACTIONS)
+    assert source.take(1, 1) == [RIGHT] and source.take(9, 1) == [BACK]
+
+
+def test_an_empty_file_does_nothing(tmp_path):
+    source = ActionFile(action_file(tmp_path, ""), ACTIONS)
+    assert source.take(0, 3) == [NONE] * 3 and source.ended
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lines=st.lists(st.tuples(st.integers(0, 6), st.sampled_from(ACTIONS)), max_size=12),
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+)
+def test_a_pipe_gives_exactly_what_the_same_file_gives(tmp_path_factory, lines, counts):
+    frame, text = 0, ""
+    for gap, action in lines:
+        frame += gap
+        text += line(action, frame)
+    path = action_file(tmp_path_factory.mktemp("actions"), text)
+    of_file, of_pipe = ActionFile(path, ACTIONS), LiveActions(io.BytesIO(text.encode()), ACTIONS)
+    first = 0
+    for count in counts:
+        assert of_file.take(first, count) == of_pipe.take(first, count)
+        first += count
+    of_file.close()
+    of_pipe.close()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (line("none", 0) + "nonsense\n", "line 2: is not JSON"),
+        ("[1, 2]\n", "line 1: has no action"),
+        ('{"frame": 3}\n', "line 1: has no action"),
+        (line("forward"), "line 1: has no frame"),
+        (line("forwrd", 1), "action=forwrd: the model does not know it; did you mean forward?"),
+        ('{"frame": 1, "action": ["left"]}\n', "the model does not know it"),
+        (line("left", -1), "frame=-1: a frame is an integer from 0 on"),
+        ('{"frame": 1.5, "action": "left"}\n', "frame=1.5: a frame is an integer"),
+        ('{"frame": true, "action": "left"}\n', "frame=True"),
+        (line("left", 5) + "\n" + line("left", 4), "line 3: frame=4: comes after frame 5"),
+        ("x" * 10000, "line 1: is longer than 4096 bytes"),
+        ("[" * 4000, "line 1: is not JSON"),
+    ],
+)
+def test_a_wrong_line_in_a_file(tmp_path, text, message):
+    path = action_file(tmp_path, text)
+    with pytest.raises(UserError) as error:
+        ActionFile(path, ACTIONS)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"source.actions={path} line ")
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\n")
+    for path, message in (("missing", "no such file"), (".", "cannot be read"), ("binary", "line 1: is not JSON")):
+        with pytest.raises(UserError, match=message):
+            ActionFile(tmp_path / path, ACTIONS)
+
+
+def test_stamped_lines_are_awaited(pipe):
+    source, write = pipe
+    write(line("left", 1))
+    threading.Timer(0.15, write, [line("right", 4)]).start()
+    assert source.take(0, 4) == [NONE, LEFT, LEFT, LEFT]
+    assert source._timeline.horizon == 4  # it did wait for the second line
+    threading.Timer(0.1, write, [None]).start()
+    assert source.take(4, 2) == [RIGHT, RIGHT] and source.ended
+
+
+def test_now_is_applied_to_the_next_take_and_never_awaited(pipe):
+    source, write = pipe
+    threading.Timer(0.1, write, [line("forward")]).start()
+    assert source.take(0, 2) == [FORWARD, FORWARD]  # the first take waits for the first line
+    start = time.monotonic()
+    assert source.take(2, 2) == [FORWARD, FORWARD] and time.monotonic() - start < 5.0
+    keys = line("left") + line("back")
+    write(keys)
+    settle(source, len(keys))
+    assert source.take(4, 2) == [BACK, BACK] and not source.ended
+
+
+def test_now_and_stamped_lines_together(pipe):
+    source, write = pipe
+    text = line("left", 0) + line("right", 6) + line("forward")
+    write(text)
+    settle(source, len(text))
+    assert source.take(0, 4) == [FORWARD] * 4
+    assert source.take(4, 4) == [FORWARD, FORWARD, RIGHT, RIGHT]
+
+
+def test_a_stop_event_releases_a_blocked_take(pipe):
+    source, write = pipe
+    write(line("left", 0))
+    threading.Timer(0.1, source.stop.set).start()
+    assert source.take(0, 2) == [LEFT, LEFT] and source.ended
+
+
+def test_wrong_live_lines_are_skipped_with_a_warning(pipe, caplog):
+    source, write = pipe
+    with caplog.at_level(logging.WARNING):
+        write(
+            "nonsense\n" + line("jump", 0) + line("left", 3) + line("right", 1) + "y" * 20000 + "\n" + line("back", 5)
+        )
+        write('{"frame": 8, "action": "ri')
+        write(None)
+        assert source.take(0, 7) == [NONE, NONE, NONE, LEFT, LEFT, BACK, BACK]
+        assert source.take(7, 3) == [BACK] * 3
+    warned = [record.getMessage() for record in caplog.records]
+    for part in ("line 1: is not JSON", "action=jump", "frame=1: comes after", "line 5: longer", "line 7: is not JSON"):
+        assert sum(part in message for message in warned) == 1, (part, warned)
+
+
+def test_a_line_without_its_newline_counts_at_the_end():
+    source = LiveActions(io.BytesIO(line("left", 0).strip().encode()), ACTIONS)
+    assert source.take(0, 1) == [LEFT]
+    source.close()
+
+
+def test_memory_is_bounded_when_lines_come_far_ahead():
+    expected = [frame % 5 for frame in range(3 * AHEAD)]
+    text = "".join(line(ACTIONS[action], frame) for frame, action in enumerate(expected)).encode()
+    source = LiveActions(io.BytesIO(text), ACTIONS)
+    assert source.take(0, 2) == expected[:2]
+    assert source._timeline.pending <= 2 * AHEAD and source._bytes.buffered <= 65536
+    assert source.take(2, 3 * AHEAD - 2) == expected[2:]
+    source.close()
