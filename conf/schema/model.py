@@ -112,9 +112,11 @@ class CodecConfig:
     """The network between pixels and latents."""
 
     kind: str = "small"
-    width: int = 32
-    """Base width: channels at full resolution (`wan`: 96), or the small codec's unit."""
+    width: int = 96
+    """Channels of the Wan VAE at full resolution (the small codec's file says its own sizes)."""
     checkpoint: str | None = None
+    statistics: str | None = None
+    """Which data's latent mean and deviation to use, of those the small codec's file holds."""
 
     def __post_init__(self):
         choice("model.codec.kind", self.kind, ("small", "wan"))
@@ -197,7 +199,7 @@ class ModelConfig:
             lower = self.sink_frames + max(1, ring // c) * c
             raise UserError(
                 f"model.window_frames={self.window_frames}",
-                f"(window - sink) must be a multiple of chunk_frames={c}, at least one chunk (sink_frames={self.sink_frames})",
+                f"(window - sink_frames={self.sink_frames}) must be a multiple of chunk_frames={c}, one chunk at least",
                 f"use {lower} or {lower + c}",
             )
 
