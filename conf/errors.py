@@ -27,8 +27,10 @@ class UserError(Exception):
 def nearest(word: str, known: Iterable[str]) -> str:
     """`did you mean X? (known: ...)`: the remedy for a word that is not one of `known`."""
     known = [str(k) for k in known]
-    listing = ", ".join(known) if len(known) <= 12 else ", ".join(known[:12]) + ", ..."
     match = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    if match and len(known) > 12:
+        return f"did you mean {match[0]}?"
+    listing = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     return f"did you mean {match[0]}? (known: {listing})" if match else f"use one of {listing}"
 
 

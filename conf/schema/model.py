@@ -51,8 +51,8 @@ class NetworkConfig:
     eps: float = 1e-6
     token_types: bool = False
     """Learned type embeddings that tell noisy tokens from reference tokens."""
-    actions: int = 0
-    """Action classes that modulate every layer, per latent frame; 0: none."""
+    actions: list[str] = field(default_factory=list)
+    """Names of the actions that modulate every layer, per latent frame; empty: none."""
     audio: AudioConfig | None = None
 
     def __post_init__(self):

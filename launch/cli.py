@@ -1,0 +1,127 @@
+"""The command line's frame: Hydra composes, types check, and a user's mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+import conf
+from conf.errors import UserError, nearest
+
+CONF = Path(conf.__file__).parent
+EXIT_USER_ERROR = 2
+
+
+def keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a configuration type, groups included."""
+    hints = get_type_hints(schema)
+    for field in fields(schema):
+        name = prefix + field.name
+        yield name
+        for kind in (hints[field.name], *get_args(hints[field.name])):
+            if is_dataclass(kind):
+                yield from keys(kind, name + ".")
+
+
+def groups(schema: type) -> list[str]:
+    """Keys that choose a YAML file (`model=nano`)."""
+    names = [f.name for f in fields(schema)] + ["experiment"]
+    return [name for name in names if (CONF / name).is_dir()]
+
+
+def _explain(error: Exception, overrides: list[str], schema: type) -> UserError:
+    """Hydra's or OmegaConf's complaint as value, rule and remedy."""
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for cause in chain:
+        if isinstance(cause, UserError):
+            return cause
+    text = " ".join(str(error).split())
+    known = [*keys(schema), *groups(schema)]
+
+    def given(key: str) -> str:
+        pattern = re.compile(rf"^[+~]*{re.escape(key)}(=|$)")
+        return next((o for o in overrides if pattern.match(o)), key)
+
+    if found := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        group, name = found.groups()
+        options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+        return UserError(f"{group}={name}", f"there is no {group} of that name", nearest(name, options))
+    if found := re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (is )?not in", text):
+        full = [getattr(c, "full_key", None) for c in chain]
+        key = next((k for k in full if k), found[1])
+        if key in groups(schema) and "=" in given(key):
+            return UserError(given(key), "cannot be set that way", f"use {key}=NAME")
+        return UserError(given(key), "there is no such key", nearest(key, known))
+    for cause in chain:
+        if isinstance(cause, ValidationError) and cause.full_key:
+            reason = str(cause).splitlines()[0]
+            wanted = re.search(r"converted to (\w+)", reason)
+            article = "an" if wanted and wanted[1][0] in "AEIOU" else "a"
+            rule = f"must be {article} {wanted[1].lower()}" if wanted else reason
+            return UserError(given(cause.full_key), rule, f"give {rule.removeprefix('must be ')}")
+    if "=" not in text and "EQUAL" in text or "LexerNoViableAlt" in text or "no viable alternative" in text:
+        broken = next((o for o in overrides if o in str(error)), overrides[0] if overrides else "")
+        return UserError(broken, "is no override", "write key=value (quote values with spaces or commas)")
+    return UserError("configuration", text, "see --help")
+
+
+def _job_folder(config: DictConfig) -> None:
+    """Give every job of a multirun a folder of its own."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        config.output_dir = f"{config.output_dir}/{HydraConfig.get().job.num}"
+
+
+def run(name: str, schema: type, job: Callable[[Any, str], None], argv: list[str] | None = None) -> int:
+    """Compose `conf/<name>.yaml` with the command line and run `job(config, yaml)`.
+
+    Args:
+        name: the primary configuration.
+        schema: its dataclass, stored as `<name>_schema`.
+        job: gets the typed configuration and its resolved YAML.
+        argv: arguments; None: the process's.
+
+    Returns:
+        The exit code: 0, or 2 with one line on standard error for a user's mistake.
+    """
+    ConfigStore.instance().store(f"{name}_schema", schema)
+    arguments = sys.argv[1:] if argv is None else argv
+    # Hydra would print its own, longer, account of an error and exit with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+
+    def refuse(error: Exception) -> int:
+        print(f"error: {_explain(error, arguments, schema)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+    def typed(config: DictConfig) -> None:
+        try:
+            _job_folder(config)
+            job(OmegaConf.to_object(config), OmegaConf.to_yaml(config, resolve=True))
+        except (OmegaConfBaseException, UserError) as error:
+            # Not an exception to Hydra, which would announce it in words of its own.
+            raise SystemExit(refuse(error)) from None
+
+    program, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(typed)()
+    except (HydraException, OmegaConfBaseException) as error:
+        return refuse(error)
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv = program
+    return 0

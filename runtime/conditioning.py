@@ -1,0 +1,295 @@
+"""What drives a stream: its sources, encoded once per chunk or once per epoch, and its random draws.
+
+One object per stream answers every question the denoising loop has about chunk i, in order: which text holds,
+what was heard and pressed, what noise enters, how long the stream lasts. What `source.tensors` gives is used
+in place of what would be encoded or drawn, and its encoder is not loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conf.errors import UserError
+from conf.schema import ModelConfig, SourceConfig, StreamConfig
+from runtime.sound import Sound
+from stages.build import (
+    SPATIAL_STRIDE,
+    TEMPORAL_STRIDE,
+    build_audio_encoder,
+    build_encoder,
+    build_text_encoder,
+    video_frames,
+)
+from stages.denoise.denoiser import ChunkConditioning
+from stages.denoise.draws import Draws
+from stages.encode.actions import one_hot
+from stages.sources.actions import ActionFile, LiveActions
+from stages.sources.audio import AudioFile, LivePcm, Silence
+from stages.sources.image import load_image
+from stages.sources.tensors import TensorsFile
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The size of a stream's pictures, in pixels, latents and tokens."""
+
+    height: int
+    width: int
+    rows: int
+    columns: int
+
+    @staticmethod
+    def of(model: ModelConfig, stream: StreamConfig) -> Picture:
+        """The stream's size, or the model's own; refused where it is no whole number of tokens."""
+        size = stream.height or model.height, stream.width or model.width
+        tokens = []
+        for name, pixels, patch in zip(("height", "width"), size, model.network.patch[1:], strict=True):
+            unit = SPATIAL_STRIDE * patch
+            if pixels % unit:
+                lower = max(unit, pixels // unit * unit)
+                raise UserError(
+                    f"stream.{name}={pixels}", f"must be a multiple of {unit}", f"use {lower} or {lower + unit}"
+                )
+            tokens.append(pixels // unit)
+        return Picture(*size, *tokens)
+
+    @property
+    def latent(self) -> tuple[int, int]:
+        return self.height // SPATIAL_STRIDE, self.width // SPATIAL_STRIDE
+
+
+class Conditioning:
+    """Everything that drives one stream.
+
+    Args:
+        model, stream, source: configuration.
+        stop: ends the stream at the next chunk when set; releases live sources.
+        device: where the codec's encoder runs.
+
+    Raises:
+        UserError: a source is missing, broken or does not fit the model. Sources are opened here, so bad input
+            fails before anything streams.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        stream: StreamConfig,
+        source: SourceConfig,
+        stop: threading.Event,
+        device: torch.device,
+    ):
+        self.model, self.stream, self.stop, self.device = model, stream, stop, device
+        self.picture = Picture.of(model, stream)
+        self.draws = Draws(stream.seed, stream.id)
+        self.tensors = TensorsFile(source.tensors) if source.tensors else None
+        self._prompts = _prompts(stream)
+        self._refuse_unused(source)
+        self.sound = self._open_sound(source)
+        self.actions = self._open_actions(source)
+        self._image = load_image(source.image, self.picture.height, self.picture.width) if source.image else None
+        self._last_text: object = None
+        self._reference = self._given("reference_latent", (1, model.network.in_channels, 1, *self.picture.latent))
+        self.text_encoder = None if self._has("context") else build_text_encoder(model)
+        self.audio_encoder = build_audio_encoder(model)
+        if model.reference and self._reference is None:
+            self._reference = self._encode_reference()
+        self.live = "-" in (source.audio, source.actions)
+
+    # -- opening ---------------------------------------------------------------------------------------------
+
+    def _refuse_unused(self, source: SourceConfig) -> None:
+        network = self.model.network
+        for name, used in (("image", self.model.reference), ("audio", network.audio), ("actions", network.actions)):
+            value = getattr(source, name)
+            if value and not used:
+                raise UserError(
+                    f"source.{name}={value}", f"model={self.model.name} takes no {name}", f"set source.{name}=null"
+                )
+        if self._has("motion_latents"):
+            raise UserError(
+                "source.tensors: motion_latents", f"model={self.model.name} has no motion tokens", "leave the key out"
+            )
+
+    def _open_sound(self, source: SourceConfig) -> Sound | None:
+        if not self.model.network.audio:
+            return None
+        if source.audio == "-":
+            return Sound(self.model, LivePcm(sys.stdin.buffer, stop=self.stop))
+        return Sound(self.model, AudioFile(source.audio) if source.audio else Silence())
+
+    def _open_actions(self, source: SourceConfig):
+        names = self.model.network.actions
+        if not names or not source.actions:
+            return None
+        if source.actions == "-":
+            return LiveActions(sys.stdin.buffer, names, stop=self.stop)
+        return ActionFile(source.actions, names)
+
+    def _encode_reference(self) -> Tensor:
+        """The latent [1, C, 1, h, w] of the image held still; mid-grey where none is given."""
+        if self._image is None:
+            log.warning("source.image is not set: the reference is a grey picture")
+            self._image = torch.zeros(3, self.picture.height, self.picture.width)
+        encoder = build_encoder(self.model, self.device)
+        dtype = next(encoder.parameters()).dtype
+        still = self._image.to(self.device, dtype)[None, :, None].repeat(
+            1, 1, video_frames(self.model.codec.kind, 1, first=True), 1, 1
+        )
+        with torch.inference_mode():
+            return encoder(still, encoder.start())
+
+    # -- what was given as tensors ------------------------------------------------------------------------------
+
+    def _has(self, key: str) -> bool:
+        return self.tensors is not None and self.tensors.has(key)
+
+    def _given(self, key: str, shape, dtype: torch.dtype | None = None) -> Tensor | None:
+        return self.tensors.get(key, shape, dtype) if self.tensors else None
+
+    # -- what the loop asks ---------------------------------------------------------------------------------------
+
+    def frames(self, chunk: int) -> tuple[int, int]:
+        """(first video frame, number of video frames) of a chunk."""
+        c, kind = self.model.chunk_frames, self.model.codec.kind
+        before = video_frames(kind, chunk * c, first=True) if chunk else 0
+        return before, video_frames(kind, c, first=chunk == 0)
+
+    def length(self) -> int | None:
+        """Chunks the configuration asks for; None: as long as the sources last."""
+        if self.stream.chunks is not None:
+            return self.stream.chunks
+        if self.stream.seconds is None:
+            return None
+        frames = math.ceil(round(self.stream.seconds * self.model.fps, 6))
+        _, first = self.frames(0)
+        return 1 + max(0, math.ceil((frames - first) / (TEMPORAL_STRIDE * self.model.chunk_frames)))
+
+    def _over(self, chunk: int) -> bool:
+        length = self.length()
+        if self.stop.is_set():
+            return True
+        if length is not None:
+            return chunk >= length
+        start, _ = self.frames(chunk)
+        finite = []
+        if self.sound and not isinstance(self.sound.source, Silence):
+            finite.append(self.sound.over(start))
+        if self.actions:
+            finite.append(self.actions.ended)
+        return bool(finite) and all(finite)
+
+    def chunk(self, chunk: int) -> ChunkConditioning | None:
+        """What chunk `chunk` is made with, encoded; None where the stream ends before it. Waits for live sources."""
+        if self._over(chunk):
+            return None
+        start, count = self.frames(chunk)
+        audio = self._audio(chunk, count) if self.sound else None
+        actions = self._actions(start, count) if self.model.network.actions else None
+        if chunk == 0 and self.sound and self.sound.ended and not self.sound.heard and not self.stop.is_set():
+            raise UserError("source.audio=-", "ended before any sound came", "pipe 16-bit 16 kHz mono PCM")
+        # A live source may have ended while it was waited for.
+        if self.live and self._over(chunk):
+            return None
+        return ChunkConditioning(audio, actions)
+
+    def _per_latent(self, rows: list | np.ndarray):
+        """Four entries for every latent frame: the only frame of a Wan stream's first latent stands for all four."""
+        missing = TEMPORAL_STRIDE * self.model.chunk_frames - len(rows)
+        return np.concatenate([np.repeat(np.asarray(rows)[:1], missing, 0), rows]) if missing else np.asarray(rows)
+
+    def _audio(self, chunk: int, count: int) -> Tensor:
+        audio = self.model.network.audio
+        wanted = TEMPORAL_STRIDE * self.model.chunk_frames
+        features = self._given(f"audio_features.{chunk:06d}", (1, 1, audio.features, wanted), torch.float32)
+        if features is not None:
+            features = features[:, 0].transpose(1, 2)
+        else:
+            features = torch.from_numpy(self._per_latent(self.sound.frames(count)))[None]
+        with torch.inference_mode():
+            return self.audio_encoder(features)
+
+    def _actions(self, start: int, count: int) -> Tensor:
+        taken = self.actions.take(start, count) if self.actions else [0] * count
+        return one_hot(self._per_latent(taken).tolist(), len(self.model.network.actions))
+
+    def samples(self, chunk: int) -> np.ndarray | None:
+        """The sound to hear with a chunk's frames, float32 at 16 kHz; None for a silent model."""
+        start, count = self.frames(chunk)
+        return self.sound.samples(start + count) if self.sound else None
+
+    def text(self, chunk: int) -> Tensor | None:
+        """Text rows [1, L, text_dim] if an epoch starts at `chunk`, else None."""
+        shape = (1, None, self.model.network.text_dim)
+        key = self.tensors.context_key(chunk) if self.tensors else None
+        now = key if key is not None else max((e for e in self._prompts if e <= chunk), default=0)
+        if now == self._last_text:
+            return None
+        self._last_text = now
+        if key is not None:
+            rows = self._given(key, shape, torch.float32)
+            if rows.shape[1] > self.model.network.text_tokens:
+                raise UserError(
+                    f"source.tensors: {key}",
+                    f"has {rows.shape[1]} rows, model={self.model.name} takes {self.model.network.text_tokens}",
+                    "cut or pad it",
+                )
+            return rows
+        if self.text_encoder is None:
+            return torch.zeros(1, 1, self.model.network.text_dim)
+        prompt = self._prompts.get(now, "")
+        if unknown := self.text_encoder.ids(prompt)[1]:
+            log.warning("prompt: model=%s does not know %s", self.model.name, ", ".join(unknown))
+        with torch.inference_mode():
+            return self.text_encoder(prompt)
+
+    def changes(self, chunk: int) -> bool:
+        """Whether the prompt changes at `chunk`, after the start."""
+        return chunk > 0 and chunk in self._prompts
+
+    def reference(self) -> Tensor | None:
+        """The reference's latent [1, C, 1, h, w]."""
+        return self._reference
+
+    def noise(self, chunk: int, step: int) -> Tensor:
+        """The noise [1, C, c, h, w], float32 on the CPU, that enters a step of a chunk."""
+        shape = (1, self.model.network.in_channels, self.model.chunk_frames, *self.picture.latent)
+        given = self._given(f"noise.{chunk:06d}.step.{step}", shape, torch.float32)
+        return self.draws.noise(chunk, step, shape) if given is None else given
+
+    def distance(self, chunk: int, step: int) -> int:
+        """How far ahead of the chunk SINK-SHIFT places the attention sink, for one forward."""
+        given = self._given("sink_distance", (None, None), torch.int64)
+        if given is not None and chunk < given.shape[0] and step < given.shape[1]:
+            return int(given[chunk, step])
+        shift = self.model.sink_shift
+        return self.draws.distance(chunk, step, shift.distance_min, shift.distance_max)
+
+    def close(self) -> None:
+        """Let go of the sources."""
+        if self.sound:
+            self.sound.source.close()
+        if self.actions:
+            self.actions.close()
+
+
+def _prompts(stream: StreamConfig) -> dict[int, str]:
+    """Prompt per chunk from which it holds."""
+    prompts = {0: stream.prompt}
+    for event in stream.events:
+        if event.chunk in prompts and event.chunk:
+            raise UserError(
+                f"stream.events: chunk={event.chunk}", "two events are at the same chunk", "keep one of them"
+            )
+        prompts[event.chunk] = event.prompt
+    return prompts

@@ -1,0 +1,57 @@
+"""The sequential oracle: one stream, one device, in the plainest order.
+
+Every plan is held against this loop, bit for bit, so it contains no worker, channel or plan code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import torch
+
+from runtime.conditioning import Conditioning
+from runtime.trace import Trace
+from stages.denoise.denoiser import ChunkConditioning, Denoiser
+
+
+@torch.inference_mode()
+def generate(denoiser: Denoiser, conditioning: Conditioning, trace: Trace) -> Iterator[torch.Tensor]:
+    """The final latents [1, C, c, h, w] of chunk 0, 1, 2, ... until the conditioning ends.
+
+    Args:
+        denoiser: the whole network on one device.
+        conditioning: what to draw, read and encode for every chunk.
+        trace: told how long each pass took.
+    """
+    model, sampler = denoiser.model, denoiser.sampler
+    device, dtype = denoiser.network.device, denoiser.network.dtype
+    banks = denoiser.open()
+    reference = conditioning.reference()
+
+    for chunk in count():
+        with trace.span("encode", chunk):
+            given: ChunkConditioning | None = conditioning.chunk(chunk)
+        if given is None:
+            return
+        if (context := conditioning.text(chunk)) is not None:
+            denoiser.set_text(banks, context)
+
+        # The attention sink's versions: the reference from chunk 0, the model's own first frame from chunk e.
+        if model.reference and chunk in (0, model.recalibrate_chunk):
+            with trace.span("prefill", chunk):
+                denoiser.prefill(banks, reference if chunk == 0 else own_first_frame)
+
+        x = conditioning.noise(chunk, 0).to(device, dtype)
+        for step in range(sampler.steps):
+            with trace.span(f"step{step}", chunk):
+                v = denoiser.step(banks, step, chunk, x, given, conditioning.distance(chunk, step))
+                later = step + 1 < sampler.steps and sampler.needs_noise(step + 1)
+                x = sampler.update(step, x, v, conditioning.noise(chunk, step + 1) if later else None)
+
+        if denoiser.commits(chunk):
+            with trace.span("commit", chunk):
+                denoiser.commit(banks, chunk, x, given, conditioning.distance(chunk, sampler.steps))
+        if chunk == 0:
+            own_first_frame = x[:, :, :1].clone()
+        yield x
