@@ -74,7 +74,7 @@ def _explain(error: Exception, overrides: list[str], schema: type) -> UserError:
             article = "an" if wanted and wanted[1][0] in "AEIOU" else "a"
             rule = f"must be {article} {wanted[1].lower()}" if wanted else reason
             return UserError(given(cause.full_key), rule, f"give {rule.removeprefix('must be ')}")
-    if "=" not in text and "EQUAL" in text or "LexerNoViableAlt" in text or "no viable alternative" in text:
+    if any(sign in text for sign in ("missing EQUAL", "LexerNoViableAlt", "no viable alternative", "mismatched input")):
         broken = next((o for o in overrides if o in str(error)), overrides[0] if overrides else "")
         return UserError(broken, "is no override", "write key=value (quote values with spaces or commas)")
     return UserError("configuration", text, "see --help")

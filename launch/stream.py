@@ -42,8 +42,11 @@ def stream(config: Config, resolved: str) -> None:
         reports = []
         for index in range(config.stream.count):
             label = config.model.name if config.stream.count == 1 else f"{config.model.name} stream {index}"
-            with ProgressLine(label, engine.length(index), console) as line:
-                reports.append(engine.stream(index, folder, line))
+            running = engine.stream(index, folder)
+            with ProgressLine(label, running.length, console) as line:
+                for timeline in running:
+                    line(timeline)
+            reports.append(running.report())
             content = reports[0] if config.stream.count == 1 else {"streams": reports}
             write_json(folder / "report.json", content)
     print(f"report: {folder / 'report.json'}")

@@ -27,7 +27,7 @@ def generate(denoiser: Denoiser, conditioning: Conditioning, trace: Trace) -> It
     model, sampler = denoiser.model, denoiser.sampler
     device, dtype = denoiser.network.device, denoiser.network.dtype
     banks = denoiser.open()
-    reference = conditioning.reference()
+    anchor = conditioning.reference()
 
     for chunk in count():
         with trace.span("encode", chunk):
@@ -40,7 +40,7 @@ def generate(denoiser: Denoiser, conditioning: Conditioning, trace: Trace) -> It
         # The attention sink's versions: the reference from chunk 0, the model's own first frame from chunk e.
         if model.reference and chunk in (0, model.recalibrate_chunk):
             with trace.span("prefill", chunk):
-                denoiser.prefill(banks, reference if chunk == 0 else own_first_frame)
+                denoiser.prefill(banks, anchor)
 
         x = conditioning.noise(chunk, 0).to(device, dtype)
         for step in range(sampler.steps):
@@ -53,5 +53,5 @@ def generate(denoiser: Denoiser, conditioning: Conditioning, trace: Trace) -> It
             with trace.span("commit", chunk):
                 denoiser.commit(banks, chunk, x, given, conditioning.distance(chunk, sampler.steps))
         if chunk == 0:
-            own_first_frame = x[:, :, :1].clone()
+            anchor = x[:, :, :1].clone()
         yield x

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 from importlib.metadata import PackageNotFoundError, version
@@ -52,7 +51,7 @@ class Timeline:
         self._gap: float | None = None
 
     def chunk(self, entered: float, frames: int, steered: bool) -> None:
-        """A chunk that entered the head at `entered` has left: `frames` frames, the first to show a change if steered."""
+        """A chunk that entered the head at `entered` has left with `frames` frames; steered: the first of an event."""
         now = self.clock()
         self.chunk_latency.add(now - entered)
         if steered:
@@ -119,4 +118,4 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file whole or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(part, path)
+    part.replace(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from stages.build import build_decoder, build_network, choose_device
 from stages.codec.base import parameter_bytes
 from stages.denoise.denoiser import Denoiser
 from stages.post import to_pictures
-
-Progress = Callable[[Timeline], None]
 
 
 class SequentialRun:
@@ -40,64 +38,73 @@ class SequentialRun:
         self.device = choose_device(config.device.kind)
         torch.set_num_threads(config.device.threads)
         # Sources first: they are cheap to open, and bad input should fail before weights load.
-        self._conditionings = [self._conditioning(s) for s in range(config.stream.count)]
-        picture = self._conditionings[0].picture
+        self.conditionings = [self._conditioning(s) for s in range(config.stream.count)]
+        picture = self.conditionings[0].picture
         self.network = build_network(config.model, self.device)
         self.denoiser = Denoiser(config.model, self.network, picture.rows, picture.columns)
         self.decoder = build_decoder(config.model, self.device) if config.sink.needs_frames else None
-        first = self._conditionings[0]
+        first = self.conditionings[0]
         parts = (self.network, self.decoder, first.text_encoder, first.audio_encoder)
         self.weight_bytes = sum(parameter_bytes(p) for p in parts if p is not None)
 
-    def _stream_id(self, index: int) -> str:
-        return self.config.stream.id if self.config.stream.count == 1 else str(index)
-
     def _conditioning(self, index: int) -> Conditioning:
         config = self.config
-        stream = replace(config.stream, id=self._stream_id(index))
+        stream = config.stream if config.stream.count == 1 else replace(config.stream, id=str(index))
         return Conditioning(config.model, stream, config.source, self.stop, self.device)
 
-    def length(self, index: int) -> int | None:
-        """Chunks that stream `index` will have; None: as long as its sources last."""
-        return self._conditionings[index].length()
+    def stream(self, index: int, folder: Path) -> Stream:
+        """Stream `index` (0 .. stream.count - 1), ready to start; its trace goes to `folder`."""
+        return Stream(self, index, folder)
 
-    def stream(self, index: int, folder: Path, progress: Progress) -> dict[str, Any]:
-        """Run stream `index` to its end.
 
-        Args:
-            index: 0 .. stream.count - 1.
-            folder: for the trace.
-            progress: told after every chunk.
+class Stream:
+    """One stream on its way: iterate to make it go on, chunk by chunk.
 
-        Returns:
-            The stream's report.
-        """
-        config, conditioning = self.config, self._conditionings[index]
-        suffix = f".{index}" if config.stream.count > 1 else ""
-        outputs = Outputs(config.sink, config.model.fps, conditioning.picture, conditioning.sound is not None, suffix)
-        trace = Trace(folder / f"trace{suffix}.json")
-        timeline = Timeline(config.model.fps, trace.clock)
-        state = self.decoder.start() if self.decoder else None
+    Attributes:
+        length: chunks it will have; None: as long as its sources last.
+        timeline: what a viewer has noticed so far.
+    """
+
+    def __init__(self, run: SequentialRun, index: int, folder: Path):
+        self._run, self._conditioning = run, run.conditionings[index]
+        several = run.config.stream.count > 1
+        suffix, sink, conditioning = f".{index}" if several else "", run.config.sink, self._conditioning
+        self.length = conditioning.length()
+        self._outputs = Outputs(
+            sink, run.config.model.fps, conditioning.picture, conditioning.sound is not None, suffix
+        )
+        self._trace = Trace(folder / f"trace{suffix}.json")
+        self.timeline = Timeline(run.config.model.fps, self._trace.clock)
+
+    def __iter__(self) -> Iterator[Timeline]:
+        """Yields after every chunk. However it ends, what was written so far is finished and playable."""
+        run, conditioning, outputs, trace = self._run, self._conditioning, self._outputs, self._trace
+        state = run.decoder.start() if run.decoder else None
         try:
             entered = trace.clock()
-            for chunk, latents in enumerate(generate(self.denoiser, conditioning, trace)):
+            for chunk, latents in enumerate(generate(run.denoiser, conditioning, trace)):
                 outputs.latents(latents)
                 _, frames = conditioning.frames(chunk)
                 sound = conditioning.samples(chunk)
-                if self.decoder:
+                if run.decoder:
                     with trace.span("decode", chunk), torch.inference_mode():
-                        pictures = to_pictures(self.decoder(latents, state))
+                        pictures = to_pictures(run.decoder(latents, state))
                     with trace.span("sink", chunk):
                         outputs.pictures(pictures, sound)
-                timeline.chunk(entered, frames, conditioning.changes(chunk))
+                self.timeline.chunk(entered, frames, conditioning.changes(chunk))
                 trace.flush()
-                progress(timeline)
+                yield self.timeline
                 entered = trace.clock()
         finally:
             trace.close()
             conditioning.close()
             outputs.close()
-        found = replace(config, stream=replace(config.stream, id=self._stream_id(index)))
-        return report(found, self.device, self.weight_bytes, trace, timeline, outputs.hash.hexdigest) | {
-            "outputs": {name: str(path) for name, path in outputs.paths.items() if path}
-        }
+
+    def report(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        run, outputs = self._run, self._outputs
+        content = report(
+            replace(run.config, stream=self._conditioning.stream),
+            run.device, run.weight_bytes, self._trace, self.timeline, outputs.hash.hexdigest,
+        )  # fmt: skip
+        return content | {"outputs": {name: str(path) for name, path in outputs.paths.items() if path}}

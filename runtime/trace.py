@@ -50,7 +50,7 @@ class Trace:
     def __init__(self, path: str | Path | None = None, worker: str = "worker0", clock=time.perf_counter):
         self.stages: dict[str, Samples] = defaultdict(Samples)
         self.worker, self.clock, self.opened = worker, clock, clock()
-        self._file = open(path, "w") if path else None  # noqa: SIM115  held open for the life of the stream
+        self._file = Path(path).open("w") if path else None  # noqa: SIM115  held open while the stream lasts
         self._write({"name": "thread_name", "ph": "M", "pid": 0, "tid": 0, "args": {"name": worker}}, "[\n")
 
     def _write(self, event: dict, before: str = ",\n") -> None:

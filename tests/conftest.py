@@ -1,0 +1,69 @@
+"""What many tests need: one thread, and the main job run in this process."""
+
+from __future__ import annotations
+
+import json
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from launch import stream
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def job(tmp_path, capsys):
+    """job(*overrides) runs the main job and returns its report; job.fails(...) returns its one line of complaint."""
+
+    class Job:
+        folder = tmp_path / "out"
+
+        def __call__(self, *overrides: str) -> dict:
+            code = stream.main([f"output_dir={self.folder}", *overrides])
+            captured = capsys.readouterr()
+            assert code == 0, captured.err
+            return json.loads((self.folder / "report.json").read_text())
+
+        def fails(self, *overrides: str) -> str:
+            code = stream.main([f"output_dir={self.folder}", *overrides])
+            captured = capsys.readouterr()
+            lines = captured.err.strip().splitlines()
+            assert code == 2, captured.err
+            assert len(lines) == 1, captured.err
+            assert lines[0].startswith("error: ")
+            assert not self.folder.exists() or not any(self.folder.iterdir()), "something was left behind"
+            return lines[0].removeprefix("error: ")
+
+    return Job()
+
+
+@pytest.fixture
+def nano(job):
+    """nano(*overrides): the hash of a short nano stream, nothing decoded."""
+
+    def run(*overrides: str) -> str:
+        return job("model=nano", "sink.video=null", *overrides)["latents_sha256"]
+
+    return run
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int = 16000) -> Path:
+    """Float samples in [-1, 1] as a 16-bit mono WAV file."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return path
+
+
+@pytest.fixture
+def speech(tmp_path) -> Path:
+    """Two seconds of something that rises and falls like speech."""
+    t = np.arange(32000) / 16000
+    sound = np.sin(2 * np.pi * 180 * t) * (0.5 + 0.5 * np.sin(2 * np.pi * 3 * t)) * 0.4
+    return write_wav(tmp_path / "speech.wav", sound)
