@@ -102,6 +102,7 @@ class Conditioning:
         self._reference = self._given("reference_latent", (1, model.network.in_channels, 1, *self.picture.latent))
         self.text_encoder = None if self._has("context") else build_text_encoder(model)
         self.audio_encoder = build_audio_encoder(model)
+        self._grey = self._reference is None and self._image is None
         if model.reference and self._reference is None:
             self._reference = self._encode_reference()
         self.live = "-" in (source.audio, source.actions)
@@ -139,7 +140,6 @@ class Conditioning:
     def _encode_reference(self) -> Tensor:
         """The latent [1, C, 1, h, w] of the image held still; mid-grey where none is given."""
         if self._image is None:
-            log.warning("source.image is not set: the reference is a grey picture")
             self._image = torch.zeros(3, self.picture.height, self.picture.width)
         encoder = build_encoder(self.model, self.device)
         dtype = next(encoder.parameters()).dtype
@@ -259,6 +259,8 @@ class Conditioning:
 
     def reference(self) -> Tensor | None:
         """The reference's latent [1, C, 1, h, w]."""
+        if self.model.reference and self._grey:
+            log.warning("source.image is not set: the reference is a grey picture")
         return self._reference
 
     def noise(self, chunk: int, step: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import wave
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from launch import stream
+from tests.helpers import write_wav
 
 torch.set_num_threads(1)
 
@@ -49,16 +49,6 @@ def nano(job):
         return job("model=nano", "sink.video=null", *overrides)["latents_sha256"]
 
     return run
-
-
-def write_wav(path: Path, samples: np.ndarray, rate: int = 16000) -> Path:
-    """Float samples in [-1, 1] as a 16-bit mono WAV file."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
-    return path
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """What a stream's latents depend on, and what they do not."""
 
+import threading
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conf.schema import Config, ModelConfig, StreamConfig
 from runtime.conditioning import Conditioning
 from stages.denoise.draws import Draws
+from tests.helpers import config_of
 
 BASE = ("stream.chunks=8", "stream.prompt=hello")
 
@@ -75,9 +77,8 @@ def test_seconds_are_rounded_up_to_chunks(job):
 def test_given_tensors_replace_what_would_be_drawn_and_encoded(job, nano, tmp_path):
     """Everything that a run used, given as tensors, reproduces it; each tensor alone matters."""
     expected = nano(*BASE)
-    conditioning = Conditioning(
-        ModelConfig(**vars(_nano())), StreamConfig(prompt="hello"), Config().source, _never(), torch.device("cpu")
-    )
+    config = config_of("model=nano", "stream.prompt=hello")
+    conditioning = Conditioning(config.model, config.stream, config.source, threading.Event(), torch.device("cpu"))
     given = {
         "context": conditioning.text(0),
         "reference_latent": conditioning.reference(),
@@ -123,19 +124,3 @@ def test_draws_depend_on_their_keys_alone():
     first = {float(Draws(s, i).noise(c, t, (1,))) for s, i, c, t in keys}
     assert len(first) == len(keys)
     assert {a.distance(c, 0, 4, 30) for c in range(500)} == set(range(4, 31))
-
-
-def _nano() -> ModelConfig:
-    from hydra import compose, initialize_config_module
-    from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
-
-    ConfigStore.instance().store("stream_schema", Config)
-    with initialize_config_module("conf", version_base="1.3"):
-        return OmegaConf.to_object(compose("stream", ["model=nano"])).model
-
-
-def _never():
-    import threading
-
-    return threading.Event()

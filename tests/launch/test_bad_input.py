@@ -1,0 +1,177 @@
+"""Every mistake a user can make: one line that names it, exit code 2, nothing left behind."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conf.schema import NetworkConfig
+from launch import stream
+from stages.denoise.network import Network
+from stages.encode.audio import AudioEncoder
+from stages.encode.text import TextEncoder
+from tests.helpers import config_of, write_wav
+
+NANO = ("model=nano", "stream.chunks=2")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        # Keys and values.
+        (["stream.chnks=3"], "stream.chnks=3: there is no such key; did you mean stream.chunks?"),
+        (["modle=nano"], "modle=nano: there is no such key; did you mean model?"),
+        (["model=nanno"], "model=nanno: there is no model of that name; did you mean nano?"),
+        (["plan=gird"], "plan=gird: there is no plan of that name; did you mean grid?"),
+        (["stream.chunks=three"], "stream.chunks=three: must be an integer"),
+        (["stream.chunks=0"], "stream.chunks=0: must be above zero"),
+        (["model.context=cleen"], "did you mean clean?"),
+        (["model.sampler=uler"], "did you mean euler?"),
+        (["model.attention=flash"], "model.attention=flash: no such attention back end"),
+        (["nonsense"], "nonsense: is no override; write key=value"),
+        (["device=tpu"], "device=tpu: there is no device of that name"),
+        (["model.codec.kind=vae"], "model.codec.kind=vae"),
+        # Settings that contradict each other.
+        (["model.window_frames=13"], "model.window_frames=13: (window - sink_frames=0) must be a multiple of"),
+        (["model.sink_frames=4", "model.window_frames=13"], "whole chunks of 3 frames; use 3"),
+        (["model.steps=3", "model.timesteps=[1000,750,500,250]"], "model.steps=3: model.timesteps lists 4 steps"),
+        (["model.timesteps=[500,750]", "model.steps=null"], "must fall from at most 1000 to above 0"),
+        (["model.recalibrate_chunk=0"], "chunk 0 must be finished first"),
+        (["model.reference=false", "model.recalibrate_chunk=4"], "this model has none"),
+        (["stream.seconds=4"], "give one of the two"),
+        (["model.network.heads=5"], "model.network.heads=5: must divide dim=48"),
+        (["source.audio=-", "source.actions=-"], "source.actions=- reads standard input too"),
+        (["stream.events=[{chunk: 3, prompt: a}, {chunk: 3, prompt: b}]"], "two events are at the same chunk"),
+        (["stream.events=[{chunk: -1, prompt: a}]"], "chunks count from 0"),
+        # What does not exist yet, or not for this model.
+        (["model.context=joint_window"], "model.context=joint_window: the joint forward is not built; use same_level"),
+        (["model.context=output_level"], "model.context=output_level: the second write pass is not built"),
+        (["plan=timestep"], "plan=timestep: parallel plans are not built yet; use sequential"),
+        (["launcher=ray"], "launcher=ray: workers are not built yet; use local"),
+        (["model=pocket_world", "source.audio=x.wav"], "model=pocket_world takes no audio"),
+        # Sizes.
+        (["stream.height=40"], "stream.height=40: must be a multiple of 16; use 32 or 48"),
+        (["stream.width=7"], "stream.width=7: must be a multiple of 16; use 16 or 32"),
+        # Files that are not there.
+        (["source.image=/nowhere/face.png"], "source.image=/nowhere/face.png"),
+        (["source.audio=/nowhere/speech.wav"], "source.audio=/nowhere/speech.wav"),
+        (["source.actions=/nowhere/keys.jsonl"], "source.actions=/nowhere/keys.jsonl"),
+        (["source.tensors=/nowhere/x.safetensors"], "source.tensors=/nowhere/x.safetensors"),
+        (["model.checkpoint=/nowhere/w.safetensors"], "model.checkpoint=/nowhere/w.safetensors: no such file"),
+        (["model.codec.checkpoint=/nowhere/c.safetensors"], "model.codec.checkpoint=/nowhere/c.safetensors"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_mistakes(job, overrides, line):
+    base = [] if any(o.startswith("stream.chunks") for o in overrides) else list(NANO)
+    assert line in job.fails(*base, *overrides)
+
+
+def test_cuda_is_refused_where_there_is_none(job):
+    if torch.cuda.is_available():
+        return
+    assert "no CUDA device is visible; use device=cpu" in job.fails(*NANO, "device=cuda")
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "tensors"])
+def test_broken_files(job, tmp_path, kind):
+    broken = tmp_path / "broken.bin"
+    broken.write_bytes(b"this is not what you think it is" * 10)
+    assert f"source.{kind}={broken}" in job.fails(*NANO, f"source.{kind}={broken}")
+
+
+def test_empty_sound(job, tmp_path):
+    silent = write_wav(tmp_path / "empty.wav", torch.zeros(0).numpy())
+    assert f"source.audio={silent}" in job.fails(*NANO, f"source.audio={silent}")
+
+
+def test_bad_actions_name_the_line_and_the_nearest_action(job, tmp_path):
+    path = tmp_path / "keys.jsonl"
+    path.write_text('{"frame": 0, "action": "forward"}\n{"frame": 4, "action": "forwrad"}\n')
+    line = job.fails(*NANO, f"source.actions={path}")
+    assert "line 2" in line
+    assert "forward" in line
+
+
+def test_given_tensors_of_the_wrong_shape(job, tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({"reference_latent": torch.zeros(1, 16, 1, 8, 8)}, path)
+    line = job.fails(*NANO, f"source.tensors={path}")
+    assert "reference_latent: expected [1, 16, 1, 4, 4], found [1, 16, 1, 8, 8]" in line
+    save_file({"referense_latent": torch.zeros(1)}, path)
+    assert "reference_latent" in job.fails(*NANO, f"source.tensors={path}")
+
+
+def checkpoint(tmp_path, **changes):
+    """A checkpoint of a network of nano's sizes, with some tensors replaced."""
+    model = config_of("model=nano").model
+    parts = {
+        "": Network(model.network),
+        "text_encoder.": TextEncoder(model.text, model.network.text_dim, model.network.text_tokens),
+        "audio_encoder.": AudioEncoder(model.network.audio),
+    }
+    state = {p + k: v.contiguous() for p, m in parts.items() for k, v in m.state_dict().items()} | changes
+    path = tmp_path / "weights.safetensors"
+    save_file({k: v for k, v in state.items() if v is not None}, path)
+    return path
+
+
+def test_a_checkpoint_loads(job, tmp_path):
+    path = checkpoint(tmp_path)
+    found = job(*NANO, "sink.video=null", f"model.checkpoint={path}")
+    assert not found["random_weights"]
+    assert found["latents_sha256"] == job(*NANO, "sink.video=null", f"model.checkpoint={path}")["latents_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"blocks.3.ffn.0.weight": torch.zeros(90, 48)},
+            "blocks.3.ffn.0.weight must have shape [96, 48], found [90, 48]",
+        ),
+        ({"blocks.3.ffn.0.weight": None}, "lacks 1 of"),
+        ({"audio_encoder.position": torch.zeros(4, 7)}, "audio_encoder.position must have shape [4, 24], found [4, 7]"),
+    ],
+    ids=["shape", "missing", "encoder"],
+)
+def test_checkpoints_that_do_not_fit(job, tmp_path, changes, line):
+    path = checkpoint(tmp_path, **changes)
+    assert line in job.fails(*NANO, f"model.checkpoint={path}")
+
+
+def test_checkpoints_that_cannot_be_read(job, tmp_path):
+    truncated = tmp_path / "cut.safetensors"
+    truncated.write_bytes(checkpoint(tmp_path).read_bytes()[:5000])
+    assert f"model.checkpoint={truncated}: cannot be read" in job.fails(*NANO, f"model.checkpoint={truncated}")
+    hostile = tmp_path / "code.pt"
+    torch.save({"weights": torch.zeros(1), "run": print}, hostile)
+    assert f"model.checkpoint={hostile}: cannot be read" in job.fails(*NANO, f"model.checkpoint={hostile}")
+    empty = tmp_path / "folder"
+    empty.mkdir()
+    (empty / "config.json").write_text(json.dumps({"dim": 48}))
+    assert "holds no .safetensors" in job.fails(*NANO, f"model.checkpoint={empty}")
+
+
+def test_an_output_folder_that_cannot_be_made(tmp_path, capsys):
+    file = tmp_path / "out"
+    file.write_text("a file, not a folder")
+    assert stream.main([*NANO, f"output_dir={file}/deeper"]) == 2
+    assert f"output_dir={file}/deeper: cannot be made" in capsys.readouterr().err
+    assert file.read_text() == "a file, not a folder"
+
+
+def test_no_space_on_disk(tmp_path, capsys):
+    """A full disk ends the stream with one line; /dev/full says what a full disk says."""
+    full = tmp_path / "latents.safetensors"
+    full.symlink_to("/dev/full")
+    code = stream.main([*NANO, "sink.video=null", f"output_dir={tmp_path}/out", f"sink.latents={full}"])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert code == 2
+    assert len(errors) == 1
+    assert f"sink.latents={full}" in errors[0]
+
+
+def test_network_config_has_valid_defaults():
+    assert NetworkConfig().head_dim == 16
