@@ -1,4 +1,4 @@
-"""What a new user gets: a fresh clone, an empty environment, `make demo`, then `make test`. `python -m benchmarks.fresh`.
+"""What a new user gets: a fresh clone, an empty environment, `make demo`, `make test`. `python -m benchmarks.fresh`.
 
 Bars: the demo leaves a playable mp4 whose picture and sound are equally long to a frame; a second `make install`
 reinstalls nothing; the tests take under six minutes.
