@@ -36,11 +36,14 @@ def generate(denoiser: Denoiser, conditioning: Conditioning, trace: Trace) -> It
             return
         if (context := conditioning.text(chunk)) is not None:
             denoiser.set_text(banks, context)
+        if chunk == 0:
+            anchor_text = banks.text
 
-        # The attention sink's versions: the reference from chunk 0, the model's own first frame from chunk e.
+        # The attention sink's versions: the reference from chunk 0, the model's own first frame from chunk e. Each is
+        # read with the text of the chunk it was made from.
         if model.reference and chunk in (0, model.recalibrate_chunk):
             with trace.span("prefill", chunk):
-                denoiser.prefill(banks, anchor)
+                denoiser.prefill(banks, anchor, anchor_text)
 
         x = conditioning.noise(chunk, 0).to(device, dtype)
         for step in range(sampler.steps):

@@ -1,0 +1,223 @@
+"""Plans: which worker runs which cell, and everything that follows from it. Data, checked before anything loads.
+
+A cell is one denoising step over one block of layers. A chunk's *route* visits the cells in the order that
+reads and writes allow: step 0 block 0, step 0 block 1, ..., last step last block, then decode. A *row* is the
+way a pass over all layers takes through the workers that hold one step's banks; passes that write a bank
+outside the route (prefill, commit) run along every row, so that every worker that reads a bank also wrote it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+
+class Cell(NamedTuple):
+    """One step over one block."""
+
+    step: int
+    block: int
+
+
+class Version(NamedTuple):
+    """A version of the attention sink: made from chunk `source` (-1: the reference), in force from chunk `holds`."""
+
+    source: int
+    holds: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be spread, in plain numbers.
+
+    Attributes:
+        steps, layers: of one chunk.
+        context: the context rule.
+        versions: of the attention sink, in order.
+        decodes: whether pictures are made (else the last stage only hashes and keeps latents).
+        latent_bytes, hidden_bytes: of a message between steps, and between blocks (latents travel along).
+        layer_bytes: weights of each layer.
+        range_bytes: weights every block range needs besides its layers; `first_bytes`, `last_bytes` those of the
+            network's two ends; `encode_bytes`, `decode_bytes` those of the other stages.
+        bank_bytes: of one layer's bank at one level.
+    """
+
+    steps: int
+    layers: int
+    context: str = "same_level"
+    versions: tuple[Version, ...] = ()
+    decodes: bool = True
+    latent_bytes: int = 0
+    hidden_bytes: int = 0
+    layer_bytes: tuple[int, ...] = ()
+    range_bytes: int = 0
+    first_bytes: int = 0
+    last_bytes: int = 0
+    encode_bytes: int = 0
+    decode_bytes: int = 0
+    bank_bytes: int = 0
+
+    @property
+    def commits_every_chunk(self) -> bool:
+        """Whether chunk i + 1 waits for the clean pass of chunk i."""
+        return self.context == "clean"
+
+
+class Hop(NamedTuple):
+    """Messages from one worker to another."""
+
+    source: int
+    target: int
+    what: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cells on workers.
+
+    Attributes:
+        name: of the builder.
+        workload: what is spread.
+        blocks: layer ranges, in order, covering all layers.
+        owners: owners[step][block] is a worker's index.
+        encode, decode: workers of the two other stages.
+        workers: how many there are.
+    """
+
+    name: str
+    workload: Workload
+    blocks: tuple[range, ...]
+    owners: tuple[tuple[int, ...], ...]
+    encode: int
+    decode: int
+    workers: int
+
+    def owner(self, cell: Cell) -> int:
+        return self.owners[cell.step][cell.block]
+
+    @cached_property
+    def route(self) -> tuple[Cell, ...]:
+        """The cells of one chunk, in order."""
+        return tuple(Cell(s, b) for s in range(self.workload.steps) for b in range(len(self.blocks)))
+
+    def after(self, cell: Cell) -> Cell | None:
+        """The next cell of the route; None after the last, where the latents are final."""
+        index = cell.step * len(self.blocks) + cell.block + 1
+        return self.route[index] if index < len(self.route) else None
+
+    @cached_property
+    def rows(self) -> tuple[tuple[int, ...], ...]:
+        """Distinct ways through the blocks, in the order of their steps."""
+        return tuple(dict.fromkeys(self.owners))
+
+    def blocks_of(self, worker: int) -> tuple[int, ...]:
+        """Blocks a worker holds."""
+        return tuple(b for b in range(len(self.blocks)) if any(row[b] == worker for row in self.owners))
+
+    def steps_of(self, worker: int, block: int) -> tuple[int, ...]:
+        """Steps a worker runs over a block it holds."""
+        return tuple(s for s, row in enumerate(self.owners) if row[block] == worker)
+
+    def levels_of(self, worker: int, block: int) -> tuple[int, ...]:
+        """Banks a worker holds for a block: one per step under `same_level`, one in all under `clean`."""
+        steps = self.steps_of(worker, block)
+        return steps if self.workload.context == "same_level" else steps[:1] and (0,)
+
+    @property
+    def head(self) -> int:
+        """The worker where chunks enter the route."""
+        return self.owners[0][0]
+
+    @property
+    def tail(self) -> int:
+        """The worker where latents become final."""
+        return self.owners[-1][-1]
+
+    @cached_property
+    def hops(self) -> tuple[Hop, ...]:
+        """What travels between different workers, and how much per message."""
+        w = self.workload
+        found = [Hop(self.encode, self.head, "conditioning", 0), Hop(self.tail, self.decode, "latents", w.latent_bytes)]
+        for cell in self.route:
+            following = self.after(cell)
+            if following is not None:
+                inside = following.block > 0
+                size = w.latent_bytes + (w.hidden_bytes if inside else 0)
+                found.append(Hop(self.owner(cell), self.owner(following), "hidden" if inside else "latents", size))
+        for row in self.rows:
+            found.append(Hop(self.encode, row[0], "reference", 0))
+            found.extend(Hop(a, b, "hidden", w.hidden_bytes) for a, b in zip(row, row[1:], strict=False))
+            if w.commits_every_chunk or any(v.source >= 0 for v in w.versions):
+                found.append(Hop(self.tail, row[0], "sink or commit", w.latent_bytes))
+        found += [Hop(self.encode, self.decode, "sound", 0), Hop(self.decode, self.encode, "done", 0)]
+        return tuple(dict.fromkeys(h for h in found if h.source != h.target))
+
+    @cached_property
+    def channels(self) -> tuple[tuple[int, int], ...]:
+        """Ordered pairs of workers with a channel between them, sorted."""
+        return tuple(sorted({(h.source, h.target) for h in self.hops}))
+
+    def weight_bytes(self, worker: int) -> int:
+        """Weights a worker loads: those of its layers and stages, nothing else."""
+        w, total = self.workload, 0
+        for b in self.blocks_of(worker):
+            block = self.blocks[b]
+            total += w.range_bytes + sum(w.layer_bytes[i] for i in block)
+            total += w.first_bytes * (block.start == 0) + w.last_bytes * (block.stop == w.layers)
+        return total + w.encode_bytes * (worker == self.encode) + w.decode_bytes * (worker == self.decode)
+
+    def bank_bytes(self, worker: int) -> int:
+        """Banks of one stream on a worker."""
+        return sum(
+            self.workload.bank_bytes * len(self.blocks[b]) * len(self.levels_of(worker, b))
+            for b in self.blocks_of(worker)
+        )
+
+    def load(self, times: dict[str, float] | None = None) -> list[float]:
+        """Time each worker spends on one chunk, in units of one step of the whole network.
+
+        Args:
+            times: durations of `step` (all layers), `encode` and `decode`; None: a step is 1, the others are 0.
+        """
+        times = {"step": 1.0, "encode": 0.0, "decode": 0.0} | (times or {})
+        load = [0.0] * self.workers
+        passes = [(row, 1) for row in self.owners]
+        if self.workload.commits_every_chunk:
+            passes += [(row, 1) for row in self.rows]
+        for row, count in passes:
+            for b, worker in enumerate(row):
+                load[worker] += count * times["step"] * len(self.blocks[b]) / self.workload.layers
+        load[self.encode] += times["encode"]
+        load[self.decode] += times["decode"]
+        return load
+
+    @property
+    def in_flight(self) -> int:
+        """Chunks on their way at most, before anything was measured: ceil(sum of loads / slowest)."""
+        alone = self.workload.decodes and self.decode not in {worker for row in self.owners for worker in row}
+        return pace(self.load({"decode": max(self.load()) if alone else 0.0}))
+
+    def idle_periods(self, version: Version) -> float:
+        """Periods the head waits for an attention-sink version at most, beyond what the pipeline takes anyway.
+
+        Chunk `source` enters in period `source` and is final when it has passed every cell; the prefill is at most
+        one more pass. A period is the slowest worker's time per chunk.
+        """
+        if version.source < 0:
+            return 0.0
+        period = max(self.load())
+        final = version.source + self.workload.steps / period
+        return max(0.0, final + 1 / period - version.holds)
+
+
+def pace(times: Iterable[float]) -> int:
+    """Chunks that keep every worker busy, and no more: ceil(sum of times / slowest), at least 1.
+
+    A little slack keeps measured times that are all but equal from asking for one chunk more.
+    """
+    times = list(times)
+    return max(1, math.ceil(sum(times) / max(times) - 0.05))
