@@ -47,11 +47,11 @@ def bare(denoiser: Denoiser, banks: StreamBanks):
 
     layers = [
         (
-            [own._fused[:2], *weights(own.o, cross.q, cross.o)],
-            weights(ffn[0], ffn[2]),
+            [layer._fused.qkv[0], *weights(layer.self_attn.o, layer.cross_attn.q, layer.cross_attn.o)],
+            weights(layer.ffn[0], layer.ffn[2]),
             ((bank.keys[i], bank.values[i]), banks.text[i]),
         )
-        for i, (own, cross, ffn) in enumerate((b.self_attn, b.cross_attn, b.ffn) for b in network.blocks.values())
+        for i, layer in enumerate(network.blocks.values())
     ]
 
     def run() -> None:

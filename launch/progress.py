@@ -18,11 +18,12 @@ class ProgressLine:
 
     Args:
         label: what is streamed.
-        total: chunks to come; None: not known.
+        streams: how many there are.
+        total: chunks of each to come; None: not known.
     """
 
-    def __init__(self, label: str, total: int | None, console: Console | None = None):
-        self.label, self.total = label, total
+    def __init__(self, label: str, streams: int, total: int | None, console: Console | None = None):
+        self.label, self.streams, self.total = label, streams, total
         self.console = console or Console(stderr=True)
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
         self._printed = time.monotonic()
@@ -36,11 +37,12 @@ class ProgressLine:
         if self._live:
             self._live.stop()
 
-    def __call__(self, timeline: Timeline) -> None:
-        """Show where the stream is."""
+    def __call__(self, stream: int, timeline: Timeline) -> None:
+        """Show where a stream is."""
+        label = self.label if self.streams == 1 else f"{self.label} stream {stream}"
         of = f"/{self.total}" if self.total else ""
         line = (
-            f"{self.label}  chunk {timeline.chunks}{of}  {timeline.frames / timeline.fps:.1f} s of video  "
+            f"{label}  chunk {timeline.chunks}{of}  {timeline.frames / timeline.fps:.1f} s of video  "
             f"{timeline.fps_now:.1f} fps  {timeline.fps_now / timeline.fps:.2f}x real time"
         )
         if self._live:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,8 +16,15 @@ from launch.cli import run
 from launch.progress import ProgressLine
 from launch.signals import stop_event
 from parallel import capability
-from runtime.report import write_json
+from parallel.builders import build
+from runtime.local import LocalRun
+from runtime.report import assemble, write_json
 from runtime.run import SequentialRun
+from runtime.trace import join_traces
+from runtime.workload import describe
+
+Results = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+"""Every worker's part of the report, and every stream's."""
 
 
 def _folder(config: Config) -> Path:
@@ -29,29 +38,54 @@ def _folder(config: Config) -> Path:
     return folder
 
 
+def _begin(config: Config, resolved: str, console: Console) -> Path:
+    """The output folder, made once everything is loaded."""
+    if config.model.checkpoint is None:
+        console.print(f"model={config.model.name} has random weights: expect noise, not pictures", style="yellow")
+    folder = _folder(config)
+    (folder / "config.yaml").write_text(resolved)
+    return folder
+
+
+def _sequential(config: Config, resolved: str, console: Console, stop: threading.Event) -> Results:
+    """The oracle, one stream after the other."""
+    engine = SequentialRun(config, stop)
+    folder = _begin(config, resolved, console)
+    streams, worker = [], {}
+    for index in range(config.stream.count):
+        running = engine.stream(index, folder)
+        with ProgressLine(config.model.name, config.stream.count, running.length, console) as line:
+            for timeline in running:
+                line(index, timeline)
+        found, worker = running.report()
+        streams.append(found)
+    return [worker], streams
+
+
+def _local(config: Config, resolved: str, console: Console, stop: threading.Event) -> Results:
+    """Any plan, its workers as threads of this process."""
+    plan = build(config.plan, describe(config))
+    engine = LocalRun(plan, config, stop)
+    folder = _begin(config, resolved, console)
+    length = engine.parts[plan.encode].conditionings[0].length()
+    with ProgressLine(config.model.name, config.stream.count, length, console) as line:
+        workers = engine.run(folder, line)
+    join_traces(folder, plan.workers)
+    return workers, workers[plan.decode]["streams"]
+
+
 def stream(config: Config, resolved: str) -> None:
     """Run every stream of a configuration and say where the results are."""
     console = Console(stderr=True)
-    capability.check(config.model.context, config.plan.name, config.launcher.name)
+    capability.check(config.model.context, config.launcher.name)
     with stop_event() as stop:
-        engine = SequentialRun(config, stop)
-        if config.model.checkpoint is None:
-            console.print(f"model={config.model.name} has random weights: expect noise, not pictures", style="yellow")
-        folder = _folder(config)
-        (folder / "config.yaml").write_text(resolved)
-        reports = []
-        for index in range(config.stream.count):
-            label = config.model.name if config.stream.count == 1 else f"{config.model.name} stream {index}"
-            running = engine.stream(index, folder)
-            with ProgressLine(label, running.length, console) as line:
-                for timeline in running:
-                    line(timeline)
-            reports.append(running.report())
-            content = reports[0] if config.stream.count == 1 else {"streams": reports}
-            write_json(folder / "report.json", content)
+        engine = _sequential if config.plan.name == "sequential" else _local
+        workers, streams = engine(config, resolved, console, stop)
+    folder = Path(config.output_dir)
+    write_json(folder / "report.json", assemble(config, workers, streams))
     print(f"report: {folder / 'report.json'}")
     print(f"trace: {folder / 'trace.json'}")
-    for found in reports:
+    for found in streams:
         for name, path in found["outputs"].items():
             print(f"{name.replace('_', ' ')}: {path}")
         print(f"latents_sha256: {found['latents_sha256']}")

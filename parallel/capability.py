@@ -29,27 +29,19 @@ CONTEXTS = {
     "output_level": ContextRule("each step reads at its output level", True, "the second write pass is not built"),
 }
 
-PLANS = {
-    "sequential": "",
-    "timestep": "parallel plans are not built yet",
-    "layers": "parallel plans are not built yet",
-    "grid": "parallel plans are not built yet",
-}
-
-LAUNCHERS = {"local": "", "torchrun": "workers are not built yet", "ray": "workers are not built yet"}
+LAUNCHERS = {"local": "", "torchrun": "is not built yet", "ray": "is not built yet"}
 
 
-def check(context: str, plan: str, launcher: str) -> None:
-    """Refuse what cannot run, before anything loads.
+def check(context: str, launcher: str) -> None:
+    """Refuse what cannot run, before anything loads. (What a plan cannot be, its builder refuses.)
 
     Raises:
         UserError: says why, and what can.
     """
-    missing = CONTEXTS[context].missing
-    if missing:
-        able = [name for name, rule in CONTEXTS.items() if not rule.missing]
-        raise UserError(f"model.context={context}", missing, f"use {' or '.join(able)}")
-    for setting, value, table in (("plan", plan, PLANS), ("launcher", launcher, LAUNCHERS)):
+    for setting, value, table in (
+        ("model.context", context, {name: rule.missing for name, rule in CONTEXTS.items()}),
+        ("launcher", launcher, LAUNCHERS),
+    ):
         if table[value]:
             able = [name for name, reason in table.items() if not reason]
             raise UserError(f"{setting}={value}", table[value], f"use {' or '.join(able)}")

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -150,7 +151,7 @@ class Plan:
                 found.append(Hop(self.owner(cell), self.owner(following), "hidden" if inside else "latents", size))
         for row in self.rows:
             found.append(Hop(self.encode, row[0], "reference", 0))
-            found.extend(Hop(a, b, "hidden", w.hidden_bytes) for a, b in zip(row, row[1:], strict=False))
+            found.extend(Hop(a, b, "hidden", w.hidden_bytes) for a, b in pairwise(row))
             if w.commits_every_chunk or any(v.source >= 0 for v in w.versions):
                 found.append(Hop(self.tail, row[0], "sink or commit", w.latent_bytes))
         found += [Hop(self.encode, self.decode, "sound", 0), Hop(self.decode, self.encode, "done", 0)]

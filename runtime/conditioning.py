@@ -12,6 +12,7 @@ import math
 import sys
 import threading
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -75,6 +76,7 @@ class Conditioning:
         model, stream, source: configuration.
         stop: ends the stream at the next chunk when set; releases live sources.
         device: where the codec's encoder runs.
+        stdin: where `-` reads; None: standard input.
 
     Raises:
         UserError: a source is missing, broken or does not fit the model. Sources are opened here, so bad input
@@ -88,7 +90,9 @@ class Conditioning:
         source: SourceConfig,
         stop: threading.Event,
         device: torch.device,
+        stdin: BinaryIO | None = None,
     ):
+        self._stdin = sys.stdin.buffer if stdin is None else stdin
         self.model, self.stream, self.stop, self.device = model, stream, stop, device
         self.picture = Picture.of(model, stream)
         self.draws = Draws(stream.seed, stream.id)
@@ -126,7 +130,7 @@ class Conditioning:
         if not self.model.network.audio:
             return None
         if source.audio == "-":
-            return Sound(self.model, LivePcm(sys.stdin.buffer, stop=self.stop))
+            return Sound(self.model, LivePcm(self._stdin, stop=self.stop))
         return Sound(self.model, AudioFile(source.audio) if source.audio else Silence())
 
     def _open_actions(self, source: SourceConfig):
@@ -134,7 +138,7 @@ class Conditioning:
         if not names or not source.actions:
             return None
         if source.actions == "-":
-            return LiveActions(sys.stdin.buffer, names, stop=self.stop)
+            return LiveActions(self._stdin, names, stop=self.stop)
         return ActionFile(source.actions, names)
 
     def _encode_reference(self) -> Tensor:
@@ -265,9 +269,16 @@ class Conditioning:
 
     def noise(self, chunk: int, step: int) -> Tensor:
         """The noise [1, C, c, h, w], float32 on the CPU, that enters a step of a chunk."""
-        shape = (1, self.model.network.in_channels, self.model.chunk_frames, *self.picture.latent)
-        given = self._given(f"noise.{chunk:06d}.step.{step}", shape, torch.float32)
-        return self.draws.noise(chunk, step, shape) if given is None else given
+        given = self.given_noise(chunk, step)
+        return self.draws.noise(chunk, step, self._latent_shape) if given is None else given
+
+    @property
+    def _latent_shape(self) -> tuple[int, ...]:
+        return (1, self.model.network.in_channels, self.model.chunk_frames, *self.picture.latent)
+
+    def given_noise(self, chunk: int, step: int) -> Tensor | None:
+        """The noise `source.tensors` gives for a step of a chunk, if it does."""
+        return self._given(f"noise.{chunk:06d}.step.{step}", self._latent_shape, torch.float32)
 
     def distance(self, chunk: int, step: int) -> int:
         """How far ahead of the chunk SINK-SHIFT places the attention sink, for one forward."""

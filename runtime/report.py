@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from conf.schema import Config
+from runtime.outputs import Outputs
 from runtime.trace import Samples, Trace
 
 
@@ -31,6 +32,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+WAITING = ("wait", "send")
+"""Stages every worker has; they are reported per worker."""
 
 
 class Timeline:
@@ -91,27 +96,46 @@ class Timeline:
         }
 
 
-def report(
-    config: Config, device: torch.device, weight_bytes: int, trace: Trace, timeline: Timeline, sha256: str | None
-) -> dict[str, Any]:
-    """The content of `report.json` for one stream."""
-    wall_s = (timeline.last or timeline.opened) - timeline.opened
+def worker_report(trace: Trace, weight_bytes: int, device: torch.device) -> dict[str, Any]:
+    """What one worker contributes to a report."""
     return {
+        "worker": trace.worker,
+        "device": str(device),
+        "weight_bytes": weight_bytes,
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "stages": trace.busy(trace.clock() - trace.opened),
+    }
+
+
+def assemble(config: Config, workers: list[dict[str, Any]], streams: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of `report.json`.
+
+    Args:
+        config: the run.
+        workers: `worker_report` of each.
+        streams: per stream, its timeline, hash and outputs; the only one's keys stand at the top level.
+    """
+    common = {
         "model": config.model.name,
         "plan": config.plan.name,
         "launcher": config.launcher.name,
-        "device": str(device),
+        "device": workers[0]["device"],
         "threads": config.device.threads,
-        "workers": 1,
-        "stream": config.stream.id,
+        "workers": len(workers),
         "random_weights": config.model.checkpoint is None,
-        **timeline.summary(),
-        "peak_memory_bytes": {trace.worker: peak_memory_bytes(device)},
-        "weight_bytes": {trace.worker: weight_bytes},
-        "stages": trace.busy(wall_s),
-        "latents_sha256": sha256,
+        "peak_memory_bytes": {w["worker"]: w["peak_memory_bytes"] for w in workers},
+        "weight_bytes": {w["worker"]: w["weight_bytes"] for w in workers},
+        "stages": {name: stage for w in workers for name, stage in w["stages"].items() if name not in WAITING}
+        | {f"{name}.{w['worker']}": w["stages"][name] for w in workers for name in WAITING if name in w["stages"]},
         "versions": versions(),
     }
+    return common | (streams[0] if len(streams) == 1 else {"streams": streams})
+
+
+def stream_report(name: str, timeline: Timeline, outputs: Outputs) -> dict[str, Any]:
+    """What one stream contributes to a report."""
+    paths = {sink: str(path) for sink, path in outputs.paths.items() if path}
+    return {"stream": name, **timeline.summary(), "latents_sha256": outputs.hash.hexdigest, "outputs": paths}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

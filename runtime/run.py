@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from conf.schema import Config
-from runtime.conditioning import Conditioning
 from runtime.oracle import generate
 from runtime.outputs import Outputs
-from runtime.report import Timeline, report
+from runtime.parts import open_conditionings
+from runtime.report import Timeline, stream_report, worker_report
 from runtime.trace import Trace
 from stages.build import build_decoder, build_network, choose_device
 from stages.codec.base import parameter_bytes
@@ -38,7 +37,7 @@ class SequentialRun:
         self.device = choose_device(config.device.kind)
         torch.set_num_threads(config.device.threads)
         # Sources first: they are cheap to open, and bad input should fail before weights load.
-        self.conditionings = [self._conditioning(s) for s in range(config.stream.count)]
+        self.conditionings = open_conditionings(config, stop, self.device)
         picture = self.conditionings[0].picture
         self.network = build_network(config.model, self.device)
         self.denoiser = Denoiser(config.model, self.network, picture.rows, picture.columns)
@@ -46,11 +45,6 @@ class SequentialRun:
         first = self.conditionings[0]
         parts = (self.network, self.decoder, first.text_encoder, first.audio_encoder)
         self.weight_bytes = sum(parameter_bytes(p) for p in parts if p is not None)
-
-    def _conditioning(self, index: int) -> Conditioning:
-        config = self.config
-        stream = config.stream if config.stream.count == 1 else replace(config.stream, id=str(index))
-        return Conditioning(config.model, stream, config.source, self.stop, self.device)
 
     def stream(self, index: int, folder: Path) -> Stream:
         """Stream `index` (0 .. stream.count - 1), ready to start; its trace goes to `folder`."""
@@ -100,11 +94,10 @@ class Stream:
             conditioning.close()
             outputs.close()
 
-    def report(self) -> dict[str, Any]:
-        """The content of `report.json`."""
-        run, outputs = self._run, self._outputs
-        content = report(
-            replace(run.config, stream=self._conditioning.stream),
-            run.device, run.weight_bytes, self._trace, self.timeline, outputs.hash.hexdigest,
-        )  # fmt: skip
-        return content | {"outputs": {name: str(path) for name, path in outputs.paths.items() if path}}
+    def report(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """This stream's part of `report.json`, and that of its one worker."""
+        run = self._run
+        name = self._conditioning.stream.id
+        return stream_report(name, self.timeline, self._outputs), worker_report(
+            self._trace, run.weight_bytes, run.device
+        )

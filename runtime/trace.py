@@ -43,15 +43,17 @@ class Trace:
 
     Args:
         path: trace file; None: statistics only.
-        worker: the track's name.
-        clock: seconds, monotonic.
+        worker, track: the track's name and number.
+        clock: seconds, monotonic, and the same in every process of a machine.
     """
 
-    def __init__(self, path: str | Path | None = None, worker: str = "worker0", clock=time.perf_counter):
+    def __init__(
+        self, path: str | Path | None = None, worker: str = "worker0", track: int = 0, clock=time.perf_counter
+    ):
         self.stages: dict[str, Samples] = defaultdict(Samples)
-        self.worker, self.clock, self.opened = worker, clock, clock()
+        self.worker, self.track, self.clock, self.opened = worker, track, clock, clock()
         self._file = Path(path).open("w") if path else None  # noqa: SIM115  held open while the stream lasts
-        self._write({"name": "thread_name", "ph": "M", "pid": 0, "tid": 0, "args": {"name": worker}}, "[\n")
+        self._write({"name": "thread_name", "ph": "M", "pid": 0, "tid": track, "args": {"name": worker}}, "[\n")
 
     def _write(self, event: dict, before: str = ",\n") -> None:
         if self._file:
@@ -62,10 +64,13 @@ class Trace:
         """Time the enclosed work as `stage` of `chunk`."""
         start = self.clock()
         yield
-        duration = self.clock() - start
+        self.add(stage, chunk, start, self.clock() - start)
+
+    def add(self, stage: str, chunk: int, start: float, duration: float) -> None:
+        """A span that was timed elsewhere; times on this trace's clock."""
         self.stages[stage].add(duration)
-        micro = {"ts": round((start - self.opened) * 1e6), "dur": round(duration * 1e6)}
-        self._write({"name": stage, "ph": "X", "pid": 0, "tid": 0, **micro, "args": {"chunk": chunk}})
+        micro = {"ts": round(start * 1e6), "dur": round(duration * 1e6)}
+        self._write({"name": stage, "ph": "X", "pid": 0, "tid": self.track, **micro, "args": {"chunk": chunk}})
 
     def flush(self) -> None:
         if self._file:
@@ -83,3 +88,25 @@ class Trace:
             name: {"worker": self.worker, "busy_fraction": s.total / wall_s if wall_s else None, "time_s": s.summary()}
             for name, s in self.stages.items()
         }
+
+
+def worker_trace(folder: Path, index: int) -> Trace:
+    """The trace of worker `index` of several, in a part file of its own."""
+    return Trace(folder / f"trace.{index}.part", f"worker{index}", index)
+
+
+def join_traces(folder: Path, workers: int) -> Path:
+    """Join the workers' part files to `trace.json`, one track each, and remove them."""
+    target = folder / "trace.json"
+    with target.open("w") as joined:
+        joined.write("[\n")
+        for index in range(workers):
+            part = folder / f"trace.{index}.part"
+            with part.open() as lines:
+                for line in lines:
+                    event = line.strip().rstrip(",")
+                    if event.startswith("{"):
+                        joined.write((",\n" if joined.tell() > 2 else "") + event)
+            part.unlink()
+        joined.write("\n]\n")
+    return target

@@ -119,17 +119,6 @@ class Bank:
     def nbytes(self) -> int:
         return sum(t.nbytes for part in (self.keys, self.values, self.raw) for t in part.values())
 
-    def write(self, layer: int, runs: Sequence[tuple[int, int, int]], k: Tensor, v: Tensor, table: Tensor) -> None:
-        """Store the frames `runs` name: keys rotated by `table`, and also raw where they join the attention sink."""
-        n = self.layout.tokens
-        for offset, slot, count in runs:
-            source, target = slice(offset * n, (offset + count) * n), slice(slot * n, (slot + count) * n)
-            rotate(k[:, source], table[source], out=self.keys[layer][:, target])
-            self.values[layer][:, target] = v[:, source]
-            kept = min(slot + count, self.layout.anchored) - slot
-            if kept > 0:
-                self.raw[layer][:, slot * n : (slot + kept) * n] = k[:, offset * n : (offset + kept) * n]
-
     def place(self, rope: Rope, positions: Sequence[int]) -> None:
         """Rotate the attention sink's keys to `positions`, in every layer; nothing to do where they are there."""
         moved = [f for f, p in enumerate(positions) if self.placed[f] != p]
@@ -188,14 +177,24 @@ class BankPass:
         visible: int,
         core: Attend,
     ):
-        self.bank, self.table, self.runs, self.core = bank, table, runs, core
-        self.span = visible * bank.layout.tokens
+        self.bank, self.table, self.core = bank, table, core
+        n = bank.layout.tokens
+        self.read = slice(visible * n)
+        self.writes: list[tuple[slice, Tensor, slice, int]] = []
+        """Per run: its tokens in the pass, their rotation, their slots, how many of them join the attention sink."""
         for offset, slot, count in runs:
-            for i in range(min(count, bank.layout.anchored - slot)):
-                bank.placed[slot + i] = positions[offset + i]
+            source, target = slice(offset * n, (offset + count) * n), slice(slot * n, (slot + count) * n)
+            kept = max(0, min(count, bank.layout.anchored - slot))
+            self.writes.append((source, table[source], target, kept * n))
+            bank.placed[slot : slot + kept] = positions[offset : offset + kept]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        bank = self.bank
-        bank.write(layer, self.runs, k, v, self.table)
-        q = rotate(q, self.table)
-        return self.core(q, bank.keys[layer][:, : self.span], bank.values[layer][:, : self.span], None)
+        keys, values, raw = self.bank.keys[layer], self.bank.values[layer], self.bank.raw[layer]
+        for source, table, target, kept in self.writes:
+            new = k[:, source]
+            rotate(new, table, out=keys[:, target])
+            values[:, target] = v[:, source]
+            if kept:
+                raw[:, target.start : target.start + kept] = new[:, :kept]
+        q = rotate(q, self.table, out=q)
+        return self.core(q, keys[:, self.read], values[:, self.read], None)

@@ -53,7 +53,7 @@ class Denoiser:
     """
 
     def __init__(self, model: ModelConfig, network: Network, rows: int, columns: int):
-        self.model, self.network = model, network
+        self.model, self.network = model, network.fuse()
         self.sampler = Sampler.of(model)
         self.rope = Rope(model.network.head_dim, rows, columns, network.device)
         _, ph, pw = model.network.patch
@@ -87,8 +87,10 @@ class Denoiser:
         stream.text = self.network.text_states(context)
 
     @torch.inference_mode()
-    def prefill(self, stream: StreamBanks, reference: Tensor) -> Tensor:
+    def prefill(self, stream: StreamBanks, reference: Tensor, text: dict[int, KeysValues] | None = None) -> Tensor:
         """Write the reference [1, C, frames, h, w] into the attention sink of every bank, at t = 0.
+
+        A prefill carries the text of what it was made from (`text`; None: the stream's present one).
 
         Like every pass it returns what the next block range takes in (for the last range: nothing of use).
         """
@@ -96,7 +98,7 @@ class Denoiser:
         frames = self.layout.reference
         positions = range(-frames, 0)
         attend = BankPass(bank, self.rope.table(positions), positions, [(0, 0, frames)], frames, self.core)
-        drive = Drive(self._terms[-1], stream.text, token_type=1)
+        drive = Drive(self._terms[-1], stream.text if text is None else text, token_type=1)
         out = self.network(reference.to(self.network.device, self.network.dtype), drive, attend, self._shape(frames))
         for other in others:
             other.copy_sink(bank)

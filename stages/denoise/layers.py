@@ -17,13 +17,19 @@ from torch import Tensor, nn
 from stages.denoise.attention import Attend
 
 History = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""attend(layer, q, k, v) -> y, all [B, N, heads, head_dim]; q and k come without positions."""
+"""attend(layer, q, k, v) -> y, all [B, N, heads, head_dim]; q and k come without positions.
+
+Without gradients it may overwrite q, k and v: nobody reads them afterwards.
+"""
 
 KeysValues = tuple[Tensor, Tensor]
 
+Affine = tuple[Tensor, Tensor]
+"""Weight and bias."""
+
 
 class Modulation(NamedTuple):
-    """One layer's six modulation terms, each float32 [B or 1, f or 1, 1, d]; `scale` holds 1 + scale."""
+    """One layer's six modulation terms, each float32 and as `per_token` shapes it; `scale` holds 1 + scale."""
 
     shift1: Tensor
     scale1: Tensor
@@ -33,8 +39,34 @@ class Modulation(NamedTuple):
     gate2: Tensor
 
 
+def per_token(term: Tensor) -> Tensor:
+    """A term [B or 1, f or 1, d] against tokens [B, f, n, d]: [.., f, 1, d], or [d] if it is one for all tokens."""
+    return term.reshape(-1) if term.numel() == term.shape[-1] else term.unsqueeze(2)
+
+
+def reusable(x: Tensor) -> Tensor | None:
+    """`x` as the output buffer of the operation that consumes it, unless a gradient will need its value.
+
+    It is still in the cache, where a fresh buffer would not be: between two matrix products that is most of what
+    an elementwise operation costs. For the same reason a layer's branches have one name, `y`: what is done with is
+    freed, and its memory is what the next operation writes.
+    """
+    return None if torch.is_grad_enabled() else x
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    """x / rms(x) * weight over the last dimension, in float32, before the heads are split; x's memory may be reused.
+
+    Written out: within a forward, torch's own rms_norm takes twice as long on a CPU.
+    """
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = torch.addcmul(eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+    x = torch.mul(x, scale, out=reusable(x)).to(x.dtype)
+    return torch.mul(x, weight, out=reusable(x))
+
+
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the full width, before the heads are split."""
+    """The gain of an RMS norm, under the published name."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -42,27 +74,26 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        return F.rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, torch.tensor(self.eps, device=x.device))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm(x) * scale + shift for x [B, N, d] and terms [B or 1, f or 1, 1, d], computed in float32."""
-    if scale.numel() == scale.shape[-1]:
+    """LayerNorm(x) * scale + shift for x [B, N, d] and `per_token` terms, computed in float32."""
+    if scale.dim() == 1:
         # One term for all tokens is a LayerNorm with that weight and bias: a single fused kernel.
-        return F.layer_norm(x.float(), x.shape[-1:], scale.flatten(), shift.flatten(), eps)
+        return F.layer_norm(x.float(), scale.shape, scale, shift, eps)
     normed = F.layer_norm(x.float(), x.shape[-1:], None, None, eps)
     framed = normed.unflatten(1, (scale.shape[1], -1))
     return torch.addcmul(shift, framed, scale).flatten(1, 2)
 
 
 def gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """x + y * gate in float32, for x, y [B, N, d] and a gate [B or 1, f or 1, 1, d]."""
-    if gate.numel() == gate.shape[-1]:
-        return torch.addcmul(x, y.float(), gate.flatten())
+    """x + y * gate in float32, for x, y [B, N, d] and a `per_token` gate; y's memory may be reused."""
+    y = y.float()
+    if gate.dim() == 1:
+        return torch.addcmul(x, y, gate, out=reusable(y))
     frames = gate.shape[1]
-    return torch.addcmul(x.unflatten(1, (frames, -1)), y.float().unflatten(1, (frames, -1)), gate).flatten(1, 2)
+    return torch.addcmul(x.unflatten(1, (frames, -1)), y.unflatten(1, (frames, -1)), gate).flatten(1, 2)
 
 
 class Attention(nn.Module):
@@ -70,7 +101,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, eps: float, context_dim: int | None = None):
         super().__init__()
-        self.heads = heads
+        self.dim, self.heads = dim, heads
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(context_dim or dim, dim)
         self.v = nn.Linear(context_dim or dim, dim)
@@ -79,7 +110,7 @@ class Attention(nn.Module):
         self.norm_k = RMSNorm(dim, eps)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
+        return x.view(*x.shape[:-1], self.heads, -1)
 
     def queries(self, x: Tensor) -> Tensor:
         """[B, N, d] to normalised queries [B, N, heads, head_dim]."""
@@ -94,33 +125,106 @@ class Attention(nn.Module):
         return self.o(y.flatten(2))
 
 
+class Weights(NamedTuple):
+    """A layer's parameters as its forward reads them.
+
+    Between two matrix products nothing of Python is in the cache either, and finding parameters through modules
+    costs as much as the elementwise operations do; so inference finds them once.
+    """
+
+    qkv: tuple[Affine, ...]
+    """One product for q, k and v, or one for each."""
+    gains: Tensor
+    """Of q's and k's norms, [2, d]."""
+    out: Affine
+    norm_text: Affine
+    query_text: Affine
+    gain_text: Tensor
+    eps: Tensor
+    """Of the q/k norms: a float32 scalar, since a number would be made into one at every use."""
+    out_text: Affine
+    up: Affine
+    down: Affine
+
+
+def project(x: Tensor, w: Weights, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, N, d] to self-attention's q, k (normalised, without positions) and v, each [B, N, heads, head_dim]."""
+    batch, tokens, dim = x.shape
+    x = F.linear(x, *w.qkv[0]) if len(w.qkv) == 1 else torch.cat([F.linear(x, *part) for part in w.qkv], -1)
+    qk, v = x.split((2 * dim, dim), -1)
+    q, k = rms_norm(qk.view(batch, tokens, 2, dim), w.gains, w.eps).view(batch, tokens, 2, heads, -1).unbind(2)
+    return q, k, v.view(batch, tokens, heads, -1)
+
+
 class Layer(nn.Module):
     """One transformer layer."""
 
     def __init__(self, index: int, dim: int, ffn_dim: int, heads: int, eps: float):
         super().__init__()
-        self.index, self.eps = index, eps
+        self.index, self.heads, self.eps = index, heads, eps
         self.self_attn = Attention(dim, heads, eps)
         self.cross_attn = Attention(dim, heads, eps)
         self.norm3 = nn.LayerNorm(dim, eps)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self._fused: Weights | None = None
+
+    def weights(self) -> Weights:
+        """The parameters, in the order of the forward."""
+
+        def affine(module: nn.Module) -> Affine:
+            return module.weight, module.bias
+
+        own, cross, (up, _, down) = self.self_attn, self.cross_attn, self.ffn
+        return Weights(
+            qkv=(affine(own.q), affine(own.k), affine(own.v)),
+            gains=torch.stack([own.norm_q.weight, own.norm_k.weight]),
+            out=affine(own.o),
+            norm_text=(self.norm3.weight.float(), self.norm3.bias.float()),
+            query_text=affine(cross.q),
+            gain_text=cross.norm_q.weight,
+            eps=torch.tensor(self.eps, device=own.q.weight.device),
+            out_text=affine(cross.o),
+            up=affine(up),
+            down=affine(down),
+        )
+
+    def fuse(self) -> None:
+        """Prepare for inference, once the weights are in place: q, k and v become one product.
+
+        Their parameters become views of it, so nothing is held twice.
+        """
+        own = self.self_attn
+        products, norms = (own.q, own.k, own.v), (own.norm_q, own.norm_k)
+        weight, bias = (torch.cat([getattr(p, name).data for p in products]) for name in ("weight", "bias"))
+        gains = torch.stack([n.weight.data for n in norms])
+        for part, w, b in zip(products, weight.chunk(3), bias.chunk(3), strict=True):
+            part.weight.data, part.bias.data = w, b
+        for norm, gain in zip(norms, gains, strict=True):
+            norm.weight.data = gain
+        with torch.no_grad():
+            self._fused = self.weights()._replace(qkv=((weight, bias),), gains=gains)
 
     def modulated(self, e6: Tensor) -> Modulation:
         """The layer's terms for projected time embeddings [B or 1, f or 1, 6, d]; constant for a given step."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = (
-            t.unsqueeze(2) for t in (self.modulation.float() + e6).unbind(2)
-        )
+        shift1, scale1, gate1, shift2, scale2, gate2 = (per_token(t) for t in (self.modulation.float() + e6).unbind(2))
         return Modulation(shift1, 1 + scale1, gate1, shift2, 1 + scale2, gate2)
 
     def forward(self, x: Tensor, m: Modulation, text: KeysValues, attend: History, core: Attend) -> Tensor:
         """[B, N, d] to [B, N, d]; the residual stays in float32 within the layer, as in Wan."""
-        dtype = x.dtype
+        w = self.weights() if self._fused is None or torch.is_grad_enabled() else self._fused
+        dtype, eps, heads = x.dtype, self.eps, self.heads
         x = x.float()
-        h = modulate(x, m.shift1, m.scale1, self.eps).to(dtype)
-        y = attend(self.index, self.self_attn.queries(h), *self.self_attn.keys_values(h))
-        x = gated(x, self.self_attn.merge(y), m.gate1)
-        h = F.layer_norm(x, x.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), self.eps).to(dtype)
-        x = x + self.cross_attn.merge(core(self.cross_attn.queries(h), *text, None))
-        h = modulate(x, m.shift2, m.scale2, self.eps).to(dtype)
-        return gated(x, self.ffn(h), m.gate2).to(dtype)
+        y = attend(self.index, *project(modulate(x, m.shift1, m.scale1, eps).to(dtype), w, heads))
+        y = F.linear(y.flatten(2), *w.out)
+        x = gated(x, y, m.gate1)
+        y = F.layer_norm(x, x.shape[-1:], *w.norm_text, eps).to(dtype)
+        y = F.linear(y, *w.query_text)
+        y = rms_norm(y, w.gain_text, w.eps)
+        y = core(y.unflatten(-1, (heads, -1)), *text, None)
+        y = F.linear(y.flatten(2), *w.out_text)
+        x = torch.add(x, y, out=reusable(x))
+        y = modulate(x, m.shift2, m.scale2, eps).to(dtype)
+        y = F.linear(y, *w.up)
+        y = F.linear(F.gelu(y, approximate="tanh", out=reusable(y)), *w.down)
+        return gated(x, y, m.gate2).to(dtype)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from conf.schema import NetworkConfig
 from stages.denoise.attention import backend
 from stages.denoise.conditioning import ActionModulation, AudioInjector
-from stages.denoise.layers import History, KeysValues, Layer, Modulation, modulate
+from stages.denoise.layers import History, KeysValues, Layer, Modulation, modulate, per_token
 
 FRAMES_PER_LATENT = 4
 """Video frames of one latent frame (the temporal stride of every codec here)."""
@@ -87,7 +87,7 @@ class Network(nn.Module):
         if injected:
             self.audio_injector = AudioInjector(injected, dim, config.heads, config.audio.dim, config.eps)
         if config.actions:
-            self.action_modulation = ActionModulation(config.actions, FRAMES_PER_LATENT, dim)
+            self.action_modulation = ActionModulation(len(config.actions), FRAMES_PER_LATENT, dim)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -97,8 +97,14 @@ class Network(nn.Module):
     def device(self) -> torch.device:
         return self.text_embedding[0].weight.device
 
+    def fuse(self) -> Network:
+        """Prepare for inference, once the weights are in place: q, k and v become one matrix product."""
+        for layer in self.blocks.values():
+            layer.fuse()
+        return self
+
     def time_embeddings(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps [B or 1, f or 1] (0..1000) to the embedding [.., f, d] and its projection [.., f, 6, d], float32."""
+        """Timesteps [B or 1, f or 1] (0..1000) to [.., f, d] and its projection [.., f, 6, d], float32."""
         e = self.time_embedding(sinusoid(timesteps.to(self.device), self.config.freq_dim).to(self.dtype))
         return e.float(), self.time_projection(e).unflatten(-1, (6, -1)).float()
 
@@ -138,8 +144,8 @@ class Network(nn.Module):
         shape = x.shape if self.first else shape
         if self.first:
             x = self.embed(x, drive.token_type)
-        for i in self.layers:
-            x = self.blocks[str(i)](x, drive.time.layers[i], drive.text[i], attend, core)
+        for i, layer in zip(self.layers, self.blocks.values(), strict=True):
+            x = layer(x, drive.time.layers[i], drive.text[i], attend, core)
             if drive.audio is not None and hasattr(self, "audio_injector"):
                 x = self.audio_injector(i, x, drive.audio, core)
         return unpatch(self.head(x, drive.time.head), self.config.patch, shape) if self.last else x
@@ -155,9 +161,9 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
     def terms(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        """(shift, 1 + scale), each [B or 1, f or 1, 1, d], from unprojected time embeddings [.., f, d]."""
-        shift, scale = (self.modulation.float() + e.unsqueeze(-2)).unsqueeze(-2).unbind(-3)
-        return shift, 1 + scale
+        """(shift, 1 + scale), as `per_token` shapes them, from unprojected time embeddings [.., f, d]."""
+        shift, scale = (self.modulation.float() + e.unsqueeze(-2)).unbind(-2)
+        return per_token(shift), per_token(1 + scale)
 
     def forward(self, x: Tensor, terms: tuple[Tensor, Tensor]) -> Tensor:
         """[B, N, d] to patches [B, N, patch * C]."""

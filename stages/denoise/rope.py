@@ -21,10 +21,11 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * spatial, spatial, spatial
 
 
-def _phases(positions: Tensor, width: int) -> Tensor:
-    """Angles [n, width / 2] in float64, reduced to [0, 2 pi)."""
+def _factors(positions: Tensor, width: int) -> Tensor:
+    """Complex64 factors [n, width / 2]; angles are float64, reduced to [0, 2 pi) before they are rounded."""
     frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    return torch.outer(positions.double(), frequencies) % (2 * math.pi)
+    angles = torch.outer(positions.double(), frequencies) % (2 * math.pi)
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
 
 class Rope:
@@ -39,28 +40,27 @@ class Rope:
     def __init__(self, head_dim: int, rows: int, columns: int, device: torch.device | str = "cpu"):
         self.device = device
         self.time_width, height_width, width_width = axis_widths(head_dim)
-        by_row = _phases(torch.arange(rows), height_width)[:, None].expand(-1, columns, -1)
-        by_column = _phases(torch.arange(columns), width_width)[None].expand(rows, -1, -1)
-        self.spatial = torch.cat([by_row, by_column], -1).flatten(0, 1)
+        by_row = _factors(torch.arange(rows), height_width)[:, None].expand(-1, columns, -1)
+        by_column = _factors(torch.arange(columns), width_width)[None].expand(rows, -1, -1)
+        self.spatial = torch.cat([by_row, by_column], -1).flatten(0, 1).to(device)
 
     def table(self, frame_positions: Sequence[int]) -> Tensor:
         """Factors [frames * rows * columns, 1, head_dim / 2], complex64, for frames at these positions."""
-        time = _phases(torch.tensor(list(frame_positions), dtype=torch.float64), self.time_width)
-        tokens = len(self.spatial)
-        angles = torch.cat(
-            [time[:, None].expand(-1, tokens, -1), self.spatial[None].expand(len(time), -1, -1)], -1
-        ).flatten(0, 1)
-        return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)[:, None].to(self.device)
+        time = _factors(torch.tensor(list(frame_positions), dtype=torch.float64), self.time_width).to(self.device)
+        frames, tokens = len(time), len(self.spatial)
+        both = [time[:, None].expand(-1, tokens, -1), self.spatial[None].expand(frames, -1, -1)]
+        return torch.cat(both, -1).flatten(0, 1)[:, None]
 
 
 def rotate(x: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
     """Turn adjacent channel pairs of `x` [B, N, heads, head_dim] by `table` [N, 1, head_dim / 2].
 
-    With `out` (same shape and dtype as `x`) the result is written there, e.g. straight into a bank's slot.
+    With `out` (same shape and dtype as `x`, or `x` itself) the result is written there, e.g. straight into a
+    bank's slot.
     """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     if out is not None and out.dtype == torch.float32:
-        torch.mul(pairs, table, out=torch.view_as_complex(out.unflatten(-1, (-1, 2))))
+        torch.mul(pairs, table, out=out.view(torch.complex64))
         return out
     turned = torch.view_as_real(pairs * table).flatten(-2)
     return turned.to(x.dtype) if out is None else out.copy_(turned)

@@ -115,3 +115,36 @@ def test_attention_back_ends_say_what_they_need():
 def test_clip_pass_is_what_whole_clip_builds():
     network = Network(NetworkConfig())
     assert isinstance(whole_clip(Rope(16, 2, 2), 1, network), ClipPass)
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_training_runs_the_forward_of_inference(per_frame):
+    """With gradients nothing is fused or overwritten: same velocity, and every parameter learns, fused or not."""
+    shape = SHAPES[1]
+    network = ours(shape, reference(shape))
+    x, text, grid, timesteps = inputs(shape, per_frame)
+    attend = whole_clip(Rope(network.config.head_dim, grid[1], grid[2]), grid[0], network)
+
+    def gradients():
+        network.zero_grad()
+        velocity = network(x, drive(network, text, timesteps), attend)
+        velocity.square().mean().backward()
+        return velocity.detach(), {name: p.grad.clone() for name, p in network.named_parameters()}
+
+    trained, before = gradients()
+    network.fuse()
+    with torch.no_grad():
+        served = network(x, drive(network, text, timesteps), attend)
+    assert (served - trained).abs().max() <= 1e-5 * trained.abs().max()
+    assert all(g.abs().max() > 0 for name, g in before.items() if not name.endswith(".k.bias"))
+    for name, gradient in gradients()[1].items():
+        assert torch.allclose(gradient, before[name], rtol=1e-4, atol=1e-7), name
+    # A step of the optimiser is served at once, also by the fused product.
+    with torch.no_grad():
+        for p in network.parameters():
+            p.mul_(0.9)
+        served = network(x, drive(network, text, timesteps), attend)
+        network_of_now = ours(shape, reference(shape))
+        network_of_now.load_state_dict(network.state_dict())
+        expected = network_of_now(x, drive(network_of_now, text, timesteps), attend)
+    assert (served - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -1,0 +1,163 @@
+"""A block of layers on a worker: its banks for every stream, and what may run on them when.
+
+The order of work on a bank is total: chunk 0, what was made of chunk 0, chunk 1, ... A pass is ready when
+everything before it on that bank is done, and not sooner; nothing else is waited for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from conf.schema import ModelConfig
+from parallel.plan import Version
+from stages.denoise.bank import Bank
+from stages.denoise.denoiser import ChunkConditioning, Denoiser, StreamBanks
+from stages.denoise.layers import KeysValues
+
+
+@dataclass
+class BankState:
+    """How far one bank is.
+
+    Attributes:
+        bank: keys and values.
+        chunk: the last chunk whose steps here are done; -1 before the first.
+        commits: chunks whose clean keys and values are in.
+        reference: the chunk from which the reference in the bank holds; -1: none.
+        epoch: of the last chunk.
+    """
+
+    bank: Bank
+    chunk: int = -1
+    epoch: int = -1
+    commits: int = 0
+    reference: int = -1
+
+
+@dataclass
+class BlockStream:
+    """One stream on one block."""
+
+    banks: dict[int, BankState]
+    texts: dict[int, dict[int, KeysValues]] = field(default_factory=dict)
+    given: dict[int, tuple[ChunkConditioning, int]] = field(default_factory=dict)
+    """Conditioning and epoch of chunks that may still be committed."""
+
+
+class Block:
+    """The cells of one block on one worker.
+
+    Args:
+        denoiser: the block's layers.
+        steps: steps run here.
+        versions: of the attention sink.
+    """
+
+    def __init__(self, denoiser: Denoiser, steps: tuple[int, ...], versions: tuple[Version, ...]):
+        self.denoiser, self.steps = denoiser, steps
+        self.model: ModelConfig = denoiser.model
+        self.references = [v for v in versions if v.source < 0 or v.holds == self.model.recalibrate_chunk]
+        self.streams: dict[int, BlockStream] = {}
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(self.denoiser.level(s) for s in self.steps))
+
+    def stream(self, stream: int) -> BlockStream:
+        """A stream's state, opened when it first appears."""
+        if stream not in self.streams:
+            banks = self.denoiser.open(self.levels).banks
+            self.streams[stream] = BlockStream({level: BankState(bank) for level, bank in banks.items()})
+        return self.streams[stream]
+
+    def close(self, stream: int) -> None:
+        self.streams.pop(stream, None)
+
+    # -- what is due, and when ------------------------------------------------------------------------------------
+
+    def commits_due(self, chunk: int) -> int:
+        """Commits that must be in a bank before `chunk` reads it."""
+        if self.model.context == "clean":
+            return chunk
+        return min(chunk, self.model.sink_frames // self.model.chunk_frames)
+
+    def reference_due(self, chunk: int) -> int:
+        """The reference that must be in a bank before `chunk` reads it, by the chunk it holds from."""
+        return max((v.holds for v in self.references if v.holds <= chunk), default=-1)
+
+    def _settled(self, state: BankState, chunk: int) -> bool:
+        due = self.commits_due(chunk), self.reference_due(chunk)
+        return state.chunk == chunk - 1 and (state.commits, state.reference) == due
+
+    def step_ready(self, stream: int, chunk: int, step: int) -> bool:
+        return self._settled(self.stream(stream).banks[self.denoiser.level(step)], chunk)
+
+    def end_ready(self, stream: int, chunks: int) -> bool:
+        """Whether nothing more will be done to this block's banks in a stream of `chunks` chunks."""
+        states = self.stream(stream).banks.values()
+        return all(s.chunk == chunks - 1 and s.commits == self.commits_due(chunks) for s in states)
+
+    def prefill_ready(self, stream: int, level: int, holds: int) -> bool:
+        state = self.stream(stream).banks[level]
+        return state.chunk == holds - 1 and state.commits == self.commits_due(holds)
+
+    def commit_ready(self, stream: int, level: int, chunk: int) -> bool:
+        state = self.stream(stream).banks[level]
+        return state.chunk == chunk and state.commits == chunk
+
+    # -- work -------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def set_text(self, stream: int, epoch: int, rows: Tensor) -> None:
+        """Text rows of an epoch, once."""
+        texts = self.stream(stream).texts
+        if epoch not in texts:
+            texts[epoch] = self.denoiser.network.text_states(rows)
+
+    def _view(self, stream: int, level: int, epoch: int) -> StreamBanks:
+        held = self.stream(stream)
+        return StreamBanks({level: held.banks[level].bank}, held.texts[epoch])
+
+    def step(
+        self, stream: int, chunk: int, step: int, epoch: int, x: Tensor, given: ChunkConditioning, distance: int
+    ) -> Tensor:
+        """The step's forward over this block; advances its bank."""
+        level, held = self.denoiser.level(step), self.stream(stream)
+        out = self.denoiser.step(self._view(stream, level, epoch), step, chunk, x, given, distance)
+        if step == self._last_step(level):
+            held.banks[level].chunk, held.banks[level].epoch = chunk, epoch
+        if self.commits_due(chunk + 1) > chunk:
+            held.given[chunk] = given, epoch
+        self._forget_texts(held)
+        return out
+
+    def prefill(self, stream: int, level: int, holds: int, epoch: int, reference: Tensor) -> Tensor:
+        """Put a reference that holds from chunk `holds` in a bank."""
+        out = self.denoiser.prefill(self._view(stream, level, epoch), reference)
+        self.stream(stream).banks[level].reference = holds
+        return out
+
+    def commit(self, stream: int, level: int, chunk: int, x: Tensor, distance: int) -> Tensor:
+        """Put a finished chunk's clean keys and values in a bank."""
+        held = self.stream(stream)
+        given, epoch = held.given[chunk]
+        out = self.denoiser.commit(self._view(stream, level, epoch), chunk, x, given, distance)
+        held.banks[level].commits = chunk + 1
+        if all(s.commits > chunk for s in held.banks.values()):
+            del held.given[chunk]
+        return out
+
+    def _last_step(self, level: int) -> int:
+        return max(s for s in self.steps if self.denoiser.level(s) == level)
+
+    def _forget_texts(self, held: BlockStream) -> None:
+        """Drop text that no bank here will be asked for again: epochs only rise, bank by bank."""
+        oldest = min(s.epoch for s in held.banks.values())
+        needed = {epoch for _, epoch in held.given.values()}
+        if any(v.source >= 0 and s.reference < v.holds for v in self.references for s in held.banks.values()):
+            needed.add(0)  # a recalibration is made from chunk 0, and read with its text
+        for epoch in [e for e in held.texts if e < oldest and e not in needed]:
+            del held.texts[epoch]

@@ -1,0 +1,75 @@
+"""A model as a plan sees it: counts and bytes, known before anything loads."""
+
+from __future__ import annotations
+
+import torch
+
+from conf.schema import Config, ModelConfig
+from parallel.plan import Version, Workload
+from runtime.conditioning import Picture
+from stages.build import TEMPORAL_STRIDE, torch_dtype
+from stages.codec.base import parameter_bytes
+from stages.codec.small import SmallDecoder
+from stages.codec.wan import WanDecoder
+from stages.denoise.bank import Bank, Layout
+from stages.denoise.network import Network
+from stages.encode.audio import AudioEncoder
+from stages.encode.text import TextEncoder
+
+FLOAT = 4
+
+
+def versions(model: ModelConfig) -> tuple[Version, ...]:
+    """The attention sink's versions, in the order they take effect."""
+    found = [Version(-1, 0)] if model.reference else []
+    if model.context == "same_level":
+        found += [Version(j, j + 1) for j in range(model.sink_frames // model.chunk_frames)]
+    if model.recalibrate_chunk is not None:
+        found.append(Version(0, model.recalibrate_chunk))
+    return tuple(sorted(found, key=lambda v: v.holds))
+
+
+def _meta(build) -> int:
+    with torch.device("meta"):
+        return parameter_bytes(build())
+
+
+def describe(config: Config) -> Workload:
+    """What a run's plan has to spread."""
+    model, picture, dtype = config.model, Picture.of(config.model, config.stream), torch_dtype(config.model.dtype)
+    network, scale = model.network, dtype.itemsize / FLOAT
+
+    def layers(start: int, stop: int) -> int:
+        return _meta(lambda: Network(network, range(start, stop)))
+
+    n, tokens = network.layers, picture.rows * picture.columns
+    # A range of no layers, in the middle, holds what every range holds.
+    bare = layers(1, 1) if n > 1 else 0
+    ends = layers(0, 0) - bare, layers(n, n) - bare
+    audio = parameter_bytes(AudioEncoder(network.audio)) if network.audio else 0
+    text = parameter_bytes(TextEncoder(model.text, network.text_dim, network.text_tokens))
+    decoder = WanDecoder(base=model.codec.width) if model.codec.kind == "wan" else SmallDecoder()
+    layout = Layout.of(model, tokens)
+    latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize
+    sound = model.chunk_frames * TEMPORAL_STRIDE * network.audio.dim * FLOAT if network.audio else 0
+    return Workload(
+        steps=model.step_count,
+        layers=n,
+        context=model.context,
+        versions=versions(model),
+        decodes=config.sink.needs_frames,
+        latent_bytes=latent + sound,
+        hidden_bytes=model.chunk_frames * tokens * network.dim * dtype.itemsize,
+        layer_bytes=tuple(round((layers(i, i + 1) - bare - _end(i, n, ends)) * scale) for i in range(n)),
+        range_bytes=round(bare * scale),
+        first_bytes=round(ends[0] * scale),
+        last_bytes=round(ends[1] * scale),
+        encode_bytes=audio + text,
+        decode_bytes=round(parameter_bytes(decoder) * scale) if config.sink.needs_frames else 0,
+        bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype),
+    )
+
+
+def _end(layer: int, layers: int, ends: tuple[int, int]) -> int:
+    """What a range of this one layer holds only because it is at an end of the network."""
+    return ends[0] * (layer == 0) + ends[1] * (layer == layers - 1)
