@@ -21,7 +21,9 @@ def _one_thread():
 
 
 def settings(folder, **changes) -> Settings:
-    return Settings(run=str(folder), **{"steps": 6, "batch": 2, "frames": 8, "size": 32, "bf16": False} | changes)
+    return Settings(
+        run=str(folder), **{"steps": 6, "batch": 2, "faces": 1, "frames": 8, "size": 32, "bf16": False} | changes
+    )
 
 
 def test_a_run_that_stops_goes_on_as_if_it_had_not(tmp_path):

@@ -47,7 +47,7 @@ NANO = ("model=nano", "stream.chunks=2")
         # What does not exist yet, or not for this model.
         (["model.context=joint_window"], "model.context=joint_window: the joint forward is not built; use same_level"),
         (["model.context=output_level"], "model.context=output_level: the second write pass is not built"),
-        (["plan=timestep"], "plan=timestep: parallel plans are not built yet; use sequential"),
+        (["plan=timestep", "plan.workers=7"], "plan.workers=7: plan=timestep here is 4 workers, or 5 with decode"),
         (["launcher=ray"], "launcher=ray: workers are not built yet; use local"),
         (["model=pocket_world", "source.audio=x.wav"], "model=pocket_world takes no audio"),
         # Sizes.

@@ -1,0 +1,118 @@
+"""Plans as data: what they cover, what they predict, what they refuse."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conf.errors import UserError
+from conf.schema import PlanConfig
+from parallel.builders import build, split_evenly
+from parallel.plan import Cell, Version, Workload, pace
+
+
+def workload(**changes) -> Workload:
+    return Workload(**{"steps": 4, "layers": 6, "layer_bytes": (10,) * 6, "range_bytes": 3} | changes)
+
+
+plans = st.one_of(
+    st.builds(lambda n: PlanConfig("timestep", workers=n), st.integers(1, 5)),
+    st.builds(lambda n: PlanConfig("layers", workers=n), st.integers(1, 7)),
+    st.builds(lambda g, b: PlanConfig("grid", grid=[g, b]), st.integers(1, 4), st.integers(1, 6)),
+    st.just(PlanConfig("sequential")),
+)
+
+
+@given(plans, st.sampled_from(["same_level", "clean"]), st.booleans())
+def test_every_cell_has_one_owner_and_every_worker_something_to_do(config, context, decodes):
+    if config.name == "timestep" and config.workers == 5:
+        decodes = True
+    if config.name == "layers" and config.workers == 7:
+        decodes = True
+    plan = build(config, workload(context=context, decodes=decodes))
+    assert [i for block in plan.blocks for i in block] == list(range(6))
+    assert len(plan.route) == 4 * len(plan.blocks)
+    used = {plan.owner(cell) for cell in plan.route} | {plan.encode, plan.decode}
+    assert used == set(range(plan.workers))
+    # The route visits every cell once, in order of step and block.
+    walked, cell = [], Cell(0, 0)
+    while cell is not None:
+        walked.append(cell)
+        cell = plan.after(cell)
+    assert tuple(walked) == plan.route
+    # Rows are disjoint, cover all blocks, and every bank is on one of them.
+    assert all(len(row) == len(plan.blocks) for row in plan.rows)
+    for worker in range(plan.workers):
+        for block in plan.blocks_of(worker):
+            assert sum(row[block] == worker for row in plan.rows) == 1
+    # Where something travels there is a channel, and a message never goes to its sender.
+    assert all(a != b for a, b in plan.channels)
+    assert 1 <= plan.in_flight <= len(used)
+
+
+def test_named_plans():
+    five = build(PlanConfig("timestep"), workload())
+    assert (five.workers, five.decode, [row[0] for row in five.owners]) == (5, 4, [0, 1, 2, 3])
+    four = build(PlanConfig("timestep", workers=4), workload())
+    assert (four.workers, four.decode) == (4, 3)
+    three = build(PlanConfig("timestep", workers=3), workload())
+    assert [row[0] for row in three.owners] == [0, 0, 1, 2]
+    ring = build(PlanConfig("layers", layers=[5, 1], workers=2), workload())
+    assert ring.blocks == (range(0, 5), range(5, 6))
+    assert ring.channels == ((0, 1), (1, 0))
+    grid = build(PlanConfig("grid"), workload())
+    assert (grid.workers, grid.owners) == (5, ((0, 1), (0, 1), (2, 3), (2, 3)))
+
+
+def test_weights_are_counted_once_per_holder():
+    plan = build(PlanConfig("layers", layers=[4, 2], workers=2), workload(first_bytes=5, last_bytes=7, encode_bytes=1))
+    assert [plan.weight_bytes(i) for i in (0, 1)] == [3 + 40 + 5 + 1, 3 + 20 + 7]
+    steps = build(PlanConfig("timestep", workers=4), workload(first_bytes=5, last_bytes=7))
+    assert {steps.weight_bytes(i) for i in range(4)} == {3 + 60 + 5 + 7}
+
+
+def test_banks_go_with_levels():
+    w = workload(bank_bytes=100)
+    assert [build(PlanConfig("timestep", workers=3), w).bank_bytes(i) for i in range(3)] == [1200, 600, 600]
+    clean = workload(bank_bytes=100, context="clean")
+    assert [build(PlanConfig("timestep", workers=3), clean).bank_bytes(i) for i in range(3)] == [600, 600, 600]
+
+
+def test_idle_periods_of_a_recalibration():
+    """Live Avatar: chunk 0 is final after four periods, chunk 4 waits for one prefill at most."""
+    plan = build(PlanConfig("timestep"), workload(versions=(Version(-1, 0), Version(0, 4))))
+    assert plan.idle_periods(Version(-1, 0)) == 0
+    assert plan.idle_periods(Version(0, 4)) == 1
+    assert plan.idle_periods(Version(0, 1)) == 4
+    assert plan.idle_periods(Version(0, 6)) == 0
+
+
+def test_pace_is_sum_over_slowest_rounded_up():
+    assert pace([1, 1, 1, 1]) == 4
+    assert pace([1, 1, 1, 1, 2]) == 3
+    assert pace([1.0, 1.01, 0.99, 1.0]) == 4
+    assert pace([5]) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (PlanConfig("timestep", workers=6), "plan.workers=6: plan=timestep here is 4 workers, or 5 with decode"),
+        (PlanConfig("timestep", steps=[2, 1]), "plan.steps=[2, 1]: must be sizes above zero that add up to 4 steps"),
+        (PlanConfig("layers", layers=[3, 4]), "plan.layers=[3, 4]: must be sizes above zero that add up to 6 layers"),
+        (PlanConfig("layers", workers=9), "there are 6 layers; use 1 to 6"),
+        (PlanConfig("grid", grid=[2]), "plan.grid=[2]: is two numbers"),
+        (PlanConfig("grid", grid=[5, 1]), "there are 4 steps; use 1 to 4"),
+        (PlanConfig("sequential", workers=2), "plan.workers=2: plan=sequential is one worker"),
+        (PlanConfig("timestep", sequence_parallel=2), "plan.sequence_parallel=2: is not built yet"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_refusals(config, line):
+    with pytest.raises(UserError) as error:
+        build(config, workload())
+    assert line in str(error.value)
+
+
+def test_even_splits():
+    assert split_evenly(4, 3) == [2, 1, 1]
+    assert split_evenly(40, 4) == [10] * 4
