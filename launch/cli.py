@@ -86,7 +86,14 @@ def _job_folder(config: DictConfig) -> None:
         config.output_dir = f"{config.output_dir}/{HydraConfig.get().job.num}"
 
 
-def run(name: str, schema: type, job: Callable[[Any, str], None], argv: list[str] | None = None) -> int:
+def run(
+    name: str,
+    schema: type,
+    job: Callable[[Any, str], None],
+    argv: list[str] | None = None,
+    prepare: Callable[[DictConfig], None] = lambda config: None,
+    speaks: bool = True,
+) -> int:
     """Compose `conf/<name>.yaml` with the command line and run `job(config, yaml)`.
 
     Args:
@@ -94,6 +101,8 @@ def run(name: str, schema: type, job: Callable[[Any, str], None], argv: list[str
         schema: its dataclass, stored as `<name>_schema`.
         job: gets the typed configuration and its resolved YAML.
         argv: arguments; None: the process's.
+        prepare: may change the composed configuration before it is resolved.
+        speaks: whether mistakes are printed by this process (one of several that all make the same).
 
     Returns:
         The exit code: 0, or 2 with one line on standard error for a user's mistake.
@@ -104,12 +113,14 @@ def run(name: str, schema: type, job: Callable[[Any, str], None], argv: list[str
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     def refuse(error: Exception) -> int:
-        print(f"error: {_explain(error, arguments, schema)}", file=sys.stderr)
+        if speaks:
+            print(f"error: {_explain(error, arguments, schema)}", file=sys.stderr)
         return EXIT_USER_ERROR
 
     def typed(config: DictConfig) -> None:
         try:
             _job_folder(config)
+            prepare(config)
             job(OmegaConf.to_object(config), OmegaConf.to_yaml(config, resolve=True))
         except (OmegaConfBaseException, UserError) as error:
             # Not an exception to Hydra, which would announce it in words of its own.

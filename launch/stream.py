@@ -12,16 +12,21 @@ from rich.console import Console
 
 from conf.errors import UserError
 from conf.schema import Config
+from launch import torchrun
 from launch.cli import run
 from launch.progress import ProgressLine
 from launch.signals import stop_event
 from parallel import capability
 from parallel.builders import build
 from runtime.local import LocalRun
+from runtime.process import Abandoned
 from runtime.report import assemble, write_json
 from runtime.run import SequentialRun
 from runtime.trace import join_traces
+from runtime.worker import PeerLost
 from runtime.workload import describe
+
+EXIT_LOST = 3
 
 Results = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 """Every worker's part of the report, and every stream's."""
@@ -56,7 +61,7 @@ def _sequential(config: Config, resolved: str, console: Console, stop: threading
         running = engine.stream(index, folder)
         with ProgressLine(config.model.name, config.stream.count, running.length, console) as line:
             for timeline in running:
-                line(index, timeline)
+                line(index, timeline.progress())
         found, worker = running.report()
         streams.append(found)
     return [worker], streams
@@ -69,32 +74,52 @@ def _local(config: Config, resolved: str, console: Console, stop: threading.Even
     folder = _begin(config, resolved, console)
     length = engine.parts[plan.encode].conditionings[0].length()
     with ProgressLine(config.model.name, config.stream.count, length, console) as line:
-        workers = engine.run(folder, line)
+        workers = engine.run(folder, lambda stream, timeline: line(stream, timeline.progress()))
     join_traces(folder, plan.workers)
     return workers, workers[plan.decode]["streams"]
+
+
+def _torchrun(config: Config, resolved: str, console: Console, stop: threading.Event) -> Results | None:
+    return torchrun.stream(config, lambda: _begin(config, resolved, console), console, stop)
+
+
+def _ray(config: Config, resolved: str, console: Console, stop: threading.Event) -> Results:
+    from launch import ray  # a heavy import that other launchers do without
+
+    return ray.stream(config, lambda: _begin(config, resolved, console), console, stop)
 
 
 def stream(config: Config, resolved: str) -> None:
     """Run every stream of a configuration and say where the results are."""
     console = Console(stderr=True)
-    capability.check(config.model.context, config.launcher.name)
+    capability.check(config.model.context)
+    local = _sequential if config.plan.name == "sequential" else _local
+    engine = {"local": local, "torchrun": _torchrun, "ray": _ray}[config.launcher.name]
     with stop_event() as stop:
-        engine = _sequential if config.plan.name == "sequential" else _local
-        workers, streams = engine(config, resolved, console, stop)
+        try:
+            found = engine(config, resolved, console, stop)
+        except PeerLost as lost:
+            print(f"error: {lost}", file=sys.stderr)
+            raise SystemExit(EXIT_LOST) from None
+        except Abandoned:
+            raise SystemExit(EXIT_LOST) from None  # whoever failed has said why
+    if found is None:
+        return
+    workers, streams = found
     folder = Path(config.output_dir)
     write_json(folder / "report.json", assemble(config, workers, streams))
     print(f"report: {folder / 'report.json'}")
     print(f"trace: {folder / 'trace.json'}")
-    for found in streams:
-        for name, path in found["outputs"].items():
+    for entry in streams:
+        for name, path in entry["outputs"].items():
             print(f"{name.replace('_', ' ')}: {path}")
-        print(f"latents_sha256: {found['latents_sha256']}")
+        print(f"latents_sha256: {entry['latents_sha256']}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    return run("stream", Config, stream, argv)
+    return run("stream", Config, stream, argv, prepare=torchrun.agree, speaks=torchrun.speaks())
 
 
 if __name__ == "__main__":

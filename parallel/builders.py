@@ -35,15 +35,13 @@ def _ranges(sizes: Sequence[int]) -> tuple[range, ...]:
 
 
 def _workers(config: PlanConfig, cells: int, workload: Workload) -> int:
-    """How many workers: those of the cells, and one more for decode where there is one to spare."""
-    most = cells + workload.decodes
-    wanted = most if config.workers is None else config.workers
-    if not cells <= wanted <= most:
+    """How many workers: those of the cells, and one more for the last stage where there is one to spare."""
+    wanted = cells + workload.decodes if config.workers is None else config.workers
+    if not cells <= wanted <= cells + 1:
         raise UserError(
             f"plan.workers={wanted}",
-            f"plan={config.name} here is {cells} workers"
-            + (f", or {most} with decode on its own" if workload.decodes else ""),
-            f"use plan.workers={most}, or other sizes",
+            f"plan={config.name} here is {cells} workers, or {cells + 1} with decode on its own",
+            f"use plan.workers={cells + 1}, or other sizes",
         )
     return wanted
 

@@ -29,19 +29,14 @@ CONTEXTS = {
     "output_level": ContextRule("each step reads at its output level", True, "the second write pass is not built"),
 }
 
-LAUNCHERS = {"local": "", "torchrun": "is not built yet", "ray": "is not built yet"}
 
-
-def check(context: str, launcher: str) -> None:
+def check(context: str) -> None:
     """Refuse what cannot run, before anything loads. (What a plan cannot be, its builder refuses.)
 
     Raises:
         UserError: says why, and what can.
     """
-    for setting, value, table in (
-        ("model.context", context, {name: rule.missing for name, rule in CONTEXTS.items()}),
-        ("launcher", launcher, LAUNCHERS),
-    ):
-        if table[value]:
-            able = [name for name, reason in table.items() if not reason]
-            raise UserError(f"{setting}={value}", table[value], f"use {' or '.join(able)}")
+    missing = CONTEXTS[context].missing
+    if missing:
+        able = [name for name, rule in CONTEXTS.items() if not rule.missing]
+        raise UserError(f"model.context={context}", missing, f"use {' or '.join(able)}")

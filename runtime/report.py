@@ -7,7 +7,7 @@ import platform
 import resource
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,6 +36,15 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 WAITING = ("wait", "send")
 """Stages every worker has; they are reported per worker."""
+
+
+class Progress(NamedTuple):
+    """Where a stream is: chunks and frames so far, the rate it is meant for, the rate it runs at."""
+
+    chunks: int
+    frames: int
+    fps: float
+    fps_now: float
 
 
 class Timeline:
@@ -82,6 +91,10 @@ class Timeline:
         if self._steady_frames:
             return self._steady_frames / (self.last - self.first_frame)
         return self.frames / (self.last - self.opened)
+
+    def progress(self) -> Progress:
+        """Where the stream is, for a progress line."""
+        return Progress(self.chunks, self.frames, self.fps, self.fps_now or 0.0)
 
     def summary(self) -> dict[str, Any]:
         return {

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from conf.errors import UserError
-from distill.codec import Codec, Run, Settings, clips, export, parse, rate
+from distill.codec import Run, Settings, parse, rate
+from distill.codec_quality import Codec, clips, export
 from stages.codec.small import SmallConfig, load_half
 
 TINY = SmallConfig(
@@ -76,8 +77,7 @@ def test_the_rate_rises_holds_and_falls():
 
 def test_exported_weights_load_and_latents_are_normalised(tmp_path):
     torch.manual_seed(0)
-    codec, s = Codec(TINY), settings(tmp_path)
-    quality = export(codec, tmp_path / "codec.safetensors", s, count=8)
+    quality = export(Codec(TINY), tmp_path / "codec.safetensors", size=32, count=8)
     assert set(quality) == {"avatar", "world"}
     encoder = load_half(tmp_path / "codec.safetensors", "encoder", data="world")
     video = torch.cat([clips("world", 2_000_000 + 4 * i, 4, 24, 32) for i in range(2)])

@@ -1,0 +1,189 @@
+"""Start-up on Ray: every worker is an actor, pinned to its device by a placement group; Ray watches over them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from rich.console import Console
+
+from conf.errors import UserError
+from conf.schema import Config
+from launch.progress import Watch
+from parallel.builders import build
+from runtime.process import Abandoned, Board, run_worker
+from runtime.trace import join_traces
+from runtime.worker import PeerLost
+from runtime.workload import describe
+
+POLL_S = 0.2
+GRACE_S = 10.0
+"""How long the survivors of a failure may take to finish their files."""
+
+
+@ray.remote(max_restarts=0)
+class WorkerActor:
+    """A worker of a plan, in a process of its own."""
+
+    def run(self, plan, index: int, config: Config, address: tuple[str, int], stdin: tuple[str, int] | None) -> Any:
+        """Be worker `index` until every stream has ended; returns its part of the report, or what went wrong."""
+        store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=config.launcher.timeout_s))
+        device = torch.device("cuda") if config.device.kind != "cpu" and torch.cuda.is_available() else None
+        stream = socket.create_connection(stdin).makefile("rb") if stdin and index == plan.encode else None
+        try:
+            return run_worker(
+                plan, index, config, store, Path(config.output_dir), threading.Event(), device, stdin=stream
+            )
+        except (UserError, PeerLost, Abandoned) as error:
+            return error
+
+
+def _host() -> str:
+    return ray.util.get_node_ip_address()
+
+
+def _start(config: Config) -> None:
+    """Attach to a running cluster, or start one on this machine with room for every worker."""
+    quiet = {"configure_logging": True, "logging_level": "ERROR", "log_to_driver": False}
+    # Workers import this very checkout, whatever their working folder is.
+    paths = os.pathsep.join(p for p in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if p)
+    environment = {"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(config.device.threads)}}
+    if config.launcher.address:
+        try:
+            ray.init(address=config.launcher.address, runtime_env=environment, **quiet)
+        except ConnectionError as error:
+            raise UserError(
+                f"launcher.address={config.launcher.address}",
+                "no Ray cluster answers there",
+                "start one with `ray start --head`, or leave launcher.address out",
+            ) from error
+    else:
+        ray.init(include_dashboard=False, runtime_env=environment, **quiet)
+
+
+def _bundles(plan, config: Config) -> list[dict[str, float]]:
+    """What each worker needs: a GPU of its own, or a fraction of the processors where there are no GPUs."""
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0)) if config.device.kind != "cpu" else 0
+    if (config.device.kind == "cuda" and gpus < plan.workers) or (gpus and gpus < plan.workers):
+        raise UserError(
+            f"plan.workers={plan.workers}",
+            f"the Ray cluster has {gpus} GPUs",
+            f"use plan.workers={gpus}, or device=cpu",
+        )
+    if gpus:
+        return [{"GPU": 1.0}] * plan.workers
+    share = min(1.0, 0.9 * resources.get("CPU", 1.0) / plan.workers)
+    return [{"CPU": round(share, 4)}] * plan.workers
+
+
+def _feed(listener: socket.socket) -> None:
+    """Standard input of this process to whoever connects: actors have none of their own."""
+    connection, _ = listener.accept()
+    with connection, contextlib.suppress(OSError):
+        while block := os.read(sys.stdin.fileno(), 65536):
+            connection.sendall(block)
+
+
+def stream(config: Config, begin, console: Console, stop: threading.Event) -> tuple[list[dict], list[dict]]:
+    """Run a plan on Ray.
+
+    Args:
+        config: the run.
+        begin: makes the output folder; called once all workers have loaded.
+        console: where the progress line goes.
+        stop: ends the streams when set.
+
+    Returns:
+        Every worker's and every stream's part of the report.
+
+    Raises:
+        UserError: a worker could not load or open something.
+        PeerLost: a worker died; names it.
+    """
+    plan = build(config.plan, describe(config))
+    config.output_dir = str(Path(config.output_dir).absolute())
+    listener = None
+    try:
+        _start(config)
+        host = _host()
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        board = Board(store, -1, plan.workers)
+        if "-" in (config.source.audio, config.source.actions):
+            listener = socket.create_server((host, 0))
+            threading.Thread(target=_feed, args=(listener,), daemon=True).start()
+        stdin = listener.getsockname()[:2] if listener else None
+        bundles = _bundles(plan, config)
+        group = placement_group(bundles, strategy="PACK")
+        if not group.wait(timeout_seconds=config.launcher.timeout_s):
+            raise UserError(
+                f"plan.workers={plan.workers}", f"Ray cannot place {bundles[0]} for each", "use fewer workers"
+            )
+        actors = [
+            WorkerActor.options(
+                num_cpus=bundle.get("CPU", 0),
+                num_gpus=bundle.get("GPU", 0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
+            ).remote()
+            for index, bundle in enumerate(bundles)
+        ]
+        running = {
+            actor.run.remote(plan, index, config, (host, store.port), stdin): index
+            for index, actor in enumerate(actors)
+        }
+        with Watch(board, config, console):
+            results = _collect(running, board, begin, stop, plan.workers)
+        remove_placement_group(group)
+        join_traces(Path(config.output_dir), plan.workers)
+        return results, results[plan.decode]["streams"]
+    finally:
+        if listener:
+            listener.close()
+        ray.shutdown()
+
+
+def _collect(running: dict, board: Board, begin, stop: threading.Event, workers: int) -> list[dict]:
+    """Wait for every worker; the first failure ends the run, once the survivors have finished their files."""
+    results: dict[int, Any] = {}
+    begun = False
+    while running:
+        if not begun and all(board.told(f"loaded/{i}") for i in range(workers)):
+            begin()
+            board.tell("begun")
+            begun = True
+        if stop.is_set():
+            board.tell("stop")
+        done, _ = ray.wait(list(running), timeout=POLL_S)
+        for reference in done:
+            index = running.pop(reference)
+            try:
+                results[index] = ray.get(reference)
+            except ray.exceptions.RayError:
+                results[index] = PeerLost(board.first("lost", f"worker {index} is lost (its process ended)"))
+                board.first("failed", str(results[index]))
+            if isinstance(results[index], Exception):
+                ray.wait(list(running), num_returns=len(running), timeout=GRACE_S) if running else None
+                for other, place in running.items():
+                    with contextlib.suppress(ray.exceptions.RayError):
+                        results[place] = ray.get(other, timeout=0.1)
+                raise _worst(list(results.values()), board)
+    return [results[i] for i in range(workers)]
+
+
+def _worst(results: list[Any], board: Board) -> Exception:
+    """The failure to tell: what the user can mend, before who was lost."""
+    for result in results:
+        if isinstance(result, UserError):
+            return result
+    return PeerLost(board.told("lost") or str(next(r for r in results if isinstance(r, Exception))))

@@ -1,0 +1,111 @@
+"""Start-up under torchrun: every rank is one worker of the plan.
+
+torchrun --nproc-per-node=5 -m launch.stream launcher=torchrun plan=timestep model=pocket_avatar ...
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig
+from rich.console import Console
+
+from conf.errors import UserError
+from conf.schema import Config
+from launch.progress import Watch
+from parallel.builders import build
+from parallel.plan import Plan
+from runtime.process import Board, run_worker
+from runtime.trace import join_traces
+from runtime.workload import describe
+
+RENDEZVOUS_S = 300.0
+
+
+@cache
+def rendezvous() -> tuple[dist.Store, int, int]:
+    """(store, rank, world size) of this torchrun, read once.
+
+    Raises:
+        UserError: this process was not started by torchrun.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "launcher=torchrun",
+            "this process was not started by torchrun",
+            "start it with torchrun --nproc-per-node=N -m launch.stream launcher=torchrun ...",
+        )
+    return next(dist.rendezvous("env://", timeout=timedelta(seconds=RENDEZVOUS_S)))
+
+
+def speaks() -> bool:
+    """Whether this process prints what all would print: the first of a torchrun, or any other process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def agree(config: DictConfig) -> None:
+    """Give all ranks rank 0's output folder: its default holds the time of day."""
+    if config.launcher.name != "torchrun":
+        return
+    store, rank, _ = rendezvous()
+    if rank == 0:
+        store.set("output_dir", config.output_dir)
+    config.output_dir = store.get("output_dir").decode()
+
+
+def _device(config: Config) -> torch.device | None:
+    """This rank's GPU, where there are GPUs."""
+    if config.device.kind == "cpu" or not torch.cuda.is_available():
+        return None
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def plan_of(config: Config, workers: int) -> Plan:
+    """The plan, of as many workers as there are processes."""
+    if config.plan.workers not in (None, workers):
+        raise UserError(
+            f"plan.workers={config.plan.workers}",
+            f"torchrun started {workers} processes",
+            f"use plan.workers={workers}, or --nproc-per-node={config.plan.workers}",
+        )
+    config.plan = replace(config.plan, workers=workers)
+    return build(config.plan, describe(config))
+
+
+def stream(config: Config, begin, console: Console, stop: threading.Event) -> tuple[list[dict], list[dict]] | None:
+    """Run this rank's worker.
+
+    Args:
+        config: the run.
+        begin: makes the output folder; called on one rank, once all have loaded.
+        console, stop: as everywhere.
+
+    Returns:
+        On rank 0 every worker's and every stream's part of the report; None elsewhere.
+    """
+    store, rank, world = rendezvous()
+    plan = plan_of(config, world)
+    first = rank == 0
+    board = Board(store, rank, world)
+    with Watch(board, config, console) if first else nullcontext():
+        result = run_worker(
+            plan, rank, config, store, Path(config.output_dir), stop, _device(config), begin=begin if first else None
+        )
+    board.tell(f"result/{rank}", result)
+    board.meet("finished", config.launcher.timeout_s)
+    if not first:
+        return None
+    results: list[dict[str, Any]] = [board.told(f"result/{i}") for i in range(world)]
+    join_traces(Path(config.output_dir), world)
+    return results, results[plan.decode]["streams"]

@@ -1,0 +1,201 @@
+"""Channels: one direction between two workers, with bounded memory and failures that arrive as events.
+
+A worker has one inbox, a `queue.Queue`, into which all its receivers put
+
+    Arrival(peer, message, release)   a message; call `release()` when its tensors are no longer read
+    Closed(peer)                      the peer closed its end in good order: nothing more will come
+    Failure(peer, error)              the peer is gone or silent; reported once, the channel is dead
+
+A message holds one of its channel's credits from `send` until the receiving worker releases it. So a channel
+never holds more than `credits` messages anywhere between the two workers, and a slow worker slows the one
+before it instead of growing memory.
+
+Tensors: `send` packs a copy, on the caller's stream, so what was sent may be written or released at once. The tensors
+of an arrival are views of the channel's memory: after `release` they must not be read; what is kept is cloned first.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from parallel.message import Message, pack_body, pack_header, unpack
+
+CREDITS = 2
+
+
+class ChannelError(Exception):
+    """A channel cannot do its work: `worker 3: why`, one line."""
+
+    def __init__(self, peer: int, reason: str):
+        self.peer, self.reason = peer, " ".join(reason.split())
+        super().__init__(f"worker {peer}: {self.reason}")
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A message from `peer`; `release()` gives its credit and memory back (calling it again does nothing)."""
+
+    peer: int
+    message: Message
+    release: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Closed:
+    """`peer` closed its end in good order."""
+
+    peer: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The channel with `peer` broke."""
+
+    peer: int
+    error: ChannelError
+
+
+Event = Arrival | Closed | Failure
+Inbox = queue.Queue
+
+
+class Sender(ABC):
+    """The sending end of a channel to `peer`."""
+
+    peer: int
+
+    @abstractmethod
+    def send(self, message: Message) -> None:
+        """Hand a message over. Waits only while all credits are used.
+
+        Raises:
+            ChannelError: no credit came back within the timeout, the peer failed, or the channel is closed.
+            ValueError: the message cannot travel (see `message.pack`).
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Deliver what was sent, tell the peer that this is the end, stop. Calling it again does nothing."""
+
+
+class Receiver(ABC):
+    """The receiving end of a channel from `peer`; what comes goes to the inbox it was made with."""
+
+    peer: int
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take nothing more; the peer's next `send` raises. Calling it again does nothing."""
+
+
+class Credits:
+    """The sender's count of messages that it may still send.
+
+    Args:
+        peer: who gives them back; named in errors.
+        count: how many there are.
+    """
+
+    def __init__(self, peer: int, count: int):
+        if count < 1:
+            raise ValueError(f"credits={count}: a channel needs at least 1")
+        self._peer, self._count, self._left = peer, count, count
+        self._reason = ""
+        self._changed = threading.Condition()
+
+    def take(self, timeout_s: float) -> None:
+        """Use one, waiting for it if need be.
+
+        Raises:
+            ChannelError: none came within `timeout_s`, or the channel is dead.
+        """
+        with self._changed:
+            ready = self._changed.wait_for(lambda: self._left or self._reason, timeout_s)
+            if self._reason:
+                raise ChannelError(self._peer, self._reason)
+            if not ready:
+                raise ChannelError(self._peer, f"has released none of {self._count} messages for {timeout_s:g} s")
+            self._left -= 1
+
+    def give(self) -> None:
+        """One came back."""
+        with self._changed:
+            self._left += 1
+            self._changed.notify()
+
+    def stop(self, reason: str) -> None:
+        """From now on `take` raises with this reason, waiting callers included; the first reason stays."""
+        with self._changed:
+            self._reason = self._reason or reason
+            self._changed.notify_all()
+
+
+def once(action: Callable[[], None]) -> Callable[[], None]:
+    """A callable that runs `action` the first time only, whichever thread calls it."""
+    gate = threading.Lock()
+
+    def run() -> None:
+        if gate.acquire(blocking=False):
+            action()
+
+    return run
+
+
+def header_of(message: Message) -> Tensor:
+    """The header of a message that a worker sends; what one channel cannot carry, every channel refuses.
+
+    Raises:
+        ValueError: it cannot be packed, or is a beat: those are the channels' own.
+    """
+    if message.kind == "beat":
+        raise ValueError("message kind 'beat': channels send these themselves")
+    return pack_header(message)
+
+
+class LocalChannel:
+    """A channel between two threads of one process.
+
+    Args:
+        source, target: worker indices of the two ends.
+        inbox: the target's.
+        credits: messages that may be under way.
+        timeout_s: longest wait of `send` for a credit.
+
+    Attributes:
+        sender, receiver: the two ends.
+    """
+
+    def __init__(self, source: int, target: int, inbox: Inbox, credits: int = CREDITS, timeout_s: float = 60.0):
+        left = Credits(target, credits)
+        self.sender: Sender = _LocalSender(source, target, inbox, left, timeout_s)
+        self.receiver: Receiver = _LocalReceiver(source, left)
+
+
+class _LocalSender(Sender):
+    def __init__(self, source: int, target: int, inbox: Inbox, credits: Credits, timeout_s: float):
+        self.peer = target
+        self._source, self._inbox, self._credits, self._timeout_s = source, inbox, credits, timeout_s
+        self._tell_end = once(lambda: inbox.put(Closed(source)))
+
+    def send(self, message: Message) -> None:
+        header = header_of(message)
+        self._credits.take(self._timeout_s)
+        self._inbox.put(Arrival(self._source, unpack(header, pack_body(message)), once(self._credits.give)))
+
+    def close(self) -> None:
+        self._credits.stop("this end of the channel is closed")
+        self._tell_end()
+
+
+class _LocalReceiver(Receiver):
+    def __init__(self, source: int, credits: Credits):
+        self.peer, self._credits = source, credits
+
+    def close(self) -> None:
+        self._credits.stop("has closed the channel")

@@ -1,0 +1,345 @@
+"""Channels between processes, over torch.distributed point-to-point: gloo on CPU, NCCL for bodies on CUDA.
+
+Every channel has a two-member process group of its own, so a dead peer takes no other channel down. Three kinds of
+transfer share it, told apart by their tag:
+
+    sender -> receiver   header   [HEADER_BYTES] uint8, host: a message, a beat, or all zeros: the end
+    sender -> receiver   body     as long as the header announced; its receive is posted only then
+    receiver -> sender   credit   [1] int64, host: 1 a message was released, 0 a beat, -1 the end
+
+Each end runs two daemon threads, one out and one in, because a gloo transfer cannot be polled. An idle out thread
+sends beats; an in thread that hears nothing for `timeout_s`, or sees the connection closed, breaks the channel and
+reports it once. Backpressure is the credits alone: in threads always keep reading, so a peer that computes for long
+is not mistaken for a dead one. (A peer whose Python cannot run, stopped or in C code that keeps the GIL, is.)
+
+Closing: the sender sends its end after all messages and the receiver answers with its own, or the other way round.
+An end that has sent one and heard one is done, and nothing is in the air when the sockets close.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel import channels
+from parallel.channels import Arrival, ChannelError, Closed, Credits, Failure, Inbox, Receiver, Sender, once
+from parallel.message import HEADER_BYTES, Message, body_bytes, pack_body, pack_header, unpack
+
+HEADER, BODY, CREDIT, CUT = range(4)  # tags
+BEAT, RELEASED, END = 0, 1, -1  # credits
+END_HEADER = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
+# Beats of an idle end per timeout.
+BEATS = 4
+# Longest wait of close() for a peer that answers nothing; in good order it takes milliseconds.
+CLOSE_S = 5.0
+
+
+class Edges:
+    """Where the worker's compute stream and a channel's own stream wait for each other; nothing to do on CPU.
+
+    Both edges are host waits in channel threads, never in the worker's. A message is announced only when its
+    tensors are computed and delivered only when it is complete, so no NCCL kernel spins on either side while
+    somebody computes, and the worker needs no wait of its own.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def mark(self, *used: Tensor) -> torch.cuda.Event | None:
+        """On the worker's thread: the point its stream has reached, having used these tensors."""
+        if self._stream is None:
+            return None
+        compute = torch.cuda.current_stream(self._device)
+        for tensor in used:
+            tensor.record_stream(compute)
+        return compute.record_event(torch.cuda.Event(blocking=True))
+
+    @contextmanager
+    def after(self, mark: torch.cuda.Event | None, *used: Tensor) -> Iterator[None]:
+        """On a channel thread: wait for `mark`, work on the channel's stream, wait until that is done."""
+        if self._stream is None:
+            yield
+            return
+        if mark is not None:
+            mark.synchronize()
+        with torch.cuda.stream(self._stream):
+            for tensor in used:
+                tensor.record_stream(self._stream)
+            yield
+            self._stream.record_event(torch.cuda.Event(blocking=True)).synchronize()
+
+
+class Link:
+    """The connected pair behind one channel, made by `connect`.
+
+    Each member makes one end of it, soon after connecting: until then the other hears nothing from it.
+    """
+
+    def __init__(self, peer: int, name: str, rank: int, store: dist.Store, device: torch.device, timeout_s: float):
+        self.peer, self.name, self.timeout_s, self.device = peer, name, timeout_s, device
+        self.edges = Edges(device)
+        self._other, self._timeout = 1 - rank, timedelta(seconds=timeout_s)
+        options = dist.ProcessGroupGloo._Options()
+        options._devices = [dist.ProcessGroupGloo.create_default_device()]
+        options._threads = 1  # they serve collectives, of which there are none
+        options._timeout = self._timeout
+        self._group = self._bodies = dist.ProcessGroupGloo(store, rank, 2, options)
+        if device.type == "cuda":
+            # Its watchdog ends the process, so it comes last: the beats notice first, and `cut` aborts the transfer.
+            limit = 3 * self._timeout
+            self._bodies = dist.ProcessGroupNCCL(dist.PrefixStore("bodies", store), rank, 2, limit)
+            # The first transfers make the communicator and need the store; afterwards nothing does.
+            for transfer in (self.send, self.receive) if rank == 0 else (self.receive, self.send):
+                with self.edges.after(None):
+                    transfer(torch.zeros(64, dtype=torch.uint8, device=device), BODY)
+
+    def sender(self, inbox: Inbox | None = None, credits: int = channels.CREDITS) -> Sender:
+        """The sending end. With an inbox the peer's failure or close is put there too, not only raised by `send`."""
+        return _GroupSender(self, inbox, credits)
+
+    def receiver(self, inbox: Inbox) -> Receiver:
+        """The receiving end; what comes is put into the inbox."""
+        return _GroupReceiver(self, inbox)
+
+    def send(self, tensor: Tensor, tag: int) -> None:
+        """Send a contiguous tensor; done on return (gloo) or in the order of the current stream (NCCL)."""
+        group = self._bodies if tag == BODY else self._group
+        self.wait(group.send([tensor], self._other, tag), tag)
+
+    def receive(self, tensor: Tensor, tag: int) -> None:
+        """Receive into a contiguous tensor; done on return (gloo) or in the order of the current stream (NCCL)."""
+        self.wait(self.post(tensor, tag), tag)
+
+    def post(self, tensor: Tensor, tag: int) -> dist.Work:
+        """Begin to receive into a contiguous tensor."""
+        group = self._bodies if tag == BODY else self._group
+        return group.recv([tensor], self._other, tag)
+
+    def wait(self, work: dist.Work, tag: int) -> None:
+        """Wait for a transfer. Raises RuntimeError if it did not end in time or the connection closed."""
+        if tag == BODY and self._bodies is not self._group:
+            work.wait()  # given a time, NCCL would block the host
+        else:
+            work.wait(self._timeout)
+
+    def cut(self) -> None:
+        """Break the pair: whatever waits on it, in any thread and at the peer, fails now."""
+        # gloo's abort() wakes nobody, but a wait that runs out of time closes the pair.
+        with suppress(RuntimeError):
+            self._group.recv([torch.empty(1)], self._other, CUT).wait(timedelta(milliseconds=1))
+        if self._bodies is not self._group:
+            self._bodies.abort()
+
+
+def connect(store: dist.Store, me: int, peer: int, name: str, device: torch.device | str, timeout_s: float) -> Link:
+    """Connect with `peer`, which calls this with the same name at about the same time; blocks until it does.
+
+    A worker connects its channels one after another *in the order of their names*: then the first name that is not
+    connected yet is the next one of both its members, and no ring of workers can wait for itself.
+
+    Args:
+        store: shared by all workers, used only during the call (TCPStore, FileStore, ...).
+        me, peer: worker indices.
+        name: of the channel, which is one direction between two workers; used once per store.
+        device: where the tensors of its messages are.
+        timeout_s: longest wait for the peer, here and from then on.
+
+    Raises:
+        ChannelError: the peer did not come in time, or the store is gone.
+        ValueError: `me` is `peer`.
+    """
+    if me == peer:
+        raise ValueError(f"channel {name}: worker {me} talks to itself; use a LocalChannel")
+    try:
+        return Link(peer, name, int(me > peer), dist.PrefixStore(name, store), torch.device(device), timeout_s)
+    except RuntimeError as error:
+        raise ChannelError(peer, f"channel {name} not connected in {timeout_s:g} s ({_line(error)})") from error
+
+
+def connect_all(
+    store: dist.Store, me: int, peers: Mapping[str, int], device: torch.device | str, timeout_s: float
+) -> dict[str, Link]:
+    """`connect` all channels of a worker, given as name -> peer, in the order that cannot deadlock."""
+    return {name: connect(store, me, peers[name], name, device, timeout_s) for name in sorted(peers)}
+
+
+class _End:
+    """What both ends share: threads, beats, the one report of a failure, and the close."""
+
+    def __init__(self, link: Link, inbox: Inbox | None, beat: tuple, last: tuple[Tensor, int]):
+        self.peer, self._link, self._inbox = link.peer, link, inbox
+        self._beat, self._last = beat, last  # what to transmit when idle; the end: tensor and tag
+        self._out: queue.SimpleQueue = queue.SimpleQueue()  # what to transmit; None: the end
+        self._lock = threading.Lock()
+        self._over = False  # ended, or broken and reported: what happens later is a consequence
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._guard, args=(loop,), name=f"{link.name} {loop.__name__}", daemon=True)
+            for loop in (self._send_all, self._receive_all)
+        ]
+        for thread in self._threads:
+            thread.start()
+        # A daemon thread that returns from C++ into a dying interpreter may abort the process: end it before.
+        weakref.finalize(self, _abandon, link, self._out, self._threads)
+
+    def close(self) -> None:
+        self._closing = True
+        self._out.put(None)
+        deadline = time.monotonic() + min(CLOSE_S, self._link.timeout_s)
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        _abandon(self._link, self._out, self._threads)
+
+    def _send_all(self) -> None:
+        item = self._beat
+        while item is not None:
+            self._transmit(*item)
+            try:
+                item = self._out.get(timeout=self._link.timeout_s / BEATS)
+            except queue.Empty:
+                item = self._beat
+        self._link.send(*self._last)
+        self._over = True
+
+    def _guard(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except Exception as error:
+            error = ChannelError(self.peer, f"channel {self._link.name}: {_why(error, self._link.timeout_s)}")
+            self._finish(error.reason, Failure(self.peer, error))
+            self._link.cut()
+
+    def _finish(self, reason: str, event: Closed | Failure) -> None:
+        """The peer is gone: let the out thread end, and tell the worker unless it knows."""
+        with self._lock:
+            known, self._over = self._over or (self._closing and isinstance(event, Closed)), True
+        self._out.put(None)
+        self._stop(reason)
+        if not known and self._inbox is not None:
+            self._inbox.put(event)
+
+    def _stop(self, reason: str) -> None:
+        """Refuse work from now on."""
+
+
+class _GroupSender(_End, Sender):
+    def __init__(self, link: Link, inbox: Inbox | None, credits: int):
+        self._credits = Credits(link.peer, credits)
+        super().__init__(link, inbox, (pack_header(Message("beat")), None, None), (END_HEADER, HEADER))
+
+    def send(self, message: Message) -> None:
+        header = channels.header_of(message)
+        self._credits.take(self._link.timeout_s)
+        body = pack_body(message)
+        self._out.put((header, body, self._link.edges.mark()))
+
+    def close(self) -> None:
+        self._stop("this end of the channel is closed")
+        super().close()
+
+    def _stop(self, reason: str) -> None:
+        self._credits.stop(reason)
+
+    def _transmit(self, header: Tensor, body: Tensor | None, computed: torch.cuda.Event | None) -> None:
+        if body is None:
+            self._link.send(header, HEADER)
+            return
+        with self._link.edges.after(computed, body):
+            self._link.send(header, HEADER)
+            self._link.send(body, BODY)
+
+    def _receive_all(self) -> None:
+        credit = torch.tensor([BEAT])
+        while credit.item() != END:
+            if credit.item() == RELEASED:
+                self._credits.give()
+            self._link.receive(credit, CREDIT)
+        self._finish("has closed the channel", Closed(self.peer))
+
+
+class _GroupReceiver(_End, Receiver):
+    def __init__(self, link: Link, inbox: Inbox):
+        # As many as the sender has credits, made when first needed, each grown to the largest body it has held.
+        self._buffers: deque[Tensor] = deque()
+        super().__init__(link, inbox, (BEAT, None, None), (torch.tensor([END]), CREDIT))
+
+    def close(self) -> None:
+        self._over = True  # what still comes is dropped
+        super().close()
+
+    def _transmit(self, credit: int, buffer: Tensor | None, read: torch.cuda.Event | None) -> None:
+        with self._link.edges.after(read):
+            if buffer is not None:
+                self._buffers.append(buffer)
+        self._link.send(torch.tensor([credit]), CREDIT)
+
+    def _receive_all(self) -> None:
+        # Two headers in turn: the next receive is posted before the body of this one is waited for.
+        header, following = (torch.zeros(HEADER_BYTES, dtype=torch.uint8) for _ in range(2))
+        work = self._link.post(header, HEADER)
+        while True:
+            self._link.wait(work, HEADER)
+            if not header[0]:
+                break
+            work = self._link.post(following, HEADER)
+            buffer, body = self._receive_body(body_bytes(header))
+            message = unpack(header, body)
+            header, following = following, header
+            if message.kind != "beat":
+                self._deliver(message, buffer)
+        self._finish("", Closed(self.peer))
+
+    def _receive_body(self, size: int) -> tuple[Tensor | None, Tensor | None]:
+        """(buffer, the part of it that holds the body)."""
+        if not size:
+            return None, None
+        with self._link.edges.after(None):
+            buffer = self._buffers.popleft() if self._buffers else torch.empty(0, dtype=torch.uint8)
+            if buffer.numel() < size:
+                buffer = torch.empty(size, dtype=torch.uint8, device=self._link.device)
+            self._link.receive(buffer[:size], BODY)
+        return buffer, buffer[:size]
+
+    def _deliver(self, message: Message, buffer: Tensor | None) -> None:
+        def release() -> None:
+            used = () if buffer is None else (buffer,)
+            self._out.put((RELEASED, buffer, self._link.edges.mark(*used)))
+
+        if not self._over:
+            self._inbox.put(Arrival(self.peer, message, once(release)))
+
+
+def _abandon(link: Link, out: queue.SimpleQueue, threads: list[threading.Thread]) -> None:
+    """End the threads of an end that its peer does not let end."""
+    if any(thread.is_alive() for thread in threads):
+        out.put(None)
+        link.cut()
+        for thread in threads:
+            thread.join(1.0)
+
+
+def _why(error: Exception, timeout_s: float) -> str:
+    """What a transfer's error means, in a few words."""
+    text = str(error).lower()
+    if "timed out" in text or "timeout" in text:
+        return f"no sign of life for {timeout_s:g} s"
+    if any(word in text for word in ("closed by peer", "reset by peer", "broken pipe")):
+        return "the connection is closed: the process died or gave up"
+    return _line(error)
+
+
+def _line(error: Exception) -> str:
+    """An error of the library in one line, without the place in its sources."""
+    text = " ".join(str(error).split()).split("] ", 1)[-1]
+    return f"{type(error).__name__}: {text[:200]}"
