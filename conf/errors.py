@@ -23,6 +23,10 @@ class UserError(Exception):
         self.value, self.rule, self.remedy = value, rule, remedy
         super().__init__(" ".join(f"{value}: {rule}; {remedy}".split()))
 
+    def __reduce__(self):
+        # Travels between processes whole, not as its one line.
+        return UserError, (self.value, self.rule, self.remedy)
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`did you mean X? (known: ...)`: the remedy for a word that is not one of `known`."""

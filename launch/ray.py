@@ -21,6 +21,7 @@ from rich.console import Console
 from conf.errors import UserError
 from conf.schema import Config
 from launch.progress import Watch
+from launch.signals import signals_kept
 from parallel.builders import build
 from runtime.process import Abandoned, Board, run_worker
 from runtime.trace import join_traces
@@ -59,6 +60,11 @@ def _start(config: Config) -> None:
     # Workers import this very checkout, whatever their working folder is.
     paths = os.pathsep.join(p for p in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if p)
     environment = {"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(config.device.threads)}}
+    with signals_kept():
+        _connect(config, environment, quiet)
+
+
+def _connect(config: Config, environment: dict, quiet: dict) -> None:
     if config.launcher.address:
         try:
             ray.init(address=config.launcher.address, runtime_env=environment, **quiet)
@@ -170,7 +176,7 @@ def _collect(running: dict, board: Board, begin, stop: threading.Event, workers:
             try:
                 results[index] = ray.get(reference)
             except ray.exceptions.RayError:
-                results[index] = PeerLost(board.first("lost", f"worker {index} is lost (its process ended)"))
+                results[index] = PeerLost(board.first("lost", [-1, f"worker {index} is lost (its process ended)"])[1])
                 board.first("failed", str(results[index]))
             if isinstance(results[index], Exception):
                 ray.wait(list(running), num_returns=len(running), timeout=GRACE_S) if running else None
@@ -186,4 +192,5 @@ def _worst(results: list[Any], board: Board) -> Exception:
     for result in results:
         if isinstance(result, UserError):
             return result
-    return PeerLost(board.told("lost") or str(next(r for r in results if isinstance(r, Exception))))
+    told = board.told("lost")
+    return PeerLost(told[1] if told else str(next(r for r in results if isinstance(r, Exception))))

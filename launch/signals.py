@@ -9,6 +9,17 @@ from contextlib import contextmanager
 
 
 @contextmanager
+def signals_kept() -> Iterator[None]:
+    """Put this process's handlers back after the enclosed call, which installs its own."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def stop_event() -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets."""
     stop = threading.Event()

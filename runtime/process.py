@@ -36,7 +36,7 @@ LOAD_TIMEOUT_S = 3600.0
 
 
 class Abandoned(Exception):  # noqa: N818  an event, not an error of this worker
-    """Another worker failed before this one began; it says why."""
+    """Another worker failed, or was the first to see a failure, and says so itself."""
 
 
 class Board:
@@ -57,7 +57,7 @@ class Board:
         """What was told under a key; None if nothing was."""
         return json.loads(self.store.get(key)) if self.store.check([key]) else None
 
-    def first(self, key: str, value: str) -> str:
+    def first(self, key: str, value: Any) -> Any:
         """Tell unless another did before; returns what the first told."""
         return json.loads(self.store.compare_set(key, "", json.dumps(value)))
 
@@ -133,8 +133,8 @@ def run_worker(
 
     Raises:
         UserError: what this worker was to load or open cannot be used.
-        Abandoned: another worker failed before the start, and said so itself.
-        PeerLost: a worker was lost; the same line on every worker, naming the first.
+        PeerLost: a worker was lost, and this one is the first to see it.
+        Abandoned: another worker failed or saw a failure first, and says so itself.
     """
     board = Board(store, index, plan.workers)
     patience = config.launcher.timeout_s
@@ -170,7 +170,8 @@ def run_worker(
             end.close()
         return result
     except (PeerLost, ChannelError) as error:
-        raise PeerLost(board.first("lost", str(error))) from error
+        teller, line = board.first("lost", [index, str(error)])
+        raise (PeerLost if teller == index else Abandoned)(line) from error
     except UserError as error:
-        board.first("lost", f"worker {index} stopped: {error}")
+        board.first("lost", [index, str(error)])
         raise

@@ -80,6 +80,7 @@ class Worker:
         self.head = Head(parts.conditionings, plan.in_flight, inbox.put, trace.clock) if index == plan.encode else None
         self.finish = Finish(parts.decoder, parts.outputs, config.model.fps, trace) if index == plan.decode else None
         self.tasks: list[Task] = []
+        self._at = "nothing yet"
         self._entered = [0] * self.streams
         self._received: dict[int, set[tuple[str, int]]] = {s: set() for s in range(self.streams)}
         everything = set(range(self.streams))
@@ -149,7 +150,7 @@ class Worker:
 
     def _accept(self, item: Arrival | Closed | Failure | Entry | Exception) -> None:
         if isinstance(item, Failure):
-            raise PeerLost(f"worker {item.peer} is lost ({item.error}); {self._waiting_for()}")
+            raise PeerLost(f"worker {item.peer} is lost ({item.error.reason}); {self._where()}")
         if isinstance(item, Exception):
             raise item
         if isinstance(item, Closed):
@@ -275,6 +276,8 @@ class Worker:
 
     def _execute(self, task: Task) -> None:
         m = task.message
+        stage = m.kind if m.kind in ("final", "end") else self._name(Cell(m.step, m.block), m)
+        self._at = f"{stage} of chunk {m.chunk} of stream {m.stream}"
         if m.kind == "final":
             self._finish(m.stream)
         elif m.kind == "step":
@@ -301,7 +304,7 @@ class Worker:
             tensors["x"] = self.sampler.update(m.step, x, out, self._noise(m))
         else:
             tensors["hidden"] = out
-        took = self._timed(self._name(cell), m.chunk, start)
+        took = self._timed(self._name(cell, m), m.chunk, start)
         times = m.times | {self.index: m.times.get(self.index, 0.0) + took}
         following = self.plan.after(cell)
         if following is None:
@@ -347,7 +350,7 @@ class Worker:
             out = block.prefill(m.stream, task.level, m.chunk, m.epoch, incoming)
         else:
             out = block.commit(m.stream, task.level, m.chunk, incoming, int(tensors["distance"][-1]))
-        self._timed(self._name(None, m), m.chunk, start)
+        self._timed(self._name(Cell(m.step, m.block), m), m.chunk, start)
         row = self.plan.rows[m.step]
         if m.block + 1 < len(row) and task.level == block.levels[0]:
             self._send(row[m.block + 1], replace(m, block=m.block + 1, tensors=tensors | {"hidden": out}))
@@ -388,19 +391,18 @@ class Worker:
         """A chunk that does not come back within the timeout is a failure, not something to wait for."""
         oldest = self.head.oldest() if self.head else None
         if oldest and not self.head.sampling and self.trace.clock() - oldest[0] > self.config.launcher.timeout_s:
-            raise PeerLost(f"chunk {oldest[2]} of stream {oldest[1]} did not come back; {self._waiting_for()}")
+            raise PeerLost(f"chunk {oldest[2]} of stream {oldest[1]} did not come back; {self._where()}")
 
-    def _waiting_for(self) -> str:
-        waited = sorted({(m.chunk, self._name(Cell(m.step, m.block))) for m in (t.message for t in self.tasks)})
-        last = f"next were {', '.join(f'{name} of chunk {chunk}' for chunk, name in waited[:3])}" if waited else "idle"
-        return f"worker {self.index} was at: {last}"
+    def _where(self) -> str:
+        """What this worker did last, for whoever looks for a failure."""
+        return f"worker {self.index} had come to {self._at}"
 
     # -- small things ---------------------------------------------------------------------------------------------------
 
-    def _name(self, cell: Cell | None, m: Message | None = None) -> str:
-        stage = m.kind if cell is None else f"step{cell.step}"
-        block = m.block if cell is None else cell.block
-        return stage if len(self.plan.blocks) == 1 else f"{stage}.block{block}"
+    def _name(self, cell: Cell, m: Message) -> str:
+        """A stage as reports call it: `step0`, `step0.block1`, `commit.block0`, `prefill`."""
+        stage = f"step{cell.step}" if m.kind == "step" else m.kind
+        return stage if len(self.plan.blocks) == 1 else f"{stage}.block{cell.block}"
 
     def _timed(self, stage: str, chunk: int, start: float) -> float:
         took = self.trace.clock() - start

@@ -48,7 +48,6 @@ NANO = ("model=nano", "stream.chunks=2")
         (["model.context=joint_window"], "model.context=joint_window: the joint forward is not built; use same_level"),
         (["model.context=output_level"], "model.context=output_level: the second write pass is not built"),
         (["plan=timestep", "plan.workers=7"], "plan.workers=7: plan=timestep here is 4 workers, or 5 with decode"),
-        (["launcher=ray"], "launcher=ray: workers are not built yet; use local"),
         (["model=pocket_world", "source.audio=x.wav"], "model=pocket_world takes no audio"),
         # Sizes.
         (["stream.height=40"], "stream.height=40: must be a multiple of 16; use 32 or 48"),

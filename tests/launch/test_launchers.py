@@ -1,0 +1,138 @@
+"""Workers as real processes: the oracle's bits under torchrun and Ray, and a clean end when one of them dies."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launch.test_stream import ROOT, decoded
+
+BASE = (
+    "model=nano", "stream.chunks=10", "stream.prompt=hello", "model.recalibrate_chunk=4",
+    "stream.events=[{chunk: 7, prompt: other}]",
+)  # fmt: skip
+
+
+def command(launcher: str, workers: int, *overrides: str) -> list[str]:
+    """The command line of a run with `workers` processes."""
+    module = ["-m", "launch.stream", f"launcher={launcher}", *overrides]
+    if launcher == "torchrun":
+        return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={workers}", *module]
+    return [sys.executable, *module, f"plan.workers={workers}"]
+
+
+def start(launcher: str, workers: int, *overrides: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(launcher, workers, *overrides),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, **options,
+    )  # fmt: skip
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("launcher", "workers", "plan"),
+    [
+        ("torchrun", 5, ("plan=timestep",)),
+        ("torchrun", 4, ("plan=grid", "model.context=clean")),
+        ("ray", 3, ("plan=timestep",)),
+        ("ray", 2, ("plan=layers",)),
+    ],
+    ids=lambda v: v if isinstance(v, str) else None,
+)
+def test_processes_give_the_oracles_bits(job, tmp_path, launcher, workers, plan):
+    context = [o for o in plan if o.startswith("model")]
+    expected = job(*BASE, "sink.video=null", *context)
+    folder = tmp_path / "run"
+    process = start(launcher, workers, *BASE, *plan, f"output_dir={folder}")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    found = report_of(folder)
+    assert found["latents_sha256"] == expected["latents_sha256"]
+    assert (found["workers"], found["launcher"]) == (workers, launcher)
+    assert decoded(folder / "video.mp4")[0] == found["frames"] == 120
+    trace = json.loads((folder / "trace.json").read_text())
+    assert {e["tid"] for e in trace} == set(range(workers))
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "ray"])
+def test_a_killed_worker_ends_the_run(tmp_path, launcher):
+    """kill -9 of any worker, at any chunk: one line that names it, a playable video, no process left behind."""
+    folder, workers = tmp_path / "run", 3
+    overrides = ("model=nano", "plan=timestep", f"output_dir={folder}", "launcher.timeout_s=20")
+    process = start(launcher, workers, *overrides)
+    family = psutil.Process(process.pid)
+    deadline = time.monotonic() + 90
+    while not (folder / "video.mp4").exists() or (folder / "video.mp4").stat().st_size < 30_000:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(random.Random(launcher).random())
+    members = family.children(recursive=True)
+    victims = [p for p in members if _is_worker(p, launcher)]
+    assert len(victims) == workers
+    victims[1].send_signal(signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    assert "is lost" in lines[0]
+    assert decoded(folder / "video.mp4")[0] > 0
+    _, alive = psutil.wait_procs(members, timeout=20)
+    assert not alive, [p.cmdline() for p in alive]
+
+
+def _is_worker(process: psutil.Process, launcher: str) -> bool:
+    try:
+        line = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    if launcher == "ray":
+        return line.startswith("ray::WorkerActor")
+    return "launch.stream" in line and "torch.distributed.run" not in line
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "ray"])
+def test_a_signal_ends_every_worker_cleanly(tmp_path, launcher):
+    folder = tmp_path / "run"
+    process = start(launcher, 2, "model=nano", "plan=timestep", f"output_dir={folder}")
+    members = []
+    deadline = time.monotonic() + 90
+    while not (folder / "video.mp4").exists() or (folder / "video.mp4").stat().st_size < 30_000:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        members = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.05)
+    if launcher == "ray":
+        os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches every process of the terminal
+    else:
+        process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err or launcher == "torchrun", err  # torchrun reports the signal it was sent
+    assert decoded(folder / "video.mp4")[0] == report_of(folder)["frames"] > 0
+    _, alive = psutil.wait_procs(members, timeout=20)
+    assert not alive
+
+
+def test_bad_input_is_one_line_under_ray(tmp_path):
+    process = start("ray", 2, "model=nano", "plan=timestep", "source.image=/nowhere.png", f"output_dir={tmp_path}/run")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == [
+        "error: source.image=/nowhere.png: there is no such file; give a picture such as png, jpeg or webp"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_outside_torchrun_the_launcher_says_how_to_start(job):
+    assert "start it with torchrun --nproc-per-node=N" in job.fails("model=nano", "launcher=torchrun")
