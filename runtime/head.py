@@ -143,7 +143,7 @@ class Head:
         return min(waiting, default=None)
 
     def _limit(self, lane: Lane) -> int:
-        if len(lane.times) < 2:
+        if not lane.times:
             return self.limit
         workers = {w for times in lane.times for w in times}
         typical = [float(np.median([times.get(w, 0.0) for times in lane.times])) for w in workers]

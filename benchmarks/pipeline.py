@@ -1,0 +1,105 @@
+"""What a pipeline gains, and that it is paced. `python -m benchmarks.pipeline`.
+
+*Real work*: the pocket network at 128x128 under `timestep` with two workers (torchrun, one thread each) against the
+sequential loop with one thread, in interleaved pairs; bar: at least 1.6 x.
+
+*Paced*: `nano` under `timestep` as threads, its steps held to a fixed time and its sink to twice that, so that the
+machine's noise does not decide; 800 chunks, since the first few fill the pipeline before anything was measured. Bar: the
+99th percentile of chunk latency at most the sum of stage times plus one
+slowest stage, plus 15 %.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from benchmarks.launched import run
+from benchmarks.record import bar, record
+from conf.schema import Config
+from parallel.builders import build
+from runtime.block import Block
+from runtime.local import LocalRun
+from runtime.outputs import Outputs
+from runtime.workload import describe
+
+CHUNKS, PAIRS = 40, 3
+STEP_S, SINK_S, PACED_CHUNKS = 0.02, 0.04, 800
+
+
+def gain(folder: Path) -> dict:
+    """Frames per second of two workers over one."""
+    base = (
+        "model=pocket_avatar",
+        f"stream.chunks={CHUNKS}",
+        "stream.height=128",
+        "stream.width=128",
+        "sink.video=null",
+    )
+    pairs = []
+    for i in range(PAIRS):
+        two = run("torchrun", 2, folder / f"two{i}", *base, "plan=timestep")["fps"]
+        one = run("sequential", 1, folder / f"one{i}", *base)["fps"]
+        pairs.append((two, one))
+    ratio = statistics.median(two / one for two, one in pairs)
+    return {
+        "timestep on two workers over sequential": bar(f"{ratio:.2f} x", ">= 1.6 x", ratio >= 1.6),
+        "fps (two, one)": [(round(two, 1), round(one, 1)) for two, one in pairs],
+    }
+
+
+def held(seconds: float, work):
+    """`work`, made to take at least `seconds`."""
+
+    def longer(*args, **kwargs):
+        start = time.perf_counter()
+        result = work(*args, **kwargs)
+        time.sleep(max(0.0, seconds - (time.perf_counter() - start)))
+        return result
+
+    return longer
+
+
+def paced(folder: Path) -> dict:
+    """Chunk latency behind a sink twice as slow as a step."""
+    ConfigStore.instance().store("stream_schema", Config)
+    overrides = ["model=nano", "plan=timestep", f"stream.chunks={PACED_CHUNKS}", f"output_dir={folder}", "device=cpu"]
+    with initialize_config_module("conf", version_base="1.3"):
+        config = OmegaConf.to_object(compose("stream", overrides))
+    folder.mkdir()
+    Block.step, Outputs.pictures = held(STEP_S, Block.step), held(SINK_S, Outputs.pictures)
+    plan = build(config.plan, describe(config))
+    results = LocalRun(plan, config, threading.Event()).run(folder, lambda stream, timeline: None)
+    found = results[plan.decode]["streams"][0]
+    stages = {name: s for r in results for name, s in r["stages"].items() if name not in ("wait", "send", "prefill")}
+    typical = {name: s["time_s"]["p50"] for name, s in stages.items()}
+    last = typical["decode"] + typical["sink"]
+    limit = (sum(typical.values()) + last) * 1.15
+    p99 = found["chunk_latency_s"]["p99"]
+    return {
+        "chunk latency p99 behind a slow sink": bar(
+            f"{p99 * 1e3:.0f} ms", f"<= sum of stages + slowest + 15 % = {limit * 1e3:.0f} ms", p99 <= limit
+        ),
+        "chunk latency p50 (s)": found["chunk_latency_s"]["p50"],
+        "stage times p50 (s)": {name: round(t, 4) for name, t in typical.items()},
+    }
+
+
+def main() -> bool:
+    with tempfile.TemporaryDirectory() as temporary:
+        measured = gain(Path(temporary)) | paced(Path(temporary) / "paced")
+    configuration = {"chunks": CHUNKS, "pairs": PAIRS, "step_s": STEP_S, "sink_s": SINK_S}
+    record("pipeline", "python -m benchmarks.pipeline", configuration, measured)
+    return all(m["passed"] for m in measured.values() if isinstance(m, dict) and "passed" in m)
+
+
+if __name__ == "__main__":
+    sys.exit(not main())
