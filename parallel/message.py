@@ -130,16 +130,22 @@ def pack_header(message: Message) -> Tensor:
     return torch.frombuffer(raw, dtype=torch.uint8)
 
 
-def pack_body(message: Message) -> Tensor | None:
-    """The body alone, [n] uint8 on the tensors' device: always a copy, so the tensors are free afterwards."""
+def pack_body(message: Message, buffer: Tensor | None = None) -> Tensor | None:
+    """The body alone, [n] uint8: always a copy, so the tensors are free afterwards.
+
+    Args:
+        message: one that `pack_header` accepts.
+        buffer: at least `body_bytes` uint8 to pack into, on any device; new memory on the tensors' device if None.
+    """
     if not message.tensors:
         return None
     offsets, size = _layout(message.tensors)
-    body = torch.empty(size, dtype=torch.uint8, device=next(iter(message.tensors.values())).device)
+    if buffer is None:
+        buffer = torch.empty(size, dtype=torch.uint8, device=next(iter(message.tensors.values())).device)
     for name, tensor in message.tensors.items():
-        place = body[offsets[name] : offsets[name] + tensor.nbytes]
+        place = buffer[offsets[name] : offsets[name] + tensor.nbytes]
         place.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
-    return body
+    return buffer[:size]
 
 
 def _layout(tensors: dict[str, Tensor]) -> tuple[dict[str, int], int]:

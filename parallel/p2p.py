@@ -152,7 +152,7 @@ def connect(store: dist.Store, me: int, peer: int, name: str, device: torch.devi
         store: shared by all workers, used only during the call (TCPStore, FileStore, ...).
         me, peer: worker indices.
         name: of the channel, which is one direction between two workers; used once per store.
-        device: where the tensors of its messages are.
+        device: where bodies are packed and arrive, whatever the device of what is sent.
         timeout_s: longest wait for the peer, here and from then on.
 
     Raises:
@@ -174,6 +174,31 @@ def connect_all(
     return {name: connect(store, me, peers[name], name, device, timeout_s) for name in sorted(peers)}
 
 
+class _Buffers:
+    """Memory for bodies, used again: as many buffers as there are credits, each grown to the largest it has held.
+
+    Not only for speed: freeing and allocating tens of megabytes from two threads fragments the heap.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._free: deque[Tensor] = deque()
+
+    def take(self, size: int) -> Tensor | None:
+        """At least `size` bytes, or None for none."""
+        if not size:
+            return None
+        buffer = self._free.popleft() if self._free else None
+        if buffer is None or buffer.numel() < size:
+            buffer = torch.empty(size, dtype=torch.uint8, device=self._device)
+        return buffer
+
+    def give(self, buffer: Tensor | None) -> None:
+        """Take a buffer back that nothing reads or writes any more."""
+        if buffer is not None:
+            self._free.append(buffer)
+
+
 class _End:
     """What both ends share: threads, beats, the one report of a failure, and the close."""
 
@@ -181,6 +206,7 @@ class _End:
         self.peer, self._link, self._inbox = link.peer, link, inbox
         self._beat, self._last = beat, last  # what to transmit when idle; the end: tensor and tag
         self._out: queue.SimpleQueue = queue.SimpleQueue()  # what to transmit; None: the end
+        self._buffers = _Buffers(link.device)
         self._lock = threading.Lock()
         self._over = False  # ended, or broken and reported: what happens later is a consequence
         self._closing = False
@@ -241,8 +267,9 @@ class _GroupSender(_End, Sender):
     def send(self, message: Message) -> None:
         header = channels.header_of(message)
         self._credits.take(self._link.timeout_s)
-        body = pack_body(message)
-        self._out.put((header, body, self._link.edges.mark()))
+        buffer = self._buffers.take(body_bytes(header))
+        pack_body(message, buffer)
+        self._out.put((header, buffer, self._link.edges.mark()))
 
     def close(self) -> None:
         self._stop("this end of the channel is closed")
@@ -251,13 +278,14 @@ class _GroupSender(_End, Sender):
     def _stop(self, reason: str) -> None:
         self._credits.stop(reason)
 
-    def _transmit(self, header: Tensor, body: Tensor | None, computed: torch.cuda.Event | None) -> None:
-        if body is None:
+    def _transmit(self, header: Tensor, buffer: Tensor | None, computed: torch.cuda.Event | None) -> None:
+        if buffer is None:
             self._link.send(header, HEADER)
             return
-        with self._link.edges.after(computed, body):
+        with self._link.edges.after(computed, buffer):
             self._link.send(header, HEADER)
-            self._link.send(body, BODY)
+            self._link.send(buffer[: body_bytes(header)], BODY)
+        self._buffers.give(buffer)
 
     def _receive_all(self) -> None:
         credit = torch.tensor([BEAT])
@@ -270,8 +298,6 @@ class _GroupSender(_End, Sender):
 
 class _GroupReceiver(_End, Receiver):
     def __init__(self, link: Link, inbox: Inbox):
-        # As many as the sender has credits, made when first needed, each grown to the largest body it has held.
-        self._buffers: deque[Tensor] = deque()
         super().__init__(link, inbox, (BEAT, None, None), (torch.tensor([END]), CREDIT))
 
     def close(self) -> None:
@@ -280,8 +306,7 @@ class _GroupReceiver(_End, Receiver):
 
     def _transmit(self, credit: int, buffer: Tensor | None, read: torch.cuda.Event | None) -> None:
         with self._link.edges.after(read):
-            if buffer is not None:
-                self._buffers.append(buffer)
+            self._buffers.give(buffer)
         self._link.send(torch.tensor([credit]), CREDIT)
 
     def _receive_all(self) -> None:
@@ -293,23 +318,20 @@ class _GroupReceiver(_End, Receiver):
             if not header[0]:
                 break
             work = self._link.post(following, HEADER)
-            buffer, body = self._receive_body(body_bytes(header))
-            message = unpack(header, body)
+            buffer = self._receive_body(body_bytes(header))
+            message = unpack(header, buffer)
             header, following = following, header
             if message.kind != "beat":
                 self._deliver(message, buffer)
         self._finish("", Closed(self.peer))
 
-    def _receive_body(self, size: int) -> tuple[Tensor | None, Tensor | None]:
-        """(buffer, the part of it that holds the body)."""
+    def _receive_body(self, size: int) -> Tensor | None:
         if not size:
-            return None, None
+            return None
         with self._link.edges.after(None):
-            buffer = self._buffers.popleft() if self._buffers else torch.empty(0, dtype=torch.uint8)
-            if buffer.numel() < size:
-                buffer = torch.empty(size, dtype=torch.uint8, device=self._link.device)
+            buffer = self._buffers.take(size)
             self._link.receive(buffer[:size], BODY)
-        return buffer, buffer[:size]
+        return buffer
 
     def _deliver(self, message: Message, buffer: Tensor | None) -> None:
         def release() -> None:

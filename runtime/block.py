@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from conf.schema import ModelConfig
-from parallel.plan import Version
+from runtime.versions import references
 from stages.denoise.bank import Bank
 from stages.denoise.denoiser import ChunkConditioning, Denoiser, StreamBanks
 from stages.denoise.layers import KeysValues
@@ -53,13 +53,12 @@ class Block:
     Args:
         denoiser: the block's layers.
         steps: steps run here.
-        versions: of the attention sink.
     """
 
-    def __init__(self, denoiser: Denoiser, steps: tuple[int, ...], versions: tuple[Version, ...]):
+    def __init__(self, denoiser: Denoiser, steps: tuple[int, ...]):
         self.denoiser, self.steps = denoiser, steps
         self.model: ModelConfig = denoiser.model
-        self.references = [v for v in versions if v.source < 0 or v.holds == self.model.recalibrate_chunk]
+        self.references = references(self.model)
         self.streams: dict[int, BlockStream] = {}
 
     @property

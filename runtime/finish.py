@@ -27,7 +27,7 @@ class Finished:
 
 @dataclass
 class Companion:
-    """What the head sends ahead for a chunk: sound to hear, frames it makes, when it entered, whether it was steered."""
+    """What the head sends ahead of a chunk: sound to hear, frames it makes, when it entered, whether it was steered."""
 
     sound: np.ndarray | None
     frames: int

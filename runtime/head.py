@@ -12,9 +12,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from conf.errors import UserError
 from parallel.plan import pace
 from runtime.conditioning import Conditioning
 from stages.denoise.denoiser import ChunkConditioning
@@ -25,64 +25,91 @@ RECENT = 8
 
 @dataclass
 class Entry:
-    """A chunk that was sampled and may enter.
+    """A chunk that was sampled and may enter, or the end of its stream.
 
     Attributes:
         stream, chunk: which.
-        given: encoded conditioning; None: the stream ends before this chunk.
+        tensors: what enters the first cell: noise `x`, `distance` per step, conditioning, and `text` where an epoch
+            begins; None: the stream ends before this chunk.
+        companion: what goes to the last stage directly: `meta` (frames, moment of entry, steered) and `sound`.
+        reference: what goes to every bank before chunk 0: latent `x` and `text`.
         epoch: the chunk at which the prompt in force began.
-        text: its rows, if it begins here.
-        sound: samples to hear.
-        frames: video frames.
-        steered: whether an event begins here.
+        began, took_s: when encoding began, and how long it took.
     """
 
     stream: int
     chunk: int
-    given: ChunkConditioning | None = None
+    tensors: dict[str, Tensor] | None = None
+    companion: dict[str, Tensor] = field(default_factory=dict)
+    reference: dict[str, Tensor] = field(default_factory=dict)
     epoch: int = 0
-    text: Tensor | None = None
-    sound: np.ndarray | None = None
-    frames: int = 0
-    steered: bool = False
-    entered: float = 0.0
-    """When it was let in, on the pipeline's clock."""
     began: float = 0.0
     took_s: float = 0.0
-    """When encoding began, and how long it took."""
 
 
 class Sampler(threading.Thread):
-    """Samples one stream's chunks, one for every credit."""
+    """Samples and encodes one stream's chunks, one for every credit.
 
-    def __init__(self, stream: int, conditioning: Conditioning, deliver, clock):
+    Args:
+        stream: its index.
+        conditioning: what drives it.
+        steps: S.
+        dtype: of latents.
+        deliver: takes an `Entry`, or the exception that ended the stream.
+        clock: seconds.
+    """
+
+    def __init__(self, stream: int, conditioning: Conditioning, steps: int, dtype: torch.dtype, deliver, clock):
         super().__init__(name=f"sample-{stream}", daemon=True)
-        self.stream, self.conditioning, self.deliver, self.clock = stream, conditioning, deliver, clock
+        self.stream, self.conditioning, self.steps, self.dtype = stream, conditioning, steps, dtype
+        self.deliver, self.clock = deliver, clock
         self.credits: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
         self.waiting = False
+        """Whether a source is being waited for."""
+        self._epoch = 0
 
     def run(self) -> None:
-        epoch = 0
         try:
             while True:
                 chunk, entered = self.credits.get()
                 self.waiting = True
                 given = self.conditioning.chunk(chunk)
                 self.waiting = False
-                began = self.clock()
                 if given is None:
                     self.deliver(Entry(self.stream, chunk))
                     return
-                text = self.conditioning.text(chunk)
-                epoch = chunk if text is not None else epoch
-                _, frames = self.conditioning.frames(chunk)
-                sound, steered = self.conditioning.samples(chunk), self.conditioning.changes(chunk)
-                took = self.clock() - began
-                self.deliver(
-                    Entry(self.stream, chunk, given, epoch, text, sound, frames, steered, entered, began, took)
-                )
-        except UserError as error:
+                self.deliver(self._entry(chunk, entered, given))
+        except Exception as error:
+            # A thread's exception reaches nobody by itself; the worker raises it.
             self.deliver(error)
+
+    def _entry(self, chunk: int, entered: float, given: ChunkConditioning) -> Entry:
+        conditioning, began = self.conditioning, self.clock()
+        text = conditioning.text(chunk)
+        self._epoch = chunk if text is not None else self._epoch
+        distances = [conditioning.distance(chunk, s) for s in range(self.steps + 1)]
+        tensors = {
+            "x": conditioning.noise(chunk, 0).to(self.dtype),
+            "distance": torch.tensor(distances),
+            "audio": given.audio,
+            "actions": given.actions,
+            "text": text,
+            **{f"noise{s}": conditioning.given_noise(chunk, s) for s in range(1, self.steps)},
+        }
+        _, frames = conditioning.frames(chunk)
+        meta = torch.tensor([frames, entered, conditioning.changes(chunk)], dtype=torch.float64)
+        sound = conditioning.samples(chunk)
+        anchor = conditioning.reference() if chunk == 0 else None
+        return Entry(
+            self.stream,
+            chunk,
+            {name: t for name, t in tensors.items() if t is not None},
+            {"meta": meta} | ({} if sound is None else {"sound": torch.from_numpy(sound.copy())}),
+            {} if anchor is None else {"x": anchor, "text": text},
+            self._epoch,
+            began,
+            self.clock() - began,
+        )
 
 
 @dataclass
@@ -102,14 +129,17 @@ class Head:
 
     Args:
         conditionings: per stream.
+        steps, dtype: of the model.
         in_flight: before anything was measured, and at most.
         deliver: takes an `Entry` from a sampler's thread.
         clock: seconds, the same on every worker of a machine.
     """
 
-    def __init__(self, conditionings: list[Conditioning], in_flight: int, deliver, clock):
+    def __init__(
+        self, conditionings: list[Conditioning], steps: int, dtype: torch.dtype, in_flight: int, deliver, clock
+    ):
         self.limit, self.clock = in_flight, clock
-        self.lanes = [Lane(Sampler(i, c, deliver, clock)) for i, c in enumerate(conditionings)]
+        self.lanes = [Lane(Sampler(i, c, steps, dtype, deliver, clock)) for i, c in enumerate(conditionings)]
         for lane in self.lanes:
             lane.sampler.start()
 
@@ -119,7 +149,7 @@ class Head:
         return any(lane.sampler.waiting for lane in self.lanes)
 
     def ask(self, ready) -> None:
-        """Give credit to sample where a chunk may enter: room in flight, and `ready(stream, chunk)` at the first cell."""
+        """Give credit to sample where there is room in flight and the first cell is `ready(stream, chunk)`."""
         for stream, lane in enumerate(self.lanes):
             if not lane.ended and lane.asked - lane.done < self._limit(lane) and ready(stream, lane.asked):
                 lane.entered[lane.asked] = self.clock()

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from conf.schema import Config
@@ -25,6 +24,7 @@ from runtime.head import Entry, Head
 from runtime.parts import Parts
 from runtime.report import Timeline, stream_report, worker_report
 from runtime.trace import Trace
+from runtime.versions import announced, made_from, to_rows
 from stages.denoise.denoiser import ChunkConditioning
 from stages.denoise.draws import Draws
 
@@ -73,14 +73,18 @@ class Worker:
         self.streams = config.stream.count
         self.draws = [Draws(config.stream.seed, stream_id) for stream_id in parts.stream_ids]
         self.blocks: dict[int, Block] = {
-            b: Block(denoiser, plan.steps_of(index, b), plan.workload.versions)
-            for b, denoiser in parts.denoisers.items()
+            b: Block(denoiser, plan.steps_of(index, b)) for b, denoiser in parts.denoisers.items()
         }
         self.cells = [c for c in plan.route if plan.owner(c) == index]
-        self.head = Head(parts.conditionings, plan.in_flight, inbox.put, trace.clock) if index == plan.encode else None
+        self.head = (
+            Head(parts.conditionings, self.sampler.steps, parts.dtype, plan.in_flight, inbox.put, trace.clock)
+            if index == plan.encode
+            else None
+        )
         self.finish = Finish(parts.decoder, parts.outputs, config.model.fps, trace) if index == plan.decode else None
         self.tasks: list[Task] = []
         self._at = "nothing yet"
+        self._announced = announced(config.model)
         self._entered = [0] * self.streams
         self._received: dict[int, set[tuple[str, int]]] = {s: set() for s in range(self.streams)}
         everything = set(range(self.streams))
@@ -178,7 +182,8 @@ class Worker:
             held = self.finish.streams[message.stream]
             held.latents[message.chunk] = Finished(message.chunk, message.tensors["x"], message.times)
         elif message.kind in ("prefill", "commit"):
-            self._received[message.stream].add((message.kind, message.chunk))
+            # Of commits only those of the attention sink are kept: `clean` has one for every chunk.
+            self._received[message.stream] |= {(message.kind, message.chunk)} & self._announced.keys()
             self.tasks.extend(Task(message, level) for level in self.blocks[message.block].levels)
         else:
             self.tasks.append(Task(message))
@@ -225,12 +230,7 @@ class Worker:
 
     def _all_received(self, stream: int, chunks: int) -> bool:
         """Whether every sink version made from the stream's chunks has come: later ones are not waited for."""
-        reference = self.config.model.recalibrate_chunk
-        due = {
-            ("prefill" if v.holds == reference else "commit", v.holds if v.holds == reference else v.source)
-            for v in self.plan.workload.versions
-            if 0 <= v.source < chunks
-        }
+        due = {key for key, source in self._announced.items() if 0 <= source < chunks}
         return due <= self._received[stream]
 
     def _may_enter(self, stream: int, chunk: int) -> bool:
@@ -249,30 +249,20 @@ class Worker:
 
     def _enter(self, entry: Entry) -> None:
         """A sampled chunk (or the end of its stream) at the head of the route."""
-        if entry.given is None:
-            self.head.end(entry.stream)
-            self._send(self.plan.head, Message("end", stream=entry.stream, chunk=entry.chunk))
-            self._close_head(entry.stream)
+        stream, chunk = entry.stream, entry.chunk
+        if entry.tensors is None:
+            self.head.end(stream)
+            self._send(self.plan.head, Message("end", stream=stream, chunk=chunk))
+            self._close_head(stream)
             return
-        self.trace.add("encode", entry.chunk, entry.began, entry.took_s)
-        conditioning = self.parts.conditionings[entry.stream]
-        if entry.chunk == 0 and self.config.model.reference:
-            tensors = {"x": conditioning.reference(), "text": entry.text}
-            for row in range(len(self.plan.rows)):
-                message = Message("prefill", stream=entry.stream, chunk=0, step=row, tensors=dict(tensors))
-                self._send(self.plan.rows[row][0], message)
-        meta = torch.tensor([entry.frames, entry.entered, entry.steered], dtype=torch.float64)
-        sound = {} if entry.sound is None else {"sound": torch.from_numpy(entry.sound.copy())}
-        self._send(
-            self.plan.decode, Message("sound", stream=entry.stream, chunk=entry.chunk, tensors={"meta": meta} | sound)
-        )
-        steps, chunk = self.sampler.steps, entry.chunk
-        distances = [conditioning.distance(chunk, s) for s in range(steps + 1)]
-        tensors = {"x": conditioning.noise(chunk, 0).to(self.parts.dtype), "distance": torch.tensor(distances)}
-        given = {"audio": entry.given.audio, "actions": entry.given.actions, "text": entry.text}
-        given |= {f"noise{s}": conditioning.given_noise(chunk, s) for s in range(1, steps)}
-        tensors |= {name: t for name, t in given.items() if t is not None}
-        self._deliver(Message("step", stream=entry.stream, chunk=chunk, epoch=entry.epoch, tensors=tensors))
+        self.trace.add("encode", chunk, entry.began, entry.took_s)
+        if entry.reference:
+            prefill = Message("prefill", stream=stream, tensors=entry.reference)
+            for worker, message in to_rows(self.plan, [prefill]):
+                self._send(worker, message)
+        self._send(self.plan.decode, Message("sound", stream=stream, chunk=chunk, tensors=entry.companion))
+        step = Message("step", stream=stream, chunk=chunk, epoch=entry.epoch, tensors=entry.tensors)
+        self._send(self.plan.head, step)
 
     def _execute(self, task: Task) -> None:
         m = task.message
@@ -323,21 +313,10 @@ class Worker:
 
     def _final(self, m: Message) -> None:
         """Latents are final: on to the last stage, and to every bank that is made from them."""
-        x, model = m.tensors["x"], self.config.model
-        self._send(self.plan.decode, Message("final", stream=m.stream, chunk=m.chunk, times=m.times, tensors={"x": x}))
-        due: list[Message] = []
-        for version in self.plan.workload.versions:
-            if version.source == m.chunk and version.holds == model.recalibrate_chunk:
-                anchor = x[:, :, :1].clone()
-                due.append(Message("prefill", stream=m.stream, chunk=version.holds, tensors={"x": anchor}))
-        if m.chunk in {v.source for v in self.plan.workload.versions if v.holds != model.recalibrate_chunk} or (
-            self.plan.workload.commits_every_chunk
-        ):
-            tensors = {"x": x, "distance": m.tensors["distance"]}
-            due.append(Message("commit", stream=m.stream, chunk=m.chunk, tensors=tensors))
-        for message in due:
-            for row, workers in enumerate(self.plan.rows):
-                self._send(workers[0], replace(message, step=row, tensors=dict(message.tensors)))
+        final = Message("final", stream=m.stream, chunk=m.chunk, times=m.times, tensors={"x": m.tensors["x"]})
+        self._send(self.plan.decode, final)
+        for worker, message in made_from(self.plan, self.config.model, m):
+            self._send(worker, message)
 
     def _maintain(self, task: Task) -> None:
         """A prefill or commit of one bank; the first of this block's banks sends hidden states on along the row."""
@@ -397,7 +376,7 @@ class Worker:
         """What this worker did last, for whoever looks for a failure."""
         return f"worker {self.index} had come to {self._at}"
 
-    # -- small things ---------------------------------------------------------------------------------------------------
+    # -- small things -------------------------------------------------------------------------------------------------
 
     def _name(self, cell: Cell, m: Message) -> str:
         """A stage as reports call it: `step0`, `step0.block1`, `commit.block0`, `prefill`."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from conf.schema import Config, ModelConfig
-from parallel.plan import Version, Workload
+from conf.schema import Config
+from parallel.plan import Workload
 from runtime.conditioning import Picture
+from runtime.versions import versions
 from stages.build import TEMPORAL_STRIDE, torch_dtype
 from stages.codec.base import parameter_bytes
 from stages.codec.small import SmallDecoder
@@ -17,16 +18,6 @@ from stages.encode.audio import AudioEncoder
 from stages.encode.text import TextEncoder
 
 FLOAT = 4
-
-
-def versions(model: ModelConfig) -> tuple[Version, ...]:
-    """The attention sink's versions, in the order they take effect."""
-    found = [Version(-1, 0)] if model.reference else []
-    if model.context == "same_level":
-        found += [Version(j, j + 1) for j in range(model.sink_frames // model.chunk_frames)]
-    if model.recalibrate_chunk is not None:
-        found.append(Version(0, model.recalibrate_chunk))
-    return tuple(sorted(found, key=lambda v: v.holds))
 
 
 def _meta(build) -> int:

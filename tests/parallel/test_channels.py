@@ -1,0 +1,366 @@
+"""Channels between threads and between real processes: order, bits, bounds, failures, and the way they end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+import torch
+from torch.distributed import TCPStore
+
+from parallel import p2p
+from parallel.channels import CREDITS, Arrival, ChannelError, Closed, Failure, LocalChannel
+from parallel.message import Message
+
+# One process imports torch, and every worker is forked from it before it has any thread.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch", "torch.distributed", "parallel.p2p"])
+# For tests in which nothing fails: generous, since the machine may be busy.
+PATIENT = 30.0
+
+
+def store_at(port: int) -> TCPStore:
+    return TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=PATIENT))
+
+
+def _child(work: Callable, me: int, port: int, pipe, args: tuple) -> None:
+    torch.set_num_threads(1)
+    try:
+        pipe.send(("result", work(me, store_at(port), *args)))
+    except BaseException:
+        pipe.send(("error", traceback.format_exc()))
+
+
+@contextmanager
+def workers(work: Callable, indices: range, *args):
+    """Runs `work(me, store, *args)` in a process each; gives (port of the store, processes, join -> results)."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    pipes, processes = [], []
+    for me in indices:
+        ours, theirs = PROCESSES.Pipe()
+        process = PROCESSES.Process(target=_child, args=(work, me, store.port, theirs, args), daemon=True)
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        processes.append(process)
+
+    def join() -> list:
+        results = []
+        for me, pipe, process in zip(indices, pipes, processes, strict=True):
+            assert pipe.poll(PATIENT), f"worker {me} hangs"
+            state, value = pipe.recv()
+            assert state == "result", f"worker {me}:\n{value}"
+            process.join(PATIENT)
+            assert process.exitcode == 0, f"worker {me} ended with {process.exitcode}"
+            results.append(value)
+        return results
+
+    try:
+        yield store.port, processes, join
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+
+def channel_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.endswith(("_send_all", "_receive_all"))]
+
+
+def message_of(index: int, way: str) -> Message:
+    """Message `index` of a channel: its kind, size and dtypes vary, and it is the same wherever it is made."""
+    generator = torch.Generator().manual_seed(index * 1000 + sum(map(ord, way)))
+    count = int(torch.randint(1, 40_000, (1,), generator=generator))
+    noise = torch.randn(count, generator=generator)
+    tensors = [
+        {},
+        {"latents": noise.view(1, -1)},
+        {"latents": noise.bfloat16(), "ids": torch.arange(index % 7), "empty": torch.empty(0, 3)},
+        {"context": noise.half()[::2]},
+    ][index % 4]
+    kind = ("step", "commit", "done", "sound")[index % 4]
+    return Message(kind, stream=1, chunk=index, step=index % 5, times={0: index / 3}, tensors=tensors)
+
+
+def same(a: Message, b: Message) -> bool:
+    fields = [(m.kind, m.stream, m.chunk, m.step, m.times, list(m.tensors)) for m in (a, b)]
+    return fields[0] == fields[1] and all(
+        x.dtype == y.dtype and x.equal(y) for x, y in zip(a.tensors.values(), b.tensors.values(), strict=True)
+    )
+
+
+# --- threads of one process
+
+
+def test_local_channel_delivers_in_order_and_closes():
+    inbox = queue.Queue()
+    channel = LocalChannel(3, 4, inbox)
+    thread = threading.Thread(target=lambda: [channel.sender.send(message_of(i, "local")) for i in range(40)])
+    thread.start()
+    for index in range(40):
+        arrival = inbox.get(timeout=PATIENT)
+        assert arrival.peer == 3
+        assert same(arrival.message, message_of(index, "local"))
+        assert inbox.qsize() < CREDITS
+        arrival.release()
+    thread.join()
+    channel.sender.close()
+    channel.sender.close()
+    assert inbox.get(timeout=1) == Closed(3)
+    assert inbox.empty()
+
+
+def test_local_credits_bound_the_sender_and_a_second_release_gives_nothing():
+    inbox = queue.Queue()
+    sender = LocalChannel(0, 1, inbox, credits=2, timeout_s=0.05).sender
+    for index in range(2):
+        sender.send(Message("step", chunk=index))
+    with pytest.raises(ChannelError, match=r"^worker 1: has released none of 2 messages for 0\.05 s$"):
+        sender.send(Message("step"))
+    first = inbox.get()
+    first.release()
+    first.release()
+    sender.send(Message("step"))
+    with pytest.raises(ChannelError):
+        sender.send(Message("step"))
+
+
+def test_what_was_sent_may_be_written_again():
+    inbox = queue.Queue()
+    latents = torch.ones(4)
+    LocalChannel(0, 1, inbox).sender.send(Message("step", tensors={"latents": latents}))
+    latents.zero_()
+    assert inbox.get().message.tensors["latents"].eq(1).all()
+
+
+def test_a_closed_local_receiver_wakes_the_sender():
+    channel = LocalChannel(0, 1, queue.Queue(), credits=1, timeout_s=PATIENT)
+    channel.sender.send(Message("step"))
+    threading.Timer(0.05, channel.receiver.close).start()
+    with pytest.raises(ChannelError, match="worker 1: has closed the channel"):
+        channel.sender.send(Message("step"))
+
+
+def test_workers_do_not_send_beats():
+    with pytest.raises(ValueError, match="beat"):
+        LocalChannel(0, 1, queue.Queue()).sender.send(Message("beat"))
+
+
+# --- processes
+
+
+def _exchange(me: int, store, count: int) -> list:
+    """Send and receive `count` messages each way at once; nothing but arrivals and the close may come."""
+    inbox, peer = queue.Queue(), 1 - me
+    links = p2p.connect_all(store, me, {"0 to 1": peer, "1 to 0": peer}, "cpu", PATIENT)
+    ways = ["0 to 1", "1 to 0"]
+    sender = links[ways[me]].sender(inbox)
+    receiver = links[ways[peer]].receiver(inbox)
+    thread = threading.Thread(target=lambda: [sender.send(message_of(i, ways[me])) for i in range(count)])
+    thread.start()
+    for index in range(count):
+        arrival = inbox.get(timeout=PATIENT)
+        assert isinstance(arrival, Arrival), arrival
+        assert arrival.peer == peer
+        assert same(arrival.message, message_of(index, ways[peer])), index
+        arrival.release()
+    thread.join()
+    sender.close()
+    last = inbox.get(timeout=PATIENT)
+    receiver.close()
+    return [last, inbox.qsize(), channel_threads()]
+
+
+def test_two_channels_carry_mixed_messages_in_order_and_bit_exact_and_close():
+    with workers(_exchange, range(2), 200) as (_, _, join):
+        assert join() == [[Closed(1), 0, []], [Closed(0), 0, []]]
+
+
+def _slow(me: int, store, sent, taken, numel: int) -> tuple[int, int]:
+    """(most messages between the two, growth of peak memory in bytes): worker 1 takes its time."""
+    inbox, most = queue.Queue(), 0
+    link = p2p.connect(store, me, 1 - me, "slow", "cpu", PATIENT)
+    if me == 0:
+        sender, x = link.sender(inbox), torch.zeros(numel)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for index in range(30):
+            sender.send(Message("step", chunk=index, tensors={"x": x}))
+            sent.value = index + 1
+            most = max(most, sent.value - taken.value)
+        sender.close()
+    else:
+        link.receiver(inbox)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        while isinstance(arrival := inbox.get(timeout=PATIENT), Arrival):
+            time.sleep(0.02)
+            most = max(most, 1 + sum(isinstance(event, Arrival) for event in list(inbox.queue)))
+            taken.value += 1
+            arrival.release()
+    return most, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def test_a_slow_receiver_bounds_the_sender_and_the_memory():
+    numel = 4_000_000
+    counts = [PROCESSES.Value("i", 0) for _ in range(2)]
+    with workers(_slow, range(2), *counts, numel) as (_, _, join):
+        for most, growth in join():
+            # `taken` is counted just before the release, so the sender never sees more than its credits.
+            assert most <= CREDITS
+            assert growth < (CREDITS + 2) * numel * 4, "the 480 MB that were sent must not be in memory at once"
+
+
+def _silent(me: int, store, timeout_s: float) -> None:
+    """A peer with both ends that does nothing until it is told to stop or killed."""
+    inbox = queue.Queue()
+    links = p2p.connect_all(store, me, {"0 to 1": 0, "1 to 0": 0}, "cpu", timeout_s)
+    sender, receiver = links["1 to 0"].sender(), links["0 to 1"].receiver(inbox)
+    while isinstance(event := inbox.get(), Arrival):
+        event.release()
+    assert event == Closed(0), event
+    sender.close()
+    receiver.close()
+
+
+def _both_ends(port: int, timeout_s: float):
+    inbox = queue.Queue()
+    links = p2p.connect_all(store_at(port), 0, {"0 to 1": 1, "1 to 0": 1}, "cpu", timeout_s)
+    return inbox, links["0 to 1"].sender(inbox), links["1 to 0"].receiver(inbox)
+
+
+@pytest.mark.parametrize(
+    ("sign", "timeout_s", "within_s", "words"),
+    [(signal.SIGKILL, PATIENT, 5.0, "the process died"), (signal.SIGSTOP, 2.0, 6.0, "no sign of life for 2 s")],
+)
+def test_a_dead_or_stopped_peer_is_reported_once_by_name(sign, timeout_s, within_s, words):
+    with workers(_silent, range(1, 2), timeout_s) as (port, (process,), _):
+        inbox, sender, receiver = _both_ends(port, timeout_s)
+        sender.send(Message("step", chunk=7))
+        time.sleep(0.3)
+        assert inbox.empty()
+        os.kill(process.pid, sign)
+        start = time.monotonic()
+        failures = [inbox.get(timeout=PATIENT), inbox.get(timeout=PATIENT)]
+        assert time.monotonic() - start < within_s
+        for failure in failures:
+            assert isinstance(failure, Failure)
+            assert failure.peer == 1
+            assert str(failure.error).startswith("worker 1: channel ")
+            assert words in str(failure.error)
+        assert {str(failure.error).split(": ")[1] for failure in failures} == {"channel 0 to 1", "channel 1 to 0"}
+        with pytest.raises(ChannelError, match="worker 1: "):
+            sender.send(Message("step"))
+        sender.close()
+        receiver.close()
+        assert inbox.empty()
+        assert channel_threads() == []
+
+
+def test_idle_for_longer_than_the_timeout_is_no_failure_and_the_close_is_clean(capfd):
+    with workers(_silent, range(1, 2), 2.0) as (port, _, join):
+        inbox, sender, receiver = _both_ends(port, 2.0)
+        time.sleep(4.5)
+        assert inbox.empty()
+        start = time.monotonic()
+        sender.close()
+        assert inbox.get(timeout=PATIENT) == Closed(1)
+        receiver.close()
+        assert time.monotonic() - start < 2.0
+        assert inbox.empty()
+        assert channel_threads() == []
+        with pytest.raises(ChannelError, match="this end of the channel is closed"):
+            sender.send(Message("step"))
+        assert join() == [None]
+    assert capfd.readouterr().err == ""
+
+
+def _sends_for_ever(me: int, store) -> str:
+    inbox = queue.Queue()
+    sender = p2p.connect(store, me, 0, "endless", "cpu", PATIENT).sender(inbox)
+    with pytest.raises(ChannelError) as raised:
+        while True:
+            sender.send(Message("step", tensors={"x": torch.zeros(1000)}))
+    assert inbox.get(timeout=1) == Closed(0)
+    sender.close()
+    assert channel_threads() == []
+    return str(raised.value)
+
+
+def test_a_receiver_may_close_first():
+    with workers(_sends_for_ever, range(1, 2)) as (port, _, join):
+        inbox = queue.Queue()
+        receiver = p2p.connect(store_at(port), 0, 1, "endless", "cpu", PATIENT).receiver(inbox)
+        inbox.get(timeout=PATIENT)
+        receiver.close()
+        assert join() == ["worker 0: has closed the channel"]
+
+
+def _leaves(me: int, store) -> None:
+    p2p.connect(store, me, 0, "left", "cpu", PATIENT).receiver(queue.Queue())
+    sys.stdout.flush()
+
+
+def test_a_process_that_forgets_to_close_ends_at_once_and_is_a_failure():
+    with workers(_leaves, range(1, 2)) as (port, _, join):
+        inbox = queue.Queue()
+        sender = p2p.connect(store_at(port), 0, 1, "left", "cpu", PATIENT).sender(inbox)
+        failure = inbox.get(timeout=PATIENT)
+        assert "worker 1: channel left: the connection is closed" in str(failure.error)
+        assert join() == [None]
+        sender.close()
+
+
+RING = 6
+
+
+def _ring(me: int, store) -> set:
+    """Worker `me` of a ring with cross channels both ways: connect all, say hello on each, and hear all."""
+    pairs = [(i, (i + 1) % RING) for i in range(RING)]
+    pairs += [(i, (i + 3) % RING) for i in range(RING)] + [(0, 2), (2, 0)]
+    mine = {f"{a} to {b}": b if a == me else a for a, b in pairs if me in (a, b)}
+    # Backwards on purpose: connect_all must put it right.
+    links = p2p.connect_all(store, me, dict(sorted(mine.items(), reverse=True)), "cpu", PATIENT)
+    inbox = queue.Queue()
+    ends = []
+    for name, link in links.items():
+        ends.append(link.sender() if name.startswith(f"{me} ") else link.receiver(inbox))
+    for end in ends:
+        if hasattr(end, "send"):
+            end.send(Message("step", stream=me))
+    senders = {a for a, b in pairs if b == me}
+    heard = set()
+    while heard != senders:
+        arrival = inbox.get(timeout=PATIENT)
+        if isinstance(arrival, Arrival):
+            assert arrival.message.stream == arrival.peer
+            heard.add(arrival.peer)
+            arrival.release()
+        else:
+            assert isinstance(arrival, Closed), arrival
+    for end in ends:
+        end.close()
+    return heard
+
+
+def test_a_ring_with_cross_channels_connects_without_deadlock():
+    with workers(_ring, range(RING)) as (_, _, join):
+        assert join()[2] == {1, 5, 0}
+
+
+def test_a_peer_that_does_not_come_is_named():
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with pytest.raises(ChannelError, match=r"^worker 9: channel lonely not connected in 0\.3 s \("):
+        p2p.connect(store, 2, 9, "lonely", "cpu", 0.3)
+    with pytest.raises(ValueError, match="talks to itself"):
+        p2p.connect(store, 2, 2, "self", "cpu", 0.3)
