@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import constant, decoder, hashes, step
+from benchmarks import constant, decoder, exact, hashes, kill, pipeline, step
 
 
 def main() -> bool:
-    return all([bench.main() for bench in (hashes, decoder, step, constant)])
+    # Every one is run, also after a miss.
+    results = [bench.main() for bench in (hashes, decoder, step, constant, exact, pipeline, kill)]
+    return all(results)
 
 
 if __name__ == "__main__":

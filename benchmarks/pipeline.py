@@ -4,9 +4,8 @@
 sequential loop with one thread, in interleaved pairs; bar: at least 1.6 x.
 
 *Paced*: `nano` under `timestep` as threads, its steps held to a fixed time and its sink to twice that, so that the
-machine's noise does not decide; 800 chunks, since the first few fill the pipeline before anything was measured. Bar: the
-99th percentile of chunk latency at most the sum of stage times plus one
-slowest stage, plus 15 %.
+machine's noise does not decide; 800 chunks, since the first few fill the pipeline before anything was measured. Bar:
+the 99th percentile of chunk latency at most the sum of stage times plus one slowest stage, plus 15 %.
 """
 
 from __future__ import annotations

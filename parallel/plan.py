@@ -24,10 +24,14 @@ class Cell(NamedTuple):
 
 
 class Version(NamedTuple):
-    """A version of the attention sink: made from chunk `source` (-1: the reference), in force from chunk `holds`."""
+    """A version of the attention sink: made from chunk `source` (-1: the reference), in force from chunk `holds`.
+
+    `kind` is the pass that makes it: a `prefill` of a reference frame, or the `commit` of a chunk that joins the sink.
+    """
 
     source: int
     holds: int
+    kind: str = "prefill"
 
 
 @dataclass(frozen=True)

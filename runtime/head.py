@@ -151,7 +151,7 @@ class Head:
     def ask(self, ready) -> None:
         """Give credit to sample where there is room in flight and the first cell is `ready(stream, chunk)`."""
         for stream, lane in enumerate(self.lanes):
-            if not lane.ended and lane.asked - lane.done < self._limit(lane) and ready(stream, lane.asked):
+            while not lane.ended and lane.asked - lane.done < self._limit(lane) and ready(stream, lane.asked):
                 lane.entered[lane.asked] = self.clock()
                 lane.sampler.credits.put((lane.asked, lane.entered[lane.asked]))
                 lane.asked += 1

@@ -17,7 +17,7 @@ def versions(model: ModelConfig) -> tuple[Version, ...]:
     """All versions, in the order they take effect."""
     found = [Version(-1, 0)] if model.reference else []
     if model.context == "same_level":
-        found += [Version(j, j + 1) for j in range(model.sink_frames // model.chunk_frames)]
+        found += [Version(j, j + 1, "commit") for j in range(model.sink_frames // model.chunk_frames)]
     if model.recalibrate_chunk is not None:
         found.append(Version(0, model.recalibrate_chunk))
     return tuple(sorted(found, key=lambda v: v.holds))
@@ -25,13 +25,12 @@ def versions(model: ModelConfig) -> tuple[Version, ...]:
 
 def references(model: ModelConfig) -> tuple[Version, ...]:
     """Versions that are prefills of a reference."""
-    return tuple(v for v in versions(model) if model.reference and v.holds in (0, model.recalibrate_chunk))
+    return tuple(v for v in versions(model) if v.kind == "prefill")
 
 
 def announced(model: ModelConfig) -> dict[tuple[str, int], int]:
     """(kind, chunk) of every version's message, with the chunk it is made from."""
-    prefills = {("prefill", v.holds): v.source for v in references(model)}
-    return prefills | {("commit", v.source): v.source for v in versions(model) if v not in references(model)}
+    return {(v.kind, v.holds if v.kind == "prefill" else v.source): v.source for v in versions(model)}
 
 
 def made_from(plan: Plan, model: ModelConfig, final: Message) -> list[tuple[int, Message]]:

@@ -17,6 +17,7 @@ PLANS = {
 MODELS = {
     "same_level recalibrated": ("model.recalibrate_chunk=4",),
     "same_level, first chunk as sink": ("model.reference=false", "model.positions=slot", "model.sink_frames=3"),
+    "same_level, both, at the same chunk": ("model.sink_frames=3", "model.recalibrate_chunk=1"),
     "clean": ("model.context=clean",),
     "clean, sink, recalibrated, renoise": (
         "model.context=clean", "model.sink_frames=3", "model.recalibrate_chunk=4",
@@ -40,7 +41,10 @@ def test_exact(nano, oracle, plan, model):
 
 def test_late_recalibration_and_short_streams(nano):
     """A version that never takes effect does not keep a stream from ending."""
-    for overrides in (("stream.chunks=2", "model.recalibrate_chunk=4"), ("stream.chunks=9", "model.recalibrate_chunk=8")):
+    for overrides in (
+        ("stream.chunks=2", "model.recalibrate_chunk=4"),
+        ("stream.chunks=9", "model.recalibrate_chunk=8"),
+    ):
         assert nano(*overrides, "plan=timestep") == nano(*overrides)
 
 
