@@ -15,12 +15,9 @@ import threading
 import time
 from pathlib import Path
 
-from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
-
 from benchmarks.record import bar, record
 from conf.schema import Config
+from launch.cli import compose
 from runtime.run import SequentialRun
 
 PAGE = 4096
@@ -37,14 +34,11 @@ def engine(folder: Path) -> SequentialRun:
         "model=nano", "stream.chunks=1000000", f"sink.video={folder}/video.mp4", f"output_dir={folder}",
         f"sink.latents={folder}/latents.safetensors", f"source.image={PORTRAIT}", "device=cpu",
     ]  # fmt: skip
-    with initialize_config_module("conf", version_base="1.3"):
-        config = OmegaConf.to_object(compose("stream", overrides))
     folder.mkdir()
-    return SequentialRun(config, threading.Event())
+    return SequentialRun(compose("stream", Config, overrides), threading.Event())
 
 
 def main(chunks: int = 2000, young: int = 100, pairs: int = 200) -> bool:
-    ConfigStore.instance().store("stream_schema", Config)
     memory = {}
     with tempfile.TemporaryDirectory() as temporary:
         folders = [Path(temporary) / name for name in ("old", "young")]

@@ -17,13 +17,10 @@ import threading
 import time
 from pathlib import Path
 
-from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
-
 from benchmarks.launched import run
 from benchmarks.record import bar, record
 from conf.schema import Config
+from launch.cli import compose
 from parallel.builders import build
 from runtime.block import Block
 from runtime.local import LocalRun
@@ -69,10 +66,8 @@ def held(seconds: float, work):
 
 def paced(folder: Path) -> dict:
     """Chunk latency behind a sink twice as slow as a step."""
-    ConfigStore.instance().store("stream_schema", Config)
     overrides = ["model=nano", "plan=timestep", f"stream.chunks={PACED_CHUNKS}", f"output_dir={folder}", "device=cpu"]
-    with initialize_config_module("conf", version_base="1.3"):
-        config = OmegaConf.to_object(compose("stream", overrides))
+    config = compose("stream", Config, overrides)
     folder.mkdir()
     Block.step, Outputs.pictures = held(STEP_S, Block.step), held(SINK_S, Outputs.pictures)
     plan = build(config.plan, describe(config))

@@ -80,6 +80,13 @@ def _explain(error: Exception, overrides: list[str], schema: type) -> UserError:
     return UserError("configuration", text, "see --help")
 
 
+def compose(name: str, schema: type, overrides: list[str]) -> Any:
+    """The typed configuration that a command line of `overrides` gives, for those who are not the command line."""
+    ConfigStore.instance().store(f"{name}_schema", schema)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_object(hydra.compose(name, overrides))
+
+
 def _job_folder(config: DictConfig) -> None:
     """Give every job of a multirun a folder of its own."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:

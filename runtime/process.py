@@ -87,12 +87,16 @@ class Board:
 
 @contextmanager
 def _stopping(board: Board, stop: threading.Event) -> Iterator[None]:
-    """Set `stop` here when anyone has told the board to."""
+    """Set `stop` here when anyone has told the board to, or when there is no board any more."""
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(POLL_S):
-            if board.told("stop"):
+            try:
+                wanted = board.told("stop")
+            except RuntimeError:
+                wanted = True  # the launcher is gone, and nobody waits for this stream any more
+            if wanted:
                 stop.set()
                 return
 

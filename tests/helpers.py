@@ -6,18 +6,14 @@ import wave
 from pathlib import Path
 
 import numpy as np
-from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 from conf.schema import Config
+from launch.cli import compose
 
 
 def config_of(*overrides: str) -> Config:
     """The main job's configuration, composed as the command line does it."""
-    ConfigStore.instance().store("stream_schema", Config)
-    with initialize_config_module("conf", version_base="1.3"):
-        return OmegaConf.to_object(compose("stream", list(overrides)))
+    return compose("stream", Config, list(overrides))
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int = 16000) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conf.errors import UserError, choice, positive
+from conf.paths import found
 
 CONTEXT_RULES = ("same_level", "clean", "joint_window", "output_level")
 POSITION_RULES = ("abs", "slot", "sink_shift")
@@ -119,6 +120,7 @@ class CodecConfig:
     """Which data's latent mean and deviation to use, of those the small codec's file holds."""
 
     def __post_init__(self):
+        self.checkpoint = found(self.checkpoint)
         choice("model.codec.kind", self.kind, ("small", "wan"))
         positive("model.codec.width", self.width)
 
@@ -165,6 +167,7 @@ class ModelConfig:
     width: int = 64
 
     def __post_init__(self):
+        self.checkpoint, self.lora = found(self.checkpoint), found(self.lora)
         choice("model.context", self.context, CONTEXT_RULES)
         choice("model.positions", self.positions, POSITION_RULES)
         choice("model.sampler", self.sampler, SAMPLERS)

@@ -1,0 +1,14 @@
+"""Files that ship with Everframe, found from any working folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def found(path: str | None) -> str | None:
+    """`path` itself if something is there (or it is absolute, or `-`), else beside Everframe if something is there."""
+    if path is None or path == "-" or Path(path).is_absolute() or Path(path).exists():
+        return path
+    return str(ROOT / path) if (ROOT / path).exists() else path
