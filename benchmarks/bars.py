@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import constant, decoder, exact, hashes, kill, pipeline, step
+from benchmarks import constant, decoder, exact, hashes, kill, owned, pipeline, step
 
 
 def main() -> bool:
     # Every one is run, also after a miss.
-    results = [bench.main() for bench in (hashes, decoder, step, constant, exact, pipeline, kill)]
+    results = [bench.main() for bench in (hashes, decoder, step, constant, exact, owned, pipeline, kill)]
     return all(results)
 
 
