@@ -7,7 +7,7 @@ import sys
 
 from conf.errors import UserError, nearest
 
-COMMANDS = ("stream",)
+COMMANDS = ("stream", "plan")
 
 
 def main() -> int:

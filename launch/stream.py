@@ -14,13 +14,15 @@ from conf.errors import UserError
 from conf.schema import Config
 from launch import torchrun
 from launch.cli import run
+from launch.log import Log, log_of
 from launch.progress import ProgressLine
 from launch.signals import stop_event
 from parallel import capability
 from parallel.builders import build
+from runtime import timeline_png
 from runtime.local import LocalRun
 from runtime.process import Abandoned
-from runtime.report import assemble, write_json
+from runtime.report import Timeline, assemble, write_json
 from runtime.run import SequentialRun
 from runtime.trace import join_traces
 from runtime.worker import PeerLost
@@ -43,61 +45,78 @@ def _folder(config: Config) -> Path:
     return folder
 
 
-def _begin(config: Config, resolved: str, console: Console) -> Path:
+def _begin(config: Config, resolved: str, console: Console, log: Log) -> Path:
     """The output folder, made once everything is loaded."""
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise, not pictures", style="yellow")
     folder = _folder(config)
     (folder / "config.yaml").write_text(resolved)
+    log.begin(folder)
     return folder
 
 
-def _sequential(config: Config, resolved: str, console: Console, stop: threading.Event) -> Results:
+def _sequential(config: Config, resolved: str, console: Console, stop: threading.Event, log: Log) -> Results:
     """The oracle, one stream after the other."""
     engine = SequentialRun(config, stop)
-    folder = _begin(config, resolved, console)
+    folder = _begin(config, resolved, console, log)
     streams, worker = [], {}
     for index in range(config.stream.count):
         running = engine.stream(index, folder)
         with ProgressLine(config.model.name, config.stream.count, running.length, console) as line:
             for timeline in running:
                 line(index, timeline.progress())
+                log.chunk(index, timeline)
         found, worker = running.report()
         streams.append(found)
+    if config.stream.count > 1:
+        join_traces(folder, config.stream.count)
     return [worker], streams
 
 
-def _local(config: Config, resolved: str, console: Console, stop: threading.Event) -> Results:
+def _local(config: Config, resolved: str, console: Console, stop: threading.Event, log: Log) -> Results:
     """Any plan, its workers as threads of this process."""
     plan = build(config.plan, describe(config))
     engine = LocalRun(plan, config, stop)
-    folder = _begin(config, resolved, console)
+    folder = _begin(config, resolved, console, log)
     length = engine.parts[plan.encode].conditionings[0].length()
     with ProgressLine(config.model.name, config.stream.count, length, console) as line:
-        workers = engine.run(folder, lambda stream, timeline: line(stream, timeline.progress()))
+
+        def notify(stream: int, timeline: Timeline) -> None:
+            line(stream, timeline.progress())
+            log.chunk(stream, timeline)
+
+        workers = engine.run(folder, notify)
     join_traces(folder, plan.workers)
     return workers, workers[plan.decode]["streams"]
 
 
-def _torchrun(config: Config, resolved: str, console: Console, stop: threading.Event) -> Results | None:
-    return torchrun.stream(config, lambda: _begin(config, resolved, console), console, stop)
+def _torchrun(config: Config, resolved: str, console: Console, stop: threading.Event, log: Log) -> Results | None:
+    return torchrun.stream(config, lambda: _begin(config, resolved, console, log), console, stop)
 
 
-def _ray(config: Config, resolved: str, console: Console, stop: threading.Event) -> Results:
+def _ray(config: Config, resolved: str, console: Console, stop: threading.Event, log: Log) -> Results:
     from launch import ray  # a heavy import that other launchers do without
 
-    return ray.stream(config, lambda: _begin(config, resolved, console), console, stop)
+    return ray.stream(config, lambda: _begin(config, resolved, console, log), console, stop)
+
+
+def _timeline(config: Config, folder: Path) -> None:
+    """Draw the trace; of several streams that ran one after the other, the first one's."""
+    trace = folder / "trace.json"
+    timeline_png.draw(trace if trace.exists() else folder / "trace.0.json", Path(config.sink.timeline))
+    print(f"timeline: {config.sink.timeline}")
 
 
 def stream(config: Config, resolved: str) -> None:
     """Run every stream of a configuration and say where the results are."""
     console = Console(stderr=True)
     capability.check(config.model.context)
+    log = log_of(config)
     local = _sequential if config.plan.name == "sequential" else _local
     engine = {"local": local, "torchrun": _torchrun, "ray": _ray}[config.launcher.name]
     with stop_event() as stop:
         try:
-            found = engine(config, resolved, console, stop)
+            found = engine(config, resolved, console, stop, log)
         except PeerLost as lost:
             print(f"error: {lost}", file=sys.stderr)
             raise SystemExit(EXIT_LOST) from None
@@ -107,13 +126,17 @@ def stream(config: Config, resolved: str) -> None:
         return
     workers, streams = found
     folder = Path(config.output_dir)
-    write_json(folder / "report.json", assemble(config, workers, streams))
+    report = assemble(config, workers, streams)
+    write_json(folder / "report.json", report)
     print(f"report: {folder / 'report.json'}")
     print(f"trace: {folder / 'trace.json'}")
     for entry in streams:
         for name, path in entry["outputs"].items():
             print(f"{name.replace('_', ' ')}: {path}")
         print(f"latents_sha256: {entry['latents_sha256']}")
+    if config.sink.timeline:
+        _timeline(config, folder)
+    log.finish(report)
 
 
 def main(argv: list[str] | None = None) -> int:

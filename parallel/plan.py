@@ -154,7 +154,8 @@ class Plan:
                 size = w.latent_bytes + (w.hidden_bytes if inside else 0)
                 found.append(Hop(self.owner(cell), self.owner(following), "hidden" if inside else "latents", size))
         for row in self.rows:
-            found.append(Hop(self.encode, row[0], "reference", 0))
+            if any(v.source < 0 for v in w.versions):
+                found.append(Hop(self.encode, row[0], "reference", 0))
             found.extend(Hop(a, b, "hidden", w.hidden_bytes) for a, b in pairwise(row))
             if w.commits_every_chunk or any(v.source >= 0 for v in w.versions):
                 found.append(Hop(self.tail, row[0], "sink or commit", w.latent_bytes))

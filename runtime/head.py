@@ -167,10 +167,10 @@ class Head:
         """The stream's source is exhausted: nothing more enters."""
         self.lanes[stream].ended = True
 
-    def oldest(self) -> tuple[float, int, int] | None:
-        """(moment it entered, stream, chunk) of the chunk that is longest on its way."""
-        waiting = [(t, s, c) for s, lane in enumerate(self.lanes) for c, t in lane.entered.items() if not lane.ended]
-        return min(waiting, default=None)
+    def oldest(self) -> tuple[int, int] | None:
+        """(stream, chunk) that is longest on its way."""
+        waiting = [(t, s, c) for s, lane in enumerate(self.lanes) for c, t in lane.entered.items()]
+        return min(waiting)[1:] if waiting else None
 
     def _limit(self, lane: Lane) -> int:
         if not lane.times:

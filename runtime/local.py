@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from conf.schema import Config
 from parallel.channels import ChannelError, Failure, LocalChannel
@@ -28,14 +28,15 @@ class LocalRun:
     Args:
         plan, config: what to run.
         stop: ends the streams when set.
+        stdin: where live sources read; None: standard input.
 
     Raises:
         UserError: before anything is written, if a source, a weight file or a setting is wrong.
     """
 
-    def __init__(self, plan: Plan, config: Config, stop: threading.Event):
+    def __init__(self, plan: Plan, config: Config, stop: threading.Event, stdin: BinaryIO | None = None):
         self.plan, self.config = plan, config
-        self.parts = [load_parts(plan, index, config, stop) for index in range(plan.workers)]
+        self.parts = [load_parts(plan, index, config, stop, stdin=stdin) for index in range(plan.workers)]
 
     def run(self, folder: Path, notify: Callable[[int, Timeline], None]) -> list[dict[str, Any]]:
         """Run every stream to its end.

@@ -14,7 +14,7 @@ from runtime.oracle import generate
 from runtime.outputs import Outputs
 from runtime.parts import open_conditionings
 from runtime.report import Timeline, stream_report, worker_report
-from runtime.trace import Trace
+from runtime.trace import Trace, worker_trace
 from stages.build import build_decoder, build_network, choose_device
 from stages.codec.base import parameter_bytes
 from stages.denoise.denoiser import Denoiser
@@ -67,7 +67,8 @@ class Stream:
         self._outputs = Outputs(
             sink, run.config.model.fps, conditioning.picture, conditioning.sound is not None, suffix
         )
-        self._trace = Trace(folder / f"trace{suffix}.json")
+        # Several streams are several tracks, joined when all have ended.
+        self._trace = worker_trace(folder, index) if several else Trace(folder / "trace.json")
         self.timeline = Timeline(run.config.model.fps, self._trace.clock)
 
     def __iter__(self) -> Iterator[Timeline]:

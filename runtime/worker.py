@@ -83,7 +83,7 @@ class Worker:
         )
         self.finish = Finish(parts.decoder, parts.outputs, config.model.fps, trace) if index == plan.decode else None
         self.tasks: list[Task] = []
-        self._at = "nothing yet"
+        self._at, self._moved = "nothing yet", trace.clock()
         self._announced = announced(config.model)
         self._entered = [0] * self.streams
         self._received: dict[int, set[tuple[str, int]]] = {s: set() for s in range(self.streams)}
@@ -150,6 +150,7 @@ class Worker:
             if block:
                 self.trace.add("wait", -1, start, self.trace.clock() - start)
             block = False
+            self._moved = self.trace.clock()
             self._accept(item)
 
     def _accept(self, item: Arrival | Closed | Failure | Entry | Exception) -> None:
@@ -367,10 +368,16 @@ class Worker:
             self._open["head"].discard(stream)
 
     def _check_owed(self) -> None:
-        """A chunk that does not come back within the timeout is a failure, not something to wait for."""
-        oldest = self.head.oldest() if self.head else None
-        if oldest and not self.head.sampling and self.trace.clock() - oldest[0] > self.config.launcher.timeout_s:
-            raise PeerLost(f"chunk {oldest[2]} of stream {oldest[1]} did not come back; {self._where()}")
+        """Streams that stand still with no source to wait for are a failure, not something to wait for.
+
+        Only the head can tell: it knows what is under way. Dead or silent neighbours are found by the channels.
+        """
+        if not self.head or self.head.sampling:
+            self._moved = self.trace.clock()
+            return
+        if self.trace.clock() - self._moved > self.config.launcher.timeout_s:
+            stream, chunk = self.head.oldest() or (min(self._open["head"]), self._entered[min(self._open["head"])])
+            raise PeerLost(f"nothing moves: chunk {chunk} of stream {stream} is not back; {self._where()}")
 
     def _where(self) -> str:
         """What this worker did last, for whoever looks for a failure."""

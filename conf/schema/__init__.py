@@ -16,6 +16,7 @@ from conf.schema.stream import (
     DeviceConfig,
     Event,
     LauncherConfig,
+    LoggingConfig,
     PlanConfig,
     SinkConfig,
     SourceConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "DeviceConfig",
     "Event",
     "LauncherConfig",
+    "LoggingConfig",
     "ModelConfig",
     "NetworkConfig",
     "PlanConfig",
@@ -51,4 +53,5 @@ class Config:
     stream: StreamConfig = field(default_factory=StreamConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     sink: SinkConfig = field(default_factory=SinkConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
     output_dir: str = "outputs"

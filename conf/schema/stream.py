@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conf.errors import UserError, choice, positive
+from conf.paths import found
 
 PLANS = ("sequential", "timestep", "layers", "grid")
 LAUNCHERS = ("local", "torchrun", "ray")
+LOGS = ("none", "wandb")
 
 
 @dataclass
@@ -58,6 +60,8 @@ class SourceConfig:
     tensors: str | None = None
 
     def __post_init__(self):
+        for name in ("image", "audio", "actions", "tensors"):
+            setattr(self, name, found(getattr(self, name)))
         if self.audio == "-" and self.actions == "-":
             raise UserError(
                 "source.audio=-", "source.actions=- reads standard input too", "give one of the two as a file"
@@ -72,6 +76,8 @@ class SinkConfig:
     latents: str | None = None
     frames: str | None = None
     contact_sheet: str | None = None
+    timeline: str | None = None
+    """A PNG of the pipeline filling and running, drawn from the trace at the end."""
 
     @property
     def needs_frames(self) -> bool:
@@ -118,3 +124,16 @@ class LauncherConfig:
     def __post_init__(self):
         choice("launcher", self.name, LAUNCHERS)
         positive("launcher.timeout_s", self.timeout_s)
+
+
+@dataclass
+class LoggingConfig:
+    """Who else is told how the run goes."""
+
+    name: str = "none"
+    project: str = "everframe"
+    mode: str = "offline"
+
+    def __post_init__(self):
+        choice("logging", self.name, LOGS)
+        choice("logging.mode", self.mode, ("offline", "online", "disabled"))

@@ -82,7 +82,7 @@ def test_a_killed_worker_ends_the_run(tmp_path, launcher):
     victims = [p for p in members if _is_worker(p, launcher)]
     assert len(victims) == workers
     victims[1].send_signal(signal.SIGKILL)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode not in (0, None)
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, err

@@ -1,0 +1,254 @@
+"""What a plan would do, before anything loads: `python -m launch.plan model=pocket_avatar plan=timestep ...`.
+
+Takes what `launch.stream` takes, refuses what it refuses, and prints who holds what, what travels, how the load is
+spread, and a drawing of the pipeline as it fills. Sources are not opened and weights not read.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from conf.schema import Config
+from launch.cli import run
+from parallel import capability, timeline
+from parallel.builders import build
+from parallel.plan import Hop, Plan, Version
+from runtime.workload import describe
+
+COLUMNS = 110
+BAR = 40
+"""Characters of the slowest worker's bar."""
+PERIODS = 10
+
+
+def human(size: float) -> str:
+    """A size in three digits at most: 405 kB, 10.4 GB."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while size >= 999.5 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    unit = units[0]
+    digits = 0 if unit == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{size:.{digits}f} {unit}"
+
+
+def number(value: float) -> str:
+    """A number without zeros that say nothing: 2, 0.5, 1.33."""
+    return f"{float(value):.2f}".rstrip("0").rstrip(".")
+
+
+def _run(numbers: Sequence[int]) -> str:
+    """Consecutive numbers: 3, or 0-5."""
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
+
+
+def holds(plan: Plan, worker: int) -> str:
+    """What a worker has to do, in words."""
+    found = ["encode"] if worker == plan.encode else []
+    for block in plan.blocks_of(worker):
+        steps, layers = plan.steps_of(worker, block), plan.blocks[block]
+        found.append(f"step{'s' * (len(steps) > 1)} {_run(steps)} of layer{'s' * (len(layers) > 1)} {_run(layers)}")
+    last = "decode" if plan.workload.decodes else "latents out"
+    return ", ".join(found + [last] * (worker == plan.decode))
+
+
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=column != "holds")
+    return table
+
+
+def workers(plan: Plan, streams: int) -> Table:
+    """Who holds what, and how many bytes of it."""
+    total = "total" if streams == 1 else f"total, {streams} streams"
+    sizes = ("weights", "banks per stream", total)
+    table = _table("worker", "holds", *sizes, right=sizes)
+    for worker in range(plan.workers):
+        weights, banks = plan.weight_bytes(worker), plan.bank_bytes(worker)
+        cells = (human(weights), human(banks) if banks else "-", human(weights + streams * banks))
+        table.add_row(f"worker {worker}", holds(plan, worker), *cells)
+    return table
+
+
+def _route(plan: Plan) -> Counter[Hop]:
+    """Messages of one chunk, from its first step to its last stage."""
+    w, found = plan.workload, Counter()
+    for cell in plan.route:
+        following = plan.after(cell)
+        if following is None:
+            found[Hop(plan.owner(cell), plan.decode, "latents", w.latent_bytes)] += 1
+        elif following.block:
+            found[Hop(plan.owner(cell), plan.owner(following), "hidden", w.latent_bytes + w.hidden_bytes)] += 1
+        else:
+            found[Hop(plan.owner(cell), plan.owner(following), "latents", w.latent_bytes)] += 1
+    return Counter({hop: count for hop, count in found.items() if hop.source != hop.target})
+
+
+def _often(plan: Plan, hop: Hop) -> str:
+    """How often a message is sent."""
+    if count := _route(plan)[hop]:
+        return f"{count} per chunk"
+    if hop.what == "reference":
+        return "at the start"
+    if hop.what in ("hidden", "sink or commit") and not plan.workload.commits_every_chunk:
+        return "per attention sink"
+    return "1 per chunk"
+
+
+def hops(plan: Plan) -> Table:
+    """What travels between workers, with the size of a message."""
+    table = _table("from", "to", "what", "message", "how often", right=("message",))
+    refers = any(v.source < 0 for v in plan.workload.versions)
+    for hop in sorted(h for h in plan.hops if refers or h.what != "reference"):
+        size = human(hop.bytes) if hop.bytes else "small"
+        table.add_row(f"worker {hop.source}", f"worker {hop.target}", hop.what, size, _often(plan, hop))
+    return table
+
+
+def travels(plan: Plan) -> str:
+    """The sum of a chunk's messages."""
+    route = _route(plan)
+    if not route:
+        return "A chunk stays on one worker from its first step to its last stage."
+    total, count = sum(hop.bytes * n for hop, n in route.items()), sum(route.values())
+    return f"On its route a chunk is sent {count} time{'s' * (count > 1)}, {human(total)} in all."
+
+
+def loads(plan: Plan) -> Table:
+    """How the work of a chunk is spread."""
+    load = plan.load()
+    table = _table("worker", "load", "steps per chunk", "busy", right=("steps per chunk", "busy"))
+    for worker, own in enumerate(load):
+        share = own / max(load)
+        if not plan.blocks_of(worker):
+            table.add_row(f"worker {worker}", "(decode: known once it is measured)", "-", "-")
+            continue
+        bar = "#" * max(1, round(BAR * share))
+        table.add_row(f"worker {worker}", f"{bar:.<{BAR}}", number(own), f"{share:.0%}")
+    return table
+
+
+def slowest(plan: Plan) -> str:
+    """What sets the pace."""
+    load = plan.load()
+    top = [w for w, own in enumerate(load) if math.isclose(own, max(load))]
+    them = _run(top) if top[-1] - top[0] == len(top) - 1 else ", ".join(map(str, top))
+    many = len(top) > 1
+    period = number(max(load))
+    lines = [
+        f"Slowest: worker{'s' * many} {them}. A period is {'their' if many else 'its'} time per chunk: "
+        f"{period} step{'s' * (period != '1')} of the whole network.",
+        f"In flight: {plan.in_flight} chunk{'s' * (plan.in_flight > 1)} at most.",
+    ]
+    pace = timeline.pace_of(plan)
+    reason = ""
+    if plan.workload.commits_every_chunk:
+        reason = ": with model.context=clean a chunk waits for the clean pass of the one before"
+    elif pace > 1:
+        reason = ": chunks enter in bursts, and wait for room"
+    lines.append(f"Steady running: one chunk every {number(pace)} period{'s' * (number(pace) != '1')}{reason}.")
+    return "\n".join(lines)
+
+
+def _free_from(plan: Plan, version: Version) -> int:
+    """The first chunk from which a version could hold without a wait."""
+    holds = version.holds
+    while plan.idle_periods(Version(version.source, holds)) > 0:
+        holds += 1
+    return holds
+
+
+def _origin(version: Version) -> str:
+    """An attention-sink version in words."""
+    if version.source < 0:
+        return "reference"
+    if version.kind == "prefill":
+        return "recalibration"
+    return "first chunk as sink" if version.source == 0 else f"chunk {version.source} as sink"
+
+
+def idleness(plan: Plan) -> Table:
+    """What each version of the attention sink costs, one sentence each."""
+    table = _table("attention sink", "holds from", "idle periods", "what happens", right=("idle periods",))
+    table.columns[3].no_wrap = False
+    for version in plan.workload.versions:
+        idle = plan.idle_periods(version)
+        if version.source < 0:
+            said = "Is made before chunk 0 enters, so no chunk waits for it."
+        elif idle == 0:
+            said = f"Chunk {version.source} is finished, and the sink made of it, before chunk {version.holds} enters."
+        elif version.kind == "prefill":
+            free = _free_from(plan, version)
+            said = (
+                f"Chunk {version.holds} waits for the sink made of chunk {version.source}, once; "
+                f"with model.recalibrate_chunk={free} it would not."
+            )
+        else:
+            said = f"Chunk {version.holds} waits until chunk {version.source} is finished and in every bank, once."
+        table.add_row(_origin(version), f"chunk {version.holds}", number(idle), said)
+    return table
+
+
+def legend(plan: Plan) -> str:
+    """How to read the drawing."""
+    marks = [f"number: the chunk a worker is with; {timeline.IDLE} idle"]
+    if plan.workload.versions:
+        marks.append(f"{timeline.SINK} makes an attention sink (drawn as a whole step)")
+    if plan.workload.commits_every_chunk:
+        marks.append(f"{timeline.COMMIT} clean pass of a finished chunk")
+    if not plan.blocks_of(plan.decode):
+        marks.append("decode drawn as one period")
+    return "; ".join(marks)
+
+
+def show(config: Config, console: Console) -> None:
+    """Print the plan of a configuration.
+
+    Raises:
+        UserError: the plan cannot be, or cannot run.
+    """
+    capability.check(config.model.context)
+    plan = build(config.plan, describe(config))
+    w, model = plan.workload, config.model
+    console.print(
+        f"model={model.name} plan={plan.name}: {w.steps} steps, {w.layers} layers, {model.context}, {model.dtype}, "
+        f"on {plan.workers} worker{'s' * (plan.workers > 1)}\n"
+    )
+    console.print(workers(plan, config.stream.count))
+    console.print()
+    if plan.hops:
+        console.print(hops(plan))
+    console.print(f"{travels(plan)}\n")
+    console.print(loads(plan))
+    console.print(f"{slowest(plan)}\n")
+    if w.versions:
+        console.print(idleness(plan))
+        console.print()
+    for line in timeline.draw(plan, PERIODS):
+        console.print(line, no_wrap=True, crop=False)
+    console.print(legend(plan))
+
+
+def job(config: Config, resolved: str) -> None:
+    """Print to standard output, in colour on a terminal and as plain text elsewhere."""
+    console = Console(highlight=False, markup=False)
+    console.width = min(console.width, COLUMNS) if console.is_terminal else COLUMNS
+    show(config, console)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    return run("stream", Config, job, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
