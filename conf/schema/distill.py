@@ -109,8 +109,9 @@ class DmdConfig(StageConfig):
     """Critic updates per generator update."""
     critic_warmup: int = 50
     """Updates of the critic alone, at the start."""
-    lr: float = 1e-4
+    lr: float = 5e-5
     critic_lr: float = 2e-4
+    """The critic must keep up with the student: if its loss rises, raise this or `ratio`."""
     optimizer: str = "adamw"
     betas: list[float] = field(default_factory=lambda: [0.0, 0.999])
     ema: float = 0.99

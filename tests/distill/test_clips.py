@@ -76,4 +76,5 @@ def test_dropout_takes_what_it_is_told(tmp_path):
     assert torch.equal(no_text.reference[0], batch.lookalike[0])
     no_sound = batch.dropped(none, first, none)
     assert no_sound.hears.tolist() == [False, True, True]
-    assert not batch.dropped(none, none, first).reference[0].any()
+    nobody = batch.dropped(none, none, first).reference
+    assert torch.equal(nobody[0], batch.nobody[0]) and torch.equal(nobody[1:], batch.reference[1:])

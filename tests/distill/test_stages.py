@@ -77,6 +77,23 @@ def test_resumed_is_uninterrupted_to_the_last_bit(whole_run, name, tmp_path):
     assert all(torch.equal(expected[k], found[k]) for k in expected)
 
 
+@pytest.mark.parametrize("changes", [{"rollout": "clean"}, {"forward_kl": 0.1}])
+def test_the_other_ways_to_distill(whole_run, changes, tmp_path):
+    config, library, done = whole_run
+    again = replace(
+        config, run_dir=str(tmp_path), stages=replace(config.stages, dmd=replace(config.stages.dmd, **changes))
+    )
+    for before in ORDER[:3]:
+        (tmp_path / before).mkdir()
+        (tmp_path / before / "checkpoint.pt").write_bytes(done[before].file.read_bytes())
+    stage = registry()["dmd"](again, library)
+    before = stage.student.state_dict()["network.head.head.weight"].clone()
+    found = [stage.advance(step) for step in range(3)]
+    assert {"loss", "critic_loss", "motion_ratio"} < set(found[2]) and "loss" not in found[1]
+    assert ("forward_kl" in found[2]) == ("forward_kl" in changes)
+    assert (stage.student.state_dict()["network.head.head.weight"] != before).any()
+
+
 def test_a_stage_says_what_it_builds_on(tmp_path):
     config = config_of("avatar", tmp_path)
     with pytest.raises(UserError, match="run stage=teacher first"):
@@ -93,10 +110,10 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 
 def test_the_loss_falls_on_clips_seen_again_and_again(tmp_path):
-    config = config_of("avatar", tmp_path, steps=60)
+    config = config_of("avatar", tmp_path, steps=40)
     config.stages.teacher = replace(config.stages.teacher, lr=1e-2, dropout=0.0)
     stage = registry()["teacher"](config, library_of(config))
-    losses = [stage.advance(step)["loss"] for step in range(60)]
+    losses = [stage.advance(step)["loss"] for step in range(40)]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 

@@ -64,7 +64,7 @@ def batch_of(model: ModelConfig, count: int, frames: int, seed: int = 0) -> Batc
     reference = torch.randn(count, channels, 1, rows, columns, generator=g)
     features = torch.rand(count, 4 * frames, model.network.audio.features, generator=g)
     hears = torch.ones(count, dtype=torch.bool)
-    return Batch(latents, words, features, hears, None, reference, torch.zeros_like(reference))
+    return Batch(latents, words, features, hears, None, reference, -reference, torch.zeros_like(reference[:1]))
 
 
 def config_of(kind: str, folder, steps: int = 4, **model) -> DistillConfig:

@@ -1,0 +1,174 @@
+"""Stages of the recipe: what one training step does, what is kept of it, and which stage it builds on.
+
+teacher   bidirectional flow matching               from random weights
+causal    flow matching with a stream's history     from the teacher
+ode       few-step regression of ODE end points     from the causal model   (`distill.ode`)
+dmd       self-rollout distribution matching        from ode, or causal     (`distill.dmd`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conf.errors import UserError
+from conf.schema.distill import DistillConfig
+from distill import flow
+from distill.clip import WholeClip
+from distill.clips import Library
+from distill.model import Batch, Trainee, begin
+from distill.optim import average, optimizer_of, rate, set_rate
+from distill.sample import stream, whole
+from stages.codec.small import SPATIAL_STRIDE
+
+
+class Stage:
+    """What a stage has: a student, its running average, its settings.
+
+    Args:
+        config: the run.
+        library: the clips it learns from.
+    """
+
+    name = ""
+    before: tuple[str, ...] = ()
+    """Stages whose averaged weights it begins with: the first of them that has been run."""
+    causal = True
+
+    def __init__(self, config: DistillConfig, library: Library):
+        self.config, self.model, self.library = config, config.model, library
+        self.settings = getattr(config.stages, self.name)
+        self.shift = self.settings.shift or self.model.shift
+        self.device = "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device
+        self.device = "cpu" if self.device == "auto" else self.device
+        self.student = begin(self.model, config.seed).to(self.device)
+        if weights := self.initial(self.before):
+            self.student.load_state_dict(weights)
+        self.average = frozen(self.student)
+        self.optimizer = optimizer_of(self.student, self.settings)
+        self.clip = self.clip_of(self.causal)
+
+    def clip_of(self, causal: bool) -> WholeClip:
+        """The attention of this stage's clips."""
+        return WholeClip(self.model, self.grid, self.settings.frames, causal, self.device)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens of a latent frame."""
+        _, high, wide = self.model.network.patch
+        return self.model.height // SPATIAL_STRIDE // high, self.model.width // SPATIAL_STRIDE // wide
+
+    def chance(self, step: int, purpose: int = 0) -> flow.Chance:
+        """The random numbers of a step."""
+        return flow.Chance(self.config.seed, step, purpose, self.device)
+
+    def initial(self, before: tuple[str, ...]) -> dict[str, Tensor] | None:
+        """The weights to begin with: `init`, or the average of an earlier stage; None at the very start."""
+        if self.settings.init:
+            return Trainee(self.model).load(self.settings.init, f"stages.{self.name}.init").state_dict()
+        return self.stored(before) if before else None
+
+    def stored(self, stages: tuple[str, ...]) -> dict[str, Tensor]:
+        """The averaged weights of the first of these stages that has been run."""
+        for name in stages:
+            path = Path(self.config.run_dir) / name / "checkpoint.pt"
+            if path.exists():
+                return torch.load(path, weights_only=True, map_location=self.device)["stage"]["average"]
+        raise UserError(f"stage={self.name}", f"builds on stage {' or '.join(stages)}", f"run stage={stages[0]} first")
+
+    def prepare(self) -> Iterator[tuple[int, int]]:
+        """Make what the stage needs beside the clips, piece by piece; yields how much of how much there is."""
+        yield from ()
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 for matrix products, where the run wants it."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.config.bf16)
+
+    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """Everything a checkpoint holds, by name."""
+        return {"student": self.student, "average": self.average, "optimizer": self.optimizer}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The content of a checkpoint."""
+        return {name: part.state_dict() for name, part in self.parts().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+
+    def batch(self, step: int) -> Batch:
+        """The clips of a step."""
+        return self.library.batch(step, self.settings.batch, self.settings.frames).to(self.device)
+
+    def advance(self, step: int) -> dict[str, float]:
+        """One training step; what to log of it."""
+        with self.autocast():
+            value, numbers = self.loss(step)
+        norm = descend(value, self.student, self.optimizer, rate(step, self.settings), self.settings.clip)
+        average(self.average, self.student, step, self.settings.ema)
+        return {"loss": value.item(), **numbers, "grad_norm": norm, "lr": rate(step, self.settings)}
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a step, and what else to log."""
+        raise NotImplementedError
+
+    def sample(self, batch: Batch) -> Tensor:
+        """Latents for a held-out batch: a causal model streams them with its own few-step sampler."""
+        return stream(self.average, self.model, batch, batch.latents.shape[2] // self.model.chunk_frames)
+
+
+class Teacher(Stage):
+    """Bidirectional flow matching over whole clips."""
+
+    name, causal = "teacher", False
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        chance = self.chance(step)
+        batch = flow.drop(self.batch(step), chance, self.settings.dropout)
+        return flow.loss(self.student, self.clip, batch, chance, self.shift)
+
+    def sample(self, batch: Batch) -> Tensor:
+        noise = self.chance(0, purpose=1).normal(batch.latents.shape)
+        steps, guidance = self.settings.sample_steps, self.settings.guidance
+        with self.autocast():
+            return whole(self.average, self.clip, batch, noise, steps, self.shift, guidance)
+
+
+class Causal(Stage):
+    """Flow matching with the history that a stream will have."""
+
+    name, before = "causal", ("teacher",)
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        chance = self.chance(step)
+        batch = flow.drop(self.batch(step), chance, self.settings.dropout)
+        return flow.loss(self.student, self.clip, batch, chance, self.shift, self.settings.same_level)
+
+
+def frozen(module: nn.Module) -> Any:
+    """A copy that is not trained."""
+    return deepcopy(module).eval().requires_grad_(False)
+
+
+def descend(value: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, lr: float, clip: float) -> float:
+    """Gradients of a loss, clipped, and an optimizer's step; the gradients' norm before clipping."""
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+    set_rate(optimizer, lr)
+    optimizer.step()
+    return norm.item()
+
+
+def registry() -> dict[str, Callable[[DistillConfig, Library], Stage]]:
+    """Stages by name, in their order."""
+    from distill.dmd import Dmd
+    from distill.ode import Ode
+
+    return {kind.name: kind for kind in (Teacher, Causal, Ode, Dmd)}
