@@ -90,6 +90,7 @@ def test_a_signal_ends_the_stream_cleanly(tmp_path, number):
     out, err = finish(process)
     assert process.returncode == 0, err
     assert "Traceback" not in err
+    assert "WARNING: source.image is not set" in err
     report = json.loads((tmp_path / "report.json").read_text())
     frames, seconds = decoded(tmp_path / "video.mp4")
     assert frames == report["frames"] > 0

@@ -307,14 +307,18 @@ def test_a_receiver_may_close_first():
 
 
 def _leaves(me: int, store) -> None:
-    p2p.connect(store, me, 0, "left", "cpu", PATIENT).receiver(queue.Queue())
+    receiver = p2p.connect(store, me, 0, "left", "cpu", PATIENT).receiver(queue.Queue())
+    store.wait(["connected"])  # leave a channel that both have, not one that is being made
     sys.stdout.flush()
+    assert receiver.peer == 0
 
 
 def test_a_process_that_forgets_to_close_ends_at_once_and_is_a_failure():
     with workers(_leaves, range(1, 2)) as (port, _, join):
         inbox = queue.Queue()
-        sender = p2p.connect(store_at(port), 0, 1, "left", "cpu", PATIENT).sender(inbox)
+        store = store_at(port)
+        sender = p2p.connect(store, 0, 1, "left", "cpu", PATIENT).sender(inbox)
+        store.set("connected", "1")
         failure = inbox.get(timeout=PATIENT)
         assert "worker 1: channel left: the connection is closed" in str(failure.error)
         assert join() == [None]

@@ -36,8 +36,8 @@ def pipe():
 
     def write(text):
         if text is None:
+            open_ends.clear()  # first: a timer's thread may run into the end of the test
             os.close(writing)
-            open_ends.clear()
         else:
             os.write(writing, text.encode())
 
