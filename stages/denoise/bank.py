@@ -189,12 +189,12 @@ class BankPass:
             bank.placed[slot : slot + kept] = positions[offset : offset + kept]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values, raw = self.bank.keys[layer], self.bank.values[layer], self.bank.raw[layer]
+        keys, values = self.bank.keys[layer], self.bank.values[layer]
         for source, table, target, kept in self.writes:
             new = k[:, source]
             rotate(new, table, out=keys[:, target])
             values[:, target] = v[:, source]
             if kept:
-                raw[:, target.start : target.start + kept] = new[:, :kept]
+                self.bank.raw[layer][:, target.start : target.start + kept] = new[:, :kept]
         q = rotate(q, self.table, out=q)
         return self.core(q, keys[:, self.read], values[:, self.read], None)

@@ -64,7 +64,7 @@ class Denoiser:
             timesteps = [torch.full((1, 1), self.sampler.timestep(s)) for s in range(self.sampler.steps)]
             self._embeddings = [network.time_embeddings(t) for t in [*timesteps, zero_timestep()]]
             self._terms = [network.time_terms(e) for e in self._embeddings]
-        self._table: tuple[int, Tensor] | None = None
+        self._place: tuple[int, tuple] | None = None
 
     def level(self, step: int) -> int:
         """The bank a step reads and writes."""
@@ -132,11 +132,13 @@ class Denoiser:
         first, *others = stream.banks.values()
         return first, others
 
-    def _chunk_table(self, first: int) -> Tensor:
-        """Rotation of the chunk's tokens: once per chunk, for all its passes and layers."""
-        if self._table is None or self._table[0] != first:
-            self._table = first, self.rope.table(range(first, first + self.model.chunk_frames))
-        return self._table[1]
+    def _where(self, first: int) -> tuple[Tensor, range, list[tuple[int, int, int]], int]:
+        """The chunk's rotation, positions, slots and visible slots: once per chunk, for all its passes and layers."""
+        if self._place is None or self._place[0] != first:
+            frames, layout = range(first, first + self.model.chunk_frames), self.layout
+            slots, visible = layout.slots(first, len(frames)), layout.visible(frames.stop)
+            self._place = first, (self.rope.table(frames), frames, slots, visible)
+        return self._place[1]
 
     def _forward(
         self,
@@ -151,8 +153,7 @@ class Denoiser:
         model, layout, count = self.model, self.layout, self.model.chunk_frames
         first = chunk * count
         bank.place(self.rope, layout.sink_positions(model.positions, first, count, model.sink_shift, distance))
-        frames, runs, visible = range(first, first + count), layout.slots(first, count), layout.visible(first + count)
-        attend = BankPass(bank, self._chunk_table(first), frames, runs, visible, self.core)
+        attend = BankPass(bank, *self._where(first), self.core)
         terms = self._terms[time]
         if given.actions is not None:
             terms = self.network.time_terms(self._embeddings[time], given.actions)

@@ -59,10 +59,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
 
     Written out: within a forward, torch's own rms_norm takes twice as long on a CPU.
     """
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    norm = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True)
     scale = torch.addcmul(eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
-    x = torch.mul(x, scale, out=reusable(x)).to(x.dtype)
-    return torch.mul(x, weight, out=reusable(x))
+    if torch.is_grad_enabled():
+        return (x * scale).to(x.dtype) * weight
+    return x.mul_(scale).mul_(weight)
 
 
 class RMSNorm(nn.Module):
@@ -78,20 +79,19 @@ class RMSNorm(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm(x) * scale + shift for x [B, N, d] and `per_token` terms, computed in float32."""
+    """LayerNorm(x) * scale + shift for float32 x [B, N, d] and `per_token` terms."""
     if scale.dim() == 1:
         # One term for all tokens is a LayerNorm with that weight and bias: a single fused kernel.
-        return F.layer_norm(x.float(), scale.shape, scale, shift, eps)
-    normed = F.layer_norm(x.float(), x.shape[-1:], None, None, eps)
+        return torch.layer_norm(x, scale.shape, scale, shift, eps)
+    normed = F.layer_norm(x, x.shape[-1:], None, None, eps)
     framed = normed.unflatten(1, (scale.shape[1], -1))
     return torch.addcmul(shift, framed, scale).flatten(1, 2)
 
 
 def gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """x + y * gate in float32, for x, y [B, N, d] and a `per_token` gate; y's memory may be reused."""
-    y = y.float()
     if gate.dim() == 1:
-        return torch.addcmul(x, y, gate, out=reusable(y))
+        return torch.addcmul(x, y, gate, out=reusable(y) if y.dtype == x.dtype else None)
     frames = gate.shape[1]
     return torch.addcmul(x.unflatten(1, (frames, -1)), y.unflatten(1, (frames, -1)), gate).flatten(1, 2)
 
@@ -151,9 +151,9 @@ def project(x: Tensor, w: Weights, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """[B, N, d] to self-attention's q, k (normalised, without positions) and v, each [B, N, heads, head_dim]."""
     batch, tokens, dim = x.shape
     x = F.linear(x, *w.qkv[0]) if len(w.qkv) == 1 else torch.cat([F.linear(x, *part) for part in w.qkv], -1)
-    qk, v = x.split((2 * dim, dim), -1)
-    q, k = rms_norm(qk.view(batch, tokens, 2, dim), w.gains, w.eps).view(batch, tokens, 2, heads, -1).unbind(2)
-    return q, k, v.view(batch, tokens, heads, -1)
+    qkv = x.view(batch, tokens, 3, dim)
+    q, k = rms_norm(qkv[:, :, :2], w.gains, w.eps).view(batch, tokens, 2, heads, -1).unbind(2)
+    return q, k, qkv[:, :, 2].view(batch, tokens, heads, -1)
 
 
 class Layer(nn.Module):
@@ -213,18 +213,18 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, m: Modulation, text: KeysValues, attend: History, core: Attend) -> Tensor:
         """[B, N, d] to [B, N, d]; the residual stays in float32 within the layer, as in Wan."""
         w = self.weights() if self._fused is None or torch.is_grad_enabled() else self._fused
-        dtype, eps, heads = x.dtype, self.eps, self.heads
-        x = x.float()
-        y = attend(self.index, *project(modulate(x, m.shift1, m.scale1, eps).to(dtype), w, heads))
-        y = F.linear(y.flatten(2), *w.out)
-        x = gated(x, y, m.gate1)
-        y = F.layer_norm(x, x.shape[-1:], *w.norm_text, eps).to(dtype)
-        y = F.linear(y, *w.query_text)
-        y = rms_norm(y, w.gain_text, w.eps)
-        y = core(y.unflatten(-1, (heads, -1)), *text, None)
-        y = F.linear(y.flatten(2), *w.out_text)
-        x = torch.add(x, y, out=reusable(x))
-        y = modulate(x, m.shift2, m.scale2, eps).to(dtype)
-        y = F.linear(y, *w.up)
+        dtype, eps, heads, (batch, tokens, dim) = x.dtype, self.eps, self.heads, x.shape
+        wide = dtype == torch.float32  # even a conversion to the same type takes its time here
+        x = x if wide else x.float()
+        y = modulate(x, m.shift1, m.scale1, eps)
+        y = attend(self.index, *project(y if wide else y.to(dtype), w, heads))
+        x = gated(x, F.linear(y.reshape(batch, tokens, dim), *w.out), m.gate1)
+        y = torch.layer_norm(x, (dim,), *w.norm_text, eps)
+        y = rms_norm(F.linear(y if wide else y.to(dtype), *w.query_text), w.gain_text, w.eps)
+        y = core(y.view(batch, tokens, heads, -1), *text, None)
+        x = torch.add(x, F.linear(y.reshape(batch, tokens, dim), *w.out_text), out=reusable(x))
+        y = modulate(x, m.shift2, m.scale2, eps)
+        y = F.linear(y if wide else y.to(dtype), *w.up)
         y = F.linear(F.gelu(y, approximate="tanh", out=reusable(y)), *w.down)
-        return gated(x, y, m.gate2).to(dtype)
+        x = gated(x, y, m.gate2)
+        return x if wide else x.to(dtype)

@@ -167,7 +167,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, terms: tuple[Tensor, Tensor]) -> Tensor:
         """[B, N, d] to patches [B, N, patch * C]."""
-        return self.head(modulate(x, *terms, self.eps).to(x.dtype))
+        return self.head(modulate(x.float(), *terms, self.eps).to(x.dtype))
 
 
 def patches(latents: Tensor, patch: list[int]) -> Tensor:

@@ -58,9 +58,11 @@ def rotate(x: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
     With `out` (same shape and dtype as `x`, or `x` itself) the result is written there, e.g. straight into a
     bank's slot.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    if out is not None and out.dtype == torch.float32:
-        torch.mul(pairs, table, out=out.view(torch.complex64))
-        return out
-    turned = torch.view_as_real(pairs * table).flatten(-2)
-    return turned.to(x.dtype) if out is None else out.copy_(turned)
+    if out is None:
+        # Differentiable, as training needs it.
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
+    if out.dtype != torch.float32:
+        return out.copy_((x.float().view(torch.complex64) * table).view(torch.float32))
+    torch.mul(x.view(torch.complex64), table, out=out.view(torch.complex64))
+    return out
