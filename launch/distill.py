@@ -61,6 +61,8 @@ def _export(config: DistillConfig, trainer) -> None:
     if trainer.step == 0:
         raise UserError(f"export={config.export}", f"stage {config.stage} has not been trained", "run it first")
     about = {"model": config.model.name, "stage": config.stage, "steps": trainer.step}
+    # Which codec and clips it was trained on.
+    about["clips"] = trainer.stage.library.folder.name
     trainer.stage.average.export(config.export, {k: str(v) for k, v in about.items()})
     print(json.dumps(about | {"bytes": Path(config.export).stat().st_size}))
 

@@ -10,7 +10,7 @@ from runtime.conditioning import Picture
 from runtime.versions import versions
 from stages.build import TEMPORAL_STRIDE, torch_dtype
 from stages.codec.base import parameter_bytes
-from stages.codec.small import SmallDecoder
+from stages.codec.small import SmallDecoder, read_config
 from stages.codec.wan import WanDecoder
 from stages.denoise.bank import Bank, Layout
 from stages.denoise.network import Network
@@ -39,7 +39,9 @@ def describe(config: Config) -> Workload:
     ends = layers(0, 0) - bare, layers(n, n) - bare
     audio = parameter_bytes(AudioEncoder(network.audio)) if network.audio else 0
     text = parameter_bytes(TextEncoder(model.text, network.text_dim, network.text_tokens))
-    decoder = WanDecoder(base=model.codec.width) if model.codec.kind == "wan" else SmallDecoder()
+    decoder = (
+        WanDecoder(base=model.codec.width) if model.codec.kind == "wan" else _small_decoder(model.codec.checkpoint)
+    )
     layout = Layout.of(model, tokens)
     latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize
     sound = model.chunk_frames * TEMPORAL_STRIDE * network.audio.dim * FLOAT if network.audio else 0
@@ -59,6 +61,11 @@ def describe(config: Config) -> Workload:
         decode_bytes=round(parameter_bytes(decoder) * scale) if config.sink.needs_frames else 0,
         bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype),
     )
+
+
+def _small_decoder(checkpoint: str | None) -> SmallDecoder:
+    """A decoder of the sizes its file names."""
+    return SmallDecoder(read_config(checkpoint) if checkpoint else None)
 
 
 def _end(layer: int, layers: int, ends: tuple[int, int]) -> int:
