@@ -175,6 +175,10 @@ class ModelConfig:
         choice("model.prompt_switch", self.prompt_switch, ("text_only", "recache"))
         for name in ("steps", "chunk_frames", "window_frames", "shift", "fps"):
             positive(f"model.{name}", getattr(self, name))
+        if self.prompt_switch == "recache":
+            raise UserError("model.prompt_switch=recache", "is not built yet", "use model.prompt_switch=text_only")
+        if self.lora:
+            raise UserError(f"model.lora={self.lora}", "is not built yet", "merge it into the checkpoint")
         self._check_schedule()
         self._check_window()
         self._check_sink()

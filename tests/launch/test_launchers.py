@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.kill import is_worker
 from tests.launch.test_stream import ROOT, decoded
 
 BASE = (
@@ -79,7 +80,7 @@ def test_a_killed_worker_ends_the_run(tmp_path, launcher):
         time.sleep(0.05)
     time.sleep(random.Random(launcher).random())
     members = family.children(recursive=True)
-    victims = [p for p in members if _is_worker(p, launcher)]
+    victims = [p for p in members if is_worker(p, launcher)]
     assert len(victims) == workers
     victims[1].send_signal(signal.SIGKILL)
     _, err = process.communicate(timeout=60)
@@ -90,16 +91,6 @@ def test_a_killed_worker_ends_the_run(tmp_path, launcher):
     assert decoded(folder / "video.mp4")[0] > 0
     _, alive = psutil.wait_procs(members, timeout=20)
     assert not alive, [p.cmdline() for p in alive]
-
-
-def _is_worker(process: psutil.Process, launcher: str) -> bool:
-    try:
-        line = " ".join(process.cmdline())
-    except psutil.Error:
-        return False
-    if launcher == "ray":
-        return line.startswith("ray::WorkerActor")
-    return "launch.stream" in line and "torch.distributed.run" not in line
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "ray"])
