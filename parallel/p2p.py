@@ -100,7 +100,7 @@ class Link:
             limit = 3 * self._timeout
             self._bodies = dist.ProcessGroupNCCL(dist.PrefixStore("bodies", store), rank, 2, limit)
             # The first transfers make the communicator and need the store; afterwards nothing does.
-            for transfer in (self.send, self.receive) if rank == 0 else (self.receive, self.send):
+            for transfer in ((self.send, self.receive), (self.receive, self.send))[rank]:
                 with self.edges.after(None):
                     transfer(torch.zeros(64, dtype=torch.uint8, device=device), BODY)
 
