@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import conf
 from conf.errors import UserError, nearest
+from launch import clusters
 
 CONF = Path(conf.__file__).parent
 EXIT_USER_ERROR = 2
@@ -84,7 +85,7 @@ def compose(name: str, schema: type, overrides: list[str]) -> Any:
     """The typed configuration that a command line of `overrides` gives, for those who are not the command line."""
     ConfigStore.instance().store(f"{name}_schema", schema)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_object(hydra.compose(name, overrides))
+        return OmegaConf.to_object(hydra.compose(name, clusters.arguments(overrides)))
 
 
 def _job_folder(config: DictConfig) -> None:
@@ -115,7 +116,7 @@ def run(
         The exit code: 0, or 2 with one line on standard error for a user's mistake.
     """
     ConfigStore.instance().store(f"{name}_schema", schema)
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = clusters.arguments(sys.argv[1:] if argv is None else argv)
     # Hydra would print its own, longer, account of an error and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 

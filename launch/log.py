@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.schema import Config
-from runtime.report import Timeline
+from runtime.report import Progress
 
 
 class Log:
@@ -15,8 +15,8 @@ class Log:
     def begin(self, folder: Path) -> None:
         """Everything is loaded, and the output folder is there."""
 
-    def chunk(self, stream: int, timeline: Timeline) -> None:
-        """Stream `stream` has finished a chunk. May be called from another thread than the rest."""
+    def chunk(self, stream: int, at: Progress) -> None:
+        """Where stream `stream` is; not of every chunk, if they come fast. May be called from another thread."""
 
     def finish(self, report: dict[str, Any]) -> None:
         """The run has ended well; `report` is what `report.json` holds."""

@@ -2,6 +2,9 @@
 
 Takes what `launch.stream` takes, refuses what it refuses, and prints who holds what, what travels, how the load is
 spread, and a drawing of the pipeline as it fills. Sources are not opened and weights not read.
+
+With `cluster=NAME` (or `FILE.yaml`) it also predicts what the plan will do there. Without a plan, or with `plan=auto`,
+it looks for the best one by `objective=fps|first_frame|control_latency` and prints the best few.
 """
 
 from __future__ import annotations
@@ -17,31 +20,18 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.schema import Config
+from launch import planning, ranking
 from launch.cli import run
+from launch.figures import human, number
 from parallel import capability, timeline
 from parallel.builders import build
 from parallel.plan import Hop, Plan, Version
-from runtime.workload import describe
+from parallel.planner import assess, rank, refuse
 
 COLUMNS = 110
 BAR = 40
 """Characters of the slowest worker's bar."""
 PERIODS = 10
-
-
-def human(size: float) -> str:
-    """A size in three digits at most: 405 kB, 10.4 GB."""
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while size >= 999.5 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    unit = units[0]
-    digits = 0 if unit == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
-    return f"{size:.{digits}f} {unit}"
-
-
-def number(value: float) -> str:
-    """A number without zeros that say nothing: 2, 0.5, 1.33."""
-    return f"{float(value):.2f}".rstrip("0").rstrip(".")
 
 
 def _run(numbers: Sequence[int]) -> str:
@@ -209,6 +199,41 @@ def legend(plan: Plan) -> str:
     return "; ".join(marks)
 
 
+def search(config: Config, console: Console) -> Plan:
+    """Print the best few plans for a configuration, and what is predicted for the best; returns it.
+
+    Raises:
+        UserError: nothing fits, or nothing is fast enough to be steered.
+    """
+    workload, cluster, demand = planning.workload_of(config), planning.cluster_of(config), planning.demand(config)
+    found = rank(workload, cluster, demand, config.objective, config.plan)
+    best = found[0]
+    console.print(
+        f"cluster={cluster.name}: {len(cluster.devices)} devices; {len(found)} plans fit, by objective="
+        f"{config.objective}:\n"
+    )
+    console.print(ranking.compared(found[: ranking.BEST], demand))
+    console.print(f"\nThe first, as {ranking.overrides(best)}:\n")
+    console.print(ranking.devices(best, cluster))
+    console.print(f"{ranking.said(best, cluster, demand)}\n")
+    return best.plan
+
+
+def predicted(config: Config, console: Console) -> Plan:
+    """Print what is predicted for a plan that was asked for, on a cluster; returns it.
+
+    Raises:
+        UserError: it does not fit, or is too slow to be steered.
+    """
+    workload, cluster, demand = planning.workload_of(config), planning.cluster_of(config), planning.demand(config)
+    choice = assess(config.plan, workload, cluster, demand)
+    refuse(choice, cluster, demand, config.plan.force)
+    console.print(f"cluster={cluster.name}: {len(cluster.devices)} devices\n")
+    console.print(ranking.devices(choice, cluster))
+    console.print(f"{ranking.said(choice, cluster, demand)}\n")
+    return choice.plan
+
+
 def show(config: Config, console: Console) -> None:
     """Print the plan of a configuration.
 
@@ -216,7 +241,12 @@ def show(config: Config, console: Console) -> None:
         UserError: the plan cannot be, or cannot run.
     """
     capability.check(config.model.context)
-    plan = build(config.plan, describe(config))
+    if config.plan.name == "auto":
+        plan = search(config, console)
+    elif config.cluster.devices or config.cluster.file:
+        plan = predicted(config, console)
+    else:
+        plan = build(config.plan, planning.workload_of(config))
     w, model = plan.workload, config.model
     console.print(
         f"model={model.name} plan={plan.name}: {w.steps} steps, {w.layers} layers, {model.context}, {model.dtype}, "
@@ -247,7 +277,11 @@ def job(config: Config, resolved: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    return run("stream", Config, job, argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    if any(a.startswith("cluster=") for a in arguments) and not any(a.startswith("plan=") for a in arguments):
+        # Asking what to do with a cluster, and not how, is asking for the best.
+        arguments = [*arguments, "plan=auto"]
+    return run("stream", Config, job, arguments)
 
 
 if __name__ == "__main__":

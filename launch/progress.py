@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.text import Text
 
 from conf.schema import Config
-from runtime.process import Board
+from launch.log import Log
+from runtime.pipeline import Pipeline
 from runtime.report import Progress
 
 PLAIN_EVERY_S = 10.0
@@ -62,17 +63,19 @@ class ProgressLine:
 
 
 class Watch:
-    """The progress line of workers in other processes, read off their board while the context is open.
+    """The progress line of running workers, read off their board while the context is open.
 
     Args:
-        board: theirs.
+        pipeline: theirs.
         config: the run.
         console: where the line goes.
+        log: told the same.
     """
 
-    def __init__(self, board: Board, config: Config, console: Console):
-        self.board, self.streams = board, config.stream.count
-        self.line = ProgressLine(config.model.name, self.streams, config.stream.chunks, console)
+    def __init__(self, pipeline: Pipeline, config: Config, console: Console, log: Log):
+        self.pipeline, self.board, self.log = pipeline, pipeline.board, log
+        self.line = ProgressLine(config.model.name, config.stream.count, config.stream.chunks, console)
+        self._told: dict[int, int] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -93,12 +96,17 @@ class Watch:
 
     def _look(self) -> None:
         with suppress(RuntimeError):  # the store may be gone with a worker; that is told elsewhere
-            found = [self.board.told(f"progress/{i}") for i in range(self.streams)]
-            if not any(found):
+            streams = [order.stream for order in self.pipeline.streams if self._told.get(order.stream) != -1]
+            found = {stream: self.pipeline.progress(stream) for stream in streams}
+            if not self._told and not any(found.values()):
                 loading = [self.board.told(f"loading/{i}") for i in range(self.board.workers)]
                 loaded = sum(bool(self.board.told(f"loaded/{i}")) for i in range(self.board.workers))
                 parts = ", ".join(f"{i}: {what}" for i, what in enumerate(loading) if what)
                 self.line.show(f"loading, {loaded} of {self.board.workers} workers ready  ({parts})")
-            for stream, at in enumerate(found):
-                if at:
+            for stream, at in found.items():
+                if at and at["chunks"] > self._told.get(stream, 0):
+                    self._told[stream] = at["chunks"]
                     self.line(stream, Progress(**at))
+                    self.log.chunk(stream, Progress(**at))
+                elif self.pipeline.ended(stream):
+                    self._told[stream] = -1  # nothing more to ask

@@ -20,12 +20,15 @@ from rich.console import Console
 
 from conf.errors import UserError
 from conf.schema import Config
+from launch import control
+from launch.log import Log
 from launch.progress import Watch
 from launch.signals import signals_kept
 from parallel.builders import build
-from runtime.process import Abandoned, Board, run_worker
+from runtime.board import Abandoned, Board, PeerLost
+from runtime.pipeline import Pipeline, results
+from runtime.process import over_network, run_worker
 from runtime.trace import join_traces
-from runtime.worker import PeerLost
 from runtime.workload import describe
 
 POLL_S = 0.2
@@ -43,9 +46,8 @@ class WorkerActor:
         device = torch.device("cuda") if config.device.kind != "cpu" and torch.cuda.is_available() else None
         stream = socket.create_connection(stdin).makefile("rb") if stdin and index == plan.encode else None
         try:
-            return run_worker(
-                plan, index, config, store, Path(config.output_dir), threading.Event(), device, stdin=stream
-            )
+            board, connect = Board(store, index, plan.workers), over_network(plan, index, config, store)
+            return run_worker(plan, index, config, board, Path(config.output_dir), connect, device, stdin=stream)
         except (UserError, PeerLost, Abandoned) as error:
             return error
 
@@ -102,13 +104,13 @@ def _feed(listener: socket.socket) -> None:
             connection.sendall(block)
 
 
-def stream(config: Config, begin, console: Console, stop: threading.Event) -> tuple[list[dict], list[dict]]:
+def stream(config: Config, begin, console: Console, stop: threading.Event, log: Log) -> tuple[list[dict], list[dict]]:
     """Run a plan on Ray.
 
     Args:
         config: the run.
         begin: makes the output folder; called once all workers have loaded.
-        console: where the progress line goes.
+        console, log: where progress goes.
         stop: ends the streams when set.
 
     Returns:
@@ -126,6 +128,8 @@ def stream(config: Config, begin, console: Console, stop: threading.Event) -> tu
         host = _host()
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         board = Board(store, -1, plan.workers)
+        pipeline = Pipeline(board)
+        control.begin(pipeline, config)
         if "-" in (config.source.audio, config.source.actions):
             listener = socket.create_server((host, 0))
             threading.Thread(target=_feed, args=(listener,), daemon=True).start()
@@ -148,28 +152,30 @@ def stream(config: Config, begin, console: Console, stop: threading.Event) -> tu
             actor.run.remote(plan, index, config, (host, store.port), stdin): index
             for index, actor in enumerate(actors)
         }
-        with Watch(board, config, console):
-            results = _collect(running, board, begin, stop, plan.workers)
+        with Watch(pipeline, config, console, log):
+            workers = _collect(running, pipeline, begin, stop, plan.workers)
         remove_placement_group(group)
         join_traces(Path(config.output_dir), plan.workers)
-        return results, results[plan.decode]["streams"]
+        return workers, results(pipeline)
     finally:
         if listener:
             listener.close()
         ray.shutdown()
 
 
-def _collect(running: dict, board: Board, begin, stop: threading.Event, workers: int) -> list[dict]:
+def _collect(running: dict, pipeline: Pipeline, begin, stop: threading.Event, workers: int) -> list[dict]:
     """Wait for every worker; the first failure ends the run, once the survivors have finished their files."""
+    board = pipeline.board
     results: dict[int, Any] = {}
-    begun = False
+    begun = stopped = False
     while running:
         if not begun and all(board.told(f"loaded/{i}") for i in range(workers)):
             begin()
             board.tell("begun")
             begun = True
-        if stop.is_set():
-            board.tell("stop")
+        if stop.is_set() and not stopped:
+            pipeline.stop()
+            stopped = True
         done, _ = ray.wait(list(running), timeout=POLL_S)
         for reference in done:
             index = running.pop(reference)

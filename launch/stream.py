@@ -12,20 +12,21 @@ from rich.console import Console
 
 from conf.errors import UserError
 from conf.schema import Config
-from launch import torchrun
+from launch import control, torchrun
 from launch.cli import run
 from launch.log import Log, log_of
-from launch.progress import ProgressLine
+from launch.progress import ProgressLine, Watch
 from launch.signals import stop_event
 from parallel import capability
 from parallel.builders import build
 from runtime import timeline_png
+from runtime.board import Abandoned, PeerLost
 from runtime.local import LocalRun
-from runtime.process import Abandoned
-from runtime.report import Timeline, assemble, write_json
+from runtime.pipeline import results
+from runtime.process import stop_when
+from runtime.report import assemble, write_json
 from runtime.run import SequentialRun
 from runtime.trace import join_traces
-from runtime.worker import PeerLost
 from runtime.workload import describe
 
 EXIT_LOST = 3
@@ -65,7 +66,7 @@ def _sequential(config: Config, resolved: str, console: Console, stop: threading
         with ProgressLine(config.model.name, config.stream.count, running.length, console) as line:
             for timeline in running:
                 line(index, timeline.progress())
-                log.chunk(index, timeline)
+                log.chunk(index, timeline.progress())
         found, worker = running.report()
         streams.append(found)
     if config.stream.count > 1:
@@ -75,29 +76,25 @@ def _sequential(config: Config, resolved: str, console: Console, stop: threading
 
 def _local(config: Config, resolved: str, console: Console, stop: threading.Event, log: Log) -> Results:
     """Any plan, its workers as threads of this process."""
-    plan = build(config.plan, describe(config))
-    engine = LocalRun(plan, config, stop)
-    folder = _begin(config, resolved, console, log)
-    length = engine.parts[plan.encode].conditionings[0].length()
-    with ProgressLine(config.model.name, config.stream.count, length, console) as line:
-
-        def notify(stream: int, timeline: Timeline) -> None:
-            line(stream, timeline.progress())
-            log.chunk(stream, timeline)
-
-        workers = engine.run(folder, notify)
+    plan, folder = build(config.plan, describe(config)), Path(config.output_dir)
+    engine = LocalRun(plan, config, folder)
+    control.begin(engine.pipeline, config)
+    stop_when(stop, engine.pipeline.stop)
+    with Watch(engine.pipeline, config, console, log):
+        engine.start(lambda: _begin(config, resolved, console, log))
+        workers = engine.wait()
     join_traces(folder, plan.workers)
-    return workers, workers[plan.decode]["streams"]
+    return workers, results(engine.pipeline)
 
 
 def _torchrun(config: Config, resolved: str, console: Console, stop: threading.Event, log: Log) -> Results | None:
-    return torchrun.stream(config, lambda: _begin(config, resolved, console, log), console, stop)
+    return torchrun.stream(config, lambda: _begin(config, resolved, console, log), console, stop, log)
 
 
 def _ray(config: Config, resolved: str, console: Console, stop: threading.Event, log: Log) -> Results:
     from launch import ray  # a heavy import that other launchers do without
 
-    return ray.stream(config, lambda: _begin(config, resolved, console, log), console, stop)
+    return ray.stream(config, lambda: _begin(config, resolved, console, log), console, stop, log)
 
 
 def _timeline(config: Config, folder: Path) -> None:

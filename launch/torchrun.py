@@ -21,10 +21,14 @@ from rich.console import Console
 
 from conf.errors import UserError
 from conf.schema import Config
+from launch import control
+from launch.log import Log
 from launch.progress import Watch
 from parallel.builders import build
 from parallel.plan import Plan
-from runtime.process import Board, run_worker
+from runtime.board import Board
+from runtime.pipeline import Pipeline, results
+from runtime.process import over_network, run_worker, stop_when
 from runtime.trace import join_traces
 from runtime.workload import describe
 
@@ -83,13 +87,15 @@ def plan_of(config: Config, workers: int) -> Plan:
     return build(config.plan, describe(config))
 
 
-def stream(config: Config, begin, console: Console, stop: threading.Event) -> tuple[list[dict], list[dict]] | None:
+def stream(
+    config: Config, begin, console: Console, stop: threading.Event, log: Log
+) -> tuple[list[dict], list[dict]] | None:
     """Run this rank's worker.
 
     Args:
         config: the run.
         begin: makes the output folder; called on one rank, once all have loaded.
-        console, stop: as everywhere.
+        console, stop, log: as everywhere.
 
     Returns:
         On rank 0 every worker's and every stream's part of the report; None elsewhere.
@@ -98,14 +104,21 @@ def stream(config: Config, begin, console: Console, stop: threading.Event) -> tu
     plan = plan_of(config, world)
     first = rank == 0
     board = Board(store, rank, world)
-    with Watch(board, config, console) if first else nullcontext():
+    pipeline = Pipeline(board)
+    stop_when(stop, pipeline.stop)
+    if first:
+        control.begin(pipeline, config)
+    board.tell(f"ordered/{rank}")
+    board.wait("ordered/0", RENDEZVOUS_S)
+    with Watch(pipeline, config, console, log) if first else nullcontext():
         result = run_worker(
-            plan, rank, config, store, Path(config.output_dir), stop, _device(config), begin=begin if first else None
-        )
+            plan, rank, config, board, Path(config.output_dir), over_network(plan, rank, config, store),
+            _device(config), begin=begin if first else None,
+        )  # fmt: skip
     board.tell(f"result/{rank}", result)
     board.meet("finished", config.launcher.timeout_s)
     if not first:
         return None
-    results: list[dict[str, Any]] = [board.told(f"result/{i}") for i in range(world)]
+    workers: list[dict[str, Any]] = [board.told(f"result/{i}") for i in range(world)]
     join_traces(Path(config.output_dir), world)
-    return results, results[plan.decode]["streams"]
+    return workers, results(pipeline)

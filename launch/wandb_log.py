@@ -13,7 +13,7 @@ from typing import Any
 from conf.errors import UserError
 from conf.schema import Config
 from launch.log import Log
-from runtime.report import Timeline
+from runtime.report import Progress
 
 
 class WandbLog(Log):
@@ -64,16 +64,16 @@ class WandbLog(Log):
     def _prefix(self, stream: int) -> str:
         return "" if self.config.stream.count == 1 else f"stream{stream}/"
 
-    def chunk(self, stream: int, timeline: Timeline) -> None:
+    def chunk(self, stream: int, at: Progress) -> None:
         """fps and realtime_factor so far, chunk_latency_s of the chunk that has just left."""
         if self.run is None:
             return
-        at, prefix = timeline.progress(), self._prefix(stream)
+        prefix = self._prefix(stream)
         told = {
             "chunk": at.chunks - 1,
             "fps": at.fps_now,
             "realtime_factor": at.fps_now / at.fps,
-            "chunk_latency_s": timeline.chunk_latency.recent[-1],
+            "chunk_latency_s": at.latency_s,
         }
         self.run.log({prefix + name: value for name, value in told.items()})
 

@@ -25,14 +25,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from parallel.message import Message, pack_body, pack_header, unpack
+from parallel.plan import Member
 
 CREDITS = 2
+
+Peer = int | Member
+"""Who is at the other end: a worker by its index, or one of its processes."""
 
 
 class ChannelError(Exception):
     """A channel cannot do its work: `worker 3: why`, one line."""
 
-    def __init__(self, peer: int, reason: str):
+    def __init__(self, peer: Peer, reason: str):
         self.peer, self.reason = peer, " ".join(reason.split())
         super().__init__(f"worker {peer}: {self.reason}")
 
@@ -41,7 +45,7 @@ class ChannelError(Exception):
 class Arrival:
     """A message from `peer`; `release()` gives its credit and memory back (calling it again does nothing)."""
 
-    peer: int
+    peer: Peer
     message: Message
     release: Callable[[], None]
 
@@ -50,14 +54,14 @@ class Arrival:
 class Closed:
     """`peer` closed its end in good order."""
 
-    peer: int
+    peer: Peer
 
 
 @dataclass(frozen=True)
 class Failure:
     """The channel with `peer` broke."""
 
-    peer: int
+    peer: Peer
     error: ChannelError
 
 
@@ -68,7 +72,7 @@ Inbox = queue.Queue
 class Sender(ABC):
     """The sending end of a channel to `peer`."""
 
-    peer: int
+    peer: Peer
 
     @abstractmethod
     def send(self, message: Message) -> None:
@@ -87,7 +91,7 @@ class Sender(ABC):
 class Receiver(ABC):
     """The receiving end of a channel from `peer`; what comes goes to the inbox it was made with."""
 
-    peer: int
+    peer: Peer
 
     @abstractmethod
     def close(self) -> None:
@@ -102,7 +106,7 @@ class Credits:
         count: how many there are.
     """
 
-    def __init__(self, peer: int, count: int):
+    def __init__(self, peer: Peer, count: int):
         if count < 1:
             raise ValueError(f"credits={count}: a channel needs at least 1")
         self._peer, self._count, self._left = peer, count, count

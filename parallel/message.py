@@ -4,7 +4,7 @@ The header announces everything about the body, so the receiver can provide memo
 both have one form for every kind of message. All tensors of a message travel as one buffer: one transfer per
 hop, whatever the number of tensors.
 
-    header [HEADER_BYTES] uint8, host:  fields | JSON {"tensors": [[name, dtype, shape, offset], ...], "times": {...}}
+    header [HEADER_BYTES] uint8, host:  fields | JSON {"tensors": [[name, dtype, shape, offset], ...], ...}
     body   [n] uint8, the tensors' device: each tensor contiguous, at an offset that is a multiple of ALIGN bytes
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-KINDS = ("step", "prefill", "commit", "final", "sound", "done", "end", "beat")
+KINDS = ("step", "prefill", "commit", "final", "sound", "done", "end", "call", "beat")
 HEADER_BYTES = 4096
 # Vector loads and every dtype want alignment; 64 bytes is a cache line and more than any dtype needs.
 ALIGN = 64
@@ -43,6 +43,7 @@ class Message:
         kind: one of KINDS; `beat` is the channels' own sign of life and is never delivered.
         stream, chunk, step, block, epoch: what it is about, signed 64-bit.
         times: seconds spent so far, by worker index; a handful.
+        note: anything else that is read on the host; short.
         tensors: by name, all on one device; any shape, and any dtype of the table in this module. May be empty.
     """
 
@@ -54,6 +55,7 @@ class Message:
     epoch: int = 0
     times: dict[int, float] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    note: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind} of stream {self.stream} chunk {self.chunk} step {self.step} block {self.block}"
@@ -85,7 +87,8 @@ def unpack(header: Tensor, body: Tensor | None) -> Message:
         dtype = _DTYPES[dtype_name]
         end = offset + math.prod(shape) * dtype.itemsize
         tensors[name] = body[offset:end].view(dtype).view(shape)
-    return Message(KINDS[kind], *numbers, {int(k): v for k, v in extra["times"].items()}, tensors)
+    times = {int(k): v for k, v in extra["times"].items()}
+    return Message(KINDS[kind], *numbers, times, tensors, extra.get("note", ""))
 
 
 def body_bytes(header: Tensor) -> int:
@@ -116,10 +119,13 @@ def pack_header(message: Message) -> Tensor:
             raise ValueError(f"{message}: tensor {name} is {dtype}; can travel: {', '.join(_DTYPES)}")
         entries.append([name, dtype, list(tensor.shape), offsets[name]])
     times = {int(worker): float(seconds) for worker, seconds in message.times.items()}
-    extra = json.dumps({"tensors": entries, "times": times}, separators=(",", ":")).encode()
+    extra = {"tensors": entries, "times": times} | ({"note": message.note} if message.note else {})
+    extra = json.dumps(extra, separators=(",", ":")).encode()
     room = HEADER_BYTES - _FIELDS.size
     if len(extra) > room:
-        raise ValueError(f"{message}: names, shapes and times need {len(extra)} bytes of header, there are {room}")
+        raise ValueError(
+            f"{message}: names, shapes, times and note need {len(extra)} bytes of header, there are {room}"
+        )
     numbers = (message.stream, message.chunk, message.step, message.block, message.epoch)
     raw = bytearray(HEADER_BYTES)
     try:

@@ -32,7 +32,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel import channels
-from parallel.channels import Arrival, ChannelError, Closed, Credits, Failure, Inbox, Receiver, Sender, once
+from parallel.channels import Arrival, ChannelError, Closed, Credits, Failure, Inbox, Peer, Receiver, Sender, once
 from parallel.message import HEADER_BYTES, Message, body_bytes, pack_body, pack_header, unpack
 
 HEADER, BODY, CREDIT, CUT = range(4)  # tags
@@ -86,7 +86,7 @@ class Link:
     Each member makes one end of it, soon after connecting: until then the other hears nothing from it.
     """
 
-    def __init__(self, peer: int, name: str, rank: int, store: dist.Store, device: torch.device, timeout_s: float):
+    def __init__(self, peer: Peer, name: str, rank: int, store: dist.Store, device: torch.device, timeout_s: float):
         self.peer, self.name, self.timeout_s, self.device = peer, name, timeout_s, device
         self.edges = Edges(device)
         self._other, self._timeout = 1 - rank, timedelta(seconds=timeout_s)
@@ -161,8 +161,13 @@ def connect(store: dist.Store, me: int, peer: int, name: str, device: torch.devi
     """
     if me == peer:
         raise ValueError(f"channel {name}: worker {me} talks to itself; use a LocalChannel")
+    return link(store, int(me > peer), peer, name, torch.device(device), timeout_s)
+
+
+def link(store: dist.Store, side: int, peer: Peer, name: str, device: torch.device, timeout_s: float) -> Link:
+    """One side, 0 or 1, of a new pair; the rest is as for `connect`."""
     try:
-        return Link(peer, name, int(me > peer), dist.PrefixStore(name, store), torch.device(device), timeout_s)
+        return Link(peer, name, side, dist.PrefixStore(name, store), device, timeout_s)
     except RuntimeError as error:
         raise ChannelError(peer, f"channel {name} not connected in {timeout_s:g} s ({_line(error)})") from error
 
@@ -242,7 +247,7 @@ class _End:
         try:
             loop()
         except Exception as error:
-            error = ChannelError(self.peer, f"channel {self._link.name}: {_why(error, self._link.timeout_s)}")
+            error = ChannelError(self.peer, f"channel {self._link.name}: {why(error, self._link.timeout_s)}")
             self._finish(error.reason, Failure(self.peer, error))
             self._link.cut()
 
@@ -351,7 +356,7 @@ def _abandon(link: Link, out: queue.SimpleQueue, threads: list[threading.Thread]
             thread.join(1.0)
 
 
-def _why(error: Exception, timeout_s: float) -> str:
+def why(error: Exception, timeout_s: float) -> str:
     """What a transfer's error means, in a few words."""
     text = str(error).lower()
     if "timed out" in text or "timeout" in text:

@@ -4,6 +4,7 @@ A cell is one denoising step over one block of layers. A chunk's *route* visits 
 reads and writes allow: step 0 block 0, step 0 block 1, ..., last step last block, then decode. A *row* is the
 way a pass over all layers takes through the workers that hold one step's banks; passes that write a bank
 outside the route (prefill, commit) run along every row, so that every worker that reads a bank also wrote it.
+A worker is one process, or where passes are shared (sequence parallelism) as many as the plan's *degree*.
 """
 
 from __future__ import annotations
@@ -21,6 +22,16 @@ class Cell(NamedTuple):
 
     step: int
     block: int
+
+
+class Member(NamedTuple):
+    """A process of a plan: one of the `degree` that share a worker's passes. Rank 0 is all else the worker is."""
+
+    worker: int
+    rank: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.worker}.{self.rank}" if self.rank else str(self.worker)
 
 
 class Version(NamedTuple):
@@ -48,6 +59,7 @@ class Workload:
         range_bytes: weights every block range needs besides its layers; `first_bytes`, `last_bytes` those of the
             network's two ends; `encode_bytes`, `decode_bytes` those of the other stages.
         bank_bytes: of one layer's bank at one level.
+        heads, tokens_per_frame: what sharing a pass divides; 0: not known, and not checked.
     """
 
     steps: int
@@ -64,6 +76,8 @@ class Workload:
     encode_bytes: int = 0
     decode_bytes: int = 0
     bank_bytes: int = 0
+    heads: int = 0
+    tokens_per_frame: int = 0
 
     @property
     def commits_every_chunk(self) -> bool:
@@ -91,6 +105,8 @@ class Plan:
         owners: owners[step][block] is a worker's index.
         encode, decode: workers of the two other stages.
         workers: how many there are.
+        degree: processes of every worker that owns cells; a worker that only encodes or decodes is one process.
+        limit: chunks in flight at most, where it is known better than from counting layers.
     """
 
     name: str
@@ -100,6 +116,8 @@ class Plan:
     encode: int
     decode: int
     workers: int
+    degree: int = 1
+    limit: int | None = None
 
     def owner(self, cell: Cell) -> int:
         return self.owners[cell.step][cell.block]
@@ -131,6 +149,22 @@ class Plan:
         """Banks a worker holds for a block: one per step under `same_level`, one in all under `clean`."""
         steps = self.steps_of(worker, block)
         return steps if self.workload.context == "same_level" else steps[:1] and (0,)
+
+    @cached_property
+    def members(self) -> tuple[Member, ...]:
+        """Who every process is, by its number: worker by worker, so that those that share passes are neighbours."""
+        owners = {worker for row in self.owners for worker in row}
+        sizes = [self.degree if worker in owners else 1 for worker in range(self.workers)]
+        return tuple(Member(worker, rank) for worker, size in enumerate(sizes) for rank in range(size))
+
+    @property
+    def processes(self) -> int:
+        """How many processes there are."""
+        return len(self.members)
+
+    def group(self, worker: int) -> tuple[int, ...]:
+        """Numbers of a worker's processes, by rank."""
+        return tuple(number for number, member in enumerate(self.members) if member.worker == worker)
 
     @property
     def head(self) -> int:
@@ -167,27 +201,30 @@ class Plan:
         """Ordered pairs of workers with a channel between them, sorted."""
         return tuple(sorted({(h.source, h.target) for h in self.hops}))
 
-    def weight_bytes(self, worker: int) -> int:
-        """Weights a worker loads: those of its layers and stages, nothing else."""
+    def weight_bytes(self, worker: int, rank: int = 0) -> int:
+        """Weights a process loads: those of its worker's layers and, if it is the first, stages; nothing else.
+
+        Sharing passes divides banks and work, not weights: every process of a worker holds all its layers.
+        """
         w, total = self.workload, 0
         for b in self.blocks_of(worker):
             block = self.blocks[b]
             total += w.range_bytes + sum(w.layer_bytes[i] for i in block)
             total += w.first_bytes * (block.start == 0) + w.last_bytes * (block.stop == w.layers)
-        return total + w.encode_bytes * (worker == self.encode) + w.decode_bytes * (worker == self.decode)
+        stages = w.encode_bytes * (worker == self.encode) + w.decode_bytes * (worker == self.decode)
+        return total + stages * (rank == 0)
 
     def bank_bytes(self, worker: int) -> int:
-        """Banks of one stream on a worker."""
-        return sum(
-            self.workload.bank_bytes * len(self.blocks[b]) * len(self.levels_of(worker, b))
-            for b in self.blocks_of(worker)
-        )
+        """Banks of one stream in each process of a worker: each holds an equal part of the heads."""
+        layers = sum(len(self.blocks[b]) * len(self.levels_of(worker, b)) for b in self.blocks_of(worker))
+        return self.workload.bank_bytes * layers // self.degree
 
     def load(self, times: dict[str, float] | None = None) -> list[float]:
         """Time each worker spends on one chunk, in units of one step of the whole network.
 
         Args:
-            times: durations of `step` (all layers), `encode` and `decode`; None: a step is 1, the others are 0.
+            times: durations of `step` (all layers, shared as this plan shares it), `encode` and `decode`; None: a step
+                is 1, the others are 0.
         """
         times = {"step": 1.0, "encode": 0.0, "decode": 0.0} | (times or {})
         load = [0.0] * self.workers
@@ -204,6 +241,8 @@ class Plan:
     @property
     def in_flight(self) -> int:
         """Chunks on their way at most, before anything was measured: ceil(sum of loads / slowest)."""
+        if self.limit is not None:
+            return self.limit
         alone = self.workload.decodes and self.decode not in {worker for row in self.owners for worker in row}
         return pace(self.load({"decode": max(self.load()) if alone else 0.0}))
 

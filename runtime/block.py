@@ -1,8 +1,4 @@
-"""A block of layers on a worker: its banks for every stream, and what may run on them when.
-
-The order of work on a bank is total: chunk 0, what was made of chunk 0, chunk 1, ... A pass is ready when
-everything before it on that bank is done, and not sooner; nothing else is waited for.
-"""
+"""A block of layers on a worker: its banks and text for every stream. When a pass may run is the schedule's to say."""
 
 from __future__ import annotations
 
@@ -24,14 +20,12 @@ class BankState:
 
     Attributes:
         bank: keys and values.
-        chunk: the last chunk whose steps here are done; -1 before the first.
+        epoch: of the last chunk that was put in.
         commits: chunks whose clean keys and values are in.
         reference: the chunk from which the reference in the bank holds; -1: none.
-        epoch: of the last chunk.
     """
 
     bank: Bank
-    chunk: int = -1
     epoch: int = -1
     commits: int = 0
     reference: int = -1
@@ -75,38 +69,6 @@ class Block:
     def close(self, stream: int) -> None:
         self.streams.pop(stream, None)
 
-    # -- what is due, and when ------------------------------------------------------------------------------------
-
-    def commits_due(self, chunk: int) -> int:
-        """Commits that must be in a bank before `chunk` reads it."""
-        if self.model.context == "clean":
-            return chunk
-        return min(chunk, self.model.sink_frames // self.model.chunk_frames)
-
-    def reference_due(self, chunk: int) -> int:
-        """The reference that must be in a bank before `chunk` reads it, by the chunk it holds from."""
-        return max((v.holds for v in self.references if v.holds <= chunk), default=-1)
-
-    def _settled(self, state: BankState, chunk: int) -> bool:
-        due = self.commits_due(chunk), self.reference_due(chunk)
-        return state.chunk == chunk - 1 and (state.commits, state.reference) == due
-
-    def step_ready(self, stream: int, chunk: int, step: int) -> bool:
-        return self._settled(self.stream(stream).banks[self.denoiser.level(step)], chunk)
-
-    def end_ready(self, stream: int, chunks: int) -> bool:
-        """Whether nothing more will be done to this block's banks in a stream of `chunks` chunks."""
-        states = self.stream(stream).banks.values()
-        return all(s.chunk == chunks - 1 and s.commits == self.commits_due(chunks) for s in states)
-
-    def prefill_ready(self, stream: int, level: int, holds: int) -> bool:
-        state = self.stream(stream).banks[level]
-        return state.chunk == holds - 1 and state.commits == self.commits_due(holds)
-
-    def commit_ready(self, stream: int, level: int, chunk: int) -> bool:
-        state = self.stream(stream).banks[level]
-        return state.chunk == chunk and state.commits == chunk
-
     # -- work -------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -127,8 +89,8 @@ class Block:
         level, held = self.denoiser.level(step), self.stream(stream)
         out = self.denoiser.step(self._view(stream, level, epoch), step, chunk, x, given, distance)
         if step == self._last_step(level):
-            held.banks[level].chunk, held.banks[level].epoch = chunk, epoch
-        if self.commits_due(chunk + 1) > chunk:
+            held.banks[level].epoch = epoch
+        if self.denoiser.commits(chunk):
             held.given[chunk] = given, epoch
         self._forget_texts(held)
         return out

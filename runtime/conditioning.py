@@ -12,6 +12,7 @@ import math
 import sys
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from typing import BinaryIO
 
 import numpy as np
@@ -29,6 +30,7 @@ from stages.build import (
     build_text_encoder,
     video_frames,
 )
+from stages.codec.base import parameter_bytes
 from stages.denoise.denoiser import ChunkConditioning
 from stages.denoise.draws import Draws
 from stages.encode.actions import one_hot
@@ -69,14 +71,55 @@ class Picture:
         return self.height // SPATIAL_STRIDE, self.width // SPATIAL_STRIDE
 
 
+class Encoders:
+    """The encoders that all streams of a worker share, each loaded when it is first asked for.
+
+    Args:
+        model: which.
+        device: where the codec's encoder runs.
+    """
+
+    def __init__(self, model: ModelConfig, device: torch.device):
+        self.model, self.device = model, device
+
+    @cached_property
+    def text(self):
+        """Prompt -> rows [1, L, text_dim]; None for a model without text."""
+        return build_text_encoder(self.model)
+
+    @cached_property
+    def audio(self):
+        """Features [1, F, n] -> tokens; None for a model without sound."""
+        return build_audio_encoder(self.model)
+
+    def load(self) -> None:
+        """Load what stays, for streams to come."""
+        _ = self.text, self.audio
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of those loaded so far that stay: the codec's encoder is let go of once a reference is encoded."""
+        held = (self.__dict__.get(name) for name in ("text", "audio"))
+        return sum(parameter_bytes(e) for e in held if e is not None)
+
+    @torch.inference_mode()
+    def still(self, image: Tensor) -> Tensor:
+        """The latent [1, C, 1, h, w] of an image [3, H, W] held still."""
+        encoder = build_encoder(self.model, self.device)
+        frames = video_frames(self.model.codec.kind, 1, first=True)
+        dtype = next(encoder.parameters()).dtype
+        video = image.to(self.device, dtype)[None, :, None].repeat(1, 1, frames, 1, 1)
+        return encoder(video, encoder.start())
+
+
 class Conditioning:
     """Everything that drives one stream.
 
     Args:
         model, stream, source: configuration.
-        stop: ends the stream at the next chunk when set; releases live sources.
-        device: where the codec's encoder runs.
+        encoders: shared by all streams here.
         stdin: where `-` reads; None: standard input.
+        stop: ends the stream at the next chunk when set; releases live sources. None: its own.
 
     Raises:
         UserError: a source is missing, broken or does not fit the model. Sources are opened here, so bad input
@@ -88,12 +131,13 @@ class Conditioning:
         model: ModelConfig,
         stream: StreamConfig,
         source: SourceConfig,
-        stop: threading.Event,
-        device: torch.device,
+        encoders: Encoders,
         stdin: BinaryIO | None = None,
+        stop: threading.Event | None = None,
     ):
         self._stdin = sys.stdin.buffer if stdin is None else stdin
-        self.model, self.stream, self.stop, self.device = model, stream, stop, device
+        self.model, self.stream, self.encoders = model, stream, encoders
+        self.stop = threading.Event() if stop is None else stop
         self.picture = Picture.of(model, stream)
         self.draws = Draws(stream.seed, stream.id)
         self.tensors = TensorsFile(source.tensors) if source.tensors else None
@@ -104,8 +148,11 @@ class Conditioning:
         self._image = load_image(source.image, self.picture.height, self.picture.width) if source.image else None
         self._last_text: object = None
         self._reference = self._given("reference_latent", (1, model.network.in_channels, 1, *self.picture.latent))
-        self.text_encoder = None if self._has("context") else build_text_encoder(model)
-        self.audio_encoder = build_audio_encoder(model)
+        self.text_encoder = None if self._has("context") else encoders.text
+        self.audio_encoder = encoders.audio
+        self._steered: tuple[str, float] | None = None
+        self._accepted: dict[int, float] = {}
+        """When the prompts were accepted that were given while the stream ran, by chunk."""
         self._grey = self._reference is None and self._image is None
         if model.reference and self._reference is None:
             self._reference = self._encode_reference()
@@ -145,13 +192,7 @@ class Conditioning:
         """The latent [1, C, 1, h, w] of the image held still; mid-grey where none is given."""
         if self._image is None:
             self._image = torch.zeros(3, self.picture.height, self.picture.width)
-        encoder = build_encoder(self.model, self.device)
-        dtype = next(encoder.parameters()).dtype
-        still = self._image.to(self.device, dtype)[None, :, None].repeat(
-            1, 1, video_frames(self.model.codec.kind, 1, first=True), 1, 1
-        )
-        with torch.inference_mode():
-            return encoder(still, encoder.start())
+        return self.encoders.still(self._image)
 
     # -- what was given as tensors ------------------------------------------------------------------------------
 
@@ -197,6 +238,9 @@ class Conditioning:
         """What chunk `chunk` is made with, encoded; None where the stream ends before it. Waits for live sources."""
         if self._over(chunk):
             return None
+        if self._steered is not None:
+            (prompt, accepted), self._steered = self._steered, None
+            self._prompts[chunk], self._accepted[chunk] = prompt, accepted
         start, count = self.frames(chunk)
         audio = self._audio(chunk, count) if self.sound else None
         actions = self._actions(start, count) if self.model.network.actions else None
@@ -252,14 +296,25 @@ class Conditioning:
         if self.text_encoder is None:
             return torch.zeros(1, 1, self.model.network.text_dim)
         prompt = self._prompts.get(now, "")
+        # What lies behind is not asked for again.
+        self._prompts = {chunk: text for chunk, text in self._prompts.items() if chunk >= now}
         if unknown := self.text_encoder.ids(prompt)[1]:
             log.warning("prompt: model=%s does not know %s", self.model.name, ", ".join(unknown))
         with torch.inference_mode():
             return self.text_encoder(prompt)
 
-    def changes(self, chunk: int) -> bool:
-        """Whether the prompt changes at `chunk`, after the start."""
-        return chunk > 0 and chunk in self._prompts
+    def steer(self, prompt: str, accepted: float) -> None:
+        """Change the prompt from the next chunk that is sampled on; from any thread."""
+        self._steered = prompt, accepted
+
+    def accepted(self, chunk: int, entered: float) -> float | None:
+        """When the control that first shows in `chunk` was accepted, in seconds; None: nothing is new in it.
+
+        A prompt that was known in advance counts from the moment its chunk enters, live control from when it came.
+        """
+        found = [self._accepted.pop(chunk, entered)] if chunk > 0 and chunk in self._prompts else []
+        came = getattr(self.actions, "accepted", None)
+        return min([*found, *([came] if came is not None else [])], default=None)
 
     def reference(self) -> Tensor | None:
         """The reference's latent [1, C, 1, h, w]."""

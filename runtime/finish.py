@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,80 +12,97 @@ import torch
 from torch import Tensor
 
 from runtime.outputs import Outputs
-from runtime.report import Timeline
+from runtime.report import Timeline, stream_report
 from runtime.trace import Trace
 from stages.codec.base import Decoder
 from stages.post import to_pictures
 
 
 @dataclass
-class Finished:
-    """Final latents of a chunk, with what goes with them."""
-
-    chunk: int
-    latents: Tensor
-    times: dict[int, float]
-
-
-@dataclass
 class Companion:
-    """What the head sends ahead of a chunk: sound to hear, frames it makes, when it entered, whether it was steered."""
+    """What the head sends ahead of a chunk.
 
-    sound: np.ndarray | None
-    frames: int
-    entered: float
-    steered: bool
-
-
-@dataclass
-class FinishStream:
-    """One stream at the last stage; latents and companions come by different ways and are joined here."""
-
-    outputs: Outputs
-    timeline: Timeline
-    state: Any
-    latents: dict[int, Finished] = field(default_factory=dict)
-    companions: dict[int, Companion] = field(default_factory=dict)
-    next: int = 0
-
-    @property
-    def ready(self) -> bool:
-        return self.next in self.latents and self.next in self.companions
-
-
-class Finish:
-    """Decode, post and sinks, chunk by chunk in order.
-
-    Args:
-        decoder: None where no pictures are wanted.
-        outputs: sinks, per stream.
-        fps: of the model.
-        trace: told how long decode and sinks took.
+    Attributes:
+        frames: video frames it makes.
+        entered: when it entered.
+        accepted: when the control was accepted that first shows in it; None: nothing is new in it.
+        sound: to be heard with it.
     """
 
-    def __init__(self, decoder: Decoder | None, outputs: list[Outputs], fps: int, trace: Trace):
-        self.decoder, self.trace = decoder, trace
-        self.streams = [
-            FinishStream(o, Timeline(fps, trace.clock), decoder.start() if decoder else None) for o in outputs
-        ]
+    frames: int
+    entered: float
+    accepted: float | None
+    sound: np.ndarray | None
+
+    @staticmethod
+    def of(tensors: dict[str, Tensor]) -> Companion:
+        """From a message's tensors."""
+        frames, entered, accepted = tensors["meta"].tolist()
+        sound = tensors["sound"].numpy() if "sound" in tensors else None
+        return Companion(int(frames), entered, None if math.isnan(accepted) else accepted, sound)
+
+
+@dataclass
+class Finish:
+    """The end of one stream: decode, post and sinks, chunk by chunk in order.
+
+    Attributes:
+        name: of the stream.
+        open_outputs: makes the sinks, when the first chunk is on its way.
+        timeline: what a viewer notices.
+        trace: told how long decode and sinks took.
+        decoder: None where no pictures are wanted.
+        companions: by chunk, of what is under way.
+    """
+
+    name: str
+    open_outputs: Callable[[], Outputs]
+    timeline: Timeline
+    trace: Trace
+    decoder: Decoder | None
+    companions: dict[int, Companion] = field(default_factory=dict)
+    outputs: Outputs | None = None
+    state: Any = None
+
+    def open(self) -> None:
+        """Open the sinks, unless they are.
+
+        Raises:
+            UserError: one cannot be opened.
+        """
+        if self.outputs is None:
+            self.outputs = self.open_outputs()
+            self.state = self.decoder.start() if self.decoder else None
 
     @torch.inference_mode()
-    def run(self, stream: int) -> Finished:
-        """Finish the next chunk of a stream that is `ready`."""
-        held = self.streams[stream]
-        chunk = held.next
-        finished, companion = held.latents.pop(chunk), held.companions.pop(chunk)
-        held.outputs.latents(finished.latents)
+    def run(self, chunk: int, latents: Tensor) -> None:
+        """Finish a chunk.
+
+        Args:
+            chunk: which.
+            latents: its final ones, [1, C, c, h, w].
+
+        Raises:
+            UserError: a sink cannot go on.
+        """
+        companion = self.companions.pop(chunk)
+        self.outputs.latents(latents)
         if self.decoder:
             with self.trace.span("decode", chunk):
-                pictures = to_pictures(self.decoder(finished.latents, held.state))
+                pictures = to_pictures(self.decoder(latents, self.state))
             with self.trace.span("sink", chunk):
-                held.outputs.pictures(pictures, companion.sound)
-        held.timeline.chunk(companion.entered, companion.frames, companion.steered)
-        held.next += 1
-        return finished
+                self.outputs.pictures(pictures, companion.sound)
+        self.timeline.chunk(companion.entered, companion.frames, companion.accepted)
+
+    def skip(self, chunk: int) -> None:
+        """A chunk of a stream that was cancelled."""
+        del self.companions[chunk]
+
+    def report(self) -> dict[str, Any]:
+        """The stream's part of `report.json`."""
+        return stream_report(self.name, self.timeline, self.outputs)
 
     def close(self) -> None:
         """Finish every file."""
-        for held in self.streams:
-            held.outputs.close()
+        if self.outputs:
+            self.outputs.close()

@@ -1,26 +1,23 @@
 """The head of the pipeline: what enters it, and when.
 
 A stream's next chunk is sampled only once there is room for it, so that what a viewer does reaches the picture by
-the shortest way. Sampling may wait for live sources, so it has a thread of its own.
+the shortest way. Sampling may wait for live sources, so every stream has a thread of its own for it.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from parallel.plan import pace
+from conf.errors import UserError
+from parallel.pacing import Pacer
 from runtime.conditioning import Conditioning
 from stages.denoise.denoiser import ChunkConditioning
-
-RECENT = 8
-"""Chunks whose stage times set the pace."""
 
 
 @dataclass
@@ -31,10 +28,12 @@ class Entry:
         stream, chunk: which.
         tensors: what enters the first cell: noise `x`, `distance` per step, conditioning, and `text` where an epoch
             begins; None: the stream ends before this chunk.
-        companion: what goes to the last stage directly: `meta` (frames, moment of entry, steered) and `sound`.
+        companion: what goes to the last stage directly: `meta` (frames, moment of entry, moment its control was
+            accepted or nan) and `sound`.
         reference: what goes to every bank before chunk 0: latent `x` and `text`.
         epoch: the chunk at which the prompt in force began.
         began, took_s: when encoding began, and how long it took.
+        refused: why the stream cannot go on, if its end is a mistake of its user's.
     """
 
     stream: int
@@ -45,17 +44,18 @@ class Entry:
     epoch: int = 0
     began: float = 0.0
     took_s: float = 0.0
+    refused: UserError | None = None
 
 
 class Sampler(threading.Thread):
     """Samples and encodes one stream's chunks, one for every credit.
 
     Args:
-        stream: its index.
+        stream: its number.
         conditioning: what drives it.
         steps: S.
         dtype: of latents.
-        deliver: takes an `Entry`, or the exception that ended the stream.
+        deliver: takes an `Entry`, or an exception that is no user's mistake.
         clock: seconds.
     """
 
@@ -69,6 +69,7 @@ class Sampler(threading.Thread):
         self._epoch = 0
 
     def run(self) -> None:
+        chunk = 0
         try:
             while True:
                 chunk, entered = self.credits.get()
@@ -79,6 +80,8 @@ class Sampler(threading.Thread):
                     self.deliver(Entry(self.stream, chunk))
                     return
                 self.deliver(self._entry(chunk, entered, given))
+        except UserError as error:
+            self.deliver(Entry(self.stream, chunk, refused=error))
         except Exception as error:
             # A thread's exception reaches nobody by itself; the worker raises it.
             self.deliver(error)
@@ -97,7 +100,8 @@ class Sampler(threading.Thread):
             **{f"noise{s}": conditioning.given_noise(chunk, s) for s in range(1, self.steps)},
         }
         _, frames = conditioning.frames(chunk)
-        meta = torch.tensor([frames, entered, conditioning.changes(chunk)], dtype=torch.float64)
+        accepted = conditioning.accepted(chunk, entered)
+        meta = torch.tensor([frames, entered, float("nan") if accepted is None else accepted], dtype=torch.float64)
         sound = conditioning.samples(chunk)
         anchor = conditioning.reference() if chunk == 0 else None
         return Entry(
@@ -112,69 +116,77 @@ class Sampler(threading.Thread):
         )
 
 
-@dataclass
-class Lane:
-    """One stream at the head."""
-
-    sampler: Sampler
-    asked: int = 0
-    done: int = 0
-    ended: bool = False
-    times: deque[dict[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT))
-    entered: dict[int, float] = field(default_factory=dict)
-
-
 class Head:
-    """Paces every stream: in flight <= ceil(sum of stage times / slowest), by what was measured lately.
+    """Every stream's sampler, and the pace of all.
 
     Args:
-        conditionings: per stream.
         steps, dtype: of the model.
         in_flight: before anything was measured, and at most.
         deliver: takes an `Entry` from a sampler's thread.
         clock: seconds, the same on every worker of a machine.
     """
 
-    def __init__(
-        self, conditionings: list[Conditioning], steps: int, dtype: torch.dtype, in_flight: int, deliver, clock
-    ):
-        self.limit, self.clock = in_flight, clock
-        self.lanes = [Lane(Sampler(i, c, steps, dtype, deliver, clock)) for i, c in enumerate(conditionings)]
-        for lane in self.lanes:
-            lane.sampler.start()
+    def __init__(self, steps: int, dtype: torch.dtype, in_flight: int, deliver: Callable, clock: Callable[[], float]):
+        self.steps, self.dtype, self.deliver, self.clock = steps, dtype, deliver, clock
+        self.pacer = Pacer(in_flight)
+        self.samplers: dict[int, Sampler] = {}
+        self._asked: dict[tuple[int, int], float] = {}
+        """When each chunk that has not left yet was asked for, by (stream, chunk)."""
+
+    def open(self, stream: int, conditioning: Conditioning) -> None:
+        """Begin to sample a stream."""
+        self.pacer.open(stream, conditioning.live)
+        self.samplers[stream] = Sampler(stream, conditioning, self.steps, self.dtype, self.deliver, self.clock)
+        self.samplers[stream].start()
 
     @property
     def sampling(self) -> bool:
         """Whether a live source is being waited for."""
-        return any(lane.sampler.waiting for lane in self.lanes)
+        return any(sampler.waiting for sampler in self.samplers.values())
 
-    def ask(self, ready) -> None:
+    def ask(self, ready: Callable[[int, int], bool]) -> None:
         """Give credit to sample where there is room in flight and the first cell is `ready(stream, chunk)`."""
-        for stream, lane in enumerate(self.lanes):
-            while not lane.ended and lane.asked - lane.done < self._limit(lane) and ready(stream, lane.asked):
-                lane.entered[lane.asked] = self.clock()
-                lane.sampler.credits.put((lane.asked, lane.entered[lane.asked]))
-                lane.asked += 1
+        for stream, chunk in self.pacer.grants(ready):
+            now = self._asked[stream, chunk] = self.clock()
+            self.samplers[stream].credits.put((chunk, now))
+
+    def steer(self, stream: int, prompt: str, accepted: float) -> None:
+        """Change a stream's prompt from its next sampled chunk on."""
+        if stream in self.samplers:
+            self.samplers[stream].conditioning.steer(prompt, accepted)
+
+    def stop(self, stream: int) -> None:
+        """Sample nothing more of a stream; its end comes as an `Entry`."""
+        if stream in self.samplers:
+            self.samplers[stream].conditioning.stop.set()
+
+    def entered(self, entry: Entry) -> None:
+        """A chunk was sampled, or its stream ended before it."""
+        if entry.tensors is None:
+            self.pacer.end(entry.stream)
+            self._asked = {key: at for key, at in self._asked.items() if key[0] != entry.stream or key[1] < entry.chunk}
+        else:
+            self.pacer.entered(entry.stream)
 
     def done(self, stream: int, chunk: int, times: dict[int, float]) -> None:
         """A chunk has left the last stage; `times` is what each worker spent on it."""
-        lane = self.lanes[stream]
-        lane.done = chunk + 1
-        lane.entered.pop(chunk, None)
-        lane.times.append(times)
+        self._asked.pop((stream, chunk), None)
+        self.pacer.done(stream, chunk, times)
 
-    def end(self, stream: int) -> None:
-        """The stream's source is exhausted: nothing more enters."""
-        self.lanes[stream].ended = True
+    def over(self, stream: int) -> bool:
+        """Whether all of a stream has left; its source is let go of then."""
+        if not self.pacer.over(stream):
+            return False
+        sampler = self.samplers.pop(stream, None)
+        if sampler:
+            sampler.conditioning.close()
+        return True
 
     def oldest(self) -> tuple[int, int] | None:
         """(stream, chunk) that is longest on its way."""
-        waiting = [(t, s, c) for s, lane in enumerate(self.lanes) for c, t in lane.entered.items()]
-        return min(waiting)[1:] if waiting else None
+        return min(self._asked, key=self._asked.get) if self._asked else None
 
-    def _limit(self, lane: Lane) -> int:
-        if not lane.times:
-            return self.limit
-        workers = {w for times in lane.times for w in times}
-        typical = [float(np.median([times.get(w, 0.0) for times in lane.times])) for w in workers]
-        return min(self.limit, pace(typical))
+    def close(self) -> None:
+        """Let go of every source."""
+        for sampler in self.samplers.values():
+            sampler.conditioning.close()

@@ -8,81 +8,71 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+import torch.distributed as dist
+
 from conf.schema import Config
 from parallel.channels import ChannelError, Failure, LocalChannel
 from parallel.plan import Plan
-from runtime.parts import load_parts, open_outputs
-from runtime.report import Timeline
-from runtime.trace import Trace, worker_trace
-from runtime.worker import Worker
-
-
-def credits(plan: Plan) -> int:
-    """Messages a channel may hold: with room for every chunk in flight, a full ring cannot block itself."""
-    return plan.in_flight + 3
+from runtime.board import Abandoned, Board
+from runtime.pipeline import Pipeline
+from runtime.process import Ends, credits, run_worker
 
 
 class LocalRun:
-    """A plan's workers in this process, loaded and ready.
+    """A plan's workers as threads of this process.
 
     Args:
         plan, config: what to run.
-        stop: ends the streams when set.
+        folder: for traces.
         stdin: where live sources read; None: standard input.
 
-    Raises:
-        UserError: before anything is written, if a source, a weight file or a setting is wrong.
+    Attributes:
+        pipeline: opens and ends streams.
     """
 
-    def __init__(self, plan: Plan, config: Config, stop: threading.Event, stdin: BinaryIO | None = None):
-        self.plan, self.config = plan, config
-        self.parts = [load_parts(plan, index, config, stop, stdin=stdin) for index in range(plan.workers)]
-
-    def run(self, folder: Path, notify: Callable[[int, Timeline], None]) -> list[dict[str, Any]]:
-        """Run every stream to its end.
-
-        Args:
-            folder: for traces.
-            notify: told a stream's index and timeline after every finished chunk.
-
-        Returns:
-            Every worker's part of the report.
-        """
-        plan, config = self.plan, self.config
-        self.parts[plan.decode].outputs = open_outputs(config, config.model.network.audio is not None)
-        inboxes: list[queue.Queue] = [queue.Queue() for _ in range(plan.workers)]
+    def __init__(self, plan: Plan, config: Config, folder: Path, stdin: BinaryIO | None = None):
+        self.plan, self.config, self.folder, self.stdin = plan, config, folder, stdin
+        self.store = dist.HashStore()
+        self.pipeline = Pipeline(Board(self.store, -1, plan.workers))
+        self._inboxes: list[queue.Queue] = [queue.Queue() for _ in range(plan.workers)]
         room, patience = credits(plan), config.launcher.timeout_s
-        channels = {(a, b): LocalChannel(a, b, inboxes[b], room, patience) for a, b in plan.channels}
-        traces: list[Trace] = [worker_trace(folder, index) for index in range(plan.workers)]
-        workers = [
-            Worker(
-                plan,
-                index,
-                config,
-                self.parts[index],
-                {b: c.sender for (a, b), c in channels.items() if a == index},
-                inboxes[index],
-                traces[index],
-                notify,
-            )
-            for index in range(plan.workers)
-        ]
-        results: dict[int, dict[str, Any]] = {}
-        errors: list[Exception] = []
+        self._channels = {(a, b): LocalChannel(a, b, self._inboxes[b], room, patience) for a, b in plan.channels}
+        self._results: dict[int, dict[str, Any]] = {}
+        self._errors: list[Exception] = []
+        self._threads: list[threading.Thread] = []
 
-        def work(index: int) -> None:
-            try:
-                results[index] = workers[index].run()
-            except Exception as error:
-                errors.append(error)
-                for inbox in inboxes:
-                    inbox.put(Failure(index, ChannelError(index, str(error))))
-
-        threads = [threading.Thread(target=work, args=(i,), name=f"worker-{i}") for i in range(plan.workers)]
-        for thread in threads:
+    def start(self, begin: Callable[[], None] = lambda: None) -> None:
+        """Start the workers; `begin` is called once all have loaded."""
+        for index in range(self.plan.workers):
+            thread = threading.Thread(target=self._work, args=(index, begin), name=f"worker-{index}", daemon=True)
+            self._threads.append(thread)
             thread.start()
-        for thread in threads:
+
+    def wait(self) -> list[dict[str, Any]]:
+        """Wait until the pipeline has been closed and all streams have ended; returns every worker's part of a report.
+
+        Raises:
+            UserError: a source, a weight file or a setting is wrong.
+        """
+        for thread in self._threads:
             thread.join()
-        if errors:
-            raise errors[0]
-        return [results[i] for i in range(plan.workers)]
+        if self._errors:
+            raise next((e for e in self._errors if not isinstance(e, Abandoned)), self._errors[0])
+        return [self._results[i] for i in range(self.plan.workers)]
+
+    def _work(self, index: int, begin: Callable[[], None]) -> None:
+        def connect(inbox: queue.Queue, device: torch.device) -> Ends:
+            return Ends({b: c.sender for (a, b), c in self._channels.items() if a == index}, lambda: None)
+
+        board = Board(self.store, index, self.plan.workers)
+        try:
+            self._results[index] = run_worker(
+                self.plan, index, self.config, board, self.folder, connect,
+                stdin=self.stdin, begin=begin if index == 0 else None, inbox=self._inboxes[index],
+            )  # fmt: skip
+        except Exception as error:
+            self._errors.append(error)
+            board.first("failed", str(error))
+            for inbox in self._inboxes:
+                inbox.put(Failure(index, ChannelError(index, str(error))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,17 @@ from stages.sinks.frames import FramesSink
 from stages.sinks.latents import LatentsHash, LatentsSink
 from stages.sinks.video import VideoSink
 
+FILES = ("video", "latents", "frames", "contact_sheet")
+
+
+def numbered(sink: SinkConfig, number: int | str) -> SinkConfig:
+    """The sinks of one of several streams that share a configuration: its name stands before each extension."""
+
+    def path(name: str | None) -> str | None:
+        return str(Path(name).with_stem(f"{Path(name).stem}.{number}")) if name else None
+
+    return replace(sink, **{name: path(getattr(sink, name)) for name in FILES})
+
 
 class Outputs:
     """The sinks of one stream.
@@ -23,30 +35,26 @@ class Outputs:
         fps: video frames per second.
         picture: size.
         sound: whether the video gets a sound track.
-        suffix: put before each file's extension, where several streams share a configuration.
     """
 
-    def __init__(self, sink: SinkConfig, fps: int, picture: Picture, sound: bool, suffix: str = ""):
-        def path(name: str | None) -> Path | None:
-            return Path(name).with_stem(Path(name).stem + suffix) if name else None
-
+    def __init__(self, sink: SinkConfig, fps: int, picture: Picture, sound: bool):
         self.hash = LatentsHash()
         self.frames = 0
-        self.paths = {name: path(getattr(sink, name)) for name in ("video", "latents", "frames", "contact_sheet")}
+        self.paths = {name: Path(path) for name in FILES if (path := getattr(sink, name))}
         self._sheet = ContactSheet(fps=fps) if sink.contact_sheet else None
         self._opened: list = []
         try:
-            self._latents = self._open(LatentsSink, self.paths["latents"])
-            self._video = self._open(VideoSink, self.paths["video"], fps, picture.height, picture.width, sound)
-            self._frames = self._open(FramesSink, self.paths["frames"])
+            self._latents = self._open(LatentsSink, "latents")
+            self._video = self._open(VideoSink, "video", fps, picture.height, picture.width, sound)
+            self._frames = self._open(FramesSink, "frames")
         except BaseException:
             self.close()
             raise
 
-    def _open(self, kind, path: Path | None, *rest):
-        if path is None:
+    def _open(self, kind, name: str, *rest):
+        if name not in self.paths:
             return None
-        self._opened.append(kind(path, *rest))
+        self._opened.append(kind(self.paths[name], *rest))
         return self._opened[-1]
 
     def latents(self, latents: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ import torch
 from conf.schema import Config
 from runtime.outputs import Outputs
 from runtime.trace import Samples, Trace
+from stages.sinks.latents import LatentsHash
 
 
 def versions() -> dict[str, str]:
@@ -39,12 +40,14 @@ WAITING = ("wait", "send")
 
 
 class Progress(NamedTuple):
-    """Where a stream is: chunks and frames so far, the rate it is meant for, the rate it runs at."""
+    """Where a stream is: chunks and frames so far, the rate it is meant for, the rate it runs at, and the seconds its
+    last chunk was on its way."""
 
     chunks: int
     frames: int
     fps: float
     fps_now: float
+    latency_s: float | None = None
 
 
 class Timeline:
@@ -64,12 +67,18 @@ class Timeline:
         self.chunks = self.frames = self._steady_frames = 0
         self._gap: float | None = None
 
-    def chunk(self, entered: float, frames: int, steered: bool) -> None:
-        """A chunk that entered the head at `entered` has left with `frames` frames; steered: the first of an event."""
+    def chunk(self, entered: float, frames: int, accepted: float | None) -> None:
+        """A chunk has left.
+
+        Args:
+            entered: when it entered the head.
+            frames: video frames it made.
+            accepted: when the control was accepted that first shows in it; None: there was none.
+        """
         now = self.clock()
         self.chunk_latency.add(now - entered)
-        if steered:
-            self.control.add(now - entered)
+        if accepted is not None:
+            self.control.add(now - accepted)
         if self.last is None:
             self.first_frame = now
         else:
@@ -94,7 +103,7 @@ class Timeline:
 
     def progress(self) -> Progress:
         """Where the stream is, for a progress line."""
-        return Progress(self.chunks, self.frames, self.fps, self.fps_now or 0.0)
+        return Progress(self.chunks, self.frames, self.fps, self.fps_now or 0.0, self.chunk_latency.last)
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -145,10 +154,11 @@ def assemble(config: Config, workers: list[dict[str, Any]], streams: list[dict[s
     return common | (streams[0] if len(streams) == 1 else {"streams": streams})
 
 
-def stream_report(name: str, timeline: Timeline, outputs: Outputs) -> dict[str, Any]:
-    """What one stream contributes to a report."""
-    paths = {sink: str(path) for sink, path in outputs.paths.items() if path}
-    return {"stream": name, **timeline.summary(), "latents_sha256": outputs.hash.hexdigest, "outputs": paths}
+def stream_report(name: str, timeline: Timeline, outputs: Outputs | None) -> dict[str, Any]:
+    """What one stream contributes to a report; `outputs` None: it ended before anything was made."""
+    paths = {sink: str(path) for sink, path in outputs.paths.items()} if outputs else {}
+    digest = (outputs.hash if outputs else LatentsHash()).hexdigest
+    return {"stream": name, **timeline.summary(), "latents_sha256": digest, "outputs": paths}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from conf.schema import Config
+from runtime.conditioning import Conditioning, Encoders, Picture
 from runtime.oracle import generate
-from runtime.outputs import Outputs
-from runtime.parts import open_conditionings
+from runtime.parts import open_outputs
+from runtime.pipeline import opens
 from runtime.report import Timeline, stream_report, worker_report
 from runtime.trace import Trace, worker_trace
 from stages.build import build_decoder, build_network, choose_device
@@ -37,14 +38,16 @@ class SequentialRun:
         self.device = choose_device(config.device.kind)
         torch.set_num_threads(config.device.threads)
         # Sources first: they are cheap to open, and bad input should fail before weights load.
-        self.conditionings = open_conditionings(config, stop, self.device)
-        picture = self.conditionings[0].picture
+        encoders, self.orders = Encoders(config.model, self.device), opens(config)
+        self.conditionings = [
+            Conditioning(config.model, order.config, order.source, encoders, stop=stop) for order in self.orders
+        ]
+        picture = Picture.of(config.model, config.stream)
         self.network = build_network(config.model, self.device)
         self.denoiser = Denoiser(config.model, self.network, picture.rows, picture.columns)
         self.decoder = build_decoder(config.model, self.device) if config.sink.needs_frames else None
-        first = self.conditionings[0]
-        parts = (self.network, self.decoder, first.text_encoder, first.audio_encoder)
-        self.weight_bytes = sum(parameter_bytes(p) for p in parts if p is not None)
+        held = sum(parameter_bytes(p) for p in (self.network, self.decoder) if p is not None)
+        self.weight_bytes = held + encoders.weight_bytes
 
     def stream(self, index: int, folder: Path) -> Stream:
         """Stream `index` (0 .. stream.count - 1), ready to start; its trace goes to `folder`."""
@@ -61,14 +64,10 @@ class Stream:
 
     def __init__(self, run: SequentialRun, index: int, folder: Path):
         self._run, self._conditioning = run, run.conditionings[index]
-        several = run.config.stream.count > 1
-        suffix, sink, conditioning = f".{index}" if several else "", run.config.sink, self._conditioning
-        self.length = conditioning.length()
-        self._outputs = Outputs(
-            sink, run.config.model.fps, conditioning.picture, conditioning.sound is not None, suffix
-        )
+        self.length = self._conditioning.length()
+        self._outputs = open_outputs(run.config, run.orders[index])
         # Several streams are several tracks, joined when all have ended.
-        self._trace = worker_trace(folder, index) if several else Trace(folder / "trace.json")
+        self._trace = worker_trace(folder, index) if len(run.orders) > 1 else Trace(folder / "trace.json")
         self.timeline = Timeline(run.config.model.fps, self._trace.clock)
 
     def __iter__(self) -> Iterator[Timeline]:
@@ -86,7 +85,7 @@ class Stream:
                         pictures = to_pictures(run.decoder(latents, state))
                     with trace.span("sink", chunk):
                         outputs.pictures(pictures, sound)
-                self.timeline.chunk(entered, frames, conditioning.changes(chunk))
+                self.timeline.chunk(entered, frames, conditioning.accepted(chunk, entered))
                 trace.flush()
                 yield self.timeline
                 entered = trace.clock()

@@ -29,6 +29,11 @@ class Samples:
         self.total += value
         self.count += 1
 
+    @property
+    def last(self) -> float | None:
+        """The latest sample."""
+        return self.recent[-1] if self.recent else None
+
     def percentile(self, p: float) -> float | None:
         """The nearest-rank percentile of the recent samples; None without samples."""
         ordered = sorted(self.recent)

@@ -1,47 +1,42 @@
 """The worker: one loop that takes what is ready, computes it, and sends the result on.
 
-The same code runs under every launcher. What a worker is (head, cells, last stage) is read off the plan once, as
-role objects; the loop only knows tasks. Order: attention-sink and commit passes first, because chunks wait for
-them; then the oldest chunk, the one furthest along its route; new chunks last.
+The same code runs under every launcher. What is ready and what follows from it is the schedule's to say; the worker
+gives passes their tensors. Orders (new streams, prompts, the end of streams) come into the same inbox as data, so they
+take effect between two passes and never wait for a chunk.
+
+A cancelled stream goes its way hollow: its messages lose their tensors, its passes cost nothing, and its end closes
+everything in good order behind its last chunk.
 """
 
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from conf.errors import UserError
 from conf.schema import Config
-from parallel.channels import Arrival, Closed, Failure, Sender
+from parallel.channels import Arrival, ChannelError, Closed, Failure, Sender
 from parallel.message import Message
 from parallel.plan import Cell, Plan
+from parallel.schedule import Pass, Schedule, rows
 from runtime.block import Block
-from runtime.finish import Companion, Finish, Finished
+from runtime.board import Board, PeerLost
+from runtime.finish import Companion, Finish
 from runtime.head import Entry, Head
-from runtime.parts import Parts
-from runtime.report import Timeline, stream_report, worker_report
+from runtime.orders import Cancel, Close, Open, Order, Prompt, Status
+from runtime.parts import Parts, open_outputs
+from runtime.report import Timeline, worker_report
 from runtime.trace import Trace
-from runtime.versions import announced, made_from, to_rows
 from stages.denoise.denoiser import ChunkConditioning
 from stages.denoise.draws import Draws
 
 IDLE_S = 0.2
 """How often a waiting worker looks at its watch."""
-
-
-class PeerLost(Exception):  # noqa: N818  an event to report, not a programming error
-    """A worker is gone or silent while work is owed. One line: who, what was waited for."""
-
-
-@dataclass
-class Task:
-    """A message that was taken in, and the bank level it is for (maintenance) or 0."""
-
-    message: Message
-    level: int = 0
 
 
 class Worker:
@@ -52,8 +47,8 @@ class Worker:
         config: the run.
         parts: what this worker holds.
         senders: per peer there is a channel to.
-        inbox: where every channel's arrivals and failures come in.
-        notify: told a stream's index and timeline after every finished chunk (last stage only).
+        inbox: where orders, and every channel's arrivals and failures, come in.
+        board: told about progress, results, and streams that cannot go on.
     """
 
     def __init__(
@@ -65,79 +60,62 @@ class Worker:
         senders: dict[int, Sender],
         inbox: queue.Queue,
         trace: Trace,
-        notify: Callable[[int, Timeline], None] = lambda stream, timeline: None,
+        board: Board,
     ):
         self.plan, self.index, self.config, self.parts = plan, index, config, parts
-        self.senders, self.inbox, self.trace, self.notify = senders, inbox, trace, notify
-        self.sampler = parts.sampler
-        self.streams = config.stream.count
-        self.draws = [Draws(config.stream.seed, stream_id) for stream_id in parts.stream_ids]
-        self.blocks: dict[int, Block] = {
-            b: Block(denoiser, plan.steps_of(index, b)) for b, denoiser in parts.denoisers.items()
-        }
-        self.cells = [c for c in plan.route if plan.owner(c) == index]
+        self.senders, self.inbox, self.trace, self.board = senders, inbox, trace, board
+        self.sampler, self.schedule = parts.sampler, Schedule(plan, index)
+        self.blocks = {b: Block(denoiser, plan.steps_of(index, b)) for b, denoiser in parts.denoisers.items()}
         self.head = (
-            Head(parts.conditionings, self.sampler.steps, parts.dtype, plan.in_flight, inbox.put, trace.clock)
+            Head(self.sampler.steps, parts.dtype, plan.in_flight, inbox.put, trace.clock)
             if index == plan.encode
             else None
         )
-        self.finish = Finish(parts.decoder, parts.outputs, config.model.fps, trace) if index == plan.decode else None
-        self.tasks: list[Task] = []
+        self.draws: dict[int, Draws] = {}
+        self.finishes: dict[int, Finish] = {}
+        self.hollow: set[int] = set()
+        """Streams that were cancelled and have not ended yet."""
+        self._early: dict[int, list[Message]] = defaultdict(list)
+        """What came for streams before the order that opens them."""
+        self._opened, self._closed = 0, False
         self._at, self._moved = "nothing yet", trace.clock()
-        self._announced = announced(config.model)
-        self._entered = [0] * self.streams
-        self._received: dict[int, set[tuple[str, int]]] = {s: set() for s in range(self.streams)}
-        everything = set(range(self.streams))
-        self._open = {
-            "cells": set(everything) if self.cells else set(),
-            "finish": set(everything) if self.finish else set(),
-            "head": set(everything) if self.head else set(),
-        }
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        """Work until every stream has ended here; returns this worker's part of the report.
+        """Work until the pipeline is closed and every stream has ended here; returns this worker's part of the report.
 
         Raises:
             PeerLost: a peer failed, or owed work did not come within `launcher.timeout_s`.
-            UserError: a live source or a sink failed in a way the user can mend.
         """
         try:
-            while any(self._open.values()):
+            while not self._over:
                 self._take_in(block=False)
                 if self.head:
-                    self.head.ask(self._may_enter)
-                task = self._next()
-                if task is not None:
-                    self._execute(task)
-                elif any(self._open.values()):
+                    self.head.ask(self.schedule.may_enter)
+                taken = self.schedule.next()
+                if taken is not None:
+                    self._execute(*taken)
+                elif not self._over:
                     self._take_in(block=True)
         finally:
             self.close()
-        return self.result()
+        return worker_report(self.trace, self.parts.weight_bytes, self.parts.device)
+
+    @property
+    def _over(self) -> bool:
+        return self._closed and not self.schedule.streams
 
     def close(self) -> None:
         """Finish files, let go of sources; channels stay with whoever made them."""
-        if self.finish:
-            self.finish.close()
-        for conditioning in self.parts.conditionings:
-            conditioning.close()
+        for finish in self.finishes.values():
+            finish.close()
+        if self.head:
+            self.head.close()
         self.trace.close()
 
-    def result(self) -> dict[str, Any]:
-        """Numbers of this worker."""
-        return worker_report(self.trace, self.parts.weight_bytes, self.parts.device) | {
-            "streams": [
-                stream_report(name, held.timeline, held.outputs)
-                for name, held in zip(self.parts.stream_ids, self.finish.streams, strict=True)
-            ]
-            if self.finish
-            else []
-        }
-
     def _take_in(self, block: bool) -> None:
-        """Move what has come in to the tasks; if `block`, wait for something first."""
+        """Take what has come in; if `block`, wait for something first."""
         start = self.trace.clock()
         while True:
             try:
@@ -153,231 +131,260 @@ class Worker:
             self._moved = self.trace.clock()
             self._accept(item)
 
-    def _accept(self, item: Arrival | Closed | Failure | Entry | Exception) -> None:
-        if isinstance(item, Failure):
-            raise PeerLost(f"worker {item.peer} is lost ({item.error.reason}); {self._where()}")
-        if isinstance(item, Exception):
-            raise item
-        if isinstance(item, Closed):
-            return
-        if isinstance(item, Entry):
+    def _accept(self, item: Arrival | Closed | Failure | Entry | Order | Exception) -> None:
+        if isinstance(item, Arrival):
+            message = item.message
+            # Copies: the buffer behind an arrival is the channel's again once it is released.
+            message = replace(message, tensors={k: t.clone() for k, t in message.tensors.items()})
+            item.release()
+            self._deliver(message)
+        elif isinstance(item, Entry):
             self._enter(item)
-            return
-        message = item.message
-        # Copies: the buffer behind an arrival is the channel's again once it is released.
-        message = replace(message, tensors={k: t.clone() for k, t in message.tensors.items()})
-        item.release()
-        self._deliver(message)
+        elif isinstance(item, Failure):
+            raise self._lost(item.error)
+        elif isinstance(item, Exception):
+            raise item
+        elif not isinstance(item, Closed):
+            self._obey(item)
 
     def _deliver(self, message: Message) -> None:
         """A message for this worker, from a channel or from itself."""
-        if message.kind == "done":
-            self.head.done(message.stream, message.chunk, message.times)
-            self._close_head(message.stream)
+        stream, chunk = message.stream, message.chunk
+        if stream >= self._opened:
+            self._early[stream].append(message)
+        elif stream not in self.schedule.streams:
+            return  # it has ended here; nothing more is wanted of it
+        elif message.kind == "done":
+            self.head.done(stream, chunk, message.times)
+            self._look_at_head(stream)
         elif message.kind == "sound":
-            meta = message.tensors["meta"].tolist()
-            sound = message.tensors["sound"].numpy() if "sound" in message.tensors else None
-            companion = Companion(sound, int(meta[0]), meta[1], bool(meta[2]))
-            self.finish.streams[message.stream].companions[message.chunk] = companion
-        elif message.kind == "final":
-            held = self.finish.streams[message.stream]
-            held.latents[message.chunk] = Finished(message.chunk, message.tensors["x"], message.times)
-        elif message.kind in ("prefill", "commit"):
-            # Of commits only those of the attention sink are kept: `clean` has one for every chunk.
-            self._received[message.stream] |= {(message.kind, message.chunk)} & self._announced.keys()
-            self.tasks.extend(Task(message, level) for level in self.blocks[message.block].levels)
+            self._announce(message)
         else:
-            self.tasks.append(Task(message))
+            self.schedule.arrive(Pass(message.kind, stream, chunk, message.step, message.block), message)
+
+    def _announce(self, message: Message) -> None:
+        """A chunk is on its way to the last stage; the first one opens the sinks."""
+        stream, finish = message.stream, self.finishes[message.stream]
+        finish.companions[message.chunk] = Companion.of(message.tensors)
+        if stream not in self.hollow:
+            try:
+                finish.open()
+            except UserError as error:
+                self._refuse(stream, error)
+        self.schedule.companion(stream, message.chunk)
 
     def _send(self, target: int, message: Message) -> None:
         if target == self.index:
             self._deliver(message)
             return
-        with self.trace.span("send", message.chunk):
-            self.senders[target].send(message)
+        try:
+            with self.trace.span("send", message.chunk):
+                self.senders[target].send(message)
+        except ChannelError as error:
+            raise self._lost(error) from error
 
-    # -- what is ready -----------------------------------------------------------------------------------------------
+    # -- orders -----------------------------------------------------------------------------------------------------
 
-    def _next(self) -> Task | None:
-        """The ready task that others wait for most."""
-        if self.finish:
-            for stream, held in enumerate(self.finish.streams):
-                if held.ready:
-                    return Task(Message("final", stream=stream, chunk=held.next))
-        ready = [t for t in self.tasks if self._ready(t)]
-        if not ready:
-            return None
-        task = min(ready, key=self._urgency)
-        self.tasks.remove(task)
-        return task
+    def _obey(self, order: Order) -> None:
+        if isinstance(order, Open):
+            self._open(order)
+        elif isinstance(order, Close):
+            self._closed = True
+        elif isinstance(order, Status):
+            self.board.tell(f"status/{order.question}/{self.index}", self._status())
+        elif isinstance(order, Prompt):
+            if self.head:
+                self.head.steer(order.stream, order.prompt, order.accepted)
+        else:
+            for stream in list(self.schedule.streams) if order.stream is None else [order.stream]:
+                self._stop(stream, cancel=isinstance(order, Cancel))
 
-    @staticmethod
-    def _urgency(task: Task) -> tuple:
-        m = task.message
-        return (m.kind not in ("prefill", "commit"), m.chunk, -m.step, -m.block, m.stream)
+    def _open(self, order: Open) -> None:
+        stream = order.stream
+        self._opened = stream + 1
+        self.schedule.open(stream)
+        self.draws[stream] = Draws(order.config.seed, order.config.id)
+        if "finish" in self.schedule.roles:
+            sinks = partial(open_outputs, self.config, order)
+            timeline = Timeline(self.config.model.fps, self.trace.clock)
+            self.finishes[stream] = Finish(order.config.id, sinks, timeline, self.trace, self.parts.decoder)
+        if self.head:
+            try:
+                self.head.open(stream, self.parts.conditioning_of(order))
+            except UserError as error:
+                self.head.pacer.open(stream)
+                self._enter(Entry(stream, 0, refused=error))
+        for message in self._early.pop(stream, ()):
+            self._deliver(message)
 
-    def _ready(self, task: Task) -> bool:
-        m = task.message
-        if m.kind == "end" and m.step == self.plan.workload.steps:
-            return self.finish.streams[m.stream].next == m.chunk
-        block = self.blocks[m.block]
-        if m.kind == "step":
-            return block.step_ready(m.stream, m.chunk, m.step)
-        if m.kind == "prefill":
-            return block.prefill_ready(m.stream, task.level, m.chunk)
-        if m.kind == "commit":
-            return block.commit_ready(m.stream, task.level, m.chunk)
-        return block.end_ready(m.stream, m.chunk) and self._all_received(m.stream, m.chunk)
+    def _stop(self, stream: int, cancel: bool) -> None:
+        if stream not in self.schedule.streams:
+            return
+        if cancel:
+            self.hollow.add(stream)
+        if self.head:
+            self.head.stop(stream)
 
-    def _all_received(self, stream: int, chunks: int) -> bool:
-        """Whether every sink version made from the stream's chunks has come: later ones are not waited for."""
-        due = {key for key, source in self._announced.items() if 0 <= source < chunks}
-        return due <= self._received[stream]
+    def _refuse(self, stream: int, error: UserError) -> None:
+        """A stream cannot go on; the others can."""
+        self.board.refuse(stream, error)
+        self.board.order(Cancel(stream))
+        self.hollow.add(stream)
 
-    def _may_enter(self, stream: int, chunk: int) -> bool:
-        """Whether the head should sample `chunk`: the one before has begun, and no sink or commit is waited for."""
-        if self._entered[stream] < chunk:
-            return False
-        first = self.blocks[0]
-        if (first.commits_due(chunk), first.reference_due(chunk)) == (
-            first.commits_due(max(chunk - 1, 0)),
-            first.reference_due(max(chunk - 1, 0)),
-        ):
-            return True
-        return first.step_ready(stream, chunk, 0)
+    def _status(self) -> dict[str, Any]:
+        """How this worker stands, for whoever asks."""
+        return {
+            "streams": sorted(self.schedule.streams),
+            "cancelled": sorted(self.hollow),
+            "waiting": self.schedule.waiting,
+            "at": self._at,
+            "in_flight": self.head.pacer.in_flight if self.head else None,
+        }
 
     # -- work ---------------------------------------------------------------------------------------------------------
 
     def _enter(self, entry: Entry) -> None:
         """A sampled chunk (or the end of its stream) at the head of the route."""
         stream, chunk = entry.stream, entry.chunk
+        self.head.entered(entry)
+        if entry.refused:
+            self.board.refuse(stream, entry.refused)
         if entry.tensors is None:
-            self.head.end(stream)
             self._send(self.plan.head, Message("end", stream=stream, chunk=chunk))
-            self._close_head(stream)
+            self._look_at_head(stream)
             return
         self.trace.add("encode", chunk, entry.began, entry.took_s)
         if entry.reference:
-            prefill = Message("prefill", stream=stream, tensors=entry.reference)
-            for worker, message in to_rows(self.plan, [prefill]):
-                self._send(worker, message)
+            for worker, item in rows(self.plan, Pass("prefill", stream, 0)):
+                self._send(worker, self._message(item, entry.reference))
         self._send(self.plan.decode, Message("sound", stream=stream, chunk=chunk, tensors=entry.companion))
-        step = Message("step", stream=stream, chunk=chunk, epoch=entry.epoch, tensors=entry.tensors)
-        self._send(self.plan.head, step)
+        tensors = {} if stream in self.hollow else entry.tensors
+        self._send(self.plan.head, Message("step", stream=stream, chunk=chunk, epoch=entry.epoch, tensors=tensors))
 
-    def _execute(self, task: Task) -> None:
-        m = task.message
-        stage = m.kind if m.kind in ("final", "end") else self._name(Cell(m.step, m.block), m)
-        self._at = f"{stage} of chunk {m.chunk} of stream {m.stream}"
-        if m.kind == "final":
-            self._finish(m.stream)
-        elif m.kind == "step":
-            self._step(m)
-        elif m.kind == "end":
-            self._end(m)
-        else:
-            self._maintain(task)
+    def _execute(self, item: Pass, message: Message) -> None:
+        self._at = f"{self._name(item)} of chunk {item.chunk} of stream {item.stream}"
+        if item.stream in self.hollow:
+            message = replace(message, tensors={})
+        work = {"step": self._step, "final": self._final, "end": self._end}.get(item.kind, self._write)
+        message = work(item, message)
+        for worker, following in self.schedule.done(item):
+            self._send(worker, self._following(item, following, message))
+        if item.kind == "end":
+            self._forget(item.stream)
 
-    def _step(self, m: Message) -> None:
-        block, cell, tensors = self.blocks[m.block], Cell(m.step, m.block), dict(m.tensors)
-        if cell == (0, 0) and self.head:
-            self._entered[m.stream] = m.chunk + 1
-            self.head.ask(self._may_enter)
-        start = self.trace.clock()
+    def _following(self, item: Pass, following: Pass, message: Message) -> Message:
+        """What goes out to a pass that follows from `item`, whose outcome is `message`."""
+        tensors, times = message.tensors, message.times
+        if tensors and item.kind == "step" and following.kind != "step":
+            # Latents are final: on to the last stage, and to every bank that is made from them.
+            x, distance = tensors["x"], tensors["distance"]
+            made = {"final": {"x": x}, "prefill": {"x": x[:, :, :1].clone()}, "commit": {"x": x, "distance": distance}}
+            tensors = made[following.kind]
+        # A bank made from a chunk carries that chunk's text: a recalibration epoch 0, which began with chunk 0.
+        epoch = message.epoch if item.kind == following.kind else 0
+        return self._message(following, tensors, epoch, times if following.kind in ("step", "final", "done") else {})
+
+    @staticmethod
+    def _message(item: Pass, tensors: dict[str, Tensor], epoch: int = 0, times: dict[int, float] | None = None):
+        return Message(item.kind, item.stream, item.chunk, item.step, item.block, epoch, times or {}, dict(tensors))
+
+    def _step(self, item: Pass, m: Message) -> Message:
+        if item[3:5] == (0, 0):
+            self.schedule.entered(item.stream, item.chunk)
+            if self.head:
+                self.head.ask(self.schedule.may_enter)
+        if not m.tensors:
+            return m
+        start, block, tensors = self.trace.clock(), self.blocks[item.block], dict(m.tensors)
         if "text" in tensors:
-            block.set_text(m.stream, m.epoch, tensors["text"])
+            block.set_text(item.stream, m.epoch, tensors["text"])
         given = ChunkConditioning(tensors.get("audio"), tensors.get("actions"))
         x = tensors["x"].to(self.parts.device)
         incoming = tensors.pop("hidden", x)
-        distance = int(tensors["distance"][m.step])
-        out = block.step(m.stream, m.chunk, m.step, m.epoch, incoming, given, distance)
-        if m.block == len(self.plan.blocks) - 1:
-            tensors["x"] = self.sampler.update(m.step, x, out, self._noise(m))
+        distance = int(tensors["distance"][item.step])
+        out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, distance)
+        if item.block == len(self.plan.blocks) - 1:
+            tensors["x"] = self.sampler.update(item.step, x, out, self._noise(item, tensors))
         else:
             tensors["hidden"] = out
-        took = self._timed(self._name(cell, m), m.chunk, start)
-        times = m.times | {self.index: m.times.get(self.index, 0.0) + took}
-        following = self.plan.after(cell)
-        if following is None:
-            self._final(replace(m, tensors=tensors, times=times))
-            return
-        step, b = following
-        self._send(self.plan.owner(following), replace(m, step=step, block=b, tensors=tensors, times=times))
+        return replace(m, tensors=tensors, times=self._timed(item, m, start))
 
-    def _noise(self, m: Message) -> Tensor | None:
-        """The draw for the step after `m`, where the sampler takes one."""
-        step = m.step + 1
+    def _noise(self, item: Pass, tensors: dict[str, Tensor]) -> Tensor | None:
+        """The draw for the step after `item`, where the sampler takes one."""
+        step = item.step + 1
         if step == self.sampler.steps or not self.sampler.needs_noise(step):
             return None
-        given = m.tensors.get(f"noise{step}")
-        return self.draws[m.stream].noise(m.chunk, step, m.tensors["x"].shape) if given is None else given
+        given = tensors.get(f"noise{step}")
+        return self.draws[item.stream].noise(item.chunk, step, tensors["x"].shape) if given is None else given
 
-    def _final(self, m: Message) -> None:
-        """Latents are final: on to the last stage, and to every bank that is made from them."""
-        final = Message("final", stream=m.stream, chunk=m.chunk, times=m.times, tensors={"x": m.tensors["x"]})
-        self._send(self.plan.decode, final)
-        for worker, message in made_from(self.plan, self.config.model, m):
-            self._send(worker, message)
-
-    def _maintain(self, task: Task) -> None:
-        """A prefill or commit of one bank; the first of this block's banks sends hidden states on along the row."""
-        m, block, tensors = task.message, self.blocks[task.message.block], task.message.tensors
-        start = self.trace.clock()
+    def _write(self, item: Pass, m: Message) -> Message:
+        """A prefill or commit of one bank."""
+        if not m.tensors:
+            return m
+        start, block, tensors = self.trace.clock(), self.blocks[item.block], m.tensors
         incoming = tensors.get("hidden", tensors["x"]).to(self.parts.device, self.parts.dtype)
-        if m.kind == "prefill":
+        if item.kind == "prefill":
             if "text" in tensors:
-                block.set_text(m.stream, m.epoch, tensors["text"])
-            out = block.prefill(m.stream, task.level, m.chunk, m.epoch, incoming)
+                block.set_text(item.stream, m.epoch, tensors["text"])
+            out = block.prefill(item.stream, item.level, item.chunk, m.epoch, incoming)
         else:
-            out = block.commit(m.stream, task.level, m.chunk, incoming, int(tensors["distance"][-1]))
-        self._timed(self._name(Cell(m.step, m.block), m), m.chunk, start)
-        row = self.plan.rows[m.step]
-        if m.block + 1 < len(row) and task.level == block.levels[0]:
-            self._send(row[m.block + 1], replace(m, block=m.block + 1, tensors=tensors | {"hidden": out}))
+            out = block.commit(item.stream, item.level, item.chunk, incoming, int(tensors["distance"][-1]))
+        self._timed(item, m, start)
+        return replace(m, tensors=tensors | {"hidden": out})
 
-    def _finish(self, stream: int) -> None:
-        start = self.trace.clock()
-        finished = self.finish.run(stream)
-        times = finished.times | {self.index: finished.times.get(self.index, 0.0) + self.trace.clock() - start}
-        self._send(self.plan.encode, Message("done", stream=stream, chunk=finished.chunk, times=times))
+    def _final(self, item: Pass, m: Message) -> Message:
+        start, finish = self.trace.clock(), self.finishes[item.stream]
+        if not m.tensors or finish.outputs is None:
+            finish.skip(item.chunk)
+            return m
+        try:
+            finish.run(item.chunk, m.tensors["x"])
+        except UserError as error:
+            self._refuse(item.stream, error)
+            return replace(m, tensors={})
         self.trace.flush()
-        self.notify(stream, self.finish.streams[stream].timeline)
+        self.board.tell(f"progress/{item.stream}", finish.timeline.progress()._asdict())
+        took = self.trace.clock() - start
+        return replace(m, tensors={}, times=m.times | {self.index: m.times.get(self.index, 0.0) + took})
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def _end(self, m: Message) -> None:
+    def _end(self, item: Pass, m: Message) -> Message:
         """The end of a stream passes the route behind its last chunk."""
-        if m.step == self.plan.workload.steps:
-            self.finish.streams[m.stream].outputs.close()
-            self._open["finish"].discard(m.stream)
-            return
-        cell = Cell(m.step, m.block)
-        if cell == self.cells[-1]:
+        if item.step == self.plan.workload.steps:
+            finish = self.finishes.pop(item.stream)
+            finish.close()
+            self.board.tell(f"ended/{item.stream}", finish.report())
+        elif Cell(item.step, item.block) == self.schedule.cells[-1]:
             for block in self.blocks.values():
-                block.close(m.stream)
-            self._open["cells"].discard(m.stream)
-        following = self.plan.after(cell)
-        if following is None:
-            self._send(self.plan.decode, replace(m, step=self.plan.workload.steps, block=0))
-        else:
-            self._send(self.plan.owner(following), replace(m, step=following.step, block=following.block))
+                block.close(item.stream)
+        return m
 
-    def _close_head(self, stream: int) -> None:
-        lane = self.head.lanes[stream]
-        if lane.ended and lane.done >= lane.asked - 1:
-            self._open["head"].discard(stream)
+    def _look_at_head(self, stream: int) -> None:
+        if self.head.over(stream):
+            self.schedule.close(stream, "head")
+            self._forget(stream)
+
+    def _forget(self, stream: int) -> None:
+        """Drop what was kept of a stream that has ended here."""
+        if stream not in self.schedule.streams:
+            self.draws.pop(stream, None)
+            self.hollow.discard(stream)
 
     def _check_owed(self) -> None:
         """Streams that stand still with no source to wait for are a failure, not something to wait for.
 
         Only the head can tell: it knows what is under way. Dead or silent neighbours are found by the channels.
         """
-        if not self.head or self.head.sampling:
+        if not self.head or self.head.sampling or not self.schedule.streams:
             self._moved = self.trace.clock()
             return
         if self.trace.clock() - self._moved > self.config.launcher.timeout_s:
-            stream, chunk = self.head.oldest() or (min(self._open["head"]), self._entered[min(self._open["head"])])
+            stream, chunk = self.head.oldest() or (min(self.schedule.streams), 0)
             raise PeerLost(f"nothing moves: chunk {chunk} of stream {stream} is not back; {self._where()}")
+
+    def _lost(self, error: ChannelError) -> PeerLost:
+        return PeerLost(f"worker {error.peer} is lost ({error.reason}); {self._where()}")
 
     def _where(self) -> str:
         """What this worker did last, for whoever looks for a failure."""
@@ -385,12 +392,15 @@ class Worker:
 
     # -- small things -------------------------------------------------------------------------------------------------
 
-    def _name(self, cell: Cell, m: Message) -> str:
-        """A stage as reports call it: `step0`, `step0.block1`, `commit.block0`, `prefill`."""
-        stage = f"step{cell.step}" if m.kind == "step" else m.kind
-        return stage if len(self.plan.blocks) == 1 else f"{stage}.block{cell.block}"
+    def _name(self, item: Pass) -> str:
+        """A stage as reports call it: `step0`, `step0.block1`, `commit.block0`, `prefill`, `final`."""
+        if item.kind in ("final", "end"):
+            return item.kind
+        stage = f"step{item.step}" if item.kind == "step" else item.kind
+        return stage if len(self.plan.blocks) == 1 else f"{stage}.block{item.block}"
 
-    def _timed(self, stage: str, chunk: int, start: float) -> float:
+    def _timed(self, item: Pass, m: Message, start: float) -> dict[int, float]:
+        """Note how long a pass took; returns the chunk's times with it."""
         took = self.trace.clock() - start
-        self.trace.add(stage, chunk, start, took)
-        return took
+        self.trace.add(self._name(item), item.chunk, start, took)
+        return m.times | {self.index: m.times.get(self.index, 0.0) + took}

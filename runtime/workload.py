@@ -60,6 +60,8 @@ def describe(config: Config) -> Workload:
         encode_bytes=audio + text,
         decode_bytes=round(parameter_bytes(decoder) * scale) if config.sink.needs_frames else 0,
         bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype),
+        heads=network.heads,
+        tokens_per_frame=tokens,
     )
 
 

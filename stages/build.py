@@ -31,10 +31,10 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def choose_device(kind: str) -> torch.device:
-    """The device `device=auto|cpu|cuda` means here."""
+    """The device `device=auto|cpu|cuda` means here; an emulated one is the processor, which has little to do."""
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda", "no CUDA device is visible", "use device=cpu or device=auto")
-    return torch.device("cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if kind in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
 
 
 def _filled(module: nn.Module, model: ModelConfig, prefix: str, rename=lambda name: name) -> nn.Module:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from conf.errors import choice
+from conf.schema.cluster import ClusterConfig
 from conf.schema.model import (
     AudioConfig,
     CodecConfig,
@@ -13,7 +15,9 @@ from conf.schema.model import (
     TextConfig,
 )
 from conf.schema.stream import (
+    OBJECTIVES,
     DeviceConfig,
+    EmulatedConfig,
     Event,
     LauncherConfig,
     LoggingConfig,
@@ -25,9 +29,11 @@ from conf.schema.stream import (
 
 __all__ = [
     "AudioConfig",
+    "ClusterConfig",
     "CodecConfig",
     "Config",
     "DeviceConfig",
+    "EmulatedConfig",
     "Event",
     "LauncherConfig",
     "LoggingConfig",
@@ -48,6 +54,9 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    objective: str = "fps"
+    """What `plan=auto` looks for: `fps`, `first_frame` or `control_latency`."""
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
@@ -55,3 +64,8 @@ class Config:
     sink: SinkConfig = field(default_factory=SinkConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     output_dir: str = "outputs"
+    control: str | None = None
+    """A file or named pipe of orders for the running pipeline, or `-`; then only those streams run that it opens."""
+
+    def __post_init__(self):
+        choice("objective", self.objective, OBJECTIVES)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from conf.errors import UserError, choice, positive
 from conf.paths import found
 
-PLANS = ("sequential", "timestep", "layers", "grid")
+PLANS = ("sequential", "timestep", "layers", "grid", "auto")
+OBJECTIVES = ("fps", "first_frame", "control_latency")
 LAUNCHERS = ("local", "torchrun", "ray")
 LOGS = ("none", "wandb")
+
+
+def _not_negative(name: str, value: float | None) -> None:
+    if value is not None and not 0 <= value < math.inf:
+        raise UserError(f"{name}={value}", "must not be below zero", "give 0 or more")
 
 
 @dataclass
@@ -38,9 +45,11 @@ class StreamConfig:
     width: int | None = None
     events: list[Event] = field(default_factory=list)
     count: int = 1
+    max_control_latency_s: float | None = 2.0
+    """Of a model with actions: the planner refuses plans in which one may take longer to show; null: no limit."""
 
     def __post_init__(self):
-        for name in ("chunks", "seconds", "height", "width", "count"):
+        for name in ("chunks", "seconds", "height", "width", "count", "max_control_latency_s"):
             positive(f"stream.{name}", getattr(self, name))
         if self.chunks is not None and self.seconds is not None:
             raise UserError(
@@ -85,15 +94,68 @@ class SinkConfig:
 
 
 @dataclass
+class EmulatedConfig:
+    """How long the stages of an emulated device hold their worker, in seconds at speed 1."""
+
+    step_s: float = 0.05
+    """One step of the whole network; a block takes its share of the layers."""
+    layers_s: list[float] | None = None
+    """One step of each layer, in place of `step_s`."""
+    commit_s: float | None = None
+    """A clean pass of the whole network; null: as a step."""
+    prefill_s: float | None = None
+    """A pass that writes the reference; null: as a step."""
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+    """Of a chunk each."""
+    speeds: list[float] = field(default_factory=list)
+    """Of worker 0, 1, ...: times are divided by it. Workers that are not listed have speed 1."""
+    jitter: float = 0.0
+    """Relative deviation of every time, drawn per worker, chunk and pass."""
+    seed: int = 0
+    """Of the jitter."""
+    latent_bytes: int | None = None
+    """Of a chunk's latents as they travel; null: what the model's geometry and dtype give."""
+    hidden_bytes: int | None = None
+    """Of hidden states between blocks; null likewise."""
+
+    def __post_init__(self):
+        for name in ("step_s", "commit_s", "prefill_s", "encode_s", "decode_s", "jitter"):
+            _not_negative(f"device.emulated.{name}", getattr(self, name))
+        for name in ("latent_bytes", "hidden_bytes"):
+            positive(f"device.emulated.{name}", getattr(self, name))
+        for value in self.layers_s or []:
+            _not_negative("device.emulated.layers_s", value)
+        for value in self.speeds:
+            positive("device.emulated.speeds", value)
+
+    def block_s(self, layers: range, of: int) -> float:
+        """A step over some layers of a network that has `of`."""
+        if self.layers_s is None:
+            return self.step_s * len(layers) / of
+        if len(self.layers_s) != of:
+            raise UserError(
+                f"device.emulated.layers_s has {len(self.layers_s)} values", f"the model has {of} layers", f"give {of}"
+            )
+        return sum(self.layers_s[i] for i in layers)
+
+
+@dataclass
 class DeviceConfig:
-    """What a worker computes on."""
+    """What a worker computes on. `emulated`: on nothing, but for as long as `emulated` says."""
 
     kind: str = "auto"
     threads: int = 1
+    emulated: EmulatedConfig = field(default_factory=EmulatedConfig)
 
     def __post_init__(self):
-        choice("device", self.kind, ("auto", "cpu", "cuda"))
+        choice("device", self.kind, ("auto", "cpu", "cuda", "emulated"))
         positive("device.threads", self.threads)
+
+    @property
+    def may_be_gpu(self) -> bool:
+        """Whether a worker takes a GPU where there is one."""
+        return self.kind in ("auto", "cuda")
 
 
 @dataclass
@@ -106,10 +168,21 @@ class PlanConfig:
     layers: list[int] | None = None
     grid: list[int] | None = None
     sequence_parallel: int = 1
+    encode: int | None = None
+    """The worker that samples and encodes; null: the first."""
+    decode: int | None = None
+    """The worker that decodes; null: the last."""
+    in_flight: int | None = None
+    """Chunks on their way at most; null: as many as keep every worker busy, counted in layers."""
+    devices: list[int] | None = None
+    """The device of every process, by its number in the cluster file; null: in order."""
+    force: bool = False
+    """Run a plan whose predicted control latency is over `stream.max_control_latency_s`."""
 
     def __post_init__(self):
         choice("plan", self.name, PLANS)
         positive("plan.workers", self.workers)
+        positive("plan.in_flight", self.in_flight)
         positive("plan.sequence_parallel", self.sequence_parallel)
 
 

@@ -2,7 +2,7 @@
 
 A `Denoiser` is one block range on one device with everything that does not change while streams run: step
 constants, rotation tables, slots. A `StreamBanks` is what one stream owns there. Which worker calls which
-pass, and when, is decided elsewhere.
+pass, and when, is decided elsewhere; so is whether a pass is shared with others (`share`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from stages.denoise.layers import KeysValues
 from stages.denoise.network import Drive, Network
 from stages.denoise.rope import Rope
 from stages.denoise.sampler import Sampler, zero_timestep
+from stages.denoise.share import ALL, Share
 
 
 @dataclass
@@ -50,10 +51,16 @@ class Denoiser:
         model: the model.
         network: its network, or a range of it, on its device.
         rows, columns: tokens of a latent frame.
+
+    Attributes:
+        share: the part of the tokens and heads that is computed here; set it before streams are opened.
+        stream_bytes: of the banks of one stream here; 0 before one was opened.
     """
 
     def __init__(self, model: ModelConfig, network: Network, rows: int, columns: int):
         self.model, self.network = model, network.fuse()
+        self.share: Share = ALL
+        self.stream_bytes = 0
         self.sampler = Sampler.of(model)
         self.rope = Rope(model.network.head_dim, rows, columns, network.device)
         _, ph, pw = model.network.patch
@@ -74,12 +81,13 @@ class Denoiser:
         """Empty banks for a new stream; `levels` None: all."""
         config, network = self.model.network, self.network
         levels = range(self.model.levels) if levels is None else levels
-        return StreamBanks(
-            {
-                level: Bank(self.layout, network.layers, config.heads, config.head_dim, network.dtype, network.device)
-                for level in levels
-            }
-        )
+        heads = config.heads // self.share.parts
+        banks = {
+            level: Bank(self.layout, network.layers, heads, config.head_dim, network.dtype, network.device)
+            for level in levels
+        }
+        self.stream_bytes = sum(bank.nbytes for bank in banks.values())
+        return StreamBanks(banks)
 
     @torch.inference_mode()
     def set_text(self, stream: StreamBanks, context: Tensor) -> None:
@@ -87,7 +95,9 @@ class Denoiser:
         stream.text = self.network.text_states(context)
 
     @torch.inference_mode()
-    def prefill(self, stream: StreamBanks, reference: Tensor, text: dict[int, KeysValues] | None = None) -> Tensor:
+    def prefill(
+        self, stream: StreamBanks, reference: Tensor, text: dict[int, KeysValues] | None = None
+    ) -> Tensor | None:
         """Write the reference [1, C, frames, h, w] into the attention sink of every bank, at t = 0.
 
         A prefill carries the text of what it was made from (`text`; None: the stream's present one).
@@ -99,7 +109,7 @@ class Denoiser:
         positions = range(-frames, 0)
         attend = BankPass(bank, self.rope.table(positions), positions, [(0, 0, frames)], frames, self.core)
         drive = Drive(self._terms[-1], stream.text if text is None else text, token_type=1)
-        out = self.network(reference.to(self.network.device, self.network.dtype), drive, attend, self._shape(frames))
+        out = self._run(reference.to(self.network.device, self.network.dtype), drive, attend, frames)
         for other in others:
             other.copy_sink(bank)
         return out
@@ -107,12 +117,14 @@ class Denoiser:
     @torch.inference_mode()
     def step(
         self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0
-    ) -> Tensor:
+    ) -> Tensor | None:
         """One denoising forward of `chunk`: latents (or hidden states) in, velocity (or hidden states) out."""
         return self._forward(stream.banks[self.level(step)], stream, step, chunk, x, given, distance)
 
     @torch.inference_mode()
-    def commit(self, stream: StreamBanks, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0) -> Tensor:
+    def commit(
+        self, stream: StreamBanks, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0
+    ) -> Tensor | None:
         """Write a finished chunk's clean keys and values, at t = 0, in place of its noisy ones.
 
         Under `clean` every chunk is committed. Under `same_level` only a chunk of the frame attention sink
@@ -149,7 +161,7 @@ class Denoiser:
         x: Tensor,
         given: ChunkConditioning,
         distance: int,
-    ) -> Tensor:
+    ) -> Tensor | None:
         model, layout, count = self.model, self.layout, self.model.chunk_frames
         first = chunk * count
         bank.place(self.rope, layout.sink_positions(model.positions, first, count, model.sink_shift, distance))
@@ -158,7 +170,14 @@ class Denoiser:
         if given.actions is not None:
             terms = self.network.time_terms(self._embeddings[time], given.actions)
         audio = None if given.audio is None else given.audio.to(self.network.device, self.network.dtype)
-        return self.network(x, Drive(terms, stream.text, audio), attend, self._shape(count))
+        return self._run(x, Drive(terms, stream.text, audio), attend, count)
+
+    def _run(self, x: Tensor, drive: Drive, attend: BankPass, frames: int) -> Tensor | None:
+        """The network over `x`, as much of it as is computed here; None where the result is gathered elsewhere."""
+        network, share = self.network, self.share
+        own = network.through(share.take(network.enter(x), frames), drive, share.history(attend, frames))
+        out = share.gather(own, frames)
+        return None if out is None else network.leave(out, self._shape(frames))
 
     def _shape(self, frames: int) -> torch.Size:
         return torch.Size((1, self.model.network.in_channels, frames, *self._grid))

@@ -125,12 +125,6 @@ class Network(nn.Module):
         text = self.text_embedding(rows)
         return {i: self.blocks[str(i)].cross_attn.keys_values(text) for i in self.layers}
 
-    def embed(self, latents: Tensor, token_type: int = 0) -> Tensor:
-        """Latents [B, C, f, h, w] to tokens [B, N, d], frame by frame, row by row."""
-        weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
-        x = F.linear(patches(latents, self.config.patch), weight.flatten(1), bias)
-        return x + self.trainable_cond_mask.weight[token_type] if self.config.token_types else x
-
     def forward(self, x: Tensor, drive: Drive, attend: History, shape: torch.Size | None = None) -> Tensor:
         """Latents (or, for a later range, hidden states) to velocity (or, for an earlier range, hidden states).
 
@@ -140,15 +134,35 @@ class Network(nn.Module):
             attend: what self-attention does with q, k and v of each layer.
             shape: the latents' shape, for a range that ends the network without starting it.
         """
-        core = backend(self.attention, self.device, self.dtype)
         shape = x.shape if self.first else shape
+        return self.leave(self.through(self.enter(x), drive, attend), shape)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """What `through` takes: patches [B, N, C * patch], frame by frame, row by row; or hidden states as they are."""
+        return patches(x, self.config.patch) if self.first else x
+
+    def through(self, x: Tensor, drive: Drive, attend: History) -> Tensor:
+        """From patches or hidden states to patches or hidden states [B, N, ..].
+
+        Only `attend` lets tokens see each other, so any tokens will do, as many of each frame.
+        """
+        core = backend(self.attention, self.device, self.dtype)
         if self.first:
             x = self.embed(x, drive.token_type)
         for i, layer in zip(self.layers, self.blocks.values(), strict=True):
             x = layer(x, drive.time.layers[i], drive.text[i], attend, core)
             if drive.audio is not None and hasattr(self, "audio_injector"):
                 x = self.audio_injector(i, x, drive.audio, core)
-        return unpatch(self.head(x, drive.time.head), self.config.patch, shape) if self.last else x
+        return self.head(x, drive.time.head) if self.last else x
+
+    def leave(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """What `through` gives, as latents of `shape` where this range ends the network."""
+        return unpatch(x, self.config.patch, shape) if self.last else x
+
+    def embed(self, x: Tensor, token_type: int = 0) -> Tensor:
+        """Patches [B, N, C * patch] to tokens [B, N, d]."""
+        x = F.linear(x, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+        return x + self.trainable_cond_mask.weight[token_type] if self.config.token_types else x
 
 
 class Head(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -121,16 +122,21 @@ class LiveActions:
         self._partial, self._number, self._too_long = b"", 0, False
         self._seen = self._awaited = False  # any line so far; the last one had a frame
         self._now: int | None = None
+        self.accepted: float | None = None
+        """When the first "now" line of the latest `take` came, by `time.perf_counter`; None: there was none."""
         self.ended = False
 
     def take(self, first_frame: int, count: int) -> list[int]:
         """The action index of each of `count` frames from `first_frame` on."""
+        came = None
         while not self.ended:
             behind = self._awaited and self._timeline.horizon < first_frame + count
             if not behind and self._timeline.pending >= AHEAD:
                 break
             wait = behind or not self._seen
+            came = self._bytes.oldest if came is None else came
             block = self._bytes.take(1 if wait else 0, LONGEST_LINE)
+            came = time.perf_counter() if came is None and block else came
             if block:
                 self._partial += block
                 self._lines()
@@ -141,6 +147,7 @@ class LiveActions:
             elif not wait:
                 break
         now, self._now = self._now, None
+        self.accepted = came if now is not None else None
         return self._timeline.walk(first_frame, count, now)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import select
 import threading
+import time
 from typing import BinaryIO
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ class LiveBytes:
         self._buffer = bytearray()
         self._changed = threading.Condition()
         self._at_end = self._closed = False
+        self.oldest: float | None = None
+        """When the oldest byte held came, by `time.perf_counter`; None while nothing is held."""
         self._thread = threading.Thread(target=self._run, name="live-input", daemon=True)
         self._thread.start()
 
@@ -47,6 +50,8 @@ class LiveBytes:
                 self._changed.wait(POLL_S)
             taken = bytes(self._buffer[:most])
             del self._buffer[:most]
+            if not self._buffer:
+                self.oldest = None
             self._changed.notify_all()
         return taken
 
@@ -90,6 +95,7 @@ class LiveBytes:
                     break
                 with self._changed:
                     if not self._closed:
+                        self.oldest = time.perf_counter() if self.oldest is None else self.oldest
                         self._buffer += block
                     self._changed.notify_all()
         except (OSError, ValueError) as error:  # ValueError: the stream was closed by its owner

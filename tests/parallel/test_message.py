@@ -31,6 +31,7 @@ messages = st.builds(
     **dict.fromkeys(("stream", "chunk", "step", "block", "epoch"), numbers),
     times=st.dictionaries(st.integers(0, 99), st.floats(allow_nan=False), max_size=8),
     tensors=st.dictionaries(st.text(max_size=8), tensors(), max_size=5),
+    note=st.text(max_size=20),
 )
 
 
@@ -46,7 +47,7 @@ def test_round_trip_is_bit_exact(message):
     assert header.shape == (HEADER_BYTES,)
     assert body_bytes(header) == (0 if body is None else body.numel())
     copy = unpack(header, body)
-    for name in ("kind", "stream", "chunk", "step", "block", "epoch", "times"):
+    for name in ("kind", "stream", "chunk", "step", "block", "epoch", "times", "note"):
         assert getattr(copy, name) == getattr(message, name)
     assert list(copy.tensors) == list(message.tensors)
     for name, tensor in message.tensors.items():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from conf.errors import UserError
 from conf.schema import PlanConfig
 from parallel.builders import build, split_evenly
-from parallel.plan import Cell, Version, Workload, pace
+from parallel.plan import Cell, Member, Version, Workload, pace
 
 
 def workload(**changes) -> Workload:
@@ -103,7 +103,12 @@ def test_pace_is_sum_over_slowest_rounded_up():
         (PlanConfig("grid", grid=[2]), "plan.grid=[2]: is two numbers"),
         (PlanConfig("grid", grid=[5, 1]), "there are 4 steps; use 1 to 4"),
         (PlanConfig("sequential", workers=2), "plan.workers=2: plan=sequential is one worker"),
-        (PlanConfig("timestep", sequence_parallel=2), "plan.sequence_parallel=2: is not built yet"),
+        (
+            PlanConfig("timestep", sequence_parallel=2, workers=7, steps=[2, 2]),
+            "plan.workers=7: plan=timestep here is 4 workers in groups of 2, or 5 with decode on its own",
+        ),
+        (PlanConfig("layers", sequence_parallel=4, workers=3), "here is 4 workers in groups of 4"),
+        (PlanConfig("sequential", sequence_parallel=2, workers=1), "plan=sequential here is 2 workers in one group"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -111,6 +116,52 @@ def test_refusals(config, line):
     with pytest.raises(UserError) as error:
         build(config, workload())
     assert line in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("heads", "tokens", "degree", "remedy"),
+    [(40, 1560, 3, "2 or 4"), (12, 15, 2, "1 or 3"), (2, 16, 4, "use 2"), (5, 16, 2, "use 1"), (12, 1560, 5, "4 or 6")],
+)
+def test_uneven_degrees_are_refused_with_the_nearest_that_fit(heads, tokens, degree, remedy):
+    config = PlanConfig("sequential", sequence_parallel=degree)
+    with pytest.raises(UserError) as error:
+        build(config, workload(heads=heads, tokens_per_frame=tokens))
+    assert str(error.value).endswith(remedy)
+    assert f"{heads} heads" in str(error.value)
+    assert f"{tokens} tokens of a frame" in str(error.value)
+
+
+shared_plans = st.builds(
+    lambda name, degree, spare: PlanConfig(name, sequence_parallel=degree, workers=3 * degree + spare),
+    st.sampled_from(["timestep", "layers"]),
+    st.integers(2, 4),
+    st.booleans(),
+)
+
+
+@given(shared_plans)
+def test_processes_of_shared_plans(config):
+    """Every owner of cells is a group of neighbours, the last stage alone is one process, and each has its number."""
+    degree, spare = config.sequence_parallel, config.workers % config.sequence_parallel
+    plan = build(config, workload(heads=12, tokens_per_frame=24, bank_bytes=1200, encode_bytes=1, decode_bytes=7))
+    assert (plan.processes, plan.workers) == (config.workers, 3 + spare)
+    assert plan.members[: degree + 1] == (*(Member(0, rank) for rank in range(degree)), Member(1, 0))
+    assert [len(plan.group(w)) for w in range(plan.workers)] == [degree] * 3 + [1] * spare
+    assert all(plan.members[n] == (w, r) for w in range(plan.workers) for r, n in enumerate(plan.group(w)))
+    alone = build(PlanConfig(config.name, workers=3 + spare), plan.workload)
+    if alone.owners == plan.owners and alone.workers == plan.workers:
+        assert [plan.bank_bytes(w) * degree for w in range(3)] == [alone.bank_bytes(w) for w in range(3)]
+        assert [plan.weight_bytes(w) for w in range(3)] == [alone.weight_bytes(w) for w in range(3)]
+    assert plan.weight_bytes(0, rank=1) == plan.weight_bytes(0) - 1
+    assert plan.in_flight >= 1
+
+
+def test_degree_one_is_a_process_per_worker():
+    plan = build(PlanConfig("timestep"), workload())
+    assert plan.members == tuple(Member(w) for w in range(5))
+    assert [str(m) for m in (Member(2), Member(2, 1))] == ["2", "2.1"]
+    four = build(PlanConfig("sequential", sequence_parallel=4), workload())
+    assert (four.workers, four.processes, four.channels) == (1, 4, ())
 
 
 def test_even_splits():

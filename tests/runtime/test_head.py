@@ -1,5 +1,6 @@
 """What enters the pipeline, and when."""
 
+import math
 import queue
 import time
 
@@ -28,8 +29,13 @@ class Source:
     def samples(self, chunk):
         return None
 
-    def changes(self, chunk):
-        return chunk == 3
+    live = False
+
+    def accepted(self, chunk, entered):
+        return 7.0 if chunk == 3 else None
+
+    def close(self):
+        pass
 
     def reference(self):
         return torch.zeros(1)
@@ -46,7 +52,9 @@ class Source:
 
 def head_of(source: Source, in_flight: int = 5):
     arrived: queue.Queue = queue.Queue()
-    return Head([source], 4, torch.float32, in_flight, arrived.put, time.perf_counter), arrived
+    head = Head(4, torch.float32, in_flight, arrived.put, time.perf_counter)
+    head.open(0, source)
+    return head, arrived
 
 
 def take(arrived: queue.Queue, count: int) -> list:
@@ -99,7 +107,9 @@ def test_epochs_references_and_the_end():
     assert [e.epoch for e in entries[:5]] == [0, 0, 0, 3, 3]
     assert ["text" in e.tensors for e in entries[:5]] == [True, False, False, True, False]
     assert [bool(e.reference) for e in entries[:5]] == [True, False, False, False, False]
-    assert [float(e.companion["meta"][2]) for e in entries[:5]] == [0, 0, 0, 1, 0]
+    accepted = [float(e.companion["meta"][2]) for e in entries[:5]]
+    assert accepted[3] == 7.0
+    assert all(math.isnan(at) for i, at in enumerate(accepted) if i != 3)
     assert entries[5].tensors is None
 
 

@@ -1,12 +1,11 @@
 """What a stream's latents depend on, and what they do not."""
 
-import threading
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from runtime.conditioning import Conditioning
+from runtime.conditioning import Conditioning, Encoders
 from stages.denoise.draws import Draws
 from tests.helpers import config_of
 
@@ -78,7 +77,7 @@ def test_given_tensors_replace_what_would_be_drawn_and_encoded(job, nano, tmp_pa
     """Everything that a run used, given as tensors, reproduces it; each tensor alone matters."""
     expected = nano(*BASE)
     config = config_of("model=nano", "stream.prompt=hello")
-    conditioning = Conditioning(config.model, config.stream, config.source, threading.Event(), torch.device("cpu"))
+    conditioning = Conditioning(config.model, config.stream, config.source, Encoders(config.model, torch.device("cpu")))
     given = {
         "context": conditioning.text(0),
         "reference_latent": conditioning.reference(),

@@ -7,28 +7,37 @@ import time
 import pytest
 
 from parallel.builders import build
-from runtime.block import Block
+from parallel.schedule import Schedule
+from runtime.board import PeerLost
 from runtime.local import LocalRun
-from runtime.worker import PeerLost
+from runtime.pipeline import results, run_all
 from runtime.workload import describe
 from tests.helpers import config_of
 
 
+def local_run(folder, *overrides: str, stdin=None) -> LocalRun:
+    config = config_of("model=nano", "plan=timestep", "sink.video=null", f"output_dir={folder}", *overrides)
+    engine = LocalRun(build(config.plan, describe(config)), config, folder, stdin)
+    run_all(engine.pipeline, config)
+    engine.start()
+    return engine
+
+
 def test_a_pipeline_that_stands_still_ends_with_a_line(tmp_path, monkeypatch):
     """A pass that never becomes ready is found by the head, within the timeout, and named."""
-    monkeypatch.setattr(Block, "step_ready", lambda self, stream, chunk, step: chunk < 2 or step < 2)
-    overrides = ("model=nano", "plan=timestep", "plan.workers=2", "stream.chunks=6", "launcher.timeout_s=1")
-    config = config_of(*overrides, "sink.video=null", f"output_dir={tmp_path}")
-    plan = build(config.plan, describe(config))
+    ready = Schedule._is_ready
+    monkeypatch.setattr(
+        Schedule,
+        "_is_ready",
+        lambda self, held, item: not (item.chunk >= 2 and item.step >= 2) and ready(self, held, item),
+    )
+    engine = local_run(tmp_path, "plan.workers=2", "stream.chunks=6", "launcher.timeout_s=1")
     with pytest.raises(PeerLost, match="nothing moves: chunk 2 of stream 0 is not back"):
-        LocalRun(plan, config, threading.Event()).run(tmp_path, lambda stream, timeline: None)
+        engine.wait()
 
 
 def test_waiting_for_a_live_source_is_no_failure(tmp_path):
     """Silence on the line may last as long as it likes."""
-    overrides = ("model=nano", "plan=timestep", "plan.workers=2", "source.audio=-", "launcher.timeout_s=0.5")
-    config = config_of(*overrides, "sink.video=null", f"output_dir={tmp_path}")
-    plan = build(config.plan, describe(config))
     reading, writing = os.pipe()
 
     def speak() -> None:
@@ -38,7 +47,7 @@ def test_waiting_for_a_live_source_is_no_failure(tmp_path):
         os.close(writing)
 
     with os.fdopen(reading, "rb") as stdin:
-        run = LocalRun(plan, config, threading.Event(), stdin)
+        engine = local_run(tmp_path, "plan.workers=2", "source.audio=-", "launcher.timeout_s=0.5", stdin=stdin)
         threading.Thread(target=speak).start()
-        results = run.run(tmp_path, lambda stream, timeline: None)
-    assert results[plan.decode]["streams"][0]["chunks"] == 3
+        engine.wait()
+    assert results(engine.pipeline)[0]["chunks"] == 3

@@ -1,0 +1,52 @@
+"""What `launch.evaluate` measures: which model, how many streams of which length, beside what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from conf.errors import UserError, positive
+from conf.paths import found
+from conf.schema.model import ModelConfig
+
+
+@dataclass
+class EvaluateConfig:
+    """One run of `launch.evaluate`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cases: int = 8
+    """Short streams: people, or walks through mazes."""
+    seconds: float = 5.0
+    """Length of a short stream."""
+    long_cases: int = 2
+    minutes: float = 10.0
+    """Length of a long stream, for drift; 0: none."""
+    segment_s: float = 60.0
+    """Length of a segment of a long stream."""
+    compare: str | None = None
+    """Weights to run beside the model's own, at the same steps (the undistilled causal model)."""
+    rules: bool = False
+    """Run the model also under every rule of history and attention sink."""
+    decoder_clips: int = 32
+    """Held-out clips behind the decoder's PSNR."""
+    threads: int = 1
+    output_dir: str = "outputs"
+
+    def __post_init__(self):
+        self.compare = found(self.compare)
+        for name in ("cases", "seconds", "segment_s", "decoder_clips", "threads"):
+            positive(name, getattr(self, name))
+        if self.minutes < 0 or self.long_cases < 0:
+            raise UserError(
+                f"minutes={self.minutes}, long_cases={self.long_cases}",
+                "cannot be negative",
+                "use 0 for none",
+            )
+        if not (self.model.network.audio or self.model.network.actions):
+            raise UserError(
+                f"model={self.model.name}", "is neither an avatar nor a world", "use pocket_avatar or pocket_world"
+            )
+        if self.model.codec.kind != "small":
+            raise UserError(
+                f"model.codec.kind={self.model.codec.kind}", "evaluation is of pocket models", "use their codec"
+            )

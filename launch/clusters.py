@@ -1,0 +1,120 @@
+"""Cluster files: found by name or path, joined with what was measured, or made up for an emulated machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from conf.errors import UserError, nearest
+from conf.schema import ClusterConfig, Config
+from conf.schema.cluster import DeviceGroup, DeviceKind, Link, StageTimes
+
+CONF = Path(__file__).parent.parent / "conf" / "cluster"
+GLOO = Link(latency_s=0.5e-3, bandwidth=1.0e9)
+"""Between processes of one machine without GPUs, message handling included."""
+KEYS = ("name", "note", "kinds", "devices", "intra", "inter", "times")
+
+
+def arguments(given: list[str]) -> list[str]:
+    """`cluster=FILE.yaml` as Hydra takes it: a group has names, not paths."""
+    return [f"cluster.file={a[len('cluster=') :]}" if _is_file(a) else a for a in given]
+
+
+def _is_file(argument: str) -> bool:
+    return argument.startswith("cluster=") and argument.endswith((".yaml", ".yml"))
+
+
+def load(config: ClusterConfig) -> ClusterConfig:
+    """A cluster with its file, if it is one of the user's own, and what was measured.
+
+    Of measured files, times go before those of the cluster; kinds, devices and links replace its own.
+
+    Raises:
+        UserError: a file is missing, no YAML, or has keys or values of another kind.
+    """
+    found = OmegaConf.structured(config)
+    if config.file is not None:
+        found = _merged(found, _read(config.file), config.file)
+    for path in reversed(config.measured):
+        new = _read(path)
+        times = [*(new.get("times") or []), *OmegaConf.to_container(found.times)]
+        found = _merged(found, new | {"times": times}, path)
+    return OmegaConf.to_object(found)
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError as error:
+        names = sorted(p.stem for p in CONF.glob("*.yaml"))
+        raise UserError(f"cluster={path}", "there is no such file", nearest(Path(path).stem, names)) from error
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cluster={path}", f"cannot be read as YAML ({reason})", "see docs/planner.md") from error
+    if not isinstance(content, dict):
+        raise UserError(f"cluster={path}", f"has no keys such as {', '.join(KEYS)}", "see docs/planner.md")
+    # A file in conf/cluster may build on another of them, which only Hydra follows.
+    for base in reversed(content.pop("defaults", [])):
+        if isinstance(base, str) and base != "_self_":
+            content = _read(str(CONF / f"{base}.yaml")) | content
+    for key in content:
+        if key not in KEYS:
+            raise UserError(f"{path}: {key}", "is no part of a cluster file", nearest(key, KEYS))
+    return content
+
+
+def _merged(found: Any, new: dict[str, Any], path: str) -> Any:
+    try:
+        return OmegaConf.merge(found, new)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "?"
+        raise UserError(f"{path}: {key}", str(error).splitlines()[0], "see docs/planner.md") from error
+
+
+def emulated(config: Config, count: int) -> ClusterConfig:
+    """The cluster that `device=emulated` is, with links as they are between processes of this machine."""
+    e = config.device.emulated
+    speeds = [e.speeds[i] if i < len(e.speeds) else 1.0 for i in range(count)]
+    times = StageTimes(
+        model=config.model.name,
+        kind="emulated",
+        source="device.emulated",
+        layer_s=e.layers_s,
+        step_s=e.step_s if e.layers_s is None else None,
+        commit_s=e.commit_s,
+        prefill_s=e.prefill_s,
+        encode_s=e.encode_s,
+        decode_s=e.decode_s,
+    )
+    return ClusterConfig(
+        name="emulated",
+        kinds={"emulated": DeviceKind(memory_bytes=1e15)},
+        devices=[DeviceGroup("emulated", speed=speed) for speed in speeds],
+        intra=GLOO,
+        inter=GLOO,
+        times=[times],
+    )
+
+
+def here(config: Config) -> str:
+    """The shipped cluster that this machine is.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    names = sorted(p.stem for p in CONF.glob("*.yaml"))
+    if config.device.kind == "cpu" or not torch.cuda.is_available():
+        return "cpu2"
+    device, count = torch.cuda.get_device_name(0), torch.cuda.device_count()
+    kind = next((k for k in ("h100", "h200", "h800", "a100", "l40s", "4090") if k in device.lower()), None)
+    name = f"{'rtx' if kind == '4090' else ''}{kind}x{count}"
+    if name not in names:
+        raise UserError(
+            "cluster=null", f"there is no cluster file for {count} {device}", "give cluster=NAME or cluster=FILE.yaml"
+        )
+    return name

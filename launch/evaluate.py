@@ -1,0 +1,113 @@
+"""Evaluation: `python -m launch.evaluate model=pocket_avatar [compare=FILE] [rules=true]`.
+
+Streams held-out cases with the sequential oracle, reads them with hand-written estimators (which are checked first),
+and prints every bar. Leaves `evaluation.json` and `drift.png` in `output_dir`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from conf.schema.evaluate import EvaluateConfig
+from launch.cli import run
+
+VERDICT = {True: "met", False: "[bold red]missed[/]", None: "not judged"}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    return table
+
+
+def _print(report: dict[str, Any], console: Console) -> None:
+    scores = report["estimators"]
+    table = _table("Estimators on held-out clips of the generator (0.98 needed as drawn)", "estimator", *scores)
+    for name in scores["drawn"]:
+        table.add_row(name, *(_number(s[name]) for s in scores.values()))
+    console.print(table)
+    runs = [report["student"], *([report["compare"]] if "compare" in report else [])]
+    verdicts = report.get("verdicts", {})
+    heads = ["student", "compared", "student is"][: 1 + 2 * ("compare" in report)]
+    table = _table(f"{report['model']}: numbers", "number", *heads)
+    for name in runs[0]["numbers"]:
+        cells = [_number(r["numbers"].get(name)) for r in runs] + [verdicts.get(name, "")] * ("compare" in report)
+        table.add_row(name, *cells)
+    console.print(table)
+    if rules := report.get("rules"):
+        table = _table("Inference rules: history / attention sink", "number", *_heads(rules))
+        for name in rules[0]["numbers"]:
+            table.add_row(name, *(_number(r["numbers"].get(name)) for r in rules))
+        console.print(table)
+    table = _table(f"{report['model']}: bars", "bar", "rule", "value", "verdict")
+    for bar in report["bars"]:
+        table.add_row(bar["name"], bar["rule"], _number(bar["value"]), VERDICT[bar["met"]])
+    if verdicts:
+        worse = [name for name, verdict in verdicts.items() if verdict == "worse"]
+        better = sum(verdict == "better" for verdict in verdicts.values())
+        table.add_row("beats the compared weights", "nowhere worse", f"{better} better", VERDICT[not worse])
+    console.print(table)
+
+
+def _heads(rules: list[dict[str, Any]]) -> list[str]:
+    return [f"{r['history']} / {r['sink']}" for r in rules]
+
+
+def _plot(report: dict[str, Any], config: EvaluateConfig, path: Path) -> bool:
+    """Segments of the long streams over time; whether there were any."""
+    from distill.evaluate import plots
+
+    lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for who in ("student", "compare"):
+        for number, stream in enumerate(report.get(who, {}).get("long", ())):
+            for name, values in stream["segments"].items():
+                times = [(i + 1) * config.segment_s / 60 for i in range(len(values))]
+                if len(values) > 1:
+                    lines.setdefault(name, {})[f"{who} {number + 1}"] = times, values
+    if lines:
+        plots.stack(path, [plots.draw(name, of, "minutes") for name, of in lines.items()])
+    return bool(lines)
+
+
+def evaluate(config: EvaluateConfig, resolved: str) -> None:
+    """Run an evaluation and say where its results are."""
+    import torch
+
+    from distill.evaluate.whole import Evaluation
+    from runtime.oracle import generate
+
+    torch.set_num_threads(config.threads)
+    console, folder = Console(), Path(config.output_dir)
+    if config.model.checkpoint is None:
+        console.print(f"model={config.model.name} has random weights: expect noise", style="yellow")
+    report = Evaluation(config, generate, lambda text: console.print(text, style="dim"))()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(resolved)
+    (folder / "evaluation.json").write_text(json.dumps(report, indent=1))
+    _print(report, console)
+    print(f"report: {folder / 'evaluation.json'}")
+    if _plot(report, config, folder / "drift.png"):
+        print(f"plot: {folder / 'drift.png'}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    return run("evaluate", EvaluateConfig, evaluate, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""From a run's configuration to the planner and back: what is spread, on what, for whom."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from conf.errors import UserError
+from conf.schema import ClusterConfig, Config
+from launch import clusters
+from parallel.cluster import Cluster, Subject
+from parallel.plan import Workload
+from parallel.planner import Choice, choose
+from parallel.predict import Demand
+from runtime.arithmetic import decoded_pixels, layer_flops
+from runtime.conditioning import Picture
+from runtime.workload import describe
+from stages.build import TEMPORAL_STRIDE
+
+
+def subject(config: Config) -> Subject:
+    """A run's model, as times are found for it."""
+    picture = Picture.of(config.model, config.stream)
+    return Subject(
+        model=config.model.name,
+        height=picture.height,
+        width=picture.width,
+        dtype=config.model.dtype,
+        steps=config.model.step_count,
+        layer_flops=layer_flops(config),
+        decode_pixels=decoded_pixels(config),
+    )
+
+
+def demand(config: Config) -> Demand:
+    """What is asked of a run's plan. Live sound comes at the speed of life; nothing else holds chunks back."""
+    model = config.model
+    return Demand(
+        frames=model.chunk_frames * TEMPORAL_STRIDE,
+        fps=model.fps,
+        streams=config.stream.count,
+        interactive=bool(model.network.actions),
+        paced=config.source.audio == "-",
+        max_control_latency_s=config.stream.max_control_latency_s,
+    )
+
+
+def cluster_of(config: Config) -> Cluster:
+    """A run's cluster, with times of its model; without one, this machine (or the emulated one).
+
+    Raises:
+        UserError: its file is broken, has no devices, or says nothing about this model.
+    """
+    given = config.cluster
+    if not (given.devices or given.file):
+        given = _unnamed(config)
+    return Cluster.of(clusters.load(given), subject(config))
+
+
+def _unnamed(config: Config) -> ClusterConfig:
+    measured = config.cluster.measured
+    if config.device.kind != "emulated":
+        return ClusterConfig(file=str(clusters.CONF / f"{clusters.here(config)}.yaml"), measured=measured)
+    if config.plan.workers is None:
+        raise UserError("plan.workers=null", "says how many emulated devices there are", "set plan.workers=5")
+    return replace(clusters.emulated(config, config.plan.workers), measured=measured)
+
+
+def workload_of(config: Config) -> Workload:
+    """What is spread, with the sizes that emulated messages have."""
+    workload, e = describe(config), config.device.emulated
+    if config.device.kind != "emulated":
+        return workload
+    return replace(
+        workload,
+        latent_bytes=e.latent_bytes or workload.latent_bytes,
+        hidden_bytes=e.hidden_bytes or workload.hidden_bytes,
+    )
+
+
+def choice_of(config: Config) -> Choice:
+    """The best plan for a run with `plan=auto`. Raises as `parallel.planner.rank` does."""
+    return choose(workload_of(config), cluster_of(config), demand(config), config.objective, config.plan)
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with `plan=auto` replaced by the plan that was chosen; every other plan is left as it is.
+
+    The same configuration always gives the same plan, so processes that resolve it for themselves agree.
+
+    Raises:
+        UserError: no plan fits, or none is fast enough to be steered.
+    """
+    if config.plan.name != "auto":
+        return config
+    choice = choice_of(config)
+    device = config.device
+    if device.kind == "emulated" and device.emulated.speeds:
+        # Emulated speeds are the workers', so they move with the placement.
+        plan, given = choice.plan, device.emulated.speeds
+        first = [choice.placement[plan.group(w)[0]] for w in range(plan.workers)]
+        speeds = [given[d] if d < len(given) else 1.0 for d in first]
+        device = replace(device, emulated=replace(device.emulated, speeds=speeds))
+    return replace(config, plan=choice.config, device=device)

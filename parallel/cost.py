@@ -1,0 +1,202 @@
+"""What a plan's work takes on a cluster: seconds of every pass, stage, message and collective. Sums, no scheduling.
+
+One source of durations for the search (as matrices over layer ranges), for predictions and for the simulator.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from conf.schema.cluster import StageTimes
+from parallel.cluster import Cluster
+from parallel.partition import prefix_ranges
+from parallel.plan import Plan, Workload
+
+EXCHANGES = 2
+"""All-to-alls of a layer under sequence parallelism: q, k and v in one, and the result."""
+EXCHANGED = 4
+"""Tensors of the size of hidden states in them."""
+
+
+class Ranges:
+    """Seconds of one pass over any range of layers, on any devices: `of(...)[lo, hi]`. Knows no plan.
+
+    Args:
+        workload: what is spread.
+        cluster: devices, links and times.
+    """
+
+    def __init__(self, workload: Workload, cluster: Cluster):
+        self.workload, self.cluster = workload, cluster
+        self._known: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+
+    def of(self, kind: str, group: tuple[int, ...]) -> np.ndarray:
+        """A pass (`step`, `commit` or `prefill`) shared by the devices of a group, which is as fast as its slowest."""
+        key = kind, group
+        if key not in self._known:
+            own = np.maximum.reduce([self._on(device, kind, len(group)) for device in group])
+            self._known[key] = own + self._exchanged(group)
+        return self._known[key]
+
+    def _on(self, device: int, kind: str, degree: int) -> np.ndarray:
+        """A device's own part."""
+        found, count = self.cluster.devices[device], self.workload.layers
+        times = self.cluster.times.get((found.kind, degree)) or self.cluster.times[found.kind, 1]
+        # Times of this degree were measured with all that it costs; others are divided.
+        share = 1.0 if times.degree == degree else times.serial + (1 - times.serial) / degree
+        layers = np.array(times.layers(count))
+        whole = {"commit": times.commit_s, "prefill": times.prefill_s}.get(kind)
+        if whole is not None:
+            # Spread over the layers as a step is.
+            layers = layers * (whole / layers.sum()) if layers.sum() else np.full(count, whole / count)
+        matrix = prefix_ranges(layers * share) + times.pass_s
+        matrix[0, :] += times.first_s
+        matrix[:, count] += times.last_s
+        return matrix / found.speed
+
+    def _exchanged(self, group: tuple[int, ...]) -> np.ndarray:
+        """Collectives, where times of this degree were not measured.
+
+        Ulysses: every process holds hidden / P and sends (P - 1) / P of it, for q, k, v and the result; the results
+        of a range are gathered by one of them. Source: DeepSpeed-Ulysses, arXiv 2309.14509, section 3.2.
+        """
+        degree, count = len(group), self.workload.layers
+        measured = all((self.cluster.devices[d].kind, degree) in self.cluster.times for d in group)
+        if degree == 1 or measured:
+            return np.zeros((count + 1, count + 1))
+        link, hidden = self.cluster.within(group), self.workload.hidden_bytes
+        leaves = hidden / degree * (degree - 1) / degree
+        layer = EXCHANGES * link.latency_s + EXCHANGED * leaves / link.bandwidth
+        return prefix_ranges([layer] * count) + link.seconds(hidden * (degree - 1) / degree)
+
+
+class Costs:
+    """Durations of a plan on a cluster.
+
+    Args:
+        plan: what runs where.
+        cluster: devices, links and times.
+        placement: the device of every process; None: process i on device i.
+        ranges: of the same workload and cluster, to share what was computed.
+    """
+
+    def __init__(
+        self, plan: Plan, cluster: Cluster, placement: tuple[int, ...] | None = None, ranges: Ranges | None = None
+    ):
+        self.plan, self.cluster = plan, cluster
+        self.groups = groups(plan, placement)
+        """Devices of every worker."""
+        self._ranges = ranges or Ranges(plan.workload, cluster)
+
+    # -- passes -------------------------------------------------------------------------------------------------------
+
+    def pass_s(self, kind: str, worker: int, block: int) -> float:
+        """One pass (`step`, `commit` or `prefill`) over a block, on one level."""
+        layers = self.plan.blocks[block]
+        return float(self.ranges(kind, worker)[layers.start, layers.stop])
+
+    def ranges(self, kind: str, worker: int) -> np.ndarray:
+        """One pass over any range of layers on a worker's devices, as [lo, hi]."""
+        return self._ranges.of(kind, self.groups[worker])
+
+    # -- stages -------------------------------------------------------------------------------------------------------
+
+    def encode_s(self, first: bool = False) -> float:
+        """Sampling and encoding a chunk's conditioning; `first`: chunk 0, with text and reference."""
+        t = self.times_of(self.plan.encode)
+        return self._scaled(self.plan.encode, t.encode_s if not first or t.first_encode_s is None else t.first_encode_s)
+
+    def decode_s(self, first: bool = False) -> float:
+        """Decoding a chunk, and what follows on its worker until it is out; 0 where no pictures are made."""
+        if not self.plan.workload.decodes:
+            return 0.0
+        t = self.times_of(self.plan.decode)
+        decode = t.decode_s if not first or t.first_decode_s is None else t.first_decode_s
+        return self._scaled(self.plan.decode, decode + t.post_s)
+
+    def shown_s(self, first: bool = False) -> float:
+        """From the beginning of decode to the chunk's first frame."""
+        t = self.times_of(self.plan.decode)
+        if t.shown_s is None or not self.plan.workload.decodes:
+            return self.decode_s(first)
+        return min(self.decode_s(first), self._scaled(self.plan.decode, t.shown_s + t.post_s))
+
+    def times_of(self, worker: int) -> StageTimes:
+        """Of a worker's first device, where its stages run."""
+        return self.cluster.times[self.cluster.devices[self.groups[worker][0]].kind, 1]
+
+    def _scaled(self, worker: int, seconds: float) -> float:
+        return seconds / self.cluster.devices[self.groups[worker][0]].speed
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    def hop_s(self, source: int, target: int, size: float) -> float:
+        """From one worker handing a message over to the other having it."""
+        if source == target:
+            return 0.0
+        link = self.cluster.link(self.groups[source][0], self.groups[target][0])
+        return self.handling_s(source) + link.seconds(size) + self.handling_s(target)
+
+    def handling_s(self, worker: int) -> float:
+        """What a worker itself spends on a message it sends or receives."""
+        return self._scaled(worker, self.times_of(worker).hop_s)
+
+    @cached_property
+    def traffic(self) -> tuple[tuple[int, int, float], ...]:
+        """(source, target, bytes) of every message of one chunk in steady running, between different workers."""
+        plan, w = self.plan, self.plan.workload
+        found: list[tuple[int, int, float]] = [(plan.encode, plan.head, w.latent_bytes)]
+        for cell in plan.route:
+            following = plan.after(cell)
+            if following is None:
+                found.append((plan.owner(cell), plan.decode, w.latent_bytes))
+            else:
+                size = w.latent_bytes + (w.hidden_bytes if following.block else 0)
+                found.append((plan.owner(cell), plan.owner(following), size))
+        if w.commits_every_chunk:
+            for row in plan.rows:
+                found.append((plan.tail, row[0], w.latent_bytes))
+                found += [(a, b, w.latent_bytes + w.hidden_bytes) for a, b in pairwise(row)]
+        found += [(plan.encode, plan.decode, 0), (plan.decode, plan.encode, 0)]
+        return tuple(m for m in found if m[0] != m[1])
+
+    # -- sums ---------------------------------------------------------------------------------------------------------
+
+    def fixed_s(self, worker: int) -> float:
+        """What a worker spends on one chunk however many layers it has: stages and messages."""
+        stages = self.encode_s() * (worker == self.plan.encode) + self.decode_s() * (worker == self.plan.decode)
+        return stages + self.handling_s(worker) * sum((m[0] == worker) + (m[1] == worker) for m in self.traffic)
+
+    def layers_s(self, worker: int, block: int) -> np.ndarray:
+        """What a worker spends on the passes of one chunk over a block, for any range of layers it might be."""
+        plan = self.plan
+        total = len(plan.steps_of(worker, block)) * self.ranges("step", worker)
+        if plan.workload.commits_every_chunk:
+            total = total + len(plan.levels_of(worker, block)) * self.ranges("commit", worker)
+        return total
+
+    def load(self) -> list[float]:
+        """Seconds each worker spends on one chunk in steady running."""
+        blocks = self.plan.blocks
+        return [
+            self.fixed_s(w)
+            + sum(float(self.layers_s(w, b)[blocks[b].start, blocks[b].stop]) for b in self.plan.blocks_of(w))
+            for w in range(self.plan.workers)
+        ]
+
+    def wire(self) -> dict[tuple[int, int], float]:
+        """Seconds each channel carries bytes of one chunk."""
+        found: dict[tuple[int, int], float] = {}
+        for source, target, size in self.traffic:
+            link = self.cluster.link(self.groups[source][0], self.groups[target][0])
+            found[source, target] = found.get((source, target), 0.0) + size / link.bandwidth
+        return found
+
+
+def groups(plan: Plan, placement: tuple[int, ...] | None = None) -> tuple[tuple[int, ...], ...]:
+    """Devices of every worker: those of its processes."""
+    held = [plan.group(worker) for worker in range(plan.workers)]
+    return tuple(group if placement is None else tuple(placement[p] for p in group) for group in held)

@@ -1,0 +1,109 @@
+"""What may enter the pipeline, and when: in flight <= ceil(sum of stage times / slowest), by what was measured lately.
+
+No clock and no tensors: the head of the real pipeline and the simulator share it. The limit is the pipeline's, not a
+stream's: several streams take turns, and together fill it just as one does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from parallel.plan import pace
+
+RECENT = 8
+"""Chunks whose stage times set the pace."""
+
+
+@dataclass
+class Lane:
+    """One stream at the head: chunks asked for, entered (sampled), and done. `ended`: nothing more is sampled.
+
+    `live`: its source may make the sampler wait. A chunk it waits for takes nobody else's room.
+    """
+
+    live: bool = False
+    asked: int = 0
+    entered: int = 0
+    done: int = 0
+    ended: bool = False
+
+    @property
+    def in_flight(self) -> int:
+        """Chunks that take room."""
+        return (self.entered if self.live else self.asked) - self.done
+
+
+class Pacer:
+    """Who may sample a chunk.
+
+    Args:
+        in_flight: chunks on their way before anything was measured, and at most.
+    """
+
+    def __init__(self, in_flight: int):
+        self.most = in_flight
+        self.lanes: dict[int, Lane] = {}
+        self._times: deque[dict[int, float]] = deque(maxlen=RECENT)
+        self._limit = in_flight
+
+    def open(self, stream: int, live: bool = False) -> None:
+        """A stream that wants to sample from chunk 0 on."""
+        self.lanes[stream] = Lane(live)
+
+    def grants(self, ready: Callable[[int, int], bool]) -> list[tuple[int, int]]:
+        """(stream, chunk) of what may be sampled now: there is room, and the first cell is `ready` for it."""
+        found = []
+        while (stream := self._first(ready)) is not None:
+            # Whoever was served goes to the end of the line.
+            lane = self.lanes[stream] = self.lanes.pop(stream)
+            found.append((stream, lane.asked))
+            lane.asked += 1
+        return found
+
+    def _first(self, ready: Callable[[int, int], bool]) -> int | None:
+        total = self.in_flight
+        for stream, lane in self.lanes.items():
+            # What this stream itself asked for and waits for does take room.
+            taken = total - lane.in_flight + lane.asked - lane.done
+            if not lane.ended and taken < self._limit and ready(stream, lane.asked):
+                return stream
+        return None
+
+    @property
+    def in_flight(self) -> int:
+        """Chunks on their way, of all streams."""
+        return sum(lane.in_flight for lane in self.lanes.values())
+
+    def entered(self, stream: int) -> None:
+        """A chunk was sampled."""
+        self.lanes[stream].entered += 1
+
+    def end(self, stream: int) -> None:
+        """A stream's source is exhausted: what it was asked for last does not come."""
+        lane = self.lanes[stream]
+        lane.ended, lane.asked = True, lane.entered
+
+    def done(self, stream: int, chunk: int, times: dict[int, float]) -> None:
+        """A chunk has left the last stage; `times` is what each worker spent on it."""
+        self.lanes[stream].done = chunk + 1
+        if not times:
+            return  # of a cancelled stream: nothing was measured
+        self._times.append(times)
+        workers = {w for entry in self._times for w in entry}
+        typical = [_median([entry.get(w, 0.0) for entry in self._times]) for w in workers]
+        self._limit = min(self.most, pace(typical))
+
+    def over(self, stream: int) -> bool:
+        """Whether a stream has ended and all of it has left; it is forgotten then."""
+        lane = self.lanes[stream]
+        if lane.ended and lane.done >= lane.entered:
+            del self.lanes[stream]
+            return True
+        return False
+
+
+def _median(values: list[float]) -> float:
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2

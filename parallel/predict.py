@@ -1,0 +1,253 @@
+"""What a plan will do on a cluster, in closed form: period, first frame, latency of a control, idle periods.
+
+Terms as in the code that paces (`parallel.pacing`, `parallel.schedule`): a chunk is *granted* when there is room in
+flight, sampled and encoded at once, walks its route, and its leaving is told to the head, which grants the next. All
+times are of steady running; jitter, prompt changes and the cheaper first chunks of an empty ring are left out.
+`parallel.simulator` executes the same plan event by event, and is the check on what is said here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from parallel.cost import Costs
+from parallel.plan import Cell, Version, pace
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is asked of a plan.
+
+    Attributes:
+        frames: video frames of a chunk.
+        fps: at which a viewer watches.
+        streams: open at once.
+        interactive: whether somebody acts on what they see.
+        paced: whether chunks enter no faster than they are watched.
+        max_control_latency_s: of an interactive stream; None: no limit.
+    """
+
+    frames: int = 12
+    fps: float = 16.0
+    streams: int = 1
+    interactive: bool = False
+    paced: bool = False
+    max_control_latency_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds, unless it says otherwise.
+
+    Attributes:
+        period_s: between chunks that leave, all streams together.
+        bound: what sets it, in words.
+        fps: frames per second, all streams together.
+        first_frame_s: from "weights loaded, stream opened" to the first decoded frame.
+        chunk_latency_s: from a chunk's grant, when controls are sampled, until its frames are out.
+        control_mean_s, control_worst_s: from a control to the first frame that shows it.
+        in_flight: chunks at most.
+        idle: periods the head waits for each attention-sink version.
+        load: seconds each worker spends on a chunk.
+        travels: bytes of a chunk's messages.
+    """
+
+    period_s: float
+    bound: str
+    fps: float
+    first_frame_s: float
+    chunk_latency_s: float
+    control_mean_s: float
+    control_worst_s: float
+    in_flight: int
+    idle: dict[Version, float]
+    load: tuple[float, ...]
+    travels: float
+
+
+def predict(costs: Costs, demand: Demand) -> Prediction:
+    """All of it.
+
+    Control latency: `L = W + transit`. A control waits `W` for the next sampling and then travels with its chunk until
+    the first frame is shown. Between samplings pass `T_s = max(T_play, T_chunk)` where play paces the stream, so
+    `mean W = T_s / 2` and the worst is `T_s` (in bursts of unequal gaps g: `sum g^2 / 2 sum g`, and the longest). The
+    way is `sum of stages + hops`, and at full speed `in_flight * T` (Little's law), since a chunk then waits wherever
+    the slowest stage is. The network to and from the viewer, and the viewer's buffers, come on top.
+    """
+    plan, streams = costs.plan, demand.streams
+    load = costs.load()
+    in_flight = room(costs)
+    turn = turnaround(costs)
+    bounds = [(max(load), f"worker {load.index(max(load))}")]
+    wire = costs.wire()
+    bounds += [(seconds, f"link from worker {a} to {b}") for (a, b), seconds in wire.items()]
+    bounds.append((turn / in_flight, f"a chunk's round trip, {in_flight} in flight"))
+    loop = 0.0
+    if plan.workload.commits_every_chunk:
+        loop = clean_loop(costs)
+        bounds.append((loop / streams, f"chunks that wait for clean context, {streams} in turn"))
+    # Bounds that are equal but for rounding: the first, which is the plainest, is named.
+    period = max(seconds for seconds, _ in bounds)
+    bound = next(name for seconds, name in bounds if seconds >= period * (1 - 1e-6))
+    told = costs.hop_s(plan.decode, plan.encode, 0)
+    play = demand.frames / demand.fps
+    if demand.paced and play >= streams * period:
+        gaps, way = [play], turn
+    else:
+        gaps = _gaps(costs, in_flight, streams, period, loop)
+        way = _way(costs, in_flight, streams, period, turn, loop)
+    latency = way - told
+    shown = latency - costs.decode_s() + costs.shown_s()
+    return Prediction(
+        period_s=period,
+        bound=bound,
+        fps=demand.frames / period,
+        first_frame_s=first_frame(costs),
+        chunk_latency_s=latency,
+        control_mean_s=sum(g * g for g in gaps) / (2 * sum(gaps)) + shown,
+        control_worst_s=max(gaps) + shown,
+        in_flight=in_flight,
+        idle={v: idle_periods(costs, v, period) for v in plan.workload.versions},
+        load=tuple(load),
+        travels=sum(size for _, _, size in costs.traffic),
+    )
+
+
+def room(costs: Costs) -> int:
+    """Chunks in flight: what the plan allows, or fewer where ceil(sum of stage times / slowest) is less.
+
+    As the pacer counts: encode, steps and the last stage; passes off the route and messages take no room.
+    """
+    plan = costs.plan
+    own = [0.0] * plan.workers
+    for cell in plan.route:
+        own[plan.owner(cell)] += costs.pass_s("step", plan.owner(cell), cell.block)
+    own[plan.encode] += costs.encode_s()
+    own[plan.decode] += costs.decode_s()
+    return min(plan.in_flight, pace(own)) if any(own) else plan.in_flight
+
+
+def walk(costs: Costs, start: float, ready: Callable[[Cell], float] = lambda cell: 0.0) -> float:
+    """When a chunk's latents are final that is encoded at `start` and meets nobody: sum of the route and its hops.
+
+    Args:
+        ready: before when a cell may not begin.
+    """
+    plan, w, now, here = costs.plan, costs.plan.workload, start, costs.plan.encode
+    for cell in plan.route:
+        owner = plan.owner(cell)
+        now += costs.hop_s(here, owner, w.latent_bytes + (w.hidden_bytes if cell.block else 0))
+        now = max(now, ready(cell)) + costs.pass_s("step", owner, cell.block)
+        here = owner
+    return now
+
+
+def turnaround(costs: Costs) -> float:
+    """From a chunk's grant to the head knowing that it has left: encode, route, hops, decode, and the way back."""
+    plan = costs.plan
+    final = walk(costs, costs.encode_s()) + costs.hop_s(plan.tail, plan.decode, plan.workload.latent_bytes)
+    return final + costs.decode_s() + costs.hop_s(plan.decode, plan.encode, 0)
+
+
+def first_frame(costs: Costs) -> float:
+    """Encode, the reference's prefill where there is one (chunk 0 waits for it, block by block), route, hops, decode.
+
+    (Live Avatar: four steps and the decoder, once its reference is in; its sheet counts the same.)
+    """
+    plan, w = costs.plan, costs.plan.workload
+    encoded = costs.encode_s(first=True)
+    filled: dict[tuple[int, int], float] = {}
+    if any(v.source < 0 for v in w.versions):
+        for row in plan.rows:
+            now = encoded + costs.hop_s(plan.encode, row[0], 0)
+            for b, worker in enumerate(row):
+                one = costs.pass_s("prefill", worker, b)
+                filled[worker, b] = now + one * len(plan.levels_of(worker, b))
+                if b + 1 < len(row):
+                    # The first level's hidden states go on; the worker fills its other levels meanwhile.
+                    now += one + costs.hop_s(worker, row[b + 1], w.hidden_bytes)
+    final = walk(costs, encoded, lambda cell: filled.get((plan.owner(cell), cell.block), 0.0))
+    if not w.commits_every_chunk:
+        final += _met(costs)
+    return final + costs.hop_s(plan.tail, plan.decode, w.latent_bytes) + costs.shown_s(first=True)
+
+
+def _met(costs: Costs) -> float:
+    """What the first chunk waits in rings for those behind it.
+
+    It goes first, but no pass is broken off for it: with n chunks in a ring a round takes n of its longest passes, if
+    that is more than the round itself. So many are in it as there are blocks, or as there is room for.
+    """
+    plan, w, waits = costs.plan, costs.plan.workload, 0.0
+    chunks = min(room(costs), len(plan.blocks))
+    for row in plan.rows:
+        passes = [costs.pass_s("step", worker, b) for b, worker in enumerate(row)]
+        hops = [costs.hop_s(a, b, w.latent_bytes + w.hidden_bytes) for a, b in pairwise(row)]
+        around = sum(passes) + sum(hops) + costs.hop_s(row[-1], row[0], w.latent_bytes)
+        waits += (plan.owners.count(row) - 1) * max(0.0, chunks * max(passes) - around)
+    return waits
+
+
+def clean_loop(costs: Costs) -> float:
+    """One stream's period under `clean`, from latents that are final to the next chunk's.
+
+    The commit follows every row, block by block, and each block's next pass waits for its own commit only; where encode
+    is beside the head, a chunk is sampled when the head's commit is done. With one block this is the whole route and
+    one commit: `(S + c) t_f` (and the way back).
+    """
+    plan, w = costs.plan, costs.plan.workload
+    committed: dict[tuple[int, int], float] = {}
+    for row in plan.rows:
+        now = costs.hop_s(plan.tail, row[0], w.latent_bytes)
+        for b, worker in enumerate(row):
+            now += costs.pass_s("commit", worker, b)
+            committed[worker, b] = now
+            if b + 1 < len(row):
+                now += costs.hop_s(worker, row[b + 1], w.latent_bytes + w.hidden_bytes)
+    start = committed[plan.head, 0] + costs.encode_s() if plan.encode == plan.head else float("-inf")
+    return walk(costs, start, lambda cell: committed[plan.owner(cell), cell.block])
+
+
+def idle_periods(costs: Costs, version: Version, period: float) -> float:
+    """Periods the head waits for an attention-sink version, beyond what the pipeline takes anyway.
+
+    Chunk `source` begins in period `source` and is final when it has walked its route; the version then passes the
+    head's banks, and what holds from it is sampled.
+    """
+    plan, w = costs.plan, costs.plan.workload
+    if version.source < 0:
+        return 0.0
+    begins = costs.hop_s(plan.encode, plan.head, w.latent_bytes)
+    final = version.source * period + walk(costs, 0.0) - begins
+    kind = "prefill" if version.kind == "prefill" else "commit"
+    passes = len(plan.levels_of(plan.head, 0)) * costs.pass_s(kind, plan.head, 0)
+    made = final + costs.hop_s(plan.tail, plan.head, w.latent_bytes) + passes
+    sampled = costs.encode_s() + begins if plan.encode == plan.head else 0.0
+    # Rounding is not idleness.
+    return max(0.0, round((made + sampled) / period - version.holds, 9))
+
+
+def _way(costs: Costs, in_flight: int, streams: int, period: float, turn: float, loop: float) -> float:
+    """From grant to leaving being known, at full speed."""
+    if loop and costs.plan.encode == costs.plan.head:
+        # A chunk is granted when its context is clean, so it waits only for other streams.
+        return max(turn, min(in_flight * period, turn + streams * period - loop))
+    return max(turn, in_flight * period)
+
+
+def _gaps(costs: Costs, in_flight: int, streams: int, period: float, loop: float) -> list[float]:
+    """Times between one stream's samplings at full speed.
+
+    In a ring of B blocks that a chunk goes round, and no room for more than fill the rings, B chunks enter one after
+    another, and the next when they have left.
+    """
+    plan, own = costs.plan, streams * period
+    rounds = len(plan.steps_of(plan.head, 0))
+    burst = len(plan.blocks)
+    full = in_flight == burst * len(plan.rows)
+    if loop or burst == 1 or rounds == 1 or streams > 1 or not full:
+        return [own]
+    entry = costs.pass_s("step", plan.head, 0)
+    return [entry] * (burst - 1) + [burst * own - (burst - 1) * entry]

@@ -1,0 +1,140 @@
+"""The board: what workers and their user tell each other once, on a key-value store that all of them share.
+
+Everything that happens per chunk goes over channels; here go having loaded, having failed, orders, progress, results.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from conf.errors import UserError
+from runtime.orders import Close, Order, Stop
+
+POLL_S = 0.2
+PATIENT_S = 5.0
+"""How long one wait for the next order lasts before another begins."""
+
+
+class PeerLost(Exception):  # noqa: N818  an event to report, not a programming error
+    """A worker is gone or silent while work is owed. One line: who, what was waited for."""
+
+
+class Abandoned(Exception):  # noqa: N818  an event, not an error of this worker
+    """Another worker failed, or was the first to see a failure, and says so itself."""
+
+
+class Board:
+    """What is told once.
+
+    Args:
+        store: a TCPStore, or a HashStore where all workers are threads.
+        index, workers: who this is (-1: the launcher), and how many workers there are.
+    """
+
+    def __init__(self, store: dist.Store, index: int, workers: int):
+        self.store, self.index, self.workers = store, index, workers
+
+    def tell(self, key: str, value: Any = True) -> None:
+        self.store.set(key, json.dumps(value))
+
+    def told(self, key: str) -> Any:
+        """What was told under a key; None if nothing was."""
+        return json.loads(self.store.get(key)) if self.store.check([key]) else None
+
+    def first(self, key: str, value: Any) -> Any:
+        """Tell unless another did before; returns what the first told."""
+        return json.loads(self.store.compare_set(key, "", json.dumps(value)))
+
+    def wait(self, key: str, timeout_s: float) -> None:
+        """Wait until something is told under `key`.
+
+        Raises:
+            Abandoned: a worker failed meanwhile.
+            PeerLost: nothing came in time.
+        """
+        end = time.monotonic() + timeout_s
+        while True:
+            with suppress(dist.DistStoreError):
+                self.store.wait([key], timedelta(seconds=POLL_S))
+                return
+            if self.told("failed") is not None:
+                raise Abandoned(self.told("failed"))
+            if time.monotonic() > end:
+                raise PeerLost(f"nothing was heard of {key} for {timeout_s:.0f} s")
+
+    def meet(self, point: str, timeout_s: float) -> None:
+        """Wait until every worker is at `point`; raises as `wait` does."""
+        self.tell(f"{point}/{self.index}")
+        for other in range(self.workers):
+            self.wait(f"{point}/{other}", timeout_s)
+
+    # -- streams that cannot go on ----------------------------------------------------------------------------------
+
+    def refuse(self, stream: int, error: UserError) -> None:
+        """A stream cannot go on, by a mistake of its user's; the first reason stays."""
+        self.first(f"refused/{stream}", [error.value, error.rule, error.remedy])
+
+    def refused(self, stream: int) -> UserError | None:
+        """Why a stream could not go on."""
+        told = self.told(f"refused/{stream}")
+        return UserError(*told) if told else None
+
+    # -- orders -----------------------------------------------------------------------------------------------------
+
+    def order(self, order: Order) -> None:
+        """Say something to all workers."""
+        number = self.store.add("orders", 1) - 1
+        self.store.set(f"orders/{number}", pickle.dumps(order))
+
+    def orders(self) -> Iterator[Order]:
+        """All orders so far; does not wait."""
+        number = 0
+        while self.store.check([f"orders/{number}"]):
+            yield pickle.loads(self.store.get(f"orders/{number}"))
+            number += 1
+
+
+class OrderReader(threading.Thread):
+    """Puts every order into a worker's inbox, the first ones first, until it is closed.
+
+    Args:
+        board: where orders come from.
+        inbox: takes them.
+    """
+
+    def __init__(self, board: Board, inbox: queue.Queue):
+        super().__init__(name="orders", daemon=True)
+        # A connection of its own: whoever waits on a store's connection keeps others from using it.
+        self._board, self._inbox = Board(board.store.clone(), board.index, board.workers), inbox
+        self._closed = threading.Event()
+
+    def run(self) -> None:
+        number = 0
+        store = self._board.store
+        while not self._closed.is_set():
+            try:
+                store.wait([f"orders/{number}"], timedelta(seconds=PATIENT_S))
+                order = pickle.loads(store.get(f"orders/{number}"))
+            except dist.DistStoreError:
+                continue
+            except RuntimeError:
+                # The launcher is gone, and nobody waits for these streams any more.
+                self._inbox.put(Stop())
+                self._inbox.put(Close())
+                return
+            self._inbox.put(order)
+            number += 1
+
+    def close(self) -> None:
+        """Read no more; the thread ends with its present wait, or with the process."""
+        self._closed.set()

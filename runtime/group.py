@@ -1,0 +1,225 @@
+"""The processes of one worker that share its passes: the first is the worker, the others do as it does.
+
+The first, the leader, tells the others of every call that changes its blocks, over a channel to each, and then makes
+the call itself; the others, followers, make the same calls on blocks of their own in the same order, so all blocks go
+through the same states: streams and texts come and go everywhere alike. Within a pass tokens and heads are exchanged
+(`stages.denoise.share`), and the result is gathered on the leader. Nothing else of the worker knows.
+
+Channels beat, so whoever dies is noticed while nothing happens, too: as a `Failure` in the inbox.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel.channels import Arrival, ChannelError, Closed, Event, Failure, LocalChannel, Receiver, Sender
+from parallel.exchange import Exchange, GroupExchange, local_group
+from parallel.message import Message
+from parallel.p2p import link
+from parallel.plan import Member, Plan
+from runtime.block import Block
+from runtime.board import PeerLost
+from runtime.trace import Trace
+from stages.denoise.denoiser import ChunkConditioning, Denoiser
+from stages.denoise.share import Ulysses
+
+CALLS = ("set_text", "step", "prefill", "commit", "close")
+"""What changes a block. All that is asked of it besides, followers need not hear."""
+
+CREDITS = 4
+"""Calls a follower may be behind by: they end in an exchange, so it is never far."""
+
+
+class Alarm:
+    """An inbox that first wakes whoever waits for a lost member."""
+
+    def __init__(self, inbox: queue.Queue, exchange: Exchange):
+        self._inbox, self._exchange = inbox, exchange
+
+    def put(self, event: Event) -> None:
+        if isinstance(event, Failure):
+            self._exchange.abort()
+        self._inbox.put(event)
+
+
+@dataclass
+class Group:
+    """One member's connections to the others of its worker.
+
+    Attributes:
+        member: who this is.
+        exchange: of tokens and heads; None where the worker is one process.
+        senders: to every follower, on the leader.
+        receiver: from the leader, on a follower; what comes is in the inbox that the group was made with.
+    """
+
+    member: Member
+    exchange: Exchange | None = None
+    senders: list[Sender] = field(default_factory=list)
+    receiver: Receiver | None = None
+
+    def share(self, denoisers: Mapping[int, Denoiser]) -> None:
+        """Make these denoisers compute this member's part; before any stream is opened."""
+        if self.exchange is not None:
+            for denoiser in denoisers.values():
+                denoiser.share = Ulysses(self.exchange)
+
+    def lead(self, blocks: Mapping[int, Block]) -> dict[int, Block]:
+        """A worker's blocks, as it is to use them: what is done to them, followers do too."""
+        if not self.senders:
+            return dict(blocks)
+        return {number: Lead(number, block, self.senders, self.member) for number, block in blocks.items()}
+
+    def follow(self, blocks: Mapping[int, Block], inbox: queue.Queue, trace: Trace) -> None:
+        """Do as the leader does, until it says that this is the end.
+
+        Raises:
+            PeerLost: the leader, or another follower, is gone or silent.
+        """
+        while True:
+            start = trace.clock()
+            item = inbox.get()  # without a time: a leader that dies or stops beating is an event, too
+            trace.add("wait", -1, start, trace.clock() - start)
+            if isinstance(item, Failure):
+                raise PeerLost(f"worker {item.peer} is lost ({item.error.reason}); {self.member} was following it")
+            if isinstance(item, Closed):
+                raise PeerLost(f"worker {item.peer} has given up; {self.member} was following it")
+            if item.message.kind == "end":
+                return item.release()
+            number, method, args = unpack_call(item)
+            with trace.span(method, -1):
+                self._do(getattr(blocks[number], method), args)
+
+    def abort(self) -> None:
+        """Wake whoever waits in an exchange: this member, or a thread beside it, has failed."""
+        if self.exchange is not None:
+            self.exchange.abort()
+
+    def close(self) -> None:
+        """Tell the followers that this is the end, or take nothing more from the leader.
+
+        A leader that fails does not come here: its channels close, and followers know what that means.
+        """
+        for sender in self.senders:
+            sender.send(Message("end"))
+        for sender in self.senders:
+            sender.close()
+        if self.receiver is not None:
+            self.receiver.close()
+
+    def _do(self, call: Callable, args: Sequence[Any]) -> Any:
+        try:
+            return call(*args)
+        except ChannelError as error:
+            raise PeerLost(f"worker {error.peer} is lost ({error.reason}); seen by {self.member}") from error
+
+
+class Lead:
+    """A block with followers: has the block's face, and says what is done to it before doing it."""
+
+    def __init__(self, number: int, block: Block, senders: Sequence[Sender], member: Member):
+        self._number, self._block, self._senders, self._member = number, block, senders, member
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._block, name)
+        if name not in CALLS:
+            return found
+
+        def call(*args: Any) -> Any:
+            try:
+                for sender in self._senders:
+                    sender.send(pack_call(self._number, name, args, self._block.denoiser.network.device))
+                return found(*args)
+            except ChannelError as error:
+                raise PeerLost(f"worker {error.peer} is lost ({error.reason}); seen by {self._member}") from error
+
+        return call
+
+
+def pack_call(number: int, method: str, args: Sequence[Any], device: torch.device) -> Message:
+    """A call of a block's method: numbers in the note, tensors (and conditioning, which is two) in the body."""
+    tensors: dict[str, Tensor] = {}
+
+    def place(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            name = str(len(tensors))
+            tensors[name] = value.to(device)
+            return {"tensor": name}
+        if isinstance(value, ChunkConditioning):
+            return {"given": [place(value.audio), place(value.actions)]}
+        return value
+
+    note = json.dumps([method, [place(a) for a in args]])
+    return Message("call", block=number, note=note, tensors=tensors)
+
+
+def unpack_call(arrival: Arrival) -> tuple[int, str, list[Any]]:
+    """(block, method, arguments) of `pack_call`; the arrival is released."""
+    message = arrival.message
+    # Copies: the buffer behind an arrival is the channel's again once it is released.
+    tensors = {name: tensor.clone() for name, tensor in message.tensors.items()}
+    arrival.release()
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return tensors[value["tensor"]] if "tensor" in value else ChunkConditioning(*map(read, value["given"]))
+
+    method, args = json.loads(message.note)
+    return message.block, method, [read(a) for a in args]
+
+
+def join_group(
+    plan: Plan, process: int, store: dist.Store, device: torch.device, inbox: queue.Queue, timeout_s: float
+) -> Group:
+    """Connect with the other processes of this one's worker; all call it at about the same time, before channels.
+
+    Args:
+        plan, process: the plan, and which of its processes this is.
+        store: shared by all, used only during the call.
+        device: of the network.
+        inbox: where followers' calls come in, and where the loss of a member is told.
+        timeout_s: longest wait for a member, here and from then on.
+
+    Raises:
+        ChannelError: a member did not come in time.
+    """
+    member = plan.members[process]
+    size = len(plan.group(member.worker))
+    if size == 1:
+        return Group(member)
+    store = dist.PrefixStore(f"group{member.worker}", store)
+    exchange = GroupExchange(dist.PrefixStore("exchange", store), member.worker, member.rank, size, device, timeout_s)
+    group, alarm = Group(member, exchange), Alarm(inbox, exchange)
+    for rank in range(1, size) if member.rank == 0 else [member.rank]:
+        leads = member.rank == 0
+        peer = Member(member.worker, rank if leads else 0)
+        connected = link(store, int(not leads), peer, f"{member.worker}-{member.worker}.{rank}", device, timeout_s)
+        if leads:
+            group.senders.append(connected.sender(alarm, CREDITS))
+        else:
+            group.receiver = connected.receiver(alarm)
+    return group
+
+
+def local_groups(plan: Plan, inboxes: Sequence[queue.Queue], timeout_s: float) -> list[Group]:
+    """The groups of all processes of a plan as threads of this one, each with its inbox."""
+    groups = [Group(member) for member in plan.members]
+    for worker in range(plan.workers):
+        first, *others = numbers = plan.group(worker)
+        if others:
+            for number, exchange in zip(numbers, local_group(worker, len(numbers), timeout_s), strict=True):
+                groups[number].exchange = exchange
+        for number in others:
+            channel = LocalChannel(first, number, inboxes[number], CREDITS, timeout_s)
+            groups[first].senders.append(channel.sender)
+            groups[number].receiver = channel.receiver
+    return groups

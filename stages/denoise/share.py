@@ -1,0 +1,86 @@
+"""A pass shared by several denoisers that hold the same layers: which tokens and heads each of them computes.
+
+Sequence parallelism as in DeepSpeed-Ulysses (arXiv 2309.14509). Each member has an equal run of tokens *of every
+latent frame*, so all that is per frame or per token (modulation, sound, text, feed-forward) runs on its tokens as on a
+smaller picture. Around self-attention tokens are exchanged for heads: there each member has all tokens and an equal
+part of the heads, and so do its banks. History never travels; what does is in proportion to the chunk.
+
+Only the layout is here. How members reach each other is an `Exchange`'s business, and comes from outside.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from stages.denoise.layers import History
+
+
+class Exchange(Protocol):
+    """How members of a group hand tensors to each other. All members make the same calls in the same order."""
+
+    rank: int
+    size: int
+
+    def all_to_all(self, x: Tensor) -> Tensor:
+        """Contiguous [size, ...]: part i goes to member i. Returns the same shape: part i came from member i."""
+
+    def gather(self, x: Tensor) -> Tensor | None:
+        """Contiguous [...] of every member to [size, ...] on member 0; None on the others."""
+
+
+class Share:
+    """All tokens and all heads: a denoiser on its own."""
+
+    parts = 1
+
+    def take(self, x: Tensor, frames: int) -> Tensor:
+        """Tokens [B, N, d] of `frames` frames to those computed here [B, N / parts, d]."""
+        return x
+
+    def gather(self, x: Tensor, frames: int) -> Tensor | None:
+        """The members' results [B, N / parts, d] to [B, N, d]; None where another member has them."""
+        return x
+
+    def history(self, attend: History, frames: int) -> History:
+        """`attend`, which sees all tokens, as self-attention over the tokens computed here."""
+        return attend
+
+
+ALL = Share()
+
+
+class Ulysses(Share):
+    """One member's part, by its rank in the exchange.
+
+    Heads and tokens per frame must be multiples of the exchange's size.
+    """
+
+    def __init__(self, exchange: Exchange):
+        self.exchange, self.parts = exchange, exchange.size
+
+    def take(self, x: Tensor, frames: int) -> Tensor:
+        return x.unflatten(1, (frames, self.parts, -1))[:, :, self.exchange.rank].flatten(1, 2)
+
+    def gather(self, x: Tensor, frames: int) -> Tensor | None:
+        parts = self.exchange.gather(x.contiguous())
+        return None if parts is None else self._joined(parts, frames)
+
+    def history(self, attend: History, frames: int) -> History:
+        def run(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            batch, tokens, heads, width = q.shape
+            out = q.new_empty(self.parts, 3, batch, tokens, heads // self.parts, width)
+            for place, x in zip(out.unbind(1), (q, k, v), strict=True):
+                place.copy_(x.unflatten(2, (self.parts, -1)).movedim(2, 0))
+            # [parts, 3 B, own tokens, ...] of every member, joined to all tokens of our heads.
+            joined = self._joined(self.exchange.all_to_all(out).flatten(1, 2), frames)
+            y = attend(layer, *joined.unflatten(0, (3, batch)))
+            back = y.unflatten(1, (frames, self.parts, -1)).movedim(2, 0).flatten(2, 3).contiguous()
+            return self.exchange.all_to_all(back).movedim(0, 2).flatten(2, 3)
+
+        return run
+
+    def _joined(self, parts: Tensor, frames: int) -> Tensor:
+        """[parts, B, f n / parts, ...] of every member to [B, f n, ...], frame by frame."""
+        return parts.unflatten(2, (frames, -1)).movedim(0, 2).flatten(1, 3)

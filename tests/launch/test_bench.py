@@ -1,0 +1,63 @@
+"""`launch.bench`: what it writes is what the planner reads."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from conf.schema import ClusterConfig
+from launch import bench, clusters
+from runtime.links import Trips, fit
+
+
+def measure(folder, *overrides: str) -> dict:
+    assert bench.main(["model=nano", f"output_dir={folder}", "bench.chunks=2", "device=cpu", *overrides]) == 0
+    return yaml.safe_load((folder / "measured.yaml").read_text()) or {}
+
+
+def test_stage_times_of_a_model(tmp_path):
+    found = measure(tmp_path, "bench.what=[stages]")["times"][0]
+    assert (found["model"], found["kind"], found["basis"], found["steps"]) == ("nano", "cpu", "measured", 4)
+    assert len(found["layer_s"]) == 6
+    assert min(found["layer_s"]) > 0
+    assert min(found[key] for key in ("encode_s", "decode_s", "post_s", "prefill_s")) > 0
+    spread = json.loads((tmp_path / "measured.json").read_text())["seconds"]
+    assert {"encode", "step3", "layer5", "first", "last", "pass", "decode"} <= spread.keys()
+    read = clusters.load(ClusterConfig(measured=[str(tmp_path / "measured.yaml")]))
+    assert read.times[0].layer_s == pytest.approx(found["layer_s"])
+
+
+def test_clean_context_is_committed(tmp_path):
+    found = measure(tmp_path, "bench.what=[stages]", "model.context=clean", "sink.video=null")["times"][0]
+    assert found["commit_s"] > 0
+    assert found["decode_s"] == 0
+
+
+def test_links_are_measured_between_processes(tmp_path):
+    found = measure(tmp_path, "bench.what=[links]", "bench.sizes=[400000]", "bench.rounds=3")
+    assert 0 < found["intra"]["latency_s"] < 1
+    assert found["intra"]["bandwidth"] > 0
+    read = clusters.load(ClusterConfig(measured=[str(tmp_path / "measured.yaml")]))
+    assert read.intra.latency_s == found["intra"]["latency_s"]
+
+
+def test_efficiency_of_a_plan(tmp_path, capsys):
+    overrides = ("bench.what=[efficiency]", "plan=timestep", "device.emulated.step_s=0.005", "sink.video=null")
+    measure(tmp_path, *overrides, "bench.chunks=10")
+    assert "of one chunk per 5 ms, 4 workers" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_link_is_fitted():
+    trips = [Trips(n, [0.001 + n / 1e9] * 3, [0.0002] * 3) for n in (1024, 400_000, 30_000_000)]
+    link, own = fit(trips)
+    assert own == pytest.approx(0.0002)
+    assert link.latency_s == pytest.approx(0.0008, rel=0.01)
+    assert link.bandwidth == pytest.approx(1e9, rel=0.01)
+    link, _ = fit(trips[:1])
+    assert np.isinf(link.bandwidth)
+
+
+def test_mistakes_are_one_line(capsys):
+    assert bench.main(["bench.what=[stage]"]) == 2
+    assert "error: bench.what=stage: must be one of stages, links, efficiency" in capsys.readouterr().err

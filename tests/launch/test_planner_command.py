@@ -1,0 +1,147 @@
+"""`everframe plan cluster=...`: what it finds, says and refuses; cluster files; `plan=auto` as launchers resolve it."""
+
+from pathlib import Path
+
+import pytest
+
+from conf.errors import UserError
+from conf.schema import ClusterConfig
+from launch import clusters, plan, planning
+from parallel.builders import build
+from tests.helpers import config_of
+
+NAMED = ("model=pocket_avatar", "model.name=live_avatar_14b", "stream.height=704", "stream.width=384")
+"""Found in cluster files, though it is a small one."""
+FILE = """
+name: mine
+kinds:
+  fast: {memory_bytes: 1.0e+9}
+devices:
+  - {kind: fast, count: 2}
+  - {kind: fast, speed: 0.5}
+times:
+  - {model: nano, kind: fast, layer_s: [0.01, 0.01, 0.01, 0.01, 0.01, 0.02], decode_s: 0.03}
+"""
+
+
+def told(capsys, *overrides: str) -> str:
+    assert plan.main(list(overrides)) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def refused(capsys, *overrides: str) -> str:
+    assert plan.main(list(overrides)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.fixture
+def mine(tmp_path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def test_the_best_few_are_shown(capsys):
+    text = told(capsys, *NAMED, "cluster=h800x5")
+    assert "cluster=h800x5: 5 devices;" in text and "by objective=fps" in text
+    assert "The first, as plan=timestep plan.workers=5 plan.steps=[1,1,1,1]:" in text
+    assert "45.0 frames/s (2.81 x real time): a chunk every 267 ms, set by worker 0." in text
+    assert "Times on h800: published (Live Avatar v1.1" in text
+    assert "model=live_avatar_14b plan=timestep: 4 steps, 6 layers" in text
+
+
+def test_a_named_plan_is_predicted(capsys, mine):
+    text = told(capsys, "model=nano", "plan=timestep", "plan.steps=[4]", f"cluster={mine}")
+    # Seven hundredths of a second a step, and decode on a worker of its own.
+    assert "a chunk every 280 ms, set by worker 0" in text
+    assert "worker 1 fast 1" in text and "A control shows after" in text
+
+
+def test_a_file_of_ones_own(capsys, mine):
+    text = told(capsys, "model=nano", f"cluster={mine}")
+    assert "cluster=mine: 3 devices" in text
+    cluster = planning.cluster_of(config_of("model=nano", f"cluster={mine}"))
+    assert [d.speed for d in cluster.devices] == [1.0, 1.0, 0.5]
+
+
+def test_what_was_measured_is_preferred(mine, tmp_path):
+    measured = tmp_path / "measured.yaml"
+    measured.write_text(
+        "times: [{model: nano, kind: fast, basis: measured, step_s: 0.5}]\nintra: {latency_s: 0.125, bandwidth: 1e6}\n"
+    )
+    config = config_of("model=nano", f"cluster={mine}", f"cluster.measured=[{measured}]")
+    cluster = planning.cluster_of(config)
+    assert cluster.times["fast", 1].step_s == 0.5
+    assert cluster.intra.seconds(1e6) == 1.125
+    assert cluster.bases() == ["fast: measured"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("name: mine", "nmae: mine"), "nmae: is no part of a cluster file; did you mean name?"),
+        (("layer_s: [0.01, ", "layer_s: ["), "layer_s has 5 values: the model has 6 layers"),
+        (("kind: fast, count", "kind: slow, count"), "must be one of fast"),
+        (("model: nano", "model: mono"), "has no times of model=nano at 32x32 on fast"),
+        (("decode_s: 0.03", "decode_s: -1"), "decode_s=-1"),
+        (("count: 2", "count: many"), "could not be converted"),
+        (("kinds:", "kinds: ["), "cannot be read as YAML"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_broken_files_are_refused(capsys, mine, change, line):
+    mine.write_text(FILE.replace(*change))
+    assert line in refused(capsys, "model=nano", f"cluster={mine}")
+
+
+def test_refusals(capsys):
+    assert "did you mean h100x5?" in refused(capsys, "cluster=h10x5")
+    assert "there is no such file" in refused(capsys, "cluster=nowhere.yaml")
+    assert "did you mean control_latency?" in refused(capsys, "cluster=cpu2", "objective=latency")
+    assert "GB too much" in refused(capsys, "model=pocket_avatar", "stream.count=50000", "cluster=rtx4090x2")
+    late = ("model=pocket_world", "cluster=cpu2", "stream.max_control_latency_s=0.01")
+    assert "and stream.max_control_latency_s is 0.01; use" in refused(capsys, *late)
+    assert "s at worst (at most 0.01 s allowed)" in told(capsys, *late, "plan.force=true")
+    assert "has 2 devices" in refused(capsys, "model=nano", "plan=timestep", "cluster=cpu2")
+
+
+def test_shipped_clusters():
+    names = {path.stem for path in clusters.CONF.glob("*.yaml")}
+    assert {f"{kind}x{n}" for kind in ("h100", "h800", "a100", "l40s", "rtx4090") for n in (1, 2, 4, 5, 8)} <= names
+    for name in sorted(names):
+        found = clusters.load(ClusterConfig(file=str(clusters.CONF / f"{name}.yaml")))
+        assert found.name == name and found.note and found.intra.bandwidth >= found.inter.bandwidth
+        assert sum(group.count for group in found.devices) == (int(name.rsplit("x", 1)[-1]) if "x" in name else 2)
+        if name in ("cpu2", "h100x16"):
+            # Hydra follows what files build on just as well.
+            by_name = config_of("model=pocket_avatar", f"cluster={name}").cluster
+            assert vars(by_name) == vars(found) | {"file": None}
+
+
+def test_auto_becomes_an_ordinary_plan(mine):
+    config = config_of("model=nano", "plan=auto", f"cluster={mine}")
+    choice, resolved = planning.choice_of(config), planning.resolve(config)
+    assert resolved.plan == choice.config and resolved.plan.name in ("timestep", "layers", "grid")
+    assert build(resolved.plan, planning.workload_of(resolved)) == choice.plan
+    assert planning.resolve(resolved) is resolved
+    other = config_of("model=nano", "plan=timestep")
+    assert planning.resolve(other) is other
+
+
+def test_auto_finds_this_machine():
+    assert planning.resolve(config_of("model=pocket_avatar", "plan=auto", "device=cpu")).plan.workers == 2
+
+
+def test_emulated_speeds_go_where_the_plan_puts_them():
+    config = config_of(
+        "model=nano", "plan=auto", "plan.workers=3", "device=emulated", "device.emulated.speeds=[0.5,1,1]",
+        "device.emulated.step_s=0.05", "sink.video=null",
+    )  # fmt: skip
+    resolved = planning.resolve(config)
+    choice = planning.choice_of(config)
+    first = [choice.placement[choice.plan.group(w)[0]] for w in range(choice.plan.workers)]
+    assert resolved.device.emulated.speeds == [(0.5, 1, 1)[d] for d in first]
+    with pytest.raises(UserError, match="says how many emulated devices"):
+        planning.resolve(config_of("model=nano", "plan=auto", "device=emulated"))

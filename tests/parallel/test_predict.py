@@ -1,0 +1,171 @@
+"""Predictions on cases small enough to work out by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conf.schema import PlanConfig
+from conf.schema.cluster import ClusterConfig, DeviceGroup, DeviceKind, Link, StageTimes
+from parallel.builders import build
+from parallel.cluster import Cluster, Subject
+from parallel.cost import Costs
+from parallel.plan import Version, Workload
+from parallel.predict import Demand, predict
+
+near = pytest.approx
+
+
+def cluster(*speeds: float, link: Link | None = None, memory: float = 1e12, **times) -> Cluster:
+    """Devices of these speeds; a step takes 1 s unless `times` says otherwise."""
+    if not {"layer_s", "step_s"} & times.keys():
+        times["step_s"] = 1.0
+    config = ClusterConfig(
+        name="test",
+        kinds={"gpu": DeviceKind(memory_bytes=memory)},
+        devices=[DeviceGroup(speed=speed) for speed in speeds],
+        intra=link or Link(),
+        times=[StageTimes(model="test", **times)],
+    )
+    return Cluster.of(config, Subject("test"))
+
+
+def workload(**changes) -> Workload:
+    return Workload(**{"steps": 4, "layers": 6, "layer_bytes": (0,) * 6} | changes)
+
+
+def predicted(plan: PlanConfig, devices: Cluster, demand: Demand | None = None, **changes):
+    return predict(Costs(build(plan, workload(**changes)), devices), demand or Demand())
+
+
+def test_one_device_does_everything_in_turn():
+    p = predicted(PlanConfig("sequential"), cluster(1, decode_s=0.5, encode_s=0.25))
+    assert (p.period_s, p.fps) == (near(4.75), near(12 / 4.75))
+    assert (p.first_frame_s, p.chunk_latency_s, p.in_flight) == (near(4.75), near(4.75), 1)
+    # A control waits for the next chunk, then for all of it.
+    assert (p.control_mean_s, p.control_worst_s) == (near(4.75 * 1.5), near(4.75 * 2))
+
+
+def test_steps_overlap_and_a_chunk_still_takes_all_of_them():
+    p = predicted(PlanConfig("timestep"), cluster(*[1] * 5, decode_s=0.5))
+    assert (p.period_s, p.first_frame_s) == (near(1.0), near(4.5)) and p.bound == "worker 0"
+    # Five in flight, one leaving every second.
+    assert (p.in_flight, p.chunk_latency_s) == (5, near(5.0))
+    assert (p.control_mean_s, p.control_worst_s) == (near(5.5), near(6.0))
+
+
+def test_what_the_viewer_paces_waits_for_nobody():
+    p = predicted(PlanConfig("timestep"), cluster(*[1] * 5, decode_s=0.5), Demand(frames=12, fps=6, paced=True))
+    assert (p.chunk_latency_s, p.control_mean_s, p.control_worst_s) == (near(4.5), near(5.5), near(6.5))
+
+
+def test_frames_that_leave_as_they_are_made_show_sooner():
+    p = predicted(PlanConfig("sequential"), cluster(1, decode_s=0.6, shown_s=0.2))
+    assert p.first_frame_s == near(4.2)
+    assert p.control_worst_s == near(4.6 + 4.2)
+
+
+def test_the_slowest_worker_sets_the_pace():
+    p = predicted(PlanConfig("timestep"), cluster(1, 1, 0.5, 1, 1))
+    assert (p.period_s, p.first_frame_s) == (near(2.0), near(5.0)) and p.bound == "worker 2"
+
+
+def test_messages_cost_latency_and_the_pace_of_a_round_trip():
+    link = Link(latency_s=0.01, bandwidth=10e6)
+    p = predicted(PlanConfig("timestep", workers=4), cluster(*[1] * 4, link=link), latent_bytes=100_000)
+    hop = 0.01 + 0.01
+    assert p.first_frame_s == near(4 + 3 * hop)
+    # The head hears of it one message later, and has let only four in.
+    assert p.in_flight == 4
+    assert p.period_s == near((4 + 3 * hop + 0.01) / 4)
+    assert p.bound == "a chunk's round trip, 4 in flight"
+
+
+def test_a_slow_link_sets_the_pace():
+    p = predicted(PlanConfig("layers", workers=2), cluster(1, 1, link=Link(bandwidth=1e6)), hidden_bytes=1_000_000)
+    assert p.period_s == near(4.0)  # four megabytes per chunk from worker 0 to worker 1
+    assert p.bound in ("link from worker 0 to 1", "a chunk's round trip, 2 in flight")
+
+
+def test_handling_a_message_is_work():
+    p = predicted(PlanConfig("timestep", workers=2), cluster(1, 1, hop_s=0.1))
+    # Worker 1: latents in, done out; sound in.
+    assert p.load == near((2 + 0.3, 2 + 0.3))
+
+
+def test_clean_context_serialises_one_stream():
+    alone = predicted(PlanConfig("sequential"), cluster(1), context="clean")
+    assert (alone.period_s, alone.chunk_latency_s) == (near(5.0), near(4.0))
+    steps = predicted(PlanConfig("timestep", workers=4), cluster(*[1] * 4), context="clean")
+    assert steps.period_s == near(5.0)
+    ring = predicted(PlanConfig("layers", layers=[3, 3], workers=2), cluster(1, 1), context="clean")
+    # The second block's commit runs beside the next chunk's first step.
+    assert ring.period_s == near(4.5)
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3])
+def test_streams_fill_a_clean_ring(streams):
+    p = predicted(
+        PlanConfig("layers", layers=[2, 2, 2], workers=3), cluster(1, 1, 1), Demand(streams=streams), context="clean"
+    )
+    assert p.period_s == near(max((4 + 1 / 3) / streams, 5 / 3))
+
+
+def test_chunk_0_waits_for_its_reference():
+    versions = (Version(-1, 0),)
+    times = {"prefill_s": 0.5}
+    one = predicted(PlanConfig("sequential"), cluster(1, **times), versions=versions)
+    assert one.first_frame_s == near(4 * 0.5 + 4)  # a pass for every level
+    four = predicted(PlanConfig("timestep", workers=4), cluster(*[1] * 4, **times), versions=versions)
+    assert four.first_frame_s == near(0.5 + 4)  # side by side
+
+
+def test_an_attention_sink_of_generated_frames_idles_the_head():
+    versions = (Version(0, 4),)
+    p = predicted(PlanConfig("timestep"), cluster(*[1] * 5), versions=versions)
+    assert p.idle == {versions[0]: near(1.0)}  # final after 4, prefilled after 5, needed at 4
+    late = predicted(PlanConfig("timestep"), cluster(*[1] * 5), versions=(Version(0, 5),))
+    assert late.idle == {Version(0, 5): 0.0}
+
+
+def test_chunks_enter_a_ring_in_bursts():
+    p = predicted(PlanConfig("layers", layers=[3, 3], workers=2), cluster(1, 1))
+    assert (p.period_s, p.in_flight) == (near(2.0), 2)
+    # Two enter half a second apart, the next after 3.5: mean wait (0.25 + 12.25) / 8.
+    assert p.control_worst_s == near(3.5 + 4.0)
+    assert p.control_mean_s == near(12.5 / 8 + 4.0)
+
+
+def test_sequence_parallel_divides_work_and_pays_for_exchanges():
+    link = Link(latency_s=0.001, bandwidth=1e9)
+    p = predicted(
+        PlanConfig("sequential", sequence_parallel=2), cluster(1, 1, link=link, serial=0.1), heads=4,
+        tokens_per_frame=8, hidden_bytes=4_000_000, decodes=False,
+    )  # fmt: skip
+    exchanged = 6 * (2 * 0.001 + 4 * 1e6 / 1e9) + 0.001 + 2e6 / 1e9
+    assert p.period_s == near(4 * (0.1 + 0.9 / 2 + exchanged))
+    # Two slow links make it slower than one device.
+    slow = predicted(
+        PlanConfig("sequential", sequence_parallel=2), cluster(1, 1, link=Link(bandwidth=1e6), serial=0.1), heads=4,
+        tokens_per_frame=8, hidden_bytes=4_000_000, decodes=False,
+    )  # fmt: skip
+    assert slow.period_s > 4
+
+
+def test_a_group_is_as_fast_as_its_slowest_device_and_measured_groups_are_believed():
+    shared = PlanConfig("sequential", sequence_parallel=2)
+    more = {"heads": 4, "tokens_per_frame": 8, "decodes": False}
+    assert predicted(shared, cluster(1, 0.5, serial=0.0), **more).period_s == near(4.0)
+    config = ClusterConfig(
+        kinds={"gpu": DeviceKind(memory_bytes=1e12)}, devices=[DeviceGroup(count=2)],
+        times=[StageTimes(model="test", step_s=1.0), StageTimes(model="test", step_s=0.7, degree=2)],
+    )  # fmt: skip
+    assert predicted(shared, Cluster.of(config, Subject("test")), **more).period_s == near(2.8)
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=6, max_size=6), st.floats(0, 1), st.floats(0.01, 1))
+def test_uneven_layers_and_pass_costs_add_up(layer_s, pass_s, last_s):
+    devices = cluster(1, 1, layer_s=layer_s, pass_s=pass_s, last_s=last_s)
+    p = predicted(PlanConfig("layers", layers=[4, 2], workers=2), devices, decodes=False)
+    assert p.load == near((4 * (sum(layer_s[:4]) + pass_s), 4 * (sum(layer_s[4:]) + pass_s + last_s)))
+    assert np.isclose(p.first_frame_s, sum(p.load)) or p.first_frame_s > sum(p.load)  # in a ring chunks meet

@@ -1,0 +1,184 @@
+"""Streams that come and go on running workers: each is exact, and none disturbs another."""
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from conf.errors import UserError
+from parallel.builders import build
+from runtime.block import Block
+from runtime.local import LocalRun
+from runtime.workload import describe
+from stages.sinks.video import VideoSink
+from tests.helpers import config_of
+
+PLANS = {
+    "timestep": ("plan=timestep",),
+    "layers, clean": ("plan=layers", "model.context=clean"),
+    "grid": ("plan=grid", "model.recalibrate_chunk=2"),
+}
+
+
+class Running:
+    """A pipeline of `nano` on threads, with streams that differ by name, length and seed."""
+
+    def __init__(self, folder, *overrides: str):
+        self.config = config_of("model=nano", "sink.video=null", "launcher.timeout_s=20", *overrides)
+        self.engine = LocalRun(build(self.config.plan, describe(self.config)), self.config, folder)
+        self.pipeline = self.engine.pipeline
+
+    def __enter__(self):
+        self.engine.start()
+        return self
+
+    def __exit__(self, *_):
+        self.pipeline.close()
+        self.engine.wait()
+
+    def open(self, name: str, chunks: int | None, source=None, sink=None, **changes) -> int:
+        stream = replace(self.config.stream, id=name, chunks=chunks, **changes)
+        return self.pipeline.open(stream, source or self.config.source, sink or self.config.sink)
+
+    def hash(self, stream: int) -> str:
+        return self.pipeline.result(stream, timeout_s=30)["latents_sha256"]
+
+    def until(self, stream: int, chunks: int) -> None:
+        end = time.monotonic() + 30
+        while (at := self.pipeline.progress(stream)) is None or at["chunks"] < chunks:
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_later_stream_is_what_it_is_alone(tmp_path, nano, plan):
+    """Opened while another runs, after one was cancelled, after one was drained: always the oracle's bits."""
+    overrides = PLANS[plan]
+    context = [o for o in overrides if o.startswith("model")]
+    alone = {
+        (name, chunks, seed): nano(f"stream.id={name}", f"stream.chunks={chunks}", f"stream.seed={seed}", *context)
+        for name, chunks, seed in (("a", 9, 0), ("b", 5, 1), ("c", 6, 0))
+    }
+    with Running(tmp_path, *overrides) as running:
+        first, endless, drained = running.open("a", 9), running.open("x", None), running.open("y", None)
+        running.until(endless, 3)
+        second = running.open("b", 5, seed=1)
+        running.pipeline.cancel(endless)
+        running.until(drained, 3)
+        running.pipeline.stop(drained)
+        assert running.hash(first) == alone["a", 9, 0]
+        assert running.hash(second) == alone["b", 5, 1]
+        running.pipeline.wait(endless, 30)
+        running.pipeline.wait(drained, 30)
+        assert running.hash(running.open("c", 6)) == alone["c", 6, 0]
+        # Nothing is kept of what has ended.
+        time.sleep(0.1)
+        assert [w["streams"] for w in running.pipeline.status()] == [[]] * running.engine.plan.workers
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("end", ["stop", "cancel"])
+def test_a_stream_that_is_ended_early_is_a_beginning_of_itself(tmp_path, nano, plan, end):
+    """Drained or cancelled, what has left is whole chunks from the first on, as without the order."""
+    with Running(tmp_path, *PLANS[plan]) as running:
+        stream = running.open("a", None)
+        running.until(stream, 4)
+        getattr(running.pipeline, end)(stream)
+        result = running.pipeline.result(stream, timeout_s=30)
+    assert result["chunks"] >= 4
+    context = [o for o in PLANS[plan] if o.startswith("model")]
+    assert result["latents_sha256"] == nano("stream.id=a", f"stream.chunks={result['chunks']}", *context)
+
+
+def test_a_cancelled_stream_costs_no_more_work(tmp_path, monkeypatch):
+    """After the order has been read nothing is computed: with steps of 50 ms, no more than one per worker."""
+    with Running(tmp_path, "plan=timestep", "plan.workers=2") as running:
+        work, ran = Block.step, []
+
+        def slow(self, stream, chunk, *rest):
+            ran.append(chunk)
+            time.sleep(0.05)
+            return work(self, stream, chunk, *rest)
+
+        monkeypatch.setattr(Block, "step", slow)
+        stream = running.open("a", None)
+        running.until(stream, 2)
+        running.pipeline.cancel(stream)
+        before = len(ran)
+        running.pipeline.wait(stream, 30)
+        # One pass on each worker may be under way, and one more begin while the order is read.
+        assert len(ran) - before <= 4
+
+
+def test_a_prompt_changes_a_running_stream(tmp_path, nano):
+    """From the next sampled chunk on, on every worker: the same as an event at that chunk."""
+    with Running(tmp_path, "plan=grid", "stream.prompt=hello") as running:
+        stream = running.open("a", 12)
+        running.until(stream, 2)
+        running.pipeline.prompt(stream, "other")
+        result = running.pipeline.result(stream, timeout_s=30)
+    assert result["control_to_frame_s"]["p50"] > 0
+    base = ("stream.id=a", "stream.chunks=12", "stream.prompt=hello")
+    events = {chunk: nano(*base, f"stream.events=[{{chunk: {chunk}, prompt: other}}]") for chunk in range(2, 12)}
+    assert result["latents_sha256"] in events.values()
+
+
+def test_a_bad_source_or_sink_ends_its_own_stream_only(tmp_path, nano):
+    with Running(tmp_path, "plan=timestep") as running:
+        good = running.open("a", 6)
+        no_image = running.open("b", 6, source=replace(running.config.source, image="missing.png"))
+        no_latents = running.open("c", 6, sink=replace(running.config.sink, latents=str(tmp_path / "no" / "x.bin")))
+        assert running.hash(good) == nano("stream.id=a", "stream.chunks=6")
+        for stream, what in ((no_image, "missing.png"), (no_latents, "x.bin")):
+            with pytest.raises(UserError, match=what):
+                running.pipeline.result(stream, timeout_s=30)
+        assert running.hash(running.open("d", 3)) == nano("stream.id=d", "stream.chunks=3")
+
+
+def test_cancelled_video_is_playable(tmp_path):
+    from tests.launch.test_stream import decoded
+
+    path = tmp_path / "a.mp4"
+    with Running(tmp_path, "plan=timestep", f"sink.video={path}") as running:
+        stream = running.open("a", None)
+        running.until(stream, 3)
+        running.pipeline.cancel(stream)
+        result = running.pipeline.result(stream, timeout_s=30)
+    assert decoded(path)[0] == result["frames"] > 0
+
+
+def test_status_answers_while_work_goes_on(tmp_path, monkeypatch):
+    with Running(tmp_path, "plan=timestep", "plan.workers=2") as running:
+        assert [w["in_flight"] for w in running.pipeline.status()] == [0, None]
+        gate = threading.Event()
+        work = Block.step
+
+        def held(self, *args):
+            gate.wait(0.05)
+            return work(self, *args)
+
+        monkeypatch.setattr(Block, "step", held)
+        stream = running.open("a", 8)
+        running.until(stream, 1)
+        status = running.pipeline.status()
+        assert all(w["streams"] == [stream] for w in status)
+        assert status[0]["in_flight"] >= 1
+        assert "of stream 0" in status[1]["at"]
+        gate.set()
+
+
+def test_a_slow_sink_leaves_the_pipeline_usable(tmp_path, monkeypatch, nano):
+    """The head waits for it, and the next stream is as exact as ever."""
+    write = VideoSink.write
+
+    def slow(self, *args):
+        time.sleep(0.03)
+        write(self, *args)
+
+    monkeypatch.setattr(VideoSink, "write", slow)
+    with Running(tmp_path, "plan=timestep", f"sink.video={tmp_path / 'a.mp4'}") as running:
+        stream = running.open("a", 12)
+        assert running.hash(stream) == nano("stream.id=a", "stream.chunks=12")
+        quick = running.open("b", 5, sink=replace(running.config.sink, video=None))
+        assert running.hash(quick) == nano("stream.id=b", "stream.chunks=5")
