@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import constant, decoder, exact, hashes, kill, owned, pipeline, step
+from benchmarks import constant, decoder, exact, hashes, kill, owned, pipeline, published, step, uneven
 
 
 def main() -> bool:
     # Every one is run, also after a miss.
-    results = [bench.main() for bench in (hashes, decoder, step, constant, exact, owned, pipeline, kill)]
+    results = [
+        bench.main() for bench in (hashes, decoder, step, constant, exact, owned, pipeline, kill, published, uneven)
+    ]
     return all(results)
 
 

@@ -2,9 +2,9 @@
 
 *StreamDiffusionV2* (arXiv 2511.07399), frames per second of Wan2.1 1.3B and 14B on 2, 3 and 4 H100, 1 to 4 denoising
 steps. Known: its single-GPU rates, and that the rank which encodes (the first) or decodes (the last) takes 62 ms per 4
-frames at 512x512 and 90 ms at 480p, with one layer of the 1.3B model. So the codec takes V each way, and what is left of
-a single GPU's time is the network's, spread evenly over its layers; the steps of a chunk are rows of one batch, so a
-chunk goes through W blocks once. The partition is the planner's own. Bar: every row within 15 %.
+frames at 512x512 and 90 ms at 480p, with one layer of the 1.3B model. So the codec takes V each way, and what is left
+of a single GPU's time is the network's, spread evenly over its layers; the steps of a chunk are rows of one batch, so
+a chunk goes through W blocks once. The partition is the planner's own. Bar: every row within 15 %.
 
 *Live Avatar* (arXiv 2512.04677), five H800: a sanity check. Its stage time is taken from its frames per second, so that
 one is no test of the formula; its time to first frame is. Whether that includes the reference's prefill is not said:

@@ -168,10 +168,10 @@ class Library:
             self.prompts = self._read_prompts()
             yield len(self)
 
-    def batch(self, step: int, count: int, frames: int) -> Batch:
-        """The batch of a training step: `count` clips, their first `frames` latent frames."""
+    def batch(self, step: int, count: int, frames: int, part: slice = slice(None)) -> Batch:
+        """The batch of a training step, or a part of it: `count` clips, their first `frames` latent frames."""
         rng = np.random.default_rng((self.config.seed, step, 0xBA7C))
-        return self.take(rng.integers(len(self), size=count), frames, salt=step)
+        return self.take(rng.integers(len(self), size=count)[part], frames, salt=step)
 
     def take(self, numbers: np.ndarray, frames: int, salt: int | None = None) -> Batch:
         """The clips with these numbers. `salt` varies prompts and references; None leaves them as they are."""

@@ -16,9 +16,11 @@ from distill import flow
 from distill.clips import Library
 from distill.model import Batch, Trainee
 from distill.optim import average, optimizer_of, rate
+from distill.reward import REWARDS, weights
 from distill.rollout import ROLLOUTS
 from distill.sample import guided
-from distill.stages import Stage, descend, frozen
+from distill.sharding import Learner
+from distill.stages import Stage, frozen
 
 SMALLEST = 0.02
 """Lower bound of the normaliser: on nearly still clips the teacher's error would vanish and the gradient explode."""
@@ -48,7 +50,9 @@ class Dmd(Stage):
         self.both_ways = self.clip_of(causal=False)
         self.teacher = self._teacher()
         self.critic = frozen(self.teacher).train().requires_grad_(True)
-        self.critic_optimizer = optimizer_of(self.critic, self.settings, self.settings.critic_lr)
+        optimizer = optimizer_of(self.critic, self.settings, self.settings.critic_lr)
+        self.critic_learner = self.learner_of("critic", self.critic, optimizer)
+        self.teacher_learner = self.learner_of("teacher", self.teacher, None)
 
     def _teacher(self) -> Trainee:
         teacher = Trainee(self.model).to(self.device)
@@ -57,7 +61,10 @@ class Dmd(Stage):
         return frozen(teacher)
 
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        return super().parts() | {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
+        return super().parts() | self.critic_learner.parts("critic", "critic_optimizer")
+
+    def learners(self) -> list[Learner]:
+        return [*super().learners(), self.critic_learner]
 
     def advance(self, step: int) -> dict[str, float]:
         s, chance = self.settings, self.chance(step)
@@ -66,17 +73,24 @@ class Dmd(Stage):
         noise = [chance.normal(batch.latents.shape) for _ in range(steps)]
         learns = step >= s.critic_warmup and step % s.ratio == 0
         numbers: dict[str, Any] = {"lr": rate(step, s)}
-        with self.autocast():
-            x = self.rollout(self.student.network, self.student.encode(batch), noise, exit_step, gradient=learns)
-        if learns:
+
+        def make() -> tuple[Tensor | None, Tensor, dict[str, float]]:
             with self.autocast():
-                value, found = self.generator_loss(x, batch, chance)
-            norm = descend(value, self.student, self.optimizer, rate(step, s), s.clip)
-            numbers |= found | {"grad_norm": norm}
-            average(self.average, self.student, step // s.ratio, s.ema)
-        with self.autocast():
-            value = self.critic_loss(x.detach(), batch, chance)
-        norm = descend(value, self.critic, self.critic_optimizer, rate(step, s, s.critic_lr), s.clip)
+                x = self.rollout(self.student.network, self.student.encode(batch), noise, exit_step, gradient=learns)
+                value, found = self.generator_loss(x, batch, chance) if learns else (None, {})
+            return value, x.detach(), found
+
+        def judge() -> Tensor:
+            with self.autocast():
+                return self.critic_loss(x, batch, chance)
+
+        value, x, found = self.learner.run(make)
+        if learns:
+            numbers |= found | {"grad_norm": self.learner.descend(value, rate(step, s))}
+            with self.learner.whole():
+                average(self.average, self.student, step // s.ratio, s.ema)
+        value = self.critic_learner.run(judge)
+        norm = self.critic_learner.descend(value, rate(step, s, s.critic_lr))
         return numbers | {"critic_loss": value.item(), "critic_grad_norm": norm}
 
     def _level(self, chance: flow.Chance, batch: int) -> Tensor:
@@ -89,9 +103,11 @@ class Dmd(Stage):
         with torch.no_grad():
             level = flow.per_frame(sigma)
             noisy = flow.add_noise(x, chance.normal(x.shape), level)
-            real = noisy - level * self._score(self.teacher, noisy, sigma, batch, self.settings.guidance)
-            fake = noisy - level * self._score(self.critic, noisy, sigma, batch)
-            gradient = matching_gradient(x, real, fake)
+            guidance = self.settings.guidance
+            score = self.teacher_learner.run(lambda: self._score(self.teacher, noisy, sigma, batch, guidance))
+            real = noisy - level * score
+            fake = noisy - level * self.critic_learner.run(lambda: self._score(self.critic, noisy, sigma, batch))
+            gradient = matching_gradient(x, real, fake) * self._weights(x, batch)
         value = matching_loss(x, gradient)
         numbers = {"loss": value.item(), "gradient": gradient.abs().mean().item()}
         numbers["motion_ratio"] = (x.diff(dim=2).abs().mean() / batch.latents.diff(dim=2).abs().mean()).item()
@@ -100,6 +116,12 @@ class Dmd(Stage):
             value = value + self.settings.forward_kl * extra
             numbers["forward_kl"] = extra.item()
         return value, numbers
+
+    def _weights(self, x: Tensor, batch: Batch) -> Tensor:
+        """What each clip's gradient counts, [B, 1, 1, 1, 1]: all the same without a reward."""
+        if self.settings.reward is None:
+            return torch.ones(len(x), 1, 1, 1, 1, device=x.device)
+        return weights(REWARDS[self.settings.reward](x, batch), self.settings.reward_beta)[:, None, None, None, None]
 
     def _score(self, trainee: Trainee, x: Tensor, sigma: Tensor, batch: Batch, guidance: float = 1.0) -> Tensor:
         return guided(trainee, self.both_ways, x, sigma, batch, guidance)

@@ -15,11 +15,23 @@ from stages.denoise.sampler import shifted
 
 
 class Chance:
-    """The random numbers of one training step: drawn on the CPU, so that every device gets the same."""
+    """The random numbers of one training step: drawn on the CPU, so that every device gets the same.
 
-    def __init__(self, seed: int, step: int, purpose: int = 0, device: torch.device | str = "cpu"):
+    Args:
+        seed, step, purpose: what they are a function of.
+        device: where they are used.
+        salt: which of several processes draws for its part of a batch; what decides the course of a step (`index`,
+            `coin`) is the same for all of them.
+    """
+
+    def __init__(
+        self, seed: int, step: int, purpose: int = 0, device: torch.device | str = "cpu", salt: int | None = None
+    ):
         self.device = device
-        self.generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 31 + purpose)
+        key = (seed * 1_000_003 + step) * 31 + purpose
+        self._course = self.generator = torch.Generator().manual_seed(key)
+        if salt is not None:
+            self.generator = torch.Generator().manual_seed(key + (salt + 1) * 0x9E3779B97F4A)
 
     def uniform(self, *shape: int) -> Tensor:
         """In [0, 1)."""
@@ -36,7 +48,11 @@ class Chance:
 
     def index(self, count: int) -> int:
         """One of 0 ... count - 1."""
-        return int(torch.randint(count, (1,), generator=self.generator))
+        return int(torch.randint(count, (1,), generator=self._course))
+
+    def coin(self) -> float:
+        """In [0, 1), the same in every process."""
+        return float(torch.rand((1,), generator=self._course))
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
@@ -84,7 +100,7 @@ def loss(
             holds one level); else each draws its own (diffusion forcing, Chen et al., arXiv 2407.01392).
     """
     c = clip.model.chunk_frames
-    together = not clip.causal or float(chance.uniform(1)) < same_level
+    together = not clip.causal or chance.coin() < same_level
     count = 1 if together else clip.frames // c
     sigma = noise_levels(chance, len(batch), count, shift)
     noise = chance.normal(batch.latents.shape)

@@ -64,7 +64,7 @@ def trajectory(trainee: Trainee, rollout: SameLevel, batch: Batch, noise: Tensor
 class Ode(Stage):
     """Regression on ODE end points (CausVid, arXiv 2412.07772), from trajectories that are made once and stored."""
 
-    name, before = "ode", ("causal",)
+    name, before, shards = "ode", ("causal",), False
 
     def __init__(self, config: DistillConfig, library: Library):
         super().__init__(config, library)

@@ -22,8 +22,9 @@ from distill import flow
 from distill.clip import WholeClip
 from distill.clips import Library
 from distill.model import Batch, Trainee, begin
-from distill.optim import average, optimizer_of, rate, set_rate
+from distill.optim import average, optimizer_of, rate
 from distill.sample import stream, whole
+from distill.sharding import Learner, Ranks, check, learner
 from stages.codec.small import SPATIAL_STRIDE
 
 
@@ -39,10 +40,18 @@ class Stage:
     before: tuple[str, ...] = ()
     """Stages whose averaged weights it begins with: the first of them that has been run."""
     causal = True
+    shards = True
+    """Whether it runs in several processes."""
 
     def __init__(self, config: DistillConfig, library: Library):
         self.config, self.model, self.library = config, config.model, library
         self.settings = getattr(config.stages, self.name)
+        check(config.zero, self.settings.optimizer)
+        self.ranks = Ranks.here()
+        if self.ranks.world > 1 and not (config.zero and self.shards):
+            raise UserError(
+                f"stage={self.name}, zero={config.zero}", "runs in one process", "start it without torchrun"
+            )
         self.shift = self.settings.shift or self.model.shift
         self.device = "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device
         self.device = "cpu" if self.device == "auto" else self.device
@@ -50,8 +59,12 @@ class Stage:
         if weights := self.initial(self.before):
             self.student.load_state_dict(weights)
         self.average = frozen(self.student)
-        self.optimizer = optimizer_of(self.student, self.settings)
+        self.learner = self.learner_of("student", self.student, optimizer_of(self.student, self.settings))
         self.clip = self.clip_of(self.causal)
+
+    def learner_of(self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> Learner:
+        """What updates a network (optimizer None: nothing does)."""
+        return learner(module, optimizer, self.settings.clip, self.config.zero, name)
 
     def clip_of(self, causal: bool) -> WholeClip:
         """The attention of this stage's clips."""
@@ -65,7 +78,7 @@ class Stage:
 
     def chance(self, step: int, purpose: int = 0) -> flow.Chance:
         """The random numbers of a step."""
-        return flow.Chance(self.config.seed, step, purpose, self.device)
+        return flow.Chance(self.config.seed, step, purpose, self.device, self.ranks.salt)
 
     def initial(self, before: tuple[str, ...]) -> dict[str, Tensor] | None:
         """The weights to begin with: `init`, or the average of an earlier stage; None at the very start."""
@@ -91,7 +104,11 @@ class Stage:
 
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """Everything a checkpoint holds, by name."""
-        return {"student": self.student, "average": self.average, "optimizer": self.optimizer}
+        return {"average": self.average} | self.learner.parts("student", "optimizer")
+
+    def learners(self) -> list[Learner]:
+        """Those that keep files of their own."""
+        return [self.learner]
 
     def state_dict(self) -> dict[str, Any]:
         """The content of a checkpoint."""
@@ -104,14 +121,20 @@ class Stage:
 
     def batch(self, step: int) -> Batch:
         """The clips of a step."""
-        return self.library.batch(step, self.settings.batch, self.settings.frames).to(self.device)
+        s = self.settings
+        return self.library.batch(step, s.batch, s.frames, self.ranks.part(s.batch)).to(self.device)
 
     def advance(self, step: int) -> dict[str, float]:
         """One training step; what to log of it."""
-        with self.autocast():
-            value, numbers = self.loss(step)
-        norm = descend(value, self.student, self.optimizer, rate(step, self.settings), self.settings.clip)
-        average(self.average, self.student, step, self.settings.ema)
+
+        def work() -> tuple[Tensor, dict[str, float]]:
+            with self.autocast():
+                return self.loss(step)
+
+        value, numbers = self.learner.run(work)
+        norm = self.learner.descend(value, rate(step, self.settings))
+        with self.learner.whole():
+            average(self.average, self.student, step, self.settings.ema)
         return {"loss": value.item(), **numbers, "grad_norm": norm, "lr": rate(step, self.settings)}
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -154,16 +177,6 @@ class Causal(Stage):
 def frozen(module: nn.Module) -> Any:
     """A copy that is not trained."""
     return deepcopy(module).eval().requires_grad_(False)
-
-
-def descend(value: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, lr: float, clip: float) -> float:
-    """Gradients of a loss, clipped, and an optimizer's step; the gradients' norm before clipping."""
-    optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
-    set_rate(optimizer, lr)
-    optimizer.step()
-    return norm.item()
 
 
 def registry() -> dict[str, Callable[[DistillConfig, Library], Stage]]:

@@ -45,6 +45,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.step = 0
         self.wandb = None
+        self.first = stage.ranks.rank == 0
         if self.file.exists():
             self._restore()
 
@@ -55,6 +56,10 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint beside the old one and swap: a cut-off never leaves half of one."""
+        for learner in self.stage.learners():
+            learner.save(self.folder)
+        if not self.first:
+            return
         fresh = self.file.with_suffix(".new")
         torch.save({"step": self.step, "stage": self.stage.state_dict()}, fresh)
         fresh.replace(self.file)
@@ -68,14 +73,18 @@ class Trainer:
             raise UserError(
                 f"{self.file}", f"is not of this configuration ({first})", "give another run_dir, or remove it"
             ) from error
+        for learner in self.stage.learners():
+            learner.restore(self.folder)
         self.step = state["step"]
 
     def train(self) -> None:
         """To the last step, logging, sampling and saving on the way."""
-        self._open_wandb()
+        if self.first:
+            self._open_wandb()
         log, saved, began = self.config.log, time.monotonic(), time.monotonic()
         sums: dict[str, list[float]] = defaultdict(list)
-        while self.step < self.stage.settings.steps and not self.stop.is_set():
+        agree = self.stage.ranks.agree
+        while self.step < self.stage.settings.steps and not agree(self.stop.is_set()):
             for name, value in self.stage.advance(self.step).items():
                 sums[name].append(value)
             self.step += 1
@@ -85,10 +94,10 @@ class Trainer:
                 self.note(**means, seconds_per_step=(time.monotonic() - began) / count)
                 sums.clear()
                 began = time.monotonic()
-            if self.held_out is not None and self.step % log.sample_every == 0:
+            if self.held_out is not None and self.first and self.step % log.sample_every == 0:
                 self.sample()
                 began = time.monotonic()
-            if time.monotonic() - saved > log.save_s:
+            if agree(time.monotonic() - saved > log.save_s):
                 self.save()
                 saved = time.monotonic()
         self.save()
@@ -113,7 +122,9 @@ class Trainer:
         return numbers
 
     def note(self, **numbers: float) -> None:
-        """One line in the log."""
+        """One line in the log, of the first process."""
+        if not self.first:
+            return
         line = {"step": self.step, **{name: float(f"{value:.5g}") for name, value in numbers.items()}}
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")

@@ -2,6 +2,9 @@
 
 Every stage goes on where it stopped; `stage=clips` only fills the library of clips, which others do first anyway,
 `stage=vae` trains the codec, and `export=FILE` writes a stage's averaged weights as a model's file.
+
+Several GPUs: `torchrun --nproc-per-node=8 -m launch.distill experiment=pocket_avatar stage=dmd zero=2`, the batch
+divided among them (DeepSpeed ZeRO, `pip install 'everframe[train]'`).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ HELD_OUT = 16
 
 def distill(config: DistillConfig, resolved: str) -> None:
     """Run one stage, or export what it has reached."""
+    from distill import sharding
     from distill.clips import Library
     from distill.stages import registry
     from distill.trainer import Trainer
@@ -34,7 +38,13 @@ def distill(config: DistillConfig, resolved: str) -> None:
         from distill import codec
 
         return codec.main([f"run={config.run_dir}/vae", f"size={config.model.height}"])
+    optimizer = getattr(config.stages, config.stage).optimizer if hasattr(config.stages, config.stage) else "adamw"
+    sharding.check(config.zero, optimizer)
+    ranks = sharding.start(config.zero, "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     with stop_event() as stop:
+        # One process fills the library; the others open it when it is full.
+        if ranks.rank > 0:
+            ranks.wait()
         library = Library(config.model, config.clips)
         held_out = Library(config.model, replace(config.clips, count=HELD_OUT), library.encoder, held_out=True)
         for part in (held_out, library):
@@ -42,6 +52,8 @@ def distill(config: DistillConfig, resolved: str) -> None:
                 print(f"\rclips: {count} of {part.config.count}", end="\n" if count == part.config.count else "")
                 if stop.is_set():
                     return None
+        if ranks.rank == 0:
+            ranks.wait()
         if config.stage == "clips":
             return None
         stage = registry()[config.stage](config, library)
@@ -52,7 +64,8 @@ def distill(config: DistillConfig, resolved: str) -> None:
             print(f"\r{stage.name}: {count} of {total} prepared", end="\n" if count == total else "")
             if stop.is_set():
                 return None
-        (trainer.folder / "config.yaml").write_text(resolved)
+        if trainer.first:
+            (trainer.folder / "config.yaml").write_text(resolved)
         trainer.train()
     return None
 

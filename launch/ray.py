@@ -25,6 +25,7 @@ from launch.log import Log
 from launch.progress import Watch
 from launch.signals import signals_kept
 from parallel.builders import build
+from parallel.plan import Plan
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.pipeline import Pipeline, results
 from runtime.process import over_network, run_worker
@@ -44,9 +45,11 @@ class WorkerActor:
         """Be worker `index` until every stream has ended; returns its part of the report, or what went wrong."""
         store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=config.launcher.timeout_s))
         device = torch.device("cuda") if config.device.kind != "cpu" and torch.cuda.is_available() else None
-        stream = socket.create_connection(stdin).makefile("rb") if stdin and index == plan.encode else None
+        stream = (
+            socket.create_connection(stdin).makefile("rb") if stdin and index == plan.group(plan.encode)[0] else None
+        )
         try:
-            board, connect = Board(store, index, plan.workers), over_network(plan, index, config, store)
+            board, connect = Board(store, index, plan.processes), over_network(plan, index, config, store)
             return run_worker(plan, index, config, board, Path(config.output_dir), connect, device, stdin=stream)
         except (UserError, PeerLost, Abandoned) as error:
             return error
@@ -84,16 +87,16 @@ def _bundles(plan, config: Config) -> list[dict[str, float]]:
     """What each worker needs: a GPU of its own, or a fraction of the processors where there are no GPUs."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0)) if config.device.kind != "cpu" else 0
-    if (config.device.kind == "cuda" and gpus < plan.workers) or (gpus and gpus < plan.workers):
+    if (config.device.kind == "cuda" and gpus < plan.processes) or (gpus and gpus < plan.processes):
         raise UserError(
-            f"plan.workers={plan.workers}",
+            f"plan.workers={plan.processes}",
             f"the Ray cluster has {gpus} GPUs",
             f"use plan.workers={gpus}, or device=cpu",
         )
     if gpus:
-        return [{"GPU": 1.0}] * plan.workers
-    share = min(1.0, 0.9 * resources.get("CPU", 1.0) / plan.workers)
-    return [{"CPU": round(share, 4)}] * plan.workers
+        return [{"GPU": 1.0}] * plan.processes
+    share = min(1.0, 0.9 * resources.get("CPU", 1.0) / plan.processes)
+    return [{"CPU": round(share, 4)}] * plan.processes
 
 
 def _feed(listener: socket.socket) -> None:
@@ -127,8 +130,8 @@ def stream(config: Config, begin, console: Console, stop: threading.Event, log: 
         _start(config)
         host = _host()
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        board = Board(store, -1, plan.workers)
-        pipeline = Pipeline(board)
+        board = Board(store, -1, plan.processes)
+        pipeline = Pipeline(board, plan.workers)
         control.begin(pipeline, config)
         if "-" in (config.source.audio, config.source.actions):
             listener = socket.create_server((host, 0))
@@ -138,7 +141,7 @@ def stream(config: Config, begin, console: Console, stop: threading.Event, log: 
         group = placement_group(bundles, strategy="PACK")
         if not group.wait(timeout_seconds=config.launcher.timeout_s):
             raise UserError(
-                f"plan.workers={plan.workers}", f"Ray cannot place {bundles[0]} for each", "use fewer workers"
+                f"plan.workers={plan.processes}", f"Ray cannot place {bundles[0]} for each", "use fewer workers"
             )
         actors = [
             WorkerActor.options(
@@ -153,9 +156,9 @@ def stream(config: Config, begin, console: Console, stop: threading.Event, log: 
             for index, actor in enumerate(actors)
         }
         with Watch(pipeline, config, console, log):
-            workers = _collect(running, pipeline, begin, stop, plan.workers)
+            workers = _collect(running, pipeline, begin, stop, plan)
         remove_placement_group(group)
-        join_traces(Path(config.output_dir), plan.workers)
+        join_traces(Path(config.output_dir), plan.processes)
         return workers, results(pipeline)
     finally:
         if listener:
@@ -163,13 +166,13 @@ def stream(config: Config, begin, console: Console, stop: threading.Event, log: 
         ray.shutdown()
 
 
-def _collect(running: dict, pipeline: Pipeline, begin, stop: threading.Event, workers: int) -> list[dict]:
-    """Wait for every worker; the first failure ends the run, once the survivors have finished their files."""
+def _collect(running: dict, pipeline: Pipeline, begin, stop: threading.Event, plan: Plan) -> list[dict]:
+    """Wait for every process; the first failure ends the run, once the survivors have finished their files."""
     board = pipeline.board
     results: dict[int, Any] = {}
     begun = stopped = False
     while running:
-        if not begun and all(board.told(f"loaded/{i}") for i in range(workers)):
+        if not begun and all(board.told(f"loaded/{i}") for i in range(plan.processes)):
             begin()
             board.tell("begun")
             begun = True
@@ -182,7 +185,8 @@ def _collect(running: dict, pipeline: Pipeline, begin, stop: threading.Event, wo
             try:
                 results[index] = ray.get(reference)
             except ray.exceptions.RayError:
-                results[index] = PeerLost(board.first("lost", [-1, f"worker {index} is lost (its process ended)"])[1])
+                gone = f"worker {plan.members[index]} is lost (its process ended)"
+                results[index] = PeerLost(board.first("lost", [-1, gone])[1])
                 board.first("failed", str(results[index]))
             if isinstance(results[index], Exception):
                 ray.wait(list(running), num_returns=len(running), timeout=GRACE_S) if running else None
@@ -190,7 +194,7 @@ def _collect(running: dict, pipeline: Pipeline, begin, stop: threading.Event, wo
                     with contextlib.suppress(ray.exceptions.RayError):
                         results[place] = ray.get(other, timeout=0.1)
                 raise _worst(list(results.values()), board)
-    return [results[i] for i in range(workers)]
+    return [results[i] for i in range(plan.processes)]
 
 
 def _worst(results: list[Any], board: Board) -> Exception:

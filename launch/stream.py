@@ -83,7 +83,7 @@ def _local(config: Config, resolved: str, console: Console, stop: threading.Even
     with Watch(engine.pipeline, config, console, log):
         engine.start(lambda: _begin(config, resolved, console, log))
         workers = engine.wait()
-    join_traces(folder, plan.workers)
+    join_traces(folder, plan.processes)
     return workers, results(engine.pipeline)
 
 
@@ -109,7 +109,8 @@ def stream(config: Config, resolved: str) -> None:
     console = Console(stderr=True)
     capability.check(config.model.context)
     log = log_of(config)
-    local = _sequential if config.plan.name == "sequential" else _local
+    alone = config.plan.name == "sequential" and config.plan.sequence_parallel == 1
+    local = _sequential if alone else _local
     engine = {"local": local, "torchrun": _torchrun, "ray": _ray}[config.launcher.name]
     with stop_event() as stop:
         try:

@@ -104,7 +104,7 @@ def stream(
     plan = plan_of(config, world)
     first = rank == 0
     board = Board(store, rank, world)
-    pipeline = Pipeline(board)
+    pipeline = Pipeline(board, plan.workers)
     stop_when(stop, pipeline.stop)
     if first:
         control.begin(pipeline, config)

@@ -43,6 +43,7 @@ class Message:
         kind: one of KINDS; `beat` is the channels' own sign of life and is never delivered.
         stream, chunk, step, block, epoch: what it is about, signed 64-bit.
         times: seconds spent so far, by worker index; a handful.
+        distances: of the attention sink from the chunk, for every forward; read on the host.
         note: anything else that is read on the host; short.
         tensors: by name, all on one device; any shape, and any dtype of the table in this module. May be empty.
     """
@@ -56,6 +57,7 @@ class Message:
     times: dict[int, float] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     note: str = ""
+    distances: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.kind} of stream {self.stream} chunk {self.chunk} step {self.step} block {self.block}"
@@ -88,7 +90,7 @@ def unpack(header: Tensor, body: Tensor | None) -> Message:
         end = offset + math.prod(shape) * dtype.itemsize
         tensors[name] = body[offset:end].view(dtype).view(shape)
     times = {int(k): v for k, v in extra["times"].items()}
-    return Message(KINDS[kind], *numbers, times, tensors, extra.get("note", ""))
+    return Message(KINDS[kind], *numbers, times, tensors, extra.get("note", ""), tuple(extra.get("distances", ())))
 
 
 def body_bytes(header: Tensor) -> int:
@@ -119,7 +121,9 @@ def pack_header(message: Message) -> Tensor:
             raise ValueError(f"{message}: tensor {name} is {dtype}; can travel: {', '.join(_DTYPES)}")
         entries.append([name, dtype, list(tensor.shape), offsets[name]])
     times = {int(worker): float(seconds) for worker, seconds in message.times.items()}
-    extra = {"tensors": entries, "times": times} | ({"note": message.note} if message.note else {})
+    extra = {"tensors": entries, "times": times}
+    extra |= {"note": message.note} if message.note else {}
+    extra |= {"distances": message.distances} if message.distances else {}
     extra = json.dumps(extra, separators=(",", ":")).encode()
     room = HEADER_BYTES - _FIELDS.size
     if len(extra) > room:

@@ -226,7 +226,8 @@ def of_shape(
     costs = Costs(probe, cluster, placement, ranges)
     for layers in _partitions(costs, Memory(costs, demand.streams)):
         config = shape.config(layers, devices=_unless_plain(placement), **more)
-        yield _choice(config, Costs(build(config, workload), cluster, placement, ranges), demand)
+        costs = Costs(build(config, workload), cluster, placement, ranges)
+        yield _choice(_with_room(config, costs), costs, demand)
 
 
 def _unless_plain(placement: tuple[int, ...]) -> list[int] | None:
@@ -252,11 +253,16 @@ def _partitions(costs: Costs, memory: Memory) -> list[list[int]]:
     return found[:1] if found[0] == found[1] else found
 
 
+def _with_room(config: PlanConfig, costs: Costs) -> PlanConfig:
+    """With as many chunks in flight as keep every worker busy, now that their times are known."""
+    if config.in_flight is not None:
+        return config
+    config = replace(config, in_flight=pace(costs.load()))
+    costs.plan = replace(costs.plan, limit=config.in_flight)
+    return config
+
+
 def _choice(config: PlanConfig, costs: Costs, demand: Demand) -> Choice:
-    if config.in_flight is None:
-        # As many as keep every worker busy, now that their times are known.
-        config = replace(config, in_flight=pace(costs.load()))
-        costs.plan = replace(costs.plan, limit=config.in_flight)
     memory = Memory(costs, demand.streams)
     workers = range(costs.plan.workers)
     held, usable = tuple(memory.of(w) for w in workers), tuple(memory.usable(w) for w in workers)

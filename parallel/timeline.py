@@ -9,13 +9,13 @@ presumes; one that shares a worker takes no time.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
 
-from parallel.plan import Cell, Plan, Version
+from parallel.plan import Cell, Plan
+from parallel.schedule import Pass
+from parallel.simulator import Simulator
+from parallel.simulator import Span as Done
 
 IDLE, SINK, COMMIT = ".", "s", "c"
 """Marks of a drawing: nothing to do, a pass that makes an attention sink, the clean pass of a finished chunk."""
@@ -40,154 +40,38 @@ class Span(NamedTuple):
     end: Fraction
 
 
-class _Task(NamedTuple):
-    """A span that waits for its turn. Tuples of one kind sort by urgency, as in a worker."""
+class Periods:
+    """Durations in periods, for the simulator: exact, and messages take none.
 
-    urgency: tuple
-    worker: int
-    what: str
-    chunk: int
-    cell: Cell
-    """The step of a route cell; of a row pass the row. The block of either."""
-    level: int
-    length: Fraction
-
-
-@dataclass
-class _Bank:
-    """How far one bank is: the last chunk all of whose steps here are done, and passes written outside the route."""
-
-    chunk: int = -1
-    written: Counter = field(default_factory=Counter)
-
-
-class _Simulation:
-    """List scheduling: whoever is free takes the most urgent of what is ready."""
+    Args:
+        plan: its cells; nothing was measured yet.
+    """
 
     def __init__(self, plan: Plan):
-        self.plan = plan
-        self.step = 1 / period_steps(plan)
-        """Periods one step over all layers takes."""
-        self.decode_alone = not plan.blocks_of(plan.decode)
-        self.spans: list[Span] = []
-        self.tasks: list[_Task] = []
-        self.running: dict[int, tuple[Fraction, _Task]] = {}
-        self.banks: dict[tuple[int, int, int], _Bank] = {}
-        self.entered = self.done = 0
-        self.began: dict[int, Fraction] = {}
-        """When each chunk began its first step."""
-        for version in plan.workload.versions:
-            if version.source < 0:
-                self._write("sink", version)
+        self.plan, self._step = plan, 1 / period_steps(plan)
+        self._decode = Fraction(not plan.blocks_of(plan.decode))
 
-    def run(self, over: Callable[[Fraction], bool]) -> list[Span]:
-        """Go on until `over(now)`."""
-        now = Fraction(0)
-        while not over(now):
-            self._enter()
-            self._start(now)
-            now = min(end for end, _ in self.running.values())
-            for worker, (end, task) in list(self.running.items()):
-                if end == now:
-                    del self.running[worker]
-                    self._finished(task)
-        return self.spans
+    def work(self, worker: int, item: Pass) -> Fraction:
+        """A share of a step, or one period for a decoder of its own."""
+        if item.kind == "final":
+            return self._decode
+        return self._step * Fraction(len(self.plan.blocks[item.block]), self.plan.workload.layers)
 
-    def _enter(self) -> None:
-        """The head lets chunks in while there is room."""
-        while self.entered < self.done + self.plan.in_flight:
-            self._queue(self.entered, Cell(0, 0))
-            self.entered += 1
+    def encode(self, stream: int, chunk: int) -> Fraction:
+        """None."""
+        return Fraction(0)
 
-    def _start(self, now: Fraction) -> None:
-        for worker in range(self.plan.workers):
-            ready = [t for t in self.tasks if t.worker == worker and self._ready(t)]
-            if worker not in self.running and ready:
-                task = min(ready)
-                self.tasks.remove(task)
-                self.running[worker] = now + task.length, task
-                if task.what == "step":
-                    self.began.setdefault(task.chunk, now)
-                self.spans.append(Span(worker, task.what, task.chunk, now, now + task.length))
+    def handling(self, worker: int) -> Fraction:
+        """None."""
+        return Fraction(0)
 
-    # -- what is to be done -------------------------------------------------------------------------------------
+    def travel(self, source: int, target: int, item: Pass) -> tuple[Fraction, Fraction]:
+        """None."""
+        return Fraction(0), Fraction(0)
 
-    def _share(self, block: int) -> Fraction:
-        return self.step * Fraction(len(self.plan.blocks[block]), self.plan.workload.layers)
-
-    def _queue(self, chunk: int, cell: Cell) -> None:
-        level = cell.step if self.plan.workload.context == "same_level" else 0
-        urgency = (1, chunk, -cell.step, -cell.block)
-        owner, length = self.plan.owner(cell), self._share(cell.block)
-        self.tasks.append(_Task(urgency, owner, "step", chunk, cell, level, length))
-
-    def _write(self, what: str, version: Version) -> None:
-        """A pass along every row; `what` is the kind of span."""
-        for row in range(len(self.plan.rows)):
-            self._row_pass(what, version.source if what == "commit" else version.holds, row, 0)
-
-    def _row_pass(self, what: str, chunk: int, row: int, block: int) -> None:
-        worker = self.plan.rows[row][block]
-        for level in self.plan.levels_of(worker, block):
-            task = _Task((0, chunk, -row, -block), worker, what, chunk, Cell(row, block), level, self._share(block))
-            self.tasks.append(task)
-
-    def _bank(self, task: _Task) -> _Bank:
-        return self.banks.setdefault((task.worker, task.cell.block, task.level), _Bank())
-
-    def _due(self, chunk: int) -> int:
-        """Passes that hold from `chunk` exactly."""
-        w = self.plan.workload
-        return sum(v.holds == chunk for v in w.versions) + (w.commits_every_chunk and chunk > 0)
-
-    def _ready(self, task: _Task) -> bool:
-        """Same-bank order: chunk 0, what was made of it, chunk 1, ..."""
-        if task.what == "decode":
-            return task.chunk == self.done
-        bank = self._bank(task)
-        if task.what == "step":
-            return bank.chunk == task.chunk - 1 and bank.written[task.chunk] == self._due(task.chunk)
-        return bank.chunk == self._holds(task) - 1
-
-    @staticmethod
-    def _holds(task: _Task) -> int:
-        return task.chunk + 1 if task.what == "commit" else task.chunk
-
-    # -- what follows ---------------------------------------------------------------------------------------------
-
-    def _finished(self, task: _Task) -> None:
-        if task.what == "decode":
-            self.done += 1
-            return
-        bank = self._bank(task)
-        if task.what != "step":
-            bank.written[self._holds(task)] += 1
-            row, block = task.cell
-            first = self.plan.levels_of(task.worker, block)[0]
-            if task.level == first and block + 1 < len(self.plan.blocks):
-                self._row_pass(task.what, task.chunk, row, block + 1)
-            return
-        steps = self.plan.steps_of(task.worker, task.cell.block)
-        if self.plan.workload.context == "same_level" or task.cell.step == steps[-1]:
-            bank.chunk = task.chunk
-        following = self.plan.after(task.cell)
-        if following is not None:
-            self._queue(task.chunk, following)
-        else:
-            self._final(task.chunk)
-
-    def _final(self, chunk: int) -> None:
-        for version in self.plan.workload.versions:
-            if version.source == chunk:
-                self._write("sink", version)
-        if self.plan.workload.commits_every_chunk:
-            self._write("commit", Version(chunk, chunk + 1))
-        if self.decode_alone:
-            cell = Cell(self.plan.workload.steps, 0)
-            task = _Task((-1, chunk), self.plan.decode, "decode", chunk, cell, 0, Fraction(1))
-            self.tasks.append(task)
-        else:
-            self.done += 1
+    def shown(self, item: Pass) -> Fraction:
+        """With its last."""
+        return self._decode
 
 
 def period_steps(plan: Plan) -> Fraction:
@@ -200,16 +84,38 @@ def period_steps(plan: Plan) -> Fraction:
     return max(total)
 
 
+def _simulated(plan: Plan) -> Simulator:
+    simulator = Simulator(plan, Periods(plan), spans=True)
+    simulator.open(0, Fraction(0))
+    return simulator
+
+
 def simulate(plan: Plan, periods: int) -> list[Span]:
     """What every worker begins in the first `periods` periods, in that order."""
-    return _Simulation(plan).run(lambda now: now >= periods)
+    simulator = _simulated(plan)
+    simulator.run(lambda: simulator.now >= periods)
+    return [_span(plan, span) for span in simulator.spans if span.end > span.start]
+
+
+def _span(plan: Plan, span: Done) -> Span:
+    """As it is drawn: whatever makes an attention sink is one, `commit` is the clean context's."""
+    worker, item, start, end = span
+    if item.writes_bank and not (item.kind == "commit" and plan.workload.commits_every_chunk):
+        return Span(worker, "sink", item.chunk + (item.kind == "commit"), start, end)
+    return Span(worker, {"final": "decode"}.get(item.kind, item.kind), item.chunk, start, end)
 
 
 def entries(plan: Plan, chunks: int) -> list[Fraction]:
     """When each of the first `chunks` chunks begins its first step, in periods."""
-    simulation = _Simulation(plan)
-    simulation.run(lambda now: len(simulation.began) >= chunks)
-    return [simulation.began[chunk] for chunk in range(chunks)]
+    simulator, began, first = _simulated(plan), {}, Cell(0, 0)
+
+    def over() -> bool:
+        fresh, simulator.spans = simulator.spans, []
+        began.update({s.item.chunk: s.start for s in fresh if s.item.kind == "step" and s.item[3:5] == first})
+        return len(began) >= chunks
+
+    simulator.run(over)
+    return [began[chunk] for chunk in range(chunks)]
 
 
 def pace_of(plan: Plan) -> Fraction:

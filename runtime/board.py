@@ -21,8 +21,6 @@ from conf.errors import UserError
 from runtime.orders import Close, Order, Stop
 
 POLL_S = 0.2
-PATIENT_S = 5.0
-"""How long one wait for the next order lasts before another begins."""
 
 
 class PeerLost(Exception):  # noqa: N818  an event to report, not a programming error
@@ -123,7 +121,7 @@ class OrderReader(threading.Thread):
         store = self._board.store
         while not self._closed.is_set():
             try:
-                store.wait([f"orders/{number}"], timedelta(seconds=PATIENT_S))
+                store.wait([f"orders/{number}"], timedelta(seconds=POLL_S))
                 order = pickle.loads(store.get(f"orders/{number}"))
             except dist.DistStoreError:
                 continue
@@ -136,5 +134,7 @@ class OrderReader(threading.Thread):
             number += 1
 
     def close(self) -> None:
-        """Read no more; the thread ends with its present wait, or with the process."""
+        """Read no more. A daemon thread that returns from C++ into a dying interpreter may abort it: end it before."""
         self._closed.set()
+        if self.is_alive():
+            self.join()

@@ -38,7 +38,7 @@ class Companion:
     def of(tensors: dict[str, Tensor]) -> Companion:
         """From a message's tensors."""
         frames, entered, accepted = tensors["meta"].tolist()
-        sound = tensors["sound"].numpy() if "sound" in tensors else None
+        sound = tensors["sound"].cpu().numpy() if "sound" in tensors else None
         return Companion(int(frames), entered, None if math.isnan(accepted) else accepted, sound)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,8 @@ from parallel.p2p import link
 from parallel.plan import Member, Plan
 from runtime.block import Block
 from runtime.board import PeerLost
+from runtime.parts import Parts
+from runtime.report import worker_report
 from runtime.trace import Trace
 from stages.denoise.denoiser import ChunkConditioning, Denoiser
 from stages.denoise.share import Ulysses
@@ -76,7 +78,7 @@ class Group:
         """A worker's blocks, as it is to use them: what is done to them, followers do too."""
         if not self.senders:
             return dict(blocks)
-        return {number: Lead(number, block, self.senders, self.member) for number, block in blocks.items()}
+        return {number: Lead(number, block, self.senders) for number, block in blocks.items()}
 
     def follow(self, blocks: Mapping[int, Block], inbox: queue.Queue, trace: Trace) -> None:
         """Do as the leader does, until it says that this is the end.
@@ -89,14 +91,17 @@ class Group:
             item = inbox.get()  # without a time: a leader that dies or stops beating is an event, too
             trace.add("wait", -1, start, trace.clock() - start)
             if isinstance(item, Failure):
-                raise PeerLost(f"worker {item.peer} is lost ({item.error.reason}); {self.member} was following it")
+                raise self._lost(item.error)
             if isinstance(item, Closed):
-                raise PeerLost(f"worker {item.peer} has given up; {self.member} was following it")
+                raise PeerLost(f"worker {item.peer} has given up; worker {self.member} was following it")
             if item.message.kind == "end":
                 return item.release()
             number, method, args = unpack_call(item)
-            with trace.span(method, -1):
-                self._do(getattr(blocks[number], method), args)
+            try:
+                with trace.span(method, -1):
+                    getattr(blocks[number], method)(*args)
+            except ChannelError as error:
+                raise self._lost(error) from error
 
     def abort(self) -> None:
         """Wake whoever waits in an exchange: this member, or a thread beside it, has failed."""
@@ -115,18 +120,18 @@ class Group:
         if self.receiver is not None:
             self.receiver.close()
 
-    def _do(self, call: Callable, args: Sequence[Any]) -> Any:
-        try:
-            return call(*args)
-        except ChannelError as error:
-            raise PeerLost(f"worker {error.peer} is lost ({error.reason}); seen by {self.member}") from error
+    def _lost(self, error: ChannelError) -> PeerLost:
+        return PeerLost(f"worker {error.peer} is lost ({error.reason}); worker {self.member} was following it")
 
 
 class Lead:
-    """A block with followers: has the block's face, and says what is done to it before doing it."""
+    """A block with followers: has the block's face, and says what is done to it before doing it.
 
-    def __init__(self, number: int, block: Block, senders: Sequence[Sender], member: Member):
-        self._number, self._block, self._senders, self._member = number, block, senders, member
+    Calls raise ChannelError if a follower is gone or silent.
+    """
+
+    def __init__(self, number: int, block: Block, senders: Sequence[Sender]):
+        self._number, self._block, self._senders = number, block, senders
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._block, name)
@@ -134,12 +139,9 @@ class Lead:
             return found
 
         def call(*args: Any) -> Any:
-            try:
-                for sender in self._senders:
-                    sender.send(pack_call(self._number, name, args, self._block.denoiser.network.device))
-                return found(*args)
-            except ChannelError as error:
-                raise PeerLost(f"worker {error.peer} is lost ({error.reason}); seen by {self._member}") from error
+            for sender in self._senders:
+                sender.send(pack_call(self._number, name, args, self._block.denoiser.network.device))
+            return found(*args)
 
         return call
 
@@ -175,6 +177,30 @@ def unpack_call(arrival: Arrival) -> tuple[int, str, list[Any]]:
 
     method, args = json.loads(message.note)
     return message.block, method, [read(a) for a in args]
+
+
+def run_follower(
+    group: Group, parts: Parts, blocks: Mapping[int, Block], inbox: queue.Queue, trace: Trace
+) -> dict[str, Any]:
+    """Be a follower until the leader ends.
+
+    Args:
+        group: this process's; it shares the denoisers of `parts`.
+        parts, blocks: what this process holds.
+        inbox: that the group was made with.
+        trace: closed at the end.
+
+    Returns:
+        This process's part of the report. Its passes are the leader's, and are reported there.
+
+    Raises:
+        PeerLost: the leader, or another follower, is gone or silent.
+    """
+    try:
+        group.follow(blocks, inbox, trace)
+    finally:
+        trace.close()
+    return worker_report(trace, parts.weight_bytes, parts.bank_bytes, parts.device) | {"stages": {}}
 
 
 def join_group(

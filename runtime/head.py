@@ -26,8 +26,9 @@ class Entry:
 
     Attributes:
         stream, chunk: which.
-        tensors: what enters the first cell: noise `x`, `distance` per step, conditioning, and `text` where an epoch
-            begins; None: the stream ends before this chunk.
+        tensors: what enters the first cell: noise `x`, conditioning, and `text` where an epoch begins; None: the stream
+            ends before this chunk.
+        distances: of the attention sink, for every step and the commit.
         companion: what goes to the last stage directly: `meta` (frames, moment of entry, moment its control was
             accepted or nan) and `sound`.
         reference: what goes to every bank before chunk 0: latent `x` and `text`.
@@ -39,6 +40,7 @@ class Entry:
     stream: int
     chunk: int
     tensors: dict[str, Tensor] | None = None
+    distances: tuple[int, ...] = ()
     companion: dict[str, Tensor] = field(default_factory=dict)
     reference: dict[str, Tensor] = field(default_factory=dict)
     epoch: int = 0
@@ -90,10 +92,9 @@ class Sampler(threading.Thread):
         conditioning, began = self.conditioning, self.clock()
         text = conditioning.text(chunk)
         self._epoch = chunk if text is not None else self._epoch
-        distances = [conditioning.distance(chunk, s) for s in range(self.steps + 1)]
+        distances = tuple(conditioning.distance(chunk, s) for s in range(self.steps + 1))
         tensors = {
             "x": conditioning.noise(chunk, 0).to(self.dtype),
-            "distance": torch.tensor(distances),
             "audio": given.audio,
             "actions": given.actions,
             "text": text,
@@ -108,6 +109,7 @@ class Sampler(threading.Thread):
             self.stream,
             chunk,
             {name: t for name, t in tensors.items() if t is not None},
+            distances,
             {"meta": meta} | ({} if sound is None else {"sound": torch.from_numpy(sound.copy())}),
             {} if anchor is None else {"x": anchor, "text": text},
             self._epoch,

@@ -15,6 +15,7 @@ from conf.schema import Config
 from parallel.channels import ChannelError, Failure, LocalChannel
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board
+from runtime.group import local_groups
 from runtime.pipeline import Pipeline
 from runtime.process import Ends, credits, run_worker
 
@@ -34,17 +35,19 @@ class LocalRun:
     def __init__(self, plan: Plan, config: Config, folder: Path, stdin: BinaryIO | None = None):
         self.plan, self.config, self.folder, self.stdin = plan, config, folder, stdin
         self.store = dist.HashStore()
-        self.pipeline = Pipeline(Board(self.store, -1, plan.workers))
-        self._inboxes: list[queue.Queue] = [queue.Queue() for _ in range(plan.workers)]
+        self.pipeline = Pipeline(Board(self.store, -1, plan.processes), plan.workers)
+        self._inboxes: list[queue.Queue] = [queue.Queue() for _ in plan.members]
         room, patience = credits(plan), config.launcher.timeout_s
-        self._channels = {(a, b): LocalChannel(a, b, self._inboxes[b], room, patience) for a, b in plan.channels}
+        first = {member.worker: index for index, member in reversed(list(enumerate(plan.members)))}
+        self._channels = {(a, b): LocalChannel(a, b, self._inboxes[first[b]], room, patience) for a, b in plan.channels}
+        self._groups = local_groups(plan, self._inboxes, patience)
         self._results: dict[int, dict[str, Any]] = {}
         self._errors: list[Exception] = []
         self._threads: list[threading.Thread] = []
 
     def start(self, begin: Callable[[], None] = lambda: None) -> None:
         """Start the workers; `begin` is called once all have loaded."""
-        for index in range(self.plan.workers):
+        for index in range(self.plan.processes):
             thread = threading.Thread(target=self._work, args=(index, begin), name=f"worker-{index}", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -59,13 +62,14 @@ class LocalRun:
             thread.join()
         if self._errors:
             raise next((e for e in self._errors if not isinstance(e, Abandoned)), self._errors[0])
-        return [self._results[i] for i in range(self.plan.workers)]
+        return [self._results[i] for i in range(self.plan.processes)]
 
     def _work(self, index: int, begin: Callable[[], None]) -> None:
         def connect(inbox: queue.Queue, device: torch.device) -> Ends:
-            return Ends({b: c.sender for (a, b), c in self._channels.items() if a == index}, lambda: None)
+            worker, group = self.plan.members[index].worker, self._groups[index]
+            return Ends({b: c.sender for (a, b), c in self._channels.items() if a == worker}, group, group.close)
 
-        board = Board(self.store, index, self.plan.workers)
+        board = Board(self.store, index, self.plan.processes)
         try:
             self._results[index] = run_worker(
                 self.plan, index, self.config, board, self.folder, connect,
@@ -74,5 +78,7 @@ class LocalRun:
         except Exception as error:
             self._errors.append(error)
             board.first("failed", str(error))
+            for group in self._groups:
+                group.abort()
             for inbox in self._inboxes:
                 inbox.put(Failure(index, ChannelError(index, str(error))))

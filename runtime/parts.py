@@ -11,6 +11,7 @@ import torch
 from conf.schema import Config
 from parallel.plan import Plan
 from runtime import emulated
+from runtime.block import Block
 from runtime.conditioning import Conditioning, Encoders, Picture
 from runtime.orders import Open
 from runtime.outputs import Outputs
@@ -42,6 +43,15 @@ class Parts:
     prepared: dict[int, Conditioning] = field(default_factory=dict)
     decoder: Decoder | None = None
     weight_bytes: int = 0
+
+    @property
+    def bank_bytes(self) -> int:
+        """Banks of one stream here; 0 before one was opened."""
+        return sum(denoiser.stream_bytes for denoiser in self.denoisers.values())
+
+    def blocks(self, plan: Plan, worker: int) -> dict[int, Block]:
+        """The blocks of a worker that holds these parts."""
+        return {b: Block(denoiser, plan.steps_of(worker, b)) for b, denoiser in self.denoisers.items()}
 
     def prepare(self, orders: Iterable[Open]) -> None:
         """Open the sources of streams that are known already: it is cheap, and bad input shows before weights load.

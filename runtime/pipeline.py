@@ -23,10 +23,11 @@ class Pipeline:
 
     Args:
         board: the workers'.
+        workers: how many there are; None: as many as processes.
     """
 
-    def __init__(self, board: Board):
-        self.board = board
+    def __init__(self, board: Board, workers: int | None = None):
+        self.board, self.workers = board, board.workers if workers is None else workers
         self.streams: list[Open] = []
         self._questions = count()
 
@@ -92,12 +93,12 @@ class Pipeline:
         self.board.order(Status(question))
         end = time.monotonic() + timeout_s
         answers: dict[int, Any] = {}
-        while len(answers) < self.board.workers and time.monotonic() < end:
-            for worker in set(range(self.board.workers)) - answers.keys():
+        while len(answers) < self.workers and time.monotonic() < end:
+            for worker in set(range(self.workers)) - answers.keys():
                 if (told := self.board.told(f"status/{question}/{worker}")) is not None:
                     answers[worker] = told
             time.sleep(POLL_S)
-        return [answers.get(worker) for worker in range(self.board.workers)]
+        return [answers.get(worker) for worker in range(self.workers)]
 
 
 def opens(config: Config) -> list[Open]:

@@ -19,6 +19,7 @@ from parallel.channels import ChannelError, Sender
 from parallel.p2p import connect_all
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board, OrderReader, PeerLost
+from runtime.group import Group, join_group, run_follower
 from runtime.orders import Open
 from runtime.parts import load_parts
 from runtime.trace import worker_trace
@@ -29,17 +30,18 @@ LOAD_TIMEOUT_S = 3600.0
 
 
 class Ends(NamedTuple):
-    """A worker's ends of its channels: senders by peer, and what closes everything in good order."""
+    """A process's connections: its worker's senders by peer, those who share its passes, and what closes everything."""
 
     senders: dict[int, Sender]
+    group: Group
     close: Callable[[], None]
 
 
 class Connect(Protocol):
-    """Makes a worker's channels."""
+    """Makes a process's connections."""
 
     def __call__(self, inbox: queue.Queue, device: torch.device) -> Ends:
-        """The ends of worker whose inbox this is; messages live on `device`."""
+        """Those of the process whose inbox this is; messages live on `device`."""
         ...
 
 
@@ -49,22 +51,26 @@ def credits(plan: Plan) -> int:
 
 
 def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> Connect:
-    """Channels of worker `index` to other processes, which meet on `store`."""
+    """Connections of process `index` to others, which meet on `store`."""
+    worker, patience = plan.members[index].worker, config.launcher.timeout_s
+    # Channels are the worker's; who only shares its passes has none.
+    mine = [pair for pair in plan.channels if worker in pair and plan.members[index].rank == 0]
 
     def connect(inbox: queue.Queue, device: torch.device) -> Ends:
-        peers = {f"{a:04d}-{b:04d}": (b if a == index else a) for a, b in plan.channels if index in (a, b)}
+        group = join_group(plan, index, store, device, inbox, patience)
+        peers = {f"{a:04d}-{b:04d}": (b if a == worker else a) for a, b in mine}
         senders, receivers = {}, []
-        for name, link in connect_all(store, index, peers, device, config.launcher.timeout_s).items():
-            if int(name[:4]) == index:
+        for name, link in connect_all(store, worker, peers, device, patience).items():
+            if int(name[:4]) == worker:
                 senders[link.peer] = link.sender(inbox, credits(plan))
             else:
                 receivers.append(link.receiver(inbox))
 
         def close() -> None:
-            for end in (*senders.values(), *receivers):
+            for end in (group, *senders.values(), *receivers):
                 end.close()
 
-        return Ends(senders, close)
+        return Ends(senders, group, close)
 
     return connect
 
@@ -81,13 +87,13 @@ def run_worker(
     begin: Callable[[], None] | None = None,
     inbox: queue.Queue | None = None,
 ) -> dict[str, Any]:
-    """Be worker `index` of a plan until the pipeline is closed and every stream has ended.
+    """Be process `index` of a plan until the pipeline is closed and every stream has ended.
 
     Args:
         plan, index, config: the run, and who this is.
-        board: shared by all workers; orders come from it.
+        board: shared by all processes; orders come from it.
         folder: for results.
-        connect: makes this worker's channels.
+        connect: makes this process's channels.
         device: None: as the configuration says.
         stdin: where live sources read; None: standard input.
         begin: makes the output folder; called once all workers have loaded, and given to one worker of the run, unless
@@ -95,17 +101,26 @@ def run_worker(
         inbox: of this worker; None: a new one.
 
     Returns:
-        This worker's part of the report.
+        This process's part of the report.
 
     Raises:
         UserError: what this worker was to load or open cannot be used.
         PeerLost: a worker was lost, and this one is the first to see it.
         Abandoned: another worker failed or saw a failure first, and says so itself.
     """
-    inbox = queue.Queue() if inbox is None else inbox
+    inbox, member = queue.Queue() if inbox is None else inbox, plan.members[index]
     try:
         known = [order for order in board.orders() if isinstance(order, Open)]
-        parts = load_parts(plan, index, config, known, device, stdin, lambda what: board.tell(f"loading/{index}", what))
+        parts = load_parts(
+            plan,
+            member.worker,
+            config,
+            known,
+            device,
+            stdin,
+            lambda what: board.tell(f"loading/{index}", what),
+            member.rank,
+        )
         board.meet("loaded", LOAD_TIMEOUT_S)
         if begin is not None:
             begin()
@@ -117,9 +132,14 @@ def run_worker(
     orders = OrderReader(board, inbox)
     try:
         ends = connect(inbox, parts.device)
-        orders.start()
-        worker = Worker(plan, index, config, parts, ends.senders, inbox, worker_trace(folder, index), board)
-        result = worker.run()
+        ends.group.share(parts.denoisers)
+        blocks, trace = parts.blocks(plan, member.worker), worker_trace(folder, index, str(member))
+        if member.rank:
+            result = run_follower(ends.group, parts, blocks, inbox, trace)
+        else:
+            orders.start()
+            blocks = ends.group.lead(blocks)
+            result = Worker(plan, member.worker, config, parts, blocks, ends.senders, inbox, trace, board).run()
         ends.close()
         return result
     except (PeerLost, ChannelError) as error:

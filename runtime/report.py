@@ -118,12 +118,13 @@ class Timeline:
         }
 
 
-def worker_report(trace: Trace, weight_bytes: int, device: torch.device) -> dict[str, Any]:
-    """What one worker contributes to a report."""
+def worker_report(trace: Trace, weight_bytes: int, bank_bytes: int, device: torch.device) -> dict[str, Any]:
+    """What one process contributes to a report; `bank_bytes` is of one stream."""
     return {
         "worker": trace.worker,
         "device": str(device),
         "weight_bytes": weight_bytes,
+        "bank_bytes": bank_bytes,
         "peak_memory_bytes": peak_memory_bytes(device),
         "stages": trace.busy(trace.clock() - trace.opened),
     }
@@ -147,6 +148,7 @@ def assemble(config: Config, workers: list[dict[str, Any]], streams: list[dict[s
         "random_weights": config.model.checkpoint is None,
         "peak_memory_bytes": {w["worker"]: w["peak_memory_bytes"] for w in workers},
         "weight_bytes": {w["worker"]: w["weight_bytes"] for w in workers},
+        "bank_bytes": {w["worker"]: w["bank_bytes"] for w in workers},
         "stages": {name: stage for w in workers for name, stage in w["stages"].items() if name not in WAITING}
         | {f"{name}.{w['worker']}": w["stages"][name] for w in workers for name in WAITING if name in w["stages"]},
         "versions": versions(),

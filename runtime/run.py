@@ -99,5 +99,5 @@ class Stream:
         run = self._run
         name = self._conditioning.stream.id
         return stream_report(name, self.timeline, self._outputs), worker_report(
-            self._trace, run.weight_bytes, run.device
+            self._trace, run.weight_bytes, run.denoiser.stream_bytes, run.device
         )

@@ -95,9 +95,9 @@ class Trace:
         }
 
 
-def worker_trace(folder: Path, index: int) -> Trace:
-    """The trace of worker `index` of several, in a part file of its own."""
-    return Trace(folder / f"trace.{index}.part", f"worker{index}", index)
+def worker_trace(folder: Path, index: int, name: str | None = None) -> Trace:
+    """The trace of process `index` of several, in a part file of its own; `name`: of its worker, if not the same."""
+    return Trace(folder / f"trace.{index}.part", f"worker{index if name is None else name}", index)
 
 
 def join_traces(folder: Path, workers: int) -> Path:

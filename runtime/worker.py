@@ -25,7 +25,7 @@ from parallel.message import Message
 from parallel.plan import Cell, Plan
 from parallel.schedule import Pass, Schedule, rows
 from runtime.block import Block
-from runtime.board import Board, PeerLost
+from runtime.board import Abandoned, Board, PeerLost
 from runtime.finish import Companion, Finish
 from runtime.head import Entry, Head
 from runtime.orders import Cancel, Close, Open, Order, Prompt, Status
@@ -46,6 +46,7 @@ class Worker:
         plan, index: the plan and which of its workers this is.
         config: the run.
         parts: what this worker holds.
+        blocks: its layers.
         senders: per peer there is a channel to.
         inbox: where orders, and every channel's arrivals and failures, come in.
         board: told about progress, results, and streams that cannot go on.
@@ -57,6 +58,7 @@ class Worker:
         index: int,
         config: Config,
         parts: Parts,
+        blocks: dict[int, Block],
         senders: dict[int, Sender],
         inbox: queue.Queue,
         trace: Trace,
@@ -65,7 +67,7 @@ class Worker:
         self.plan, self.index, self.config, self.parts = plan, index, config, parts
         self.senders, self.inbox, self.trace, self.board = senders, inbox, trace, board
         self.sampler, self.schedule = parts.sampler, Schedule(plan, index)
-        self.blocks = {b: Block(denoiser, plan.steps_of(index, b)) for b, denoiser in parts.denoisers.items()}
+        self.blocks = blocks
         self.head = (
             Head(self.sampler.steps, parts.dtype, plan.in_flight, inbox.put, trace.clock)
             if index == plan.encode
@@ -98,9 +100,11 @@ class Worker:
                     self._execute(*taken)
                 elif not self._over:
                     self._take_in(block=True)
+        except ChannelError as error:
+            raise self._lost(error) from error
         finally:
             self.close()
-        return worker_report(self.trace, self.parts.weight_bytes, self.parts.device)
+        return worker_report(self.trace, self.parts.weight_bytes, self.parts.bank_bytes, self.parts.device)
 
     @property
     def _over(self) -> bool:
@@ -144,7 +148,11 @@ class Worker:
             raise self._lost(item.error)
         elif isinstance(item, Exception):
             raise item
-        elif not isinstance(item, Closed):
+        elif isinstance(item, Closed):
+            # In good order; unless the peer has just told everyone why not.
+            if told := self.board.told("lost"):
+                raise Abandoned(told[1])
+        else:
             self._obey(item)
 
     def _deliver(self, message: Message) -> None:
@@ -177,11 +185,8 @@ class Worker:
         if target == self.index:
             self._deliver(message)
             return
-        try:
-            with self.trace.span("send", message.chunk):
-                self.senders[target].send(message)
-        except ChannelError as error:
-            raise self._lost(error) from error
+        with self.trace.span("send", message.chunk):
+            self.senders[target].send(message)
 
     # -- orders -----------------------------------------------------------------------------------------------------
 
@@ -256,10 +261,16 @@ class Worker:
         self.trace.add("encode", chunk, entry.began, entry.took_s)
         if entry.reference:
             for worker, item in rows(self.plan, Pass("prefill", stream, 0)):
-                self._send(worker, self._message(item, entry.reference))
-        self._send(self.plan.decode, Message("sound", stream=stream, chunk=chunk, tensors=entry.companion))
-        tensors = {} if stream in self.hollow else entry.tensors
-        self._send(self.plan.head, Message("step", stream=stream, chunk=chunk, epoch=entry.epoch, tensors=tensors))
+                self._send(worker, self._message(item, self._placed(entry.reference)))
+        companion = self._placed(entry.companion)
+        self._send(self.plan.decode, Message("sound", stream=stream, chunk=chunk, tensors=companion))
+        tensors = {} if stream in self.hollow else self._placed(entry.tensors)
+        step = Message("step", stream=stream, chunk=chunk, epoch=entry.epoch, tensors=tensors)
+        self._send(self.plan.head, replace(step, distances=entry.distances))
+
+    def _placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors on this worker's device: all of a message travel in one buffer."""
+        return {name: tensor.to(self.parts.device) for name, tensor in tensors.items()}
 
     def _execute(self, item: Pass, message: Message) -> None:
         self._at = f"{self._name(item)} of chunk {item.chunk} of stream {item.stream}"
@@ -277,16 +288,16 @@ class Worker:
         tensors, times = message.tensors, message.times
         if tensors and item.kind == "step" and following.kind != "step":
             # Latents are final: on to the last stage, and to every bank that is made from them.
-            x, distance = tensors["x"], tensors["distance"]
-            made = {"final": {"x": x}, "prefill": {"x": x[:, :, :1].clone()}, "commit": {"x": x, "distance": distance}}
-            tensors = made[following.kind]
+            x = tensors["x"]
+            tensors = {"x": x[:, :, :1].clone() if following.kind == "prefill" else x}
         # A bank made from a chunk carries that chunk's text: a recalibration epoch 0, which began with chunk 0.
         epoch = message.epoch if item.kind == following.kind else 0
-        return self._message(following, tensors, epoch, times if following.kind in ("step", "final", "done") else {})
+        times = times if following.kind in ("step", "final", "done") else {}
+        return replace(self._message(following, tensors), epoch=epoch, times=times, distances=message.distances)
 
     @staticmethod
-    def _message(item: Pass, tensors: dict[str, Tensor], epoch: int = 0, times: dict[int, float] | None = None):
-        return Message(item.kind, item.stream, item.chunk, item.step, item.block, epoch, times or {}, dict(tensors))
+    def _message(item: Pass, tensors: dict[str, Tensor]) -> Message:
+        return Message(item.kind, item.stream, item.chunk, item.step, item.block, tensors=dict(tensors))
 
     def _step(self, item: Pass, m: Message) -> Message:
         if item[3:5] == (0, 0):
@@ -299,9 +310,8 @@ class Worker:
         if "text" in tensors:
             block.set_text(item.stream, m.epoch, tensors["text"])
         given = ChunkConditioning(tensors.get("audio"), tensors.get("actions"))
-        x = tensors["x"].to(self.parts.device)
-        incoming = tensors.pop("hidden", x)
-        distance = int(tensors["distance"][item.step])
+        x = tensors["x"]
+        incoming, distance = tensors.pop("hidden", x), m.distances[item.step]
         out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, distance)
         if item.block == len(self.plan.blocks) - 1:
             tensors["x"] = self.sampler.update(item.step, x, out, self._noise(item, tensors))
@@ -322,13 +332,13 @@ class Worker:
         if not m.tensors:
             return m
         start, block, tensors = self.trace.clock(), self.blocks[item.block], m.tensors
-        incoming = tensors.get("hidden", tensors["x"]).to(self.parts.device, self.parts.dtype)
+        incoming = tensors.get("hidden", tensors["x"]).to(self.parts.dtype)
         if item.kind == "prefill":
             if "text" in tensors:
                 block.set_text(item.stream, m.epoch, tensors["text"])
             out = block.prefill(item.stream, item.level, item.chunk, m.epoch, incoming)
         else:
-            out = block.commit(item.stream, item.level, item.chunk, incoming, int(tensors["distance"][-1]))
+            out = block.commit(item.stream, item.level, item.chunk, incoming, m.distances[-1])
         self._timed(item, m, start)
         return replace(m, tensors=tensors | {"hidden": out})
 

@@ -120,6 +120,9 @@ class DmdConfig(StageConfig):
     lowest: float = 0.02
     highest: float = 0.98
     """Noise levels at which scores are compared."""
+    reward: str | None = None
+    """Clips count by exp(reward / reward_beta) (Re-DMD): `motion` favours those that move as the data does."""
+    reward_beta: float = 0.5
     forward_kl: float = 0.0
     """Weight of the flow-matching loss on data, at the first step's level: it holds motion against collapse."""
     dropout: float = 0.0
@@ -127,6 +130,9 @@ class DmdConfig(StageConfig):
     def __post_init__(self):
         super().__post_init__()
         choice("stages.dmd.rollout", self.rollout, ("same_level", "clean"))
+        if self.reward is not None:
+            choice("stages.dmd.reward", self.reward, ("motion",))
+        positive("stages.dmd.reward_beta", self.reward_beta)
         if not 0 <= self.lowest < self.highest <= 1:
             raise UserError(
                 f"stages.dmd.lowest={self.lowest}", f"must be below highest={self.highest}, both in 0 to 1", "use 0.02"
@@ -174,6 +180,9 @@ class DistillConfig:
     device: str = "auto"
     """`cpu`, `cuda`, or `auto`: cuda where there is one."""
     threads: int = 1
+    zero: int = 0
+    """DeepSpeed ZeRO under torchrun: 2 spreads optimizer state and gradients over the processes, 3 weights too; 0: one
+    process."""
     bf16: bool = True
     """Matrix products in bfloat16; weights, norms and losses stay in float32."""
     export: str | None = None
@@ -183,3 +192,4 @@ class DistillConfig:
         choice("stage", self.stage, STAGES)
         choice("device", self.device, ("auto", "cpu", "cuda"))
         positive("threads", self.threads)
+        choice("zero", self.zero, (0, 2, 3))

@@ -1,11 +1,10 @@
 """The planner: as good as trying every plan, and refusing what cannot be."""
 
-from itertools import permutations
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.uneven import best_by_hand
 from conf.errors import UserError
 from conf.schema import PlanConfig
 from parallel.builders import build
@@ -14,30 +13,8 @@ from parallel.memory import Memory
 from parallel.plan import Version
 from parallel.planner import assess, choose, of_shape, rank, refuse
 from parallel.predict import Demand
-from parallel.shapes import compositions, shapes
+from parallel.shapes import shapes
 from tests.parallel.test_predict import cluster, workload
-
-
-def best_by_hand(speeds, layer_s, steps: int, decode_s: float) -> float:
-    """The least period of any contiguous plan: step groups, blocks, decode beside a worker or apart, any device order.
-
-    Without the planner's code: the busiest worker's seconds per chunk.
-    """
-    best = float("inf")
-    for groups in range(1, steps + 1):
-        for blocks in range(1, len(speeds) // groups + 1):
-            cells = groups * blocks
-            for counts in compositions(steps, groups):
-                for sizes in compositions(len(layer_s), blocks):
-                    edges = [sum(sizes[:b]) for b in range(blocks)]
-                    block_s = [sum(layer_s[e : e + n]) for e, n in zip(edges, sizes, strict=True)]
-                    own = [count * s for count in counts for s in block_s]
-                    for decode in range(cells + (cells < len(speeds))):
-                        work = own + [0.0] * (decode == cells)
-                        work[decode] += decode_s
-                        for order in set(permutations(speeds, len(work))):
-                            best = min(best, max(w / v for w, v in zip(work, order, strict=True)))
-    return best
 
 
 @pytest.mark.parametrize("slow", range(5))

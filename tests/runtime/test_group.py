@@ -13,6 +13,7 @@ import torch
 
 from conf.schema import AudioConfig, ModelConfig, NetworkConfig, PlanConfig
 from parallel.builders import build
+from parallel.channels import ChannelError
 from parallel.plan import Plan, Workload
 from runtime.block import Block
 from runtime.board import PeerLost
@@ -138,7 +139,7 @@ def dying(rank: int, store, victim: int, idle: bool) -> None:
         else:
             chunk_of(group.lead({0: block})[0], 0)
             raise PeerLost(str(inbox.get().error))
-    except PeerLost as lost:
+    except (PeerLost, ChannelError) as lost:
         store.set("told", str(lost))
     group.close()
 

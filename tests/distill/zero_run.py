@@ -1,0 +1,32 @@
+"""One of the processes of `test_sharding`: a tiny stage under ZeRO, its weights to a file. Not a test itself."""
+
+import sys
+from pathlib import Path
+
+import torch
+from tiny import config_of, library_of
+
+from distill import sharding
+from distill.stages import registry
+from distill.trainer import Trainer
+
+
+def main(folder: Path, out: Path, name: str, stage: int, steps: int) -> None:
+    torch.set_num_threads(1)
+    ranks = sharding.start(stage, "cpu")
+    config = config_of("avatar", folder, steps=steps)
+    config.zero, config.bf16 = stage, False
+    settings = getattr(config.stages, name)
+    settings.batch, settings.optimizer = 4, "adamw"
+    trainer = Trainer(config, registry()[name](config, library_of(config)))
+    trainer.train()
+    kept = {n: s.clone() for n, s in trainer.stage.average.state_dict().items()}
+    with trainer.stage.learner.whole():
+        kept |= {f"student.{n}": s.clone() for n, s in trainer.stage.student.state_dict().items()}
+    if ranks.rank == 0:
+        torch.save(kept, out)
+    ranks.wait()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))

@@ -1,0 +1,81 @@
+"""Who may sample: the pipeline's room, shared by streams in turn."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel.pacing import Pacer
+
+
+def always(stream, chunk):
+    return True
+
+
+def pacer_of(in_flight: int, streams: int, live: bool = False) -> Pacer:
+    pacer = Pacer(in_flight)
+    for stream in range(streams):
+        pacer.open(stream, live)
+    return pacer
+
+
+def test_streams_take_turns_within_one_limit():
+    pacer = pacer_of(5, 2)
+    assert pacer.grants(always) == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]
+    assert pacer.grants(always) == []
+    pacer.entered(1)
+    pacer.done(1, 0, {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0})
+    assert pacer.grants(always) == [(1, 2)]
+
+
+def test_a_source_that_is_waited_for_takes_nobody_elses_room():
+    pacer = pacer_of(2, 3, live=True)
+    # Every stream may wait for its own next chunks: none has entered.
+    assert sorted(pacer.grants(always)) == [(s, c) for s in range(3) for c in range(2)]
+    pacer.entered(0)
+    pacer.entered(1)
+    assert pacer.in_flight == 2
+    pacer.done(0, 0, {0: 1.0, 1: 1.0})
+    # Stream 0 waits for chunk 1 already, and stream 1's chunk 0 is on its way: that is all the room.
+    assert pacer.grants(always) == []
+    pacer.done(1, 0, {0: 1.0, 1: 1.0})
+    assert sorted(pacer.grants(always)) == [(0, 2), (1, 2)]
+
+
+def test_the_slowest_worker_sets_the_limit():
+    pacer = pacer_of(9, 1)
+    assert len(pacer.grants(always)) == 9
+    for chunk in range(9):
+        pacer.entered(0)
+        pacer.done(0, chunk, {0: 1.0, 1: 1.0, 2: 4.0})
+    assert len(pacer.grants(always)) == 2
+
+
+def test_a_cancelled_chunk_measures_nothing():
+    pacer = pacer_of(3, 1)
+    pacer.grants(always)
+    pacer.entered(0)
+    pacer.done(0, 0, {})
+    assert len(pacer.grants(always)) == 1
+
+
+def test_a_stream_is_forgotten_when_all_of_it_has_left():
+    pacer = pacer_of(3, 1)
+    pacer.grants(always)
+    pacer.entered(0)
+    pacer.end(0)
+    assert not pacer.over(0)
+    pacer.done(0, 0, {0: 1.0})
+    assert pacer.over(0)
+    assert pacer.lanes == {}
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.lists(st.integers(0, 4), max_size=60))
+def test_never_more_in_flight_than_there_is_room_for(room, streams, finished):
+    pacer, under_way = pacer_of(room, streams), {s: [] for s in range(streams)}
+    for stream in [0, *finished]:
+        for granted, chunk in pacer.grants(always):
+            under_way[granted].append(chunk)
+            pacer.entered(granted)
+        assert sum(map(len, under_way.values())) == pacer.in_flight == room
+        stream %= streams
+        if under_way[stream]:
+            pacer.done(stream, under_way[stream].pop(0), dict.fromkeys(range(room), 1.0))
