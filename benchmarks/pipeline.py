@@ -30,8 +30,8 @@ from launch.cli import compose
 from parallel.builders import build
 from runtime.block import Block
 from runtime.local import LocalRun
-from runtime.pipeline import results, run_all
 from runtime.outputs import Outputs
+from runtime.pipeline import results, run_all
 from runtime.trace import join_traces
 from runtime.workload import describe
 

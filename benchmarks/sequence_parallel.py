@@ -3,13 +3,14 @@
 `nano` in float32, 40 chunks (the ring holds 4), a prompt change at chunk 17 and recalibration at chunk 4: the final
 latents of `plan.sequence_parallel=2`, alone and inside `timestep` and `layers`, under torchrun and Ray, against the
 sequential oracle's, for both context rules; and of 4 processes alone, with four heads. Bank bytes of every process
-against those of the plan that does not share.
+against those of the plan that does not share. For one degree, one hash under every plan and launcher.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ def plans(overrides: Sequence[str]) -> tuple[Plan, Plan]:
 
 
 def main() -> bool:
-    measured = {}
+    measured, hashes = {}, defaultdict(set)
     with tempfile.TemporaryDirectory() as temporary:
         count = iter(range(1000))
 
@@ -72,8 +73,12 @@ def main() -> bool:
                 title = f"{rules[0].split('.')[-1]}: {name} on {launcher}, {shared.processes} processes"
                 good = found.keys() == oracles[rules].keys() and worst <= TOLERANCE
                 measured[f"{title}, max abs difference"] = bar(worst, f"<= {TOLERANCE:g} over 40 chunks", good)
+                hashes[rules].add(report["latents_sha256"][:12])
                 parts = [b * shared.degree for b in banks]
                 measured[f"{title}, bank bytes"] = bar(banks, f"1/{shared.degree} of {whole}", parts == whole)
+    for rules, found in hashes.items():
+        same = bar(sorted(found), "one for every plan and launcher", len(found) == 1)
+        measured[f"{rules[0].split('.')[-1]}: latents_sha256"] = same
     record("sequence_parallel", "python -m benchmarks.sequence_parallel", {"base": BASE, "plans": PLANS}, measured)
     return all(m["passed"] for m in measured.values())
 

@@ -3,8 +3,8 @@
 A stage computes its loss inside `Learner.run` and updates by `Learner.descend`; it does not know which learner it has.
 Under ZeRO every process takes its rows of the batch, gradients are averaged, and what is kept is spread over the
 processes (ZeRO, Rajbhandari et al., arXiv 1910.02054): optimizer state and gradients at stage 2, weights too at stage
-3, where a layer is whole only while it runs. DMD has three networks; each is a learner, the frozen teacher one that
-never descends.
+3, where a network is whole only from its run to its step. DMD has three networks; each is a learner, the frozen teacher
+one that never descends.
 """
 
 from __future__ import annotations
@@ -124,14 +124,14 @@ class Plain:
 
 
 class Root(nn.Module):
-    """What DeepSpeed takes for the network: its forward is whatever is to be run."""
+    """What DeepSpeed takes for the network: its forward is whatever is to be run, with all its weights there."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()
         self.inner = inner
 
     def forward(self, work: Callable[[], T]) -> T:
-        """Do it; hooks on `inner`'s layers fetch their weights as they come."""
+        """Do it."""
         return work()
 
 
@@ -162,14 +162,16 @@ class Zero:
             "zero_optimization": {
                 "stage": stage,
                 "overlap_comm": False,
-                # Parameters that are read outside their own layer's forward stay whole; they are the small ones.
-                "stage3_param_persistence_threshold": 1 + _largest_outside_linear(module),
+                "stage3_param_persistence_threshold": 0,
             },
         }
         root = Root(module)
-        if stage == 3:
-            deepspeed.utils.set_z3_leaf_modules(root, [Root])
         self.engine, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=config)
+        if stage == 3:
+            # Layers read their parts' weights themselves, and some are read before the layer runs: so the whole network
+            # is fetched when its root runs, and its own layers' fetching finds nothing to do.
+            for parameter in module.parameters():
+                deepspeed.zero.register_external_parameter(root, parameter)
 
     def run(self, work: Callable[[], T]) -> T:
         return self.engine(work)
@@ -193,12 +195,6 @@ class Zero:
         found, _ = self.engine.load_checkpoint(str(folder / "zero"), tag=self.name)
         if found is None:
             raise UserError(f"{folder / 'zero' / self.name}", "is no ZeRO checkpoint", "resume as the run was started")
-
-
-def _largest_outside_linear(module: nn.Module) -> int:
-    """Elements of the largest parameter that does not belong to a linear layer."""
-    counts = [p.numel() for m in module.modules() if not isinstance(m, nn.Linear) for p in m.parameters(recurse=False)]
-    return max(counts, default=0)
 
 
 def learner(module: nn.Module, optimizer: torch.optim.Optimizer | None, clip: float, stage: int, name: str) -> Learner:

@@ -144,6 +144,4 @@ def _changed(settings: Any, group: str, changes: dict[str, Any]) -> Any:
     try:
         return replace(settings, **changes)
     except TypeError as error:
-        raise UserError(
-            f"{group}: {changes}", f"is of a wrong type ({error})", "give numbers and strings"
-        ) from error
+        raise UserError(f"{group}: {changes}", f"is of a wrong type ({error})", "give numbers and strings") from error

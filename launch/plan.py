@@ -27,6 +27,7 @@ from parallel import capability, timeline
 from parallel.builders import build
 from parallel.plan import Hop, Plan, Version
 from parallel.planner import assess, rank, refuse
+from parallel.simulated import simulated
 
 COLUMNS = 110
 BAR = 40
@@ -206,7 +207,7 @@ def search(config: Config, console: Console) -> Plan:
         UserError: nothing fits, or nothing is fast enough to be steered.
     """
     workload, cluster, demand = planning.workload_of(config), planning.cluster_of(config), planning.demand(config)
-    found = rank(workload, cluster, demand, config.objective, config.plan)
+    found = rank(workload, cluster, demand, config.objective, config.plan, check=simulated)
     best = found[0]
     console.print(
         f"cluster={cluster.name}: {len(cluster.devices)} devices; {len(found)} plans fit, by objective="
@@ -226,7 +227,7 @@ def predicted(config: Config, console: Console) -> Plan:
         UserError: it does not fit, or is too slow to be steered.
     """
     workload, cluster, demand = planning.workload_of(config), planning.cluster_of(config), planning.demand(config)
-    choice = assess(config.plan, workload, cluster, demand)
+    choice = assess(config.plan, workload, cluster, demand, check=simulated)
     refuse(choice, cluster, demand, config.plan.force)
     console.print(f"cluster={cluster.name}: {len(cluster.devices)} devices\n")
     console.print(ranking.devices(choice, cluster))

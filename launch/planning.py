@@ -11,6 +11,7 @@ from parallel.cluster import Cluster, Subject
 from parallel.plan import Workload
 from parallel.planner import Choice, choose
 from parallel.predict import Demand
+from parallel.simulated import simulated
 from runtime.arithmetic import decoded_pixels, layer_flops
 from runtime.conditioning import Picture
 from runtime.workload import describe
@@ -79,7 +80,7 @@ def workload_of(config: Config) -> Workload:
 
 def choice_of(config: Config) -> Choice:
     """The best plan for a run with `plan=auto`. Raises as `parallel.planner.rank` does."""
-    return choose(workload_of(config), cluster_of(config), demand(config), config.objective, config.plan)
+    return choose(workload_of(config), cluster_of(config), demand(config), config.objective, config.plan, simulated)
 
 
 def resolve(config: Config) -> Config:

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -43,11 +44,15 @@ class ChannelError(Exception):
 
 @dataclass(frozen=True)
 class Arrival:
-    """A message from `peer`; `release()` gives its credit and memory back (calling it again does nothing)."""
+    """A message from `peer` that came at `at`, by this process's `time.perf_counter`.
+
+    `release()` gives its credit and memory back (calling it again does nothing).
+    """
 
     peer: Peer
     message: Message
     release: Callable[[], None]
+    at: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,19 @@ class Failure:
 
 
 Event = Arrival | Closed | Failure
-Inbox = queue.Queue
+
+
+class Inbox(queue.Queue):
+    """Where everything for one worker comes in. `at_once` sees every item first, in the thread that brings it."""
+
+    def __init__(self):
+        super().__init__()
+        self.at_once: Callable[[object], None] = lambda item: None
+
+    def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
+        """Show an item to `at_once`, and queue it."""
+        self.at_once(item)
+        super().put(item, block, timeout)
 
 
 class Sender(ABC):

@@ -4,7 +4,7 @@ The header announces everything about the body, so the receiver can provide memo
 both have one form for every kind of message. All tensors of a message travel as one buffer: one transfer per
 hop, whatever the number of tensors.
 
-    header [HEADER_BYTES] uint8, host:  fields | JSON {"tensors": [[name, dtype, shape, offset], ...], ...}
+    header [HEADER_BYTES] uint8, host:  fields | JSON [[name, dtype, shape, offset], ...] | note | distances | times
     body   [n] uint8, the tensors' device: each tensor contiguous, at an offset that is a multiple of ALIGN bytes
 """
 
@@ -14,18 +14,26 @@ import json
 import math
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 KINDS = ("step", "prefill", "commit", "final", "sound", "done", "end", "call", "beat")
+_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 HEADER_BYTES = 4096
 # Vector loads and every dtype want alignment; 64 bytes is a cache line and more than any dtype needs.
 ALIGN = 64
 
-_MAGIC = b"EVF1"
-# magic, kind, length of the JSON, bytes of the body; then stream, chunk, step, block, epoch.
-_FIELDS = struct.Struct("<4sB3xIQ5q")
+_MAGIC = b"EVF2"
+# magic, kind, lengths of note and JSON, bytes of the body; stream, chunk, step, block, epoch; when it was sent; how
+# many distances and times.
+_FIELDS = struct.Struct("<4sBxHIQ5qdHH")
+_DISTANCE, _TIME = struct.Struct("<q"), struct.Struct("<qd")
+_FORMS = 256
+"""Forms of messages remembered: a stream has a handful."""
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -42,7 +50,7 @@ class Message:
     Attributes:
         kind: one of KINDS; `beat` is the channels' own sign of life and is never delivered.
         stream, chunk, step, block, epoch: what it is about, signed 64-bit.
-        times: seconds spent so far, by worker index; a handful.
+        times: seconds spent so far, by worker index; a handful. `sent`: when it was, by the sender's clock.
         distances: of the attention sink from the chunk, for every forward; read on the host.
         note: anything else that is read on the host; short.
         tensors: by name, all on one device; any shape, and any dtype of the table in this module. May be empty.
@@ -58,6 +66,7 @@ class Message:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     note: str = ""
     distances: tuple[int, ...] = ()
+    sent: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.kind} of stream {self.stream} chunk {self.chunk} step {self.step} block {self.block}"
@@ -78,19 +87,22 @@ def unpack(header: Tensor, body: Tensor | None) -> Message:
     Raises:
         ValueError: not a header of ours, or a body that is shorter than announced.
     """
-    raw = header.numpy().tobytes()
-    kind, length, size, *numbers = _fields(raw)
+    raw = header.numpy().data
+    kind, noted, length, size, *numbers, sent, distances, times = _fields(raw)
     have = 0 if body is None else body.numel()
     if have < size:
         raise ValueError(f"body of {have} bytes: the header announces {size}")
-    extra = json.loads(raw[_FIELDS.size : _FIELDS.size + length])
-    tensors = {}
-    for name, dtype_name, shape, offset in extra["tensors"]:
-        dtype = _DTYPES[dtype_name]
-        end = offset + math.prod(shape) * dtype.itemsize
-        tensors[name] = body[offset:end].view(dtype).view(shape)
-    times = {int(k): v for k, v in extra["times"].items()}
-    return Message(KINDS[kind], *numbers, times, tensors, extra.get("note", ""), tuple(extra.get("distances", ())))
+    ends = list(accumulate((_FIELDS.size, length, noted, distances * _DISTANCE.size, times * _TIME.size)))
+    text, note, far, spent = (raw[start:end] for start, end in pairwise(ends))
+    return Message(
+        KINDS[kind],
+        *numbers,
+        dict(_TIME.iter_unpack(spent)),
+        {name: body[start:end].view(dtype).view(shape) for name, dtype, shape, start, end in _places(bytes(text))},
+        str(note, "utf-8"),
+        tuple(distance for (distance,) in _DISTANCE.iter_unpack(far)),
+        sent,
+    )
 
 
 def body_bytes(header: Tensor) -> int:
@@ -99,7 +111,7 @@ def body_bytes(header: Tensor) -> int:
     Raises:
         ValueError: not a header of ours.
     """
-    return _fields(header.numpy()[: _FIELDS.size].tobytes())[2]
+    return _fields(header.numpy().data)[3]
 
 
 def pack_header(message: Message) -> Tensor:
@@ -108,36 +120,29 @@ def pack_header(message: Message) -> Tensor:
     Raises:
         ValueError: see `pack`.
     """
-    if message.kind not in KINDS:
+    if message.kind not in _NUMBERS:
         raise ValueError(f"message kind {message.kind!r}: must be one of {', '.join(KINDS)}")
-    devices = {str(tensor.device) for tensor in message.tensors.values()}
-    if len(devices) > 1:
-        raise ValueError(f"{message}: its tensors must be on one device, not on {', '.join(sorted(devices))}")
-    offsets, size = _layout(message.tensors)
-    entries = []
-    for name, tensor in message.tensors.items():
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype not in _DTYPES:
-            raise ValueError(f"{message}: tensor {name} is {dtype}; can travel: {', '.join(_DTYPES)}")
-        entries.append([name, dtype, list(tensor.shape), offsets[name]])
-    times = {int(worker): float(seconds) for worker, seconds in message.times.items()}
-    extra = {"tensors": entries, "times": times}
-    extra |= {"note": message.note} if message.note else {}
-    extra |= {"distances": message.distances} if message.distances else {}
-    extra = json.dumps(extra, separators=(",", ":")).encode()
-    room = HEADER_BYTES - _FIELDS.size
-    if len(extra) > room:
-        raise ValueError(
-            f"{message}: names, shapes, times and note need {len(extra)} bytes of header, there are {room}"
-        )
-    numbers = (message.stream, message.chunk, message.step, message.block, message.epoch)
-    raw = bytearray(HEADER_BYTES)
     try:
-        _FIELDS.pack_into(raw, 0, _MAGIC, KINDS.index(message.kind), len(extra), size, *numbers)
+        form = _form_of(message)
+    except ValueError as error:
+        raise ValueError(f"{message}: {error}") from None
+    note = message.note.encode()
+    rest = message.sent, len(message.distances), len(message.times)
+    numbers = message.stream, message.chunk, message.step, message.block, message.epoch
+    try:
+        content = b"".join((
+            _FIELDS.pack(_MAGIC, _NUMBERS[message.kind], len(note), len(form.text), form.size, *numbers, *rest),
+            form.text,
+            note,
+            *(_DISTANCE.pack(distance) for distance in message.distances),
+            *(_TIME.pack(worker, seconds) for worker, seconds in message.times.items()),
+        ))  # fmt: skip
     except struct.error as error:
         raise ValueError(f"{message}: its numbers must be signed 64-bit integers ({error})") from None
-    raw[_FIELDS.size : _FIELDS.size + len(extra)] = extra
-    return torch.frombuffer(raw, dtype=torch.uint8)
+    if len(content) > HEADER_BYTES:
+        needed, room = len(content) - _FIELDS.size, HEADER_BYTES - _FIELDS.size
+        raise ValueError(f"{message}: names, shapes, times and note need {needed} bytes of header, there are {room}")
+    return torch.frombuffer(bytearray(content.ljust(HEADER_BYTES, b"\0")), dtype=torch.uint8)
 
 
 def pack_body(message: Message, buffer: Tensor | None = None) -> Tensor | None:
@@ -149,26 +154,61 @@ def pack_body(message: Message, buffer: Tensor | None = None) -> Tensor | None:
     """
     if not message.tensors:
         return None
-    offsets, size = _layout(message.tensors)
+    form = _form_of(message)
     if buffer is None:
-        buffer = torch.empty(size, dtype=torch.uint8, device=next(iter(message.tensors.values())).device)
-    for name, tensor in message.tensors.items():
-        place = buffer[offsets[name] : offsets[name] + tensor.nbytes]
+        buffer = torch.empty(form.size, dtype=torch.uint8, device=next(iter(message.tensors.values())).device)
+    for offset, tensor in zip(form.offsets, message.tensors.values(), strict=True):
+        place = buffer[offset : offset + tensor.nbytes]
         place.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
-    return buffer[:size]
+    return buffer[: form.size]
 
 
-def _layout(tensors: dict[str, Tensor]) -> tuple[dict[str, int], int]:
-    """Offset of each tensor and length of the body, bytes. Empty tensors still make a body: it tells the device."""
-    offsets, end = {}, 0
-    for name, tensor in tensors.items():
-        offsets[name] = -(-end // ALIGN) * ALIGN
-        end = offsets[name] + tensor.nbytes
-    return offsets, max(end, ALIGN) if tensors else 0
+class _Form(NamedTuple):
+    """What messages with tensors of the same names, shapes and dtypes share. Made once: packing is on every hop's way.
+
+    Attributes:
+        text: JSON of the header.
+        offsets: of each tensor in the body.
+        size: of the body, in bytes. Empty tensors still make one: it tells the device.
+    """
+
+    text: bytes
+    offsets: tuple[int, ...]
+    size: int
 
 
-def _fields(raw: bytes) -> tuple[int, ...]:
-    magic, kind, length, size, *numbers = _FIELDS.unpack_from(raw)
+def _form_of(message: Message) -> _Form:
+    return _form(tuple((name, t.dtype, t.shape, t.device) for name, t in message.tensors.items()))
+
+
+@lru_cache(_FORMS)
+def _form(tensors: tuple[tuple[str, torch.dtype, torch.Size, torch.device], ...]) -> _Form:
+    devices = {str(device) for *_, device in tensors}
+    if len(devices) > 1:
+        raise ValueError(f"its tensors must be on one device, not on {', '.join(sorted(devices))}")
+    entries, end = [], 0
+    for name, dtype, shape, _ in tensors:
+        known = str(dtype).removeprefix("torch.")
+        if known not in _DTYPES:
+            raise ValueError(f"tensor {name} is {known}; can travel: {', '.join(_DTYPES)}")
+        start = -(-end // ALIGN) * ALIGN
+        entries.append([name, known, list(shape), start])
+        end = start + math.prod(shape) * dtype.itemsize
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    return _Form(text, tuple(entry[3] for entry in entries), max(end, ALIGN) if tensors else 0)
+
+
+@lru_cache(_FORMS)
+def _places(text: bytes) -> list[tuple[str, torch.dtype, list[int], int, int]]:
+    """Name, dtype, shape, start and end of every tensor in a body."""
+    return [
+        (name, _DTYPES[dtype], shape, start, start + math.prod(shape) * _DTYPES[dtype].itemsize)
+        for name, dtype, shape, start in json.loads(text)
+    ]
+
+
+def _fields(raw: memoryview) -> tuple[int, ...]:
+    magic, kind, *rest = _FIELDS.unpack_from(raw)
     if magic != _MAGIC or kind >= len(KINDS):
-        raise ValueError(f"not a message header of this version: it starts with {raw[:5].hex()}")
-    return kind, length, size, *numbers
+        raise ValueError(f"not a message header of this version: it starts with {bytes(raw[:5]).hex()}")
+    return kind, *rest

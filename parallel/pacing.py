@@ -16,6 +16,10 @@ RECENT = 8
 """Chunks whose stage times set the pace."""
 
 
+HOPS = -1
+"""Stands for a worker in a chunk's times: what its messages took, from being sent to having come."""
+
+
 @dataclass
 class Lane:
     """One stream at the head: chunks asked for, entered (sampled), and done. `ended`: nothing more is sampled.
@@ -39,11 +43,12 @@ class Pacer:
     """Who may sample a chunk.
 
     Args:
-        in_flight: chunks on their way before anything was measured, and at most.
+        in_flight: chunks on their way before anything was measured.
+        most: at any time; None: the same.
     """
 
-    def __init__(self, in_flight: int):
-        self.most = in_flight
+    def __init__(self, in_flight: int, most: int | None = None):
+        self.most = in_flight if most is None else most
         self.lanes: dict[int, Lane] = {}
         self._times: deque[dict[int, float]] = deque(maxlen=RECENT)
         self._limit = in_flight
@@ -86,19 +91,21 @@ class Pacer:
         lane.ended, lane.asked = True, lane.entered
 
     def done(self, stream: int, chunk: int, times: dict[int, float]) -> None:
-        """A chunk has left the last stage; `times` is what each worker spent on it."""
+        """A chunk has left the last stage; `times` is what each worker spent on it, and under HOPS its messages."""
         self.lanes[stream].done = chunk + 1
         if not times:
             return  # of a cancelled stream: nothing was measured
         self._times.append(times)
-        workers = {w for entry in self._times for w in entry}
-        typical = [_median([entry.get(w, 0.0) for entry in self._times]) for w in workers]
-        self._limit = min(self.most, pace(typical))
+        stages = {stage for entry in self._times for stage in entry}
+        typical = {stage: _median([entry.get(stage, 0.0) for entry in self._times]) for stage in stages}
+        hops = typical.pop(HOPS, 0.0)
+        if any(typical.values()):
+            self._limit = min(self.most, pace(typical.values(), hops))
 
     def over(self, stream: int) -> bool:
-        """Whether a stream has ended and all of it has left; it is forgotten then."""
-        lane = self.lanes[stream]
-        if lane.ended and lane.done >= lane.entered:
+        """Whether a stream has ended and all of it has left, for the first time: it is forgotten then."""
+        lane = self.lanes.get(stream)
+        if lane and lane.ended and lane.done >= lane.entered:
             del self.lanes[stream]
             return True
         return False

@@ -246,6 +246,12 @@ class Plan:
         alone = self.workload.decodes and self.decode not in {worker for row in self.owners for worker in row}
         return pace(self.load({"decode": max(self.load()) if alone else 0.0}))
 
+    @property
+    def most_in_flight(self) -> int:
+        """Chunks on their way at most, whatever is measured: by loads, and a tenth more for what messages take."""
+        spare = max(1, round(0.1 * self.in_flight)) if self.limit is None and self.workers > 1 else 0
+        return self.in_flight + spare
+
     def idle_periods(self, version: Version) -> float:
         """Periods the head waits for an attention-sink version at most, beyond what the pipeline takes anyway.
 
@@ -259,10 +265,18 @@ class Plan:
         return max(0.0, final + 1 / period - version.holds)
 
 
-def pace(times: Iterable[float]) -> int:
+FULL = 0.97
+"""Share of the full rate at which a pipeline counts as full."""
+
+
+def pace(times: Iterable[float], hops: float = 0.0) -> int:
     """Chunks that keep every worker busy, and no more: ceil(sum of times / slowest), at least 1.
 
-    A little slack keeps measured times that are all but equal from asking for one chunk more.
+    The last 3 % of the rate are worth no further chunk: it would make all of them a whole period later.
+
+    Args:
+        times: of every worker, per chunk.
+        hops: time of a chunk's messages; stages of its way that keep no worker busy.
     """
     times = list(times)
-    return max(1, math.ceil(sum(times) / max(times) - 0.05))
+    return max(1, math.ceil(FULL * (sum(times) + hops) / max(times)))

@@ -59,8 +59,13 @@ class Choice:
         return max(b.total - u for b, u in zip(self.bytes, self.usable, strict=True))
 
 
-def assess(config: PlanConfig, workload: Workload, cluster: Cluster, demand: Demand) -> Choice:
+def assess(
+    config: PlanConfig, workload: Workload, cluster: Cluster, demand: Demand, check: Predictor | None = None
+) -> Choice:
     """A plan that was asked for, on a cluster: prediction and bytes, refusing nothing but what cannot be placed.
+
+    Args:
+        check: predicts in place of the formulas.
 
     Raises:
         UserError: the plan cannot be built, or has more processes than the cluster has devices.
@@ -75,7 +80,9 @@ def assess(config: PlanConfig, workload: Workload, cluster: Cluster, demand: Dem
             "use fewer workers, or another cluster",
         )
     placement = tuple(config.devices) if config.devices else None
-    return _choice(config, Costs(plan, cluster, placement), demand)
+    costs = Costs(plan, cluster, placement)
+    choice = _choice(config, costs, demand)
+    return choice if check is None else replace(choice, prediction=check(costs, demand))
 
 
 def _check_placement(devices: list[int], plan: Plan, cluster: Cluster) -> None:
@@ -102,7 +109,7 @@ def rank(
         objective: `fps` (frames per second of all streams), `first_frame` or `control_latency` (the worst).
         wanted: settings beside `plan=auto` that narrow the search: `workers`, `sequence_parallel`, `in_flight`,
             `devices`, `force`.
-        check: predicts the best few once more (a simulator), and they are ranked by what it says.
+        check: predicts the best few once more (`parallel.simulated`), and they are ranked by what it says.
 
     Raises:
         UserError: nothing fits (and by how much), or nothing is fast enough to be steered.
@@ -124,15 +131,10 @@ def rank(
                 "use another number",
             )
         raise too_big(nearest, cluster)
-    if demand.interactive and demand.max_control_latency_s is not None and not wanted.force:
-        quick = [c for c in found if c.prediction.control_worst_s <= demand.max_control_latency_s]
-        if not quick:
-            raise too_slow(min(found, key=lambda c: c.prediction.control_worst_s), demand)
-        found = quick
-    found = _sorted(found, objective)
+    found = _sorted(_quick(found, demand, wanted.force), objective)
     if check is not None:
         checked = [replace(c, prediction=check(Costs(c.plan, cluster, c.placement), demand)) for c in found[:CHECKED]]
-        found[:CHECKED] = _sorted(checked, objective)
+        found = _sorted(_quick(checked, demand, wanted.force), objective) + found[CHECKED:]
     return found
 
 
@@ -148,6 +150,21 @@ def choose(
     return rank(workload, cluster, demand, objective, wanted, check)[0]
 
 
+def _quick(found: list[Choice], demand: Demand, force: bool) -> list[Choice]:
+    """Those in which a control shows soon enough, if anybody needs that.
+
+    Raises:
+        UserError: it does in none.
+    """
+    limit = demand.max_control_latency_s
+    if not demand.interactive or limit is None or force:
+        return found
+    quick = [c for c in found if c.prediction.control_worst_s <= limit]
+    if not quick:
+        raise too_slow(min(found, key=lambda c: c.prediction.control_worst_s), demand)
+    return quick
+
+
 def refuse(choice: Choice, cluster: Cluster, demand: Demand, force: bool = False) -> None:
     """Refuse a plan that was asked for, if it does not fit or is too slow to be steered.
 
@@ -156,9 +173,7 @@ def refuse(choice: Choice, cluster: Cluster, demand: Demand, force: bool = False
     """
     if choice.short > 0:
         raise too_big(choice, cluster)
-    limit = demand.max_control_latency_s
-    if demand.interactive and limit is not None and not force and choice.prediction.control_worst_s > limit:
-        raise too_slow(choice, demand)
+    _quick([choice], demand, force)
 
 
 def too_big(choice: Choice, cluster: Cluster) -> UserError:

@@ -15,6 +15,9 @@ from itertools import pairwise
 from parallel.cost import Costs
 from parallel.plan import Cell, Version, pace
 
+CLOSE = 1e-3
+"""Relative difference below which a load counts as the period."""
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -74,7 +77,8 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
     the first frame is shown. Between samplings pass `T_s = max(T_play, T_chunk)` where play paces the stream, so
     `mean W = T_s / 2` and the worst is `T_s` (in bursts of unequal gaps g: `sum g^2 / 2 sum g`, and the longest). The
     way is `sum of stages + hops`, and at full speed `in_flight * T` (Little's law), since a chunk then waits wherever
-    the slowest stage is. The network to and from the viewer, and the viewer's buffers, come on top.
+    the slowest stage is, unless that is the head. The network to and from the viewer, and the viewer's buffers, come
+    on top.
     """
     plan, streams = costs.plan, demand.streams
     load = costs.load()
@@ -118,7 +122,7 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
 def room(costs: Costs) -> int:
     """Chunks in flight: what the plan allows, or fewer where ceil(sum of stage times / slowest) is less.
 
-    As the pacer counts: encode, steps and the last stage; passes off the route and messages take no room.
+    As the pacer counts: encode, steps, messages and the last stage; passes off the route take no room.
     """
     plan = costs.plan
     own = [0.0] * plan.workers
@@ -126,7 +130,9 @@ def room(costs: Costs) -> int:
         own[plan.owner(cell)] += costs.pass_s("step", plan.owner(cell), cell.block)
     own[plan.encode] += costs.encode_s()
     own[plan.decode] += costs.decode_s()
-    return min(plan.in_flight, pace(own)) if any(own) else plan.in_flight
+    if not any(own):
+        return plan.in_flight
+    return min(plan.most_in_flight, pace(own, turnaround(costs) - sum(own)))
 
 
 def walk(costs: Costs, start: float, ready: Callable[[Cell], float] = lambda cell: 0.0) -> float:
@@ -231,9 +237,14 @@ def idle_periods(costs: Costs, version: Version, period: float) -> float:
 
 def _way(costs: Costs, in_flight: int, streams: int, period: float, turn: float, loop: float) -> float:
     """From grant to leaving being known, at full speed."""
-    if loop and costs.plan.encode == costs.plan.head:
-        # A chunk is granted when its context is clean, so it waits only for other streams.
-        return max(turn, min(in_flight * period, turn + streams * period - loop))
+    plan = costs.plan
+    if plan.encode == plan.head:
+        if loop:
+            # A chunk is granted when its context is clean, so it waits only for other streams.
+            return turn if streams == 1 else max(turn, min(in_flight * period, turn + streams * period - loop))
+        if costs.load()[plan.head] >= period * (1 - CLOSE):
+            # A head that is never idle hears of room between two passes, and then begins the chunk at once.
+            return turn
     return max(turn, in_flight * period)
 
 

@@ -14,7 +14,7 @@ from itertools import count
 from typing import NamedTuple, Protocol
 
 from parallel.cost import Costs
-from parallel.pacing import Pacer
+from parallel.pacing import HOPS, Pacer
 from parallel.plan import Plan
 from parallel.schedule import Pass, Schedule, rows
 
@@ -143,7 +143,7 @@ class Simulator:
     def __init__(self, plan: Plan, durations: Durations, spans: bool = False):
         self.plan, self.durations = plan, durations
         self.workers = [_Worker(Schedule(plan, w)) for w in range(plan.workers)]
-        self.pacer, self.lanes = Pacer(plan.in_flight), {}
+        self.pacer, self.lanes = Pacer(plan.in_flight, plan.most_in_flight), {}
         self.now: float = 0
         self.chunks: list[Chunk] = []
         self.spans: list[Span] = []
@@ -270,6 +270,7 @@ class Simulator:
     def _encode(self, index: int, chunk: Chunk) -> None:
         """The sampler's thread has the device; what it makes comes to its own worker."""
         length = self.durations.encode(chunk.stream, chunk.number)
+        self._times[chunk.stream, chunk.number] = {index: length}
 
         def entered() -> None:
             lane = self.lanes[chunk.stream]
@@ -330,6 +331,9 @@ class Simulator:
         busy, late = self.durations.travel(source, target, item)
         begins = max(self.now + after + cost, self._links.get((source, target), 0))
         self._links[source, target] = begins + busy
+        if item.kind in ("step", "final", "done"):
+            spent = self._times.setdefault((item.stream, item.chunk), {})
+            spent[HOPS] = spent.get(HOPS, 0) + begins + busy + late - self.now - after
 
         def arrive() -> None:
             self.workers[target].inbox.append(("message", item))

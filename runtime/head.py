@@ -123,23 +123,32 @@ class Head:
 
     Args:
         steps, dtype: of the model.
-        in_flight: before anything was measured, and at most.
+        pacer: says what may enter.
         deliver: takes an `Entry` from a sampler's thread.
         clock: seconds, the same on every worker of a machine.
     """
 
-    def __init__(self, steps: int, dtype: torch.dtype, in_flight: int, deliver: Callable, clock: Callable[[], float]):
+    def __init__(self, steps: int, dtype: torch.dtype, pacer: Pacer, deliver: Callable, clock: Callable[[], float]):
         self.steps, self.dtype, self.deliver, self.clock = steps, dtype, deliver, clock
-        self.pacer = Pacer(in_flight)
+        self.pacer = pacer
+        self._lock = threading.RLock()
+        """What has left is told from a channel's thread, so that no pass delays the next chunk's credit."""
         self.samplers: dict[int, Sampler] = {}
         self._asked: dict[tuple[int, int], float] = {}
         """When each chunk that has not left yet was asked for, by (stream, chunk)."""
 
     def open(self, stream: int, conditioning: Conditioning) -> None:
         """Begin to sample a stream."""
-        self.pacer.open(stream, conditioning.live)
-        self.samplers[stream] = Sampler(stream, conditioning, self.steps, self.dtype, self.deliver, self.clock)
-        self.samplers[stream].start()
+        sampler = Sampler(stream, conditioning, self.steps, self.dtype, self.deliver, self.clock)
+        with self._lock:
+            self.samplers[stream] = sampler
+            self.pacer.open(stream, conditioning.live)
+        sampler.start()
+
+    def refuse(self, stream: int) -> None:
+        """A stream that cannot begin."""
+        with self._lock:
+            self.pacer.open(stream)
 
     @property
     def sampling(self) -> bool:
@@ -148,9 +157,10 @@ class Head:
 
     def ask(self, ready: Callable[[int, int], bool]) -> None:
         """Give credit to sample where there is room in flight and the first cell is `ready(stream, chunk)`."""
-        for stream, chunk in self.pacer.grants(ready):
-            now = self._asked[stream, chunk] = self.clock()
-            self.samplers[stream].credits.put((chunk, now))
+        with self._lock:
+            for stream, chunk in self.pacer.grants(ready):
+                now = self._asked[stream, chunk] = self.clock()
+                self.samplers[stream].credits.put((chunk, now))
 
     def steer(self, stream: int, prompt: str, accepted: float) -> None:
         """Change a stream's prompt from its next sampled chunk on."""
@@ -164,21 +174,25 @@ class Head:
 
     def entered(self, entry: Entry) -> None:
         """A chunk was sampled, or its stream ended before it."""
-        if entry.tensors is None:
-            self.pacer.end(entry.stream)
-            self._asked = {key: at for key, at in self._asked.items() if key[0] != entry.stream or key[1] < entry.chunk}
-        else:
-            self.pacer.entered(entry.stream)
+        stream, last = entry.stream, entry.chunk
+        with self._lock:
+            if entry.tensors is None:
+                self.pacer.end(stream)
+                self._asked = {key: at for key, at in self._asked.items() if key[0] != stream or key[1] < last}
+            else:
+                self.pacer.entered(stream)
 
     def done(self, stream: int, chunk: int, times: dict[int, float]) -> None:
         """A chunk has left the last stage; `times` is what each worker spent on it."""
-        self._asked.pop((stream, chunk), None)
-        self.pacer.done(stream, chunk, times)
+        with self._lock:
+            self._asked.pop((stream, chunk), None)
+            self.pacer.done(stream, chunk, times)
 
     def over(self, stream: int) -> bool:
         """Whether all of a stream has left; its source is let go of then."""
-        if not self.pacer.over(stream):
-            return False
+        with self._lock:
+            if not self.pacer.over(stream):
+                return False
         sampler = self.samplers.pop(stream, None)
         if sampler:
             sampler.conditioning.close()
@@ -186,7 +200,8 @@ class Head:
 
     def oldest(self) -> tuple[int, int] | None:
         """(stream, chunk) that is longest on its way."""
-        return min(self._asked, key=self._asked.get) if self._asked else None
+        with self._lock:
+            return min(self._asked, key=self._asked.get) if self._asked else None
 
     def close(self) -> None:
         """Let go of every source."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from conf.schema import Config
-from parallel.channels import ChannelError, Failure, LocalChannel
+from parallel.channels import ChannelError, Failure, Inbox, LocalChannel
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board
 from runtime.group import local_groups
@@ -36,7 +35,7 @@ class LocalRun:
         self.plan, self.config, self.folder, self.stdin = plan, config, folder, stdin
         self.store = dist.HashStore()
         self.pipeline = Pipeline(Board(self.store, -1, plan.processes), plan.workers)
-        self._inboxes: list[queue.Queue] = [queue.Queue() for _ in plan.members]
+        self._inboxes: list[Inbox] = [Inbox() for _ in plan.members]
         room, patience = credits(plan), config.launcher.timeout_s
         first = {member.worker: index for index, member in reversed(list(enumerate(plan.members)))}
         self._channels = {(a, b): LocalChannel(a, b, self._inboxes[first[b]], room, patience) for a, b in plan.channels}
@@ -65,7 +64,7 @@ class LocalRun:
         return [self._results[i] for i in range(self.plan.processes)]
 
     def _work(self, index: int, begin: Callable[[], None]) -> None:
-        def connect(inbox: queue.Queue, device: torch.device) -> Ends:
+        def connect(inbox: Inbox, device: torch.device) -> Ends:
             worker, group = self.plan.members[index].worker, self._groups[index]
             return Ends({b: c.sender for (a, b), c in self._channels.items() if a == worker}, group, group.close)
 

@@ -4,7 +4,7 @@ thread of one process.
 
 from __future__ import annotations
 
-import queue
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from conf.errors import UserError
 from conf.schema import Config
-from parallel.channels import ChannelError, Sender
+from parallel.channels import ChannelError, Inbox, Sender
 from parallel.p2p import connect_all
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board, OrderReader, PeerLost
@@ -40,7 +40,7 @@ class Ends(NamedTuple):
 class Connect(Protocol):
     """Makes a process's connections."""
 
-    def __call__(self, inbox: queue.Queue, device: torch.device) -> Ends:
+    def __call__(self, inbox: Inbox, device: torch.device) -> Ends:
         """Those of the process whose inbox this is; messages live on `device`."""
         ...
 
@@ -56,7 +56,7 @@ def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> C
     # Channels are the worker's; who only shares its passes has none.
     mine = [pair for pair in plan.channels if worker in pair and plan.members[index].rank == 0]
 
-    def connect(inbox: queue.Queue, device: torch.device) -> Ends:
+    def connect(inbox: Inbox, device: torch.device) -> Ends:
         group = join_group(plan, index, store, device, inbox, patience)
         peers = {f"{a:04d}-{b:04d}": (b if a == worker else a) for a, b in mine}
         senders, receivers = {}, []
@@ -85,7 +85,7 @@ def run_worker(
     device: torch.device | None = None,
     stdin: BinaryIO | None = None,
     begin: Callable[[], None] | None = None,
-    inbox: queue.Queue | None = None,
+    inbox: Inbox | None = None,
 ) -> dict[str, Any]:
     """Be process `index` of a plan until the pipeline is closed and every stream has ended.
 
@@ -108,7 +108,7 @@ def run_worker(
         PeerLost: a worker was lost, and this one is the first to see it.
         Abandoned: another worker failed or saw a failure first, and says so itself.
     """
-    inbox, member = queue.Queue() if inbox is None else inbox, plan.members[index]
+    inbox, member = Inbox() if inbox is None else inbox, plan.members[index]
     try:
         known = [order for order in board.orders() if isinstance(order, Open)]
         parts = load_parts(
@@ -126,6 +126,9 @@ def run_worker(
             begin()
             board.tell("begun")
         board.wait("begun", LOAD_TIMEOUT_S)
+        # What was loaded stays: the collector need not look at it again, in the middle of a chunk.
+        gc.collect()
+        gc.freeze()
     except UserError as error:
         board.tell("failed", str(error))
         raise

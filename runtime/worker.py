@@ -22,6 +22,7 @@ from conf.errors import UserError
 from conf.schema import Config
 from parallel.channels import Arrival, ChannelError, Closed, Failure, Sender
 from parallel.message import Message
+from parallel.pacing import HOPS, Pacer
 from parallel.plan import Cell, Plan
 from parallel.schedule import Pass, Schedule, rows
 from runtime.block import Block
@@ -37,6 +38,8 @@ from stages.denoise.draws import Draws
 
 IDLE_S = 0.2
 """How often a waiting worker looks at its watch."""
+TOLD_S = 0.1
+"""How often a stream's progress is told, at most."""
 
 
 class Worker:
@@ -69,16 +72,20 @@ class Worker:
         self.sampler, self.schedule = parts.sampler, Schedule(plan, index)
         self.blocks = blocks
         self.head = (
-            Head(self.sampler.steps, parts.dtype, plan.in_flight, inbox.put, trace.clock)
+            Head(self.sampler.steps, parts.dtype, Pacer(plan.in_flight, plan.most_in_flight), inbox.put, trace.clock)
             if index == plan.encode
             else None
         )
+        if self.head:
+            inbox.at_once = self._at_once
         self.draws: dict[int, Draws] = {}
         self.finishes: dict[int, Finish] = {}
         self.hollow: set[int] = set()
         """Streams that were cancelled and have not ended yet."""
         self._early: dict[int, list[Message]] = defaultdict(list)
         """What came for streams before the order that opens them."""
+        self._told: dict[int, float] = {}
+        """When each stream's progress was told last."""
         self._opened, self._closed = 0, False
         self._at, self._moved = "nothing yet", trace.clock()
 
@@ -139,8 +146,13 @@ class Worker:
         if isinstance(item, Arrival):
             message = item.message
             # Copies: the buffer behind an arrival is the channel's again once it is released.
-            message = replace(message, tensors={k: t.clone() for k, t in message.tensors.items()})
+            tensors = {k: t.clone() for k, t in message.tensors.items()}
             item.release()
+            times = message.times
+            if times:
+                # Clocks of two machines differ, but a chunk's way ends where it began, and there the sum is right.
+                times = times | {HOPS: times.get(HOPS, 0.0) + item.at - message.sent}
+            message = replace(message, tensors=tensors, times=times)
             self._deliver(message)
         elif isinstance(item, Entry):
             self._enter(item)
@@ -155,6 +167,14 @@ class Worker:
         else:
             self._obey(item)
 
+    def _at_once(self, item: Any) -> None:
+        """What does not wait for the pass under way, in a channel's thread: a chunk has left, the next may be sampled."""
+        message = item.message if isinstance(item, Arrival) else None
+        if message is not None and message.kind == "done":
+            hops = {HOPS: message.times.get(HOPS, 0.0) + item.at - message.sent} if message.times else {}
+            self.head.done(message.stream, message.chunk, message.times | hops)
+            self.head.ask(self.schedule.may_enter)
+
     def _deliver(self, message: Message) -> None:
         """A message for this worker, from a channel or from itself."""
         stream, chunk = message.stream, message.chunk
@@ -163,7 +183,8 @@ class Worker:
         elif stream not in self.schedule.streams:
             return  # it has ended here; nothing more is wanted of it
         elif message.kind == "done":
-            self.head.done(stream, chunk, message.times)
+            if not message.sent:  # else it was heard of when it came
+                self.head.done(stream, chunk, message.times)
             self._look_at_head(stream)
         elif message.kind == "sound":
             self._announce(message)
@@ -186,7 +207,7 @@ class Worker:
             self._deliver(message)
             return
         with self.trace.span("send", message.chunk):
-            self.senders[target].send(message)
+            self.senders[target].send(replace(message, sent=self.trace.clock()))
 
     # -- orders -----------------------------------------------------------------------------------------------------
 
@@ -217,7 +238,7 @@ class Worker:
             try:
                 self.head.open(stream, self.parts.conditioning_of(order))
             except UserError as error:
-                self.head.pacer.open(stream)
+                self.head.refuse(stream)
                 self._enter(Entry(stream, 0, refused=error))
         for message in self._early.pop(stream, ()):
             self._deliver(message)
@@ -266,7 +287,8 @@ class Worker:
         self._send(self.plan.decode, Message("sound", stream=stream, chunk=chunk, tensors=companion))
         tensors = {} if stream in self.hollow else self._placed(entry.tensors)
         step = Message("step", stream=stream, chunk=chunk, epoch=entry.epoch, tensors=tensors)
-        self._send(self.plan.head, replace(step, distances=entry.distances))
+        times = {self.index: entry.took_s} if tensors else {}
+        self._send(self.plan.head, replace(step, distances=entry.distances, times=times))
 
     def _placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors on this worker's device: all of a message travel in one buffer."""
@@ -352,8 +374,7 @@ class Worker:
         except UserError as error:
             self._refuse(item.stream, error)
             return replace(m, tensors={})
-        self.trace.flush()
-        self.board.tell(f"progress/{item.stream}", finish.timeline.progress()._asdict())
+        self._tell_progress(item.stream, every_s=TOLD_S)
         took = self.trace.clock() - start
         return replace(m, tensors={}, times=m.times | {self.index: m.times.get(self.index, 0.0) + took})
 
@@ -362,6 +383,7 @@ class Worker:
     def _end(self, item: Pass, m: Message) -> Message:
         """The end of a stream passes the route behind its last chunk."""
         if item.step == self.plan.workload.steps:
+            self._tell_progress(item.stream)
             finish = self.finishes.pop(item.stream)
             finish.close()
             self.board.tell(f"ended/{item.stream}", finish.report())
@@ -369,6 +391,14 @@ class Worker:
             for block in self.blocks.values():
                 block.close(item.stream)
         return m
+
+    def _tell_progress(self, stream: int, every_s: float = 0.0) -> None:
+        """Tell where a stream is, unless that was told just now; chunks may be much faster than anyone reads."""
+        finish, now = self.finishes[stream], self.trace.clock()
+        if finish.timeline.chunks and now - self._told.get(stream, -every_s) >= every_s:
+            self._told[stream] = now
+            self.trace.flush()
+            self.board.tell(f"progress/{stream}", finish.timeline.progress()._asdict())
 
     def _look_at_head(self, stream: int) -> None:
         if self.head.over(stream):
@@ -379,6 +409,7 @@ class Worker:
         """Drop what was kept of a stream that has ended here."""
         if stream not in self.schedule.streams:
             self.draws.pop(stream, None)
+            self._told.pop(stream, None)
             self.hollow.discard(stream)
 
     def _check_owed(self) -> None:

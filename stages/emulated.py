@@ -22,7 +22,6 @@ from stages.denoise.denoiser import ChunkConditioning, StreamBanks
 from stages.denoise.sampler import Sampler
 from stages.denoise.share import ALL
 
-
 LATEST = 2e-4
 """Seconds by which a timer alone wakes a sleeper late, at most."""
 

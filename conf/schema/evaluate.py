@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from conf.errors import UserError, positive
 from conf.paths import found
+from conf.schema.distill import KINDS
 from conf.schema.model import ModelConfig
 
 
@@ -42,11 +43,9 @@ class EvaluateConfig:
                 "cannot be negative",
                 "use 0 for none",
             )
-        if not (self.model.network.audio or self.model.network.actions):
+        if self.model.codec.statistics not in KINDS:
             raise UserError(
-                f"model={self.model.name}", "is neither an avatar nor a world", "use pocket_avatar or pocket_world"
-            )
-        if self.model.codec.kind != "small":
-            raise UserError(
-                f"model.codec.kind={self.model.codec.kind}", "evaluation is of pocket models", "use their codec"
+                f"model={self.model.name}",
+                "is neither an avatar nor a world that was trained here (model.codec.statistics says which)",
+                "use model=pocket_avatar or model=pocket_world",
             )

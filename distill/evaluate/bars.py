@@ -25,17 +25,17 @@ class Bar:
     @staticmethod
     def at_least(name: str, value: float | None, least: float, unit: str = "") -> Bar:
         """A value from `least` on."""
-        return Bar(name, f">= {least:g}{unit}", value, None if value is None else value >= least)
+        return Bar(name, f">= {least:g}{unit}", value, None if value is None else bool(value >= least))
 
     @staticmethod
     def within(name: str, value: float | None, lo: float, hi: float) -> Bar:
         """A value from `lo` to `hi`."""
-        return Bar(name, f"{lo:g} to {hi:g}", value, None if value is None else lo <= value <= hi)
+        return Bar(name, f"{lo:g} to {hi:g}", value, None if value is None else bool(lo <= value <= hi))
 
     @staticmethod
     def below(name: str, value: float | None, most: float, unit: str = "") -> Bar:
         """A value whose size is below `most`."""
-        return Bar(name, f"< {most:g}{unit}", value, None if value is None else abs(value) < most)
+        return Bar(name, f"< {most:g}{unit}", value, None if value is None else bool(abs(value) < most))
 
 
 def _slopes(run: dict) -> list[Bar]:
@@ -55,7 +55,7 @@ def of(kind: str, run: dict[str, float], psnr: float, trusted: dict[str, bool]) 
     if kind == "avatar":
         lag, mouth = run.get("mouth lag (frames)"), run.get("mouth correlation")
         own = [
-            Bar("mouth-sound correlation", ">= 0.85 at lag 0-2", mouth, mouth >= 0.85 and 0 <= lag <= 2),
+            Bar("mouth-sound correlation", ">= 0.85 at lag 0-2", mouth, bool(mouth >= 0.85 and 0 <= lag <= 2)),
             Bar.at_least("identity at second 5", run.get("identity at the end"), 0.95),
             Bar.at_least("identity at minute 10", run.get("late: identity"), 0.95),
             Bar.at_least("background", run.get("background"), 0.95),

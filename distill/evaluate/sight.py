@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distill.data.maze import BACK, FORWARD, LEFT, NONE, RADIUS, RIGHT, STEP
+from distill.data.maze import BACK, FORWARD, LEFT, NONE, RADIUS, RIGHT, STEP, TURN
 from distill.data.world import FAR, SPREAD
 
 # Saturation above which a pixel is wall (floor has 0.15 at most, the palest wall 0.25).
@@ -19,6 +19,8 @@ NEAREST = 0.5 / SPREAD
 # How near a wall the player goes, beyond the walker's own radius, and the half-width of the way it wants to be free.
 MARGIN, SHOULDER = 0.45, 0.3
 SHORTEST, LONGEST = 4, 16
+OPEN = 8
+"""Steps of a way that is worth turning to."""
 
 
 def distances(frame: np.ndarray) -> np.ndarray:
@@ -37,15 +39,19 @@ def distances(frame: np.ndarray) -> np.ndarray:
     return np.where(count == 0, NEAREST, np.minimum(NEAREST / np.minimum(base, 1), FAR))
 
 
-def reach(far: np.ndarray) -> float:
-    """How far one can see to walk straight ahead between walls at distances `far` [W]."""
+def reach(far: np.ndarray, angle: float = 0.0) -> float:
+    """How far one can see to walk straight on, after a turn by `angle` (radians, to the right), between walls at
+    distances `far` [W]."""
     column = (np.arange(len(far)) + 0.5) / len(far) * 2 - 1
-    ahead = np.abs(column) * SPREAD * far < SHOULDER
-    return float(far[ahead].min()) if ahead.any() else FAR
+    ahead, aside = far, column * SPREAD * far
+    cos, sin = np.cos(angle), np.sin(angle)
+    depth, lateral = ahead * cos + aside * sin, aside * cos - ahead * sin
+    within = (np.abs(lateral) < SHOULDER) & (depth > 0)
+    return float(depth[within].min()) if within.any() else 0.0
 
 
 class Sighted:
-    """Holds keys as a person does, with all five actions about as often as the way allows.
+    """Holds keys as a person does, with all five actions as often as the way allows.
 
     Args:
         seed: of its choices.
@@ -53,41 +59,53 @@ class Sighted:
 
     def __init__(self, seed: int):
         self.rng = np.random.default_rng((seed, 0x516))
-        self.held, self.left, self.behind = NONE, 0, 0
+        self.held, self.left, self.side = NONE, 0, LEFT
+        self.room, self.behind, self.then = 0, 0, 0
+        """Frames that one can walk on, and back; and on after the turn that is under way."""
 
     def press(self, frames: int, seen: np.ndarray | None) -> np.ndarray:
         """Actions [frames], after having seen the last chunk's frames [n, H, W, 3] (None: nothing yet)."""
         far = None if seen is None else distances(seen[-1])
-        room = 0 if far is None else int(max(0.0, reach(far) - RADIUS - MARGIN) / STEP)
+        self.room = 0 if far is None else _frames(reach(far))
+        if self.held in (LEFT, RIGHT):
+            self.left = 0
         pressed = np.empty(frames, np.int64)
         for i in range(frames):
-            if self.left <= 0 or (self.held == FORWARD and room <= 0) or (self.held == BACK and self.behind <= 0):
-                self._decide(far, room)
+            stuck = (self.held == FORWARD and self.room <= 0) or (self.held == BACK and self.behind <= 0)
+            if self.left <= 0 or stuck:
+                self._decide(far)
             pressed[i] = self.held
             self.left -= 1
             if self.held == FORWARD:
-                room, self.behind = room - 1, self.behind + 1
+                self.room, self.behind, far = self.room - 1, self.behind + 1, None
             elif self.held == BACK:
-                room, self.behind = room + 1, self.behind - 1
+                self.room, self.behind, far = self.room + 1, self.behind - 1, None
             elif self.held != NONE:
-                # After a turn it is not known what is ahead or behind.
-                room = self.behind = 0
-                far = None
+                # Behind it is not known what there is now, nor ahead before the turn has ended.
+                self.room, self.behind, far = self.then if self.left <= 0 else 0, 0, None
         return pressed
 
-    def _decide(self, far: np.ndarray | None, room: int) -> None:
-        rng, last = self.rng, self.held
-        able = {NONE: 0.14, FORWARD: 0.4 * (room >= SHORTEST), BACK: 0.2 * (self.behind >= SHORTEST)}
-        turn = 0.26
-        if far is not None:
-            open_left, open_right = np.median(far[: len(far) // 2]), np.median(far[len(far) // 2 :])
-            share = open_left / (open_left + open_right)
-        else:
-            # Turn on the way it was turning, or not at all.
-            share = {LEFT: 0.9, RIGHT: 0.1}.get(last, 0.5)
-        able |= {LEFT: turn * share, RIGHT: turn * (1 - share)}
-        if room < SHORTEST and last not in (LEFT, RIGHT):
-            able[NONE] *= 0.5
-        weights = np.array([able[action] for action in range(5)])
+    def _decide(self, far: np.ndarray | None) -> None:
+        rng, self.left, self.then = self.rng, int(self.rng.integers(SHORTEST, LONGEST + 1)), 0
+        if far is not None and self.room < OPEN:
+            # Little way ahead: turn to the longest one in sight, or on in one direction until there is one.
+            angles = np.arange(-8, 9) * TURN
+            ways = np.array([_frames(reach(far, angle)) for angle in angles])
+            turn = int(ways.argmax()) - 8
+            if ways.max() >= OPEN and turn:
+                self.held, self.left, self.then = (RIGHT if turn > 0 else LEFT), abs(turn), int(0.8 * ways.max())
+            else:
+                self.side = self.held if self.held in (LEFT, RIGHT) else self.side
+                self.held = self.side
+            return
+        chances = {FORWARD: 0.66 * (self.room >= SHORTEST), BACK: 0.3 * (self.behind >= SHORTEST), NONE: 0.12}
+        chances |= {LEFT: 0.06, RIGHT: 0.06}
+        weights = np.array([chances[action] for action in range(5)])
         self.held = int(rng.choice(5, p=weights / weights.sum()))
-        self.left = int(rng.integers(SHORTEST, LONGEST + 1))
+        if self.held in (LEFT, RIGHT):
+            self.side = self.held
+
+
+def _frames(distance: float) -> int:
+    """Steps towards a wall at a distance that end before it."""
+    return int(max(0.0, distance - RADIUS - MARGIN) / STEP)

@@ -102,7 +102,7 @@ def short(engine: Engine, cases: Sequence[Walk], seconds: float) -> dict[str, fl
         table += confusion(asked, camera.motion(frames[skip - 1 :]))
         moved += change(frames[skip - 1 :]).sum()
         should += data[asked].sum()
-    return shares(table) | {"motion ratio": moved / should}
+    return shares(table) | {"motion ratio": float(moved / should)}
 
 
 def long(engine: Engine, walk: Walk, segment_s: float, ending_s: float = 30.0) -> dict:

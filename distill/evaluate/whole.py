@@ -47,7 +47,7 @@ class Evaluation:
     def __init__(self, config: EvaluateConfig, loop: Loop, say: Say = lambda text: None):
         self.config, self.loop, self.say = config, loop, say
         self.model = config.model
-        self.kind = "avatar" if self.model.network.audio else "world"
+        self.kind = self.model.codec.statistics
         self.observer = faces.Observer() if self.kind == "avatar" else None
 
     # -- before any stream ---------------------------------------------------------------------------------------

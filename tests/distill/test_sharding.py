@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tiny import config_of, library_of
 
 from conf.errors import UserError
 from distill import sharding
-from distill.optim import average, rate
+from distill.optim import average
 from distill.sharding import Ranks
 from distill.stages import registry
 from distill.trainer import Trainer
@@ -27,11 +28,10 @@ needs_deepspeed = pytest.mark.skipif(
 def processes(folder, out, name, stage, steps):
     """Run `zero_run` in two processes."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(HERE / "zero_run.py"),
-         str(folder), str(out), name, str(stage), str(steps)],
-        check=True, timeout=240, env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    job = [str(HERE / "zero_run.py"), str(folder), str(out), name, str(stage), str(steps)]
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    subprocess.run([*start, *job], check=True, timeout=240, env=environment)
     return torch.load(out)
 
 
@@ -53,52 +53,53 @@ def before(tmp_path_factory):
     return folder
 
 
+class Averaged:
+    """A learner that waits for two processes' gradients and descends their mean."""
+
+    def __init__(self, learner):
+        self.learner, self.grads, self.lr = learner, [], 0.0
+
+    def run(self, work):
+        return work()
+
+    def whole(self):
+        return self.learner.whole()
+
+    def descend(self, value, lr):
+        parameters = list(self.learner.module.parameters())
+        found = torch.autograd.grad(value, parameters, allow_unused=True)
+        self.grads.append([torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)])
+        self.lr = lr
+        return 0.0
+
+    def finish(self):
+        """Whether there was anything to descend."""
+        if not self.grads:
+            return False
+        terms = zip(self.learner.module.parameters(), *self.grads, strict=True)
+        self.learner.descend(sum((p * (a + b) / 2).sum() for p, a, b in terms), self.lr)
+        self.grads.clear()
+        return True
+
+
 def emulated(folder, name, steps):
-    """What two processes should do, in one: each one's gradients on its rows, averaged, for every network."""
+    """What two processes should do, in one."""
     config, s = configuration(folder, name, steps)
     stage = registry()[name](config, library_of(config))
-
+    stage.learner = Averaged(stage.learner)
+    if name == "dmd":
+        stage.critic_learner = Averaged(stage.critic_learner)
+    kept = stage.average
     for step in range(steps):
-        sums: dict[int, list[torch.Tensor]] = {}
-        networks: dict[int, tuple] = {}
-
-        def gather(learner, value, lr, sums=sums, networks=networks):
-            grads = torch.autograd.grad(value, list(learner.module.parameters()), allow_unused=True)
-            networks[id(learner)] = learner, lr
-            sums.setdefault(id(learner), []).append(
-                [torch.zeros_like(p) if g is None else g for g, p in zip(grads, learner.module.parameters())]
-            )
-            return 0.0
-
-        learners = [stage.learner, *([stage.critic_learner] if name == "dmd" else [])]
-        real, held = [learner.descend for learner in learners], stage.average
-        for learner in learners:
-            learner.descend = lambda value, lr, learner=learner: gather(learner, value, lr)
         for rank in range(2):
-            stage.ranks, stage.average = Ranks(rank, 2), sharded_copy(held)
+            stage.ranks, stage.average = Ranks(rank, 2), deepcopy(kept)
             stage.advance(step)
-        stage.average = held
-        for learner, descend in zip(learners, real):
-            if id(learner) not in sums:
-                continue
-            value = sum(
-                (p * (a + b).detach() / 2).sum() for p, a, b in zip(learner.module.parameters(), *sums[id(learner)])
-            )
-            learner.descend = descend
-            learner.descend(value, networks[id(learner)][1])
-        learned = name != "dmd" or (step >= s.critic_warmup and step % s.ratio == 0)
-        if learned:
+        stage.average = kept
+        if stage.learner.finish():
             average(stage.average, stage.student, step // (s.ratio if name == "dmd" else 1), s.ema)
-        for learner, descend in zip(learners, real):
-            learner.descend = descend
-    assert rate(0, s) > 0
+        if name == "dmd":
+            stage.critic_learner.finish()
     return stage
-
-
-def sharded_copy(module):
-    import copy
-
-    return copy.deepcopy(module)
 
 
 @needs_deepspeed
@@ -119,10 +120,11 @@ def test_two_processes_take_the_steps_of_one(before, tmp_path, name, zero):
 def test_a_sharded_run_resumes(before, tmp_path):
     for folder in ("once", "twice"):
         shutil.copytree(before, tmp_path / folder)
-    whole = processes(tmp_path / "once", tmp_path / "once.pt", "dmd", 3, 3)
-    # The learning rate looks ahead to the last step, so the stopped run is one of as many steps.
-    stopped = processes(tmp_path / "twice", tmp_path / "half.pt", "dmd", 3, 3)
-    assert all(torch.equal(whole[k], stopped[k]) for k in whole)
+    once = processes(tmp_path / "once", tmp_path / "once.pt", "dmd", 3, 3)
+    # The second process run finds the first one's checkpoint and goes on from step 2.
+    processes(tmp_path / "twice", tmp_path / "half.pt", "dmd", 3, 2)
+    twice = processes(tmp_path / "twice", tmp_path / "twice.pt", "dmd", 3, 3)
+    assert all(torch.allclose(once[k], twice[k], atol=2e-6) for k in once)
 
 
 def test_a_batch_is_divided():

@@ -77,7 +77,7 @@ def test_resumed_is_uninterrupted_to_the_last_bit(whole_run, name, tmp_path):
     assert all(torch.equal(expected[k], found[k]) for k in expected)
 
 
-@pytest.mark.parametrize("changes", [{"rollout": "clean"}, {"forward_kl": 0.1}])
+@pytest.mark.parametrize("changes", [{"rollout": "clean"}, {"forward_kl": 0.1}, {"reward": "motion"}])
 def test_the_other_ways_to_distill(whole_run, changes, tmp_path):
     config, library, done = whole_run
     again = replace(

@@ -20,6 +20,9 @@ def main(folder: Path, out: Path, name: str, stage: int, steps: int) -> None:
     settings.batch, settings.optimizer = 4, "adamw"
     trainer = Trainer(config, registry()[name](config, library_of(config)))
     trainer.train()
+    if stage == 3:
+        # Between steps every process holds its pieces only.
+        assert all(p.numel() == 0 for p in trainer.stage.student.parameters())
     kept = {n: s.clone() for n, s in trainer.stage.average.state_dict().items()}
     with trainer.stage.learner.whole():
         kept |= {f"student.{n}": s.clone() for n, s in trainer.stage.student.state_dict().items()}

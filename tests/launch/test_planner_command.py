@@ -66,6 +66,14 @@ def test_a_file_of_ones_own(capsys, mine):
     assert [d.speed for d in cluster.devices] == [1.0, 1.0, 0.5]
 
 
+def test_the_documented_file_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "planner.md").read_text()
+    path = tmp_path / "my_box.yaml"
+    path.write_text(page.split("```yaml")[1].split("```")[0])
+    found = clusters.load(ClusterConfig(file=str(path)))
+    assert [group.kind for group in found.devices] == ["old", "new"] and found.times[0].layers(3) == [0.002] * 3
+
+
 def test_what_was_measured_is_preferred(mine, tmp_path):
     measured = tmp_path / "measured.yaml"
     measured.write_text(

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.pacing import Pacer
+from parallel.pacing import HOPS, Pacer
 
 
 def always(stream, chunk):
@@ -47,6 +47,18 @@ def test_the_slowest_worker_sets_the_limit():
         pacer.entered(0)
         pacer.done(0, chunk, {0: 1.0, 1: 1.0, 2: 4.0})
     assert len(pacer.grants(always)) == 2
+
+
+def test_messages_are_a_stage_that_keeps_nobody_busy():
+    """Five equal stages and messages of a fifth of one: a sixth chunk, where six are allowed."""
+    for most, limit in ((5, 5), (6, 6)):
+        pacer = Pacer(5, most)
+        pacer.open(0)
+        assert len(pacer.grants(always)) == 5
+        for chunk in range(5):
+            pacer.entered(0)
+            pacer.done(0, chunk, dict.fromkeys(range(5), 1.0) | {HOPS: 0.2})
+        assert len(pacer.grants(always)) == limit
 
 
 def test_a_cancelled_chunk_measures_nothing():

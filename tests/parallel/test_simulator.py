@@ -2,6 +2,7 @@
 
 import threading
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -63,7 +64,7 @@ def test_the_first_chunk_takes_its_way_and_others_follow_at_the_pace_of_the_slow
     # Encode, four steps, four hops (three between steps, one to the decoder), decode.
     assert (chunks[0].sampled, chunks[0].left) == (0, 2 + 4 * 12 + 4 + 3)
     assert chunks[0].shown == chunks[0].left - 2
-    gaps = [b.left - a.left for a, b in zip(chunks[10:], chunks[11:], strict=False)]
+    gaps = [b.left - a.left for a, b in pairwise(chunks[10:])]
     # The first worker also encodes.
     assert set(gaps) == {14}
 
@@ -95,7 +96,7 @@ def test_every_chunk_of_every_stream_leaves_once_and_in_order(config, context, v
         assert [c.number for c in simulator.chunks if c.stream == stream] == list(range(8))
     for worker in range(plan.workers):
         own = sorted((s.start, s.end) for s in simulator.spans if s.worker == worker)
-        assert all(a[1] <= b[0] for a, b in zip(own, own[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in pairwise(own))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from parallel.pacing import Pacer
 from runtime.head import Head
 from stages.denoise.denoiser import ChunkConditioning
 
@@ -52,7 +53,7 @@ class Source:
 
 def head_of(source: Source, in_flight: int = 5):
     arrived: queue.Queue = queue.Queue()
-    head = Head(4, torch.float32, in_flight, arrived.put, time.perf_counter)
+    head = Head(4, torch.float32, Pacer(in_flight), arrived.put, time.perf_counter)
     head.open(0, source)
     return head, arrived
 

@@ -1,6 +1,5 @@
 """What a stream's latents depend on, and what they do not."""
 
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file

@@ -1,0 +1,60 @@
+"""A prediction by execution: the plan's own schedule in virtual time, where formulas leave out that passes collide.
+
+Has the face of `parallel.predict.predict`, so either can be asked, and one held against the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from math import ceil
+
+from parallel.cost import Costs
+from parallel.predict import Demand, Prediction, predict
+from parallel.simulator import Chunk, PlanDurations, Simulator
+
+FILLINGS = 6
+"""Times the pipeline is filled before anything counts."""
+COLLIDES = 0.02
+"""Share of the period beyond which passes that wait for each other are worth a word."""
+LEAST = 60
+"""Chunks that count, at least."""
+
+
+def simulated(costs: Costs, demand: Demand) -> Prediction:
+    """What `predict` says, with times, rates and latencies as they came out; idle periods, loads and bytes are its own.
+
+    A control comes at any moment alike, so a gap g between two samplings counts g times: it waits g / 2 in the mean
+    and g at worst, and then as long as that chunk takes from being sampled to its first frame.
+    """
+    said = predict(costs, demand)
+    simulator = Simulator(costs.plan, PlanDurations(costs))
+    play = demand.frames / demand.fps
+    for stream in range(demand.streams):
+        simulator.open(stream, live=(lambda chunk: chunk * play) if demand.paced else None)
+    settled = max((v.holds for v in costs.plan.workload.versions), default=0)
+    # Chunks may leave in bursts as long as there are blocks or chunks in flight: whole ones are counted.
+    turn = demand.streams * said.in_flight * len(costs.plan.blocks)
+    count, warm = turn * ceil(LEAST / turn), demand.streams * settled + FILLINGS * turn
+    simulator.run(lambda: len(simulator.chunks) > warm + count)
+    left = simulator.chunks
+    steady = left[warm : warm + count + 1]
+    period = (steady[-1].left - steady[0].left) / (len(steady) - 1)
+    mean, worst = _control([c for c in steady if c.stream == 0])
+    return replace(
+        said,
+        period_s=period,
+        bound=said.bound if period < said.period_s * (1 + COLLIDES) else f"{said.bound}, and passes that collide",
+        fps=demand.frames / period,
+        first_frame_s=next(c.shown for c in left if c.stream == 0 and c.number == 0),
+        chunk_latency_s=sum(c.left - c.granted for c in steady) / len(steady),
+        control_mean_s=mean,
+        control_worst_s=worst,
+    )
+
+
+def _control(chunks: list[Chunk]) -> tuple[float, float]:
+    """Mean and worst latency of a control, over consecutive chunks of one stream."""
+    gaps = [(b.sampled - a.sampled, b.shown - b.sampled) for a, b in pairwise(chunks)]
+    total = sum(gap for gap, _ in gaps)
+    return sum(gap * (gap / 2 + way) for gap, way in gaps) / total, max(gap + way for gap, way in gaps)
