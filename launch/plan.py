@@ -62,10 +62,11 @@ def workers(plan: Plan, streams: int) -> Table:
     total = "total" if streams == 1 else f"total, {streams} streams"
     sizes = ("weights", "banks per stream", total)
     table = _table("worker", "holds", *sizes, right=sizes)
-    for worker in range(plan.workers):
-        weights, banks = plan.weight_bytes(worker), plan.bank_bytes(worker)
+    for member in plan.members:
+        weights, banks = plan.weight_bytes(*member), plan.bank_bytes(member.worker)
         cells = (human(weights), human(banks) if banks else "-", human(weights + streams * banks))
-        table.add_row(f"worker {worker}", holds(plan, worker), *cells)
+        held = f"a share of worker {member.worker}'s passes" if member.rank else holds(plan, member.worker)
+        table.add_row(f"worker {member}", held, *cells)
     return table
 
 
@@ -251,7 +252,7 @@ def show(config: Config, console: Console) -> None:
     w, model = plan.workload, config.model
     console.print(
         f"model={model.name} plan={plan.name}: {w.steps} steps, {w.layers} layers, {model.context}, {model.dtype}, "
-        f"on {plan.workers} worker{'s' * (plan.workers > 1)}\n"
+        f"on {plan.processes} worker{'s' * (plan.processes > 1)}\n"
     )
     console.print(workers(plan, config.stream.count))
     console.print()

@@ -44,7 +44,7 @@ class WorkerActor:
     def run(self, plan, index: int, config: Config, address: tuple[str, int], stdin: tuple[str, int] | None) -> Any:
         """Be worker `index` until every stream has ended; returns its part of the report, or what went wrong."""
         store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=config.launcher.timeout_s))
-        device = torch.device("cuda") if config.device.kind != "cpu" and torch.cuda.is_available() else None
+        device = torch.device("cuda") if config.device.may_be_gpu and torch.cuda.is_available() else None
         stream = (
             socket.create_connection(stdin).makefile("rb") if stdin and index == plan.group(plan.encode)[0] else None
         )
@@ -86,7 +86,7 @@ def _connect(config: Config, environment: dict, quiet: dict) -> None:
 def _bundles(plan, config: Config) -> list[dict[str, float]]:
     """What each worker needs: a GPU of its own, or a fraction of the processors where there are no GPUs."""
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0)) if config.device.kind != "cpu" else 0
+    gpus = int(resources.get("GPU", 0)) if config.device.may_be_gpu else 0
     if (config.device.kind == "cuda" and gpus < plan.processes) or (gpus and gpus < plan.processes):
         raise UserError(
             f"plan.workers={plan.processes}",

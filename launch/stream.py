@@ -8,11 +8,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from conf.errors import UserError
 from conf.schema import Config
-from launch import control, torchrun
+from launch import control, planning, torchrun
 from launch.cli import run
 from launch.log import Log, log_of
 from launch.progress import ProgressLine, Watch
@@ -108,8 +109,13 @@ def stream(config: Config, resolved: str) -> None:
     """Run every stream of a configuration and say where the results are."""
     console = Console(stderr=True)
     capability.check(config.model.context)
+    given, config = config, torchrun.sized(config) if config.launcher.name == "torchrun" else config
+    config = planning.resolve(config)
+    if config is not given:
+        resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
     log = log_of(config)
     alone = config.plan.name == "sequential" and config.plan.sequence_parallel == 1
+    alone &= config.device.kind != "emulated"
     local = _sequential if alone else _local
     engine = {"local": local, "torchrun": _torchrun, "ray": _ray}[config.launcher.name]
     with stop_event() as stop:

@@ -25,7 +25,6 @@ from launch import control
 from launch.log import Log
 from launch.progress import Watch
 from parallel.builders import build
-from parallel.plan import Plan
 from runtime.board import Board
 from runtime.pipeline import Pipeline, results
 from runtime.process import over_network, run_worker, stop_when
@@ -68,23 +67,23 @@ def agree(config: DictConfig) -> None:
 
 def _device(config: Config) -> torch.device | None:
     """This rank's GPU, where there are GPUs."""
-    if config.device.kind == "cpu" or not torch.cuda.is_available():
+    if not (config.device.may_be_gpu and torch.cuda.is_available()):
         return None
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
 
 
-def plan_of(config: Config, workers: int) -> Plan:
-    """The plan, of as many workers as there are processes."""
+def sized(config: Config) -> Config:
+    """The configuration, its plan of as many workers as torchrun started processes."""
+    _, _, workers = rendezvous()
     if config.plan.workers not in (None, workers):
         raise UserError(
             f"plan.workers={config.plan.workers}",
             f"torchrun started {workers} processes",
             f"use plan.workers={workers}, or --nproc-per-node={config.plan.workers}",
         )
-    config.plan = replace(config.plan, workers=workers)
-    return build(config.plan, describe(config))
+    return replace(config, plan=replace(config.plan, workers=workers))
 
 
 def stream(
@@ -101,9 +100,11 @@ def stream(
         On rank 0 every worker's and every stream's part of the report; None elsewhere.
     """
     store, rank, world = rendezvous()
-    plan = plan_of(config, world)
+    plan, devices = build(config.plan, describe(config)), config.plan.devices
     first = rank == 0
-    board = Board(store, rank, world)
+    # A plan for unequal devices says which of them each process is for.
+    index = devices.index(rank) if devices else rank
+    board = Board(store, index, world)
     pipeline = Pipeline(board, plan.workers)
     stop_when(stop, pipeline.stop)
     if first:
@@ -112,10 +113,10 @@ def stream(
     board.wait("ordered/0", RENDEZVOUS_S)
     with Watch(pipeline, config, console, log) if first else nullcontext():
         result = run_worker(
-            plan, rank, config, board, Path(config.output_dir), over_network(plan, rank, config, store),
+            plan, index, config, board, Path(config.output_dir), over_network(plan, index, config, store),
             _device(config), begin=begin if first else None,
         )  # fmt: skip
-    board.tell(f"result/{rank}", result)
+    board.tell(f"result/{index}", result)
     board.meet("finished", config.launcher.timeout_s)
     if not first:
         return None

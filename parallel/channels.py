@@ -10,8 +10,8 @@ A message holds one of its channel's credits from `send` until the receiving wor
 never holds more than `credits` messages anywhere between the two workers, and a slow worker slows the one
 before it instead of growing memory.
 
-Tensors: `send` packs a copy, on the caller's stream, so what was sent may be written or released at once. The tensors
-of an arrival are views of the channel's memory: after `release` they must not be read; what is kept is cloned first.
+Tensors: `send` takes them over; the caller may let go of them, and must not write to them. The tensors of an arrival
+are views of the channel's memory: after `release` they must not be read; what is kept is cloned first.
 """
 
 from __future__ import annotations

@@ -272,9 +272,7 @@ class _GroupSender(_End, Sender):
     def send(self, message: Message) -> None:
         header = channels.header_of(message)
         self._credits.take(self._link.timeout_s)
-        buffer = self._buffers.take(body_bytes(header))
-        pack_body(message, buffer)
-        self._out.put((header, buffer, self._link.edges.mark()))
+        self._out.put((header, message, self._link.edges.mark()))
 
     def close(self) -> None:
         self._stop("this end of the channel is closed")
@@ -283,13 +281,16 @@ class _GroupSender(_End, Sender):
     def _stop(self, reason: str) -> None:
         self._credits.stop(reason)
 
-    def _transmit(self, header: Tensor, buffer: Tensor | None, computed: torch.cuda.Event | None) -> None:
-        if buffer is None:
+    def _transmit(self, header: Tensor, message: Message | None, computed: torch.cuda.Event | None) -> None:
+        if message is None or not message.tensors:
             self._link.send(header, HEADER)
             return
-        with self._link.edges.after(computed, buffer):
+        buffer = self._buffers.take(body_bytes(header))
+        with self._link.edges.after(computed, buffer, *message.tensors.values()):
+            # Packed here, and not on the worker's thread, which has the next pass to begin.
+            body = pack_body(message, buffer)
             self._link.send(header, HEADER)
-            self._link.send(buffer[: body_bytes(header)], BODY)
+            self._link.send(body, BODY)
         self._buffers.give(buffer)
 
     def _receive_all(self) -> None:

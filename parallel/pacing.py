@@ -16,8 +16,9 @@ RECENT = 8
 """Chunks whose stage times set the pace."""
 
 
-HOPS = -1
-"""Stands for a worker in a chunk's times: what its messages took, from being sent to having come."""
+HOPS, ENCODE = -1, -2
+"""Stand for workers in a chunk's times: what its messages took, from being sent to having come; and its encoding, which
+is a stage of its own, beside the steps of whatever worker it is on."""
 
 
 @dataclass

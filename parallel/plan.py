@@ -265,14 +265,14 @@ class Plan:
         return max(0.0, final + 1 / period - version.holds)
 
 
-FULL = 0.97
+FULL = 0.98
 """Share of the full rate at which a pipeline counts as full."""
 
 
 def pace(times: Iterable[float], hops: float = 0.0) -> int:
     """Chunks that keep every worker busy, and no more: ceil(sum of times / slowest), at least 1.
 
-    The last 3 % of the rate are worth no further chunk: it would make all of them a whole period later.
+    The last 2 % of the rate are worth no further chunk: it would make all of them a whole period later.
 
     Args:
         times: of every worker, per chunk.

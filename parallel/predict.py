@@ -128,8 +128,8 @@ def room(costs: Costs) -> int:
     own = [0.0] * plan.workers
     for cell in plan.route:
         own[plan.owner(cell)] += costs.pass_s("step", plan.owner(cell), cell.block)
-    own[plan.encode] += costs.encode_s()
     own[plan.decode] += costs.decode_s()
+    own.append(costs.encode_s())
     if not any(own):
         return plan.in_flight
     return min(plan.most_in_flight, pace(own, turnaround(costs) - sum(own)))

@@ -14,7 +14,7 @@ from itertools import count
 from typing import NamedTuple, Protocol
 
 from parallel.cost import Costs
-from parallel.pacing import HOPS, Pacer
+from parallel.pacing import ENCODE, HOPS, Pacer
 from parallel.plan import Plan
 from parallel.schedule import Pass, Schedule, rows
 
@@ -270,7 +270,7 @@ class Simulator:
     def _encode(self, index: int, chunk: Chunk) -> None:
         """The sampler's thread has the device; what it makes comes to its own worker."""
         length = self.durations.encode(chunk.stream, chunk.number)
-        self._times[chunk.stream, chunk.number] = {index: length}
+        self._times[chunk.stream, chunk.number] = {ENCODE: length}
 
         def entered() -> None:
             lane = self.lanes[chunk.stream]

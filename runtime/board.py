@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch.distributed as dist
@@ -20,7 +21,9 @@ import torch.distributed as dist
 from conf.errors import UserError
 from runtime.orders import Close, Order, Stop
 
-POLL_S = 0.2
+POLL_S = 0.05
+FOREVER = timedelta(hours=1)
+"""One wait for an order; torch warns when it ends without, so it is long."""
 
 
 class PeerLost(Exception):  # noqa: N818  an event to report, not a programming error
@@ -61,10 +64,8 @@ class Board:
             PeerLost: nothing came in time.
         """
         end = time.monotonic() + timeout_s
-        while True:
-            with suppress(dist.DistStoreError):
-                self.store.wait([key], timedelta(seconds=POLL_S))
-                return
+        while not self.store.check([key]):
+            time.sleep(POLL_S)
             if self.told("failed") is not None:
                 raise Abandoned(self.told("failed"))
             if time.monotonic() > end:
@@ -92,14 +93,15 @@ class Board:
     def order(self, order: Order) -> None:
         """Say something to all workers."""
         number = self.store.add("orders", 1) - 1
-        self.store.set(f"orders/{number}", pickle.dumps(order))
+        for worker in range(self.workers):
+            self.store.set(f"orders/{worker}/{number}", pickle.dumps(order))
 
     def orders(self) -> Iterator[Order]:
-        """All orders so far; does not wait."""
-        number = 0
-        while self.store.check([f"orders/{number}"]):
-            yield pickle.loads(self.store.get(f"orders/{number}"))
-            number += 1
+        """All orders to this worker so far; does not wait."""
+        for number in count():
+            if not self.store.check([key := f"orders/{self.index}/{number}"]):
+                return
+            yield pickle.loads(self.store.get(key))
 
 
 class OrderReader(threading.Thread):
@@ -112,17 +114,19 @@ class OrderReader(threading.Thread):
 
     def __init__(self, board: Board, inbox: queue.Queue):
         super().__init__(name="orders", daemon=True)
+        self._board, self._inbox, self._closed, self._number = board, inbox, threading.Event(), 0
         # A connection of its own: whoever waits on a store's connection keeps others from using it.
-        self._board, self._inbox = Board(board.store.clone(), board.index, board.workers), inbox
-        self._closed = threading.Event()
+        self._store = board.store.clone()
+
+    @property
+    def _key(self) -> str:
+        return f"orders/{self._board.index}/{self._number}"
 
     def run(self) -> None:
-        number = 0
-        store = self._board.store
         while not self._closed.is_set():
             try:
-                store.wait([f"orders/{number}"], timedelta(seconds=POLL_S))
-                order = pickle.loads(store.get(f"orders/{number}"))
+                self._store.wait([self._key], FOREVER)
+                order = pickle.loads(self._store.get(self._key))
             except dist.DistStoreError:
                 continue
             except RuntimeError:
@@ -130,11 +134,15 @@ class OrderReader(threading.Thread):
                 self._inbox.put(Stop())
                 self._inbox.put(Close())
                 return
-            self._inbox.put(order)
-            number += 1
+            if not self._closed.is_set():
+                self._inbox.put(order)
+            self._number += 1
 
     def close(self) -> None:
         """Read no more. A daemon thread that returns from C++ into a dying interpreter may abort it: end it before."""
         self._closed.set()
+        with suppress(RuntimeError):
+            # What it waits for, whatever it says.
+            self._board.store.set(self._key, pickle.dumps(Close()))
         if self.is_alive():
             self.join()

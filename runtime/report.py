@@ -142,7 +142,7 @@ def assemble(config: Config, workers: list[dict[str, Any]], streams: list[dict[s
         "model": config.model.name,
         "plan": config.plan.name,
         "launcher": config.launcher.name,
-        "device": workers[0]["device"],
+        "device": "emulated" if config.device.kind == "emulated" else workers[0]["device"],
         "threads": config.device.threads,
         "workers": len(workers),
         "random_weights": config.model.checkpoint is None,

@@ -22,7 +22,7 @@ from conf.errors import UserError
 from conf.schema import Config
 from parallel.channels import Arrival, ChannelError, Closed, Failure, Sender
 from parallel.message import Message
-from parallel.pacing import HOPS, Pacer
+from parallel.pacing import ENCODE, HOPS, Pacer
 from parallel.plan import Cell, Plan
 from parallel.schedule import Pass, Schedule, rows
 from runtime.block import Block
@@ -38,7 +38,7 @@ from stages.denoise.draws import Draws
 
 IDLE_S = 0.2
 """How often a waiting worker looks at its watch."""
-TOLD_S = 0.1
+TOLD_S = 0.25
 """How often a stream's progress is told, at most."""
 
 
@@ -287,7 +287,7 @@ class Worker:
         self._send(self.plan.decode, Message("sound", stream=stream, chunk=chunk, tensors=companion))
         tensors = {} if stream in self.hollow else self._placed(entry.tensors)
         step = Message("step", stream=stream, chunk=chunk, epoch=entry.epoch, tensors=tensors)
-        times = {self.index: entry.took_s} if tensors else {}
+        times = {ENCODE: entry.took_s} if tensors else {}
         self._send(self.plan.head, replace(step, distances=entry.distances, times=times))
 
     def _placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

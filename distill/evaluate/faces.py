@@ -21,7 +21,8 @@ LAGS = range(-4, 9)
 WITHIN = range(3)
 """Lags in frames at which a mouth may follow its sound."""
 EVERY = 4
-"""Feelings, and who it is in long streams, are read from every so many frames."""
+FELT = 8
+"""Who it is in long streams, and feelings, are read from every so many frames."""
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Observer:
     people: gallery.Gallery = field(default_factory=lambda: gallery.Gallery([scene.identity for scene in cast(PEOPLE)]))
 
     def read(self, frames: np.ndarray, talk: Talk, feelings: bool = True) -> dict[str, np.ndarray]:
-        """What frames uint8 [n, H, W, 3] of a case show: arrays of n, or of every `EVERY`-th for feelings."""
+        """What frames uint8 [n, H, W, 3] of a case show: arrays of n, or of every `FELT`-th for feelings."""
         scene = talk.scene
         pose = self.people.pose(frames, scene.identity)
         face = portrait.fit(frames, scene, pose)
@@ -105,7 +106,7 @@ class Observer:
             "background": np.array([b == scene.background for b in gallery.named(gallery.background(frames))]),
         }
         if feelings:
-            guessed = portrait.feelings(frames[::EVERY], scene, face.pose[::EVERY])
+            guessed = portrait.feelings(frames[::FELT], scene, face.best[::FELT])
             found["emotion"] = np.array([g == scene.emotion for g in guessed])
         return found
 

@@ -21,7 +21,7 @@ STEPS = np.float32([0.08, 0.2, 0.012, 0.012, 0.03, 0.04, 0.15])
 LOWEST = np.float32([0.0, 0.0, -0.2, -0.12, -0.25, -0.4, 0.0])
 HIGHEST = np.float32([1.0, 1.0, 0.2, 0.12, 0.25, 0.4, 1.0])
 HEAD = slice(2, 6)
-ROUNDS = 8
+ROUNDS, LEAPS, FEELING_ROUNDS = 6, (0, 3), 7
 MOUTHS, LIDS = (0.0, 0.1, 0.2, 0.3, 0.42, 0.55, 0.7, 0.85), (0.0, 0.5, 1.0)
 # Colours further off than this count less: a wrong shirt should not bend the mouth.
 OUTLIER = 40.0
@@ -31,12 +31,12 @@ BLUR = 8.0
 
 @dataclass(frozen=True)
 class Reading:
-    """Per frame: mouth [n, 2] (openness and width), pose [n, 4], blink [n], and what is left unexplained [n]."""
+    """Per frame: mouth [n, 2] (openness and width), pose [n, 4], blink [n]; the best drawing's numbers [n, 7]."""
 
     mouth: np.ndarray
     pose: np.ndarray
     blink: np.ndarray
-    left: np.ndarray
+    best: np.ndarray
 
 
 def _draw(setting: avatar.Scene, values: np.ndarray, size: int) -> np.ndarray:
@@ -45,7 +45,7 @@ def _draw(setting: avatar.Scene, values: np.ndarray, size: int) -> np.ndarray:
     return drawn.reshape(len(values), -1).astype(np.float32)
 
 
-def fit(frames: np.ndarray, setting: avatar.Scene, pose: np.ndarray, rounds: int = ROUNDS) -> Reading:
+def fit(frames: np.ndarray, setting: avatar.Scene, pose: np.ndarray) -> Reading:
     """Fit the person of `setting`, with its feeling and background, to frames uint8 [n, H, W, 3].
 
     Args:
@@ -54,10 +54,18 @@ def fit(frames: np.ndarray, setting: avatar.Scene, pose: np.ndarray, rounds: int
     n, size = len(frames), frames.shape[1]
     goal = frames.reshape(n, -1).astype(np.float32)
     values = np.concatenate([np.tile(np.float32([[0.25, 0.4]]), (n, 1)), pose, np.zeros((n, 1), np.float32)], axis=1)
-    damping, made = np.full(n, 1e-2, np.float32), _draw(setting, values, size)
+    values, _ = _descend(goal, setting, values, size, ROUNDS, LEAPS)
+    return Reading(_expected(goal, setting, values, size), values[:, 2:6], values[:, 6], values)
+
+
+def _descend(
+    goal: np.ndarray, setting: avatar.Scene, values: np.ndarray, size: int, rounds: int, leaps: tuple[int, ...] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """The seven numbers after some rounds, with leaps before those that `leaps` names; and what is left unexplained."""
+    damping, made = np.full(len(goal), 1e-2, np.float32), _draw(setting, values, size)
     left = _error(goal - made)
     for turn in range(rounds):
-        if turn in (0, rounds // 2):
+        if turn in leaps:
             values, made, left = _leap(goal, setting, (values, made, left), size)
         # Differences towards the inside of the range.
         step = np.where(values + STEPS > HIGHEST, -STEPS, STEPS)
@@ -77,7 +85,7 @@ def fit(frames: np.ndarray, setting: avatar.Scene, pose: np.ndarray, rounds: int
         better = error < left
         values, made = np.where(better[:, None], tried, values), np.where(better[:, None], drawn, made)
         left, damping = np.where(better, error, left), np.where(better, damping * 0.3, damping * 8)
-    return Reading(_expected(goal, setting, values, size), values[:, 2:6], values[:, 6], left)
+    return values, left
 
 
 def _expected(goal: np.ndarray, setting: avatar.Scene, values: np.ndarray, size: int) -> np.ndarray:
@@ -125,9 +133,10 @@ def _error(difference: np.ndarray) -> np.ndarray:
     return np.where(away < OUTLIER, 0.5 * away * away, OUTLIER * (away - 0.5 * OUTLIER)).mean(axis=1)
 
 
-def feelings(frames: np.ndarray, setting: avatar.Scene, pose: np.ndarray) -> list[str]:
-    """The emotion of each frame: the one whose drawing comes nearest."""
-    left = [fit(frames, replace(setting, emotion=emotion), pose, 5).left for emotion in EMOTIONS]
+def feelings(frames: np.ndarray, setting: avatar.Scene, best: np.ndarray) -> list[str]:
+    """The emotion of each frame uint8 [n, H, W, 3]: the one whose drawing comes nearest, beginning at `best` [n, 7]."""
+    goal, size = frames.reshape(len(frames), -1).astype(np.float32), frames.shape[1]
+    left = [_descend(goal, replace(setting, emotion=e), best, size, FEELING_ROUNDS)[1] for e in EMOTIONS]
     return [EMOTIONS[i] for i in np.argmin(left, axis=0)]
 
 

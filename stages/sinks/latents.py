@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,19 +27,27 @@ LARGEST_HEADER = 100_000_000  # what safetensors reads
 
 
 class LatentsHash:
-    """sha256 over the raw bytes of latents, in the order they are added."""
+    """sha256 over the raw bytes of latents, in the order they are added. A thread computes it, beside the stream."""
 
     def __init__(self):
         self._hash = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._last: Future | None = None
 
     def add(self, latents: Tensor) -> None:
-        """Take in one chunk, of any shape and dtype."""
-        self._hash.update(_raw(latents))
+        """Take in one chunk, of any shape and dtype; it must stay as it is."""
+        self._wait()
+        self._last = self._thread.submit(lambda: self._hash.update(_raw(latents)))
 
     @property
     def hexdigest(self) -> str:
         """Of everything so far."""
+        self._wait()
         return self._hash.hexdigest()
+
+    def _wait(self) -> None:
+        if self._last:
+            self._last.result()
 
 
 class LatentsSink:
