@@ -23,7 +23,8 @@ from launch.cli import compose
 from launch.planning import cluster_of, demand, workload_of
 from parallel.builders import build
 from parallel.cost import Costs
-from parallel.predict import Prediction, predict
+from parallel.predict import Prediction
+from parallel.simulated import simulated
 
 CHUNKS, WITHIN, SEED = 100, 0.05, 3
 FRAMES = 12
@@ -49,7 +50,7 @@ def predicted(workers: int, folder: Path, *overrides: str) -> Prediction:
     """What the planner says of a plan."""
     config = compose("stream", Config, [*BASE, *overrides, f"plan.workers={workers}", f"output_dir={folder}"])
     plan = build(config.plan, workload_of(config))
-    return predict(Costs(plan, cluster_of(config)), demand(config))
+    return simulated(Costs(plan, cluster_of(config)), demand(config))
 
 
 def measured(workers: int, folder: Path, every_s: float, *overrides: str) -> dict:

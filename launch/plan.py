@@ -4,7 +4,8 @@ Takes what `launch.stream` takes, refuses what it refuses, and prints who holds 
 spread, and a drawing of the pipeline as it fills. Sources are not opened and weights not read.
 
 With `cluster=NAME` (or `FILE.yaml`) it also predicts what the plan will do there. Without a plan, or with `plan=auto`,
-it looks for the best one by `objective=fps|first_frame|control_latency` and prints the best few.
+it looks for the best one by `objective=fps|first_frame|control_latency` and prints the best few. With `capacity=0.999`
+it says how many live streams the cluster can serve with that share of frames on time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.schema import Config
-from launch import planning, ranking
+from launch import capacity, planning, ranking
 from launch.cli import run
 from launch.figures import human, number
 from parallel import capability, timeline
@@ -243,6 +244,9 @@ def show(config: Config, console: Console) -> None:
         UserError: the plan cannot be, or cannot run.
     """
     capability.check(config.model.context)
+    if config.capacity is not None:
+        capacity.show(config, console)
+        return
     if config.plan.name == "auto":
         plan = search(config, console)
     elif config.cluster.devices or config.cluster.file:

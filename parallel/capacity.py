@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from parallel.plan import Plan
 from parallel.simulator import Chunk, Durations, Simulator
 
+SHORTEST, ENOUGH = 12, 8000
+"""Chunks of a stream that are watched at least; and of all streams together, about."""
+
 
 @dataclass(frozen=True)
 class Service:
@@ -44,7 +47,8 @@ def share_on_time(plan: Plan, durations: Durations, streams: int, service: Servi
     Chunk k's conditioning is there when the time that it drives has passed: `opened + (k + 1) play_s`, as sound is.
     """
     simulator, draw = Simulator(plan, durations), random.Random(service.seed)
-    length = max(2, round(service.seconds / service.play_s))
+    # Many streams are many samples: they are watched for less long.
+    length = max(SHORTEST, min(round(service.seconds / service.play_s), ENOUGH // streams))
     for stream in range(streams):
         opened = draw.random() * service.play_s
 
@@ -62,21 +66,18 @@ def share_on_time(plan: Plan, durations: Durations, streams: int, service: Servi
     return timely / (streams * (length - 1))
 
 
-def most_streams(plan: Plan, durations: Callable[[], Durations], service: Service, limit: int = 4096) -> int:
+def most_streams(plan: Plan, durations: Callable[[], Durations], service: Service, limit: int) -> int:
     """The most streams that are served as promised; 0 if one is too many.
 
     Args:
         durations: fresh ones for every trial.
-        limit: no more are tried.
+        limit: no more are possible, as a rate of chunks or a size of memory says.
     """
 
     def served(streams: int) -> bool:
         return share_on_time(plan, durations(), streams, service) >= service.on_time
 
-    good, bad = 0, 1
-    while bad <= limit and served(bad):
-        good, bad = bad, 2 * bad
-    bad = min(bad, limit + 1)
+    good, bad = 0, limit + 1
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if served(middle) else (good, middle)

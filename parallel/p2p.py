@@ -5,7 +5,7 @@ transfer share it, told apart by their tag:
 
     sender -> receiver   header   [HEADER_BYTES] uint8, host: a message, a beat, or all zeros: the end
     sender -> receiver   body     as long as the header announced; its receive is posted only then
-    receiver -> sender   credit   [1] int64, host: 1 a message was released, 0 a beat, -1 the end
+    receiver -> sender   credit   [1] int64, host: how many messages were released, 0 a beat, -1 the end
 
 Each end runs two daemon threads, one out and one in, because a gloo transfer cannot be polled. An idle out thread
 sends beats; an in thread that hears nothing for `timeout_s`, or sees the connection closed, breaks the channel and
@@ -36,10 +36,12 @@ from parallel.channels import Arrival, ChannelError, Closed, Credits, Failure, I
 from parallel.message import HEADER_BYTES, Message, body_bytes, pack_body, pack_header, unpack
 
 HEADER, BODY, CREDIT, CUT = range(4)  # tags
-BEAT, RELEASED, END = 0, 1, -1  # credits
+BEAT, END = 0, -1  # credits
 END_HEADER = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
 # Beats of an idle end per timeout.
 BEATS = 4
+# Credits go back when this part of them has been released: every transfer wakes four threads.
+SHARE = 4
 # Longest wait of close() for a peer that answers nothing; in good order it takes milliseconds.
 CLOSE_S = 5.0
 
@@ -114,8 +116,12 @@ class Link:
 
     def send(self, tensor: Tensor, tag: int) -> None:
         """Send a contiguous tensor; done on return (gloo) or in the order of the current stream (NCCL)."""
+        self.wait(self.begin(tensor, tag), tag)
+
+    def begin(self, tensor: Tensor, tag: int) -> dist.Work:
+        """Begin to send a contiguous tensor, which must stay as it is until the work was waited for."""
         group = self._bodies if tag == BODY else self._group
-        self.wait(group.send([tensor], self._other, tag), tag)
+        return group.send([tensor], self._other, tag)
 
     def receive(self, tensor: Tensor, tag: int) -> None:
         """Receive into a contiguous tensor; done on return (gloo) or in the order of the current stream (NCCL)."""
@@ -267,7 +273,9 @@ class _End:
 class _GroupSender(_End, Sender):
     def __init__(self, link: Link, inbox: Inbox | None, credits: int):
         self._credits = Credits(link.peer, credits)
-        super().__init__(link, inbox, (pack_header(Message("beat")), None, None), (END_HEADER, HEADER))
+        # The receiver learns from the first beat how many credits there are.
+        beat = pack_header(Message("beat", chunk=credits))
+        super().__init__(link, inbox, (beat, None, None), (END_HEADER, HEADER))
 
     def send(self, message: Message) -> None:
         header = channels.header_of(message)
@@ -289,14 +297,15 @@ class _GroupSender(_End, Sender):
         with self._link.edges.after(computed, buffer, *message.tensors.values()):
             # Packed here, and not on the worker's thread, which has the next pass to begin.
             body = pack_body(message, buffer)
-            self._link.send(header, HEADER)
+            announced = self._link.begin(header, HEADER)
             self._link.send(body, BODY)
+            self._link.wait(announced, HEADER)
         self._buffers.give(buffer)
 
     def _receive_all(self) -> None:
         credit = torch.tensor([BEAT])
-        while credit.item() != END:
-            if credit.item() == RELEASED:
+        while (count := int(credit.item())) != END:
+            for _ in range(count):
                 self._credits.give()
             self._link.receive(credit, CREDIT)
         self._finish("has closed the channel", Closed(self.peer))
@@ -304,16 +313,21 @@ class _GroupSender(_End, Sender):
 
 class _GroupReceiver(_End, Receiver):
     def __init__(self, link: Link, inbox: Inbox):
-        super().__init__(link, inbox, (BEAT, None, None), (torch.tensor([END]), CREDIT))
+        self._batch, self._released = 1, 0
+        self._read: tuple[Tensor, ...] = ()
+        """Buffers of messages that were released and not told yet."""
+        super().__init__(link, inbox, (BEAT, (), None), (torch.tensor([END]), CREDIT))
 
     def close(self) -> None:
         self._over = True  # what still comes is dropped
         super().close()
 
-    def _transmit(self, credit: int, buffer: Tensor | None, read: torch.cuda.Event | None) -> None:
-        with self._link.edges.after(read):
-            self._buffers.give(buffer)
-        self._link.send(torch.tensor([credit]), CREDIT)
+    def _transmit(self, count: int, used: tuple[Tensor, ...], read: torch.cuda.Event | None) -> None:
+        if used:
+            with self._link.edges.after(read):
+                for buffer in used:
+                    self._buffers.give(buffer)
+        self._link.send(torch.tensor([count]), CREDIT)
 
     def _receive_all(self) -> None:
         # Two headers in turn: the next receive is posted before the body of this one is waited for.
@@ -329,6 +343,8 @@ class _GroupReceiver(_End, Receiver):
             header, following = following, header
             if message.kind != "beat":
                 self._deliver(message, buffer)
+            else:
+                self._batch = max(1, message.chunk // SHARE)
         self._finish("", Closed(self.peer))
 
     def _receive_body(self, size: int) -> Tensor | None:
@@ -342,7 +358,14 @@ class _GroupReceiver(_End, Receiver):
     def _deliver(self, message: Message, buffer: Tensor | None) -> None:
         def release() -> None:
             used = () if buffer is None else (buffer,)
-            self._out.put((RELEASED, buffer, self._link.edges.mark(*used)))
+            mark = self._link.edges.mark(*used)
+            with self._lock:
+                self._read += used
+                self._released += 1
+                if self._released < self._batch:
+                    return
+                count, used, self._released, self._read = self._released, self._read, 0, ()
+            self._out.put((count, used, mark))
 
         if not self._over:
             self._inbox.put(Arrival(self.peer, message, once(release)))

@@ -34,14 +34,9 @@ class Lane:
     done: int = 0
     ended: bool = False
 
-    @property
-    def in_flight(self) -> int:
-        """Chunks that take room."""
-        return (self.entered if self.live else self.asked) - self.done
-
 
 class Pacer:
-    """Who may sample a chunk.
+    """Who may sample a chunk. A stream samples one at a time.
 
     Args:
         in_flight: chunks on their way before anything was measured.
@@ -51,49 +46,48 @@ class Pacer:
     def __init__(self, in_flight: int, most: int | None = None):
         self.most = in_flight if most is None else most
         self.lanes: dict[int, Lane] = {}
+        self.in_flight = 0
+        """Chunks on their way, of all streams."""
+        self._idle: dict[int, Lane] = {}
+        """Streams that sample nothing now; who was served last comes last."""
         self._times: deque[dict[int, float]] = deque(maxlen=RECENT)
         self._limit = in_flight
 
     def open(self, stream: int, live: bool = False) -> None:
         """A stream that wants to sample from chunk 0 on."""
-        self.lanes[stream] = Lane(live)
+        self.lanes[stream] = self._idle[stream] = Lane(live)
 
     def grants(self, ready: Callable[[int, int], bool]) -> list[tuple[int, int]]:
         """(stream, chunk) of what may be sampled now: there is room, and the first cell is `ready` for it."""
         found = []
-        while (stream := self._first(ready)) is not None:
-            # Whoever was served goes to the end of the line.
-            lane = self.lanes[stream] = self.lanes.pop(stream)
-            found.append((stream, lane.asked))
-            lane.asked += 1
+        for stream, lane in list(self._idle.items()):
+            if self.in_flight >= self._limit:
+                break
+            if ready(stream, lane.asked):
+                found.append((stream, lane.asked))
+                del self._idle[stream]
+                lane.asked += 1
+                self.in_flight += not lane.live
         return found
-
-    def _first(self, ready: Callable[[int, int], bool]) -> int | None:
-        total = self.in_flight
-        for stream, lane in self.lanes.items():
-            # What this stream itself asked for and waits for does take room.
-            taken = total - lane.in_flight + lane.asked - lane.done
-            if not lane.ended and taken < self._limit and ready(stream, lane.asked):
-                return stream
-        return None
-
-    @property
-    def in_flight(self) -> int:
-        """Chunks on their way, of all streams."""
-        return sum(lane.in_flight for lane in self.lanes.values())
 
     def entered(self, stream: int) -> None:
         """A chunk was sampled."""
-        self.lanes[stream].entered += 1
+        lane = self.lanes[stream]
+        lane.entered += 1
+        self.in_flight += lane.live
+        self._idle[stream] = lane
 
     def end(self, stream: int) -> None:
         """A stream's source is exhausted: what it was asked for last does not come."""
         lane = self.lanes[stream]
+        self.in_flight -= 0 if lane.live else lane.asked - lane.entered
         lane.ended, lane.asked = True, lane.entered
+        self._idle.pop(stream, None)
 
     def done(self, stream: int, chunk: int, times: dict[int, float]) -> None:
         """A chunk has left the last stage; `times` is what each worker spent on it, and under HOPS its messages."""
         self.lanes[stream].done = chunk + 1
+        self.in_flight -= 1
         if not times:
             return  # of a cancelled stream: nothing was measured
         self._times.append(times)

@@ -248,8 +248,8 @@ class Plan:
 
     @property
     def most_in_flight(self) -> int:
-        """Chunks on their way at most, whatever is measured: by loads, and a tenth more for what messages take."""
-        spare = max(1, round(0.1 * self.in_flight)) if self.limit is None and self.workers > 1 else 0
+        """Chunks on their way at most, whatever is measured: by loads, and a quarter more for what messages take."""
+        spare = max(1, round(0.25 * self.in_flight)) if self.limit is None and self.workers > 1 else 0
         return self.in_flight + spare
 
     def idle_periods(self, version: Version) -> float:

@@ -17,6 +17,10 @@ RECENT = 1000
 """Samples behind every percentile: the latest this many, so that memory does not grow with the stream."""
 
 
+TOGETHER = 64
+"""Spans written at once."""
+
+
 class Samples:
     """Recent durations, and the sum of all."""
 
@@ -56,6 +60,7 @@ class Trace:
         self, path: str | Path | None = None, worker: str = "worker0", track: int = 0, clock=time.perf_counter
     ):
         self.stages: dict[str, Samples] = defaultdict(Samples)
+        self._spans: list[tuple[str, int, float, float]] = []
         self.worker, self.track, self.clock, self.opened = worker, track, clock, clock()
         self._file = Path(path).open("w") if path else None  # noqa: SIM115  held open while the stream lasts
         self._write({"name": "thread_name", "ph": "M", "pid": 0, "tid": track, "args": {"name": worker}}, "[\n")
@@ -75,18 +80,27 @@ class Trace:
         """A span that was timed elsewhere; times on this trace's clock."""
         self.stages[stage].add(duration)
         if self._file:
-            # Some on every hop: json.dumps would cost ten times as much.
+            self._spans.append((stage, chunk, start, duration))
+            if len(self._spans) == TOGETHER:
+                self._write_spans()
+
+    def _write_spans(self) -> None:
+        """Several at a time: there are some on every hop, and code that runs now and then is slow each time."""
+        for stage, chunk, start, duration in self._spans:
             self._file.write(
                 f',\n{{"name": "{stage}", "ph": "X", "pid": 0, "tid": {self.track}, "ts": {round(start * 1e6)}, '
                 f'"dur": {round(duration * 1e6)}, "args": {{"chunk": {chunk}}}}}'
             )
+        self._spans.clear()
 
     def flush(self) -> None:
         if self._file:
+            self._write_spans()
             self._file.flush()
 
     def close(self) -> None:
         if self._file:
+            self._write_spans()
             self._file.write("\n]\n")
             self._file.close()
             self._file = None

@@ -87,7 +87,8 @@ class Worker:
         self._told: dict[int, float] = {}
         """When each stream's progress was told last."""
         self._opened, self._closed = 0, False
-        self._at, self._moved = "nothing yet", trace.clock()
+        self._at: Pass | None = None
+        self._moved = trace.clock()
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -263,7 +264,7 @@ class Worker:
             "streams": sorted(self.schedule.streams),
             "cancelled": sorted(self.hollow),
             "waiting": self.schedule.waiting,
-            "at": self._at,
+            "at": self._came_to(),
             "in_flight": self.head.pacer.in_flight if self.head else None,
         }
 
@@ -295,7 +296,7 @@ class Worker:
         return {name: tensor.to(self.parts.device) for name, tensor in tensors.items()}
 
     def _execute(self, item: Pass, message: Message) -> None:
-        self._at = f"{self._name(item)} of chunk {item.chunk} of stream {item.stream}"
+        self._at = item
         if item.stream in self.hollow:
             message = replace(message, tensors={})
         work = {"step": self._step, "final": self._final, "end": self._end}.get(item.kind, self._write)
@@ -429,7 +430,12 @@ class Worker:
 
     def _where(self) -> str:
         """What this worker did last, for whoever looks for a failure."""
-        return f"worker {self.index} had come to {self._at}"
+        return f"worker {self.index} had come to {self._came_to()}"
+
+    def _came_to(self) -> str:
+        """The pass that this worker was given last, in words."""
+        at = self._at
+        return f"{self._name(at)} of chunk {at.chunk} of stream {at.stream}" if at else "nothing yet"
 
     # -- small things -------------------------------------------------------------------------------------------------
 

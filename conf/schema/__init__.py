@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from conf.errors import choice
+from conf.errors import UserError, choice
 from conf.schema.cluster import ClusterConfig
 from conf.schema.model import (
     AudioConfig,
@@ -56,6 +56,8 @@ class Config:
     plan: PlanConfig = field(default_factory=PlanConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     objective: str = "fps"
+    capacity: float | None = None
+    """Of `launch.plan`: share of frames on time with which it asks how many streams a cluster can serve."""
     """What `plan=auto` looks for: `fps`, `first_frame` or `control_latency`."""
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
@@ -69,3 +71,5 @@ class Config:
 
     def __post_init__(self):
         choice("objective", self.objective, OBJECTIVES)
+        if self.capacity is not None and not 0 < self.capacity <= 1:
+            raise UserError(f"capacity={self.capacity}", "is a share of frames, above 0 and up to 1", "use 0.999")

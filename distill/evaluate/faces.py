@@ -155,13 +155,15 @@ def talks(model: ModelConfig, count: int, seconds: float, first: int = 0) -> lis
 
 def short(engine: Engine, cases: Sequence[Talk], seconds: float, observer: Observer) -> dict[str, float]:
     """Numbers of streams of `seconds`, one per case."""
-    readings, moved, should = [], 0.0, 0.0
+    readings, moved, should, drawn = [], 0.0, 0.0, 0.0
     for talk in cases:
         frames = np.concatenate(list(engine.stream(talk)))[: round(seconds * engine.model.fps)]
         readings.append(observer.read(frames, talk))
         moved += motion(frames)
-        should += motion(talk.truth(len(frames)).frames)
-    return summary(readings, cases) | {"motion ratio": moved / should}
+        truth = talk.truth(len(frames)).frames
+        should += motion(engine.through(truth))
+        drawn += motion(truth)
+    return summary(readings, cases) | {"motion ratio": moved / should, "motion ratio to drawn data": moved / drawn}
 
 
 def long(engine: Engine, talk: Talk, segment_s: float, observer: Observer) -> dict:

@@ -20,7 +20,7 @@ def draw(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(11 * s)
     xs = [x for line in lines.values() for x in line[0]]
     ys = [y for line in lines.values() for y in line[1]]
-    (x0, x1), (y0, y1) = _range(xs), _range(ys)
+    (x0, x1), (y0, y1) = (min(xs), max(max(xs), min(xs) + 1e-9)), _range(ys)
     box = LEFT * s, TOP * s, (WIDTH - 14) * s, (HEIGHT - BOTTOM) * s
 
     def at(x: float, y: float) -> tuple[float, float]:

@@ -126,15 +126,21 @@ class Engine:
         self.frames_per_chunk = model.chunk_frames * TEMPORAL_STRIDE
         self.denoiser = rules.denoiser(model, build_network(model, device), h // high, w // wide)
         self.text_encoder, self.audio_encoder = build_text_encoder(model), build_audio_encoder(model)
-        self.encoder = build_encoder(model, device) if model.reference else None
+        self.encoder = build_encoder(model, device)
         self.decoder = build_decoder(model, device)
         self._dtype = torch_dtype(model.dtype)
 
     @torch.inference_mode()
-    def encode(self, picture: np.ndarray) -> Tensor | None:
+    def through(self, frames: np.ndarray) -> np.ndarray:
+        """Frames uint8 [n, H, W, 3] (whole latent frames of them) encoded and decoded: the best any stream can be."""
+        whole = len(frames) // TEMPORAL_STRIDE * TEMPORAL_STRIDE
+        video = torch.from_numpy(frames[:whole]).permute(3, 0, 1, 2).float().div(127.5).sub(1).to(self._dtype)[None]
+        latents = self.encoder(video, self.encoder.start())
+        return np.asarray(to_pictures(self.decoder(latents, self.decoder.start())))
+
+    @torch.inference_mode()
+    def encode(self, picture: np.ndarray) -> Tensor:
         """A picture, held still for the time of a latent frame, to its latent."""
-        if self.encoder is None:
-            return None
         still = torch.from_numpy(picture).permute(2, 0, 1).float().div(127.5).sub(1).to(self._dtype)
         return self.encoder(still[None, :, None].repeat(1, 1, TEMPORAL_STRIDE, 1, 1), self.encoder.start())
 

@@ -67,12 +67,15 @@ def change(frames: np.ndarray) -> np.ndarray:
     return np.abs(np.diff(frames.astype(np.int16), axis=0)).mean(axis=(1, 2, 3))
 
 
-def usual(size: int, frames: int = 48) -> np.ndarray:
-    """How much the picture changes in a frame of each action [5], in held-out clips of the generator."""
+def usual(size: int, through=None, frames: int = 48) -> np.ndarray:
+    """How much the picture changes in a frame of each action [5], in held-out clips of the generator.
+
+    `through` is applied to the clips first: what the codec makes of them, to compare like with like.
+    """
     sums, counts = np.zeros(len(ACTIONS)), np.zeros(len(ACTIONS))
     for seed in range(DATA):
         clip = world.sample(seed, frames, size, held_out=True)
-        np.add.at(sums, clip.motion[1:], change(clip.frames))
+        np.add.at(sums, clip.motion[1:], change(clip.frames if through is None else through(clip.frames)))
         np.add.at(counts, clip.motion[1:], 1)
     return sums / np.maximum(counts, 1)
 
@@ -94,15 +97,16 @@ def shares(table: np.ndarray) -> dict[str, float]:
 
 def short(engine: Engine, cases: Sequence[Walk], seconds: float) -> dict[str, float]:
     """Numbers of streams of `seconds`, one per case, from the second chunk on."""
-    table, moved, should = confusion(np.zeros(0, int), np.zeros(0, int)), 0.0, 0.0
-    data, skip = usual(engine.model.height), engine.frames_per_chunk
+    table, moved, should, raw = confusion(np.zeros(0, int), np.zeros(0, int)), 0.0, 0.0, 0.0
+    data, drawn, skip = usual(engine.model.height, engine.through), usual(engine.model.height), engine.frames_per_chunk
     for walk in cases:
         frames = np.concatenate(list(engine.stream(walk)))[: round(seconds * engine.model.fps)]
         asked = np.concatenate(walk.pressed)[: len(frames)][skip:]
         table += confusion(asked, camera.motion(frames[skip - 1 :]))
         moved += change(frames[skip - 1 :]).sum()
         should += data[asked].sum()
-    return shares(table) | {"motion ratio": float(moved / should)}
+        raw += drawn[asked].sum()
+    return shares(table) | {"motion ratio": float(moved / should), "motion ratio to drawn data": float(moved / raw)}
 
 
 def long(engine: Engine, walk: Walk, segment_s: float, ending_s: float = 30.0) -> dict:
@@ -110,7 +114,7 @@ def long(engine: Engine, walk: Walk, segment_s: float, ending_s: float = 30.0) -
     fps, count = engine.model.fps, engine.frames_per_chunk
     segments, tail = Segments(round(segment_s * fps), fps), round(ending_s * fps / count)
     per, last, following = max(1, round(segment_s * fps / count)), [], []
-    table, moved, should, data = None, 0.0, 0.0, usual(engine.model.height)
+    table, moved, should, data = None, 0.0, 0.0, usual(engine.model.height, engine.through)
     for chunk, frames in enumerate(engine.stream(walk)):
         segments.add(frames)
         last = [*last, frames][-tail - 1 :]

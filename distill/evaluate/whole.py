@@ -30,6 +30,8 @@ from stages.post import to_pictures
 
 FIRST_LONG = 100
 """Numbers of the long streams' cases."""
+RULE_CASES = 4
+"""Of the short streams, those that are run under every rule."""
 LATE = "late: "
 """Before the names of numbers from the end of long streams."""
 Say = Callable[[str], None]
@@ -80,12 +82,12 @@ class Evaluation:
 
     # -- streams -------------------------------------------------------------------------------------------------
 
-    def short(self, engine: Engine) -> dict[str, float]:
+    def short(self, engine: Engine, cases: int) -> dict[str, float]:
         """Numbers of the short streams."""
-        c = self.config
+        seconds = self.config.seconds
         if self.kind == "avatar":
-            return faces.short(engine, faces.talks(self.model, c.cases, c.seconds), c.seconds, self.observer)
-        return walks.short(engine, walks.walks(self.model, c.cases, c.seconds), c.seconds)
+            return faces.short(engine, faces.talks(self.model, cases, seconds), seconds, self.observer)
+        return walks.short(engine, walks.walks(self.model, cases, seconds), seconds)
 
     def long(self, engine: Engine, number: int) -> dict[str, Any]:
         """One long stream."""
@@ -100,7 +102,7 @@ class Evaluation:
         """All numbers of one set of weights: `numbers` to compare, and the long streams whole."""
         c, engine = self.config, Engine(model, self.loop)
         self.say(f"{name}: {c.cases} streams of {c.seconds:g} s")
-        numbers = self.short(engine)
+        numbers = self.short(engine, c.cases)
         streams = []
         for i in range(c.long_cases if c.minutes else 0):
             self.say(f"{name}: stream {i + 1} of {c.long_cases}, {c.minutes:g} min")
@@ -109,11 +111,13 @@ class Evaluation:
 
     def under(self) -> list[dict[str, Any]]:
         """Short streams of the student under every rule."""
-        out = []
+        out, cases = [], min(RULE_CASES, self.config.cases)
         for history, sink in product(HISTORIES, SINKS):
             rules = Rules(history, sink)
             self.say(f"rules: {rules}")
-            out.append(asdict(rules) | {"numbers": self.short(Engine(self.model, self.loop, rules))})
+            out.append(
+                asdict(rules) | {"cases": cases, "numbers": self.short(Engine(self.model, self.loop, rules), cases)}
+            )
         return out
 
     def __call__(self) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def test_a_prompt_changes_a_running_stream(tmp_path, nano):
     """From the next sampled chunk on, on every worker: the same as an event at that chunk."""
     with Running(tmp_path, "plan=grid", "stream.prompt=hello") as running:
         stream = running.open("a", 12)
-        running.until(stream, 2)
+        running.until(stream, 1)
         running.pipeline.prompt(stream, "other")
         result = running.pipeline.result(stream, timeout_s=30)
     assert result["control_to_frame_s"]["p50"] > 0
