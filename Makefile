@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test lint bars clean
+.PHONY: install demo demo-world test lint bars clean
 
 install: $(STAMP)
 
@@ -16,6 +16,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python -m launch.stream experiment=demo
+
+demo-world: $(STAMP)
+	$(BIN)/python -m launch.stream experiment=demo_world
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import constant, decoder, exact, hashes, kill, owned, pipeline, published, step, uneven
+from benchmarks import (
+    constant,
+    decoder,
+    efficiency,
+    exact,
+    hashes,
+    kill,
+    owned,
+    pipeline,
+    prediction,
+    published,
+    sequence_parallel,
+    step,
+    uneven,
+)
+
+BENCHES = (
+    hashes, decoder, step, constant, exact, sequence_parallel, owned, pipeline, kill, efficiency, prediction, published,
+    uneven,
+)  # fmt: skip
 
 
 def main() -> bool:
     # Every one is run, also after a miss.
-    results = [
-        bench.main() for bench in (hashes, decoder, step, constant, exact, owned, pipeline, kill, published, uneven)
-    ]
+    results = [bench.main() for bench in BENCHES]
     return all(results)
 
 
