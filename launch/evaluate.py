@@ -93,10 +93,11 @@ def evaluate(config: EvaluateConfig, resolved: str) -> None:
     console, folder = Console(), Path(config.output_dir)
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise", style="yellow")
-    report = Evaluation(config, generate, lambda text: console.print(text, style="dim"))()
+    evaluation = Evaluation(config, generate, lambda text: console.print(text, style="dim"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(resolved)
-    (folder / "evaluation.json").write_text(json.dumps(report, indent=1))
+    # An hour of streams may be cut off: what there is after each part is kept.
+    report = evaluation(lambda part: (folder / "evaluation.json").write_text(json.dumps(part, indent=1)))
     _print(report, console)
     print(f"report: {folder / 'evaluation.json'}")
     if _plot(report, config, folder / "drift.png"):

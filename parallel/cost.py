@@ -104,6 +104,10 @@ class Costs:
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
+    def sample_s(self) -> float:
+        """Drawing a chunk's noise: on its way, but beside what the encode worker's device does."""
+        return self._scaled(self.plan.encode, self.times_of(self.plan.encode).sample_s)
+
     def encode_s(self, first: bool = False) -> float:
         """Sampling and encoding a chunk's conditioning; `first`: chunk 0, with text and reference."""
         t = self.times_of(self.plan.encode)

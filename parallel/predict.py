@@ -129,7 +129,7 @@ def room(costs: Costs) -> int:
     for cell in plan.route:
         own[plan.owner(cell)] += costs.pass_s("step", plan.owner(cell), cell.block)
     own[plan.decode] += costs.decode_s()
-    own.append(costs.encode_s())
+    own.append(costs.sample_s() + costs.encode_s())
     if not any(own):
         return plan.in_flight
     return min(plan.most_in_flight, pace(own, turnaround(costs) - sum(own)))
@@ -153,7 +153,9 @@ def walk(costs: Costs, start: float, ready: Callable[[Cell], float] = lambda cel
 def turnaround(costs: Costs) -> float:
     """From a chunk's grant to the head knowing that it has left: encode, route, hops, decode, and the way back."""
     plan = costs.plan
-    final = walk(costs, costs.encode_s()) + costs.hop_s(plan.tail, plan.decode, plan.workload.latent_bytes)
+    final = walk(costs, costs.sample_s() + costs.encode_s()) + costs.hop_s(
+        plan.tail, plan.decode, plan.workload.latent_bytes
+    )
     return final + costs.decode_s() + costs.hop_s(plan.decode, plan.encode, 0)
 
 
@@ -163,7 +165,7 @@ def first_frame(costs: Costs) -> float:
     (Live Avatar: four steps and the decoder, once its reference is in; its sheet counts the same.)
     """
     plan, w = costs.plan, costs.plan.workload
-    encoded = costs.encode_s(first=True)
+    encoded = costs.sample_s() + costs.encode_s(first=True)
     filled: dict[tuple[int, int], float] = {}
     if any(v.source < 0 for v in w.versions):
         for row in plan.rows:
@@ -212,7 +214,7 @@ def clean_loop(costs: Costs) -> float:
             committed[worker, b] = now
             if b + 1 < len(row):
                 now += costs.hop_s(worker, row[b + 1], w.latent_bytes + w.hidden_bytes)
-    start = committed[plan.head, 0] + costs.encode_s() if plan.encode == plan.head else float("-inf")
+    start = committed[plan.head, 0] + costs.sample_s() + costs.encode_s() if plan.encode == plan.head else float("-inf")
     return walk(costs, start, lambda cell: committed[plan.owner(cell), cell.block])
 
 
@@ -230,7 +232,7 @@ def idle_periods(costs: Costs, version: Version, period: float) -> float:
     kind = "prefill" if version.kind == "prefill" else "commit"
     passes = len(plan.levels_of(plan.head, 0)) * costs.pass_s(kind, plan.head, 0)
     made = final + costs.hop_s(plan.tail, plan.head, w.latent_bytes) + passes
-    sampled = costs.encode_s() + begins if plan.encode == plan.head else 0.0
+    sampled = costs.sample_s() + costs.encode_s() + begins if plan.encode == plan.head else 0.0
     # Rounding is not idleness.
     return max(0.0, round((made + sampled) / period - version.holds, 9))
 

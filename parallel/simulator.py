@@ -26,8 +26,12 @@ class Durations(Protocol):
         """A pass, on its worker."""
         ...
 
+    def sample(self, stream: int, chunk: int) -> float:
+        """Drawing a chunk's noise, beside what the encode worker's device does."""
+        ...
+
     def encode(self, stream: int, chunk: int) -> float:
-        """Sampling and encoding a chunk's conditioning, on the encode worker's device."""
+        """Encoding a chunk's conditioning, on the encode worker's device."""
         ...
 
     def handling(self, worker: int) -> float:
@@ -65,6 +69,9 @@ class PlanDurations:
         if item.kind == "final":
             return self.costs.decode_s(first=item.chunk == 0)
         return 0.0 if item.kind == "end" else self.costs.pass_s(item.kind, worker, item.block)
+
+    def sample(self, stream: int, chunk: int) -> float:
+        return self.costs.sample_s()
 
     def encode(self, stream: int, chunk: int) -> float:
         return self.costs.encode_s(first=chunk == 0)
@@ -211,10 +218,14 @@ class Simulator:
         lane.sampling = True
         chunk = lane.asked.popleft()
         there = self.now if lane.live is None else max(self.now, lane.live(chunk.number))
-        self._at(there, lambda: self._want_device(chunk))
+        self._at(there, lambda: self._draw(chunk))
+
+    def _draw(self, chunk: Chunk) -> None:
+        """What drives the chunk is there: from here on nothing can change it."""
+        chunk.sampled = self.now
+        self._at(self.now + self.durations.sample(chunk.stream, chunk.number), lambda: self._want_device(chunk))
 
     def _want_device(self, chunk: Chunk) -> None:
-        chunk.sampled = self.now
         self.workers[self.plan.encode].encodes.append(chunk)
         self._woken.add(self.plan.encode)
 
@@ -270,7 +281,8 @@ class Simulator:
     def _encode(self, index: int, chunk: Chunk) -> None:
         """The sampler's thread has the device; what it makes comes to its own worker."""
         length = self.durations.encode(chunk.stream, chunk.number)
-        self._times[chunk.stream, chunk.number] = {ENCODE: length}
+        drawn = self.durations.sample(chunk.stream, chunk.number)
+        self._times[chunk.stream, chunk.number] = {ENCODE: drawn + length}
 
         def entered() -> None:
             lane = self.lanes[chunk.stream]
@@ -290,7 +302,8 @@ class Simulator:
                 spent += self._enter(index, item)
             else:
                 spent += self.durations.handling(index)
-                self._deliver(index, item)
+                if item.kind != "done":
+                    self._deliver(index, item)
         return spent
 
     def _enter(self, index: int, item: Pass) -> float:
@@ -336,6 +349,10 @@ class Simulator:
             spent[HOPS] = spent.get(HOPS, 0) + begins + busy + late - self.now - after
 
         def arrive() -> None:
+            if item.kind == "done":
+                # Heard of at once, whatever the worker is at.
+                self._deliver(target, item)
+                self._ask()
             self.workers[target].inbox.append(("message", item))
             self._woken.add(target)
 

@@ -57,6 +57,10 @@ class Periods:
             return self._decode
         return self._step * Fraction(len(self.plan.blocks[item.block]), self.plan.workload.layers)
 
+    def sample(self, stream: int, chunk: int) -> Fraction:
+        """None."""
+        return Fraction(0)
+
     def encode(self, stream: int, chunk: int) -> Fraction:
         """None."""
         return Fraction(0)

@@ -104,7 +104,8 @@ class StageTimes:
         pass_s: what every pass over a block costs on top, however few its layers (launching, packing a message).
         first_s: of the network's first block on top (patch embedding); `last_s`: of its last (head, sampler).
         commit_s, prefill_s: a clean or attention-sink pass over all layers; null: as a step.
-        encode_s: of a chunk (noise and conditioning); `first_encode_s` of chunk 0 (text, reference); null: the same.
+        sample_s: drawing a chunk's noise, on the host, beside whatever the device does.
+        encode_s: of a chunk's conditioning; `first_encode_s` of chunk 0 (text, reference); null: the same.
         decode_s: of a chunk; `first_decode_s` of chunk 0; null: the same.
         shown_s: decode time until a chunk's first frame is out, where frames leave as they are made; null: the whole.
         post_s: of a chunk, after decode on its worker: pixels to the host, sinks.
@@ -131,6 +132,7 @@ class StageTimes:
     last_s: float = 0.0
     commit_s: float | None = None
     prefill_s: float | None = None
+    sample_s: float = 0.0
     encode_s: float = 0.0
     first_encode_s: float | None = None
     decode_s: float = 0.0

@@ -67,13 +67,13 @@ def change(frames: np.ndarray) -> np.ndarray:
     return np.abs(np.diff(frames.astype(np.int16), axis=0)).mean(axis=(1, 2, 3))
 
 
-def usual(size: int, through=None, frames: int = 48) -> np.ndarray:
+def usual(size: int, through=None, clips: int = DATA, frames: int = 48) -> np.ndarray:
     """How much the picture changes in a frame of each action [5], in held-out clips of the generator.
 
     `through` is applied to the clips first: what the codec makes of them, to compare like with like.
     """
     sums, counts = np.zeros(len(ACTIONS)), np.zeros(len(ACTIONS))
-    for seed in range(DATA):
+    for seed in range(clips):
         clip = world.sample(seed, frames, size, held_out=True)
         np.add.at(sums, clip.motion[1:], change(clip.frames if through is None else through(clip.frames)))
         np.add.at(counts, clip.motion[1:], 1)
@@ -98,7 +98,9 @@ def shares(table: np.ndarray) -> dict[str, float]:
 def short(engine: Engine, cases: Sequence[Walk], seconds: float) -> dict[str, float]:
     """Numbers of streams of `seconds`, one per case, from the second chunk on."""
     table, moved, should, raw = confusion(np.zeros(0, int), np.zeros(0, int)), 0.0, 0.0, 0.0
-    data, drawn, skip = usual(engine.model.height, engine.through), usual(engine.model.height), engine.frames_per_chunk
+    size, skip = engine.model.height, engine.frames_per_chunk
+    clips = DATA if len(cases) > 3 else 3 * len(cases)
+    data, drawn = usual(size, engine.through, clips), usual(size, None, clips)
     for walk in cases:
         frames = np.concatenate(list(engine.stream(walk)))[: round(seconds * engine.model.fps)]
         asked = np.concatenate(walk.pressed)[: len(frames)][skip:]

@@ -120,8 +120,8 @@ class Evaluation:
             )
         return out
 
-    def __call__(self) -> dict[str, Any]:
-        """Everything, as a report that JSON can hold."""
+    def __call__(self, keep: Callable[[dict[str, Any]], None] = lambda report: None) -> dict[str, Any]:
+        """Everything, as a report that JSON can hold; `keep` is given what there is of it after every part."""
         c, codec = self.config, self.codec()
         self.say("estimators on held-out clips of the generator")
         scores = self.estimators(codec)
@@ -138,12 +138,15 @@ class Evaluation:
         }
         numbers = report["student"]["numbers"]
         report["bars"] = [asdict(bar) for bar in bars.of(self.kind, numbers, psnr, trusted)]
+        keep(report)
         if c.compare:
             report["compare"] = self.run("compared", replace(self.model, checkpoint=c.compare))
             theirs = report["compare"]["numbers"]
             report["verdicts"] = bars.compared(self.kind, numbers, theirs, 60 * BLINKS_PER_SECOND)
+            keep(report)
         if c.rules:
             report["rules"] = self.under()
+            keep(report)
         return report
 
 

@@ -33,6 +33,9 @@ class Given:
             return self.decode
         return 12 * len(self.plan.blocks[item.block]) // self.plan.workload.layers
 
+    def sample(self, stream: int, chunk: int) -> int:
+        return 0
+
     def encode(self, stream: int, chunk: int) -> int:
         return 2
 
