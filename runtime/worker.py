@@ -169,7 +169,7 @@ class Worker:
             self._obey(item)
 
     def _at_once(self, item: Any) -> None:
-        """What does not wait for the pass under way: a chunk has left, another may be sampled. In a channel's thread."""
+        """What does not wait for the pass under way: a chunk has left, one may be sampled. In a channel's thread."""
         message = item.message if isinstance(item, Arrival) else None
         if message is not None and message.kind == "done":
             hops = {HOPS: message.times.get(HOPS, 0.0) + item.at - message.sent} if message.times else {}
