@@ -1,6 +1,7 @@
 """One of the processes of `test_sharding`: a tiny stage under ZeRO, its weights to a file. Not a test itself."""
 
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -11,14 +12,26 @@ from distill.stages import registry
 from distill.trainer import Trainer
 
 
-def main(folder: Path, out: Path, name: str, stage: int, steps: int) -> None:
+class After(threading.Event):
+    """Set once it has been asked for more than `steps` times: as by a signal in that step."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.left = steps
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def main(folder: Path, out: Path, name: str, stage: int, steps: int, stop_after: int) -> None:
     torch.set_num_threads(1)
     ranks = sharding.start(stage, "cpu")
     config = config_of("avatar", folder, steps=steps)
     config.zero, config.bf16 = stage, False
     settings = getattr(config.stages, name)
     settings.batch, settings.optimizer = 4, "adamw"
-    trainer = Trainer(config, registry()[name](config, library_of(config)))
+    trainer = Trainer(config, registry()[name](config, library_of(config)), stop=After(stop_after))
     trainer.train()
     if stage == 3:
         # Between steps every process holds its pieces only.
@@ -32,4 +45,4 @@ def main(folder: Path, out: Path, name: str, stage: int, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:7]))
