@@ -68,11 +68,11 @@ def per_frame(values: Tensor, chunk_frames: int = 1) -> Tensor:
 
 
 def drop(batch: Batch, chance: Chance, share: float) -> Batch:
-    """Classifier-free guidance's dropout: text, sound and reference each, and all of it, in `share` of the samples."""
+    """Classifier-free guidance's dropout: text, control and reference each, and all of it, in `share` of the samples."""
     if share <= 0:
         return batch
-    everything, text, sound, reference = chance.uniform(4, len(batch)) < share
-    return batch.dropped(text | everything, sound | everything, reference & ~everything)
+    everything, text, control, reference = chance.uniform(4, len(batch)) < share
+    return batch.dropped(text | everything, control | everything, reference & ~everything)
 
 
 def noise_levels(chance: Chance, batch: int, chunks: int, shift: float) -> Tensor:

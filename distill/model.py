@@ -29,7 +29,7 @@ class Batch:
         words: rows of the text encoder's table, [B, L], `MISSING` where there is none.
         features: sound, [B, 4 F, features], or None for a model without sound.
         hears: [B] whether the sound is given; without it the audio tokens are zeros, which is not silence.
-        actions: one-hot [B, F, 4 * classes], or None for a model without actions.
+        actions: one-hot [B, F, 4 * classes], zeros where it is not said what is done; None for a model without actions.
         reference: latent of a picture of the same person, perhaps in another mood and place, [B, C, 1, h, w], or None.
         lookalike: the same as the clip has them: what the reference is where no text says what should change.
         nobody: of a grey picture, [1, C, 1, h, w]: what a stream without a reference is given.
@@ -52,18 +52,22 @@ class Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return Batch(**{name: None if t is None else t.to(device) for name, t in values.items()})
 
-    def dropped(self, text: Tensor, sound: Tensor, reference: Tensor) -> Batch:
-        """The batch without text, sound and reference where these masks [B] say so (classifier-free guidance)."""
+    def dropped(self, text: Tensor, control: Tensor, reference: Tensor) -> Batch:
+        """The batch without text, control (sound or actions) and reference where these masks [B] say so.
+
+        This is what classifier-free guidance learns from (Ho and Salimans, arXiv 2207.12598).
+        """
         words = self.words.masked_fill(text[:, None], MISSING)
-        hears = None if self.hears is None else self.hears & ~sound
+        hears = None if self.hears is None else self.hears & ~control
+        actions = None if self.actions is None else self.actions * ~control[:, None, None]
         picture = self.reference
         if picture is not None:
             picture = torch.where(text[:, None, None, None, None], self.lookalike, picture)
             picture = torch.where(reference[:, None, None, None, None], self.nobody, picture)
-        return replace(self, words=words, hears=hears, reference=picture)
+        return replace(self, words=words, hears=hears, actions=actions, reference=picture)
 
     def unconditional(self) -> Batch:
-        """The batch without text and sound; the reference stays: guidance should not exaggerate the person."""
+        """The batch without text and control; the reference stays: guidance should not exaggerate the person."""
         all_of = torch.ones(len(self), dtype=torch.bool, device=self.latents.device)
         return replace(self.dropped(all_of, all_of, ~all_of), reference=self.reference)
 

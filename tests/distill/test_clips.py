@@ -76,5 +76,8 @@ def test_dropout_takes_what_it_is_told(tmp_path):
     assert torch.equal(no_text.reference[0], batch.lookalike[0])
     no_sound = batch.dropped(none, first, none)
     assert no_sound.hears.tolist() == [False, True, True]
+    walk = library_of(config_of("world", tmp_path)).batch(0, 3, 6)
+    blind = walk.dropped(none, first, none).actions
+    assert not blind[0].any() and torch.equal(blind[1:], walk.actions[1:]) and walk.actions[0].any()
     nobody = batch.dropped(none, none, first).reference
     assert torch.equal(nobody[0], batch.nobody[0]) and torch.equal(nobody[1:], batch.reference[1:])
