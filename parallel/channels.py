@@ -1,6 +1,6 @@
 """Channels: one direction between two workers, with bounded memory and failures that arrive as events.
 
-A worker has one inbox, a `queue.Queue`, into which all its receivers put
+A worker has one inbox, a queue, into which all its receivers put
 
     Arrival(peer, message, release)   a message; call `release()` when its tensors are no longer read
     Closed(peer)                      the peer closed its end in good order: nothing more will come
@@ -73,17 +73,16 @@ class Failure:
 Event = Arrival | Closed | Failure
 
 
-class Inbox(queue.Queue):
+class Inbox(queue.SimpleQueue):
     """Where everything for one worker comes in. `at_once` sees every item first, in the thread that brings it."""
 
     def __init__(self):
-        super().__init__()
         self.at_once: Callable[[object], None] = lambda item: None
 
     def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
         """Show an item to `at_once`, and queue it."""
         self.at_once(item)
-        super().put(item, block, timeout)
+        super().put(item)
 
 
 class Sender(ABC):

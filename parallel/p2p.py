@@ -3,9 +3,14 @@
 Every channel has a two-member process group of its own, so a dead peer takes no other channel down. Three kinds of
 transfer share it, told apart by their tag:
 
-    sender -> receiver   header   [HEADER_BYTES] uint8, host: a message, a beat, or all zeros: the end
-    sender -> receiver   body     as long as the header announced; its receive is posted only then
+    sender -> receiver   frame    uint8, host: a header (a message, a beat, or all zeros: the end) and the body if there
+                                  is *room* for it; its receive is posted ahead, for the longest frame there may be
+    sender -> receiver   body     uint8, the device's: one there was no room for; its receive is posted only then
     receiver -> sender   credit   [1] int64, host: how many messages were released, 0 a beat, -1 the end
+
+Between hosts' memories a body that found no room makes room for all that follow, at both ends: from the second on, a
+message is one transfer. With dozens of workers on a machine the wake-ups of threads cost more than copies do, so there
+the worker's own thread begins the transfer, too. On CUDA bodies always travel by themselves.
 
 Each end runs two daemon threads, one out and one in, because a gloo transfer cannot be polled. An idle out thread
 sends beats; an in thread that hears nothing for `timeout_s`, or sees the connection closed, breaks the channel and
@@ -23,8 +28,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 
 import torch
@@ -33,53 +38,20 @@ from torch import Tensor
 
 from parallel import channels
 from parallel.channels import Arrival, ChannelError, Closed, Credits, Failure, Inbox, Peer, Receiver, Sender, once
+from parallel.edges import Edges
 from parallel.message import HEADER_BYTES, Message, body_bytes, pack_body, pack_header, unpack
 
-HEADER, BODY, CREDIT, CUT = range(4)  # tags
+FRAME, BODY, CREDIT, CUT = range(4)  # tags
 BEAT, END = 0, -1  # credits
 END_HEADER = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
 # Beats of an idle end per timeout.
 BEATS = 4
+# Frames that may still be on their way when the next one is begun.
+AHEAD = 2
 # Credits go back when this part of them has been released: every transfer wakes four threads.
 SHARE = 4
 # Longest wait of close() for a peer that answers nothing; in good order it takes milliseconds.
 CLOSE_S = 5.0
-
-
-class Edges:
-    """Where the worker's compute stream and a channel's own stream wait for each other; nothing to do on CPU.
-
-    Both edges are host waits in channel threads, never in the worker's. A message is announced only when its
-    tensors are computed and delivered only when it is complete, so no NCCL kernel spins on either side while
-    somebody computes, and the worker needs no wait of its own.
-    """
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def mark(self, *used: Tensor) -> torch.cuda.Event | None:
-        """On the worker's thread: the point its stream has reached, having used these tensors."""
-        if self._stream is None:
-            return None
-        compute = torch.cuda.current_stream(self._device)
-        for tensor in used:
-            tensor.record_stream(compute)
-        return compute.record_event(torch.cuda.Event(blocking=True))
-
-    @contextmanager
-    def after(self, mark: torch.cuda.Event | None, *used: Tensor) -> Iterator[None]:
-        """On a channel thread: wait for `mark`, work on the channel's stream, wait until that is done."""
-        if self._stream is None:
-            yield
-            return
-        if mark is not None:
-            mark.synchronize()
-        with torch.cuda.stream(self._stream):
-            for tensor in used:
-                tensor.record_stream(self._stream)
-            yield
-            self._stream.record_event(torch.cuda.Event(blocking=True)).synchronize()
 
 
 class Link:
@@ -134,17 +106,22 @@ class Link:
 
     def wait(self, work: dist.Work, tag: int) -> None:
         """Wait for a transfer. Raises RuntimeError if it did not end in time or the connection closed."""
-        if tag == BODY and self._bodies is not self._group:
+        if tag == BODY and not self.host:
             work.wait()  # given a time, NCCL would block the host
         else:
             work.wait(self._timeout)
+
+    @property
+    def host(self) -> bool:
+        """Whether bodies travel between hosts' memories."""
+        return self._bodies is self._group
 
     def cut(self) -> None:
         """Break the pair: whatever waits on it, in any thread and at the peer, fails now."""
         # gloo's abort() wakes nobody, but a wait that runs out of time closes the pair.
         with suppress(RuntimeError):
             self._group.recv([torch.empty(1)], self._other, CUT).wait(timedelta(milliseconds=1))
-        if self._bodies is not self._group:
+        if not self.host:
             self._bodies.abort()
 
 
@@ -186,7 +163,7 @@ def connect_all(
 
 
 class _Buffers:
-    """Memory for bodies, used again: as many buffers as there are credits, each grown to the largest it has held.
+    """Memory for what travels, used again: as many buffers as there are credits, each grown to the largest it has held.
 
     Not only for speed: freeing and allocating tens of megabytes from two threads fragments the heap.
     """
@@ -272,34 +249,67 @@ class _End:
 
 class _GroupSender(_End, Sender):
     def __init__(self, link: Link, inbox: Inbox | None, credits: int):
-        self._credits = Credits(link.peer, credits)
+        self._credits, self._room = Credits(link.peer, credits), HEADER_BYTES
+        self._under_way: deque[tuple[list[dist.Work], Tensor]] = deque()
         # The receiver learns from the first beat how many credits there are.
         beat = pack_header(Message("beat", chunk=credits))
-        super().__init__(link, inbox, (beat, None, None), (END_HEADER, HEADER))
+        super().__init__(link, inbox, (beat, None, None), (END_HEADER, FRAME))
 
     def send(self, message: Message) -> None:
         header = channels.header_of(message)
         self._credits.take(self._link.timeout_s)
-        self._out.put((header, message, self._link.edges.mark()))
+        if not self._link.host:
+            self._out.put((header, message, self._link.edges.mark()))
+            return
+        try:
+            self._begin(header, message)
+        except RuntimeError as error:
+            raise ChannelError(self.peer, f"channel {self._link.name}: {why(error, self._link.timeout_s)}") from error
 
     def close(self) -> None:
         self._stop("this end of the channel is closed")
         super().close()
+        with suppress(RuntimeError):
+            self._settle(0)
+
+    def _begin(self, header: Tensor, message: Message) -> None:
+        """Begin to transfer a message, in the worker's own thread."""
+        self._settle(AHEAD - 1)
+        length = HEADER_BYTES + body_bytes(header)
+        frame = self._buffers.take(length)
+        frame[:HEADER_BYTES] = header
+        pack_body(message, frame[HEADER_BYTES:])
+        if length <= self._room:
+            works = [self._link.begin(frame[:length], FRAME)]
+        else:
+            body = frame[HEADER_BYTES:length]
+            works = [self._link.begin(frame[:HEADER_BYTES], FRAME), self._link.begin(body, BODY)]
+            self._room = length
+        self._under_way.append((works, frame))
+
+    def _settle(self, left: int) -> None:
+        """Wait until no more than so many transfers are under way."""
+        while len(self._under_way) > left:
+            works, frame = self._under_way.popleft()
+            for work in works:
+                self._link.wait(work, FRAME)
+            self._buffers.give(frame)
 
     def _stop(self, reason: str) -> None:
         self._credits.stop(reason)
 
     def _transmit(self, header: Tensor, message: Message | None, computed: torch.cuda.Event | None) -> None:
+        """On the out thread: beats, and on CUDA all messages."""
         if message is None or not message.tensors:
-            self._link.send(header, HEADER)
+            self._link.send(header, FRAME)
             return
         buffer = self._buffers.take(body_bytes(header))
         with self._link.edges.after(computed, buffer, *message.tensors.values()):
             # Packed here, and not on the worker's thread, which has the next pass to begin.
             body = pack_body(message, buffer)
-            announced = self._link.begin(header, HEADER)
+            announced = self._link.begin(header, FRAME)
             self._link.send(body, BODY)
-            self._link.wait(announced, HEADER)
+            self._link.wait(announced, FRAME)
         self._buffers.give(buffer)
 
     def _receive_all(self) -> None:
@@ -313,7 +323,7 @@ class _GroupSender(_End, Sender):
 
 class _GroupReceiver(_End, Receiver):
     def __init__(self, link: Link, inbox: Inbox):
-        self._batch, self._released = 1, 0
+        self._batch, self._released, self._room = 1, 0, HEADER_BYTES
         self._read: tuple[Tensor, ...] = ()
         """Buffers of messages that were released and not told yet."""
         super().__init__(link, inbox, (BEAT, (), None), (torch.tensor([END]), CREDIT))
@@ -330,22 +340,32 @@ class _GroupReceiver(_End, Receiver):
         self._link.send(torch.tensor([count]), CREDIT)
 
     def _receive_all(self) -> None:
-        # Two headers in turn: the next receive is posted before the body of this one is waited for.
-        header, following = (torch.zeros(HEADER_BYTES, dtype=torch.uint8) for _ in range(2))
-        work = self._link.post(header, HEADER)
+        frames = self._buffers if self._link.host else _Buffers(torch.device("cpu"))
+        frame, work = self._expect(frames)
         while True:
-            self._link.wait(work, HEADER)
+            self._link.wait(work, FRAME)
+            header = frame[:HEADER_BYTES]
             if not header[0]:
                 break
-            work = self._link.post(following, HEADER)
-            buffer = self._receive_body(body_bytes(header))
-            message = unpack(header, buffer)
-            header, following = following, header
+            size = body_bytes(header)
+            within = 0 < size <= self._room - HEADER_BYTES
+            buffer = frame if within else self._receive_body(size)
+            # Posted before this message is looked at: the next one may be on its way.
+            following = self._expect(frames)
+            message = unpack(header, frame[HEADER_BYTES:] if within else buffer)
+            if not within:
+                frames.give(frame)
             if message.kind != "beat":
                 self._deliver(message, buffer)
             else:
                 self._batch = max(1, message.chunk // SHARE)
+            frame, work = following
         self._finish("", Closed(self.peer))
+
+    def _expect(self, frames: _Buffers) -> tuple[Tensor, dist.Work]:
+        """Post the receive of the next frame; gloo lets it be shorter than there is room for."""
+        frame = frames.take(self._room)
+        return frame, self._link.post(frame[: self._room], FRAME)
 
     def _receive_body(self, size: int) -> Tensor | None:
         if not size:
@@ -353,6 +373,8 @@ class _GroupReceiver(_End, Receiver):
         with self._link.edges.after(None):
             buffer = self._buffers.take(size)
             self._link.receive(buffer[:size], BODY)
+        if self._link.host:
+            self._room = HEADER_BYTES + size
         return buffer
 
     def _deliver(self, message: Message, buffer: Tensor | None) -> None:

@@ -112,7 +112,7 @@ class OrderReader(threading.Thread):
         inbox: takes them.
     """
 
-    def __init__(self, board: Board, inbox: queue.Queue):
+    def __init__(self, board: Board, inbox: queue.SimpleQueue):
         super().__init__(name="orders", daemon=True)
         self._board, self._inbox, self._closed, self._number = board, inbox, threading.Event(), 0
         # A connection of its own: whoever waits on a store's connection keeps others from using it.

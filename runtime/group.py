@@ -43,7 +43,7 @@ CREDITS = 4
 class Alarm:
     """An inbox that first wakes whoever waits for a lost member."""
 
-    def __init__(self, inbox: queue.Queue, exchange: Exchange):
+    def __init__(self, inbox: queue.SimpleQueue, exchange: Exchange):
         self._inbox, self._exchange = inbox, exchange
 
     def put(self, event: Event) -> None:
@@ -80,7 +80,7 @@ class Group:
             return dict(blocks)
         return {number: Lead(number, block, self.senders) for number, block in blocks.items()}
 
-    def follow(self, blocks: Mapping[int, Block], inbox: queue.Queue, trace: Trace) -> None:
+    def follow(self, blocks: Mapping[int, Block], inbox: queue.SimpleQueue, trace: Trace) -> None:
         """Do as the leader does, until it says that this is the end.
 
         Raises:
@@ -180,7 +180,7 @@ def unpack_call(arrival: Arrival) -> tuple[int, str, list[Any]]:
 
 
 def run_follower(
-    group: Group, parts: Parts, blocks: Mapping[int, Block], inbox: queue.Queue, trace: Trace
+    group: Group, parts: Parts, blocks: Mapping[int, Block], inbox: queue.SimpleQueue, trace: Trace
 ) -> dict[str, Any]:
     """Be a follower until the leader ends.
 
@@ -204,7 +204,7 @@ def run_follower(
 
 
 def join_group(
-    plan: Plan, process: int, store: dist.Store, device: torch.device, inbox: queue.Queue, timeout_s: float
+    plan: Plan, process: int, store: dist.Store, device: torch.device, inbox: queue.SimpleQueue, timeout_s: float
 ) -> Group:
     """Connect with the other processes of this one's worker; all call it at about the same time, before channels.
 
@@ -236,7 +236,7 @@ def join_group(
     return group
 
 
-def local_groups(plan: Plan, inboxes: Sequence[queue.Queue], timeout_s: float) -> list[Group]:
+def local_groups(plan: Plan, inboxes: Sequence[queue.SimpleQueue], timeout_s: float) -> list[Group]:
     """The groups of all processes of a plan as threads of this one, each with its inbox."""
     groups = [Group(member) for member in plan.members]
     for worker in range(plan.workers):

@@ -47,7 +47,7 @@ class Ends:
 
     def __init__(self, store: dist.Store, me: int, peer: int, device: torch.device, timeout_s: float, name: str = ""):
         self.me, self.peer, self.device, self.timeout_s = me, peer, device, timeout_s
-        self.inbox: queue.Queue = queue.Queue()
+        self.inbox: queue.SimpleQueue = queue.SimpleQueue()
         there, back = f"{name}{me:04d}-{peer:04d}", f"{name}{peer:04d}-{me:04d}"
         links = connect_all(store, me, {there: peer, back: peer}, device, timeout_s)
         self.sender, self.receiver = links[there].sender(self.inbox), links[back].receiver(self.inbox)

@@ -63,7 +63,7 @@ class Worker:
         parts: Parts,
         blocks: dict[int, Block],
         senders: dict[int, Sender],
-        inbox: queue.Queue,
+        inbox: queue.SimpleQueue,
         trace: Trace,
         board: Board,
     ):
@@ -137,13 +137,14 @@ class Worker:
                     return
                 self._check_owed()
                 continue
-            if block:
-                self.trace.add("wait", -1, start, self.trace.clock() - start)
-            block = False
             self._moved = self.trace.clock()
-            self._accept(item)
+            if block:
+                self.trace.add("wait", -1, start, self._moved - start)
+            self._accept(item, waited=block)
+            block = False
 
-    def _accept(self, item: Arrival | Closed | Failure | Entry | Order | Exception) -> None:
+    def _accept(self, item: Arrival | Closed | Failure | Entry | Order | Exception, waited: bool = False) -> None:
+        """Take one item in. A message that was waited for was on its way until now; another, until it had come."""
         if isinstance(item, Arrival):
             message = item.message
             # Copies: the buffer behind an arrival is the channel's again once it is released.
@@ -152,7 +153,8 @@ class Worker:
             times = message.times
             if times:
                 # Clocks of two machines differ, but a chunk's way ends where it began, and there the sum is right.
-                times = times | {HOPS: times.get(HOPS, 0.0) + item.at - message.sent}
+                came = self.trace.clock() if waited else item.at
+                times = times | {HOPS: times.get(HOPS, 0.0) + came - message.sent}
             message = replace(message, tensors=tensors, times=times)
             self._deliver(message)
         elif isinstance(item, Entry):
