@@ -68,7 +68,7 @@ def per_frame(values: Tensor, chunk_frames: int = 1) -> Tensor:
 
 
 def drop(batch: Batch, chance: Chance, share: float) -> Batch:
-    """Classifier-free guidance's dropout: text, control and reference each, and all of it, in `share` of the samples."""
+    """Classifier-free guidance's dropout: text, control and reference each, and all of it, for a `share` of samples."""
     if share <= 0:
         return batch
     everything, text, control, reference = chance.uniform(4, len(batch)) < share

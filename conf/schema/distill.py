@@ -60,7 +60,8 @@ class StageConfig:
     ema: float = 0.999
     """Decay of the running average of the weights: what is measured, sampled, exported and handed on."""
     dropout: float = 0.1
-    """Share of samples without text, without control (sound or actions) and without reference, each drawn on its own."""
+    """Share of samples without text, without control (sound or actions) and without reference, each drawn by itself.
+    """
     shift: float | None = None
     """Noise levels are uniform before this shift; null: the model's."""
 
