@@ -15,7 +15,8 @@ from conf.schema import ModelConfig
 from stages.denoise.network import Network
 from stages.encode.audio import AudioEncoder
 from stages.encode.text import MISSING, TextEncoder
-from stages.weights import WeightFile, load
+from stages.weight_file import WeightFile
+from stages.weights import load
 
 ENCODERS = ("audio_encoder", "text_encoder")
 

@@ -147,6 +147,7 @@ class Conditioning:
         self.actions = self._open_actions(source)
         self._image = load_image(source.image, self.picture.height, self.picture.width) if source.image else None
         self._last_text: object = None
+        self._refuse_unread_prompt()
         self._reference = self._given("reference_latent", (1, model.network.in_channels, 1, *self.picture.latent))
         self.text_encoder = None if self._has("context") else encoders.text
         self.audio_encoder = encoders.audio
@@ -172,6 +173,18 @@ class Conditioning:
             raise UserError(
                 "source.tensors: motion_latents", f"model={self.model.name} has no motion tokens", "leave the key out"
             )
+
+    def _refuse_unread_prompt(self) -> None:
+        """A model whose text states are given has nothing that could read a prompt."""
+        if self.model.text.kind != "given" or self._has("context"):
+            return
+        if prompt := next(filter(None, self._prompts.values()), None):
+            raise UserError(
+                f"stream.prompt={prompt}",
+                f"model={self.model.name} has no text encoder here",
+                "give its text states as `context` in source.tensors",
+            )
+        log.warning("source.tensors gives no `context`: the text states of model=%s are zeros", self.model.name)
 
     def _open_sound(self, source: SourceConfig) -> Sound | None:
         if not self.model.network.audio:

@@ -8,7 +8,7 @@ from conf.schema import Config
 from parallel.plan import Workload
 from runtime.conditioning import Picture
 from runtime.versions import versions
-from stages.build import TEMPORAL_STRIDE, torch_dtype
+from stages.build import TEMPORAL_STRIDE, torch_dtype, wan_width
 from stages.codec.base import parameter_bytes
 from stages.codec.small import SmallDecoder, read_config
 from stages.codec.wan import WanDecoder
@@ -38,9 +38,10 @@ def describe(config: Config) -> Workload:
     bare = layers(1, 1) if n > 1 else 0
     ends = layers(0, 0) - bare, layers(n, n) - bare
     audio = parameter_bytes(AudioEncoder(network.audio)) if network.audio else 0
-    text = parameter_bytes(TextEncoder(model.text, network.text_dim, network.text_tokens))
+    table = model.text.kind == "table"
+    text = parameter_bytes(TextEncoder(model.text, network.text_dim, network.text_tokens)) if table else 0
     decoder = (
-        WanDecoder(base=model.codec.width) if model.codec.kind == "wan" else _small_decoder(model.codec.checkpoint)
+        WanDecoder(base=wan_width(model.codec)) if model.codec.kind == "wan" else _small_decoder(model.codec.checkpoint)
     )
     layout = Layout.of(model, tokens)
     latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize

@@ -5,6 +5,7 @@ Weights come from the model's checkpoint where one is named, else they are rando
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from conf.errors import UserError
 from conf.schema import CodecConfig, ModelConfig
+from stages.codec import wan_keys
 from stages.codec.base import Decoder, Encoder
 from stages.codec.small import SmallDecoder, SmallEncoder, load_half
 from stages.codec.wan import WanDecoder, WanEncoder
@@ -19,7 +21,9 @@ from stages.denoise.keys import original_name
 from stages.denoise.network import Network
 from stages.encode.audio import AudioEncoder
 from stages.encode.text import TextEncoder
-from stages.weights import WeightFile, initialise, load
+from stages.lora import Loras
+from stages.weight_file import WeightFile
+from stages.weights import check, initialise, load
 
 SPATIAL_STRIDE, TEMPORAL_STRIDE = 8, 4
 """Of every codec here: video pixels per latent pixel, video frames per latent frame."""
@@ -37,45 +41,144 @@ def choose_device(kind: str) -> torch.device:
     return torch.device("cuda" if kind in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
 
 
-def _filled(module: nn.Module, model: ModelConfig, prefix: str, rename=lambda name: name) -> nn.Module:
+def _network(model: ModelConfig) -> Network:
+    return Network(model.network)
+
+
+def _text_encoder(model: ModelConfig) -> TextEncoder | None:
+    if model.text.kind == "given":
+        return None
+    return TextEncoder(model.text, model.network.text_dim, model.network.text_tokens)
+
+
+def _audio_encoder(model: ModelConfig) -> AudioEncoder | None:
+    return AudioEncoder(model.network.audio) if model.network.audio else None
+
+
+PARTS: dict[str, Callable[[ModelConfig], nn.Module | None]] = {
+    "": _network,
+    "text_encoder.": _text_encoder,
+    "audio_encoder.": _audio_encoder,
+}
+"""What a model's weight file holds, by prefix; None: this model has no such part."""
+
+
+def whole(model: ModelConfig) -> dict[str, torch.Size]:
+    """Name and shape of every weight of a model's file, whoever holds it."""
+    with torch.device("meta"):
+        parts = {prefix: make(model) for prefix, make in PARTS.items()}
+    held = {prefix: part.state_dict() for prefix, part in parts.items() if part is not None}
+    return {prefix + name: value.shape for prefix, state in held.items() for name, value in state.items()}
+
+
+class Checkpoint:
+    """A model's weight file, checked against the whole model, and its LoRAs: what every part is filled from.
+
+    Attributes:
+        file: counts the bytes read.
+
+    Raises:
+        UserError: a file is missing, broken or of another model.
+    """
+
+    def __init__(self, model: ModelConfig, device: torch.device):
+        names = whole(model)
+        self.file = WeightFile(model.checkpoint, rename=original_name)
+        check(self.file, names)
+        self.loras = Loras(model.lora, names, model.lora_alpha, device) if model.lora else None
+
+    def fill(self, module: nn.Module, prefix: str = "") -> None:
+        """Read a module's own weights, and no others."""
+        load(module, self.file, prefix, self.loras)
+
+
+def _empty(make: Callable[[], nn.Module], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    """A module in its place and type, with room for its weights and nothing else."""
+    with torch.device("meta"):
+        module = make()
+    return module.to(dtype).to_empty(device=device)
+
+
+def _filled(module: nn.Module, model: ModelConfig, prefix: str, checkpoint: Checkpoint | None = None) -> nn.Module:
     """`module` with its weights: from the checkpoint, or seeded by name."""
     if model.checkpoint is None:
         initialise(module, model.init_seed, prefix)
     else:
-        load(module, WeightFile(model.checkpoint), prefix, rename)
+        device = next(module.parameters()).device
+        (checkpoint or Checkpoint(model, device)).fill(module, prefix)
     return module.eval().requires_grad_(False)
 
 
-def build_network(model: ModelConfig, device: torch.device, layers: range | None = None) -> Network:
-    """The network, or the block range `layers` of it."""
-    network = Network(model.network, layers, model.attention).to(device, torch_dtype(model.dtype))
-    return _filled(network, model, "", original_name)
+def build_network(
+    model: ModelConfig, device: torch.device, layers: range | None = None, checkpoint: Checkpoint | None = None
+) -> Network:
+    """The network, or the block range `layers` of it; `checkpoint` where it is open already."""
+    network = _empty(lambda: Network(model.network, layers, model.attention), device, torch_dtype(model.dtype))
+    # Before the weights are read, so that they are never held twice.
+    return _filled(network.fuse(), model, "", checkpoint)
 
 
-def build_text_encoder(model: ModelConfig) -> TextEncoder:
-    """The prompt's encoder (CPU: it runs once per prompt)."""
-    return _filled(TextEncoder(model.text, model.network.text_dim, model.network.text_tokens), model, "text_encoder.")
+def build_text_encoder(model: ModelConfig) -> TextEncoder | None:
+    """The prompt's encoder (CPU: it runs once per prompt); None where text states are given."""
+    return _build_encoder(model, "text_encoder.")
 
 
 def build_audio_encoder(model: ModelConfig) -> AudioEncoder | None:
     """The sound's encoder, if the model listens."""
-    return _filled(AudioEncoder(model.network.audio), model, "audio_encoder.") if model.network.audio else None
+    return _build_encoder(model, "audio_encoder.")
+
+
+def _build_encoder(model: ModelConfig, prefix: str) -> nn.Module | None:
+    module = PARTS[prefix](model)
+    return None if module is None else _filled(module, model, prefix)
+
+
+def wan_width(codec: CodecConfig) -> int:
+    """Channels of a Wan VAE at full resolution: as its file has them, without one as configured."""
+    if codec.checkpoint:
+        entries = _wan_file(codec).entries
+        for key in ("decoder.head.0.gamma", "encoder.conv1.bias"):
+            if key in entries:
+                return entries[key].shape[0]
+    return codec.width
+
+
+def _wan_file(codec: CodecConfig) -> WeightFile:
+    return WeightFile(codec.checkpoint, "model.codec.checkpoint", wan_keys.original_name)
+
+
+def _build_wan(model: ModelConfig, half: str, device: torch.device) -> nn.Module:
+    codec, halves = model.codec, {"encoder": WanEncoder, "decoder": WanDecoder}
+    if codec.checkpoint is None and model.checkpoint is not None:
+        raise UserError(
+            "model.codec.checkpoint=null",
+            f"model.checkpoint={model.checkpoint} brings no VAE",
+            "give Wan2.1_VAE.pth, or the vae folder of a diffusers model",
+        )
+    width = wan_width(codec)
+    module = _empty(lambda: halves[half](base=width), device, torch_dtype(model.dtype))
+    if codec.checkpoint is None:
+        initialise(module, model.init_seed, f"codec.{half}.")
+        return module
+    with torch.device("meta"):
+        names = {k: v.shape for kind in halves.values() for k, v in kind(base=width).state_dict().items()}
+    file = _wan_file(codec)
+    check(file, names)
+    load(module, file)
+    return module
 
 
 def _build_codec(model: ModelConfig, half: str, device: torch.device) -> nn.Module:
     codec: CodecConfig = model.codec
-    if codec.kind == "small" and codec.checkpoint:
+    if codec.kind == "wan":
+        module = _build_wan(model, half, device)
+    elif codec.checkpoint:
         if not Path(codec.checkpoint).is_file():
             raise UserError(f"model.codec.checkpoint={codec.checkpoint}", "no such file", "check the path")
         module = load_half(codec.checkpoint, half, codec.statistics)
     else:
-        small = {"encoder": SmallEncoder, "decoder": SmallDecoder}[half]
-        wan = {"encoder": WanEncoder, "decoder": WanDecoder}[half]
-        module = wan(base=codec.width) if codec.kind == "wan" else small()
-        if codec.checkpoint:
-            load(module, WeightFile(codec.checkpoint, "model.codec.checkpoint"))
-        else:
-            initialise(module, model.init_seed, f"codec.{half}.")
+        module = {"encoder": SmallEncoder, "decoder": SmallDecoder}[half]()
+        initialise(module, model.init_seed, f"codec.{half}.")
     return module.eval().requires_grad_(False).to(device, torch_dtype(model.dtype))
 
 

@@ -1,19 +1,22 @@
-"""Weights: seeded random ones, or read by key from published files, with every mismatch named."""
+"""Weights: seeded random ones, or from published files, with every mismatch named."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from conf.errors import UserError
+from stages.weight_file import WeightFile
 
-Read = Callable[[str], Tensor]
+IGNORED = re.compile(r"(.*\.)?(freqs(_cis|_cos|_sin)?|token_freqs|inv_freq|_extra_state)")
+"""Names of tensors that some savers add and no weight is: tables that are computed here."""
+
+Change = Callable[[str, slice, Tensor], Tensor]
+"""change(name, rows, values) -> values: what to make of some rows as they are read."""
 
 
 def initialise(module: nn.Module, seed: int, prefix: str = "") -> None:
@@ -36,99 +39,72 @@ def initialise(module: nn.Module, seed: int, prefix: str = "") -> None:
             parameter.copy_(values)
 
 
-class WeightFile:
-    """Tensors by name from `.safetensors`, a sharded index beside it, or `.pt`/`.pth` (weights only).
+def first(names: Iterable[str], most: int = 3) -> str:
+    """The first few of some names, for a message."""
+    names = sorted(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def check(file: WeightFile, whole: Mapping[str, torch.Size]) -> None:
+    """Refuse a file that is not of a model with these weights, before any of them is read.
 
     Args:
-        path: a file, or a folder that holds `*.safetensors` (with an index if there are several).
-        setting: the configuration key, for error messages.
+        whole: every weight of the model, those of other workers too.
+
+    Raises:
+        UserError: a key means nothing to the model, or a shape differs.
     """
-
-    def __init__(self, path: str | Path, setting: str = "model.checkpoint"):
-        self.path, self.setting = Path(path), setting
-        if not self.path.exists():
-            raise self._error("no such file or folder", "check the path")
-        try:
-            self._where = self._index()
-        except UserError:
-            raise
-        except Exception as error:
-            raise self._error(f"cannot be read as weights ({error})", "give .safetensors, or .pt of tensors") from error
-
-    def _error(self, rule: str, remedy: str) -> UserError:
-        return UserError(f"{self.setting}={self.path}", rule, remedy)
-
-    def _index(self) -> dict[str, Path | Tensor]:
-        if self.path.is_dir():
-            index = sorted(self.path.glob("*.safetensors.index.json"))
-            if index:
-                return {k: self.path / f for k, f in json.loads(index[0].read_text())["weight_map"].items()}
-            files = sorted(self.path.glob("*.safetensors"))
-            if not files:
-                raise self._error("the folder holds no .safetensors file", "point to the folder with the weights")
-            return {key: f for f in files for key in self._safetensors_keys(f)}
-        if self.path.suffix == ".safetensors":
-            return dict.fromkeys(self._safetensors_keys(self.path), self.path)
-        # Never unpickle code: weights_only refuses everything but tensors and plain containers.
-        content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        return {k: v for k, v in content.items() if isinstance(v, Tensor)}
-
-    @staticmethod
-    def _safetensors_keys(path: Path) -> list[str]:
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as f:
-            return list(f.keys())
-
-    def keys(self) -> set[str]:
-        return set(self._where)
-
-    @contextmanager
-    def reading(self) -> Iterator[Read]:
-        """Yields read(name) -> Tensor; files are opened once and read by key, memory-mapped."""
-        from safetensors import safe_open
-
-        handles: dict[Path, object] = {}
-
-        def read(name: str) -> Tensor:
-            where = self._where[name]
-            if isinstance(where, Tensor):
-                return where
-            if where not in handles:
-                handles[where] = safe_open(where, framework="pt")
-            return handles[where].get_tensor(name)
-
-        yield read
+    unknown = [e.key for name, e in file.entries.items() if name not in whole and not IGNORED.fullmatch(name)]
+    if unknown:
+        raise UserError(
+            file.name,
+            f"has {len(unknown)} keys that this model does not have: {first(unknown)}",
+            "is it of this model?",
+        )
+    for name in file.entries:
+        if name in whole:
+            _same_shape(file, name, whole[name])
 
 
-def load(module: nn.Module, file: WeightFile, prefix: str = "", rename: Callable[[str], str] = lambda k: k) -> None:
-    """Fill every parameter and buffer of `module` from the keys `prefix + name` of `file`, and no other key.
+def _same_shape(file: WeightFile, name: str, expected: torch.Size) -> None:
+    entry = file.entries[name]
+    if entry.shape != expected:
+        raise UserError(
+            file.name,
+            f"{entry.key} must have shape {list(expected)}, found {list(entry.shape)}",
+            "is it a checkpoint of this model?",
+        )
+
+
+@torch.no_grad()
+def load(module: nn.Module, file: WeightFile, prefix: str = "", change: Change | None = None) -> None:
+    """Fill every parameter and buffer of `module` from the keys `prefix + name` of `file`, and read no other key.
+
+    Rows go from the mapped file to the module a few megabytes at a time, so that memory holds the module and little
+    else.
 
     Args:
         module: on its device and dtype; values are converted.
         file: where from.
         prefix: before every name in the file.
-        rename: from a name in the file to the module's name.
+        change: applied to what is read.
 
     Raises:
         UserError: a key is missing, or its shape differs (names the key, expected and found).
     """
-    names = {rename(k[len(prefix) :]): k for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
     state = module.state_dict()
-    missing = sorted(set(state) - set(names))
+    missing = [name for name in state if prefix + name not in file.entries]
     if missing:
         raise UserError(
-            f"{file.setting}={file.path}",
-            f"lacks {len(missing)} of {len(state)} keys, first {prefix}{missing[0]}",
+            file.name,
+            f"lacks {len(missing)} of {len(state)} keys: {first(prefix + name for name in missing)}",
             "is it a checkpoint of this model?",
         )
-    with torch.no_grad(), file.reading() as read:
-        for name, target in state.items():
-            found = read(names[name])
-            if found.shape != target.shape:
-                raise UserError(
-                    f"{file.setting}={file.path}",
-                    f"{names[name]} must have shape {list(target.shape)}, found {list(found.shape)}",
-                    "is it a checkpoint of this model?",
-                )
-            target.copy_(found)
+    for name, target in state.items():
+        _same_shape(file, prefix + name, target.shape)
+    for name, target in state.items():
+        for rows in file.rows(prefix + name):
+            values = file.read(prefix + name, rows)
+            if change is not None:
+                values = change(prefix + name, rows, values)
+            (target[rows] if target.ndim else target).copy_(values)

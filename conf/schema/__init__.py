@@ -9,6 +9,7 @@ from conf.schema.cluster import ClusterConfig
 from conf.schema.model import (
     AudioConfig,
     CodecConfig,
+    LoraConfig,
     ModelConfig,
     NetworkConfig,
     SinkShift,
@@ -37,6 +38,7 @@ __all__ = [
     "Event",
     "LauncherConfig",
     "LoggingConfig",
+    "LoraConfig",
     "ModelConfig",
     "NetworkConfig",
     "PlanConfig",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from conf.errors import UserError, choice, positive
+from conf import published
+from conf.errors import UserError, choice, nearest, positive
 from conf.paths import found
 
 CONTEXT_RULES = ("same_level", "clean", "joint_window", "output_level")
@@ -102,10 +105,18 @@ class SinkShift:
 
 @dataclass
 class TextConfig:
-    """The small text encoder: one learned row per known word, or per hash bucket where no words are listed."""
+    """How prompts become text states.
 
+    `table`: the small encoder, one learned row per known word, or per hash bucket where no words are listed.
+    `given`: not here, they come as tensors.
+    """
+
+    kind: str = "table"
     words: list[str] = field(default_factory=list)
     buckets: int = 256
+
+    def __post_init__(self):
+        choice("model.text.kind", self.kind, ("table", "given"))
 
 
 @dataclass
@@ -114,7 +125,7 @@ class CodecConfig:
 
     kind: str = "small"
     width: int = 96
-    """Channels of the Wan VAE at full resolution (the small codec's file says its own sizes)."""
+    """Channels of the Wan VAE at full resolution, where it has random weights (codec files say their own sizes)."""
     checkpoint: str | None = None
     statistics: str | None = None
     """Which data's latent mean and deviation to use, of those the small codec's file holds."""
@@ -123,6 +134,42 @@ class CodecConfig:
         self.checkpoint = found(self.checkpoint)
         choice("model.codec.kind", self.kind, ("small", "wan"))
         positive("model.codec.width", self.width)
+
+
+@dataclass
+class LoraConfig:
+    """One LoRA to merge when weights are read.
+
+    Attributes:
+        path: a file, or a folder in PEFT's layout.
+        scale: its strength, beside what its alpha and rank say.
+    """
+
+    path: str = ""
+    scale: float = 1.0
+
+    def __post_init__(self):
+        self.path = found(self.path)
+
+    @classmethod
+    def of(cls, given: Any) -> list[LoraConfig]:
+        """What `model.lora` may be: nothing, a path, `{path: ..., scale: ...}`, or a list of these."""
+        if given is None:
+            return []
+        if isinstance(given, list):
+            return [lora for one in given for lora in cls.of(one)]
+        if isinstance(given, cls):
+            return [given]
+        if isinstance(given, str):
+            return [cls(given)]
+        if not isinstance(given, dict) or "path" not in given:
+            raise UserError(f"model.lora={given}", "must be a path, or {path: FILE, scale: 1.0}", "name a file")
+        for key in given:
+            if key not in ("path", "scale"):
+                raise UserError(f"model.lora: {key}", "is no part of a LoRA", nearest(key, ("path", "scale")))
+        if not isinstance(given.get("scale", 1.0), int | float):
+            raise UserError(f"model.lora: scale={given['scale']}", "must be a number", "use 1.0")
+        return [cls(str(given["path"]), float(given.get("scale", 1.0)))]
 
 
 @dataclass
@@ -135,8 +182,12 @@ class ModelConfig:
     codec: CodecConfig = field(default_factory=CodecConfig)
 
     checkpoint: str | None = None
-    """A weight file, or a folder with config.json; null: random weights from `init_seed`."""
-    lora: str | None = None
+    """A weight file, or a folder with config.json, which then decides every size; null: random weights from
+    `init_seed`."""
+    lora: Any = None
+    """A LoRA's path, `{path: ..., scale: ...}`, or a list of these; kept as a list of `LoraConfig`."""
+    lora_alpha: float | None = None
+    """Alpha of a LoRA that does not say its own; null: its rank, so that its products are added as they are."""
     init_seed: int = 0
     dtype: str = "float32"
     attention: str = "sdpa"
@@ -167,21 +218,33 @@ class ModelConfig:
     width: int = 64
 
     def __post_init__(self):
-        self.checkpoint, self.lora = found(self.checkpoint), found(self.lora)
+        self.checkpoint, self.lora = found(self.checkpoint), LoraConfig.of(self.lora)
         choice("model.context", self.context, CONTEXT_RULES)
         choice("model.positions", self.positions, POSITION_RULES)
         choice("model.sampler", self.sampler, SAMPLERS)
         choice("model.dtype", self.dtype, DTYPES)
         choice("model.prompt_switch", self.prompt_switch, ("text_only", "recache"))
-        for name in ("steps", "chunk_frames", "window_frames", "shift", "fps"):
+        for name in ("steps", "chunk_frames", "window_frames", "shift", "fps", "lora_alpha"):
             positive(f"model.{name}", getattr(self, name))
         if self.prompt_switch == "recache":
             raise UserError("model.prompt_switch=recache", "is not built yet", "use model.prompt_switch=text_only")
-        if self.lora:
-            raise UserError(f"model.lora={self.lora}", "is not built yet", "merge it into the checkpoint")
+        if self.lora and self.checkpoint is None:
+            raise UserError(
+                f"model.lora={self.lora[0].path}", "is merged into the weights of a checkpoint", "give model.checkpoint"
+            )
+        if self.checkpoint is not None and Path(self.checkpoint).is_dir():
+            self._take_folder()
         self._check_schedule()
         self._check_window()
         self._check_sink()
+
+    def _take_folder(self):
+        """The sizes and the VAE of the checkpoint's folder."""
+        if sizes := published.network_sizes(self.checkpoint):
+            self.network = replace(self.network, **sizes)
+        if self.codec.kind == "wan" and self.codec.checkpoint is None:
+            vae = published.part(self.checkpoint, "vae")
+            self.codec = replace(self.codec, checkpoint=str(vae) if vae else None)
 
     def _check_schedule(self):
         if self.timesteps is None and self.steps is None:

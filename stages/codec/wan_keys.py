@@ -44,19 +44,30 @@ _MODULES: list[tuple[str, Callable[..., str]]] = [
 ]
 
 
-def original_key(key: str, blocks: int = 2) -> str:
-    """The original name of one diffusers weight; `blocks` is the model's `num_res_blocks`."""
+def _translated(key: str, blocks: int) -> str | None:
     module, _, parameter = key.rpartition(".")
     if parameter in ("weight", "bias", "gamma"):
         for pattern, name in _MODULES:
             if match := re.fullmatch(pattern, module):
                 # One block more than in the encoder, and the upsampler.
                 return f"{name(blocks + 2, *match.groups())}.{parameter}"
-    raise UserError(
-        f"vae weight {key}",
-        "must be a weight of a Wan2.1 VAE under its name in diffusers",
-        "give the vae folder of a Wan2.1 diffusers model, or Wan2.1_VAE.pth as it is (its names need no translation)",
-    )
+    return None
+
+
+def original_key(key: str, blocks: int = 2) -> str:
+    """The original name of one diffusers weight; `blocks` is the model's `num_res_blocks`."""
+    if (found := _translated(key, blocks)) is None:
+        raise UserError(
+            f"vae weight {key}",
+            "must be a weight of a Wan2.1 VAE under its name in diffusers",
+            "give the vae folder of a Wan2.1 diffusers model, or Wan2.1_VAE.pth as it is",
+        )
+    return found
+
+
+def original_name(key: str) -> str:
+    """As `original_key`, but names that are not diffusers' pass unchanged."""
+    return _translated(key, 2) or key
 
 
 def original_keys(state: Mapping[str, Tensor], blocks: int = 2) -> dict[str, Tensor]:

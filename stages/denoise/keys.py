@@ -1,10 +1,15 @@
-"""Checkpoint names: diffusers' spelling of Wan's transformer, translated to the published original."""
+"""Checkpoint names: what savers put before them, and diffusers' spelling, translated to the published original."""
 
 from __future__ import annotations
 
 import re
 
-# (diffusers pattern, original name), first match wins.
+# Of wrapping modules (FSDP, activation checkpoints, torch.compile, DDP, PEFT), and of programs that keep several
+# networks in one file.
+_PREFIXES = re.compile(r"^((base_model\.model|model|module|diffusion_model|transformer|generator|generator_ema)\.)+")
+_WRAPPERS = re.compile(r"(^|(?<=\.))(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+
+# (diffusers pattern, original name); all are applied, in this order.
 _DIFFUSERS = [
     (r"condition_embedder\.time_embedder\.linear_([12])\.", lambda m: f"time_embedding.{2 * int(m[1]) - 2}."),
     (r"condition_embedder\.text_embedder\.linear_([12])\.", lambda m: f"text_embedding.{2 * int(m[1]) - 2}."),
@@ -22,13 +27,9 @@ _DIFFUSERS = [
 ]
 
 
-def is_diffusers(names) -> bool:
-    """Whether a checkpoint uses diffusers' names."""
-    return any(name.startswith("condition_embedder.") for name in names)
-
-
 def original_name(name: str) -> str:
-    """A diffusers parameter name as Wan's own checkpoints spell it; original names pass unchanged."""
+    """A parameter's name as Wan's own checkpoints spell it; original names pass unchanged."""
+    name = _PREFIXES.sub("", _WRAPPERS.sub("", name))
     for pattern, replacement in _DIFFUSERS:
         name = re.sub(pattern, replacement, name)
     return name

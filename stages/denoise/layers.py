@@ -125,6 +125,16 @@ class Attention(nn.Module):
         return self.o(y.flatten(2))
 
 
+def joined(parts: list[Tensor]) -> Tensor:
+    """Contiguous tensors one after the other along their first dimension: copied, unless that is where they lie."""
+    whole, size = parts[0], parts[0].nbytes
+    behind = all(p.data_ptr() == whole.data_ptr() + i * size for i, p in enumerate(parts))
+    if not (behind and whole.untyped_storage().nbytes() >= len(parts) * size):
+        return torch.cat(parts)
+    shape = (len(parts) * whole.shape[0], *whole.shape[1:])
+    return whole.as_strided(shape, whole.stride(), whole.storage_offset())
+
+
 class Weights(NamedTuple):
     """A layer's parameters as its forward reads them.
 
@@ -190,14 +200,14 @@ class Layer(nn.Module):
         )
 
     def fuse(self) -> None:
-        """Prepare for inference, once the weights are in place: q, k and v become one product.
+        """Prepare for inference: q, k and v become one product. To be called again once the weights are in place.
 
-        Their parameters become views of it, so nothing is held twice.
+        Their parameters become views of it, so nothing is held twice; if they are that already, nothing is moved.
         """
         own = self.self_attn
         products, norms = (own.q, own.k, own.v), (own.norm_q, own.norm_k)
-        weight, bias = (torch.cat([getattr(p, name).data for p in products]) for name in ("weight", "bias"))
-        gains = torch.stack([n.weight.data for n in norms])
+        weight, bias = (joined([getattr(p, name).data for p in products]) for name in ("weight", "bias"))
+        gains = joined([n.weight.data for n in norms]).view(2, -1)
         for part, w, b in zip(products, weight.chunk(3), bias.chunk(3), strict=True):
             part.weight.data, part.bias.data = w, b
         for norm, gain in zip(norms, gains, strict=True):

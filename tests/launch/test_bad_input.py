@@ -50,7 +50,10 @@ NANO = ("model=nano", "stream.chunks=2")
         (["plan=timestep", "plan.workers=7"], "plan.workers=7: plan=timestep here is 4 workers, or 5 with decode"),
         (["model=pocket_world", "source.audio=x.wav"], "model=pocket_world takes no audio"),
         (["model.prompt_switch=recache"], "model.prompt_switch=recache: is not built yet; use"),
-        (["model.lora=/nowhere/l.safetensors"], "model.lora=/nowhere/l.safetensors: is not built yet"),
+        (
+            ["model.lora=/nowhere/l.safetensors"],
+            "model.lora=/nowhere/l.safetensors: is merged into the weights",
+        ),
         # Sizes.
         (["stream.height=40"], "stream.height=40: must be a multiple of 16; use 32 or 48"),
         (["stream.width=7"], "stream.width=7: must be a multiple of 16; use 16 or 32"),

@@ -1,0 +1,171 @@
+"""Published model folders: which file is which part, and the sizes that `config.json` gives.
+
+Three layouts are read: the original Wan one (`config.json`, `diffusion_pytorch_model*.safetensors`,
+`Wan2.1_VAE.pth`, `models_t5_*.pth`), a diffusers pipeline (`transformer/`, `vae/`, `text_encoder/`, `tokenizer/`), and
+a folder with weights alone, whose sizes are then the configuration's. Files that a layout does not name are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from conf.errors import UserError
+
+PARTS = {
+    "vae": ("Wan2.1_VAE.pth", "vae"),
+    "text_encoder": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder"),
+    "tokenizer": ("google/umt5-xxl", "tokenizer"),
+    "audio_encoder": ("wav2vec2-large-xlsr-53-english", "audio_encoder"),
+}
+"""Where the parts beside the network lie in a model's folder, in the original layout and in diffusers'."""
+
+INDEX = ".safetensors.index.json"
+WEIGHTS = (
+    "diffusion_pytorch_model" + INDEX,
+    "diffusion_pytorch_model.safetensors",
+    "model" + INDEX,
+    "model.safetensors",
+    "*" + INDEX,
+    "*.safetensors",
+    "*.pt",
+    "*.pth",
+)
+"""A network's weights in its folder: the first of these that is there counts."""
+SHARD = re.compile(r"-(\d+)-of-(\d+)(?=\.)")
+
+NETWORK = {
+    "dim": ("dim",),
+    "ffn_dim": ("ffn_dim",),
+    "heads": ("num_heads", "num_attention_heads"),
+    "layers": ("num_layers",),
+    "patch": ("patch_size",),
+    "in_channels": ("in_dim", "in_channels"),
+    "out_channels": ("out_dim", "out_channels"),
+    "freq_dim": ("freq_dim",),
+    "text_dim": ("text_dim",),
+    "text_tokens": ("text_len",),
+    "eps": ("eps",),
+}
+"""Sizes of `NetworkConfig` under their names in the original `config.json` and in diffusers'."""
+
+SUPPORTED = {
+    "model_type": ("t2v", "s2v"),
+    "qk_norm": (True, "rms_norm_across_heads"),
+    "cross_attn_norm": (True,),
+    "image_dim": (None,),
+    "added_kv_proj_dim": (None,),
+    "pos_embed_seq_len": (None,),
+}
+"""What `config.json` may say of things that the network here has in one form only."""
+
+
+def part(folder: str | Path, name: str) -> Path | None:
+    """Where a model's folder holds one of `PARTS`; None if it does not, or is no folder."""
+    found = (Path(folder) / place for place in PARTS[name])
+    return next((path for path in found if path.exists()), None)
+
+
+def network_folder(folder: str | Path) -> Path:
+    """The folder with the network's config and weights: the model's own, or its `transformer`."""
+    folder = Path(folder)
+    inner = folder / "transformer"
+    return inner if not (folder / "config.json").exists() and inner.is_dir() else folder
+
+
+def weight_files(path: str | Path, setting: str) -> dict[Path, list[str] | None]:
+    """The files that hold a network's weights, each with the names that count in it; None: all.
+
+    Args:
+        path: a file, an index of shards, or a folder.
+        setting: the configuration key, for error messages.
+
+    Raises:
+        UserError: there is no such file, no weights, several that might be meant, or a shard is missing.
+    """
+    given, path = f"{setting}={path}", Path(path)
+    if not path.exists():
+        raise UserError(given, "no such file or folder", "check the path")
+    if path.is_dir():
+        path = network_folder(path)
+        others = {place for places in PARTS.values() for place in places}
+        found: list[Path] = []
+        for pattern in WEIGHTS:
+            found = sorted(p for p in path.glob(pattern) if p.name not in others)
+            if found:
+                break
+        if not found:
+            raise UserError(
+                given, "the folder holds no .safetensors, .pt or .pth file", "point to the folder with the weights"
+            )
+        if len(found) > 1 and not _whole_set(found):
+            named = ", ".join(p.name for p in found[:3])
+            raise UserError(given, f"the folder holds several weight files ({named})", "name one of them")
+        if len(found) > 1:
+            return dict.fromkeys(found)
+        path = found[0]
+    return _indexed(given, path) if path.name.endswith(INDEX) else {path: None}
+
+
+def _indexed(given: str, path: Path) -> dict[Path, list[str] | None]:
+    try:
+        where = json.loads(path.read_text())["weight_map"].items()
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(given, f"{path.name} is no index of weights ({error!r})", "download it again") from error
+    files: dict[Path, list[str]] = {}
+    for key, name in where:
+        files.setdefault(path.parent / name, []).append(key)
+    for file in files:
+        if not file.exists():
+            raise UserError(given, f"{file.name}, which {path.name} names, is not there", "download it")
+    return files
+
+
+def _whole_set(files: Sequence[Path]) -> bool:
+    """Whether these are all the shards of one file."""
+    found = [SHARD.search(f.name) for f in files]
+    stems = {SHARD.sub("", f.name) for f in files}
+    return all(found) and len(stems) == 1 and {int(m[2]) for m in found} == {len(files)}
+
+
+def network_sizes(folder: str | Path, setting: str = "model.checkpoint") -> dict[str, Any]:
+    """Fields of `NetworkConfig` that a model's folder decides; empty if it has no `config.json`.
+
+    Raises:
+        UserError: the file is broken, of another kind of model, or asks for what the network here does not have.
+    """
+    path = network_folder(folder) / "config.json"
+    if not path.exists():
+        return {}
+    said = read_json(path, setting)
+    sizes = {ours: said[name] for ours, names in NETWORK.items() for name in names if name in said}
+    if "dim" not in sizes and {"num_attention_heads", "attention_head_dim"} <= said.keys():
+        sizes["dim"] = said["num_attention_heads"] * said["attention_head_dim"]
+    if "dim" not in sizes:
+        raise UserError(f"{setting}={folder}", "config.json is of no model known here", "it must say dim, or heads")
+    for name, allowed in SUPPORTED.items():
+        if said.get(name, allowed[0]) not in allowed:
+            raise UserError(
+                f"{path}: {name}={said[name]}",
+                f"is not supported, only {' or '.join(map(str, allowed))}",
+                "use a text-to-video or speech-to-video model of the Wan family",
+            )
+    return sizes
+
+
+def read_json(path: Path, setting: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: it is no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{setting}: {path}", f"is no JSON ({error})", "download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{setting}: {path}", "is no JSON object", "download it again")
+    return content
