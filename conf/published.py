@@ -49,8 +49,12 @@ NETWORK = {
     "text_dim": ("text_dim",),
     "text_tokens": ("text_len",),
     "eps": ("eps",),
+    "audio.layers": ("audio_inject_layers",),
+    "audio.adain": ("enable_adain",),
+    "audio.wav2vec.dim": ("audio_dim",),
+    "audio.wav2vec.tokens": ("num_audio_token",),
 }
-"""Sizes of `NetworkConfig` under their names in the original `config.json` and in diffusers'."""
+"""Sizes of `NetworkConfig`, by dotted name, under their names in the original `config.json` and in diffusers'."""
 
 SUPPORTED = {
     "model_type": ("t2v", "s2v"),
@@ -59,6 +63,11 @@ SUPPORTED = {
     "image_dim": (None,),
     "added_kv_proj_dim": (None,),
     "pos_embed_seq_len": (None,),
+    "adain_mode": ("attn_norm",),
+    "enable_motioner": (False,),
+    "enable_framepack": (True,),
+    "framepack_drop_mode": ("padd",),
+    "zero_timestep": (True,),
 }
 """What `config.json` may say of things that the network here has in one form only."""
 
@@ -132,7 +141,7 @@ def _whole_set(files: Sequence[Path]) -> bool:
 
 
 def network_sizes(folder: str | Path, setting: str = "model.checkpoint") -> dict[str, Any]:
-    """Fields of `NetworkConfig` that a model's folder decides; empty if it has no `config.json`.
+    """Fields of `NetworkConfig`, by dotted name, that a model's folder decides; empty if it has no `config.json`.
 
     Raises:
         UserError: the file is broken, of another kind of model, or asks for what the network here does not have.

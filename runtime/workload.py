@@ -8,14 +8,13 @@ from conf.schema import Config
 from parallel.plan import Workload
 from runtime.conditioning import Picture
 from runtime.versions import versions
-from stages.build import TEMPORAL_STRIDE, torch_dtype, wan_width
+from stages.build import TEMPORAL_STRIDE, text_encoder, torch_dtype, wan_width
 from stages.codec.base import parameter_bytes
 from stages.codec.small import SmallDecoder, read_config
 from stages.codec.wan import WanDecoder
 from stages.denoise.bank import Bank, Layout
 from stages.denoise.network import Network
 from stages.encode.audio import AudioEncoder
-from stages.encode.text import TextEncoder
 
 FLOAT = 4
 
@@ -38,8 +37,8 @@ def describe(config: Config) -> Workload:
     bare = layers(1, 1) if n > 1 else 0
     ends = layers(0, 0) - bare, layers(n, n) - bare
     audio = parameter_bytes(AudioEncoder(network.audio)) if network.audio else 0
-    table = model.text.kind == "table"
-    text = parameter_bytes(TextEncoder(model.text, network.text_dim, network.text_tokens)) if table else 0
+    prompts = text_encoder(model)
+    text = parameter_bytes(prompts[0]) if prompts else 0
     decoder = (
         WanDecoder(base=wan_width(model.codec)) if model.codec.kind == "wan" else _small_decoder(model.codec.checkpoint)
     )

@@ -41,34 +41,23 @@ def choose_device(kind: str) -> torch.device:
     return torch.device("cuda" if kind in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
 
 
-def _network(model: ModelConfig) -> Network:
-    return Network(model.network)
-
-
-def _text_encoder(model: ModelConfig) -> TextEncoder | None:
+def text_encoder(model: ModelConfig) -> tuple[TextEncoder, str] | None:
+    """The prompt's encoder without its weights, and where these lie in a model's file; None: text states are given."""
     if model.text.kind == "given":
         return None
-    return TextEncoder(model.text, model.network.text_dim, model.network.text_tokens)
+    return TextEncoder(model.text, model.network.text_dim, model.network.text_tokens), "text_encoder."
 
 
-def _audio_encoder(model: ModelConfig) -> AudioEncoder | None:
-    return AudioEncoder(model.network.audio) if model.network.audio else None
-
-
-PARTS: dict[str, Callable[[ModelConfig], nn.Module | None]] = {
-    "": _network,
-    "text_encoder.": _text_encoder,
-    "audio_encoder.": _audio_encoder,
-}
-"""What a model's weight file holds, by prefix; None: this model has no such part."""
+def audio_encoder(model: ModelConfig) -> tuple[AudioEncoder, str] | None:
+    """The sound's encoder likewise; None for a model that does not listen."""
+    return (AudioEncoder(model.network.audio), "audio_encoder.") if model.network.audio else None
 
 
 def whole(model: ModelConfig) -> dict[str, torch.Size]:
     """Name and shape of every weight of a model's file, whoever holds it."""
     with torch.device("meta"):
-        parts = {prefix: make(model) for prefix, make in PARTS.items()}
-    held = {prefix: part.state_dict() for prefix, part in parts.items() if part is not None}
-    return {prefix + name: value.shape for prefix, state in held.items() for name, value in state.items()}
+        parts = filter(None, [(Network(model.network), ""), text_encoder(model), audio_encoder(model)])
+    return {prefix + name: value.shape for part, prefix in parts for name, value in part.state_dict().items()}
 
 
 class Checkpoint:
@@ -120,17 +109,14 @@ def build_network(
 
 def build_text_encoder(model: ModelConfig) -> TextEncoder | None:
     """The prompt's encoder (CPU: it runs once per prompt); None where text states are given."""
-    return _build_encoder(model, "text_encoder.")
+    part = text_encoder(model)
+    return _filled(part[0], model, part[1]) if part else None
 
 
 def build_audio_encoder(model: ModelConfig) -> AudioEncoder | None:
     """The sound's encoder, if the model listens."""
-    return _build_encoder(model, "audio_encoder.")
-
-
-def _build_encoder(model: ModelConfig, prefix: str) -> nn.Module | None:
-    module = PARTS[prefix](model)
-    return None if module is None else _filled(module, model, prefix)
+    part = audio_encoder(model)
+    return _filled(part[0], model, part[1]) if part else None
 
 
 def wan_width(codec: CodecConfig) -> int:

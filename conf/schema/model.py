@@ -185,7 +185,7 @@ class ModelConfig:
     """A weight file, or a folder with config.json, which then decides every size; null: random weights from
     `init_seed`."""
     lora: Any = None
-    """A LoRA's path, `{path: ..., scale: ...}`, or a list of these; kept as a list of `LoraConfig`."""
+    """A LoRA's path, `{path: ..., scale: ...}`, or a list of these; kept as a list of `LoraConfig`, or null."""
     lora_alpha: float | None = None
     """Alpha of a LoRA that does not say its own; null: its rank, so that its products are added as they are."""
     init_seed: int = 0
@@ -218,7 +218,7 @@ class ModelConfig:
     width: int = 64
 
     def __post_init__(self):
-        self.checkpoint, self.lora = found(self.checkpoint), LoraConfig.of(self.lora)
+        self.checkpoint, self.lora = found(self.checkpoint), LoraConfig.of(self.lora) or None
         choice("model.context", self.context, CONTEXT_RULES)
         choice("model.positions", self.positions, POSITION_RULES)
         choice("model.sampler", self.sampler, SAMPLERS)
@@ -238,10 +238,29 @@ class ModelConfig:
         self._check_window()
         self._check_sink()
 
+    def _resized(self, config: Any, sizes: dict[str, Any], inside: str = "") -> Any:
+        """A configuration with some fields replaced, all at once; `a.b` is field `b` of field `a`."""
+        own, deeper = {}, {}
+        for name, value in sizes.items():
+            field_name, _, rest = name.partition(".")
+            if rest:
+                deeper.setdefault(field_name, {})[rest] = value
+            else:
+                own[name] = value
+        for name, below in deeper.items():
+            if (part := getattr(config, name, None)) is None:
+                raise UserError(
+                    f"model.checkpoint={self.checkpoint}",
+                    f"config.json is of a model with {inside}{name}, which model={self.name} has not",
+                    "name the model it is of (python -m launch.inspect says which)",
+                )
+            own[name] = self._resized(part, below, f"{inside}{name}.")
+        return replace(config, **own)
+
     def _take_folder(self):
         """The sizes and the VAE of the checkpoint's folder."""
         if sizes := published.network_sizes(self.checkpoint):
-            self.network = replace(self.network, **sizes)
+            self.network = self._resized(self.network, sizes)
         if self.codec.kind == "wan" and self.codec.checkpoint is None:
             vae = published.part(self.checkpoint, "vae")
             self.codec = replace(self.codec, checkpoint=str(vae) if vae else None)

@@ -1,0 +1,171 @@
+"""Random checkpoints in the published layouts, at any width: what tests and benchmarks load.
+
+Names and shapes are written down here, not taken from the network, so that loading them says something.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+Shapes = dict[str, tuple[int, ...]]
+
+T2V_14B = {"dim": 5120, "ffn_dim": 13824, "num_layers": 40, "num_heads": 40}
+SMALL = {"dim": 48, "ffn_dim": 80, "num_layers": 4, "num_heads": 4, "freq_dim": 32, "text_dim": 24, "text_len": 8}
+"""Every size another one, so that no two can be mistaken for each other."""
+
+
+def t2v_config(**sizes: Any) -> dict[str, Any]:
+    """A `config.json` of Wan2.1 text-to-video, as published, with some sizes replaced."""
+    published = {"_class_name": "WanModel", "_diffusers_version": "0.30.0", "eps": 1e-06, "freq_dim": 256}
+    return published | {"in_dim": 16, "model_type": "t2v", "out_dim": 16, "text_len": 512} | T2V_14B | sizes
+
+
+def s2v_config(**sizes: Any) -> dict[str, Any]:
+    """A `config.json` of Wan2.2-S2V-14B, as published, with some sizes replaced."""
+    published = {
+        "_class_name": "WanModel_S2V",
+        "_diffusers_version": "0.34.0",
+        "adain_mode": "attn_norm",
+        "add_last_motion": True,
+        "audio_dim": 1024,
+        "audio_inject_layers": [0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39],
+        "cond_dim": 16,
+        "enable_adain": True,
+        "enable_framepack": True,
+        "enable_motioner": False,
+        "framepack_drop_mode": "padd",
+        "motion_frames": 73,
+        "num_audio_token": 4,
+        "trainable_token_pos_emb": False,
+        "zero_timestep": True,
+    }
+    return t2v_config(**published) | {"model_type": "s2v"} | sizes
+
+
+def _linear(name: str, out: int, inputs: int, *kernel: int) -> Shapes:
+    return {f"{name}.weight": (out, inputs, *kernel), f"{name}.bias": (out,)}
+
+
+def _attention(name: str, dim: int) -> Shapes:
+    found: Shapes = {f"{name}.norm_{x}.weight": (dim,) for x in "qk"}
+    for x in "qkvo":
+        found |= _linear(f"{name}.{x}", dim, dim)
+    return found
+
+
+def t2v_shapes(config: Mapping[str, Any]) -> Shapes:
+    """Every key of a Wan transformer under its original name: 15 and 27 per layer."""
+    dim, ffn, patch = config["dim"], config["ffn_dim"], tuple(config.get("patch_size", (1, 2, 2)))
+    found = _linear("patch_embedding", dim, config["in_dim"], *patch)
+    found |= _linear("text_embedding.0", dim, config.get("text_dim", 4096)) | _linear("text_embedding.2", dim, dim)
+    found |= _linear("time_embedding.0", dim, config["freq_dim"]) | _linear("time_embedding.2", dim, dim)
+    found |= _linear("time_projection.1", 6 * dim, dim)
+    for i in range(config["num_layers"]):
+        block = f"blocks.{i}"
+        found |= {f"{block}.modulation": (1, 6, dim)}
+        found |= {f"{block}.norm3.weight": (dim,), f"{block}.norm3.bias": (dim,)}
+        found |= _attention(f"{block}.self_attn", dim) | _attention(f"{block}.cross_attn", dim)
+        found |= _linear(f"{block}.ffn.0", ffn, dim) | _linear(f"{block}.ffn.2", dim, ffn)
+    found |= _linear("head.head", config["out_dim"] * prod(patch), dim)
+    return found | {"head.modulation": (1, 2, dim)}
+
+
+def s2v_shapes(config: Mapping[str, Any]) -> Shapes:
+    """Every key of Wan2.2-S2V: those of the transformer, the audio encoder, its injectors, pose and motion."""
+    dim, heard, channels = config["dim"], config["audio_dim"], config["in_dim"]
+    found = t2v_shapes(config) | {"trainable_cond_mask.weight": (3, dim)}
+    found |= _linear("cond_encoder", dim, config["cond_dim"], 1, 2, 2)
+    encoder = "casual_audio_encoder.encoder"
+    found |= {"casual_audio_encoder.weights": (1, 25, 1, 1), f"{encoder}.padding_tokens": (1, 1, 1, dim)}
+    found |= _linear(f"{encoder}.conv1_local.conv", dim, heard, 3)
+    found |= _linear(f"{encoder}.conv1_global.conv", dim // 4, heard, 3)
+    found |= _linear(f"{encoder}.conv2.conv", dim // 2, dim // 4, 3)
+    found |= _linear(f"{encoder}.conv3.conv", dim, dim // 2, 3)
+    found |= _linear(f"{encoder}.final_linear", dim, dim)
+    for j in range(len(config["audio_inject_layers"])):
+        found |= _attention(f"audio_injector.injector.{j}", dim)
+        found |= _linear(f"audio_injector.injector_adain_layers.{j}.linear", 2 * dim, dim)
+    for name, factor in (("proj", 1), ("proj_2x", 2), ("proj_4x", 4)):
+        found |= _linear(f"frame_packer.{name}", dim, channels, factor, 2 * factor, 2 * factor)
+    return found
+
+
+def random_tensors(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Values for every shape, each a function of its name, of a size that keeps activations near one."""
+    found = {}
+    for name, shape in shapes.items():
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+        values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        if len(shape) > 1 and not name.endswith("modulation"):
+            values *= prod(shape[1:]) ** -0.5
+        elif "norm" in name and not name.endswith("bias"):
+            values = 1 + 0.1 * values
+        else:
+            values *= 0.1
+        found[name] = values.to(dtype)
+    return found
+
+
+def vae_tensors(base: int) -> dict[str, Tensor]:
+    """Weights of a Wan2.1 VAE, both halves, under their original names."""
+    from stages.codec.wan import WanDecoder, WanEncoder
+
+    with torch.device("meta"):
+        halves = WanEncoder(base=base), WanDecoder(base=base)
+    return random_tensors({k: tuple(v.shape) for half in halves for k, v in half.state_dict().items()})
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor], shards: int = 1) -> None:
+    """`diffusion_pytorch_model.safetensors`, or that many shards of it with their index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem, names = "diffusion_pytorch_model", list(tensors)
+    if shards == 1:
+        save_file(dict(tensors), folder / f"{stem}.safetensors")
+        return
+    where = {}
+    for shard in range(shards):
+        file = f"{stem}-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        # Layers are spread over all shards, as they are where shards are filled by size.
+        own = {name: tensors[name] for name in names[shard::shards]}
+        save_file(own, folder / file)
+        where |= dict.fromkeys(own, file)
+    size = sum(t.nbytes for t in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": where}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_folder(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], shards: int = 1, vae: int | None = None
+) -> Path:
+    """A model's folder in the original layout; `vae`: the width of a VAE to go with it."""
+    write_shards(folder, tensors, shards)
+    (folder / "config.json").write_text(json.dumps(dict(config)))
+    if vae:
+        torch.save(vae_tensors(vae), folder / "Wan2.1_VAE.pth")
+    return folder
+
+
+def lora_tensors(shapes: Mapping[str, tuple[int, ...]], rank: int, spelling: str = "{}.lora_{}.weight") -> dict:
+    """Factors for every linear that Live Avatar's LoRA adapts: q, k, v, o of all attentions, and the feed-forward.
+
+    Args:
+        spelling: of a key, given the module and A or B.
+    """
+    targets = ("q", "k", "v", "o", "ffn.0", "ffn.2")
+    modules = [n.removesuffix(".weight") for n, s in shapes.items() if n.endswith(".weight") and len(s) == 2]
+    found: Shapes = {}
+    for module in modules:
+        if module.endswith(tuple(f".{t}" for t in targets)) and ("blocks." in module or "injector." in module):
+            out, inputs = shapes[f"{module}.weight"]
+            found[spelling.format(module, "A")] = (rank, inputs)
+            found[spelling.format(module, "B")] = (out, rank)
+    return random_tensors(found)
