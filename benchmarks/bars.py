@@ -11,6 +11,7 @@ from benchmarks import (
     exact,
     hashes,
     kill,
+    loading,
     owned,
     pipeline,
     prediction,
@@ -21,8 +22,8 @@ from benchmarks import (
 )
 
 BENCHES = (
-    hashes, decoder, step, constant, exact, sequence_parallel, owned, pipeline, kill, efficiency, prediction, published,
-    uneven,
+    hashes, decoder, step, constant, exact, sequence_parallel, owned, loading, pipeline, kill, efficiency, prediction,
+    published, uneven,
 )  # fmt: skip
 
 

@@ -133,19 +133,27 @@ class Loras:
         self.adapters = [Lora(config, whole, alpha) for config in configs]
         self._device = device
         self._held: tuple[str, list[tuple[Tensor, Tensor]]] = ("", [])
+        # One buffer for all sums: memory that is taken and freed all the time does not all go back to the system.
+        self._sum = torch.empty(0, device=device)
 
     def __call__(self, name: str, rows: slice, values: Tensor) -> Tensor:
-        """Rows of the weight `name` with what the adapters add to them, in float32; as they are if that is nothing."""
+        """Rows of the weight `name` with what the adapters add to them, in float32; as they are if that is nothing.
+
+        The sum holds until the next call.
+        """
         if self._held[0] != name:
             found = (adapter.factors(name, self._device) for adapter in self.adapters)
             self._held = name, [factors for factors in found if factors is not None]
         factors = self._held[1]
         if not factors:
             return values
-        values = values.to(self._device, torch.float32, copy=True)
+        if self._sum.numel() < values.numel():
+            self._sum = torch.empty(values.numel(), device=self._device)
+        found = self._sum[: values.numel()].view(len(values), -1)
+        found.copy_(values.flatten(1))
         for b, a in factors:
-            values += (b[rows] @ a).view(values.shape)
-        return values
+            found.addmm_(b[rows], a)
+        return found.view(values.shape)
 
 
 def _role(key: str) -> tuple[str, str | None]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from conf.errors import UserError
 from conf.published import weight_files
 
-PIECE = 1 << 24
+PIECE = 1 << 21
 """Bytes read at once, at most: what a reader that converts or adds holds beside its own weights."""
 
 WRAPPERS = ("generator_ema", "generator", "generator_lora", "model", "state_dict", "model_state_dict", "module", "ema")

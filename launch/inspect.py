@@ -1,0 +1,208 @@
+"""What a checkpoint is, and what it would take to run it: `python -m launch.inspect PATH [overrides]`.
+
+PATH is a file or a folder. Prints its family, sizes, types and parts, which of its keys the model does not know or
+lacks, and, with the overrides that `launch.stream` takes, what every worker of a plan would hold (`plan=layers
+plan.workers=9`), whether that fits a cluster (`cluster=h100x5`), and what a LoRA adapts (`model.lora=FILE`). Reads
+headers, not weights.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from conf import published
+from conf.errors import UserError
+from conf.schema import Config, ModelConfig
+from launch import plan as plans
+from launch import planning, ranking
+from launch.cli import EXIT_USER_ERROR, compose, run
+from launch.figures import human
+from parallel.builders import build
+from parallel.planner import assess, choose, too_big
+from parallel.simulated import simulated
+from stages.build import whole
+from stages.families import Family, family_of, network_sizes
+from stages.lora import SPELLINGS, Lora
+from stages.weight_file import WeightFile
+from stages.weights import IGNORED, first
+
+
+class Contents:
+    """A weight file and its family.
+
+    Raises:
+        UserError: it is no weight file, or of no family that is known here.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        raw = WeightFile(path, "PATH")
+        family = family_of({key: e.shape for key, e in raw.entries.items()})
+        if family is None:
+            raise UserError(
+                path,
+                f"is of no family known here ({len(raw.entries)} keys: {first(raw.entries)})",
+                "give a network of the Wan family, its VAE or text encoder, a LoRA, or a model that ships",
+            )
+        self.family: Family = family
+        self.entries = WeightFile(path, "PATH", family.rename).entries
+        self.shapes = {name: e.shape for name, e in self.entries.items()}
+
+    @property
+    def configured(self) -> bool:
+        """Whether a config.json tells its sizes."""
+        return Path(self.path).is_dir() and bool(published.network_sizes(self.path))
+
+    def overrides(self, given: list[str]) -> list[str]:
+        """The command line of `launch.stream` that runs it: its model, and its sizes where no config.json says them."""
+        sizes = network_sizes(self.shapes)
+        name = self.family.models[0]
+        for model in self.family.models:
+            if compose("stream", Config, [f"model={model}"]).model.network.dim == sizes["dim"]:
+                name = model
+        own = [] if self.configured else [f"model.network.{k}={v}".replace(" ", "") for k, v in sizes.items()]
+        named = [] if any(g.startswith("model=") for g in given) else [f"model={name}"]
+        return [*named, *own, f"model.checkpoint={self.path}", *given]
+
+    def rows(self) -> dict[str, str]:
+        """What it is, in a few lines."""
+        count, size = Counter(), Counter()
+        for entry in self.entries.values():
+            count[entry.dtype] += entry.shape.numel()
+            size[entry.dtype] += entry.nbytes
+        types = (f"{_named(t)} {_count(n)} ({human(size[t])})" for t, n in count.most_common())
+        files = {entry.file for entry in self.entries.values()}
+        return {
+            "family": self.family.name,
+            "files": f"{len(files)}, {human(sum(f.stat().st_size for f in files))}",
+            "keys": str(len(self.entries)),
+            "parameters": ", ".join(types),
+        }
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _count(parameters: int) -> str:
+    return human(parameters).removesuffix("B").strip().replace("G", "B").replace("k", "K")
+
+
+def model_rows(contents: Contents, model: ModelConfig) -> dict[str, str]:
+    """Of a network: its sizes, what of it does not fit the model, and the other parts in its folder."""
+    network, known = model.network, whole(model)
+    unknown = [e.key for name, e in contents.entries.items() if name not in known and not IGNORED.fullmatch(name)]
+    missing = [name for name in known if name not in contents.entries]
+    shapes = [
+        f"{e.key} {list(e.shape)} instead of {list(known[name])}"
+        for name, e in contents.entries.items()
+        if name in known and e.shape != known[name]
+    ]
+    found = {
+        "model": f"{model.name} ({model.context}, {model.step_count} steps, window {model.window_frames})",
+        "sizes": f"{network.layers} layers, width {network.dim}, feed-forward {network.ffn_dim}, {network.heads} heads"
+        f"{'' if contents.configured else ' (not told by shapes: assumed)'}, "
+        f"text {network.text_dim} x {network.text_tokens}",
+    }
+    for what, names in (("unknown keys", unknown), ("missing keys", missing), ("other shapes", shapes)):
+        found[what] = f"{len(names)}: {first(names)}" if names else "none"
+    for name in published.PARTS if Path(contents.path).is_dir() else ():
+        found[name.replace("_", " ")] = str(published.part(contents.path, name) or "not in the folder")
+    if model.codec.checkpoint:
+        found["codec"] = model.codec.checkpoint
+    for config in model.lora or []:
+        found[f"lora {Path(config.path).name}"] = lora(Lora(config, known, model.lora_alpha))
+    return found
+
+
+def lora(adapter: Lora) -> str:
+    """What an adapter changes, and by which factors."""
+    scales = Counter(round(pair.scale, 4) for pair in adapter.pairs.values())
+    ranks = Counter(adapter.file.entries[pair.a].shape[0] for pair in adapter.pairs.values())
+    return f"{len(adapter.pairs)} weights, rank {_listed(ranks)}, scale {_listed(scales)}"
+
+
+def _listed(counts: Counter) -> str:
+    return ", ".join(str(value) for value, _ in counts.most_common(3)) + (", ..." if len(counts) > 3 else "")
+
+
+def _table(rows: dict[str, str]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _fit(config: Config, console: Console) -> None:
+    """What every worker holds, and on a named cluster whether that fits."""
+    workload = planning.workload_of(config)
+    if not (config.cluster.devices or config.cluster.file):
+        console.print(plans.workers(build(config.plan, workload), config.stream.count))
+        return
+    cluster, demand = planning.cluster_of(config), planning.demand(config)
+    try:
+        if config.plan.name == "auto":
+            choice = choose(workload, cluster, demand, config.objective, config.plan, simulated)
+        else:
+            choice = assess(config.plan, workload, cluster, demand)
+    except UserError as error:
+        console.print(f"Does not fit cluster={cluster.name}: {error}")
+        return
+    console.print(f"plan: {ranking.overrides(choice)}\n")
+    console.print(ranking.devices(choice, cluster))
+    if choice.short > 0:
+        console.print(f"Does not fit cluster={cluster.name}: {too_big(choice, cluster)}")
+    else:
+        console.print(f"Fits cluster={cluster.name}.")
+
+
+def job(contents: Contents, config: Config, console: Console) -> None:
+    """Print what is known of a network's checkpoint."""
+    console.print(_table(contents.rows() | model_rows(contents, config.model)))
+    console.print()
+    _fit(config, console)
+
+
+def part_rows(contents: Contents) -> dict[str, str]:
+    """Of a file that is a part of a model."""
+    if contents.family.name == "LoRA":
+        ranks = Counter(s[0] for key, s in contents.shapes.items() if SPELLINGS[0][0].fullmatch(key))
+        ranks = ranks or Counter(s[0] for key, s in contents.shapes.items() if SPELLINGS[2][0].fullmatch(key))
+        return {"adapts": f"{sum(ranks.values())} weights, rank {_listed(ranks)}"}
+    if contents.family.name == "Wan2.1 VAE":
+        halves = [h for h in ("encoder", "decoder") if any(n.startswith(f"{h}.") for n in contents.shapes)]
+        width = contents.shapes.get("encoder.conv1.bias", contents.shapes.get("decoder.head.0.gamma"))[0]
+        return {"sizes": f"width {width}", "halves": " and ".join(halves)}
+    return {}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.width = plans.COLUMNS if not console.is_terminal else console.width
+    paths, given = [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
+    try:
+        if len(paths) != 1:
+            raise UserError("launch.inspect " + " ".join(paths), "takes one PATH", "name a weight file or a folder")
+        contents = Contents(paths[0])
+        if not contents.family.models:
+            console.print(_table(contents.rows() | part_rows(contents)))
+            return 0
+        overrides = contents.overrides(given)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    if any(g.startswith("cluster=") for g in given) and not any(g.startswith("plan=") for g in given):
+        overrides.append("plan=auto")
+    return run("stream", Config, lambda config, resolved: job(contents, config, console), overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
