@@ -147,9 +147,9 @@ class Conditioning:
         self.actions = self._open_actions(source)
         self._image = load_image(source.image, self.picture.height, self.picture.width) if source.image else None
         self._last_text: object = None
-        self._refuse_unread_prompt()
         self._reference = self._given("reference_latent", (1, model.network.in_channels, 1, *self.picture.latent))
         self.text_encoder = None if self._has("context") else encoders.text
+        self._refuse_unread_prompt()
         self.audio_encoder = encoders.audio
         self._steered: tuple[str, float] | None = None
         self._accepted: dict[int, float] = {}
@@ -176,7 +176,7 @@ class Conditioning:
 
     def _refuse_unread_prompt(self) -> None:
         """A model whose text states are given has nothing that could read a prompt."""
-        if self.model.text.kind != "given" or self._has("context"):
+        if self.text_encoder is not None or self._has("context"):
             return
         if prompt := next(filter(None, self._prompts.values()), None):
             raise UserError(

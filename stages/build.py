@@ -42,8 +42,11 @@ def choose_device(kind: str) -> torch.device:
 
 
 def text_encoder(model: ModelConfig) -> tuple[TextEncoder, str] | None:
-    """The prompt's encoder without its weights, and where these lie in a model's file; None: text states are given."""
-    if model.text.kind == "given":
+    """The prompt's encoder without its weights, and where these lie in a model's file; None: text states are given.
+
+    A model with random weights reads prompts with a random table, too: it means as much as all else it does.
+    """
+    if model.text.kind == "given" and model.checkpoint is not None:
         return None
     return TextEncoder(model.text, model.network.text_dim, model.network.text_tokens), "text_encoder."
 

@@ -108,7 +108,7 @@ class TextConfig:
     """How prompts become text states.
 
     `table`: the small encoder, one learned row per known word, or per hash bucket where no words are listed.
-    `given`: not here, they come as tensors.
+    `given`: not here, they come as tensors (unless all weights are random).
     """
 
     kind: str = "table"
