@@ -18,7 +18,7 @@ def layer_flops(config: Config) -> tuple[float, ...]:
     model, network = config.model, config.model.network
     picture = Picture.of(model, config.stream)
     tokens = picture.rows * picture.columns
-    new, keys, d = model.chunk_frames * tokens, Layout.of(model, tokens).frames * tokens, network.dim
+    new, keys, d = model.chunk_frames * tokens, Layout.of(model, tokens).size, network.dim
     linear = 2 * new * (6 * d * d + 2 * d * network.ffn_dim)
     attention = 4 * new * d * (keys + network.text_tokens)
     sound = 2 * new * 2 * d * d

@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import BinaryIO
 
@@ -28,12 +28,18 @@ from stages.build import (
     build_audio_encoder,
     build_encoder,
     build_text_encoder,
+    build_wav2vec,
+    torch_dtype,
     video_frames,
 )
 from stages.codec.base import parameter_bytes
 from stages.denoise.denoiser import ChunkConditioning
 from stages.denoise.draws import Draws
+from stages.denoise.frame_pack import FRAMES as MOTION_FRAMES
+from stages.denoise.frame_pack import UNIT as PACK_UNIT
 from stages.encode.actions import one_hot
+from stages.encode.audio_features import LogMel
+from stages.encode.wav2vec import Features, Listening, WholeFile
 from stages.sources.actions import ActionFile, LiveActions
 from stages.sources.audio import AudioFile, LivePcm, Silence
 from stages.sources.image import load_image
@@ -57,13 +63,13 @@ class Picture:
         size = stream.height or model.height, stream.width or model.width
         tokens = []
         for name, pixels, patch in zip(("height", "width"), size, model.network.patch[1:], strict=True):
-            unit = SPATIAL_STRIDE * patch
+            unit = SPATIAL_STRIDE * patch * (PACK_UNIT if model.network.frame_pack else 1)
             if pixels % unit:
                 lower = max(unit, pixels // unit * unit)
                 raise UserError(
                     f"stream.{name}={pixels}", f"must be a multiple of {unit}", f"use {lower} or {lower + unit}"
                 )
-            tokens.append(pixels // unit)
+            tokens.append(pixels // (SPATIAL_STRIDE * patch))
         return Picture(*size, *tokens)
 
     @property
@@ -89,24 +95,39 @@ class Encoders:
 
     @cached_property
     def audio(self):
-        """Features [1, F, n] -> tokens; None for a model without sound."""
-        return build_audio_encoder(self.model)
+        """Features -> tokens; None for a model without sound."""
+        return build_audio_encoder(self.model, self.device)
+
+    @cached_property
+    def wav2vec(self):
+        """Samples -> hidden states; None for a model that does without."""
+        return build_wav2vec(self.model, self.device)
+
+    def listen(self, whole_file: bool = False) -> LogMel | Features:
+        """New features of a sound, which may be heard all at once if it is a file."""
+        audio, fps = self.model.network.audio, self.model.fps
+        if audio.wav2vec is None:
+            return LogMel(fps, audio.rows_per_frame, audio.bands, lookahead_s=audio.lookahead_s)
+        if whole_file and audio.wav2vec.whole_file:
+            return WholeFile(lambda: self.wav2vec, audio.wav2vec, fps)
+        return Listening(lambda: self.wav2vec, audio.wav2vec, fps, audio.lookahead_s)
 
     def load(self) -> None:
         """Load what stays, for streams to come."""
-        _ = self.text, self.audio
+        _ = self.text, self.audio, self.wav2vec
 
     @property
     def weight_bytes(self) -> int:
         """Of those loaded so far that stay: the codec's encoder is let go of once a reference is encoded."""
-        held = (self.__dict__.get(name) for name in ("text", "audio"))
-        return sum(parameter_bytes(e) for e in held if e is not None)
+        held = self.__dict__
+        modules = [held.get("text"), held.get("audio"), getattr(held.get("wav2vec"), "model", None)]
+        return sum(parameter_bytes(module) for module in modules if module is not None)
 
     @torch.inference_mode()
-    def still(self, image: Tensor) -> Tensor:
-        """The latent [1, C, 1, h, w] of an image [3, H, W] held still."""
+    def still(self, image: Tensor, latents: int = 1) -> Tensor:
+        """Latents [1, C, n, h, w] of an image [3, H, W] held still."""
         encoder = build_encoder(self.model, self.device)
-        frames = video_frames(self.model.codec.kind, 1, first=True)
+        frames = video_frames(replace(self.model.codec, prime=0), latents, first=True)
         dtype = next(encoder.parameters()).dtype
         video = image.to(self.device, dtype)[None, :, None].repeat(1, 1, frames, 1, 1)
         return encoder(video, encoder.start())
@@ -147,16 +168,20 @@ class Conditioning:
         self.actions = self._open_actions(source)
         self._image = load_image(source.image, self.picture.height, self.picture.width) if source.image else None
         self._last_text: object = None
-        self._reference = self._given("reference_latent", (1, model.network.in_channels, 1, *self.picture.latent))
+        channels, latent = model.network.in_channels, self.picture.latent
+        self._reference = self._given("reference_latent", (1, channels, 1, *latent))
+        self._motion = self._given("motion_latents", (1, channels, None, *latent))
         self.text_encoder = None if self._has("context") else encoders.text
         self._refuse_unread_prompt()
         self.audio_encoder = encoders.audio
+        if not self._has("audio_features.000000"):
+            _ = encoders.wav2vec
         self._steered: tuple[str, float] | None = None
         self._accepted: dict[int, float] = {}
         """When the prompts were accepted that were given while the stream ran, by chunk."""
         self._grey = self._reference is None and self._image is None
-        if model.reference and self._reference is None:
-            self._reference = self._encode_reference()
+        if model.reference:
+            self._encode_reference()
         self.live = "-" in (source.audio, source.actions)
 
     # -- opening ---------------------------------------------------------------------------------------------
@@ -169,9 +194,11 @@ class Conditioning:
                 raise UserError(
                     f"source.{name}={value}", f"model={self.model.name} takes no {name}", f"set source.{name}=null"
                 )
-        if self._has("motion_latents"):
+        for key, used in (("motion_latents", network.frame_pack), ("pose_latents", network.pose)):
+            if used or not self._has(key):
+                continue
             raise UserError(
-                "source.tensors: motion_latents", f"model={self.model.name} has no motion tokens", "leave the key out"
+                f"source.tensors: {key}", f"model={self.model.name} takes no {key.split('_')[0]}", "leave the key out"
             )
 
     def _refuse_unread_prompt(self) -> None:
@@ -189,9 +216,16 @@ class Conditioning:
     def _open_sound(self, source: SourceConfig) -> Sound | None:
         if not self.model.network.audio:
             return None
+        wav2vec = self.model.network.audio.wav2vec
+        if source.audio == "-" and wav2vec and wav2vec.whole_file:
+            raise UserError(
+                "model.network.audio.wav2vec.whole_file=true", "live sound has no end to wait for", "set it to false"
+            )
         if source.audio == "-":
-            return Sound(self.model, LivePcm(self._stdin, stop=self.stop))
-        return Sound(self.model, AudioFile(source.audio) if source.audio else Silence())
+            heard = LivePcm(self._stdin, stop=self.stop)
+        else:
+            heard = AudioFile(source.audio) if source.audio else Silence()
+        return Sound(heard, self.model.fps, self.encoders.listen(whole_file=isinstance(heard, AudioFile)))
 
     def _open_actions(self, source: SourceConfig):
         names = self.model.network.actions
@@ -201,11 +235,18 @@ class Conditioning:
             return LiveActions(self._stdin, names, stop=self.stop)
         return ActionFile(source.actions, names)
 
-    def _encode_reference(self) -> Tensor:
-        """The latent [1, C, 1, h, w] of the image held still; mid-grey where none is given."""
-        if self._image is None:
-            self._image = torch.zeros(3, self.picture.height, self.picture.width)
-        return self.encoders.still(self._image)
+    def _encode_reference(self) -> None:
+        """What is not given of the reference and the motion frames: the image held still, mid-grey where none is given.
+
+        A causal encoder gives the picture's own latent first.
+        """
+        missing = MOTION_FRAMES if self.model.network.frame_pack and self._motion is None else 0
+        if self._reference is not None and not missing:
+            return
+        image = torch.zeros(3, self.picture.height, self.picture.width) if self._image is None else self._image
+        still = self.encoders.still(image, missing or 1)
+        self._reference = still[:, :, :1] if self._reference is None else self._reference
+        self._motion = still if missing else self._motion
 
     # -- what was given as tensors ------------------------------------------------------------------------------
 
@@ -219,9 +260,9 @@ class Conditioning:
 
     def frames(self, chunk: int) -> tuple[int, int]:
         """(first video frame, number of video frames) of a chunk."""
-        c, kind = self.model.chunk_frames, self.model.codec.kind
-        before = video_frames(kind, chunk * c, first=True) if chunk else 0
-        return before, video_frames(kind, c, first=chunk == 0)
+        c, codec = self.model.chunk_frames, self.model.codec
+        before = video_frames(codec, chunk * c, first=True) if chunk else 0
+        return before, video_frames(codec, c, first=chunk == 0)
 
     def length(self) -> int | None:
         """Chunks the configuration asks for; None: as long as the sources last."""
@@ -262,7 +303,8 @@ class Conditioning:
         # A live source may have ended while it was waited for.
         if self.live and self._over(chunk):
             return None
-        return ChunkConditioning(audio, actions)
+        pose = self._given(f"pose_latents.{chunk:06d}", self._latent_shape, torch.float32)
+        return ChunkConditioning(audio, actions, pose)
 
     def _per_latent(self, rows: list | np.ndarray):
         """Four entries for every latent frame: the only frame of a Wan stream's first latent stands for all four."""
@@ -272,13 +314,15 @@ class Conditioning:
     def _audio(self, chunk: int, count: int) -> Tensor:
         audio = self.model.network.audio
         wanted = TEMPORAL_STRIDE * self.model.chunk_frames
-        features = self._given(f"audio_features.{chunk:06d}", (1, 1, audio.features, wanted), torch.float32)
+        shape = (1, audio.feature_layers, audio.features, wanted)
+        features = self._given(f"audio_features.{chunk:06d}", shape, torch.float32)
         if features is not None:
-            features = features[:, 0].transpose(1, 2)
+            self.sound.skip(count)
         else:
-            features = torch.from_numpy(self._per_latent(self.sound.frames(count)))[None]
+            rows = torch.from_numpy(self._per_latent(self.sound.frames(count)))
+            features = rows.view(wanted, *shape[1:3]).permute(1, 2, 0)[None]
         with torch.inference_mode():
-            return self.audio_encoder(features)
+            return self.audio_encoder.tokens(features).to(torch_dtype(self.model.dtype))
 
     def _actions(self, start: int, count: int) -> Tensor:
         taken = self.actions.take(start, count) if self.actions else [0] * count
@@ -330,10 +374,20 @@ class Conditioning:
         return min([*found, *([came] if came is not None else [])], default=None)
 
     def reference(self) -> Tensor | None:
-        """The reference's latent [1, C, 1, h, w]."""
+        """The reference's latent [1, C, 1, h, w], with the motion frames behind it for a model that has any."""
         if self.model.reference and self._grey:
             log.warning("source.image is not set: the reference is a grey picture")
-        return self._reference
+        return self._reference if self._motion is None else torch.cat([self._reference, self.motion], 2)
+
+    @property
+    def motion(self) -> Tensor | None:
+        """Latents [1, C, n, h, w] of what is taken to have been before the stream; None for a model without them."""
+        return None if self._motion is None else self._motion.to(self._reference)
+
+    @property
+    def prime(self) -> Tensor | None:
+        """Those that the decoder sees first, so that the stream's first chunk continues something."""
+        return self.motion[:, :, : self.model.codec.prime] if self.model.codec.prime else None
 
     def noise(self, chunk: int, step: int) -> Tensor:
         """The noise [1, C, c, h, w], float32 on the CPU, that enters a step of a chunk."""

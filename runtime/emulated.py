@@ -22,6 +22,7 @@ from stages.emulated import (
     EmulatedDevice,
     EmulatedSampler,
     EmulatedTextEncoder,
+    EmulatedWav2Vec,
     latent_shape,
 )
 
@@ -51,10 +52,16 @@ class EmulatedEncoders(Encoders):
         """Tokens of zeros."""
         return EmulatedAudioEncoder(self.model) if self.model.network.audio else None
 
-    def still(self, image: Tensor) -> Tensor:
-        """A latent of zeros for an image [3, H, W]."""
+    @cached_property
+    def wav2vec(self) -> EmulatedWav2Vec | None:
+        """States of zeros."""
+        audio = self.model.network.audio
+        return EmulatedWav2Vec(audio.wav2vec) if audio and audio.wav2vec else None
+
+    def still(self, image: Tensor, latents: int = 1) -> Tensor:
+        """Latents of zeros for an image [3, H, W]."""
         rows, columns = image.shape[1] // SPATIAL_STRIDE, image.shape[2] // SPATIAL_STRIDE
-        return torch.zeros(1, self.model.network.in_channels, 1, rows, columns)
+        return torch.zeros(1, self.model.network.in_channels, latents, rows, columns)
 
 
 class EmulatedConditioning(Conditioning):

@@ -27,19 +27,22 @@ class Companion:
         entered: when it entered.
         accepted: when the control was accepted that first shows in it; None: nothing is new in it.
         sound: to be heard with it.
+        prime: latents that the decoder is to see first; before the first chunk, for some models.
     """
 
     frames: int
     entered: float
     accepted: float | None
     sound: np.ndarray | None
+    prime: Tensor | None = None
 
     @staticmethod
     def of(tensors: dict[str, Tensor]) -> Companion:
         """From a message's tensors."""
         frames, entered, accepted = tensors["meta"].tolist()
         sound = tensors["sound"].cpu().numpy() if "sound" in tensors else None
-        return Companion(int(frames), entered, None if math.isnan(accepted) else accepted, sound)
+        accepted = None if math.isnan(accepted) else accepted
+        return Companion(int(frames), entered, accepted, sound, tensors.get("prime"))
 
 
 @dataclass
@@ -88,6 +91,9 @@ class Finish:
         companion = self.companions.pop(chunk)
         self.outputs.latents(latents)
         if self.decoder:
+            if companion.prime is not None:
+                with self.trace.span("prime", chunk):
+                    self.decoder(companion.prime, self.state)
             with self.trace.span("decode", chunk):
                 pictures = to_pictures(self.decoder(latents, self.state))
             with self.trace.span("sink", chunk):

@@ -147,7 +147,7 @@ class Lead:
 
 
 def pack_call(number: int, method: str, args: Sequence[Any], device: torch.device) -> Message:
-    """A call of a block's method: numbers in the note, tensors (and conditioning, which is two) in the body."""
+    """A call of a block's method: numbers in the note, tensors (and conditioning, which is several) in the body."""
     tensors: dict[str, Tensor] = {}
 
     def place(value: Any) -> Any:
@@ -156,7 +156,7 @@ def pack_call(number: int, method: str, args: Sequence[Any], device: torch.devic
             tensors[name] = value.to(device)
             return {"tensor": name}
         if isinstance(value, ChunkConditioning):
-            return {"given": [place(value.audio), place(value.actions)]}
+            return {"given": {name: place(tensor) for name, tensor in value.tensors().items()}}
         return value
 
     note = json.dumps([method, [place(a) for a in args]])
@@ -173,7 +173,9 @@ def unpack_call(arrival: Arrival) -> tuple[int, str, list[Any]]:
     def read(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return tensors[value["tensor"]] if "tensor" in value else ChunkConditioning(*map(read, value["given"]))
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return ChunkConditioning.of({name: read(tensor) for name, tensor in value["given"].items()})
 
     method, args = json.loads(message.note)
     return message.block, method, [read(a) for a in args]

@@ -30,8 +30,8 @@ class Entry:
             ends before this chunk.
         distances: of the attention sink, for every step and the commit.
         companion: what goes to the last stage directly: `meta` (frames, moment of entry, moment its control was
-            accepted or nan) and `sound`.
-        reference: what goes to every bank before chunk 0: latent `x` and `text`.
+            accepted or nan), `sound`, and before chunk 0 `prime`, the latents that the decoder is primed with.
+        reference: what goes to every bank before chunk 0: latents `x` (motion frames behind the reference) and `text`.
         epoch: the chunk at which the prompt in force began.
         began, took_s: when encoding began, and how long it took.
         refused: why the stream cannot go on, if its end is a mistake of its user's.
@@ -93,29 +93,40 @@ class Sampler(threading.Thread):
         text = conditioning.text(chunk)
         self._epoch = chunk if text is not None else self._epoch
         distances = tuple(conditioning.distance(chunk, s) for s in range(self.steps + 1))
+        anchor = conditioning.reference() if chunk == 0 else None
+        motion = conditioning.motion if chunk == 0 else None
         tensors = {
             "x": conditioning.noise(chunk, 0).to(self.dtype),
-            "audio": given.audio,
-            "actions": given.actions,
+            **given.tensors(),
             "text": text,
+            # A recalibration is made of chunk 0 and the same motion frames.
+            "motion": None if motion is None else motion.to(self.dtype),
             **{f"noise{s}": conditioning.given_noise(chunk, s) for s in range(1, self.steps)},
         }
         _, frames = conditioning.frames(chunk)
         accepted = conditioning.accepted(chunk, entered)
         meta = torch.tensor([frames, entered, float("nan") if accepted is None else accepted], dtype=torch.float64)
         sound = conditioning.samples(chunk)
-        anchor = conditioning.reference() if chunk == 0 else None
+        companion = {
+            "meta": meta,
+            "sound": None if sound is None else torch.from_numpy(sound.copy()),
+            "prime": conditioning.prime if chunk == 0 else None,
+        }
         return Entry(
             self.stream,
             chunk,
-            {name: t for name, t in tensors.items() if t is not None},
+            _present(tensors),
             distances,
-            {"meta": meta} | ({} if sound is None else {"sound": torch.from_numpy(sound.copy())}),
+            _present(companion),
             {} if anchor is None else {"x": anchor, "text": text},
             self._epoch,
             began,
             self.clock() - began,
         )
+
+
+def _present(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 class Head:

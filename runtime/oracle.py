@@ -39,8 +39,8 @@ def generate(denoiser: Denoiser, conditioning: Conditioning, trace: Trace) -> It
         if chunk == 0:
             anchor_text = banks.text
 
-        # The attention sink's versions: the reference from chunk 0, the model's own first frame from chunk e. Each is
-        # read with the text of the chunk it was made from.
+        # The attention sink's versions: the reference from chunk 0, the model's own first frame from chunk e (beside
+        # the same motion frames). Each is read with the text of the chunk it was made from.
         if model.reference and chunk in (0, model.recalibrate_chunk):
             with trace.span("prefill", chunk):
                 denoiser.prefill(banks, anchor, anchor_text)
@@ -56,5 +56,5 @@ def generate(denoiser: Denoiser, conditioning: Conditioning, trace: Trace) -> It
             with trace.span("commit", chunk):
                 denoiser.commit(banks, chunk, x, given, conditioning.distance(chunk, sampler.steps))
         if chunk == 0:
-            anchor = x[:, :, :1].clone()
+            anchor = torch.cat([x[:, :, :1], *(() if anchor is None else [anchor[:, :, 1:].to(x)])], 2)
         yield x

@@ -74,6 +74,9 @@ class Stream:
         """Yields after every chunk. However it ends, what was written so far is finished and playable."""
         run, conditioning, outputs, trace = self._run, self._conditioning, self._outputs, self._trace
         state = run.decoder.start() if run.decoder else None
+        if run.decoder and conditioning.prime is not None:
+            with trace.span("prime", 0), torch.inference_mode():
+                run.decoder(conditioning.prime, state)
         try:
             entered = trace.clock()
             for chunk, latents in enumerate(generate(run.denoiser, conditioning, trace)):

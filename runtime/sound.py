@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from conf.schema import ModelConfig
 from stages.encode.audio_features import LogMel
+from stages.encode.wav2vec import Features
 from stages.sources.audio import RATE, Pcm
 
 
 class Sound:
-    """Sound in step with the picture: features for the network, samples for the listener."""
+    """Sound in step with the picture: features for the network, samples for the listener.
 
-    def __init__(self, model: ModelConfig, source: Pcm):
-        audio = model.network.audio
-        self.source, self.fps = source, model.fps
-        self.features = LogMel(model.fps, audio.rows_per_frame, audio.bands, lookahead_s=audio.lookahead_s)
+    Args:
+        source: where it comes from.
+        fps: video frames per second.
+        features: what hears it.
+    """
+
+    def __init__(self, source: Pcm, fps: int, features: LogMel | Features):
+        self.source, self.fps, self.features = source, fps, features
         self._waiting = np.zeros(0, np.float32)
         self._taken = 0
         self.heard = 0
@@ -34,9 +38,14 @@ class Sound:
             self.features.finish()
 
     def frames(self, count: int) -> np.ndarray:
-        """Features [count, rows * bands] of the next `count` video frames; waits for live sound."""
-        self._pull(self.features.needed(count))
+        """Features [count, ...] of the next `count` video frames; waits for live sound."""
+        while missing := self.features.needed(count):
+            self._pull(missing)
         return self.features.frames(count)
+
+    def skip(self, count: int) -> None:
+        """Nothing hears the next `count` video frames."""
+        self.features.skip(count)
 
     def over(self, frame: int) -> bool:
         """Whether the source ended before video frame `frame`."""

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from conf.errors import UserError
@@ -314,7 +315,8 @@ class Worker:
         if tensors and item.kind == "step" and following.kind != "step":
             # Latents are final: on to the last stage, and to every bank that is made from them.
             x = tensors["x"]
-            tensors = {"x": x[:, :, :1].clone() if following.kind == "prefill" else x}
+            motion = [tensors["motion"]] if "motion" in tensors else []
+            tensors = {"x": torch.cat([x[:, :, :1], *motion], 2) if following.kind == "prefill" else x}
         # A bank made from a chunk carries that chunk's text: a recalibration epoch 0, which began with chunk 0.
         epoch = message.epoch if item.kind == following.kind else 0
         times = times if following.kind in ("step", "final", "done") else {}
@@ -334,7 +336,7 @@ class Worker:
         start, block, tensors = self.trace.clock(), self.blocks[item.block], dict(m.tensors)
         if "text" in tensors:
             block.set_text(item.stream, m.epoch, tensors["text"])
-        given = ChunkConditioning(tensors.get("audio"), tensors.get("actions"))
+        given = ChunkConditioning.of(tensors)
         x = tensors["x"]
         incoming, distance = tensors.pop("hidden", x), m.distances[item.step]
         out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, distance)

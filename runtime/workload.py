@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from conf.schema import Config
 from parallel.plan import Workload
 from runtime.conditioning import Picture
 from runtime.versions import versions
-from stages.build import TEMPORAL_STRIDE, text_encoder, torch_dtype, wan_width
+from stages.build import audio_encoder, text_encoder, torch_dtype, wan_width
 from stages.codec.base import parameter_bytes
 from stages.codec.small import SmallDecoder, read_config
 from stages.codec.wan import WanDecoder
 from stages.denoise.bank import Bank, Layout
 from stages.denoise.network import Network
-from stages.encode.audio import AudioEncoder
+from stages.encode.wav2vec import parameter_count
 
 FLOAT = 4
 
@@ -36,7 +38,9 @@ def describe(config: Config) -> Workload:
     # A range of no layers, in the middle, holds what every range holds.
     bare = layers(1, 1) if n > 1 else 0
     ends = layers(0, 0) - bare, layers(n, n) - bare
-    audio = parameter_bytes(AudioEncoder(network.audio)) if network.audio else 0
+    audio = _meta(lambda: audio_encoder(model)[0]) if network.audio else 0
+    if network.audio and network.audio.wav2vec:
+        audio += parameter_count(network.audio.wav2vec) * FLOAT
     prompts = text_encoder(model)
     text = parameter_bytes(prompts[0]) if prompts else 0
     decoder = (
@@ -44,7 +48,7 @@ def describe(config: Config) -> Workload:
     )
     layout = Layout.of(model, tokens)
     latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize
-    sound = model.chunk_frames * TEMPORAL_STRIDE * network.audio.dim * FLOAT if network.audio else 0
+    sound = model.chunk_frames * network.audio.tokens * network.audio_dim * dtype.itemsize if network.audio else 0
     return Workload(
         steps=model.step_count,
         layers=n,
@@ -61,7 +65,7 @@ def describe(config: Config) -> Workload:
         decode_bytes=round(parameter_bytes(decoder) * scale) if config.sink.needs_frames else 0,
         bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype),
         heads=network.heads,
-        tokens_per_frame=tokens,
+        tokens_per_frame=math.gcd(tokens, layout.motion),
     )
 
 

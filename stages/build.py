@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from conf import published
 from conf.errors import UserError
 from conf.schema import CodecConfig, ModelConfig
 from stages.codec import wan_keys
@@ -20,7 +21,9 @@ from stages.codec.wan import WanDecoder, WanEncoder
 from stages.denoise.keys import original_name
 from stages.denoise.network import Network
 from stages.encode.audio import AudioEncoder
+from stages.encode.causal_audio import CausalAudioEncoder
 from stages.encode.text import TextEncoder
+from stages.encode.wav2vec import Wav2Vec
 from stages.lora import Loras
 from stages.weight_file import WeightFile
 from stages.weights import check, initialise, load
@@ -51,9 +54,13 @@ def text_encoder(model: ModelConfig) -> tuple[TextEncoder, str] | None:
     return TextEncoder(model.text, model.network.text_dim, model.network.text_tokens), "text_encoder."
 
 
-def audio_encoder(model: ModelConfig) -> tuple[AudioEncoder, str] | None:
+def audio_encoder(model: ModelConfig) -> tuple[AudioEncoder | CausalAudioEncoder, str] | None:
     """The sound's encoder likewise; None for a model that does not listen."""
-    return (AudioEncoder(model.network.audio), "audio_encoder.") if model.network.audio else None
+    audio = model.network.audio
+    if audio and audio.wav2vec:
+        sizes = audio.wav2vec.layers, audio.wav2vec.dim, model.network.dim, audio.wav2vec.tokens
+        return CausalAudioEncoder(*sizes), "casual_audio_encoder."
+    return (AudioEncoder(audio), "audio_encoder.") if audio else None
 
 
 def whole(model: ModelConfig) -> dict[str, torch.Size]:
@@ -116,10 +123,28 @@ def build_text_encoder(model: ModelConfig) -> TextEncoder | None:
     return _filled(part[0], model, part[1]) if part else None
 
 
-def build_audio_encoder(model: ModelConfig) -> AudioEncoder | None:
+def build_audio_encoder(
+    model: ModelConfig, device: torch.device | str = "cpu"
+) -> AudioEncoder | CausalAudioEncoder | None:
     """The sound's encoder, if the model listens."""
     part = audio_encoder(model)
-    return _filled(part[0], model, part[1]) if part else None
+    return _filled(part[0].to(device), model, part[1]) if part else None
+
+
+def build_wav2vec(model: ModelConfig, device: torch.device | str = "cpu") -> Wav2Vec | None:
+    """What turns sound into features, where the model has a network for it."""
+    config = model.network.audio.wav2vec if model.network.audio else None
+    if config is None:
+        return None
+    beside = published.part(model.checkpoint, "audio_encoder") if model.checkpoint else None
+    folder = config.checkpoint or beside
+    if folder is None and model.checkpoint is not None:
+        raise UserError(
+            "model.network.audio.wav2vec.checkpoint=null",
+            f"model.checkpoint={model.checkpoint} brings no audio encoder",
+            "name a wav2vec2 folder, or give audio_features in source.tensors",
+        )
+    return Wav2Vec(config, folder, model.init_seed, device)
 
 
 def wan_width(codec: CodecConfig) -> int:
@@ -181,9 +206,10 @@ def build_decoder(model: ModelConfig, device: torch.device) -> Decoder:
     return _build_codec(model, "decoder", device)
 
 
-def video_frames(codec: str, latents: int, first: bool) -> int:
+def video_frames(codec: CodecConfig, latents: int, first: bool) -> int:
     """Video frames of `latents` latent frames, known without loading a decoder.
 
-    The Wan VAE's first latent of a stream is one frame; every other latent is four.
+    The Wan VAE's first latent of a stream is one frame, unless it was primed; every other latent is four.
     """
-    return TEMPORAL_STRIDE * latents - (TEMPORAL_STRIDE - 1 if codec == "wan" and first else 0)
+    lone = codec.kind == "wan" and first and not codec.prime
+    return TEMPORAL_STRIDE * latents - (TEMPORAL_STRIDE - 1 if lone else 0)

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conf.schema import EmulatedConfig, ModelConfig
+from conf.schema import EmulatedConfig, ModelConfig, Wav2VecConfig
 from stages.codec.base import CodecState
 from stages.denoise.denoiser import ChunkConditioning, StreamBanks
 from stages.denoise.sampler import Sampler
 from stages.denoise.share import ALL
+from stages.encode.wav2vec import FIELD, HOP
 
 LATEST = 2e-4
 """Seconds by which a timer alone wakes a sleeper late, at most."""
@@ -210,8 +211,19 @@ class EmulatedAudioEncoder:
     """Tokens of zeros, as many as there are video frames."""
 
     def __init__(self, model: ModelConfig):
-        self._tokens = torch.zeros(1, model.chunk_frames, 4, model.network.audio.dim)
+        self._tokens = torch.zeros(1, model.chunk_frames, model.network.audio.tokens, model.network.audio_dim)
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """Tokens [1, c, 4, audio_dim]."""
+    def tokens(self, features: Tensor) -> Tensor:
+        """Tokens [1, c, a, audio_dim]."""
         return self._tokens
+
+
+class EmulatedWav2Vec:
+    """Hidden states of zeros, as many as there would be."""
+
+    def __init__(self, config: Wav2VecConfig):
+        self.config = config
+
+    def states(self, samples: Tensor) -> Tensor:
+        """[layers, T, dim] of samples [n]."""
+        return torch.zeros(self.config.layers, (len(samples) - FIELD) // HOP + 1, self.config.dim)

@@ -14,6 +14,7 @@ from conf.schema.model import (
     NetworkConfig,
     SinkShift,
     TextConfig,
+    Wav2VecConfig,
 )
 from conf.schema.stream import (
     OBJECTIVES,
@@ -47,6 +48,7 @@ __all__ = [
     "SourceConfig",
     "StreamConfig",
     "TextConfig",
+    "Wav2VecConfig",
 ]
 
 

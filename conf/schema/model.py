@@ -17,24 +17,70 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
+class Wav2VecConfig:
+    """Sound as the hidden states of a wav2vec2 model (Wan2.2-S2V)."""
+
+    checkpoint: str | None = None
+    """A folder as transformers writes it; null: the folder of that name in `model.checkpoint`, or random weights."""
+    layers: int = 25
+    """Hidden states: the embedding's and every layer's."""
+    dim: int = 1024
+    """Width of a hidden state."""
+    tokens: int = 4
+    """Audio tokens made for every latent frame, besides a learned one."""
+    window_s: float = 2.4
+    """Live: seconds of sound that are looked at for a chunk, its own included."""
+    whole_file: bool = False
+    """Whether a file is listened to at once, to its end, before the stream begins, instead of as it goes."""
+
+    def __post_init__(self):
+        self.checkpoint = found(self.checkpoint)
+        for name in ("layers", "dim", "tokens", "window_s"):
+            positive(f"model.network.audio.wav2vec.{name}", getattr(self, name))
+
+
+@dataclass
 class AudioConfig:
     """Sound as causal log-mel features, cross-attended per latent frame after some of the layers."""
 
     layers: list[int] = field(default_factory=list)
     """Network layers followed by an audio cross-attention."""
     dim: int = 64
-    """Width of an audio token; there is one token per video frame."""
+    """Width of an audio token; there is one token per video frame. With `wav2vec` it is the network's width."""
     bands: int = 32
     """Mel bands of a feature row."""
     rows_per_frame: int = 4
     """Feature rows per video frame."""
     lookahead_s: float = 0.0
     """How far a frame's features may look ahead of the frame's end."""
+    adain: bool = False
+    """Whether one more token per latent frame scales and shifts what asks for the others."""
+    wav2vec: Wav2VecConfig | None = None
+    """Listen with wav2vec2 instead of log-mel features."""
+
+    def __post_init__(self):
+        if self.adain and not self.wav2vec:
+            raise UserError("model.network.audio.adain=true", "only wav2vec gives the token it needs", "set it false")
 
     @property
     def features(self) -> int:
-        """Features per video frame."""
-        return self.bands * self.rows_per_frame
+        """Features per video frame, in each of `feature_layers`."""
+        return self.wav2vec.dim if self.wav2vec else self.bands * self.rows_per_frame
+
+    @property
+    def feature_layers(self) -> int:
+        """Layers that features come from."""
+        return self.wav2vec.layers if self.wav2vec else 1
+
+    @property
+    def tokens(self) -> int:
+        """Audio tokens of a latent frame."""
+        return self.wav2vec.tokens + 1 + self.adain if self.wav2vec else 4
+
+    @property
+    def names(self) -> dict[int, str]:
+        """What the part after a layer is called in a checkpoint: S2V's are counted, ours have the layer's number."""
+        return {layer: str(count if self.wav2vec else layer) for count, layer in enumerate(self.layers)}
 
 
 @dataclass
@@ -54,7 +100,11 @@ class NetworkConfig:
     """Text rows; shorter prompts are padded with zero rows, which take part."""
     eps: float = 1e-6
     token_types: bool = False
-    """Learned type embeddings that tell noisy tokens from reference tokens."""
+    """Learned type embeddings that tell noisy tokens from reference and motion tokens."""
+    frame_pack: bool = False
+    """Motion tokens beside the reference: the 19 latent frames before the stream, packed."""
+    pose: bool = False
+    """Latents of a pose are added to the chunk's own."""
     actions: list[str] = field(default_factory=list)
     """Names of the actions that modulate every layer, per latent frame; empty: none."""
     audio: AudioConfig | None = None
@@ -81,6 +131,13 @@ class NetworkConfig:
     @property
     def head_dim(self) -> int:
         return self.dim // self.heads
+
+    @property
+    def audio_dim(self) -> int:
+        """Width of an audio token; 0 for a network without sound."""
+        if not self.audio:
+            return 0
+        return self.dim if self.audio.wav2vec else self.audio.dim
 
 
 @dataclass
@@ -129,6 +186,8 @@ class CodecConfig:
     checkpoint: str | None = None
     statistics: str | None = None
     """Which data's latent mean and deviation to use, of those the small codec's file holds."""
+    prime: int = 0
+    """Motion frames that are decoded and dropped before a stream, so that its first chunk is as long as all others."""
 
     def __post_init__(self):
         self.checkpoint = found(self.checkpoint)
@@ -293,6 +352,18 @@ class ModelConfig:
             )
 
     def _check_sink(self):
+        if self.network.frame_pack and not self.reference:
+            raise UserError(
+                "model.network.frame_pack=true",
+                "motion tokens stand beside a reference, and this model has none",
+                "set model.reference=true",
+            )
+        if self.codec.prime and not self.network.frame_pack:
+            raise UserError(
+                f"model.codec.prime={self.codec.prime}",
+                "the decoder is primed with motion frames, and this model has none",
+                "set model.codec.prime=0",
+            )
         if self.context == "same_level" and self.sink_frames % self.chunk_frames:
             raise UserError(
                 f"model.sink_frames={self.sink_frames}",

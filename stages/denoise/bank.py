@@ -1,11 +1,12 @@
 """Banks: the key/value history of one stream at one level, `[attention sink | ring]` in one buffer per layer.
 
-The attention sink is the reference frames (if the model has any) followed by the first `sink` generated
-frames; the ring holds the latest `ring` generated frames. Where a frame goes is a pure function of its index,
+The attention sink is the motion tokens and the reference frames (if the model has any) followed by the first `sink`
+generated frames; the ring holds the latest `ring` generated frames. Where a frame goes is a pure function of its index,
 so writing the same chunk twice (its next denoising step, its commit) overwrites the same slots and evicts
 nothing, and no counter needs to be kept. What a chunk may read is always a prefix of the buffer: attention
-takes a view of it, without copies. Keys of the ring are stored rotated at their absolute position; keys of
-the attention sink are kept raw beside the buffer and rotated into it where the position rule wants them.
+takes a view of it, without copies. Keys of the ring are stored rotated at their absolute position, and so are those of
+motion tokens, which never move; keys of the attention sink's frames are kept raw beside the buffer and rotated into it
+where the position rule wants them.
 """
 
 from __future__ import annotations
@@ -18,27 +19,31 @@ from torch import Tensor
 
 from conf.schema import ModelConfig, SinkShift
 from stages.denoise.attention import Attend
+from stages.denoise.frame_pack import packed_tokens
 from stages.denoise.rope import Rope, rotate
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a bank keeps what, in latent frames.
+    """Where a bank keeps what, in latent frames; only motion tokens, which come first, are no whole frames.
 
     Attributes:
         tokens: tokens of a latent frame.
         reference, sink: attention-sink frames that come from a reference / from the first generated frames.
         ring: latest generated frames kept, the current chunk included.
+        motion: tokens of what was before the stream.
     """
 
     tokens: int
     reference: int
     sink: int
     ring: int
+    motion: int = 0
 
     @staticmethod
     def of(model: ModelConfig, tokens: int) -> Layout:
-        return Layout(tokens, int(model.reference), model.sink_frames, model.ring_frames)
+        motion = packed_tokens(tokens) if model.network.frame_pack else 0
+        return Layout(tokens, int(model.reference), model.sink_frames, model.ring_frames, motion)
 
     @property
     def anchored(self) -> int:
@@ -48,6 +53,16 @@ class Layout:
     @property
     def frames(self) -> int:
         return self.anchored + self.ring
+
+    @property
+    def size(self) -> int:
+        """Tokens of a bank."""
+        return self.span(0, self.frames).stop
+
+    def span(self, slot: int, count: int) -> slice:
+        """The tokens of `count` slots."""
+        start = self.motion + slot * self.tokens
+        return slice(start, start + count * self.tokens)
 
     def slot(self, frame: int) -> int:
         """The slot of generated frame `frame`."""
@@ -101,7 +116,7 @@ class Bank:
 
     def __init__(self, layout: Layout, layers: Iterable[int], heads: int, head_dim: int, dtype, device):
         self.layout = layout
-        tokens, anchored = layout.frames * layout.tokens, layout.anchored * layout.tokens
+        tokens, anchored = layout.size, layout.anchored * layout.tokens
 
         def buffers(n: int) -> dict[int, Tensor]:
             return {i: torch.zeros(1, n, heads, head_dim, dtype=dtype, device=device) for i in layers}
@@ -113,7 +128,8 @@ class Bank:
     @staticmethod
     def bytes_needed(layout: Layout, layers: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:
         """Size of a bank, before it exists."""
-        return (2 * layout.frames + layout.anchored) * layout.tokens * layers * heads * head_dim * dtype.itemsize
+        tokens = 2 * layout.size + layout.anchored * layout.tokens
+        return tokens * layers * heads * head_dim * dtype.itemsize
 
     @property
     def nbytes(self) -> int:
@@ -125,14 +141,14 @@ class Bank:
         if not moved:
             return
         n, first, last = self.layout.tokens, moved[0], moved[-1] + 1
-        table, span = rope.table(positions[first:last]), slice(first * n, last * n)
+        table, span = rope.table(positions[first:last]), self.layout.span(first, last - first)
         for layer, keys in self.keys.items():
-            rotate(self.raw[layer][:, span], table, out=keys[:, span])
+            rotate(self.raw[layer][:, first * n : last * n], table, out=keys[:, span])
         self.placed[: len(positions)] = positions
 
     def copy_sink(self, other: Bank) -> None:
         """Take over the attention sink of another level's bank."""
-        span = slice(0, self.layout.anchored * self.layout.tokens)
+        span = slice(0, self.layout.span(0, self.layout.anchored).stop)
         for layer in self.keys:
             self.raw[layer].copy_(other.raw[layer])
             self.keys[layer][:, span] = other.keys[layer][:, span]
@@ -166,6 +182,7 @@ class BankPass:
         runs: where its frames go, from `Layout.slots`.
         visible: slots read, from `Layout.visible`.
         core: the attention back end.
+        motion: motion tokens that come before the frames, in a prefill.
     """
 
     def __init__(
@@ -176,25 +193,29 @@ class BankPass:
         runs: Sequence[tuple[int, int, int]],
         visible: int,
         core: Attend,
+        motion: int = 0,
     ):
         self.bank, self.table, self.core = bank, table, core
-        n = bank.layout.tokens
-        self.read = slice(visible * n)
-        self.writes: list[tuple[slice, Tensor, slice, int]] = []
-        """Per run: its tokens in the pass, their rotation, their slots, how many of them join the attention sink."""
+        layout, n = bank.layout, bank.layout.tokens
+        self.read = slice(layout.span(0, visible).stop)
+        self.writes: list[tuple[slice, Tensor, slice, slice]] = []
+        """Per run: its tokens in the pass, their rotation, where they go, and which raw keys the first of them are."""
+        if motion:
+            self.writes.append((slice(0, motion), table[:motion], slice(0, motion), slice(0, 0)))
         for offset, slot, count in runs:
-            source, target = slice(offset * n, (offset + count) * n), slice(slot * n, (slot + count) * n)
-            kept = max(0, min(count, bank.layout.anchored - slot))
-            self.writes.append((source, table[source], target, kept * n))
+            source = slice(motion + offset * n, motion + (offset + count) * n)
+            kept = max(0, min(count, layout.anchored - slot))
+            raw = slice(slot * n, (slot + kept) * n)
+            self.writes.append((source, table[source], layout.span(slot, count), raw))
             bank.placed[slot : slot + kept] = positions[offset : offset + kept]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.bank.keys[layer], self.bank.values[layer]
-        for source, table, target, kept in self.writes:
+        for source, table, target, raw in self.writes:
             new = k[:, source]
             rotate(new, table, out=keys[:, target])
             values[:, target] = v[:, source]
-            if kept:
-                self.bank.raw[layer][:, target.start : target.start + kept] = new[:, :kept]
+            if kept := raw.stop - raw.start:
+                self.bank.raw[layer][:, raw] = new[:, :kept]
         q = rotate(q, self.table, out=q)
         return self.core(q, keys[:, self.read], values[:, self.read], None)

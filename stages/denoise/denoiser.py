@@ -8,7 +8,7 @@ pass, and when, is decided elsewhere; so is whether a pass is shared with others
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from conf.schema import ModelConfig
 from stages.denoise.attention import backend
 from stages.denoise.bank import Bank, BankPass, Layout
+from stages.denoise.frame_pack import packed_table
 from stages.denoise.layers import KeysValues
 from stages.denoise.network import Drive, Network
 from stages.denoise.rope import Rope
@@ -30,10 +31,21 @@ class ChunkConditioning:
     Attributes:
         audio: tokens [1, c, a, audio_dim], or None for a model without sound.
         actions: one-hot [1, c, 4 * classes], or None for a model without actions.
+        pose: latents [1, C, c, h, w] that say where the body is, or None where nothing does.
     """
 
     audio: Tensor | None = None
     actions: Tensor | None = None
+    pose: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that there are, by name: how they travel."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> ChunkConditioning:
+        """From tensors by name, others among them."""
+        return cls(**{f.name: tensors.get(f.name) for f in fields(cls)})
 
 
 @dataclass
@@ -66,6 +78,12 @@ class Denoiser:
         _, ph, pw = model.network.patch
         self._grid = rows * ph, columns * pw
         self.layout = Layout.of(model, rows * columns)
+        # Motion tokens are never moved, and the reference is prefilled where it was trained to stand beside them; alone
+        # it sees only itself, and its position means nothing.
+        start = model.sink_shift.start if self.layout.motion else -self.layout.reference
+        self._prefilled = range(start, start + self.layout.reference)
+        motion = [packed_table(self.rope)] if self.layout.motion else []
+        self._prefill_table = torch.cat([*motion, self.rope.table(self._prefilled)])
         self.core = backend(network.attention, network.device, network.dtype)
         with torch.inference_mode():
             timesteps = [torch.full((1, 1), self.sampler.timestep(s)) for s in range(self.sampler.steps)]
@@ -98,18 +116,19 @@ class Denoiser:
     def prefill(
         self, stream: StreamBanks, reference: Tensor, text: dict[int, KeysValues] | None = None
     ) -> Tensor | None:
-        """Write the reference [1, C, frames, h, w] into the attention sink of every bank, at t = 0.
+        """Write the reference [1, C, 1, h, w], and motion frames behind it, into the attention sink of every bank.
 
-        A prefill carries the text of what it was made from (`text`; None: the stream's present one).
+        A prefill, at t = 0, carries the text of what it was made from (`text`; None: the stream's present one).
 
         Like every pass it returns what the next block range takes in (for the last range: nothing of use).
         """
         bank, others = self._first_and_others(stream)
-        frames = self.layout.reference
-        positions = range(-frames, 0)
-        attend = BankPass(bank, self.rope.table(positions), positions, [(0, 0, frames)], frames, self.core)
-        drive = Drive(self._terms[-1], stream.text if text is None else text, token_type=1)
-        out = self._run(reference.to(self.network.device, self.network.dtype), drive, attend, frames)
+        frames, motion = len(self._prefilled), self.layout.motion
+        runs = [(0, 0, frames)]
+        attend = BankPass(bank, self._prefill_table, self._prefilled, runs, frames, self.core, motion)
+        drive = Drive(replace(self._terms[-1], head=()), stream.text if text is None else text)
+        x = self.network.enter_sink(reference.to(self.network.device, self.network.dtype))
+        out = self._shared(x, drive, attend, 1)
         for other in others:
             other.copy_sink(bank)
         return out
@@ -169,15 +188,18 @@ class Denoiser:
         terms = self._terms[time]
         if given.actions is not None:
             terms = self.network.time_terms(self._embeddings[time], given.actions)
-        audio = None if given.audio is None else given.audio.to(self.network.device, self.network.dtype)
-        return self._run(x, Drive(terms, stream.text, audio), attend, count)
+        audio, pose = (
+            None if t is None else t.to(self.network.device, self.network.dtype) for t in (given.audio, given.pose)
+        )
+        x = self.network.enter(x, pose=pose)
+        out = self._shared(x, Drive(terms, stream.text, audio), attend, count)
+        return None if out is None else self.network.leave(out, self._shape(count))
 
-    def _run(self, x: Tensor, drive: Drive, attend: BankPass, frames: int) -> Tensor | None:
-        """The network over `x`, as much of it as is computed here; None where the result is gathered elsewhere."""
-        network, share = self.network, self.share
-        own = network.through(share.take(network.enter(x), frames), drive, share.history(attend, frames))
-        out = share.gather(own, frames)
-        return None if out is None else network.leave(out, self._shape(frames))
+    def _shared(self, x: Tensor, drive: Drive, attend: BankPass, frames: int) -> Tensor | None:
+        """The layers over `x`, as much of it as is computed here; None where the result is gathered elsewhere."""
+        share = self.share
+        own = self.network.through(share.take(x, frames), drive, share.history(attend, frames))
+        return share.gather(own, frames)
 
     def _shape(self, frames: int) -> torch.Size:
         return torch.Size((1, self.model.network.in_channels, frames, *self._grid))

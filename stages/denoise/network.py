@@ -1,4 +1,4 @@
-"""The Wan2.1/2.2 text-to-video transformer, over any range of its layers.
+"""The Wan2.1/2.2 transformer (text-to-video, and with sound, Wan2.2-S2V), over any range of its layers.
 
 Single-device code: it knows neither ranks nor history. A range [lo, hi) holds the layers of that range, the
 patch embedding if lo is 0 and the head if hi is the last, so that a range can live alone; every range holds
@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from conf.schema import NetworkConfig
 from stages.denoise.attention import backend
 from stages.denoise.conditioning import ActionModulation, AudioInjector
+from stages.denoise.frame_pack import FramePack
 from stages.denoise.layers import History, KeysValues, Layer, Modulation, modulate, per_token
+from stages.denoise.patches import embed, unpatch
+
+NOISY, REFERENCE, MOTION = range(3)
+"""Types of tokens."""
 
 FRAMES_PER_LATENT = 4
 """Video frames of one latent frame (the temporal stride of every codec here)."""
@@ -25,10 +30,13 @@ FRAMES_PER_LATENT = 4
 
 @dataclass
 class TimeTerms:
-    """What time does to the network: one set of terms per layer, and (shift, 1 + scale) of the head."""
+    """What time does to the network: one set of terms per layer, and (shift, 1 + scale) of the head.
+
+    Without terms of the head there is no head: nobody wants the velocity of a prefill.
+    """
 
     layers: dict[int, Modulation]
-    head: tuple[Tensor, Tensor]
+    head: tuple[Tensor, Tensor] | tuple[()]
 
 
 @dataclass
@@ -39,13 +47,13 @@ class Drive:
         time: from `Network.time_terms`.
         text: per layer, keys and values from `Network.text_states`.
         audio: tokens [B, f, a, audio_dim], or None for no sound (prefill of a reference).
-        token_type: 0 noisy, 1 reference; used where the network has type embeddings.
+        token_type: of what `Network.forward` enters: 0 noisy, 1 reference, 2 motion.
     """
 
     time: TimeTerms
     text: dict[int, KeysValues]
     audio: Tensor | None = None
-    token_type: int = 0
+    token_type: int = NOISY
 
 
 def sinusoid(timesteps: Tensor, width: int) -> Tensor:
@@ -81,11 +89,16 @@ class Network(nn.Module):
             self.patch_embedding = nn.Conv3d(config.in_channels, dim, tuple(config.patch), tuple(config.patch))
             if config.token_types:
                 self.trainable_cond_mask = nn.Embedding(3, dim)
+            if config.pose:
+                self.cond_encoder = nn.Conv3d(config.in_channels, dim, tuple(config.patch), tuple(config.patch))
+            if config.frame_pack:
+                self.frame_packer = FramePack(config.in_channels, dim, config.patch)
         if self.last:
             self.head = Head(dim, math.prod(config.patch) * config.out_channels, config.eps)
-        injected = [i for i in config.audio.layers if i in layers] if config.audio else []
+        injected = {i: name for i, name in config.audio.names.items() if i in layers} if config.audio else {}
         if injected:
-            self.audio_injector = AudioInjector(injected, dim, config.heads, config.audio.dim, config.eps)
+            adain = config.audio.adain
+            self.audio_injector = AudioInjector(injected, dim, config.heads, config.audio_dim, config.eps, adain)
         if config.actions:
             self.action_modulation = ActionModulation(len(config.actions), FRAMES_PER_LATENT, dim)
 
@@ -104,9 +117,10 @@ class Network(nn.Module):
         return self
 
     def time_embeddings(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps [B or 1, f or 1] (0..1000) to [.., f, d] and its projection [.., f, 6, d], float32."""
-        e = self.time_embedding(sinusoid(timesteps.to(self.device), self.config.freq_dim).to(self.dtype))
-        return e.float(), self.time_projection(e).unflatten(-1, (6, -1)).float()
+        """Timesteps [B or 1, f or 1] (0..1000) to [.., f, d] and its projection [.., f, 6, d], float32 throughout."""
+        first, _, second = self.time_embedding
+        e = _wide(second, F.silu(_wide(first, sinusoid(timesteps.to(self.device), self.config.freq_dim))))
+        return e, _wide(self.time_projection[1], F.silu(e)).unflatten(-1, (6, -1))
 
     def time_terms(self, embeddings: tuple[Tensor, Tensor], actions: Tensor | None = None) -> TimeTerms:
         """Terms of every layer held. Constant for a step, unless actions [B, f, 4 * classes] shift them per frame."""
@@ -135,34 +149,61 @@ class Network(nn.Module):
             shape: the latents' shape, for a range that ends the network without starting it.
         """
         shape = x.shape if self.first else shape
-        return self.leave(self.through(self.enter(x), drive, attend), shape)
+        return self.leave(self.through(self.enter(x, drive.token_type), drive, attend), shape)
 
-    def enter(self, x: Tensor) -> Tensor:
-        """What `through` takes: patches [B, N, C * patch], frame by frame, row by row; or hidden states as they are."""
-        return patches(x, self.config.patch) if self.first else x
+    def enter(self, x: Tensor, token_type: int = NOISY, pose: Tensor | None = None) -> Tensor:
+        """What `through` takes: tokens [B, N, d], frame by frame, row by row; hidden states are that already.
+
+        Args:
+            x: latents [B, C, f, h, w], or hidden states.
+            token_type: 0 noisy, 1 reference.
+            pose: latents like `x` that say where the body is; None: nothing is said, which the published models know
+                as latents of zeros.
+        """
+        if not self.first:
+            return x
+        x = self._typed(embed(x, self.patch_embedding), token_type)
+        if token_type != NOISY or not self.config.pose:
+            return x
+        return x + (self.cond_encoder.bias if pose is None else embed(pose, self.cond_encoder))
+
+    def enter_sink(self, x: Tensor) -> Tensor:
+        """A reference [B, C, 1, h, w], and motion frames behind it if there are any, to tokens [motion | reference].
+
+        Hidden states, which later ranges take, pass unchanged.
+        """
+        if not self.first:
+            return x
+        reference = self.enter(x[:, :, :1], REFERENCE)
+        if not self.config.frame_pack:
+            return reference
+        return torch.cat([self._typed(self.frame_packer(x[:, :, 1:]), MOTION), reference], 1)
+
+    def _typed(self, x: Tensor, token_type: int) -> Tensor:
+        return x + self.trainable_cond_mask.weight[token_type] if self.config.token_types else x
 
     def through(self, x: Tensor, drive: Drive, attend: History) -> Tensor:
-        """From patches or hidden states to patches or hidden states [B, N, ..].
+        """From tokens or hidden states [B, N, d] to hidden states, or to patches after the last layer.
 
         Only `attend` lets tokens see each other, so any tokens will do, as many of each frame.
         """
         core = backend(self.attention, self.device, self.dtype)
-        if self.first:
-            x = self.embed(x, drive.token_type)
         for i, layer in zip(self.layers, self.blocks.values(), strict=True):
             x = layer(x, drive.time.layers[i], drive.text[i], attend, core)
             if drive.audio is not None and hasattr(self, "audio_injector"):
                 x = self.audio_injector(i, x, drive.audio, core)
-        return self.head(x, drive.time.head) if self.last else x
+        return self.head(x, drive.time.head) if drive.time.head else x
 
     def leave(self, x: Tensor, shape: torch.Size) -> Tensor:
         """What `through` gives, as latents of `shape` where this range ends the network."""
         return unpatch(x, self.config.patch, shape) if self.last else x
 
-    def embed(self, x: Tensor, token_type: int = 0) -> Tensor:
-        """Patches [B, N, C * patch] to tokens [B, N, d]."""
-        x = F.linear(x, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
-        return x + self.trainable_cond_mask.weight[token_type] if self.config.token_types else x
+
+def _wide(linear: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer in float32, whatever its parameters are kept in; a sixth at a time, so that no large copy is."""
+    parts = 1 if linear.weight.dtype == torch.float32 else 6
+    pairs = zip(linear.weight.chunk(parts), linear.bias.chunk(parts), strict=True)
+    return torch.cat([F.linear(x, weight.float(), bias.float()) for weight, bias in pairs], -1)
 
 
 class Head(nn.Module):
@@ -182,19 +223,3 @@ class Head(nn.Module):
     def forward(self, x: Tensor, terms: tuple[Tensor, Tensor]) -> Tensor:
         """[B, N, d] to patches [B, N, patch * C]."""
         return self.head(modulate(x.float(), *terms, self.eps).to(x.dtype))
-
-
-def patches(latents: Tensor, patch: list[int]) -> Tensor:
-    """[B, C, f, h, w] to [B, N, C * patch], channel slowest, as a convolution's weights are laid out."""
-    pt, ph, pw = patch
-    b, c, f, h, w = latents.shape
-    x = latents.reshape(b, c, f // pt, pt, h // ph, ph, w // pw, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
-    return x.reshape(b, -1, c * pt * ph * pw)
-
-
-def unpatch(x: Tensor, patch: list[int], shape: torch.Size) -> Tensor:
-    """[B, N, patch * C], channel fastest, to the latents' `shape` (with the output's channels)."""
-    pt, ph, pw = patch
-    b, _, f, h, w = shape
-    x = x.reshape(b, f // pt, h // ph, w // pw, pt, ph, pw, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
-    return x.reshape(b, -1, f, h, w)

@@ -38,17 +38,28 @@ class Rope:
     """
 
     def __init__(self, head_dim: int, rows: int, columns: int, device: torch.device | str = "cpu"):
-        self.device = device
-        self.time_width, height_width, width_width = axis_widths(head_dim)
-        by_row = _factors(torch.arange(rows), height_width)[:, None].expand(-1, columns, -1)
-        by_column = _factors(torch.arange(columns), width_width)[None].expand(rows, -1, -1)
-        self.spatial = torch.cat([by_row, by_column], -1).flatten(0, 1).to(device)
+        self.device, self.rows, self.columns = device, rows, columns
+        self.widths = axis_widths(head_dim)
+        self.spatial = self._plane(range(rows), range(columns))
+
+    def _plane(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        """Factors [rows * columns, ..] of a frame's tokens at these rows and columns."""
+        _, height_width, width_width = self.widths
+        by_row = _factors(torch.tensor(list(rows)), height_width)[:, None].expand(-1, len(columns), -1)
+        by_column = _factors(torch.tensor(list(columns)), width_width)[None].expand(len(rows), -1, -1)
+        return torch.cat([by_row, by_column], -1).flatten(0, 1).to(self.device)
 
     def table(self, frame_positions: Sequence[int]) -> Tensor:
         """Factors [frames * rows * columns, 1, head_dim / 2], complex64, for frames at these positions."""
-        time = _factors(torch.tensor(list(frame_positions), dtype=torch.float64), self.time_width).to(self.device)
-        frames, tokens = len(time), len(self.spatial)
-        both = [time[:, None].expand(-1, tokens, -1), self.spatial[None].expand(frames, -1, -1)]
+        return self._joined(frame_positions, self.spatial)
+
+    def points(self, frame_positions: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        """As `table`, for frames of fewer tokens, which stand at these rows and columns of the grid."""
+        return self._joined(frame_positions, self._plane(rows, columns))
+
+    def _joined(self, frame_positions: Sequence[int], spatial: Tensor) -> Tensor:
+        time = _factors(torch.tensor(list(frame_positions), dtype=torch.float64), self.widths[0]).to(self.device)
+        both = [time[:, None].expand(-1, len(spatial), -1), spatial[None].expand(len(time), -1, -1)]
         return torch.cat(both, -1).flatten(0, 1)[:, None]
 
 

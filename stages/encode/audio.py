@@ -24,6 +24,10 @@ class AudioEncoder(nn.Module):
         )
         self.position = nn.Parameter(torch.randn(FRAMES_PER_LATENT, config.dim) * 0.5)
 
+    def tokens(self, features: Tensor) -> Tensor:
+        """Features [B, 1, rows * bands, 4 f] of a chunk's video frames to tokens [B, f, 4, dim]."""
+        return self(features[:, 0].transpose(1, 2))
+
     def forward(self, features: Tensor) -> Tensor:
         """Features [B, 4 f, rows * bands] of the video frames of f latent frames to tokens [B, f, 4, dim]."""
         if features.shape[1] % FRAMES_PER_LATENT or features.shape[2] != self.config.features:

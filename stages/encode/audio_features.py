@@ -89,6 +89,11 @@ class LogMel:
         """The sound has ended: whatever is missing from here on is silence."""
         self._finished = True
 
+    def skip(self, n: int) -> None:
+        """Go on as if the next `n` frames had been asked for."""
+        self._frame += n
+        self._forget(self._end(self._frame * self.rows_per_frame) - self.window)
+
     def needed(self, n: int) -> int:
         """How many samples are still missing before `frames(n)` can answer; 0 after `finish()`."""
         if self._finished or n == 0:
@@ -108,8 +113,7 @@ class LogMel:
         rows = np.empty((n * self.rows_per_frame, self.bands), np.float32)
         for i in range(len(rows)):
             rows[i] = self._row(self._end(first + i))
-        self._frame += n
-        self._forget(self._end(first + len(rows)) - self.window)
+        self.skip(n)
         return rows.reshape(n, self.row_size)
 
     def _end(self, row: int) -> int:

@@ -8,6 +8,7 @@
 | `audio_features.000000` | [1, layers, dim, frames] | of a chunk |
 | `reference_latent` | [1, C, 1, h, w] | the reference picture |
 | `motion_latents` | [1, C, n, h, w] | what came before the stream |
+| `pose_latents.000000` | [1, C, c, h, w] | where the body is, of a chunk |
 | `sink_distance` | [chunks, steps] | integers |
 
 Encoders of what is given need not be loaded. Tensors are read from disk when they are asked for.
@@ -33,10 +34,12 @@ KNOWN = (
     "audio_features.000000",
     "reference_latent",
     "motion_latents",
+    "pose_latents.000000",
     "sink_distance",
 )
 PATTERN = re.compile(
-    r"context(\.\d{6,})?|noise\.\d{6,}\.step\.\d+|audio_features\.\d{6,}|reference_latent|motion_latents|sink_distance"
+    r"context(\.\d{6,})?|noise\.\d{6,}\.step\.\d+|audio_features\.\d{6,}|reference_latent|motion_latents"
+    r"|pose_latents\.\d{6,}|sink_distance"
 )
 
 

@@ -31,6 +31,7 @@ class Source:
         return None
 
     live = False
+    motion = prime = None
 
     def accepted(self, chunk, entered):
         return 7.0 if chunk == 3 else None

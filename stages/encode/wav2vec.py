@@ -1,0 +1,316 @@
+"""Sound as the hidden states of a wav2vec2 model, one set for every video frame.
+
+wav2vec2 (arXiv 2006.11477) looks both ways along the whole of what it is given and gives a state every 20 ms.
+Wan2.2-S2V and Live Avatar give it a whole file and read the states at 30 frames a second, of which a video frame takes
+the nearest. `WholeFile` is that. `Listening` is the same for sound that is still going on: it looks at the last few
+seconds for every chunk, so memory and time are constant and the only wait is the lookahead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from conf.errors import UserError
+from conf.schema import Wav2VecConfig
+from stages.rate import frame_rate
+from stages.weights import initialise
+
+RATE, HOP, FIELD = 16000, 320, 400
+"""Samples in a second, from one state to the next, and under one state."""
+STATES_PER_SECOND = RATE // HOP
+READ_PER_SECOND = 30
+"""How often the published models read the states: what a video frame gets is the nearest of these."""
+GROUPS, POSITIONS = 16, 128
+"""Of the convolution that gives wav2vec2 its positions."""
+
+
+class Wav2Vec:
+    """A wav2vec2 model, float32.
+
+    Args:
+        config: sizes, and where it lies.
+        folder: as transformers writes it (config.json, weights, with or without a head on top); None: random weights.
+        seed: of random weights.
+        device: where it runs.
+
+    Raises:
+        UserError: transformers is not installed, the folder cannot be read, or its sizes are not the network's.
+    """
+
+    def __init__(self, config: Wav2VecConfig, folder: str | Path | None, seed: int, device: torch.device | str):
+        self.config = config
+        self.model = (self._random(seed) if folder is None else self._read(Path(folder))).eval()
+        self.model.requires_grad_(False).to(device)
+
+    def _random(self, seed: int) -> torch.nn.Module:
+        _, settings, model = _transformers()
+        with torch.random.fork_rng([]):
+            made = model(settings(**_sizes(self.config)))
+        initialise(made, seed, "wav2vec.")
+        return made
+
+    def _read(self, folder: Path) -> torch.nn.Module:
+        library, settings, model = _transformers()
+        name = f"model.network.audio.wav2vec.checkpoint={folder}"
+        if not (folder / "config.json").is_file():
+            raise UserError(name, "holds no config.json", "give a folder as transformers writes it")
+        try:
+            found = settings.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(name, f"its config.json cannot be read ({error})", "download it again") from error
+        wanted, sizes = (self.config.layers, self.config.dim), (found.num_hidden_layers + 1, found.hidden_size)
+        if sizes != wanted:
+            raise UserError(
+                name,
+                f"gives {sizes[0]} hidden states of width {sizes[1]}, the network takes {wanted[0]} of {wanted[1]}",
+                "give the model that the network was trained with",
+            )
+        try:
+            with _quiet(library.utils.logging):
+                loaded, info = model.from_pretrained(
+                    folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(name, f"cannot be loaded ({error})", "download it again") from error
+        # Without gradients nothing is masked.
+        if missing := sorted(set(info["missing_keys"]) - {"masked_spec_embed"}):
+            raise UserError(name, f"lacks {len(missing)} keys, first {missing[0]}", "download it again")
+        return loaded
+
+    @torch.inference_mode()
+    def states(self, samples: Tensor) -> Tensor:
+        """All hidden states [layers, T, dim] of normalised samples [n], n >= 400; the first is the embedding's."""
+        device = next(self.model.parameters()).device
+        found = self.model(samples[None].to(device, torch.float32), output_hidden_states=True).hidden_states
+        return torch.cat(found)
+
+
+@contextmanager
+def _quiet(logging) -> Iterator[None]:
+    """No progress bar, and no warning about the keys of a head that is not wanted."""
+    said, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(said)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _transformers():
+    try:
+        import transformers
+        from transformers import Wav2Vec2Config, Wav2Vec2Model
+    except ImportError as error:
+        raise UserError(
+            "model.network.audio.wav2vec", "needs transformers", "pip install 'everframe[wan]', or give audio_features"
+        ) from error
+    return transformers, Wav2Vec2Config, Wav2Vec2Model
+
+
+def _sizes(config: Wav2VecConfig) -> dict:
+    """Settings of a model of these sizes, in the proportions of wav2vec2-large-xlsr-53."""
+    return {
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.layers - 1,
+        "num_attention_heads": max(1, config.dim // 64),
+        "intermediate_size": 4 * config.dim,
+        "conv_dim": (config.dim // 2,) * 7,
+        "conv_bias": True,
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+        "num_conv_pos_embeddings": POSITIONS,
+        "num_conv_pos_embedding_groups": math.gcd(GROUPS, config.dim),
+    }
+
+
+def parameter_count(config: Wav2VecConfig) -> int:
+    """Parameters of a model of the published proportions, known without making it: 315,438,720 at 25 x 1024."""
+    d, c = config.dim, config.dim // 2
+    extractor = 13 * c + 4 * (3 * c * c + 3 * c) + 2 * (2 * c * c + 3 * c)
+    projection = 2 * c + c * d + d
+    positions = d * (d // math.gcd(GROUPS, d)) * POSITIONS + POSITIONS + d
+    return extractor + projection + positions + (config.layers - 1) * (12 * d * d + 13 * d) + 3 * d
+
+
+def normalised(samples: Tensor, mean: float, variance: float) -> Tensor:
+    """Zero mean and unit variance, as wav2vec2's own feature extractor does it."""
+    return ((samples.double() - mean) / math.sqrt(variance + 1e-7)).float()
+
+
+def nearest_read(frame: int, fps: Fraction) -> int:
+    """Which of the 30 readings a second video frame `frame` takes."""
+    return round(Fraction(frame) * READ_PER_SECOND / fps)
+
+
+class Features:
+    """What both ways of listening share: samples in, hidden states of video frames out.
+
+    Args:
+        model: gives the model, when it is first needed.
+        config: its sizes.
+        fps: video frames per second.
+    """
+
+    def __init__(self, model: Callable[[], Wav2Vec], config: Wav2VecConfig, fps: float):
+        self._model, self.config, self.fps = model, config, frame_rate(fps)
+        self._buffer = np.zeros(0, np.float32)
+        self._start = 0  # absolute number of the buffer's first sample
+        self._frame = 0  # next video frame
+        self._finished = False
+
+    def push(self, samples: np.ndarray) -> None:
+        """Append float samples in [-1, 1], shape [n]. Raises RuntimeError after `finish()`."""
+        if self._finished:
+            raise RuntimeError("sound was pushed after finish()")
+        self._buffer = np.concatenate([self._buffer, np.asarray(samples, np.float32).reshape(-1)])
+
+    def finish(self) -> None:
+        """The sound has ended."""
+        self._finished = True
+
+    def skip(self, n: int) -> None:
+        """Go on as if the next `n` video frames had been asked for."""
+        self._frame += n
+
+    def needed(self, n: int) -> int:
+        """How many samples are missing, at the least, before `frames(n)` can answer; 0 after `finish()`."""
+        raise NotImplementedError
+
+    def frames(self, n: int) -> np.ndarray:
+        """Hidden states of the next `n` video frames: float32 [n, layers, dim]."""
+        raise NotImplementedError
+
+    def _take(self, states: Tensor) -> np.ndarray:
+        """[layers, n, dim] as it is handed out."""
+        self._frame += states.shape[1]
+        return states.transpose(0, 1).float().cpu().numpy()
+
+
+class WholeFile(Features):
+    """The published way: the whole sound at once; silence, where it has ended, is states of zeros."""
+
+    _read: Tensor | None = None
+
+    def needed(self, n: int) -> int:
+        """An hour at a time, until the end."""
+        return 0 if self._finished else 3600 * RATE
+
+    def frames(self, n: int) -> np.ndarray:
+        """Hidden states of the next `n` video frames: float32 [n, layers, dim]; the whole is heard at the first call.
+
+        Raises:
+            RuntimeError: the sound has not ended.
+        """
+        if not self._finished:
+            raise RuntimeError("a whole file is listened to when it has ended")
+        if self._read is None:
+            self._read, self._buffer = self._listen(torch.from_numpy(self._buffer)), np.zeros(0, np.float32)
+        wanted = torch.tensor([nearest_read(self._frame + k, self.fps) for k in range(n)])
+        heard = wanted < self._read.shape[1]
+        return self._take(self._read[:, wanted.clamp(max=self._read.shape[1] - 1)] * heard[None, :, None])
+
+    def _listen(self, samples: Tensor) -> Tensor:
+        """[n] to 30 readings a second [layers, m, dim], from the first state to the last."""
+        samples = samples.double()
+        samples = normalised(samples, float(samples.mean()), float(samples.var(unbiased=False)))
+        states = self._model().states(F.pad(samples, (0, max(0, FIELD - len(samples))))).cpu()
+        count = max(1, states.shape[1] * READ_PER_SECOND // STATES_PER_SECOND)
+        return F.interpolate(states.transpose(1, 2), size=count, mode="linear", align_corners=True).transpose(1, 2)
+
+
+class Listening(Features):
+    """Sound that goes on: every chunk of frames is heard in a window that ends with it, or `lookahead_s` after it.
+
+    Loudness is normalised by all that was heard so far, which in a long stream is what a whole file would give. A
+    window does not reach back beyond the beginning of the sound; after its end there is silence.
+
+    Args:
+        model, config, fps: as for `Features`.
+        lookahead_s: how far sound is waited for beyond a chunk's last frame, in seconds.
+    """
+
+    def __init__(self, model: Callable[[], Wav2Vec], config: Wav2VecConfig, fps: float, lookahead_s: float = 0.0):
+        super().__init__(model, config, fps)
+        self.window, self.lookahead = round(config.window_s * RATE), round(lookahead_s * RATE)
+        self._counted, self._sum, self._squares = 0, 0.0, 0.0
+
+    def needed(self, n: int) -> int:
+        """How many samples are missing before `frames(n)` can answer; 0 after `finish()`."""
+        if self._finished or n == 0:
+            return 0
+        return max(0, self._end(self._frame + n) - self._start - len(self._buffer))
+
+    def frames(self, n: int) -> np.ndarray:
+        """Hidden states of the next `n` video frames: float32 [n, layers, dim].
+
+        Raises:
+            RuntimeError: samples are missing (see `needed`).
+        """
+        if missing := self.needed(n):
+            raise RuntimeError(f"{missing} samples are missing for {n} frames from frame {self._frame} on")
+        # Exactly: reading i stands 5/3 i states from the start.
+        places = [
+            Fraction(nearest_read(self._frame + k, self.fps) * STATES_PER_SECOND, READ_PER_SECOND) for k in range(n)
+        ]
+        end, first = self._end(self._frame + n), self._window_start(n)
+        mean, variance = self._loudness(end)
+        heard = torch.from_numpy(self._between(first, end))
+        states = self._model().states(normalised(heard, mean, variance))
+        taken = self._take(_between_states(states, [p - first // HOP for p in places]))
+        self._forget()
+        return taken
+
+    def skip(self, n: int) -> None:
+        """Go on as if the next `n` video frames had been asked for."""
+        self._loudness(self._end(self._frame + n))
+        super().skip(n)
+        self._forget()
+
+    def _end(self, frame: int) -> int:
+        """Absolute number of the sample that a chunk before video frame `frame` no longer sees."""
+        return math.floor(frame * RATE / self.fps) + self.lookahead
+
+    def _window_start(self, n: int) -> int:
+        """The window of the next `n` frames starts where a state does, and before all of theirs."""
+        first = nearest_read(self._frame, self.fps) * STATES_PER_SECOND // READ_PER_SECOND
+        return max(0, min(first, (self._end(self._frame + n) - self.window) // HOP)) * HOP
+
+    def _between(self, first: int, end: int) -> np.ndarray:
+        """Samples [first, end), silence where there are none, and never less than one state's."""
+        held = self._buffer[first - self._start : max(0, end - self._start)]
+        return np.pad(held, (0, max(end - first, FIELD) - len(held)))
+
+    def _loudness(self, end: int) -> tuple[float, float]:
+        """Mean and variance of all that was heard before sample `end`; silence after the end of the sound is not."""
+        new = self._buffer[self._counted - self._start : max(0, end - self._start)].astype(np.float64)
+        self._counted += len(new)
+        self._sum, self._squares = self._sum + new.sum(), self._squares + (new * new).sum()
+        count = max(1, self._counted)
+        mean = self._sum / count
+        return mean, max(0.0, self._squares / count - mean * mean)
+
+    def _forget(self) -> None:
+        """Drop the samples that no coming window looks at, and that are counted."""
+        drop = min(max(0, min(self._window_start(0), self._counted) - self._start), len(self._buffer))
+        self._buffer = self._buffer[drop:]
+        self._start += drop
+
+
+def _between_states(states: Tensor, places: Sequence[Fraction]) -> Tensor:
+    """States [layers, T, dim] at places between 0 and T - 1, linearly between neighbours: [layers, n, dim]."""
+    last = states.shape[1] - 1
+    low = [min(math.floor(p), last) for p in places]
+    share = states.new_tensor([float(p - math.floor(p)) for p in places])[None, :, None]
+    return torch.lerp(states[:, low], states[:, [min(i + 1, last) for i in low]], share)
