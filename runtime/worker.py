@@ -27,14 +27,13 @@ from parallel.plan import Cell, Plan
 from parallel.schedule import Pass, Schedule, rows
 from runtime.block import Block
 from runtime.board import Abandoned, Board, PeerLost
+from runtime.cells import Cells
 from runtime.finish import Companion, Finish
 from runtime.head import Entry, Head
 from runtime.orders import Cancel, Close, Open, Order, Prompt, Status
 from runtime.parts import Parts, open_outputs
 from runtime.report import Timeline, worker_report
 from runtime.trace import Trace
-from stages.denoise.denoiser import ChunkConditioning
-from stages.denoise.draws import Draws
 
 IDLE_S = 0.2
 """How often a waiting worker looks at its watch."""
@@ -69,16 +68,15 @@ class Worker:
     ):
         self.plan, self.index, self.config, self.parts = plan, index, config, parts
         self.senders, self.inbox, self.trace, self.board = senders, inbox, trace, board
-        self.sampler, self.schedule = parts.sampler, Schedule(plan, index)
-        self.blocks = blocks
+        self.schedule = Schedule(plan, index)
+        self.cells = Cells(plan, index, parts, blocks, trace)
         self.head = (
-            Head(self.sampler.steps, parts.dtype, Pacer(plan.in_flight, plan.most_in_flight), inbox.put, trace.clock)
+            Head(parts.sampler.steps, parts.dtype, Pacer(plan.in_flight, plan.most_in_flight), inbox.put, trace.clock)
             if index == plan.encode
             else None
         )
         if self.head:
             inbox.at_once = self._at_once
-        self.draws: dict[int, Draws] = {}
         self.finishes: dict[int, Finish] = {}
         self.hollow: set[int] = set()
         """Streams that were cancelled and have not ended yet."""
@@ -232,7 +230,7 @@ class Worker:
         stream = order.stream
         self._opened = stream + 1
         self.schedule.open(stream)
-        self.draws[stream] = Draws(order.config.seed, order.config.id)
+        self.cells.open(stream, order.config)
         if "finish" in self.schedule.roles:
             sinks = partial(open_outputs, self.config, order)
             timeline = Timeline(self.config.model.fps, self.trace.clock)
@@ -301,7 +299,7 @@ class Worker:
         self._at = item
         if item.stream in self.hollow:
             message = replace(message, tensors={})
-        work = {"step": self._step, "final": self._final, "end": self._end}.get(item.kind, self._write)
+        work = {"step": self._step, "final": self._final, "end": self._end}.get(item.kind, self.cells.write)
         message = work(item, message)
         for worker, following in self.schedule.done(item):
             self._send(worker, self._following(item, following, message))
@@ -329,43 +327,7 @@ class Worker:
             self.schedule.entered(item.stream, item.chunk)
             if self.head:
                 self.head.ask(self.schedule.may_enter)
-        if not m.tensors:
-            return m
-        start, block, tensors = self.trace.clock(), self.blocks[item.block], dict(m.tensors)
-        if "text" in tensors:
-            block.set_text(item.stream, m.epoch, tensors["text"])
-        given = ChunkConditioning(tensors.get("audio"), tensors.get("actions"))
-        x = tensors["x"]
-        incoming, distance = tensors.pop("hidden", x), m.distances[item.step]
-        out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, distance)
-        if item.block == len(self.plan.blocks) - 1:
-            tensors["x"] = self.sampler.update(item.step, x, out, self._noise(item, tensors))
-        else:
-            tensors["hidden"] = out
-        return replace(m, tensors=tensors, times=self._timed(item, m, start))
-
-    def _noise(self, item: Pass, tensors: dict[str, Tensor]) -> Tensor | None:
-        """The draw for the step after `item`, where the sampler takes one."""
-        step = item.step + 1
-        if step == self.sampler.steps or not self.sampler.needs_noise(step):
-            return None
-        given = tensors.get(f"noise{step}")
-        return self.draws[item.stream].noise(item.chunk, step, tensors["x"].shape) if given is None else given
-
-    def _write(self, item: Pass, m: Message) -> Message:
-        """A prefill or commit of one bank."""
-        if not m.tensors:
-            return m
-        start, block, tensors = self.trace.clock(), self.blocks[item.block], m.tensors
-        incoming = tensors.get("hidden", tensors["x"]).to(self.parts.dtype)
-        if item.kind == "prefill":
-            if "text" in tensors:
-                block.set_text(item.stream, m.epoch, tensors["text"])
-            out = block.prefill(item.stream, item.level, item.chunk, m.epoch, incoming)
-        else:
-            out = block.commit(item.stream, item.level, item.chunk, incoming, m.distances[-1])
-        self._timed(item, m, start)
-        return replace(m, tensors=tensors | {"hidden": out})
+        return self.cells.step(item, m)
 
     def _final(self, item: Pass, m: Message) -> Message:
         start, finish = self.trace.clock(), self.finishes[item.stream]
@@ -391,8 +353,7 @@ class Worker:
             finish.close()
             self.board.tell(f"ended/{item.stream}", finish.report())
         elif Cell(item.step, item.block) == self.schedule.cells[-1]:
-            for block in self.blocks.values():
-                block.close(item.stream)
+            self.cells.close(item.stream)
         return m
 
     def _tell_progress(self, stream: int, every_s: float = 0.0) -> None:
@@ -411,7 +372,7 @@ class Worker:
     def _forget(self, stream: int) -> None:
         """Drop what was kept of a stream that has ended here."""
         if stream not in self.schedule.streams:
-            self.draws.pop(stream, None)
+            self.cells.forget(stream)
             self._told.pop(stream, None)
             self.hollow.discard(stream)
 
@@ -437,19 +398,4 @@ class Worker:
     def _came_to(self) -> str:
         """The pass that this worker was given last, in words."""
         at = self._at
-        return f"{self._name(at)} of chunk {at.chunk} of stream {at.stream}" if at else "nothing yet"
-
-    # -- small things -------------------------------------------------------------------------------------------------
-
-    def _name(self, item: Pass) -> str:
-        """A stage as reports call it: `step0`, `step0.block1`, `commit.block0`, `prefill`, `final`."""
-        if item.kind in ("final", "end"):
-            return item.kind
-        stage = f"step{item.step}" if item.kind == "step" else item.kind
-        return stage if len(self.plan.blocks) == 1 else f"{stage}.block{item.block}"
-
-    def _timed(self, item: Pass, m: Message, start: float) -> dict[int, float]:
-        """Note how long a pass took; returns the chunk's times with it."""
-        took = self.trace.clock() - start
-        self.trace.add(self._name(item), item.chunk, start, took)
-        return m.times | {self.index: m.times.get(self.index, 0.0) + took}
+        return f"{self.cells.name(at)} of chunk {at.chunk} of stream {at.stream}" if at else "nothing yet"
