@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from parallel.plan import Plan
 from parallel.schedule import Pass
 from runtime.block import Block
 from runtime.parts import Parts
+from runtime.state import State
 from runtime.trace import Trace
 from stages.denoise.denoiser import ChunkConditioning
 from stages.denoise.draws import Draws
@@ -35,6 +37,12 @@ class Cells:
     def open(self, stream: int, config: StreamConfig) -> None:
         """A new stream; its banks are made when its first pass comes."""
         self.draws[stream] = Draws(config.seed, config.id)
+
+    def resume(self, stream: int, state: State) -> None:
+        """Put a stream's banks where a state left them."""
+        for number, block in self.blocks.items():
+            for level in self.plan.levels_of(self.index, number):
+                block.restore(stream, level, str(state.folder))
 
     def close(self, stream: int) -> None:
         """Let go of a stream's banks."""
@@ -87,11 +95,24 @@ class Cells:
         self._timed(item, m, start)
         return replace(m, tensors=tensors | {"hidden": out})
 
+    def save(self, item: Pass, folder: Path) -> dict[str, str]:
+        """The bank of a cell to a state; returns the files' names and sha256. A bank that steps
+        share is that of step 0, its level.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        block = self.blocks[item.block]
+        if item.step != item.level:
+            return {}
+        with self.trace.span(self.name(item), item.chunk):
+            return block.save(item.stream, item.level, str(folder))
+
     # -- small things -------------------------------------------------------------------------------------------------
 
     def name(self, item: Pass) -> str:
         """A stage as reports call it: `step0`, `step0.block1`, `commit.block0`, `prefill`, `final`."""
-        if item.kind in ("final", "end"):
+        if item.kind in ("final", "end", "save"):
             return item.kind
         stage = f"step{item.step}" if item.kind == "step" else item.kind
         return stage if len(self.plan.blocks) == 1 else f"{stage}.block{item.block}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor
 
 from runtime.outputs import Outputs
-from runtime.report import Timeline, stream_report
+from runtime.report import Timeline, stream_report, versions
+from runtime.state import FINISH, Keep, State, write
 from runtime.trace import Trace
-from stages.codec.base import Decoder
+from stages.codec.base import CodecState, Decoder
 from stages.post import to_pictures
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -52,7 +56,10 @@ class Finish:
         timeline: what a viewer notices.
         trace: told how long decode and sinks took.
         decoder: None where no pictures are wanted.
+        keep: how the stream's state is kept; None: not.
+        recalibrates: the chunk from which its attention sink is made of chunk 0; None: never.
         companions: by chunk, of what is under way.
+        finished: whether it came to its own end.
     """
 
     name: str
@@ -60,9 +67,17 @@ class Finish:
     timeline: Timeline
     trace: Trace
     decoder: Decoder | None
+    keep: Keep | None = None
+    recalibrates: int | None = None
     companions: dict[int, Companion] = field(default_factory=dict)
+    finished: bool = False
     outputs: Outputs | None = None
-    state: Any = None
+    state: CodecState | None = None
+    anchor: Tensor | None = None
+    """The first latent frame, as long as it may be needed."""
+    saved: int | None = None
+    """The chunk before which the latest whole state was saved."""
+    _complete: Callable[[], None] | None = None
 
     def open(self) -> None:
         """Open the sinks, unless they are.
@@ -70,9 +85,12 @@ class Finish:
         Raises:
             UserError: one cannot be opened.
         """
-        if self.outputs is None:
-            self.outputs = self.open_outputs()
-            self.state = self.decoder.start() if self.decoder else None
+        if self.outputs is not None:
+            return
+        self.outputs = self.open_outputs()
+        self.state = self.decoder.start() if self.decoder else None
+        if self.keep and self.keep.state:
+            self._resume(self.keep.state)
 
     @torch.inference_mode()
     def run(self, chunk: int, latents: Tensor) -> None:
@@ -86,6 +104,8 @@ class Finish:
             UserError: a sink cannot go on.
         """
         companion = self.companions.pop(chunk)
+        if chunk == 0 and self.recalibrates is not None:
+            self.anchor = latents[:, :, :1].clone()
         self.outputs.latents(latents)
         if self.decoder:
             with self.trace.span("decode", chunk):
@@ -93,6 +113,7 @@ class Finish:
             with self.trace.span("sink", chunk):
                 self.outputs.pictures(pictures, companion.sound)
         self.timeline.chunk(companion.entered, companion.frames, companion.accepted)
+        self._settle()
 
     def skip(self, chunk: int) -> None:
         """A chunk of a stream that was cancelled."""
@@ -100,9 +121,65 @@ class Finish:
 
     def report(self) -> dict[str, Any]:
         """The stream's part of `report.json`."""
-        return stream_report(self.name, self.timeline, self.outputs)
+        found = stream_report(self.name, self.timeline, self.outputs) | {"finished": self.finished}
+        if self.keep:
+            found["state"] = {"resumed_at": self.keep.first or None, "saved": self.saved, "folder": self.keep.folder}
+        return found
 
     def close(self) -> None:
         """Finish every file."""
         if self.outputs:
             self.outputs.close()
+        self._settle()
+
+    # -- going on ---------------------------------------------------------------------------------------------------
+
+    def save(self, chunk: int, files: dict[str, str]) -> None:
+        """Save what is here of the state before `chunk`, and with it complete the state.
+
+        That is put off until the video so far is on disk: who goes on from a state finds all frames before it.
+
+        Args:
+            chunk: chunks finished so far.
+            files: names and sha256 of what others have written.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if self.recalibrates is None or chunk > self.recalibrates:
+            self.anchor = None
+        tensors = {"anchor": self.anchor} if self.anchor is not None else {}
+        cache = self.state.cache if self.state else []
+        tensors |= {f"cache.{i:03d}": tensor for i, tensor in enumerate(cache) if tensor is not None}
+        counters, video = self.outputs.progress()
+        counters |= {"steps": self.state.steps if self.state else 0, "layers": len(cache)}
+        files = files | write(self.keep.part(chunk), FINISH, tensors, counters)
+        content = {"frames": self.timeline.frames, "video": video, "decodes": self.state is not None}
+        content |= {"versions": versions()}
+
+        def complete() -> None:
+            self.keep.complete(chunk, files, content)
+            self.saved = chunk
+
+        self._complete = complete
+        if not self.outputs.cut():
+            self._settle()
+
+    def _settle(self) -> None:
+        """Make a state whole that was waiting for the video."""
+        if self._complete:
+            complete, self._complete = self._complete, None
+            try:
+                complete()
+            except OSError as error:
+                log.warning("the state in %s was not saved: %s", self.keep.folder, error)
+
+    def _resume(self, state: State) -> None:
+        tensors, counters = state.finish
+        self.anchor = tensors.get("anchor")
+        if self.state is None:
+            return
+        device = next(self.decoder.parameters()).device
+        found = (tensors.get(f"cache.{i:03d}") for i in range(counters["layers"]))
+        self.state.cache = [None if tensor is None else tensor.to(device) for tensor in found]
+        self.state.steps = counters["steps"]

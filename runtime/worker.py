@@ -10,6 +10,7 @@ everything in good order behind its last chunk.
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections import defaultdict
 from dataclasses import replace
@@ -28,13 +29,19 @@ from parallel.schedule import Pass, Schedule, rows
 from runtime.block import Block
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.cells import Cells
+from runtime.conditioning import Progress
 from runtime.finish import Companion, Finish
 from runtime.head import Entry, Head
 from runtime.orders import Cancel, Close, Open, Order, Prompt, Status
 from runtime.parts import Parts, open_outputs
 from runtime.report import Timeline, worker_report
+from runtime.state import Keep, packed, unpacked
 from runtime.trace import Trace
 
+log = logging.getLogger(__name__)
+
+STOPPED = "stopped"
+"""What a stream's end says if it came from outside."""
 IDLE_S = 0.2
 """How often a waiting worker looks at its watch."""
 TOLD_S = 0.25
@@ -78,6 +85,7 @@ class Worker:
         if self.head:
             inbox.at_once = self._at_once
         self.finishes: dict[int, Finish] = {}
+        self.keeps: dict[int, Keep] = {}
         self.hollow: set[int] = set()
         """Streams that were cancelled and have not ended yet."""
         self._early: dict[int, list[Message]] = defaultdict(list)
@@ -197,11 +205,14 @@ class Worker:
         stream, finish = message.stream, self.finishes[message.stream]
         finish.companions[message.chunk] = Companion.of(message.tensors)
         if stream not in self.hollow:
-            try:
-                finish.open()
-            except UserError as error:
-                self._refuse(stream, error)
+            self._open_sinks(stream, finish)
         self.schedule.companion(stream, message.chunk)
+
+    def _open_sinks(self, stream: int, finish: Finish) -> None:
+        try:
+            finish.open()
+        except UserError as error:
+            self._refuse(stream, error)
 
     def _send(self, target: int, message: Message) -> None:
         if target == self.index:
@@ -231,13 +242,27 @@ class Worker:
         self._opened = stream + 1
         self.schedule.open(stream)
         self.cells.open(stream, order.config)
+        state = order.keep.state if order.keep else None
+        if state:
+            self.schedule.resume(stream, state.chunk)
+            self.cells.resume(stream, state)
+        if order.keep:
+            self.keeps[stream] = order.keep
         if "finish" in self.schedule.roles:
             sinks = partial(open_outputs, self.config, order)
-            timeline = Timeline(self.config.model.fps, self.trace.clock)
-            self.finishes[stream] = Finish(order.config.id, sinks, timeline, self.trace, self.parts.decoder)
+            made = (state.chunk, state.content["frames"]) if state else (0, 0)
+            self.finishes[stream] = Finish(
+                order.config.id,
+                sinks,
+                Timeline(self.config.model.fps, self.trace.clock, *made),
+                self.trace,
+                self.parts.decoder,
+                order.keep,
+                self.config.model.recalibrate_chunk,
+            )
         if self.head:
             try:
-                self.head.open(stream, self.parts.conditioning_of(order))
+                self.head.open(stream, self.parts.conditioning_of(order), order.keep)
             except UserError as error:
                 self.head.refuse(stream)
                 self._enter(Entry(stream, 0, refused=error))
@@ -276,13 +301,16 @@ class Worker:
         self.head.entered(entry)
         if entry.refused:
             self.board.refuse(stream, entry.refused)
+        if entry.progress and stream not in self.hollow:
+            self._save(stream, chunk, entry.progress)
         if entry.tensors is None:
-            self._send(self.plan.head, Message("end", stream=stream, chunk=chunk))
+            note = STOPPED if entry.stopped else ""
+            self._send(self.plan.head, Message("end", stream=stream, chunk=chunk, note=note))
             self._look_at_head(stream)
             return
         self.trace.add("encode", chunk, entry.began, entry.took_s)
         if entry.reference:
-            for worker, item in rows(self.plan, Pass("prefill", stream, 0)):
+            for worker, item in rows(self.plan, Pass("prefill", stream, entry.holds)):
                 self._send(worker, self._message(item, self._placed(entry.reference)))
         companion = self._placed(entry.companion)
         self._send(self.plan.decode, Message("sound", stream=stream, chunk=chunk, tensors=companion))
@@ -299,7 +327,8 @@ class Worker:
         self._at = item
         if item.stream in self.hollow:
             message = replace(message, tensors={})
-        work = {"step": self._step, "final": self._final, "end": self._end}.get(item.kind, self.cells.write)
+        work = {"step": self._step, "final": self._final, "save": self._keep, "end": self._end}
+        work = work.get(item.kind, self.cells.write)
         message = work(item, message)
         for worker, following in self.schedule.done(item):
             self._send(worker, self._following(item, following, message))
@@ -316,7 +345,8 @@ class Worker:
         # A bank made from a chunk carries that chunk's text: a recalibration epoch 0, which began with chunk 0.
         epoch = message.epoch if item.kind == following.kind else 0
         times = times if following.kind in ("step", "final", "done") else {}
-        return replace(self._message(following, tensors), epoch=epoch, times=times, distances=message.distances)
+        rest = {"times": times, "distances": message.distances, "note": message.note}
+        return replace(self._message(following, tensors), epoch=epoch, **rest)
 
     @staticmethod
     def _message(item: Pass, tensors: dict[str, Tensor]) -> Message:
@@ -343,6 +373,33 @@ class Worker:
         took = self.trace.clock() - start
         return replace(m, tensors={}, times=m.times | {self.index: m.times.get(self.index, 0.0) + took})
 
+    # -- states -----------------------------------------------------------------------------------------------------
+
+    def _save(self, stream: int, chunk: int, progress: Progress) -> None:
+        """Begin to save the state before `chunk`: a mark goes the route behind the chunks before it, ahead of this."""
+        try:
+            files = progress.write(self.keeps[stream].begin(chunk))
+        except OSError as error:
+            log.warning("the state in %s was not saved: %s", self.keeps[stream].folder, error)
+            return
+        tensors = {"files": packed(files, self.parts.device)}
+        self._send(self.plan.head, Message("save", stream=stream, chunk=chunk, tensors=tensors))
+
+    def _keep(self, item: Pass, m: Message) -> Message:
+        """What is here of a state; without tensors the mark only goes its way."""
+        if not m.tensors:
+            return m
+        keep, files = self.keeps[item.stream], unpacked(m.tensors["files"])
+        try:
+            if item.step == self.plan.workload.steps:
+                self.finishes[item.stream].save(item.chunk, files)
+            else:
+                files |= self.cells.save(item, keep.part(item.chunk))
+        except OSError as error:
+            log.warning("the state in %s was not saved: %s", keep.folder, error)
+            return replace(m, tensors={})
+        return replace(m, tensors={"files": packed(files, self.parts.device)})
+
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _end(self, item: Pass, m: Message) -> Message:
@@ -350,6 +407,9 @@ class Worker:
         if item.step == self.plan.workload.steps:
             self._tell_progress(item.stream)
             finish = self.finishes.pop(item.stream)
+            finish.finished = m.note != STOPPED and item.stream not in self.hollow
+            if finish.keep and finish.keep.first and item.stream not in self.hollow:
+                self._open_sinks(item.stream, finish)  # it may go on from its end, with nothing to add
             finish.close()
             self.board.tell(f"ended/{item.stream}", finish.report())
         elif Cell(item.step, item.block) == self.schedule.cells[-1]:
@@ -374,6 +434,7 @@ class Worker:
         if stream not in self.schedule.streams:
             self.cells.forget(stream)
             self._told.pop(stream, None)
+            self.keeps.pop(stream, None)
             self.hollow.discard(stream)
 
     def _check_owed(self) -> None:

@@ -38,6 +38,9 @@ class Source:
     def close(self):
         pass
 
+    def finished(self, chunk):
+        return True
+
     def reference(self):
         return torch.zeros(1)
 
