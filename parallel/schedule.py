@@ -182,12 +182,17 @@ class Schedule:
         return bank.chunk == item.chunk and bank.commits == item.chunk
 
     def _end_ready(self, held: _Stream, item: Pass) -> bool:
-        """Nothing more will be done to this block's banks, and every version made from the stream has come."""
+        """Nothing more will be done to this block's banks, and every version made from the stream has come.
+
+        Beyond the first block only what takes effect comes: a reference that holds later is never put in before it.
+        """
         if item.step == self.workload.steps:
             return held.finished == item.chunk
         commits = self._due(item.chunk)[0]
         banks = [bank for (block, _), bank in held.banks.items() if block == item.block]
         due = {key for key, source in self.announced.items() if 0 <= source < item.chunk}
+        if item.block:
+            due = {key for key in due if key[0] == "commit" or key[1] <= item.chunk}
         return all(b.chunk == item.chunk - 1 and b.commits == commits for b in banks) and due <= held.received
 
     def _due(self, chunk: int) -> tuple[int, int]:
