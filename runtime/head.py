@@ -32,7 +32,7 @@ class Entry:
         distances: of the attention sink, for every step and the commit.
         companion: what goes to the last stage directly: `meta` (frames, moment of entry, moment its control was
             accepted or nan) and `sound`.
-        reference: what goes to every bank before chunk `holds`: latent `x` and `text`.
+        reference: what goes to every bank before chunk 0: latent `x` and `text`.
         epoch: the chunk at which the prompt in force began.
         began, took_s: when encoding began, and how long it took.
         refused: why the stream cannot go on, if its end is a mistake of its user's.
@@ -50,7 +50,6 @@ class Entry:
     began: float = 0.0
     took_s: float = 0.0
     refused: UserError | None = None
-    holds: int = 0
     progress: Progress | None = None
     stopped: bool = False
 
@@ -127,30 +126,18 @@ class Sampler(threading.Thread):
         accepted = conditioning.accepted(chunk, entered)
         meta = torch.tensor([frames, entered, float("nan") if accepted is None else accepted], dtype=torch.float64)
         sound = conditioning.samples(chunk)
-        reference, holds = self._reference(chunk, text)
+        anchor = conditioning.reference() if chunk == 0 else None
         return Entry(
             self.stream,
             chunk,
             {name: t for name, t in tensors.items() if t is not None},
             distances,
             {"meta": meta} | ({} if sound is None else {"sound": torch.from_numpy(sound.copy())}),
-            reference,
+            {} if anchor is None else {"x": anchor, "text": text},
             self._epoch,
             began,
             self.clock() - began,
-            holds=holds,
         )
-
-    def _reference(self, chunk: int, text: Tensor | None) -> tuple[dict[str, Tensor], int]:
-        """A reference that goes to every bank with this chunk, and the chunk from which it holds."""
-        state = self.keep.state if self.keep else None
-        if chunk == 0:
-            anchor = self.conditioning.reference()
-            return ({} if anchor is None else {"x": anchor, "text": text}), 0
-        if state is None or chunk != state.chunk or (anchor := state.anchor) is None:
-            return {}, 0
-        # Made before the state was saved, in force only later: it comes again.
-        return {"x": anchor, "text": self.conditioning.first_text()}, self.conditioning.model.recalibrate_chunk
 
 
 class Head:

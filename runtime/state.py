@@ -47,7 +47,8 @@ def write(folder: Path, name: str, tensors: dict[str, Tensor], content: Any = No
     for key, tensor in tensors.items():
         orders[key] = sorted(range(tensor.ndim), key=lambda d, t=tensor: -t.stride(d))
         laid[key] = tensor.detach().permute(orders[key]).contiguous().cpu()
-    save_file(laid, path, {"content": json.dumps(content), "orders": json.dumps(orders)})
+    # One entry: several would be written in any order, and equal states should be equal files.
+    save_file(laid, path, {"state": json.dumps({"content": content, "orders": orders})})
     return {path.name: _sha256(path)}
 
 
@@ -96,11 +97,11 @@ class State:
     def read(self, name: str) -> tuple[dict[str, Tensor], Any]:
         """(tensors, content) of a file of it."""
         with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
-            metadata, found = file.metadata(), {}
-            for key, order in json.loads(metadata["orders"]).items():
+            metadata, found = json.loads(file.metadata()["state"]), {}
+            for key, order in metadata["orders"].items():
                 back = sorted(range(len(order)), key=order.__getitem__)
                 found[key] = file.get_tensor(key).permute(back)
-            return found, json.loads(metadata["content"])
+            return found, metadata["content"]
 
     def refuse(self, rule: str, remedy: str) -> UserError:
         """The one line that says why a run cannot go on from here."""

@@ -262,7 +262,12 @@ class Worker:
             )
         if self.head:
             try:
-                self.head.open(stream, self.parts.conditioning_of(order), order.keep)
+                conditioning = self.parts.conditioning_of(order)
+                if state and state.anchor is not None:
+                    # Made before the state was saved, in force only later: it comes again.
+                    reference = {"x": state.anchor, "text": conditioning.first_text()}
+                    self._prefill(stream, self.config.model.recalibrate_chunk, reference)
+                self.head.open(stream, conditioning, order.keep)
             except UserError as error:
                 self.head.refuse(stream)
                 self._enter(Entry(stream, 0, refused=error))
@@ -310,14 +315,18 @@ class Worker:
             return
         self.trace.add("encode", chunk, entry.began, entry.took_s)
         if entry.reference:
-            for worker, item in rows(self.plan, Pass("prefill", stream, entry.holds)):
-                self._send(worker, self._message(item, self._placed(entry.reference)))
+            self._prefill(stream, 0, entry.reference)
         companion = self._placed(entry.companion)
         self._send(self.plan.decode, Message("sound", stream=stream, chunk=chunk, tensors=companion))
         tensors = {} if stream in self.hollow else self._placed(entry.tensors)
         step = Message("step", stream=stream, chunk=chunk, epoch=entry.epoch, tensors=tensors)
         times = {ENCODE: entry.took_s} if tensors else {}
         self._send(self.plan.head, replace(step, distances=entry.distances, times=times))
+
+    def _prefill(self, stream: int, holds: int, reference: dict[str, Tensor]) -> None:
+        """Send every bank a reference that holds from chunk `holds`."""
+        for worker, item in rows(self.plan, Pass("prefill", stream, holds)):
+            self._send(worker, self._message(item, self._placed(reference)))
 
     def _placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors on this worker's device: all of a message travel in one buffer."""

@@ -91,7 +91,7 @@ class Ulysses(Share):
 
     def whole(self, x: Tensor) -> Tensor | None:
         parts = self.exchange.gather(x.contiguous())
-        return None if parts is None else parts.movedim(0, 2).flatten(2, 3)
+        return None if parts is None else parts.movedim(0, 2).flatten(2, 3).contiguous()
 
     def part(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.parts, -1))[:, :, self.exchange.rank]
