@@ -7,7 +7,7 @@ import sys
 
 from conf.errors import UserError, nearest
 
-COMMANDS = ("stream", "plan")
+COMMANDS = ("stream", "plan", "join")
 
 
 def main() -> int:

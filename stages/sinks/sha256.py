@@ -64,9 +64,7 @@ def _crypto() -> ctypes.CDLL:
             if _right(found):
                 return found
     raise UserError(
-        "libcrypto",
-        "OpenSSL, which hashes what can be resumed, is not found",
-        "install OpenSSL (libssl3), or don't save",
+        "libcrypto", "OpenSSL is not found, which hashes what is resumed", "install libssl3, or save nothing"
     )
 
 
