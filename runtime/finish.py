@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,8 +17,6 @@ from runtime.state import FINISH, Keep, State, write
 from runtime.trace import Trace
 from stages.codec.base import CodecState, Decoder
 from stages.post import to_pictures
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -172,7 +169,7 @@ class Finish:
             try:
                 complete()
             except OSError as error:
-                log.warning("the state in %s was not saved: %s", self.keep.folder, error)
+                self.keep.complain(error)
 
     def _resume(self, state: State) -> None:
         tensors, counters = state.finish

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -25,8 +24,6 @@ from stages.build import build_decoder, build_network, choose_device
 from stages.codec.base import parameter_bytes
 from stages.denoise.denoiser import Denoiser
 from stages.denoise.share import ALL
-
-log = logging.getLogger(__name__)
 
 
 class SequentialRun:
@@ -136,7 +133,7 @@ class Stream:
             self._finish.save(chunk, files)
             self._saved = chunk
         except OSError as error:
-            log.warning("the state in %s was not saved: %s", self._keep.folder, error)
+            self._keep.complain(error)
 
     def report(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """This stream's part of `report.json`, and that of its one worker."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,12 +23,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from conf.errors import UserError
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 FOLDER, CONTENT = "state", "state.json"
@@ -39,7 +41,7 @@ NAME = re.compile(r"chunk\.(\d{6,})")
 
 
 def write(folder: Path, name: str, tensors: dict[str, Tensor], content: Any = None) -> dict[str, str]:
-    """Write tensors and JSON content as `name.safetensors`; returns its name and sha256.
+    """Write tensors and JSON content as `name.safetensors`; returns its name and sha256. Raises OSError.
 
     Tensors keep their strides' order: what they feed may choose its kernels by it.
     """
@@ -48,7 +50,10 @@ def write(folder: Path, name: str, tensors: dict[str, Tensor], content: Any = No
         orders[key] = sorted(range(tensor.ndim), key=lambda d, t=tensor: -t.stride(d))
         laid[key] = tensor.detach().permute(orders[key]).contiguous().cpu()
     # One entry: several would be written in any order, and equal states should be equal files.
-    save_file(laid, path, {"state": json.dumps({"content": content, "orders": orders})})
+    try:
+        save_file(laid, path, {"state": json.dumps({"content": content, "orders": orders})})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     return {path.name: _sha256(path)}
 
 
@@ -226,6 +231,10 @@ class Keep:
         part.mkdir(parents=True)
         return part
 
+    def complain(self, error: OSError) -> None:
+        """Say that a state could not be saved; the stream goes on."""
+        log.warning("the state in %s was not saved: %s", self.folder, error)
+
     def complete(self, chunk: int, files: dict[str, str], content: dict[str, Any]) -> Path:
         """Make what was written a state, and remove the others of this stream."""
         root, part = Path(self.folder), self.part(chunk)
@@ -245,17 +254,3 @@ class Keep:
             if other != target and not later:
                 shutil.rmtree(other, ignore_errors=True)
         return target
-
-
-def packed(files: dict[str, str], device: torch.device) -> Tensor:
-    """Names and hashes of files as they travel behind a chunk: [n] uint8."""
-    return torch.frombuffer(bytearray(json.dumps(files).encode()), dtype=torch.uint8).to(device)
-
-
-def unpacked(tensor: Tensor) -> dict[str, str]:
-    """The files of `packed`."""
-    return json.loads(bytes(tensor.cpu().numpy()))
-
-
-BROKEN = (OSError, SafetensorError)
-"""What a full or missing disk raises: the state is not saved then, and the stream goes on."""

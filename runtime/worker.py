@@ -10,7 +10,6 @@ everything in good order behind its last chunk.
 
 from __future__ import annotations
 
-import logging
 import queue
 from collections import defaultdict
 from dataclasses import replace
@@ -29,16 +28,13 @@ from parallel.schedule import Pass, Schedule, rows
 from runtime.block import Block
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.cells import Cells
-from runtime.conditioning import Progress
 from runtime.finish import Companion, Finish
 from runtime.head import Entry, Head
+from runtime.keeper import Keeper
 from runtime.orders import Cancel, Close, Open, Order, Prompt, Status
 from runtime.parts import Parts, open_outputs
 from runtime.report import Timeline, worker_report
-from runtime.state import Keep, packed, unpacked
 from runtime.trace import Trace
-
-log = logging.getLogger(__name__)
 
 STOPPED = "stopped"
 """What a stream's end says if it came from outside."""
@@ -85,7 +81,7 @@ class Worker:
         if self.head:
             inbox.at_once = self._at_once
         self.finishes: dict[int, Finish] = {}
-        self.keeps: dict[int, Keep] = {}
+        self.keeper = Keeper(self.cells, self.finishes)
         self.hollow: set[int] = set()
         """Streams that were cancelled and have not ended yet."""
         self._early: dict[int, list[Message]] = defaultdict(list)
@@ -246,8 +242,7 @@ class Worker:
         if state:
             self.schedule.resume(stream, state.chunk)
             self.cells.resume(stream, state)
-        if order.keep:
-            self.keeps[stream] = order.keep
+        self.keeper.open(stream, order.keep)
         if "finish" in self.schedule.roles:
             sinks = partial(open_outputs, self.config, order)
             made = (state.chunk, state.content["frames"]) if state else (0, 0)
@@ -270,7 +265,7 @@ class Worker:
                 self.head.open(stream, conditioning, order.keep)
             except UserError as error:
                 self.head.refuse(stream)
-                self._enter(Entry(stream, 0, refused=error))
+                self._enter(Entry(stream, state.chunk if state else 0, refused=error))
         for message in self._early.pop(stream, ()):
             self._deliver(message)
 
@@ -306,8 +301,8 @@ class Worker:
         self.head.entered(entry)
         if entry.refused:
             self.board.refuse(stream, entry.refused)
-        if entry.progress and stream not in self.hollow:
-            self._save(stream, chunk, entry.progress)
+        if entry.progress and stream not in self.hollow and (mark := self.keeper.begin(stream, chunk, entry.progress)):
+            self._send(self.plan.head, mark)
         if entry.tensors is None:
             note = STOPPED if entry.stopped else ""
             self._send(self.plan.head, Message("end", stream=stream, chunk=chunk, note=note))
@@ -336,7 +331,7 @@ class Worker:
         self._at = item
         if item.stream in self.hollow:
             message = replace(message, tensors={})
-        work = {"step": self._step, "final": self._final, "save": self._keep, "end": self._end}
+        work = {"step": self._step, "final": self._final, "save": self.keeper.run, "end": self._end}
         work = work.get(item.kind, self.cells.write)
         message = work(item, message)
         for worker, following in self.schedule.done(item):
@@ -382,33 +377,6 @@ class Worker:
         took = self.trace.clock() - start
         return replace(m, tensors={}, times=m.times | {self.index: m.times.get(self.index, 0.0) + took})
 
-    # -- states -----------------------------------------------------------------------------------------------------
-
-    def _save(self, stream: int, chunk: int, progress: Progress) -> None:
-        """Begin to save the state before `chunk`: a mark goes the route behind the chunks before it, ahead of this."""
-        try:
-            files = progress.write(self.keeps[stream].begin(chunk))
-        except OSError as error:
-            log.warning("the state in %s was not saved: %s", self.keeps[stream].folder, error)
-            return
-        tensors = {"files": packed(files, self.parts.device)}
-        self._send(self.plan.head, Message("save", stream=stream, chunk=chunk, tensors=tensors))
-
-    def _keep(self, item: Pass, m: Message) -> Message:
-        """What is here of a state; without tensors the mark only goes its way."""
-        if not m.tensors:
-            return m
-        keep, files = self.keeps[item.stream], unpacked(m.tensors["files"])
-        try:
-            if item.step == self.plan.workload.steps:
-                self.finishes[item.stream].save(item.chunk, files)
-            else:
-                files |= self.cells.save(item, keep.part(item.chunk))
-        except OSError as error:
-            log.warning("the state in %s was not saved: %s", keep.folder, error)
-            return replace(m, tensors={})
-        return replace(m, tensors={"files": packed(files, self.parts.device)})
-
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _end(self, item: Pass, m: Message) -> Message:
@@ -443,7 +411,7 @@ class Worker:
         if stream not in self.schedule.streams:
             self.cells.forget(stream)
             self._told.pop(stream, None)
-            self.keeps.pop(stream, None)
+            self.keeper.forget(stream)
             self.hollow.discard(stream)
 
     def _check_owed(self) -> None:
