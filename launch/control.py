@@ -2,7 +2,8 @@
 
     {"open": "a", "seconds": 30, "prompt": "a happy person", "source": {"audio": "a.wav"}, "sink": {"video": "a.mp4"}}
     {"prompt": "a sad person", "stream": "a"}
-    {"stop": "a"}      drain: what is under way is finished; null: every stream
+    {"open": "b", "resume": "DIR"}   go on from a state that was saved (of a stream of the same name)
+    {"stop": "a"}      drain: what is under way is finished (and the state saved, if that is asked for); null: all
     {"cancel": "a"}    at once; null: every stream
     {"wait": "a"}      read on when the stream has ended
     {"status": true}   print how streams and workers stand, as one JSON line
@@ -25,6 +26,7 @@ from typing import Any
 
 from conf.errors import UserError, nearest
 from conf.schema import Config, Event
+from runtime.identity import keep_of
 from runtime.outputs import numbered
 from runtime.pipeline import Pipeline, run_all
 
@@ -115,12 +117,13 @@ class Control:
         if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name) or name in self.numbers:
             raise UserError(f"open={name}", "must be a new name of letters, digits, _ and -", 'e.g. {"open": "b"}')
         config = self.config
-        source, sink = order.pop("source", {}), order.pop("sink", {})
+        source, sink, resume = order.pop("source", {}), order.pop("sink", {}), order.pop("resume", None)
         if "events" in order:
             order["events"] = [_changed(Event(), "stream.events", event) for event in order["events"]]
         stream = _changed(config.stream, "stream", order | {"id": name, "count": 1})
         sinks = _changed(numbered(config.sink, name), "sink", sink)
-        self.numbers[name] = self.pipeline.open(stream, _changed(config.source, "source", source), sinks)
+        keep = keep_of(config, stream, sinks, name, resume)
+        self.numbers[name] = self.pipeline.open(stream, _changed(config.source, "source", source), sinks, keep)
 
     def _number(self, name: Any) -> int:
         if name not in self.numbers:

@@ -108,7 +108,11 @@ def stream(
     pipeline = Pipeline(board, plan.workers)
     stop_when(stop, pipeline.stop)
     if first:
-        control.begin(pipeline, config)
+        try:
+            control.begin(pipeline, config)
+        except UserError as error:
+            board.tell("failed", str(error))
+            raise
     board.tell(f"ordered/{rank}")
     board.wait("ordered/0", RENDEZVOUS_S)
     with Watch(pipeline, config, console, log) if first else nullcontext():

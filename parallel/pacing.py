@@ -53,9 +53,9 @@ class Pacer:
         self._times: deque[dict[int, float]] = deque(maxlen=RECENT)
         self._limit = in_flight
 
-    def open(self, stream: int, live: bool = False) -> None:
-        """A stream that wants to sample from chunk 0 on."""
-        self.lanes[stream] = self._idle[stream] = Lane(live)
+    def open(self, stream: int, live: bool = False, first: int = 0) -> None:
+        """A stream that wants to sample from chunk `first` on."""
+        self.lanes[stream] = self._idle[stream] = Lane(live, first, first, first)
 
     def grants(self, ready: Callable[[int, int], bool]) -> list[tuple[int, int]]:
         """(stream, chunk) of what may be sampled now: there is room, and the first cell is `ready` for it."""

@@ -22,9 +22,10 @@ class Pass(NamedTuple):
 
     Attributes:
         kind: `step`; `prefill` or `commit` (writes a bank outside the route); `final` (decode and what follows);
-            `end` (of the stream, behind its last chunk). `done` tells the head that a chunk has left.
+            `save` (of the stream's state, between two chunks); `end` (of the stream, behind its last chunk). `done`
+            tells the head that a chunk has left.
         stream: its number.
-        chunk: which; of a prefill the chunk from which it holds; of an end the number of chunks.
+        chunk: which; of a prefill the chunk from which it holds; of a save or an end the number of chunks before it.
         step: of the route; of a prefill or commit the row of banks that it runs along.
         block: of layers.
         level: the bank that it reads or writes.
@@ -94,6 +95,14 @@ class Schedule:
         levels = {(b, level) for b in self.plan.blocks_of(self.worker) for level in self._levels(b)}
         self.streams[stream] = _Stream({key: Bank() for key in levels}, open=set(self.roles))
 
+    def resume(self, stream: int, chunk: int) -> None:
+        """Let a stream that was just opened go on with `chunk`. What holds from it or later is still to come."""
+        held, (clean, _) = self.streams[stream], self._due(chunk)
+        for bank in held.banks.values():
+            bank.chunk, bank.commits, bank.reference = chunk - 1, clean, self._due(chunk - 1)[1]
+        held.entered = held.finished = chunk
+        held.received = {key for key, source in self.announced.items() if 0 <= source < chunk}
+
     def close(self, stream: int, role: str) -> bool:
         """A role is over for a stream; returns whether that was the last one here."""
         held = self.streams.get(stream)
@@ -161,7 +170,11 @@ class Schedule:
             return item.chunk == held.finished and item.chunk in held.companions
         if item.kind == "end":
             return self._end_ready(held, item)
+        if item.kind == "save" and item.step == self.workload.steps:
+            return held.finished == item.chunk
         bank = held.banks[item.block, item.level]
+        if item.kind == "save":
+            return bank.chunk == item.chunk - 1 and bank.commits == self._due(item.chunk)[0]
         if item.kind == "step":
             return self._settled(bank, item.chunk)
         if item.kind == "prefill":
@@ -169,12 +182,17 @@ class Schedule:
         return bank.chunk == item.chunk and bank.commits == item.chunk
 
     def _end_ready(self, held: _Stream, item: Pass) -> bool:
-        """Nothing more will be done to this block's banks, and every version made from the stream has come."""
+        """Nothing more will be done to this block's banks, and every version made from the stream has come.
+
+        Beyond the first block only what takes effect comes: a reference that holds later is never put in before it.
+        """
         if item.step == self.workload.steps:
             return held.finished == item.chunk
         commits = self._due(item.chunk)[0]
         banks = [bank for (block, _), bank in held.banks.items() if block == item.block]
         due = {key for key, source in self.announced.items() if 0 <= source < item.chunk}
+        if item.block:
+            due = {key for key in due if key[0] == "commit" or key[1] <= item.chunk}
         return all(b.chunk == item.chunk - 1 and b.commits == commits for b in banks) and due <= held.received
 
     def _due(self, chunk: int) -> tuple[int, int]:
@@ -190,7 +208,7 @@ class Schedule:
     def done(self, item: Pass) -> list[tuple[int, Pass]]:
         """A pass has run: what follows from it, as (worker, pass)."""
         held = self.streams[item.stream]
-        follow = {"step": self._after_step, "final": self._after_final, "end": self._after_end}
+        follow = {"step": self._after_step, "final": self._after_final, "save": self._along, "end": self._after_end}
         found = list(follow.get(item.kind, self._after_write)(held, item))
         if item.stream in self.streams:
             self._look(held)
@@ -237,7 +255,13 @@ class Schedule:
             return
         if cell == self.cells[-1]:
             self.close(item.stream, "cells")
-        following = self.plan.after(cell)
+        yield from self._along(held, item)
+
+    def _along(self, held: _Stream, item: Pass) -> Iterator[tuple[int, Pass]]:
+        """Cell by cell along the route, then to the last stage, and no further."""
+        if item.step == self.workload.steps:
+            return
+        following = self.plan.after(Cell(item.step, item.block))
         if following is None:
             yield self.plan.decode, item._replace(step=self.workload.steps, block=0, level=0)
         else:
@@ -265,5 +289,6 @@ def rows(plan: Plan, item: Pass) -> Iterator[tuple[int, Pass]]:
 
 def _urgency(item: Pass) -> tuple:
     """Smaller goes first; equals go in the order they came."""
-    first = {"final": 0, "prefill": 1, "commit": 1}.get(item.kind, 2)
+    # A state is of the moment between two chunks, so it is saved before anything of the next.
+    first = {"save": -1, "final": 0, "prefill": 1, "commit": 1}.get(item.kind, 2)
     return (first, -item.step, -item.block) if first == 2 else (first,)

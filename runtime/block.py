@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from conf.schema import ModelConfig
+from runtime.banks import load_bank, save_bank
+from runtime.state import State
 from runtime.versions import references
 from stages.denoise.bank import Bank
 from stages.denoise.denoiser import ChunkConditioning, Denoiser, StreamBanks
@@ -110,6 +113,19 @@ class Block:
         if all(s.commits > chunk for s in held.banks.values()):
             del held.given[chunk]
         return out
+
+    # -- going on ---------------------------------------------------------------------------------------------------
+
+    def save(self, stream: int, level: int, folder: str) -> dict[str, str]:
+        """Write a bank to a state; returns the files' names and sha256. Raises OSError."""
+        return save_bank(Path(folder), level, self.stream(stream).banks[level].bank, self.denoiser.share)
+
+    def restore(self, stream: int, level: int, folder: str) -> None:
+        """Take a bank from a state."""
+        state, held = State(Path(folder)), self.stream(stream).banks[level]
+        load_bank(state, level, held.bank, self.denoiser.share)
+        held.commits = state.chunk
+        held.reference = max((v.holds for v in self.references if v.holds < state.chunk), default=-1)
 
     def _last_step(self, level: int) -> int:
         return max(s for s in self.steps if self.denoiser.level(s) == level)

@@ -11,9 +11,11 @@ import logging
 import math
 import sys
 import threading
+import time
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 from conf.errors import UserError
 from conf.schema import ModelConfig, SourceConfig, StreamConfig
 from runtime.sound import Sound
+from runtime.state import CONDITIONING, State, write
 from stages.build import (
     SPATIAL_STRIDE,
     TEMPORAL_STRIDE,
@@ -75,6 +78,18 @@ class Picture:
     @property
     def latent(self) -> tuple[int, int]:
         return self.height // SPATIAL_STRIDE, self.width // SPATIAL_STRIDE
+
+
+class Progress(NamedTuple):
+    """Where what drives a stream stands between two chunks: plain values, and the sound that is held."""
+
+    content: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def write(self, folder: Path) -> dict[str, str]:
+        """To a state; returns the file's name and sha256. Raises OSError."""
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in self.arrays.items()}
+        return write(folder, CONDITIONING, tensors, self.content)
 
 
 class Encoders:
@@ -141,6 +156,7 @@ class Conditioning:
         encoders: shared by all streams here.
         stdin: where `-` reads; None: standard input.
         stop: ends the stream at the next chunk when set; releases live sources. None: its own.
+        state: what the stream goes on from; None: it begins.
 
     Raises:
         UserError: a source is missing, broken or does not fit the model. Sources are opened here, so bad input
@@ -155,6 +171,7 @@ class Conditioning:
         encoders: Encoders,
         stdin: BinaryIO | None = None,
         stop: threading.Event | None = None,
+        state: State | None = None,
     ):
         self._stdin = sys.stdin.buffer if stdin is None else stdin
         self.model, self.stream, self.encoders = model, stream, encoders
@@ -180,9 +197,11 @@ class Conditioning:
         self._accepted: dict[int, float] = {}
         """When the prompts were accepted that were given while the stream ran, by chunk."""
         self._grey = self._reference is None and self._image is None
-        if model.reference:
+        if model.reference and state is None:
             self._encode_reference()
         self.live = "-" in (source.audio, source.actions)
+        if state is not None:
+            self._resume(state, source)
 
     # -- opening ---------------------------------------------------------------------------------------------
 
@@ -248,6 +267,35 @@ class Conditioning:
         self._reference = still[:, :, :1] if self._reference is None else self._reference
         self._motion = still if missing else self._motion
 
+    # -- going on ------------------------------------------------------------------------------------------------
+
+    def progress(self, chunk: int) -> Progress:
+        """Where the stream stands before `chunk` is sampled. Made of what never changes later, so it costs nothing."""
+        prompt = self._prompts[max((e for e in self._prompts if e < chunk), default=0)]
+        content: dict[str, Any] = {"prompt": prompt, "steered": self._steered[0] if self._steered else None}
+        arrays: dict[str, np.ndarray] = {}
+        if self.sound:
+            content["sound"], arrays = self.sound.progress
+        if isinstance(self.actions, LiveActions):
+            content["actions"] = self.actions.progress
+        return Progress(content, arrays)
+
+    def _resume(self, state: State, source: SourceConfig) -> None:
+        """Put every source where it stood; the text in force is given out again with the first chunk."""
+        held, content = state.read(CONDITIONING)
+        chunk = state.chunk
+        self._prompts = {chunk - 1: content["prompt"]} | {e: p for e, p in self._prompts.items() if e >= chunk}
+        if content["steered"] is not None:
+            self.steer(content["steered"], time.perf_counter())
+        if self.sound and "sound" in content:
+            arrays = {name: tensor.numpy() for name, tensor in held.items()}
+            self.sound.resume(content["sound"], arrays, live=source.audio == "-")
+        start, _ = self.frames(chunk)
+        if isinstance(self.actions, ActionFile):
+            self.actions.take(start - 1, 1)
+        elif self.actions and "actions" in content:
+            self.actions.resume(content["actions"])
+
     # -- what was given as tensors ------------------------------------------------------------------------------
 
     def _has(self, key: str) -> bool:
@@ -273,6 +321,11 @@ class Conditioning:
         frames = math.ceil(round(self.stream.seconds * self.model.fps, 6))
         _, first = self.frames(0)
         return 1 + max(0, math.ceil((frames - first) / (TEMPORAL_STRIDE * self.model.chunk_frames)))
+
+    def finished(self, chunk: int) -> bool:
+        """Of a stream that ended before `chunk`: whether that was its own end, and not a stop."""
+        length = self.length()
+        return not self.stop.is_set() or (length is not None and chunk >= length)
 
     def _over(self, chunk: int) -> bool:
         length = self.length()
@@ -335,12 +388,23 @@ class Conditioning:
 
     def text(self, chunk: int) -> Tensor | None:
         """Text rows [1, L, text_dim] if an epoch starts at `chunk`, else None."""
-        shape = (1, None, self.model.network.text_dim)
         key = self.tensors.context_key(chunk) if self.tensors else None
-        now = key if key is not None else max((e for e in self._prompts if e <= chunk), default=0)
-        if now == self._last_text:
+        now = max((e for e in self._prompts if e <= chunk), default=0)
+        if self._last_text == (now if key is None else key):
             return None
-        self._last_text = now
+        self._last_text = now if key is None else key
+        prompt = self._prompts.get(now, "")
+        # What lies behind is not asked for again.
+        self._prompts = {chunk: text for chunk, text in self._prompts.items() if chunk >= now}
+        return self._rows(key, prompt)
+
+    def first_text(self) -> Tensor:
+        """Text rows of chunk 0: a recalibration that is still to come is read with them."""
+        return self._rows(self.tensors.context_key(0) if self.tensors else None, self.stream.prompt)
+
+    def _rows(self, key: str | None, prompt: str) -> Tensor:
+        """What `source.tensors` gives under `key`, or a prompt's rows."""
+        shape = (1, None, self.model.network.text_dim)
         if key is not None:
             rows = self._given(key, shape, torch.float32)
             if rows.shape[1] > self.model.network.text_tokens:
@@ -352,9 +416,6 @@ class Conditioning:
             return rows
         if self.text_encoder is None:
             return torch.zeros(1, 1, self.model.network.text_dim)
-        prompt = self._prompts.get(now, "")
-        # What lies behind is not asked for again.
-        self._prompts = {chunk: text for chunk, text in self._prompts.items() if chunk >= now}
         if unknown := self.text_encoder.ids(prompt)[1]:
             log.warning("prompt: model=%s does not know %s", self.model.name, ", ".join(unknown))
         with torch.inference_mode():
@@ -382,12 +443,7 @@ class Conditioning:
     @property
     def motion(self) -> Tensor | None:
         """Latents [1, C, n, h, w] of what is taken to have been before the stream; None for a model without them."""
-        return None if self._motion is None else self._motion.to(self._reference)
-
-    @property
-    def prime(self) -> Tensor | None:
-        """Those that the decoder sees first, so that the stream's first chunk continues something."""
-        return self.motion[:, :, : self.model.codec.prime] if self.model.codec.prime else None
+        return None if self._motion is None else self._motion.to(torch_dtype(self.model.dtype))
 
     def noise(self, chunk: int, step: int) -> Tensor:
         """The noise [1, C, c, h, w], float32 on the CPU, that enters a step of a chunk."""

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from conf.errors import UserError
 from parallel.pacing import Pacer
-from runtime.conditioning import Conditioning
+from runtime.conditioning import Conditioning, Progress
+from runtime.state import Keep
 from stages.denoise.denoiser import ChunkConditioning
 
 
@@ -30,11 +31,13 @@ class Entry:
             ends before this chunk.
         distances: of the attention sink, for every step and the commit.
         companion: what goes to the last stage directly: `meta` (frames, moment of entry, moment its control was
-            accepted or nan), `sound`, and before chunk 0 `prime`, the latents that the decoder is primed with.
+            accepted or nan), `sound`, and with chunk 0 `motion`, what is taken to have been before it.
         reference: what goes to every bank before chunk 0: latents `x` (motion frames behind the reference) and `text`.
         epoch: the chunk at which the prompt in force began.
         began, took_s: when encoding began, and how long it took.
         refused: why the stream cannot go on, if its end is a mistake of its user's.
+        progress: of what drives the stream, before this chunk, if its state is to be saved there.
+        stopped: whether an end came from outside, before the stream's own.
     """
 
     stream: int
@@ -47,6 +50,8 @@ class Entry:
     began: float = 0.0
     took_s: float = 0.0
     refused: UserError | None = None
+    progress: Progress | None = None
+    stopped: bool = False
 
 
 class Sampler(threading.Thread):
@@ -59,10 +64,21 @@ class Sampler(threading.Thread):
         dtype: of latents.
         deliver: takes an `Entry`, or an exception that is no user's mistake.
         clock: seconds.
+        keep: how its state is kept; None: not.
     """
 
-    def __init__(self, stream: int, conditioning: Conditioning, steps: int, dtype: torch.dtype, deliver, clock):
+    def __init__(
+        self,
+        stream: int,
+        conditioning: Conditioning,
+        steps: int,
+        dtype: torch.dtype,
+        deliver,
+        clock,
+        keep: Keep | None = None,
+    ):
         super().__init__(name=f"sample-{stream}", daemon=True)
+        self.keep = keep
         self.stream, self.conditioning, self.steps, self.dtype = stream, conditioning, steps, dtype
         self.deliver, self.clock = deliver, clock
         self.credits: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
@@ -75,13 +91,19 @@ class Sampler(threading.Thread):
         try:
             while True:
                 chunk, entered = self.credits.get()
+                # Of before the chunk: one that does not come may have taken half its sound from a live source.
+                progress = self.conditioning.progress(chunk) if self.keep else None
                 self.waiting = True
                 given = self.conditioning.chunk(chunk)
                 self.waiting = False
+                stopped = given is None and not self.conditioning.finished(chunk)
+                entry = Entry(self.stream, chunk) if given is None else self._entry(chunk, entered, given)
+                entry.stopped = stopped
+                if self.keep and self.keep.due(chunk, stopped):
+                    entry.progress = progress
+                self.deliver(entry)
                 if given is None:
-                    self.deliver(Entry(self.stream, chunk))
                     return
-                self.deliver(self._entry(chunk, entered, given))
         except UserError as error:
             self.deliver(Entry(self.stream, chunk, refused=error))
         except Exception as error:
@@ -100,7 +122,7 @@ class Sampler(threading.Thread):
             **given.tensors(),
             "text": text,
             # A recalibration is made of chunk 0 and the same motion frames.
-            "motion": None if motion is None else motion.to(self.dtype),
+            "motion": motion,
             **{f"noise{s}": conditioning.given_noise(chunk, s) for s in range(1, self.steps)},
         }
         _, frames = conditioning.frames(chunk)
@@ -110,7 +132,7 @@ class Sampler(threading.Thread):
         companion = {
             "meta": meta,
             "sound": None if sound is None else torch.from_numpy(sound.copy()),
-            "prime": conditioning.prime if chunk == 0 else None,
+            "motion": motion,
         }
         return Entry(
             self.stream,
@@ -148,12 +170,12 @@ class Head:
         self._asked: dict[tuple[int, int], float] = {}
         """When each chunk that has not left yet was asked for, by (stream, chunk)."""
 
-    def open(self, stream: int, conditioning: Conditioning) -> None:
-        """Begin to sample a stream."""
-        sampler = Sampler(stream, conditioning, self.steps, self.dtype, self.deliver, self.clock)
+    def open(self, stream: int, conditioning: Conditioning, keep: Keep | None = None) -> None:
+        """Begin to sample a stream, or go on with it."""
+        sampler = Sampler(stream, conditioning, self.steps, self.dtype, self.deliver, self.clock, keep)
         with self._lock:
             self.samplers[stream] = sampler
-            self.pacer.open(stream, conditioning.live)
+            self.pacer.open(stream, conditioning.live, keep.first if keep else 0)
         sampler.start()
 
     def refuse(self, stream: int) -> None:

@@ -36,7 +36,7 @@ class LocalRun:
         self.store = dist.HashStore()
         self.pipeline = Pipeline(Board(self.store, -1, plan.processes), plan.workers)
         self._inboxes: list[Inbox] = [Inbox() for _ in plan.members]
-        room, patience = credits(plan), config.launcher.timeout_s
+        room, patience = credits(plan, config), config.launcher.timeout_s
         first = {member.worker: index for index, member in reversed(list(enumerate(plan.members)))}
         self._channels = {(a, b): LocalChannel(a, b, self._inboxes[first[b]], room, patience) for a, b in plan.channels}
         self._groups = local_groups(plan, self._inboxes, patience)

@@ -135,8 +135,8 @@ def stage_durations(config: Config, chunks: int) -> Durations:
     outputs = open_outputs(config, order)
     model, state = config.model, parts.decoder.start() if parts.decoder else None
     full = math.ceil((model.ring_frames + model.sink_frames) / model.chunk_frames) + 1
-    if state is not None and given_by.prime is not None:
-        parts.decoder(given_by.prime, state)
+    if state is not None and model.codec.prime:
+        parts.decoder(given_by.motion[:, :, : model.codec.prime], state)
     banks, book = denoiser.open(), _Book(Watch(parts.device))
     try:
         with _watched(denoiser.network, book.note):

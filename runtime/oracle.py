@@ -6,30 +6,50 @@ Every plan is held against this loop, bit for bit, so it contains no worker, cha
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
 
 import torch
 
 from runtime.conditioning import Conditioning
 from runtime.trace import Trace
-from stages.denoise.denoiser import ChunkConditioning, Denoiser
+from stages.denoise.denoiser import ChunkConditioning, Denoiser, StreamBanks
+
+
+@dataclass
+class Memory:
+    """What a stream remembers between two chunks, its conditioning aside.
+
+    Attributes:
+        banks: keys and values.
+        chunk: the one that comes next.
+        anchor: what a recalibration still to come puts in: a latent frame, and motion frames behind it.
+    """
+
+    banks: StreamBanks
+    chunk: int = 0
+    anchor: torch.Tensor | None = None
 
 
 @torch.inference_mode()
-def generate(denoiser: Denoiser, conditioning: Conditioning, trace: Trace) -> Iterator[torch.Tensor]:
+def generate(
+    denoiser: Denoiser, conditioning: Conditioning, trace: Trace, memory: Memory | None = None
+) -> Iterator[torch.Tensor]:
     """The final latents [1, C, c, h, w] of chunk 0, 1, 2, ... until the conditioning ends.
 
     Args:
         denoiser: the whole network on one device.
         conditioning: what to draw, read and encode for every chunk.
         trace: told how long each pass took.
+        memory: what to go on from; None: the stream begins.
     """
     model, sampler = denoiser.model, denoiser.sampler
     device, dtype = denoiser.network.device, denoiser.network.dtype
-    banks = denoiser.open()
-    anchor = conditioning.reference()
+    memory = Memory(denoiser.open(), 0, conditioning.reference()) if memory is None else memory
+    banks, anchor = memory.banks, memory.anchor
+    anchor_text = denoiser.network.text_states(conditioning.first_text()) if memory.chunk and anchor is not None else {}
 
-    for chunk in count():
+    for chunk in count(memory.chunk):
         with trace.span("encode", chunk):
             given: ChunkConditioning | None = conditioning.chunk(chunk)
         if given is None:

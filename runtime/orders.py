@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from conf.schema import SinkConfig, SourceConfig, StreamConfig
+from runtime.state import Keep
 
 
 @dataclass(frozen=True)
@@ -14,12 +15,14 @@ class Open:
     Attributes:
         stream: its number; streams are numbered in the order in which they are opened.
         config, source, sink: what it is, what drives it, where it goes.
+        keep: how its state is kept, and what it goes on from; None: neither.
     """
 
     stream: int
     config: StreamConfig
     source: SourceConfig
     sink: SinkConfig
+    keep: Keep | None = None
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from conf.errors import UserError
 from conf.schema import SinkConfig
 from runtime.conditioning import Picture
+from runtime.state import Keep, State
 from stages.sinks.contact_sheet import ContactSheet
 from stages.sinks.frames import FramesSink
+from stages.sinks.join import join, segment, segments
 from stages.sinks.latents import LatentsHash, LatentsSink
 from stages.sinks.video import VideoSink
+
+log = logging.getLogger(__name__)
 
 FILES = ("video", "latents", "frames", "contact_sheet")
 
@@ -35,26 +43,42 @@ class Outputs:
         fps: video frames per second.
         picture: size.
         sound: whether the video gets a sound track.
+        keep: how the stream's state is kept; where it goes on from one, hash, latents, frames and video do, too.
+
+    Raises:
+        UserError: a file cannot be made.
     """
 
-    def __init__(self, sink: SinkConfig, fps: int, picture: Picture, sound: bool):
-        self.hash = LatentsHash()
-        self.frames = 0
+    def __init__(self, sink: SinkConfig, fps: int, picture: Picture, sound: bool, keep: Keep | None = None):
+        state = keep.state if keep else None
+        self.first, self.frames, progress = (state.chunk, *_made(state)) if state else (0, 0, None)
+        self.hash = LatentsHash(keep is not None, progress)
+        self._keep, self._joins = keep, None
         self.paths = {name: Path(path) for name in FILES if (path := getattr(sink, name))}
         self._sheet = ContactSheet(fps=fps) if sink.contact_sheet else None
         self._opened: list = []
         try:
-            self._latents = self._open(LatentsSink, "latents")
+            before = self.hash.hexdigest if state else None
+            self._latents = self._open(LatentsSink, "latents", first=self.first, digest=before)
+            video = self.paths.get("video")
+            if video and state and video.is_file() and state.video == video.absolute():
+                # The stream's own video so far stays as it is until the rest can be joined to it.
+                self._joins, self.paths["video"] = video, segment(video, self.frames)
+            elif video:
+                for _, left in segments(video):
+                    left.unlink()  # of another video, which is replaced
             self._video = self._open(VideoSink, "video", fps, picture.height, picture.width, sound)
             self._frames = self._open(FramesSink, "frames")
+            if self._frames:
+                self._frames.frames = self.frames
         except BaseException:
             self.close()
             raise
 
-    def _open(self, kind, name: str, *rest):
+    def _open(self, kind, name: str, *rest, **more):
         if name not in self.paths:
             return None
-        self._opened.append(kind(self.paths[name], *rest))
+        self._opened.append(kind(self.paths[name], *rest, **more))
         return self._opened[-1]
 
     def latents(self, latents: torch.Tensor) -> None:
@@ -74,10 +98,35 @@ class Outputs:
         if self._sheet:
             self._sheet.add(pictures)
 
+    def progress(self) -> tuple[dict[str, Any], str | None]:
+        """What another goes on from: (counters, the video's path as seen from where states are kept)."""
+        video = self._joins or self.paths.get("video")
+        path = os.path.relpath(video.absolute(), self._keep.folder) if video else None
+        return {"frames": self.frames, "hash": self.hash.progress.hex()}, path
+
+    def cut(self) -> bool:
+        """See to it that all so far is on disk when more has been written; False: it is already."""
+        if self._video:
+            self._video.cut()
+        return self._video is not None
+
     def close(self) -> None:
         """Finish every file; all are playable from here on."""
         while self._opened:
             self._opened.pop().close()
+        if self._joins:
+            video, self._joins = self._joins, None
+            self.paths["video"] = video
+            try:
+                join(video)
+            except UserError as error:
+                log.warning("%s", error)
         if self._sheet and self.frames:
             self._sheet.save(self.paths["contact_sheet"])
             self._sheet = None
+
+
+def _made(state: State) -> tuple[int, bytes]:
+    """(frames, hash in progress) of what was made before a state."""
+    counters = state.finish[1]
+    return counters["frames"], bytes.fromhex(counters["hash"])

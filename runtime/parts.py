@@ -70,7 +70,7 @@ class Parts:
 def open_outputs(config: Config, order: Open) -> Outputs:
     """Sinks of a stream."""
     picture = Picture.of(config.model, order.config)
-    return Outputs(order.sink, config.model.fps, picture, sound=config.model.network.audio is not None)
+    return Outputs(order.sink, config.model.fps, picture, config.model.network.audio is not None, order.keep)
 
 
 def load_parts(
@@ -105,7 +105,9 @@ def load_parts(
     if index == plan.encode and rank == 0:
         progress("sources and encoders")
         encoders = Encoders(model, device)
-        parts.conditioning = lambda order: Conditioning(model, order.config, order.source, encoders, stdin)
+        parts.conditioning = lambda order: Conditioning(
+            model, order.config, order.source, encoders, stdin, state=order.keep and order.keep.state
+        )
         parts.prepare(orders)
         if not parts.prepared:
             encoders.load()

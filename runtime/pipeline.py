@@ -12,8 +12,10 @@ from typing import Any
 
 from conf.schema import Config, SinkConfig, SourceConfig, StreamConfig
 from runtime.board import Board
+from runtime.identity import keep_of
 from runtime.orders import Cancel, Close, Open, Prompt, Status, Stop
 from runtime.outputs import numbered
+from runtime.state import Keep
 
 POLL_S = 0.05
 
@@ -31,13 +33,13 @@ class Pipeline:
         self.streams: list[Open] = []
         self._questions = count()
 
-    def open(self, stream: StreamConfig, source: SourceConfig, sink: SinkConfig) -> int:
-        """Begin a stream on the running workers; returns its number.
+    def open(self, stream: StreamConfig, source: SourceConfig, sink: SinkConfig, keep: Keep | None = None) -> int:
+        """Begin a stream on the running workers, or go on with one; returns its number.
 
         Banks, seed, epochs and output are its own. If its source or sink cannot be used it ends at once, others go on,
         and `result` says why.
         """
-        order = Open(len(self.streams), stream, source, sink)
+        order = Open(len(self.streams), stream, source, sink, keep)
         self.streams.append(order)
         self.board.order(order)
         return order.stream
@@ -102,19 +104,25 @@ class Pipeline:
 
 
 def opens(config: Config) -> list[Open]:
-    """The streams of a run: the one that was asked for, or `stream.count` with ids and files numbered from 0."""
-    if config.stream.count == 1:
-        return [Open(0, config.stream, config.source, config.sink)]
-    return [
-        Open(i, replace(config.stream, id=str(i), count=1), config.source, numbered(config.sink, i))
-        for i in range(config.stream.count)
-    ]
+    """The streams of a run: the one that was asked for, or `stream.count` with ids and files numbered from 0.
+
+    Raises:
+        UserError: `resume` names nothing that they can go on from.
+    """
+    several = config.stream.count > 1
+    streams = [replace(config.stream, id=str(i), count=1) for i in range(config.stream.count)]
+    found = []
+    for i, stream in enumerate(streams if several else [config.stream]):
+        sink = numbered(config.sink, i) if several else config.sink
+        keep = keep_of(config, stream, sink, stream.id if several else None, config.resume)
+        found.append(Open(i, stream, config.source, sink, keep))
+    return found
 
 
 def run_all(pipeline: Pipeline, config: Config) -> None:
     """Open every stream of a run, and say that these are all."""
     for order in opens(config):
-        pipeline.open(order.config, order.source, order.sink)
+        pipeline.open(order.config, order.source, order.sink, order.keep)
     pipeline.close()
 
 

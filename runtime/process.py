@@ -45,9 +45,12 @@ class Connect(Protocol):
         ...
 
 
-def credits(plan: Plan) -> int:
-    """Messages a channel may hold: with room for every chunk in flight, a full ring cannot block itself."""
-    return plan.in_flight + 3
+def credits(plan: Plan, config: Config) -> int:
+    """Messages a channel may hold: with room for every chunk in flight, a full ring cannot block itself.
+
+    As much again where states are saved: a mark may go behind every chunk.
+    """
+    return plan.in_flight * (2 if config.stream.save_every_chunks else 1) + 3
 
 
 def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> Connect:
@@ -62,7 +65,7 @@ def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> C
         senders, receivers = {}, []
         for name, link in connect_all(store, worker, peers, device, patience).items():
             if int(name[:4]) == worker:
-                senders[link.peer] = link.sender(inbox, credits(plan))
+                senders[link.peer] = link.sender(inbox, credits(plan, config))
             else:
                 receivers.append(link.receiver(inbox))
 

@@ -56,15 +56,17 @@ class Timeline:
     Args:
         fps: the rate frames are meant for.
         clock: seconds, monotonic.
+        chunks, frames: made before, where the stream goes on.
     """
 
-    def __init__(self, fps: int, clock):
+    def __init__(self, fps: int, clock, chunks: int = 0, frames: int = 0):
         self.fps, self.clock = fps, clock
         self.opened = clock()
         self.first_frame: float | None = None
         self.last: float | None = None
         self.chunk_latency, self.control, self.jitter = Samples(), Samples(), Samples()
-        self.chunks = self.frames = self._steady_frames = 0
+        self.chunks, self.frames = chunks, frames
+        self._before, self._steady_frames = frames, 0
         self._gap: float | None = None
 
     def chunk(self, entered: float, frames: int, accepted: float | None) -> None:
@@ -99,7 +101,7 @@ class Timeline:
             return None
         if self._steady_frames:
             return self._steady_frames / (self.last - self.first_frame)
-        return self.frames / (self.last - self.opened)
+        return (self.frames - self._before) / (self.last - self.opened)
 
     def progress(self) -> Progress:
         """Where the stream is, for a progress line."""
@@ -153,7 +155,9 @@ def assemble(config: Config, workers: list[dict[str, Any]], streams: list[dict[s
         | {f"{name}.{w['worker']}": w["stages"][name] for w in workers for name in WAITING if name in w["stages"]},
         "versions": versions(),
     }
-    return common | (streams[0] if len(streams) == 1 else {"streams": streams})
+    if len(streams) == 1:
+        return common | streams[0]
+    return common | {"finished": all(s["finished"] for s in streams), "streams": streams}
 
 
 def stream_report(name: str, timeline: Timeline, outputs: Outputs | None) -> dict[str, Any]:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from conf.schema import Config
-from runtime.conditioning import Conditioning, Encoders, Picture
-from runtime.oracle import generate
+from runtime.banks import load_bank, save_bank
+from runtime.conditioning import Conditioning, Encoders, Picture, Progress
+from runtime.finish import Companion, Finish
+from runtime.oracle import Memory, generate
 from runtime.parts import open_outputs
 from runtime.pipeline import opens
-from runtime.report import Timeline, stream_report, worker_report
+from runtime.report import Timeline, worker_report
+from runtime.state import State
 from runtime.trace import Trace, worker_trace
 from stages.build import build_decoder, build_network, choose_device
 from stages.codec.base import parameter_bytes
 from stages.denoise.denoiser import Denoiser
-from stages.post import to_pictures
+from stages.denoise.share import ALL
 
 
 class SequentialRun:
@@ -40,7 +44,10 @@ class SequentialRun:
         # Sources first: they are cheap to open, and bad input should fail before weights load.
         encoders, self.orders = Encoders(config.model, self.device), opens(config)
         self.conditionings = [
-            Conditioning(config.model, order.config, order.source, encoders, stop=stop) for order in self.orders
+            Conditioning(
+                config.model, order.config, order.source, encoders, stop=stop, state=order.keep and order.keep.state
+            )
+            for order in self.orders
         ]
         picture = Picture.of(config.model, config.stream)
         self.network = build_network(config.model, self.device)
@@ -63,44 +70,76 @@ class Stream:
     """
 
     def __init__(self, run: SequentialRun, index: int, folder: Path):
-        self._run, self._conditioning = run, run.conditionings[index]
+        self._run, self._conditioning, order = run, run.conditionings[index], run.orders[index]
         self.length = self._conditioning.length()
-        self._outputs = open_outputs(run.config, run.orders[index])
         # Several streams are several tracks, joined when all have ended.
         self._trace = worker_trace(folder, index) if len(run.orders) > 1 else Trace(folder / "trace.json")
-        self.timeline = Timeline(run.config.model.fps, self._trace.clock)
+        model, self._keep = run.config.model, order.keep
+        state = self._keep.state if self._keep else None
+        made = (state.chunk, state.content["frames"]) if state else (0, 0)
+        self.timeline = Timeline(model.fps, self._trace.clock, *made)
+        self._finish = Finish(
+            order.config.id,
+            partial(open_outputs, run.config, order),
+            self.timeline,
+            self._trace,
+            run.decoder,
+            self._keep,
+            model.recalibrate_chunk,
+            model.codec.prime,
+        )
+        self._finish.open()
+        self._saved = 0
+        self._memory = self._resumed(state) if state else Memory(run.denoiser.open(), 0, self._conditioning.reference())
+
+    def _resumed(self, state: State) -> Memory:
+        memory = Memory(self._run.denoiser.open(), state.chunk, state.anchor)
+        for level, bank in memory.banks.banks.items():
+            load_bank(state, level, bank, ALL)
+        return memory
 
     def __iter__(self) -> Iterator[Timeline]:
         """Yields after every chunk. However it ends, what was written so far is finished and playable."""
-        run, conditioning, outputs, trace = self._run, self._conditioning, self._outputs, self._trace
-        state = run.decoder.start() if run.decoder else None
-        if run.decoder and conditioning.prime is not None:
-            with trace.span("prime", 0), torch.inference_mode():
-                run.decoder(conditioning.prime, state)
+        run, conditioning, finish, trace = self._run, self._conditioning, self._finish, self._trace
+        chunk = self._memory.chunk
         try:
-            entered = trace.clock()
-            for chunk, latents in enumerate(generate(run.denoiser, conditioning, trace)):
-                outputs.latents(latents)
+            progress, entered = conditioning.progress(chunk), trace.clock()
+            for latents in generate(run.denoiser, conditioning, trace, self._memory):
                 _, frames = conditioning.frames(chunk)
-                sound = conditioning.samples(chunk)
-                if run.decoder:
-                    with trace.span("decode", chunk), torch.inference_mode():
-                        pictures = to_pictures(run.decoder(latents, state))
-                    with trace.span("sink", chunk):
-                        outputs.pictures(pictures, sound)
-                self.timeline.chunk(entered, frames, conditioning.accepted(chunk, entered))
+                accepted = conditioning.accepted(chunk, entered)
+                motion = conditioning.motion if chunk == 0 else None
+                finish.companions[chunk] = Companion(frames, entered, accepted, conditioning.samples(chunk), motion)
+                finish.run(chunk, latents)
+                chunk += 1
+                progress = conditioning.progress(chunk)
+                self._save(chunk, progress)
                 trace.flush()
                 yield self.timeline
                 entered = trace.clock()
+            finish.finished = conditioning.finished(chunk)
+            self._save(chunk, progress, stopped=not finish.finished)
         finally:
-            trace.close()
             conditioning.close()
-            outputs.close()
+            finish.close()
+            trace.close()
+
+    def _save(self, chunk: int, progress: Progress, stopped: bool = False) -> None:
+        """Save the state before `chunk`, if it is due there and was not saved."""
+        if not (self._keep and self._keep.due(chunk, stopped)) or self._saved == chunk:
+            return
+        try:
+            folder = self._keep.begin(chunk)
+            files = progress.write(folder)
+            for level, bank in self._memory.banks.banks.items():
+                files |= save_bank(folder, level, bank, ALL)
+            self._finish.save(chunk, files)
+            self._saved = chunk
+        except OSError as error:
+            self._keep.complain(error)
 
     def report(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """This stream's part of `report.json`, and that of its one worker."""
         run = self._run
-        name = self._conditioning.stream.id
-        return stream_report(name, self.timeline, self._outputs), worker_report(
+        return self._finish.report(), worker_report(
             self._trace, run.weight_bytes, run.denoiser.stream_bytes, run.device
         )

@@ -8,6 +8,9 @@ from stages.encode.audio_features import LogMel
 from stages.encode.wav2vec import Features
 from stages.sources.audio import RATE, Pcm
 
+SKIPPED = 60 * RATE
+"""Samples read at a time, where a file is read on."""
+
 
 class Sound:
     """Sound in step with the picture: features for the network, samples for the listener.
@@ -50,6 +53,33 @@ class Sound:
     def over(self, frame: int) -> bool:
         """Whether the source ended before video frame `frame`."""
         return self.ended and self.heard * self.fps <= frame * RATE
+
+    @property
+    def progress(self) -> tuple[dict[str, int | bool], dict[str, np.ndarray]]:
+        """What goes on from here: (counters, samples held). Nothing in it changes later."""
+        content, buffer = self.features.progress
+        content |= {"taken": self._taken, "heard": self.heard, "ended": self.ended}
+        return content, {"features": buffer, "waiting": self._waiting}
+
+    def resume(self, content: dict[str, int | bool], held: dict[str, np.ndarray], live: bool) -> None:
+        """Go on from the progress of another: a file is read on from where it stood, live sound from now on."""
+        self.features.resume(content, held["features"])
+        self._waiting, self._taken, self.heard = held["waiting"], content["taken"], content["heard"]
+        self.ended = content["ended"]
+        if live:
+            self._reopen()
+            return
+        left = self.heard
+        while left > 0 and (skipped := len(self.source.read(min(left, SKIPPED)))):
+            left -= skipped
+
+    def _reopen(self) -> None:
+        """A live source that had ended goes on: what was missed meanwhile was silent, to see and to hear."""
+        at = max(self.features.seen, self._taken + len(self._waiting))
+        self.ended = False
+        self.features.reopen(at)
+        self._waiting = np.pad(self._waiting, (0, at - self._taken - len(self._waiting)))
+        self.heard = at
 
     def samples(self, end_frame: int) -> np.ndarray:
         """The sound up to the end of video frame `end_frame` - 1 that was not taken yet; silence once it ended."""

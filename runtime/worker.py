@@ -28,15 +28,17 @@ from parallel.plan import Cell, Plan
 from parallel.schedule import Pass, Schedule, rows
 from runtime.block import Block
 from runtime.board import Abandoned, Board, PeerLost
+from runtime.cells import Cells
 from runtime.finish import Companion, Finish
 from runtime.head import Entry, Head
+from runtime.keeper import Keeper
 from runtime.orders import Cancel, Close, Open, Order, Prompt, Status
 from runtime.parts import Parts, open_outputs
 from runtime.report import Timeline, worker_report
 from runtime.trace import Trace
-from stages.denoise.denoiser import ChunkConditioning
-from stages.denoise.draws import Draws
 
+STOPPED = "stopped"
+"""What a stream's end says if it came from outside."""
 IDLE_S = 0.2
 """How often a waiting worker looks at its watch."""
 TOLD_S = 0.25
@@ -70,17 +72,17 @@ class Worker:
     ):
         self.plan, self.index, self.config, self.parts = plan, index, config, parts
         self.senders, self.inbox, self.trace, self.board = senders, inbox, trace, board
-        self.sampler, self.schedule = parts.sampler, Schedule(plan, index)
-        self.blocks = blocks
+        self.schedule = Schedule(plan, index)
+        self.cells = Cells(plan, index, parts, blocks, trace)
         self.head = (
-            Head(self.sampler.steps, parts.dtype, Pacer(plan.in_flight, plan.most_in_flight), inbox.put, trace.clock)
+            Head(parts.sampler.steps, parts.dtype, Pacer(plan.in_flight, plan.most_in_flight), inbox.put, trace.clock)
             if index == plan.encode
             else None
         )
         if self.head:
             inbox.at_once = self._at_once
-        self.draws: dict[int, Draws] = {}
         self.finishes: dict[int, Finish] = {}
+        self.keeper = Keeper(self.cells, self.finishes)
         self.hollow: set[int] = set()
         """Streams that were cancelled and have not ended yet."""
         self._early: dict[int, list[Message]] = defaultdict(list)
@@ -200,11 +202,14 @@ class Worker:
         stream, finish = message.stream, self.finishes[message.stream]
         finish.companions[message.chunk] = Companion.of(message.tensors)
         if stream not in self.hollow:
-            try:
-                finish.open()
-            except UserError as error:
-                self._refuse(stream, error)
+            self._open_sinks(stream, finish)
         self.schedule.companion(stream, message.chunk)
+
+    def _open_sinks(self, stream: int, finish: Finish) -> None:
+        try:
+            finish.open()
+        except UserError as error:
+            self._refuse(stream, error)
 
     def _send(self, target: int, message: Message) -> None:
         if target == self.index:
@@ -233,17 +238,36 @@ class Worker:
         stream = order.stream
         self._opened = stream + 1
         self.schedule.open(stream)
-        self.draws[stream] = Draws(order.config.seed, order.config.id)
+        self.cells.open(stream, order.config)
+        state = order.keep.state if order.keep else None
+        if state:
+            self.schedule.resume(stream, state.chunk)
+            self.cells.resume(stream, state)
+        self.keeper.open(stream, order.keep)
         if "finish" in self.schedule.roles:
             sinks = partial(open_outputs, self.config, order)
-            timeline = Timeline(self.config.model.fps, self.trace.clock)
-            self.finishes[stream] = Finish(order.config.id, sinks, timeline, self.trace, self.parts.decoder)
+            made = (state.chunk, state.content["frames"]) if state else (0, 0)
+            self.finishes[stream] = Finish(
+                order.config.id,
+                sinks,
+                Timeline(self.config.model.fps, self.trace.clock, *made),
+                self.trace,
+                self.parts.decoder,
+                order.keep,
+                self.config.model.recalibrate_chunk,
+                self.config.model.codec.prime,
+            )
         if self.head:
             try:
-                self.head.open(stream, self.parts.conditioning_of(order))
+                conditioning = self.parts.conditioning_of(order)
+                if state and state.anchor is not None:
+                    # Made before the state was saved, in force only later: it comes again.
+                    reference = {"x": state.anchor, "text": conditioning.first_text()}
+                    self._prefill(stream, self.config.model.recalibrate_chunk, reference)
+                self.head.open(stream, conditioning, order.keep)
             except UserError as error:
                 self.head.refuse(stream)
-                self._enter(Entry(stream, 0, refused=error))
+                self._enter(Entry(stream, state.chunk if state else 0, refused=error))
         for message in self._early.pop(stream, ()):
             self._deliver(message)
 
@@ -279,20 +303,27 @@ class Worker:
         self.head.entered(entry)
         if entry.refused:
             self.board.refuse(stream, entry.refused)
+        if entry.progress and stream not in self.hollow and (mark := self.keeper.begin(stream, chunk, entry.progress)):
+            self._send(self.plan.head, mark)
         if entry.tensors is None:
-            self._send(self.plan.head, Message("end", stream=stream, chunk=chunk))
+            note = STOPPED if entry.stopped else ""
+            self._send(self.plan.head, Message("end", stream=stream, chunk=chunk, note=note))
             self._look_at_head(stream)
             return
         self.trace.add("encode", chunk, entry.began, entry.took_s)
         if entry.reference:
-            for worker, item in rows(self.plan, Pass("prefill", stream, 0)):
-                self._send(worker, self._message(item, self._placed(entry.reference)))
+            self._prefill(stream, 0, entry.reference)
         companion = self._placed(entry.companion)
         self._send(self.plan.decode, Message("sound", stream=stream, chunk=chunk, tensors=companion))
         tensors = {} if stream in self.hollow else self._placed(entry.tensors)
         step = Message("step", stream=stream, chunk=chunk, epoch=entry.epoch, tensors=tensors)
         times = {ENCODE: entry.took_s} if tensors else {}
         self._send(self.plan.head, replace(step, distances=entry.distances, times=times))
+
+    def _prefill(self, stream: int, holds: int, reference: dict[str, Tensor]) -> None:
+        """Send every bank a reference that holds from chunk `holds`."""
+        for worker, item in rows(self.plan, Pass("prefill", stream, holds)):
+            self._send(worker, self._message(item, self._placed(reference)))
 
     def _placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors on this worker's device: all of a message travel in one buffer."""
@@ -302,7 +333,8 @@ class Worker:
         self._at = item
         if item.stream in self.hollow:
             message = replace(message, tensors={})
-        work = {"step": self._step, "final": self._final, "end": self._end}.get(item.kind, self._write)
+        work = {"step": self._step, "final": self._final, "save": self.keeper.run, "end": self._end}
+        work = work.get(item.kind, self.cells.write)
         message = work(item, message)
         for worker, following in self.schedule.done(item):
             self._send(worker, self._following(item, following, message))
@@ -320,7 +352,8 @@ class Worker:
         # A bank made from a chunk carries that chunk's text: a recalibration epoch 0, which began with chunk 0.
         epoch = message.epoch if item.kind == following.kind else 0
         times = times if following.kind in ("step", "final", "done") else {}
-        return replace(self._message(following, tensors), epoch=epoch, times=times, distances=message.distances)
+        rest = {"times": times, "distances": message.distances, "note": message.note}
+        return replace(self._message(following, tensors), epoch=epoch, **rest)
 
     @staticmethod
     def _message(item: Pass, tensors: dict[str, Tensor]) -> Message:
@@ -331,43 +364,7 @@ class Worker:
             self.schedule.entered(item.stream, item.chunk)
             if self.head:
                 self.head.ask(self.schedule.may_enter)
-        if not m.tensors:
-            return m
-        start, block, tensors = self.trace.clock(), self.blocks[item.block], dict(m.tensors)
-        if "text" in tensors:
-            block.set_text(item.stream, m.epoch, tensors["text"])
-        given = ChunkConditioning.of(tensors)
-        x = tensors["x"]
-        incoming, distance = tensors.pop("hidden", x), m.distances[item.step]
-        out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, distance)
-        if item.block == len(self.plan.blocks) - 1:
-            tensors["x"] = self.sampler.update(item.step, x, out, self._noise(item, tensors))
-        else:
-            tensors["hidden"] = out
-        return replace(m, tensors=tensors, times=self._timed(item, m, start))
-
-    def _noise(self, item: Pass, tensors: dict[str, Tensor]) -> Tensor | None:
-        """The draw for the step after `item`, where the sampler takes one."""
-        step = item.step + 1
-        if step == self.sampler.steps or not self.sampler.needs_noise(step):
-            return None
-        given = tensors.get(f"noise{step}")
-        return self.draws[item.stream].noise(item.chunk, step, tensors["x"].shape) if given is None else given
-
-    def _write(self, item: Pass, m: Message) -> Message:
-        """A prefill or commit of one bank."""
-        if not m.tensors:
-            return m
-        start, block, tensors = self.trace.clock(), self.blocks[item.block], m.tensors
-        incoming = tensors.get("hidden", tensors["x"]).to(self.parts.dtype)
-        if item.kind == "prefill":
-            if "text" in tensors:
-                block.set_text(item.stream, m.epoch, tensors["text"])
-            out = block.prefill(item.stream, item.level, item.chunk, m.epoch, incoming)
-        else:
-            out = block.commit(item.stream, item.level, item.chunk, incoming, m.distances[-1])
-        self._timed(item, m, start)
-        return replace(m, tensors=tensors | {"hidden": out})
+        return self.cells.step(item, m)
 
     def _final(self, item: Pass, m: Message) -> Message:
         start, finish = self.trace.clock(), self.finishes[item.stream]
@@ -390,11 +387,13 @@ class Worker:
         if item.step == self.plan.workload.steps:
             self._tell_progress(item.stream)
             finish = self.finishes.pop(item.stream)
+            finish.finished = m.note != STOPPED and item.stream not in self.hollow
+            if finish.keep and finish.keep.first and item.stream not in self.hollow:
+                self._open_sinks(item.stream, finish)  # it may go on from its end, with nothing to add
             finish.close()
             self.board.tell(f"ended/{item.stream}", finish.report())
         elif Cell(item.step, item.block) == self.schedule.cells[-1]:
-            for block in self.blocks.values():
-                block.close(item.stream)
+            self.cells.close(item.stream)
         return m
 
     def _tell_progress(self, stream: int, every_s: float = 0.0) -> None:
@@ -413,8 +412,9 @@ class Worker:
     def _forget(self, stream: int) -> None:
         """Drop what was kept of a stream that has ended here."""
         if stream not in self.schedule.streams:
-            self.draws.pop(stream, None)
+            self.cells.forget(stream)
             self._told.pop(stream, None)
+            self.keeper.forget(stream)
             self.hollow.discard(stream)
 
     def _check_owed(self) -> None:
@@ -439,19 +439,4 @@ class Worker:
     def _came_to(self) -> str:
         """The pass that this worker was given last, in words."""
         at = self._at
-        return f"{self._name(at)} of chunk {at.chunk} of stream {at.stream}" if at else "nothing yet"
-
-    # -- small things -------------------------------------------------------------------------------------------------
-
-    def _name(self, item: Pass) -> str:
-        """A stage as reports call it: `step0`, `step0.block1`, `commit.block0`, `prefill`, `final`."""
-        if item.kind in ("final", "end"):
-            return item.kind
-        stage = f"step{item.step}" if item.kind == "step" else item.kind
-        return stage if len(self.plan.blocks) == 1 else f"{stage}.block{item.block}"
-
-    def _timed(self, item: Pass, m: Message, start: float) -> dict[int, float]:
-        """Note how long a pass took; returns the chunk's times with it."""
-        took = self.trace.clock() - start
-        self.trace.add(self._name(item), item.chunk, start, took)
-        return m.times | {self.index: m.times.get(self.index, 0.0) + took}
+        return f"{self.cells.name(at)} of chunk {at.chunk} of stream {at.stream}" if at else "nothing yet"

@@ -70,6 +70,8 @@ class Config:
     sink: SinkConfig = field(default_factory=SinkConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     output_dir: str = "outputs"
+    resume: str | None = None
+    """Go on from a saved state: its folder, or the output folder of a run that saved one (then the newest)."""
     control: str | None = None
     """A file or named pipe of orders for the running pipeline, or `-`; then only those streams run that it opens."""
 
@@ -77,3 +79,10 @@ class Config:
         choice("objective", self.objective, OBJECTIVES)
         if self.capacity is not None and not 0 < self.capacity <= 1:
             raise UserError(f"capacity={self.capacity}", "is a share of frames, above 0 and up to 1", "use 0.999")
+        saves = self.stream.save_every_chunks or self.stream.save_on_stop
+        if self.device.kind == "emulated" and (self.resume or saves):
+            raise UserError("device=emulated", "has no state to save or to resume", "use another device")
+        if self.resume and self.control:
+            raise UserError(
+                f"resume={self.resume}", f"control={self.control} opens its streams", 'say {"open": ..., "resume": DIR}'
+            )

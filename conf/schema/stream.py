@@ -47,9 +47,13 @@ class StreamConfig:
     count: int = 1
     max_control_latency_s: float | None = 2.0
     """Of a model with actions: the planner refuses plans in which one may take longer to show; null: no limit."""
+    save_every_chunks: int | None = None
+    """Save the stream's whole state behind every so many chunks, and where it is stopped; null: never on the way."""
+    save_on_stop: bool = False
+    """Save it where the stream is stopped (SIGUSR1, SIGTERM, Ctrl-C, an order), and only there."""
 
     def __post_init__(self):
-        for name in ("chunks", "seconds", "height", "width", "count", "max_control_latency_s"):
+        for name in ("chunks", "seconds", "height", "width", "count", "max_control_latency_s", "save_every_chunks"):
             positive(f"stream.{name}", getattr(self, name))
         if self.chunks is not None and self.seconds is not None:
             raise UserError(

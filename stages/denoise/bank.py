@@ -156,20 +156,24 @@ class Bank:
         self.placed = list(other.placed)
 
     def export(self) -> dict[str, Tensor]:
-        """All content, in physical slot order, per layer: what `restore` needs on any other worker."""
-        placed = torch.tensor([_ABSENT if p is None else p for p in self.placed], dtype=torch.int64)
+        """All content, in physical slot order, per layer: what `restore` needs on any other worker.
+
+        `NAME` is of all layers, `NAME.LAYER` of one; these are the bank's own memory, not copies.
+        """
+        placed = torch.tensor([ABSENT if p is None else p for p in self.placed], dtype=torch.int64)
         parts = (("keys", self.keys), ("values", self.values), ("raw", self.raw))
-        return {"placed": placed} | {f"{name}.{i}": t.clone() for name, part in parts for i, t in part.items()}
+        return {"placed": placed} | {f"{name}.{i}": t for name, part in parts for i, t in part.items()}
 
     def restore(self, content: dict[str, Tensor]) -> None:
         """Take the content of an export that holds at least this bank's layers."""
         for name, part in (("keys", self.keys), ("values", self.values), ("raw", self.raw)):
             for i, t in part.items():
                 t.copy_(content[f"{name}.{i}"])
-        self.placed = [None if p == _ABSENT else p for p in content["placed"].tolist()]
+        self.placed = [None if p == ABSENT else p for p in content["placed"].tolist()]
 
 
-_ABSENT = -(2**63)
+ABSENT = -(2**63)
+"""Stands for no position where positions are exported."""
 
 
 class BankPass:

@@ -47,6 +47,14 @@ class Share:
         """`attend`, which sees all tokens, as self-attention over the tokens computed here."""
         return attend
 
+    def whole(self, x: Tensor) -> Tensor | None:
+        """A bank's [B, N, heads / parts, w] of every member to [B, N, heads, w]; None where another member has it."""
+        return x
+
+    def part(self, x: Tensor) -> Tensor:
+        """A whole bank's [B, N, heads, w] to the heads that are kept here."""
+        return x
+
 
 ALL = Share()
 
@@ -80,6 +88,13 @@ class Ulysses(Share):
             return self.exchange.all_to_all(back).movedim(0, 2).flatten(2, 3)
 
         return run
+
+    def whole(self, x: Tensor) -> Tensor | None:
+        parts = self.exchange.gather(x.contiguous())
+        return None if parts is None else parts.movedim(0, 2).flatten(2, 3).contiguous()
+
+    def part(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.parts, -1))[:, :, self.exchange.rank]
 
     def _joined(self, parts: Tensor, frames: int) -> Tensor:
         """[parts, B, f n / parts, ...] of every member to [B, f n, ...], frame by frame."""

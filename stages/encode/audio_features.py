@@ -94,6 +94,26 @@ class LogMel:
         self._frame += n
         self._forget(self._end(self._frame * self.rows_per_frame) - self.window)
 
+    @property
+    def progress(self) -> tuple[dict[str, int | bool], np.ndarray]:
+        """What another goes on from: (counters, samples held)."""
+        return {"start": self._start, "frame": self._frame, "finished": self._finished}, self._buffer
+
+    def resume(self, content: dict[str, int | bool], buffer: np.ndarray) -> None:
+        """Go on from the progress of another of the same kind."""
+        self._start, self._frame, self._finished = content["start"], content["frame"], content["finished"]
+        self._buffer = buffer
+
+    @property
+    def seen(self) -> int:
+        """Absolute number of the first sample that is neither held nor behind."""
+        return max(self._start + len(self._buffer), self._end(self._frame * self.rows_per_frame - 1))
+
+    def reopen(self, at: int) -> None:
+        """Take `finish` back: sound comes again, from sample `at` on (at least `seen`); before it was silence."""
+        self._finished = False
+        self._buffer = np.pad(self._buffer, (0, at - self._start - len(self._buffer)))
+
     def needed(self, n: int) -> int:
         """How many samples are still missing before `frames(n)` can answer; 0 after `finish()`."""
         if self._finished or n == 0:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -184,6 +185,26 @@ class Features:
         """Go on as if the next `n` video frames had been asked for."""
         self._frame += n
 
+    @property
+    def progress(self) -> tuple[dict[str, Any], np.ndarray]:
+        """What another goes on from: (counters, what is held)."""
+        return {"start": self._start, "frame": self._frame, "finished": self._finished}, self._buffer
+
+    def resume(self, content: dict[str, Any], buffer: np.ndarray) -> None:
+        """Go on from the progress of another of the same kind."""
+        self._start, self._frame, self._finished = content["start"], content["frame"], content["finished"]
+        self._buffer = buffer
+
+    @property
+    def seen(self) -> int:
+        """Absolute number of the first sample that is neither held nor behind."""
+        return self._start + len(self._buffer)
+
+    def reopen(self, at: int) -> None:
+        """Take `finish` back: sound comes again, from sample `at` on (at least `seen`); before it was silence."""
+        self._finished = False
+        self._buffer = np.pad(self._buffer, (0, at - self._start - len(self._buffer)))
+
     def needed(self, n: int) -> int:
         """How many samples are missing, at the least, before `frames(n)` can answer; 0 after `finish()`."""
         raise NotImplementedError
@@ -202,6 +223,19 @@ class WholeFile(Features):
     """The published way: the whole sound at once; silence, where it has ended, is states of zeros."""
 
     _read: Tensor | None = None
+
+    @property
+    def progress(self) -> tuple[dict[str, Any], np.ndarray]:
+        """What another goes on from: what was read of the sound, where it was listened to, else the sound."""
+        content, buffer = super().progress
+        read = self._read is not None
+        return content | {"read": read}, self._read.numpy() if read else buffer
+
+    def resume(self, content: dict[str, Any], buffer: np.ndarray) -> None:
+        """Go on from the progress of another whole file."""
+        nothing = np.zeros(0, np.float32)
+        super().resume(content, nothing if content["read"] else buffer)
+        self._read = torch.from_numpy(buffer) if content["read"] else None
 
     def needed(self, n: int) -> int:
         """An hour at a time, until the end."""
@@ -245,6 +279,22 @@ class Listening(Features):
         super().__init__(model, config, fps)
         self.window, self.lookahead = round(config.window_s * RATE), round(lookahead_s * RATE)
         self._counted, self._sum, self._squares = 0, 0.0, 0.0
+
+    @property
+    def progress(self) -> tuple[dict[str, Any], np.ndarray]:
+        """What another goes on from: (counters, samples held)."""
+        content, buffer = super().progress
+        return content | {"loudness": [self._counted, self._sum, self._squares]}, buffer
+
+    def resume(self, content: dict[str, Any], buffer: np.ndarray) -> None:
+        """Go on from the progress of another listener."""
+        super().resume(content, buffer)
+        self._counted, self._sum, self._squares = content["loudness"]
+
+    @property
+    def seen(self) -> int:
+        """Absolute number of the first sample that is neither held nor behind."""
+        return max(super().seen, self._end(self._frame))
 
     def needed(self, n: int) -> int:
         """How many samples are missing before `frames(n)` can answer; 0 after `finish()`."""
@@ -296,7 +346,7 @@ class Listening(Features):
         """Mean and variance of all that was heard before sample `end`; silence after the end of the sound is not."""
         new = self._buffer[self._counted - self._start : max(0, end - self._start)].astype(np.float64)
         self._counted += len(new)
-        self._sum, self._squares = self._sum + new.sum(), self._squares + (new * new).sum()
+        self._sum, self._squares = self._sum + float(new.sum()), self._squares + float((new * new).sum())
         count = max(1, self._counted)
         mean = self._sum / count
         return mean, max(0.0, self._squares / count - mean * mean)

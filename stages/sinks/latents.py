@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from conf.errors import UserError
+from stages.sinks.sha256 import Sha256
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 RESERVE = 1 << 16  # bytes of header: room for about 600 chunks
@@ -27,10 +28,18 @@ LARGEST_HEADER = 100_000_000  # what safetensors reads
 
 
 class LatentsHash:
-    """sha256 over the raw bytes of latents, in the order they are added. A thread computes it, beside the stream."""
+    """sha256 over the raw bytes of latents, in the order they are added. A thread computes it, beside the stream.
 
-    def __init__(self):
-        self._hash = hashlib.sha256()
+    Args:
+        resumable: whether `progress` will be asked for.
+        progress: of another, to go on from.
+
+    Raises:
+        UserError: it is to be resumable, and there is no OpenSSL here.
+    """
+
+    def __init__(self, resumable: bool = False, progress: bytes | None = None):
+        self._hash = Sha256(progress) if resumable or progress is not None else hashlib.sha256()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hash")
         self._last: Future | None = None
 
@@ -45,6 +54,12 @@ class LatentsHash:
         self._wait()
         return self._hash.hexdigest()
 
+    @property
+    def progress(self) -> bytes:
+        """What another goes on from; a few bytes, whatever was added. Only of a resumable one."""
+        self._wait()
+        return self._hash.progress
+
     def _wait(self) -> None:
         if self._last:
             self._last.result()
@@ -56,20 +71,27 @@ class LatentsSink:
     Args:
         path: the file; it is replaced.
         reserve: bytes of header to begin with.
+        first: number of the first chunk to come.
+        digest: sha256 of the chunks before it. If the file begins with just these, they stay, what lies behind them is
+            cut off, and the file goes on; else it is replaced by one that begins with chunk `first`.
 
     Raises:
         UserError: the file cannot be made.
     """
 
-    def __init__(self, path: str | Path, reserve: int = RESERVE):
+    def __init__(self, path: str | Path, reserve: int = RESERVE, first: int = 0, digest: str | None = None):
         self.path = Path(path)
-        self.chunks = 0  # written so far
+        self.chunks = 0  # in the file
+        self._next = first
+        self._file: BinaryIO | None = None
         self._reserve = max(16, (reserve + 7) // 8 * 8)
         self._header = 1  # bytes of JSON before its closing brace
         self._data = 0  # bytes of tensors
         existed = self.path.exists()
         try:
-            self._file: BinaryIO | None = self.path.open("w+b")
+            if first and existed and self._continue(first, digest):
+                return
+            self._file = self.path.open("w+b")
             try:
                 self._file.write(self._reserve.to_bytes(8, "little") + b"{}".ljust(self._reserve))
                 self._file.flush()
@@ -98,7 +120,7 @@ class LatentsSink:
             "shape": list(latents.shape),
             "data_offsets": [self._data, self._data + len(raw)],
         }
-        text = f'"chunk.{self.chunks:06d}":' + json.dumps(entry, separators=(",", ":"))
+        text = f'"{_key(self._next)}":' + json.dumps(entry, separators=(",", ":"))
         text = ("," if self.chunks else "") + text + "}"
         try:
             while self._header + len(text) > self._reserve:
@@ -109,6 +131,7 @@ class LatentsSink:
         self._data += len(raw)
         self._header += len(text) - 1
         self.chunks += 1
+        self._next += 1
 
     def close(self) -> None:
         """Let go of the file, and remove it if nothing was written. Closing again does nothing."""
@@ -117,6 +140,33 @@ class LatentsSink:
             file.close()
             if not self.chunks and self.path.is_file():
                 self.path.unlink(missing_ok=True)
+
+    def _continue(self, first: int, digest: str | None) -> bool:
+        """Open a file that begins with chunks 0 .. first - 1, and cut it behind them; False: it does not."""
+        with contextlib.suppress(ValueError, KeyError, TypeError), self.path.open("r+b") as file:
+            reserve = int.from_bytes(file.read(8), "little")
+            if not 0 < reserve <= LARGEST_HEADER:
+                return False
+            entries = json.loads(file.read(reserve))
+            kept = {key: entries[key] for key in map(_key, range(first))}
+            end = 0
+            for entry in kept.values():
+                start, end_of = entry["data_offsets"]
+                if start != end:
+                    return False
+                end = end_of
+            if _sha256(file, end) != digest:
+                return False
+            header = json.dumps(kept, separators=(",", ":")).encode()
+            if len(header) > reserve:
+                return False
+            file.seek(8)
+            file.write(header.ljust(reserve))
+            file.truncate(8 + reserve + end)
+            self.chunks, self._reserve, self._header, self._data = first, reserve, len(header) - 1, end
+            self._file = self.path.open("r+b")
+            return True
+        return False
 
     def _append(self, raw: memoryview, entry: bytes) -> None:
         """Tensor bytes to the end, then their entry into the header; all of it or nothing."""
@@ -162,6 +212,22 @@ class LatentsSink:
         if self.chunks:
             remedy = f"the file holds the first {self.chunks} chunks; {remedy}"
         return UserError(f"sink.latents={self.path}", f"cannot be written ({error.strerror or error})", remedy)
+
+
+def _key(chunk: int) -> str:
+    return f"chunk.{chunk:06d}"
+
+
+def _sha256(file: BinaryIO, length: int) -> str | None:
+    """Of the next `length` bytes; None: there are fewer."""
+    found = hashlib.sha256()
+    while length:
+        block = file.read(min(length, 1 << 20))
+        if not block:
+            return None
+        found.update(block)
+        length -= len(block)
+    return found.hexdigest()
 
 
 def _raw(latents: Tensor) -> memoryview:

@@ -49,6 +49,7 @@ class VideoSink:
         self._fps = frame_rate(fps)
         self.frames = 0  # written so far
         self._whole = 0  # bytes on disk that end with a fragment
+        self._cut = False
         self._container = self._made = None
         try:
             self._check()
@@ -91,6 +92,10 @@ class VideoSink:
                 else:
                     self._sound.add(sound)
                 self._mux(self._sound.encode(self._samples()))
+
+    def cut(self) -> None:
+        """Begin a fragment with the next frame: once a second or so more is written, all before it is on disk."""
+        self._cut = True
 
     def close(self) -> None:
         """Finish the file; without a single frame it is removed. Closing again does nothing.
@@ -135,6 +140,8 @@ class VideoSink:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", threads=1)
         frame.pts, frame.time_base = self.frames, 1 / self._fps
+        if self._cut:
+            frame.pict_type, self._cut = av.video.frame.PictureType.I, False
         return frame
 
     def _check(self) -> None:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from conf.errors import UserError, nearest
 from stages.sources.live import LiveBytes
@@ -150,6 +150,16 @@ class LiveActions:
         self.accepted = came if now is not None else None
         return self._timeline.walk(first_frame, count, now)
 
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What another goes on from: the action in force and those to come."""
+        return {"seen": self._seen, "awaited": self._awaited, **self._timeline.progress}
+
+    def resume(self, progress: dict[str, Any]) -> None:
+        """Go on from the progress of another; the lines that follow are live."""
+        self._seen, self._awaited = progress["seen"], progress["awaited"]
+        self._timeline.resume(progress)
+
     def close(self) -> None:
         """Stop listening; the last action holds."""
         self.ended = True
@@ -228,6 +238,14 @@ class _Timeline:
     def pending(self) -> int:
         """Lines whose frame has not been reached."""
         return len(self._coming)
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        return {"held": self._held, "coming": [list(line) for line in self._coming], "horizon": self.horizon}
+
+    def resume(self, progress: dict[str, Any]) -> None:
+        self._held, self.horizon = progress["held"], progress["horizon"]
+        self._coming = deque(tuple(line) for line in progress["coming"])
 
     def add(self, frame: int, action: int) -> None:
         """From `frame` on, `action`."""

@@ -31,13 +31,16 @@ class Source:
         return None
 
     live = False
-    motion = prime = None
+    motion = None
 
     def accepted(self, chunk, entered):
         return 7.0 if chunk == 3 else None
 
     def close(self):
         pass
+
+    def finished(self, chunk):
+        return True
 
     def reference(self):
         return torch.zeros(1)

@@ -135,6 +135,17 @@ def test_given_tensors_replace_what_would_be_drawn_heard_and_encoded(job, tmp_pa
     assert sha(**pose) == job(*base, f"source.tensors={path}", "stream.seed=77", "plan=grid")["latents_sha256"]
 
 
+def test_a_saved_stream_goes_on_before_its_recalibration(job, tmp_path, speech):
+    """Under another plan, with the sound heard so far, the decoder's state, and motion frames for the recalibration."""
+    base = (*SMALL, "model.recalibrate_chunk=3", f"source.audio={speech}", f"sink.video={tmp_path / 'a.mp4'}")
+    expected = job(*base, "stream.chunks=5")
+    job(*base, "plan=timestep", "stream.chunks=3", "stream.save_every_chunks=2", f"output_dir={tmp_path / 'saved'}")
+    again = (*base, "plan=grid", "stream.chunks=5", f"resume={tmp_path / 'saved'}", f"sink.video={tmp_path / 'b.mp4'}")
+    report = job(*again)
+    assert report["latents_sha256"] == expected["latents_sha256"]
+    assert report["state"]["resumed_at"] == 2
+
+
 def test_a_published_folder_loads_wherever_a_plan_puts_its_parts(job, tmp_path, speech):
     """The random weights under their published names, in shards, with sizes, VAE and wav2vec2 in their places."""
     config = config_of(*SMALL)

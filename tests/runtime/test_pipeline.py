@@ -9,6 +9,7 @@ import pytest
 from conf.errors import UserError
 from parallel.builders import build
 from runtime.block import Block
+from runtime.identity import keep_of
 from runtime.local import LocalRun
 from runtime.workload import describe
 from stages.sinks.video import VideoSink
@@ -134,6 +135,42 @@ def test_a_bad_source_or_sink_ends_its_own_stream_only(tmp_path, nano):
             with pytest.raises(UserError, match=what):
                 running.pipeline.result(stream, timeout_s=30)
         assert running.hash(running.open("d", 3)) == nano("stream.id=d", "stream.chunks=3")
+
+
+@pytest.mark.parametrize("plan", ["timestep", "layers, clean"])
+def test_streams_are_saved_where_they_are_stopped_and_go_on_later(tmp_path, nano, plan):
+    """On the same workers or others; whoever cannot go on, or was cancelled, disturbs nobody."""
+    saving = ("stream.save_on_stop=true", f"output_dir={tmp_path}")
+    context = [o for o in PLANS[plan] if o.startswith("model")]
+    with Running(tmp_path, *saving, *PLANS[plan]) as running:
+
+        def keep(name, resume=None):
+            stream = replace(running.config.stream, id=name)
+            return keep_of(running.config, stream, running.config.sink, name, resume)
+
+        pipeline, config = running.pipeline, running.config
+        first = pipeline.open(replace(config.stream, id="a"), config.source, config.sink, keep("a"))
+        second = pipeline.open(replace(config.stream, id="b"), config.source, config.sink, keep("b"))
+        for stream in (first, second):
+            running.until(stream, 3)
+        pipeline.stop(first)
+        pipeline.cancel(second)
+        stopped = pipeline.result(first, timeout_s=30)
+        cancelled = pipeline.result(second, timeout_s=30)
+        assert not stopped["finished"] and stopped["state"]["saved"] == stopped["chunks"]
+        assert not cancelled["finished"] and cancelled["state"]["saved"] is None
+        with pytest.raises(UserError, match="no whole state of stream b"):
+            keep("b", str(tmp_path))
+        chunks = stopped["chunks"] + 3
+        stream = replace(config.stream, id="a", chunks=chunks)
+        bad = replace(config.source, image="missing.png")
+        refused = pipeline.open(stream, bad, config.sink, keep("a", str(tmp_path)))
+        with pytest.raises(UserError, match="no such file"):
+            pipeline.result(refused, timeout_s=30)
+        again = pipeline.open(stream, config.source, config.sink, keep("a", str(tmp_path)))
+        result = pipeline.result(again, timeout_s=30)
+    assert result["finished"] and result["state"]["resumed_at"] == stopped["chunks"]
+    assert result["latents_sha256"] == nano("stream.id=a", f"stream.chunks={chunks}", *context)
 
 
 def test_cancelled_video_is_playable(tmp_path):

@@ -122,3 +122,50 @@ def test_the_hash_is_over_raw_bytes_in_order():
     assert latents_hash.hexdigest == hashlib.sha256(raw).hexdigest()
     latents_hash.add(chunks[0].transpose(1, 2))
     assert latents_hash.hexdigest != hashlib.sha256(raw).hexdigest()
+
+
+def digest_of(count):
+    found = LatentsHash(resumable=True)
+    for i in range(count):
+        found.add(chunk(i))
+    return found
+
+
+@pytest.mark.parametrize("reserve", [200, 1 << 16])
+def test_a_file_goes_on_behind_the_chunks_it_is_to_keep(tmp_path, reserve):
+    path, first = tmp_path / "a.safetensors", LatentsSink(tmp_path / "a.safetensors", reserve=reserve)
+    for i in range(5):
+        first.write(chunk(i))
+    first.close()
+    sink = LatentsSink(path, first=3, digest=digest_of(3).hexdigest)
+    assert sorted(load_file(path)) == [f"chunk.{i:06d}" for i in range(3)]
+    for i in (3, 4, 5, 6):
+        sink.write(chunk(i + 10))
+    sink.close()
+    loaded = load_file(path)
+    assert sorted(loaded) == [f"chunk.{i:06d}" for i in range(7)]
+    for i in range(7):
+        assert torch.equal(loaded[f"chunk.{i:06d}"], chunk(i if i < 3 else i + 10))
+
+
+@pytest.mark.parametrize("before", [b"", b"x" * 100, "shorter", "another"])
+def test_a_file_that_does_not_hold_them_is_replaced_by_the_rest(tmp_path, before):
+    path = tmp_path / "a.safetensors"
+    if isinstance(before, bytes):
+        path.write_bytes(before)
+    else:
+        old = LatentsSink(path)
+        for i in range(2 if before == "shorter" else 4):
+            old.write(chunk(i + 7))
+        old.close()
+    sink = LatentsSink(path, first=3, digest=digest_of(3).hexdigest)
+    sink.write(chunk(3))
+    sink.close()
+    assert list(load_file(path)) == ["chunk.000003"]
+
+
+def test_a_hash_goes_on_from_another():
+    whole, second = digest_of(4), LatentsHash(progress=digest_of(2).progress)
+    for i in (2, 3):
+        second.add(chunk(i))
+    assert second.hexdigest == whole.hexdigest

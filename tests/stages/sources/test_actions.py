@@ -194,3 +194,13 @@ def test_memory_is_bounded_when_lines_come_far_ahead():
     assert source._timeline.pending <= 2 * AHEAD and source._bytes.buffered <= 65536
     assert source.take(2, 3 * AHEAD - 2) == expected[2:]
     source.close()
+
+
+def test_live_actions_go_on_with_what_holds_and_what_was_announced():
+    lines = b'{"frame": 3, "action": "left"}\n{"frame": 20, "action": "right"}\n{"frame": 40, "action": "none"}\n'
+    first = LiveActions(io.BytesIO(lines), ACTIONS)
+    before = first.take(0, 12)
+    second = LiveActions(io.BytesIO(b'{"frame": 60, "action": "forward"}\n'), ACTIONS)
+    second.resume(first.progress)
+    whole = LiveActions(io.BytesIO(lines), ACTIONS)
+    assert before + second.take(12, 12) + second.take(24, 12) == whole.take(0, 36)

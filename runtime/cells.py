@@ -1,0 +1,124 @@
+"""A worker's cells: what its passes do with the tensors of a message. When they run, and what follows, is not here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from conf.schema import StreamConfig
+from parallel.message import Message
+from parallel.plan import Plan
+from parallel.schedule import Pass
+from runtime.block import Block
+from runtime.parts import Parts
+from runtime.state import State
+from runtime.trace import Trace
+from stages.denoise.denoiser import ChunkConditioning
+from stages.denoise.draws import Draws
+
+
+class Cells:
+    """The blocks of one worker, and the passes over them.
+
+    Args:
+        plan, index: the plan and which of its workers this is.
+        parts: what this worker holds.
+        blocks: its layers.
+        trace: told how long each pass took.
+    """
+
+    def __init__(self, plan: Plan, index: int, parts: Parts, blocks: dict[int, Block], trace: Trace):
+        self.plan, self.index, self.parts, self.blocks, self.trace = plan, index, parts, blocks, trace
+        self.sampler = parts.sampler
+        self.draws: dict[int, Draws] = {}
+
+    def open(self, stream: int, config: StreamConfig) -> None:
+        """A new stream; its banks are made when its first pass comes."""
+        self.draws[stream] = Draws(config.seed, config.id)
+
+    def resume(self, stream: int, state: State) -> None:
+        """Put a stream's banks where a state left them."""
+        for number, block in self.blocks.items():
+            for level in self.plan.levels_of(self.index, number):
+                block.restore(stream, level, str(state.folder))
+
+    def close(self, stream: int) -> None:
+        """Let go of a stream's banks."""
+        for block in self.blocks.values():
+            block.close(stream)
+
+    def forget(self, stream: int) -> None:
+        """Drop what else was kept of a stream that has ended here."""
+        self.draws.pop(stream, None)
+
+    # -- passes -----------------------------------------------------------------------------------------------------
+
+    def step(self, item: Pass, m: Message) -> Message:
+        """One step over one block; after the last block the next step's input (or final latents) is in `x`."""
+        if not m.tensors:
+            return m
+        start, block, tensors = self.trace.clock(), self.blocks[item.block], dict(m.tensors)
+        if "text" in tensors:
+            block.set_text(item.stream, m.epoch, tensors["text"])
+        given = ChunkConditioning.of(tensors)
+        x = tensors["x"]
+        incoming, distance = tensors.pop("hidden", x), m.distances[item.step]
+        out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, distance)
+        if item.block == len(self.plan.blocks) - 1:
+            tensors["x"] = self.sampler.update(item.step, x, out, self._noise(item, tensors))
+        else:
+            tensors["hidden"] = out
+        return replace(m, tensors=tensors, times=self._timed(item, m, start))
+
+    def _noise(self, item: Pass, tensors: dict[str, Tensor]) -> Tensor | None:
+        """The draw for the step after `item`, where the sampler takes one."""
+        step = item.step + 1
+        if step == self.sampler.steps or not self.sampler.needs_noise(step):
+            return None
+        given = tensors.get(f"noise{step}")
+        return self.draws[item.stream].noise(item.chunk, step, tensors["x"].shape) if given is None else given
+
+    def write(self, item: Pass, m: Message) -> Message:
+        """A prefill or commit of one bank."""
+        if not m.tensors:
+            return m
+        start, block, tensors = self.trace.clock(), self.blocks[item.block], m.tensors
+        incoming = tensors.get("hidden", tensors["x"]).to(self.parts.dtype)
+        if item.kind == "prefill":
+            if "text" in tensors:
+                block.set_text(item.stream, m.epoch, tensors["text"])
+            out = block.prefill(item.stream, item.level, item.chunk, m.epoch, incoming)
+        else:
+            out = block.commit(item.stream, item.level, item.chunk, incoming, m.distances[-1])
+        self._timed(item, m, start)
+        return replace(m, tensors=tensors | {"hidden": out})
+
+    def save(self, item: Pass, folder: Path) -> dict[str, str]:
+        """The bank of a cell to a state; returns the files' names and sha256. A bank that steps
+        share is that of step 0, its level.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        block = self.blocks[item.block]
+        if item.step != item.level:
+            return {}
+        with self.trace.span(self.name(item), item.chunk):
+            return block.save(item.stream, item.level, str(folder))
+
+    # -- small things -------------------------------------------------------------------------------------------------
+
+    def name(self, item: Pass) -> str:
+        """A stage as reports call it: `step0`, `step0.block1`, `commit.block0`, `prefill`, `final`."""
+        if item.kind in ("final", "end", "save"):
+            return item.kind
+        stage = f"step{item.step}" if item.kind == "step" else item.kind
+        return stage if len(self.plan.blocks) == 1 else f"{stage}.block{item.block}"
+
+    def _timed(self, item: Pass, m: Message, start: float) -> dict[int, float]:
+        """Note how long a pass took; returns the chunk's times with it."""
+        took = self.trace.clock() - start
+        self.trace.add(self.name(item), item.chunk, start, took)
+        return m.times | {self.index: m.times.get(self.index, 0.0) + took}

@@ -1,0 +1,256 @@
+"""A stream's complete state on disk: what it remembers between two chunks, and nothing of how it was spread.
+
+    output_dir/state/chunk.000020/          of several streams: output_dir/state/ID/chunk.000020/
+        bank.level0.layer00.safetensors     keys and values of one level and layer, in physical slot order
+        conditioning.safetensors            sources, sound in step, prompts: where the next chunk is sampled from
+        finish.safetensors                  decoder, hash in progress, the frame that a recalibration waits for
+        state.json                          what the stream is, how far it is, sha256 of every file
+
+A state is written under another name (`chunk.000020.part`) by all workers, `state.json` last, and renamed when it is
+whole; then older ones go. Random draws are functions of (seed, stream id, chunk, step), so nothing of them is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from conf.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+FOLDER, CONTENT = "state", "state.json"
+CONDITIONING, FINISH = "conditioning", "finish"
+NAME = re.compile(r"chunk\.(\d{6,})")
+
+
+# -- files ------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, name: str, tensors: dict[str, Tensor], content: Any = None) -> dict[str, str]:
+    """Write tensors and JSON content as `name.safetensors`; returns its name and sha256. Raises OSError.
+
+    Tensors keep their strides' order: what they feed may choose its kernels by it.
+    """
+    path, orders, laid = folder / f"{name}.safetensors", {}, {}
+    for key, tensor in tensors.items():
+        orders[key] = sorted(range(tensor.ndim), key=lambda d, t=tensor: -t.stride(d))
+        laid[key] = tensor.detach().permute(orders[key]).contiguous().cpu()
+    # One entry: several would be written in any order, and equal states should be equal files.
+    try:
+        save_file(laid, path, {"state": json.dumps({"content": content, "orders": orders})})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    return {path.name: _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class State:
+    """A whole state.
+
+    Attributes:
+        folder: where it is.
+    """
+
+    folder: Path
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """What `state.json` says."""
+        return json.loads((self.folder / CONTENT).read_text())
+
+    @property
+    def chunk(self) -> int:
+        """The chunk that comes next."""
+        return self.content["chunk"]
+
+    @cached_property
+    def finish(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What the last stage left: (decoder and anchor, counters)."""
+        return self.read(FINISH)
+
+    @property
+    def video(self) -> Path | None:
+        """Where the stream's video was."""
+        path = self.content["video"]
+        return Path(os.path.normpath(self.folder.absolute().parent / path)) if path else None
+
+    @property
+    def anchor(self) -> Tensor | None:
+        """The latent [1, C, 1, h, w] that a recalibration still to come is made from."""
+        return self.finish[0].get("anchor")
+
+    def read(self, name: str) -> tuple[dict[str, Tensor], Any]:
+        """(tensors, content) of a file of it."""
+        with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
+            metadata, found = json.loads(file.metadata()["state"]), {}
+            for key, order in metadata["orders"].items():
+                back = sorted(range(len(order)), key=order.__getitem__)
+                found[key] = file.get_tensor(key).permute(back)
+            return found, metadata["content"]
+
+    def refuse(self, rule: str, remedy: str) -> UserError:
+        """The one line that says why a run cannot go on from here."""
+        return UserError(f"resume={self.folder}", rule, remedy)
+
+    def check(self, identity: dict[str, Any]) -> None:
+        """Refuse a state that is damaged, of another format, or of another stream than `identity` describes."""
+        whole = "save it again, or give another"
+        try:
+            if self.content["format"] != FORMAT:
+                raise self.refuse(f"has format {self.content['format']}, this Everframe reads {FORMAT}", whole)
+            files, saved = self.content["files"], self._before(self.content["identity"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self.refuse(f"its {CONTENT} is damaged ({type(error).__name__})", whole) from error
+        mine = self._before(identity)
+        for key in sorted(saved.keys() | mine.keys()):
+            if saved.get(key) != mine.get(key):
+                had, has = (_short(values.get(key)) for values in (saved, mine))
+                raise self.refuse(f"was saved with {key}={had}, this run has {has}", "give what it was saved with")
+        for name, digest in files.items():
+            try:
+                found = _sha256(self.folder / name)
+            except OSError as error:
+                raise self.refuse(f"lacks {name} ({error.strerror})", whole) from error
+            if found != digest:
+                raise self.refuse(f"{name} is damaged: its sha256 is not the one of {CONTENT}", whole)
+
+    def _before(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """An identity as dotted keys, without the events that are still to come."""
+        found = flat(identity)
+        events = {key: int(key.rsplit(".", 1)[1]) for key in found if key.startswith("stream.events.")}
+        return {key: value for key, value in found.items() if events.get(key, -1) < self.chunk}
+
+
+def flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries to dotted keys."""
+    if not isinstance(content, dict):
+        return {prefix: content}
+    return {k: v for key, part in content.items() for k, v in flat(part, f"{prefix}.{key}".strip(".")).items()}
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def states(root: Path) -> list[State]:
+    """Whole states right under a folder, the newest first."""
+    found = [path for path in root.glob("chunk.*") if NAME.fullmatch(path.name) and (path / CONTENT).is_file()]
+    return [State(path) for path in sorted(found, key=lambda path: -int(NAME.fullmatch(path.name)[1]))]
+
+
+def find(where: str, stream: str | None = None) -> State:
+    """The state that a user means: a state's own folder, or the newest of an output folder.
+
+    Args:
+        where: given by the user.
+        stream: of several in the folder, the name of the one to go on with.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(where).absolute()
+    if stream is None and (folder / CONTENT).is_file():
+        return State(folder)
+    for root in (folder / FOLDER, folder):
+        if found := states(root if stream is None else root / stream):
+            return found[0]
+    of = "" if stream is None else f" of stream {stream}"
+    raise UserError(
+        f"resume={where}",
+        f"there is no whole state{of} in it",
+        "give a state's folder, or an output_dir that holds one",
+    )
+
+
+# -- keeping ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How one stream's state is kept; travels with the order that opens the stream.
+
+    Attributes:
+        folder: where its states go.
+        identity: what decides its latents; a state is only taken up by a stream with the same.
+        every: chunks between two states; None: no state on the way.
+        on_stop: whether a stream that is stopped leaves one.
+        resume: the folder of the state that it goes on from; None: it begins with chunk 0.
+    """
+
+    folder: str
+    identity: dict[str, Any]
+    every: int | None = None
+    on_stop: bool = False
+    resume: str | None = None
+
+    @cached_property
+    def state(self) -> State | None:
+        """What the stream goes on from."""
+        return State(Path(self.resume)) if self.resume else None
+
+    @property
+    def first(self) -> int:
+        """The first chunk to be made."""
+        return self.state.chunk if self.state else 0
+
+    def due(self, chunk: int, stopped: bool = False) -> bool:
+        """Whether the state before `chunk` is to be saved; `stopped`: the stream is ended there from outside."""
+        if chunk <= self.first:
+            return False
+        return bool(stopped and (self.on_stop or self.every)) or bool(self.every and chunk % self.every == 0)
+
+    def part(self, chunk: int) -> Path:
+        """Where the state before `chunk` is written."""
+        return Path(self.folder) / f"chunk.{chunk:06d}.part"
+
+    def begin(self, chunk: int) -> Path:
+        """Make room for a new state; what an earlier run left unfinished there goes."""
+        part = self.part(chunk)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        return part
+
+    def complain(self, error: OSError) -> None:
+        """Say that a state could not be saved; the stream goes on."""
+        log.warning("the state in %s was not saved: %s", self.folder, error)
+
+    def complete(self, chunk: int, files: dict[str, str], content: dict[str, Any]) -> Path:
+        """Make what was written a state, and remove the others of this stream."""
+        root, part = Path(self.folder), self.part(chunk)
+        content = {"format": FORMAT, "chunk": chunk, "identity": self.identity, **content, "files": files}
+        with (part / CONTENT).open("w") as file:
+            json.dump(content, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        target = root / f"chunk.{chunk:06d}"
+        if target.exists():
+            aside = root / f"chunk.{chunk:06d}.old"
+            shutil.rmtree(aside, ignore_errors=True)
+            target.rename(aside)
+        part.rename(target)
+        for other in root.glob("chunk.*"):
+            later = other.suffix == ".part" and int(other.stem.split(".")[1]) > chunk  # being written now
+            if other != target and not later:
+                shutil.rmtree(other, ignore_errors=True)
+        return target
