@@ -1,10 +1,11 @@
 """A stream saved under one plan and gone on with under another. `python -m benchmarks.resume [MODEL ...]`.
 
 `nano`, 40 chunks in all (the ring holds 4), recalibrated at chunk 4, prompts at 17 and 27: saved at chunk 20 under each
-of three plans and gone on with under each of them on the other launcher, torchrun to Ray and Ray to torchrun, and
-to and from the oracle itself; `latents_sha256` against the oracle's, uninterrupted. A few of these pairs `late` (a
-recalibration made before the state and in force at 23), under `clean` context, with `pocket_avatar` (sound, recalibration,
-prompt events) and `pocket_world` (actions). The run that saves goes on for five chunks behind the state, as one that is killed would.
+of three plans and gone on with under each of them on the other launcher, torchrun to Ray and Ray to torchrun, and to
+and from the oracle itself; `latents_sha256` against the oracle's, uninterrupted. A few of these pairs `late` (a
+recalibration made before the state and in force at 23), under `clean` context, with `pocket_avatar` (sound,
+recalibration, prompt events) and with `pocket_world` (actions). The run that saves goes on for five chunks behind the
+state, as one that is killed would.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def measure(model: str, temporary: Path) -> bool:
 
 def main() -> bool:
     with tempfile.TemporaryDirectory() as temporary:
-        return all([measure(model, Path(temporary)) for model in sys.argv[1:] or MODELS])
+        passed = [measure(model, Path(temporary)) for model in sys.argv[1:] or MODELS]
+    return all(passed)
 
 
 if __name__ == "__main__":
