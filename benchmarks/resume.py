@@ -1,10 +1,11 @@
-"""A stream saved under one plan and gone on with under another. `python -m benchmarks.resume [nano|pocket]`.
+"""A stream saved under one plan and gone on with under another. `python -m benchmarks.resume [MODEL ...]`.
 
 `nano`, 40 chunks in all (the ring holds 4), recalibrated at chunk 4, prompts at 17 and 27: saved at chunk 20 under each
-of three plans and gone on with under each of them on the other launcher, torchrun to Ray and Ray to torchrun;
-`latents_sha256` against the sequential oracle's, uninterrupted. The same pairs of plans under `clean` context, and to
-and from the oracle itself. Then the pocket models: `pocket_avatar` with sound, recalibration and a prompt event,
-`pocket_world` with actions. The run that saves goes on for five chunks behind the state, as one that is killed would.
+of three plans and gone on with under each of them on the other launcher, torchrun to Ray and Ray to torchrun, and to
+and from the oracle itself; `latents_sha256` against the oracle's, uninterrupted. A few of these pairs `late` (a
+recalibration made before the state and in force at 23), under `clean` context, with `pocket_avatar` (sound,
+recalibration, prompt events) and with `pocket_world` (actions). The run that saves goes on for five chunks behind the
+state, as one that is killed would.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ NANO = (
 )  # fmt: skip
 MODELS = {
     "nano": NANO,
-    "nano, recalibrated at 23": (*NANO, "model.recalibrate_chunk=23"),
-    "nano, clean": (*NANO, "model.context=clean"),
-    "pocket_avatar, sound, recalibrated, prompt event": (
+    "late": (*NANO, "model.recalibrate_chunk=23"),
+    "clean": (*NANO, "model.context=clean"),
+    "avatar": (
         "model=pocket_avatar", "sink.video=null", "source.image=assets/portrait.png", "source.audio=assets/speech.wav",
         "model.recalibrate_chunk=4", "stream.prompt=a happy person",
         "stream.events=[{chunk: 17, prompt: a sad person}, {chunk: 27, prompt: an angry person}]",
     ),
-    "pocket_world, actions": (
+    "world": (
         "model=pocket_world", "sink.video=null", "source.actions=assets/actions.jsonl", "stream.prompt=a maze by day",
         "stream.events=[{chunk: 27, prompt: a maze by night}]",
     ),
@@ -58,39 +59,35 @@ def pairs(model: str) -> Iterator[tuple[str, str, str, str]]:
         yield "timestep", "ray", "layers x2", "torchrun"
 
 
-def main() -> bool:
-    wanted = [name for name in sys.argv[1:] if "=" not in name] or ["nano", "pocket"]
-    measured, saved = {}, {}
-    with tempfile.TemporaryDirectory() as temporary:
-        count = iter(range(1000))
+def measure(model: str, temporary: Path) -> bool:
+    """All pairs of a model, recorded; whether all are exact."""
+    base, measured, saved, count = MODELS[model], {}, {}, iter(range(1000))
 
-        def report(launcher: str, plan: str, *overrides: str) -> tuple[Path, dict]:
-            folder, (workers, settings) = Path(temporary) / str(next(count)), PLANS[plan]
-            return folder, run(launcher, workers, folder, *overrides, *settings)
+    def report(launcher: str, plan: str, *overrides: str) -> tuple[Path, dict]:
+        folder, (workers, settings) = temporary / model / str(next(count)), PLANS[plan]
+        return folder, run(launcher, workers, folder, *overrides, *settings)
 
-        for model, base in MODELS.items():
-            if not model.startswith(tuple(wanted)):
-                continue
-            _, oracle = report("sequential", "sequential", *base, f"stream.chunks={CHUNKS}")
-            expected = oracle["latents_sha256"]
-            for a, one, b, other in pairs(model):
-                key = model, a, one
-                if key not in saved:
-                    saved[key], before = report(
-                        one, a, *base, f"stream.chunks={BEYOND}", f"stream.save_every_chunks={AT}"
-                    )
-                    if before["state"]["saved"] != AT:
-                        raise SystemExit(f"{key} saved no state: {before['state']}")
-                _, after = report(other, b, *base, f"stream.chunks={CHUNKS}", f"resume={saved[key]}")
-                found = after["latents_sha256"]
-                exact = found == expected and after["state"]["resumed_at"] == AT and after["chunks"] == CHUNKS
-                name = f"{model}: {a} on {one} -> {b} on {other}"
-                measured[name] = bar(found[:12], expected[:12], exact)
-                print(f"{'pass' if exact else 'MISS'}  {name}", file=sys.stderr, flush=True)
-    configuration = {"chunks": CHUNKS, "saved_at": AT, "models": MODELS}
-    command = " ".join(["python -m benchmarks.resume", *sys.argv[1:]])
-    record("resume" if len(wanted) == 2 else f"resume-{wanted[0]}", command, configuration, measured)
+    expected = report("sequential", "sequential", *base, f"stream.chunks={CHUNKS}")[1]["latents_sha256"]
+    for a, one, b, other in pairs(model):
+        if (a, one) not in saved:
+            saving = (f"stream.chunks={BEYOND}", f"stream.save_every_chunks={AT}")
+            saved[a, one], before = report(one, a, *base, *saving)
+            if before["state"]["saved"] != AT:
+                raise SystemExit(f"{a} on {one} saved no state: {before['state']}")
+        _, after = report(other, b, *base, f"stream.chunks={CHUNKS}", f"resume={saved[a, one]}")
+        found = after["latents_sha256"]
+        exact = found == expected and after["state"]["resumed_at"] == AT and after["chunks"] == CHUNKS
+        measured[f"{a} on {one} -> {b} on {other}"] = bar(found[:12], expected[:12], exact)
+        print(f"{'pass' if exact else 'MISS'}  {model}: {a} on {one} -> {b} on {other}", file=sys.stderr, flush=True)
+    configuration = {"model": base, "chunks": CHUNKS, "saved_at": AT}
+    record(f"resume-{model}", f"python -m benchmarks.resume {model}", configuration, measured)
     return all(m["passed"] for m in measured.values())
+
+
+def main() -> bool:
+    with tempfile.TemporaryDirectory() as temporary:
+        passed = [measure(model, Path(temporary)) for model in sys.argv[1:] or MODELS]
+    return all(passed)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ class Orders:
     def __init__(self):
         self.given = []
 
-    def open(self, stream, source, sink):
-        self.given.append((stream, source, sink))
+    def open(self, stream, source, sink, keep):
+        self.given.append((stream, source, sink, keep))
         return len(self.given) - 1
 
     def prompt(self, *order):
@@ -78,7 +78,8 @@ def control(tmp_path):
 def test_an_opened_stream_is_what_the_configuration_says_with_changes(control):
     control.obey('{"open": "a", "seconds": 5, "sink": {"latents": "l.bin"}}')
     control.obey('{"prompt": "hello", "stream": "a"}')
-    (stream, _, sink), prompt = control.pipeline.given
+    (stream, _, sink, keep), prompt = control.pipeline.given
+    assert keep is None
     assert (stream.id, stream.seconds, sink.video, sink.latents) == ("a", 5, "x/video.a.mp4", "l.bin")
     assert prompt == (0, "hello")
 
@@ -92,6 +93,7 @@ def test_an_opened_stream_is_what_the_configuration_says_with_changes(control):
         ('{"open": "a", "sedonds": 5}', "stream.sedonds: there is no such key; did you mean seconds"),
         ('{"open": "a", "seconds": "x"}', "is of a wrong type"),
         ('{"open": "a", "seconds": -1}', "must be above zero"),
+        ('{"open": "a", "resume": "nowhere"}', "there is no whole state of stream a in it"),
         ('{"open": "a", "sink": {"vdeo": "x"}}', "did you mean video"),
         ('{"stop": "b"}', "stream=b: there is no such stream"),
         ('{"prompt": "x"}', "there is no such stream"),
