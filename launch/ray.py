@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def _start(config: Config) -> None:
     environment = {"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(config.device.threads)}}
     with signals_kept():
         _connect(config, environment, quiet)
+    _all_here(config)
 
 
 def _connect(config: Config, environment: dict, quiet: dict) -> None:
@@ -81,6 +83,29 @@ def _connect(config: Config, environment: dict, quiet: dict) -> None:
             ) from error
     else:
         ray.init(include_dashboard=False, runtime_env=environment, **quiet)
+
+
+def nodes() -> list[dict[str, Any]]:
+    """Nodes of the cluster that are alive, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _all_here(config: Config) -> None:
+    """Wait for the nodes that were announced.
+
+    Raises:
+        UserError: fewer came in time.
+    """
+    wanted, end = config.launcher.nodes or 1, time.monotonic() + config.launcher.timeout_s
+    while len(nodes()) < wanted:
+        if time.monotonic() > end:
+            there = ", ".join(node["NodeManagerHostname"] for node in nodes())
+            raise UserError(
+                f"launcher.nodes={wanted}",
+                f"the Ray cluster has {len(nodes())} after {config.launcher.timeout_s:g} s ({there})",
+                "start Ray on the others (ray start --address=...), or wait longer (launcher.timeout_s)",
+            )
+        time.sleep(POLL_S)
 
 
 def _bundles(plan, config: Config) -> list[dict[str, float]]:
