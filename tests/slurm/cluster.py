@@ -96,7 +96,9 @@ class Slurm:
     def __exit__(self, *error: object) -> None:
         if self.daemons[1:]:
             self("scancel", "--partition=all", check=False)
-            time.sleep(1)
+            end = time.monotonic() + 60
+            while self("squeue", "--noheader", check=False) and time.monotonic() < end:
+                time.sleep(0.5)
         for daemon in reversed(self.daemons):
             daemon.terminate()
             try:
@@ -120,20 +122,21 @@ class Slurm:
         found = self("scontrol", "show", "job", "--oneliner", str(job))
         return found.split("JobState=")[1].split()[0]
 
-    def wait(self, *jobs: int, timeout_s: float = 300) -> dict[int, str]:
-        """Wait until jobs have ended; returns their states."""
+    def wait(self, *jobs: int, timeout_s: float = 300, log: Path | None = None) -> dict[int, str]:
+        """Wait until jobs have ended; returns their states. `log` is shown if they do not."""
         over = {"COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY"}
-        self._until(lambda: {self.state(j) for j in jobs} <= over, f"jobs {jobs}", timeout_s)
+        self._until(lambda: {self.state(j) for j in jobs} <= over, f"jobs {jobs}", timeout_s, log)
         return {job: self.state(job) for job in jobs}
 
     def _daemon(self, *command: str) -> None:
         log = (self.folder / f"daemon-{len(self.daemons)}.log").open("wb")
         self.daemons.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log))
 
-    def _until(self, true, what: str, timeout_s: float = 30) -> None:
+    def _until(self, true, what: str, timeout_s: float = 30, log: Path | None = None) -> None:
         end = time.monotonic() + timeout_s
         while not true():
             if time.monotonic() > end or any(d.poll() is not None for d in self.daemons):
-                logs = "\n".join(f"== {p.name}\n{p.read_text()[-1500:]}" for p in sorted(self.folder.glob("*.log")))
+                files = [log] if log and log.exists() else sorted(self.folder.glob("*.log"))
+                logs = "\n".join(f"== {p.name}\n{p.read_text()[-4000:]}" for p in files)
                 raise SystemExit(f"{what}: not within {timeout_s:g} s\n{logs}")
             time.sleep(0.5)

@@ -27,14 +27,15 @@ class Jobs:
     def __init__(self, slurm: Slurm, folder: Path):
         self.slurm, self.folder = slurm, folder
 
-    def __call__(self, script: str, *overrides: str, options: tuple[str, ...] = (), timeout_s: float = 300) -> dict:
+    def __call__(self, script: str, *overrides: str, options: tuple[str, ...] = (), timeout_s: float = 120) -> dict:
         """The report of a job that must succeed."""
         *ours, file = SCRIPTS[script]
         more = f"--export=ALL,EVERFRAME_ENV={sys.prefix}"
         log = f"--output={self.folder}/%j.out"
         job = self.slurm.submit(more, log, *ours, *options, file, *overrides, cwd=ROOT)
-        state = self.slurm.wait(job, timeout_s=timeout_s)[job]
-        text = (self.folder / f"{job}.out").read_text()
+        output = self.folder / f"{job}.out"
+        state = self.slurm.wait(job, timeout_s=timeout_s, log=output)[job]
+        text = output.read_text()
         if state != "COMPLETED":
             raise SystemExit(f"job {job} ended as {state}:\n{text[-4000:]}")
         return {"log": text, **json.loads((self.folder / "report.json").read_text())}
