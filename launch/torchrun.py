@@ -25,6 +25,7 @@ from launch import control
 from launch.log import Log
 from launch.progress import Watch
 from parallel.builders import build
+from parallel.placement import place
 from runtime.board import Board
 from runtime.pipeline import Pipeline, results
 from runtime.process import over_network, run_worker, stop_when
@@ -34,12 +35,11 @@ from runtime.workload import describe
 RENDEZVOUS_S = 300.0
 
 
-@cache
-def rendezvous() -> tuple[dist.Store, int, int]:
-    """(store, rank, world size) of this torchrun, read once.
+def meeting_point(timeout_s: float) -> tuple[dist.Store, int, int]:
+    """(store, rank, world size) of this torchrun. Waits for whoever holds the store, and for nobody else.
 
     Raises:
-        UserError: this process was not started by torchrun.
+        UserError: this process was not started by torchrun, or the store cannot be held or reached.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         raise UserError(
@@ -47,7 +47,37 @@ def rendezvous() -> tuple[dist.Store, int, int]:
             "this process was not started by torchrun",
             "start it with torchrun --nproc-per-node=N -m launch.stream launcher=torchrun ...",
         )
-    return next(dist.rendezvous("env://", timeout=timedelta(seconds=RENDEZVOUS_S)))
+    rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # The torchrun of the first host may hold it already.
+    held = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    holds = rank == 0 and not held
+    try:
+        store: dist.Store = dist.TCPStore(
+            host, port, is_master=holds, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
+        )
+    except RuntimeError as error:
+        rule = "this port cannot be opened here" if holds else f"nobody answers there within {timeout_s:g} s"
+        raise UserError(
+            f"MASTER_ADDR={host} MASTER_PORT={port}",
+            f"{rule} ({str(error).splitlines()[0][:160]})",
+            "use a port that is free on the first host and open to the others",
+        ) from error
+    store.set_timeout(timedelta(seconds=RENDEZVOUS_S))
+    if held:
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return store, rank, int(os.environ["WORLD_SIZE"])
+
+
+@cache
+def rendezvous() -> tuple[dist.Store, int, int]:
+    """The meeting point, found once; raises as `meeting_point` does."""
+    return meeting_point(RENDEZVOUS_S)
+
+
+def nodes_of(store: dist.Store, rank: int, world: int) -> list[int]:
+    """The machine of every rank, numbered by the torchruns that started them; waits for all ranks."""
+    store.set(f"node/{rank}", os.environ.get("GROUP_RANK", "0"))
+    return [int(store.get(f"node/{other}")) for other in range(world)]
 
 
 def speaks() -> bool:
@@ -100,10 +130,10 @@ def stream(
         On rank 0 every worker's and every stream's part of the report; None elsewhere.
     """
     store, rank, world = rendezvous()
-    plan, devices = build(config.plan, describe(config)), config.plan.devices
-    first = rank == 0
-    # A plan for unequal devices says which of them each process is for.
-    index = devices.index(rank) if devices else rank
+    plan, first = build(config.plan, describe(config)), rank == 0
+    nodes = nodes_of(store, rank, world)
+    # A plan for unequal devices says which of them each process is for; rank i is device i.
+    index = list(config.plan.devices or place(plan, nodes)).index(rank)
     board = Board(store, index, world)
     pipeline = Pipeline(board, plan.workers)
     stop_when(stop, pipeline.stop)
@@ -116,7 +146,7 @@ def stream(
             plan, index, config, board, Path(config.output_dir), over_network(plan, index, config, store),
             _device(config), begin=begin if first else None,
         )  # fmt: skip
-    board.tell(f"result/{index}", result)
+    board.tell(f"result/{index}", result | {"node": nodes[rank]})
     board.meet("finished", config.launcher.timeout_s)
     if not first:
         return None
