@@ -7,7 +7,7 @@ import sys
 
 from conf.errors import UserError, nearest
 
-COMMANDS = ("stream", "plan", "inspect")
+COMMANDS = ("stream", "plan", "inspect", "doctor")
 
 
 def main() -> int:

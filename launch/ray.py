@@ -24,6 +24,7 @@ from conf.errors import UserError
 from conf.schema import Config, DeviceConfig
 from launch import control
 from launch.log import Log
+from launch.meeting import Meeting, attend
 from launch.progress import Watch
 from launch.signals import signals_kept
 from parallel.builders import build
@@ -46,8 +47,7 @@ class WorkerActor:
 
     def run(self, plan, index: int, config: Config, address: tuple[str, int], stdin: tuple[str, int] | None) -> Any:
         """Be worker `index` until every stream has ended; returns its part of the report, or what went wrong."""
-        store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=config.launcher.timeout_s))
-        device = torch.device("cuda") if config.device.may_be_gpu and torch.cuda.is_available() else None
+        store, device = _store_at(address, config), _gpu(config)
         stream = (
             socket.create_connection(stdin).makefile("rb") if stdin and index == plan.group(plan.encode)[0] else None
         )
@@ -59,8 +59,36 @@ class WorkerActor:
             return error
 
 
-def _host() -> str:
-    return ray.util.get_node_ip_address()
+@ray.remote(max_restarts=0)
+class DoctorActor:
+    """Who looks around where a worker would be."""
+
+    def attend(self, plan: Plan, index: int, config: Config, address: tuple[str, int]) -> None:
+        """Be worker `index` of a meeting."""
+        attend(Meeting(_store_at(address, config), index, plan, config, _gpu(config)))
+
+
+def _store_at(address: tuple[str, int], config: Config) -> dist.Store:
+    return dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=config.launcher.timeout_s))
+
+
+def _gpu(config: Config) -> torch.device | None:
+    """The GPU that Ray shows an actor; None: it has none."""
+    return torch.device("cuda") if config.device.may_be_gpu and torch.cuda.is_available() else None
+
+
+@contextlib.contextmanager
+def cluster(config: Config) -> Iterator[str]:
+    """Ray with all its nodes, attached to or started, while the context is open; gives this machine's address.
+
+    Raises:
+        UserError: there is none at the address given, or too few nodes come.
+    """
+    try:
+        _start(config)
+        yield ray.util.get_node_ip_address()
+    finally:
+        ray.shutdown()
 
 
 def _start(config: Config) -> None:
@@ -209,18 +237,17 @@ def stream(config: Config, begin, console: Console, stop: threading.Event, log: 
     """
     plan = build(config.plan, describe(config))
     config.output_dir = str(Path(config.output_dir).absolute())
-    listener = None
-    try:
-        _start(config)
-        host = _host()
+    with contextlib.ExitStack() as stack:
+        host = stack.enter_context(cluster(config))
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         board = Board(store, -1, plan.processes)
         pipeline = Pipeline(board, plan.workers)
         control.begin(pipeline, config)
+        stdin = None
         if "-" in (config.source.audio, config.source.actions):
-            listener = socket.create_server((host, 0))
+            listener = stack.enter_context(socket.create_server((host, 0)))
             threading.Thread(target=_feed, args=(listener,), daemon=True).start()
-        stdin = listener.getsockname()[:2] if listener else None
+            stdin = listener.getsockname()[:2]
         with actors(WorkerActor, plan, config) as placed:
             running = {
                 actor.run.remote(plan, index, config, (host, store.port), stdin): index
@@ -232,10 +259,6 @@ def stream(config: Config, begin, console: Console, stop: threading.Event, log: 
         workers = [worker | {"node": numbers.get(worker["node"], -1)} for worker in workers]
         join_traces(Path(config.output_dir), plan.processes)
         return workers, results(pipeline)
-    finally:
-        if listener:
-            listener.close()
-        ray.shutdown()
 
 
 def _collect(running: dict, pipeline: Pipeline, begin, stop: threading.Event, plan: Plan) -> list[dict]:

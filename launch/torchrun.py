@@ -95,7 +95,7 @@ def agree(config: DictConfig) -> None:
     config.output_dir = store.get("output_dir").decode()
 
 
-def _device(config: Config) -> torch.device | None:
+def device(config: Config) -> torch.device | None:
     """This rank's GPU, where there are GPUs."""
     if not (config.device.may_be_gpu and torch.cuda.is_available()):
         return None
@@ -144,7 +144,7 @@ def stream(
     with Watch(pipeline, config, console, log) if first else nullcontext():
         result = run_worker(
             plan, index, config, board, Path(config.output_dir), over_network(plan, index, config, store),
-            _device(config), begin=begin if first else None,
+            device(config), begin=begin if first else None,
         )  # fmt: skip
     board.tell(f"result/{index}", result | {"node": nodes[rank]})
     board.meet("finished", config.launcher.timeout_s)

@@ -1,6 +1,6 @@
 """`make test-slurm`: both batch scripts on two SLURM nodes give the oracle's latents. Needs root and Debian's packages.
 
-    python -m tests.slurm.run [torchrun-timestep ray-grid ...]
+python -m tests.slurm.run [torchrun-timestep ray-grid ...]
 """
 
 from __future__ import annotations
