@@ -1,4 +1,4 @@
-"""What one worker can say of its own machine before a run: findings of value, rule and remedy. Leaves nothing behind."""
+"""What one worker can say of its own machine before a run: value, rule and remedy of each. Leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from stages.sinks.video import VideoSink
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("conf", "launch", "parallel", "runtime", "stages")
-SHARED_BYTES = 1 << 28
+SHARED_BYTES = 250_000_000
 """Of shared memory: NCCL's rings of a process and Ray's object store, as the batch scripts start it."""
-DISK_BYTES = 1 << 30
+DISK_BYTES = 1_000_000_000
 """Of disk: some hours of video."""
 
 

@@ -6,7 +6,10 @@ torchrun --nproc-per-node=5 -m launch.stream launcher=torchrun plan=timestep mod
 from __future__ import annotations
 
 import os
+import platform
+import re
 import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -26,7 +29,8 @@ from launch.log import Log
 from launch.progress import Watch
 from parallel.builders import build
 from parallel.placement import place
-from runtime.board import Board
+from parallel.plan import Plan
+from runtime.board import Board, PeerLost
 from runtime.pipeline import Pipeline, results
 from runtime.process import over_network, run_worker, stop_when
 from runtime.trace import join_traces
@@ -74,10 +78,25 @@ def rendezvous() -> tuple[dist.Store, int, int]:
     return meeting_point(RENDEZVOUS_S)
 
 
-def nodes_of(store: dist.Store, rank: int, world: int) -> list[int]:
-    """The machine of every rank, numbered by the torchruns that started them; waits for all ranks."""
-    store.set(f"node/{rank}", os.environ.get("GROUP_RANK", "0"))
-    return [int(store.get(f"node/{other}")) for other in range(world)]
+def nodes_of(store: dist.Store, rank: int, world: int) -> list[tuple[int, str]]:
+    """The machine of every rank: numbered by the torchruns that started them, and its name. Waits for all ranks."""
+    store.set(f"node/{rank}", f"{os.environ.get('GROUP_RANK', 0)} {platform.node()}")
+    told = [store.get(f"node/{other}").decode().split(" ", 1) for other in range(world)]
+    return [(int(number), name) for number, name in told]
+
+
+def with_host(line: str, plan: Plan, hosts: Sequence[str]) -> str:
+    """A line about a worker with the name of its host, where there are several.
+
+    Args:
+        hosts: of every process.
+    """
+
+    def named(found: re.Match) -> str:
+        members = [i for i, member in enumerate(plan.members) if str(member) == found[1]]
+        return f"{found[0]} on {hosts[members[0]]}" if members else found[0]
+
+    return re.sub(r"worker (\d+(?:\.\d+)?)", named, line, count=1) if len(set(hosts)) > 1 else line
 
 
 def speaks() -> bool:
@@ -133,7 +152,8 @@ def stream(
     plan, first = build(config.plan, describe(config)), rank == 0
     nodes = nodes_of(store, rank, world)
     # A plan for unequal devices says which of them each process is for; rank i is device i.
-    index = list(config.plan.devices or place(plan, nodes)).index(rank)
+    ranks = list(config.plan.devices or place(plan, [number for number, _ in nodes]))
+    index = ranks.index(rank)
     board = Board(store, index, world)
     pipeline = Pipeline(board, plan.workers)
     stop_when(stop, pipeline.stop)
@@ -142,11 +162,14 @@ def stream(
     board.tell(f"ordered/{rank}")
     board.wait("ordered/0", RENDEZVOUS_S)
     with Watch(pipeline, config, console, log) if first else nullcontext():
-        result = run_worker(
-            plan, index, config, board, Path(config.output_dir), over_network(plan, index, config, store),
-            device(config), begin=begin if first else None,
-        )  # fmt: skip
-    board.tell(f"result/{index}", result | {"node": nodes[rank]})
+        try:
+            result = run_worker(
+                plan, index, config, board, Path(config.output_dir), over_network(plan, index, config, store),
+                device(config), begin=begin if first else None,
+            )  # fmt: skip
+        except PeerLost as lost:
+            raise PeerLost(with_host(str(lost), plan, [nodes[r][1] for r in ranks])) from lost
+    board.tell(f"result/{index}", result | {"node": nodes[rank][0]})
     board.meet("finished", config.launcher.timeout_s)
     if not first:
         return None
