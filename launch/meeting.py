@@ -23,6 +23,9 @@ from runtime.links import Ends, fit
 SIZES = (1024, 1 << 22)
 """Bytes of the messages that are timed."""
 ROUNDS = 5
+LINK_S = 3.0
+"""Longest wait for a peer to connect and answer: both ends begin together. (gloo asks several times before it gives
+up, so a dead link takes some times as long.)"""
 SLACK_S = 10.0
 """Added to waits for somebody who is himself waiting."""
 
@@ -155,7 +158,7 @@ class Meeting:
         """(seconds, bytes per second) of the link between two workers, this being one; a text: why there is none."""
         device = self.device or torch.device("cpu")
         try:
-            ends = Ends(self.board.store, self.index, b if self.index == a else a, device, self.patience, "meeting")
+            ends = Ends(self.board.store, self.index, b if self.index == a else a, device, LINK_S, "meeting")
             try:
                 if self.index == b:
                     return ends.answer()
@@ -181,7 +184,7 @@ class Meeting:
                     remedy = (
                         "open these hosts' ports to each other, or name the network in GLOO_ and NCCL_SOCKET_IFNAME"
                     )
-                    found[name] = [Finding(f"link ({backend})", value, f"answers within {self.patience:g} s", remedy)]
+                    found[name] = [Finding(f"link ({backend})", value, f"answers within {LINK_S:g} s", remedy)]
         return found
 
 

@@ -49,7 +49,8 @@ if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
     list=$(python -m launch.sweep "$SLURM_ARRAY_TASK_ID" "$@")
     mapfile -t arguments <<<"$list"
 fi
-if compgen -G "$folder/state*" >/dev/null; then
+if compgen -G "$folder/state/chunk.*/state.json" >/dev/null || compgen -G "$folder/state/*/chunk.*/state.json" >/dev/null; then
+    # This job ran before, and was cut or lost a node.
     overrides+=("resume=$folder")
 fi
 overrides+=("${arguments[@]}")
@@ -58,17 +59,27 @@ overrides+=("${arguments[@]}")
 trap '' USR1
 cut=
 
-# Run a job step to its end; when SLURM says that the time is nearly over (--signal=B:USR1@SECONDS), let it drain.
+# Run a job step to its end. When SLURM says that the time is nearly over (--signal=B:USR1@SECONDS), let it drain, and
+# go back to the queue if the job may (--requeue): the next run goes on from the state.
 run() {
-    local code=0
+    local code=0 step
     "$@" &
-    local step=$!
-    trap 'cut=yes; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
-    while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done
-    wait "$step" || code=$?
+    step=$!
+    trap 'cut=yes' USR1
+    while kill -0 "$step" 2>/dev/null; do
+        if [[ $cut ]]; then
+            # Again and again: a stream that was still loading has not heard the first.
+            scancel --signal=USR1 "$SLURM_JOB_ID"
+            sleep 5 &
+            wait $!
+        else
+            wait "$step" || true
+        fi
+    done
     trap '' USR1
-    if [[ $cut && $code == 0 && $(property Requeue) == 1 ]] && grep -q '"finished": false' "$folder/report.json"; then
-        echo "cut by the time limit: back to the queue, to go on from the saved state"
+    wait "$step" || code=$?
+    if [[ $cut && $code == 0 && $(property Requeue) == 1 ]] && grep -q '^  "finished": false' "$folder/report.json"; then
+        echo "cut by the time limit: back to the queue, to go on from the state"
         scontrol requeue "$SLURM_JOB_ID"
     fi
     return "$code"

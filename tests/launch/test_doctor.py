@@ -85,7 +85,7 @@ def test_another_version_and_a_folder_that_cannot_be_written_are_found(tmp_path)
 def test_blocked_ports_between_hosts_are_found(tmp_path):
     with namespaces.hosts(2) as hosts:
         hosts[1].block(32768, 60999)
-        address, more = hosts[0].address, ("launcher.timeout_s=4", f"output_dir={tmp_path}")
+        address, more = hosts[0].address, ("launcher.timeout_s=30", f"output_dir={tmp_path}")
         ranks = [start(r, 29500, *more, address=address, prefix=host.command) for r, host in enumerate(hosts)]
         found = failures(ranks[0])
         ranks[1].communicate(timeout=60)
