@@ -55,7 +55,14 @@ if compgen -G "$folder/state/chunk.*/state.json" >/dev/null || compgen -G "$fold
 fi
 overrides+=("${arguments[@]}")
 
-# Everything this job starts ignores USR1, but for the stream itself, which drains, saves its state and ends.
+# Run a command that ignores USR1, and so does all it starts, but for the stream itself: that drains, saves its state and
+# ends. (SLURM starts the tasks of a step with signals as they are by default, so this is said in each.)
+deaf() {
+    trap '' USR1
+    "$@"
+}
+export -f deaf
+
 trap '' USR1
 cut=
 

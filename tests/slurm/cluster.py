@@ -19,7 +19,7 @@ SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -34,7 +34,6 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
-SchedulerParameters=requeue_delay=1
 ReturnToService=2
 NodeName=n1 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]} CPUs={cpus} State=UNKNOWN
 NodeName=n2 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[2]} CPUs={cpus} State=UNKNOWN
@@ -117,16 +116,16 @@ class Slurm:
         """Submit a job; returns its number."""
         return int(self("sbatch", "--parsable", *arguments, cwd=cwd))
 
-    def state(self, job: int) -> str:
-        """A job's state, in SLURM's words."""
-        found = self("scontrol", "show", "job", "--oneliner", str(job))
-        return found.split("JobState=")[1].split()[0]
+    def states(self, job: int) -> set[str]:
+        """States of a job, or of all tasks of an array, in SLURM's words."""
+        lines = self("scontrol", "show", "job", "--oneliner", str(job)).splitlines()
+        return {line.split("JobState=")[1].split()[0] for line in lines}
 
-    def wait(self, *jobs: int, timeout_s: float = 300, log: Path | None = None) -> dict[int, str]:
-        """Wait until jobs have ended; returns their states. `log` is shown if they do not."""
+    def wait(self, job: int, timeout_s: float, log: Path) -> set[str]:
+        """Wait until a job has ended, all its tasks; returns their states. `log` is shown if it does not."""
         over = {"COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY"}
-        self._until(lambda: {self.state(j) for j in jobs} <= over, f"jobs {jobs}", timeout_s, log)
-        return {job: self.state(job) for job in jobs}
+        self._until(lambda: self.states(job) <= over, f"job {job}", timeout_s, log)
+        return self.states(job)
 
     def _daemon(self, *command: str) -> None:
         log = (self.folder / f"daemon-{len(self.daemons)}.log").open("wb")
@@ -137,6 +136,6 @@ class Slurm:
         while not true():
             if time.monotonic() > end or any(d.poll() is not None for d in self.daemons):
                 files = [log] if log and log.exists() else sorted(self.folder.glob("*.log"))
-                logs = "\n".join(f"== {p.name}\n{p.read_text()[-4000:]}" for p in files)
+                logs = "\n".join(f"== {p.name}\n{p.read_text()[-6000:]}" for p in files)
                 raise SystemExit(f"{what}: not within {timeout_s:g} s\n{logs}")
             time.sleep(0.5)
