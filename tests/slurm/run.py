@@ -8,7 +8,6 @@ A job that its time limit cuts and that goes back to the queue gives the uninter
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from tests.launch.test_stream import decoded
 from tests.slurm.cluster import Slurm, install
 
 BASE = ("model=nano", "device=cpu", "stream.prompt=hello", "model.recalibrate_chunk=4")
-SHORT, LONG = 12, int(os.environ.get("LONG", 1000))
+SHORT, LONG = 12, 3000
 """Chunks: of a stream that ends by itself, and of one that its first run cannot finish."""
 PLANS = {"timestep": ("plan=timestep", "plan.workers=4"), "grid": ("plan=grid", "plan.workers=4")}
 SCRIPTS = {
@@ -27,7 +26,7 @@ SCRIPTS = {
     "ray": ("--nodes=2", "--cpus-per-task=2", "slurm/stream_ray.sbatch"),
 }
 # SLURM looks every half minute whose time is nearly over, so a signal may come that much earlier.
-LIMITED = ("--time=1", "--signal=B:USR1@5", "--requeue")
+LIMITED = ("--time=2", "--signal=B:USR1@30", "--requeue")
 
 
 class Cases:
@@ -56,7 +55,7 @@ class Cases:
 
     def requeue(self, script: str) -> None:
         name, length = f"{script}-requeue", f"stream.chunks={LONG}"
-        job = self.submit(name, script, *PLANS["timestep"], length, options=LIMITED, timeout_s=540)
+        job = self.submit(name, script, *PLANS["timestep"], length, options=LIMITED, timeout_s=1500)
         report = self.report(name)
         restarts = int(self.slurm("scontrol", "show", "job", "-o", str(job)).split("Restarts=")[1].split()[0])
         self.check(f"{script}, cut and requeued {restarts} times", report["latents_sha256"], self.oracle(length))
