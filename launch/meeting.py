@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import queue
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch.distributed as dist
 
 from conf.schema import Config
 from launch.checks import Finding, existing, fingerprint, local
+from parallel.address import own_address
 from parallel.channels import ChannelError
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board, PeerLost
@@ -23,9 +25,6 @@ from runtime.links import Ends, fit
 SIZES = (1024, 1 << 22)
 """Bytes of the messages that are timed."""
 ROUNDS = 5
-LINK_S = 3.0
-"""Longest wait for a peer to connect and answer: both ends begin together. (gloo asks several times before it gives
-up, so a dead link takes some times as long.)"""
 SLACK_S = 10.0
 """Added to waits for somebody who is himself waiting."""
 
@@ -157,8 +156,10 @@ class Meeting:
     def _try(self, a: int, b: int) -> Any:
         """(seconds, bytes per second) of the link between two workers, this being one; a text: why there is none."""
         device = self.device or torch.device("cpu")
+        if told := self._unreachable(a, b):
+            return told
         try:
-            ends = Ends(self.board.store, self.index, b if self.index == a else a, device, LINK_S, "meeting")
+            ends = Ends(self.board.store, self.index, b if self.index == a else a, device, self.patience, "meeting")
             try:
                 if self.index == b:
                     return ends.answer()
@@ -168,6 +169,28 @@ class Meeting:
                 ends.close()
         except (ChannelError, ConnectionError, RuntimeError, queue.Empty) as error:
             return " ".join(str(error).split()) or type(error).__name__
+
+    def _unreachable(self, a: int, b: int) -> str:
+        """Why one of the two cannot open a connection to the other; empty: both can.
+
+        gloo would find out too, but asks several times before it gives up, and does not say where.
+        """
+        other, board = b if self.index == a else a, self.board
+        key = f"{a}/{b}"
+        with socket.create_server((own_address(board.store) or "127.0.0.1", 0)) as server:
+            board.tell(f"listens/{key}/{self.index}", server.getsockname()[:2])
+            self._until({f"listens/{key}/{other}"}, self.patience)
+            if (address := board.told(f"listens/{key}/{other}")) is None:
+                return f"worker {other} does not come"
+            why = ""
+            try:
+                # Nobody need accept: the system answers for who listens.
+                socket.create_connection(tuple(address), self.patience).close()
+            except OSError as error:
+                why = f"worker {self.index} cannot reach port {address[1]} of {address[0]}: {error.strerror or error}"
+            board.tell(f"reaches/{key}/{self.index}", why)
+            self._until({f"reaches/{key}/{other}"}, self.patience + SLACK_S)
+            return why or board.told(f"reaches/{key}/{other}") or ""
 
     def _told_links(self, present: list[int], here: dict[int, dict]) -> dict[str, list[Finding]]:
         found: dict[str, list[Finding]] = {}
@@ -184,7 +207,7 @@ class Meeting:
                     remedy = (
                         "open these hosts' ports to each other, or name the network in GLOO_ and NCCL_SOCKET_IFNAME"
                     )
-                    found[name] = [Finding(f"link ({backend})", value, f"answers within {LINK_S:g} s", remedy)]
+                    found[name] = [Finding(f"link ({backend})", value, f"answers within {self.patience:g} s", remedy)]
         return found
 
 
