@@ -5,6 +5,7 @@ import pytest
 from conf.errors import UserError
 from conf.schema import DeviceConfig, PlanConfig
 from launch.ray import seats
+from launch.signals import signals_kept
 from parallel.builders import build
 from parallel.plan import Workload
 from tests.launch.test_launchers import BASE, report_of, start
@@ -48,8 +49,9 @@ def test_too_few_gpus_are_refused():
 def two_nodes():
     """The address of a Ray cluster of two nodes on this machine, two processors each."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    cluster.add_node(num_cpus=2)
+    with signals_kept():
+        cluster = cluster_utils.Cluster(True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        cluster.add_node(num_cpus=2)
     yield cluster.address
     cluster.shutdown()
 

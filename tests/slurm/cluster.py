@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
@@ -85,11 +86,11 @@ class Slurm:
             "munged", "--foreground", "--force", f"--key-file={at}/munge.key", f"--socket={at}/munge.socket",
             f"--pid-file={at}/munged.pid", f"--log-file={at}/munged.log", f"--seed-file={at}/munged.seed",
         )  # fmt: skip
-        self._until(lambda: (at / "munge.socket").exists(), "munged")
+        self.until(lambda: (at / "munge.socket").exists(), "munged")
         self._daemon("slurmctld", "-D")
         for name in NODES:
             self._daemon("slurmd", "-D", "-N", name)
-        self._until(lambda: self("sinfo", "-h", "-o", "%D %t").split() == ["2", "idle"], "two idle nodes")
+        self.until(lambda: self("sinfo", "-h", "-o", "%D %t").split() == ["2", "idle"], "two idle nodes")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -121,17 +122,22 @@ class Slurm:
         lines = self("scontrol", "show", "job", "--oneliner", str(job)).splitlines()
         return {line.split("JobState=")[1].split()[0] for line in lines}
 
+    def property(self, job: int, name: str) -> str:
+        """What `scontrol show job` says of a job under a name."""
+        return self("scontrol", "show", "job", "--oneliner", str(job)).split(f" {name}=")[1].split()[0]
+
     def wait(self, job: int, timeout_s: float, log: Path) -> set[str]:
         """Wait until a job has ended, all its tasks; returns their states. `log` is shown if it does not."""
         over = {"COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY"}
-        self._until(lambda: self.states(job) <= over, f"job {job}", timeout_s, log)
+        self.until(lambda: self.states(job) <= over, f"job {job}", timeout_s, log)
         return self.states(job)
 
     def _daemon(self, *command: str) -> None:
         log = (self.folder / f"daemon-{len(self.daemons)}.log").open("wb")
         self.daemons.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log))
 
-    def _until(self, true, what: str, timeout_s: float = 30, log: Path | None = None) -> None:
+    def until(self, true: Callable[[], bool], what: str, timeout_s: float = 30, log: Path | None = None) -> None:
+        """Wait until something is true; if it does not come to be, show `log` or the daemons' own and end."""
         end = time.monotonic() + timeout_s
         while not true():
             if time.monotonic() > end or any(d.poll() is not None for d in self.daemons):
