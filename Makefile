@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo demo-world test lint bars clean
+.PHONY: install demo demo-world test test-slurm lint bars clean
 
 install: $(STAMP)
 
@@ -27,6 +27,10 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Real batch jobs on two SLURM nodes of this machine; as root, since it installs SLURM where it is missing.
+test-slurm: $(STAMP)
+	$(BIN)/python -m tests.slurm.run
 
 bars: $(STAMP)
 	$(BIN)/python -m benchmarks.bars

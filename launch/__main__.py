@@ -7,7 +7,7 @@ import sys
 
 from conf.errors import UserError, nearest
 
-COMMANDS = ("stream", "plan", "inspect", "join")
+COMMANDS = ("stream", "plan", "inspect", "doctor", "join")
 
 
 def main() -> int:

@@ -101,7 +101,7 @@ def _torchrun_trips(config: BenchConfig, sizes: list[int]) -> tuple[str, list[Tr
     key = "intra" if store.get("host/0") == store.get(f"host/{last}") else "inter"
     trips: list[Trips] = []
     if rank in (0, last) and last:
-        device = torchrun._device(config) or torch.device("cpu")
+        device = torchrun.device(config) or torch.device("cpu")
         ends = Ends(store, rank, last - rank, device, config.launcher.timeout_s)
         trips = [ends.ask(size, config.bench.rounds) for size in sizes] if rank == 0 else ends.answer() or []
         ends.close()

@@ -1,4 +1,4 @@
-"""Start-up on Ray: every worker is an actor, pinned to its device by a placement group; Ray watches over them."""
+"""Start-up on Ray: every worker is an actor, pinned to its node by a placement group; Ray watches over them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import os
 import socket
 import sys
 import threading
+import time
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import torch
@@ -19,12 +21,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rich.console import Console
 
 from conf.errors import UserError
-from conf.schema import Config
+from conf.schema import Config, DeviceConfig
 from launch import control
 from launch.log import Log
+from launch.meeting import Meeting, attend
 from launch.progress import Watch
 from launch.signals import signals_kept
 from parallel.builders import build
+from parallel.placement import place
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.pipeline import Pipeline, results
@@ -43,20 +47,48 @@ class WorkerActor:
 
     def run(self, plan, index: int, config: Config, address: tuple[str, int], stdin: tuple[str, int] | None) -> Any:
         """Be worker `index` until every stream has ended; returns its part of the report, or what went wrong."""
-        store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=config.launcher.timeout_s))
-        device = torch.device("cuda") if config.device.may_be_gpu and torch.cuda.is_available() else None
+        store, device = _store_at(address, config), _gpu(config)
         stream = (
             socket.create_connection(stdin).makefile("rb") if stdin and index == plan.group(plan.encode)[0] else None
         )
         try:
             board, connect = Board(store, index, plan.processes), over_network(plan, index, config, store)
-            return run_worker(plan, index, config, board, Path(config.output_dir), connect, device, stdin=stream)
+            result = run_worker(plan, index, config, board, Path(config.output_dir), connect, device, stdin=stream)
+            return result | {"node": ray.get_runtime_context().get_node_id()}
         except (UserError, PeerLost, Abandoned) as error:
             return error
 
 
-def _host() -> str:
-    return ray.util.get_node_ip_address()
+@ray.remote(max_restarts=0)
+class DoctorActor:
+    """Who looks around where a worker would be."""
+
+    def attend(self, plan: Plan, index: int, config: Config, address: tuple[str, int]) -> None:
+        """Be worker `index` of a meeting."""
+        attend(Meeting(_store_at(address, config), index, plan, config, _gpu(config)))
+
+
+def _store_at(address: tuple[str, int], config: Config) -> dist.Store:
+    return dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=config.launcher.timeout_s))
+
+
+def _gpu(config: Config) -> torch.device | None:
+    """The GPU that Ray shows an actor; None: it has none."""
+    return torch.device("cuda") if config.device.may_be_gpu and torch.cuda.is_available() else None
+
+
+@contextlib.contextmanager
+def cluster(config: Config) -> Iterator[str]:
+    """Ray with all its nodes, attached to or started, while the context is open; gives this machine's address.
+
+    Raises:
+        UserError: there is none at the address given, or too few nodes come.
+    """
+    try:
+        _start(config)
+        yield ray.util.get_node_ip_address()
+    finally:
+        ray.shutdown()
 
 
 def _start(config: Config) -> None:
@@ -67,6 +99,7 @@ def _start(config: Config) -> None:
     environment = {"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(config.device.threads)}}
     with signals_kept():
         _connect(config, environment, quiet)
+    _all_here(config)
 
 
 def _connect(config: Config, environment: dict, quiet: dict) -> None:
@@ -83,20 +116,99 @@ def _connect(config: Config, environment: dict, quiet: dict) -> None:
         ray.init(include_dashboard=False, runtime_env=environment, **quiet)
 
 
-def _bundles(plan, config: Config) -> list[dict[str, float]]:
-    """What each worker needs: a GPU of its own, or a fraction of the processors where there are no GPUs."""
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0)) if config.device.may_be_gpu else 0
-    if (config.device.kind == "cuda" and gpus < plan.processes) or (gpus and gpus < plan.processes):
+def nodes() -> list[dict[str, Any]]:
+    """Nodes of the cluster that are alive, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _all_here(config: Config) -> None:
+    """Wait for the nodes that were announced.
+
+    Raises:
+        UserError: fewer came in time.
+    """
+    wanted, end = config.launcher.nodes or 1, time.monotonic() + config.launcher.timeout_s
+    while len(nodes()) < wanted:
+        if time.monotonic() > end:
+            there = ", ".join(node["NodeManagerHostname"] for node in nodes())
+            raise UserError(
+                f"launcher.nodes={wanted}",
+                f"the Ray cluster has {len(nodes())} after {config.launcher.timeout_s:g} s ({there})",
+                "start Ray on the others (ray start --address=...), or wait longer (launcher.timeout_s)",
+            )
+        time.sleep(POLL_S)
+
+
+class Seats(NamedTuple):
+    """Where the processes of a plan sit.
+
+    Attributes:
+        bundles: resources, one bundle for each node that is used: what is in one bundle is on one node.
+        of: the bundle of every process.
+        share: of a bundle, for each process.
+    """
+
+    bundles: list[dict[str, float]]
+    of: tuple[int, ...]
+    share: dict[str, float]
+
+
+def seats(plan: Plan, resources: Sequence[dict[str, float]], device: DeviceConfig) -> Seats:
+    """Where a plan's processes go: to GPUs of their own, or to fractions of processors where there are no GPUs.
+
+    Args:
+        resources: of every node, as Ray counts them.
+        device: what the run may use.
+
+    Raises:
+        UserError: there are GPUs, but too few.
+    """
+    gpus = [int(node.get("GPU", 0)) if device.may_be_gpu else 0 for node in resources]
+    if (device.kind == "cuda" or any(gpus)) and sum(gpus) < plan.processes:
         raise UserError(
             f"plan.workers={plan.processes}",
-            f"the Ray cluster has {gpus} GPUs",
-            f"use plan.workers={gpus}, or device=cpu",
+            f"the Ray cluster has {sum(gpus)} GPUs",
+            f"use plan.workers={sum(gpus)}, or device=cpu",
         )
-    if gpus:
-        return [{"GPU": 1.0}] * plan.processes
-    share = min(1.0, 0.9 * resources.get("CPU", 1.0) / plan.processes)
-    return [{"CPU": round(share, 4)}] * plan.processes
+    kind, share, room = "GPU", 1.0, gpus
+    if not any(gpus):
+        cpus = [node.get("CPU", 0.0) for node in resources]
+        kind, share = "CPU", min(1.0, round(0.9 * sum(cpus) / plan.processes, 4))
+        while sum(room := [int(c / share) for c in cpus]) < plan.processes:
+            share = round(0.9 * share, 4)
+    held = [node for node, count in enumerate(room) for _ in range(count)]
+    at = [held[seat] for seat in place(plan, held)]
+    used = list(dict.fromkeys(at))
+    bundles = [{kind: round(share * at.count(node), 4)} for node in used]
+    return Seats(bundles, tuple(used.index(node) for node in at), {kind: share})
+
+
+@contextlib.contextmanager
+def actors(kind: Any, plan: Plan, config: Config) -> Iterator[list[Any]]:
+    """An actor of class `kind` for every process of a plan, each where it belongs.
+
+    Raises:
+        UserError: Ray has no room for them.
+    """
+    seated = seats(plan, [node["Resources"] for node in nodes()], config.device)
+    group = placement_group(seated.bundles, strategy="PACK")
+    try:
+        if not group.wait(timeout_seconds=config.launcher.timeout_s):
+            raise UserError(
+                f"plan.workers={plan.processes}",
+                f"Ray has no room for {' and '.join(map(str, seated.bundles))} within {config.launcher.timeout_s:g} s",
+                "use fewer workers, or wait until others have left",
+            )
+        yield [
+            kind.options(
+                num_cpus=seated.share.get("CPU", 0),
+                num_gpus=seated.share.get("GPU", 0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
+            ).remote()
+            for bundle in seated.of
+        ]
+    finally:
+        remove_placement_group(group)
 
 
 def _feed(listener: socket.socket) -> None:
@@ -125,45 +237,28 @@ def stream(config: Config, begin, console: Console, stop: threading.Event, log: 
     """
     plan = build(config.plan, describe(config))
     config.output_dir = str(Path(config.output_dir).absolute())
-    listener = None
-    try:
-        _start(config)
-        host = _host()
+    with contextlib.ExitStack() as stack:
+        host = stack.enter_context(cluster(config))
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         board = Board(store, -1, plan.processes)
         pipeline = Pipeline(board, plan.workers)
         control.begin(pipeline, config)
+        stdin = None
         if "-" in (config.source.audio, config.source.actions):
-            listener = socket.create_server((host, 0))
+            listener = stack.enter_context(socket.create_server((host, 0)))
             threading.Thread(target=_feed, args=(listener,), daemon=True).start()
-        stdin = listener.getsockname()[:2] if listener else None
-        bundles = _bundles(plan, config)
-        group = placement_group(bundles, strategy="PACK")
-        if not group.wait(timeout_seconds=config.launcher.timeout_s):
-            raise UserError(
-                f"plan.workers={plan.processes}", f"Ray cannot place {bundles[0]} for each", "use fewer workers"
-            )
-        actors = [
-            WorkerActor.options(
-                num_cpus=bundle.get("CPU", 0),
-                num_gpus=bundle.get("GPU", 0),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
-            ).remote()
-            for index, bundle in enumerate(bundles)
-        ]
-        running = {
-            actor.run.remote(plan, index, config, (host, store.port), stdin): index
-            for index, actor in enumerate(actors)
-        }
-        with Watch(pipeline, config, console, log):
-            workers = _collect(running, pipeline, begin, stop, plan)
-        remove_placement_group(group)
+            stdin = listener.getsockname()[:2]
+        with actors(WorkerActor, plan, config) as placed:
+            running = {
+                actor.run.remote(plan, index, config, (host, store.port), stdin): index
+                for index, actor in enumerate(placed)
+            }
+            with Watch(pipeline, config, console, log):
+                workers = _collect(running, pipeline, begin, stop, plan)
+        numbers = {node["NodeID"]: number for number, node in enumerate(nodes())}
+        workers = [worker | {"node": numbers.get(worker["node"], -1)} for worker in workers]
         join_traces(Path(config.output_dir), plan.processes)
         return workers, results(pipeline)
-    finally:
-        if listener:
-            listener.close()
-        ray.shutdown()
 
 
 def _collect(running: dict, pipeline: Pipeline, begin, stop: threading.Event, plan: Plan) -> list[dict]:

@@ -6,7 +6,10 @@ torchrun --nproc-per-node=5 -m launch.stream launcher=torchrun plan=timestep mod
 from __future__ import annotations
 
 import os
+import platform
+import re
 import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -25,7 +28,9 @@ from launch import control
 from launch.log import Log
 from launch.progress import Watch
 from parallel.builders import build
-from runtime.board import Board
+from parallel.placement import place
+from parallel.plan import Plan
+from runtime.board import Board, PeerLost
 from runtime.pipeline import Pipeline, results
 from runtime.process import over_network, run_worker, stop_when
 from runtime.trace import join_traces
@@ -34,12 +39,11 @@ from runtime.workload import describe
 RENDEZVOUS_S = 300.0
 
 
-@cache
-def rendezvous() -> tuple[dist.Store, int, int]:
-    """(store, rank, world size) of this torchrun, read once.
+def meeting_point(timeout_s: float) -> tuple[dist.Store, int, int]:
+    """(store, rank, world size) of this torchrun. Waits for whoever holds the store, and for nobody else.
 
     Raises:
-        UserError: this process was not started by torchrun.
+        UserError: this process was not started by torchrun, or the store cannot be held or reached.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         raise UserError(
@@ -47,7 +51,52 @@ def rendezvous() -> tuple[dist.Store, int, int]:
             "this process was not started by torchrun",
             "start it with torchrun --nproc-per-node=N -m launch.stream launcher=torchrun ...",
         )
-    return next(dist.rendezvous("env://", timeout=timedelta(seconds=RENDEZVOUS_S)))
+    rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # The torchrun of the first host may hold it already.
+    held = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    holds = rank == 0 and not held
+    try:
+        store: dist.Store = dist.TCPStore(
+            host, port, is_master=holds, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
+        )
+    except RuntimeError as error:
+        rule = "this port cannot be opened here" if holds else f"nobody answers there within {timeout_s:g} s"
+        raise UserError(
+            f"MASTER_ADDR={host} MASTER_PORT={port}",
+            f"{rule} ({str(error).splitlines()[0][:160]})",
+            "use a port that is free on the first host and open to the others",
+        ) from error
+    store.set_timeout(timedelta(seconds=RENDEZVOUS_S))
+    if held:
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return store, rank, int(os.environ["WORLD_SIZE"])
+
+
+@cache
+def rendezvous() -> tuple[dist.Store, int, int]:
+    """The meeting point, found once; raises as `meeting_point` does."""
+    return meeting_point(RENDEZVOUS_S)
+
+
+def nodes_of(store: dist.Store, rank: int, world: int) -> list[tuple[int, str]]:
+    """The machine of every rank: numbered by the torchruns that started them, and its name. Waits for all ranks."""
+    store.set(f"node/{rank}", f"{os.environ.get('GROUP_RANK', 0)} {platform.node()}")
+    told = [store.get(f"node/{other}").decode().split(" ", 1) for other in range(world)]
+    return [(int(number), name) for number, name in told]
+
+
+def with_host(line: str, plan: Plan, hosts: Sequence[str]) -> str:
+    """A line about a worker with the name of its host, where there are several.
+
+    Args:
+        hosts: of every process.
+    """
+
+    def named(found: re.Match) -> str:
+        members = [i for i, member in enumerate(plan.members) if str(member) == found[1]]
+        return f"{found[0]} on {hosts[members[0]]}" if members else found[0]
+
+    return re.sub(r"worker (\d+(?:\.\d+)?)", named, line, count=1) if len(set(hosts)) > 1 else line
 
 
 def speaks() -> bool:
@@ -65,7 +114,7 @@ def agree(config: DictConfig) -> None:
     config.output_dir = store.get("output_dir").decode()
 
 
-def _device(config: Config) -> torch.device | None:
+def device(config: Config) -> torch.device | None:
     """This rank's GPU, where there are GPUs."""
     if not (config.device.may_be_gpu and torch.cuda.is_available()):
         return None
@@ -100,10 +149,11 @@ def stream(
         On rank 0 every worker's and every stream's part of the report; None elsewhere.
     """
     store, rank, world = rendezvous()
-    plan, devices = build(config.plan, describe(config)), config.plan.devices
-    first = rank == 0
-    # A plan for unequal devices says which of them each process is for.
-    index = devices.index(rank) if devices else rank
+    plan, first = build(config.plan, describe(config)), rank == 0
+    nodes = nodes_of(store, rank, world)
+    # A plan for unequal devices says which of them each process is for; rank i is device i.
+    ranks = list(config.plan.devices or place(plan, [number for number, _ in nodes]))
+    index = ranks.index(rank)
     board = Board(store, index, world)
     pipeline = Pipeline(board, plan.workers)
     stop_when(stop, pipeline.stop)
@@ -116,11 +166,14 @@ def stream(
     board.tell(f"ordered/{rank}")
     board.wait("ordered/0", RENDEZVOUS_S)
     with Watch(pipeline, config, console, log) if first else nullcontext():
-        result = run_worker(
-            plan, index, config, board, Path(config.output_dir), over_network(plan, index, config, store),
-            _device(config), begin=begin if first else None,
-        )  # fmt: skip
-    board.tell(f"result/{index}", result)
+        try:
+            result = run_worker(
+                plan, index, config, board, Path(config.output_dir), over_network(plan, index, config, store),
+                device(config), begin=begin if first else None,
+            )  # fmt: skip
+        except PeerLost as lost:
+            raise PeerLost(with_host(str(lost), plan, [nodes[r][1] for r in ranks])) from lost
+    board.tell(f"result/{index}", result | {"node": nodes[rank][0]})
     board.meet("finished", config.launcher.timeout_s)
     if not first:
         return None

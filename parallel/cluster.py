@@ -89,6 +89,16 @@ class Cluster:
                 times[kind, 1] = derived(config, kind, subject)
         return cls(config.name, devices, config.intra, config.inter, times, config.note)
 
+    @property
+    def nodes(self) -> list[int]:
+        """The machine of every device."""
+        return [device.node for device in self.devices]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all devices are of one kind and speed."""
+        return len({(device.kind, device.speed) for device in self.devices}) == 1
+
     def link(self, a: int, b: int) -> Link:
         """Between two devices."""
         return self.intra if self.devices[a].node == self.devices[b].node else self.inter

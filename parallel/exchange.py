@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel.address import gloo_device
 from parallel.channels import ChannelError
 from parallel.p2p import why
 
@@ -78,7 +79,7 @@ class GroupExchange(Exchange):
             torch.cuda.synchronize(device)
             return group
         options = dist.ProcessGroupGloo._Options()
-        options._devices = [dist.ProcessGroupGloo.create_default_device()]
+        options._devices = [gloo_device(store)]
         options._threads = 1  # one transfer at a time
         options._timeout = timeout
         return dist.ProcessGroupGloo(store, self.rank, self.size, options)

@@ -37,6 +37,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallel import channels
+from parallel.address import gloo_device
 from parallel.channels import Arrival, ChannelError, Closed, Credits, Failure, Inbox, Peer, Receiver, Sender, once
 from parallel.edges import Edges
 from parallel.message import HEADER_BYTES, Message, body_bytes, pack_body, pack_header, unpack
@@ -65,7 +66,7 @@ class Link:
         self.edges = Edges(device)
         self._other, self._timeout = 1 - rank, timedelta(seconds=timeout_s)
         options = dist.ProcessGroupGloo._Options()
-        options._devices = [dist.ProcessGroupGloo.create_default_device()]
+        options._devices = [gloo_device(store)]
         options._threads = 1  # they serve collectives, of which there are none
         options._timeout = self._timeout
         self._group = self._bodies = dist.ProcessGroupGloo(store, rank, 2, options)

@@ -19,6 +19,7 @@ from parallel.cluster import Cluster
 from parallel.cost import Costs, Ranges
 from parallel.memory import Bytes, Memory
 from parallel.partition import least_bottleneck, least_sum
+from parallel.placement import place
 from parallel.plan import Plan, Workload, pace
 from parallel.predict import Demand, Prediction, predict
 from parallel.shapes import Shape, orders, shapes
@@ -79,6 +80,8 @@ def assess(
             f"cluster={cluster.name} has {len(cluster.devices)} devices",
             "use fewer workers, or another cluster",
         )
+    else:
+        config = replace(config, devices=_unless_plain(place(plan, cluster.nodes)))
     placement = tuple(config.devices) if config.devices else None
     costs = Costs(plan, cluster, placement)
     choice = _choice(config, costs, demand)
@@ -238,6 +241,9 @@ def of_shape(
     workload, cluster = ranges.workload, ranges.cluster
     more = {"force": wanted.force, "in_flight": wanted.in_flight} if wanted else {}
     probe = build(shape.config(split_evenly(workload.layers, shape.blocks)), workload)
+    if cluster.uniform and not (wanted and wanted.devices):
+        # As launchers do it: only where devices are is not alike.
+        placement = place(probe, cluster.nodes)
     costs = Costs(probe, cluster, placement, ranges)
     for layers in _partitions(costs, Memory(costs, demand.streams)):
         config = shape.config(layers, devices=_unless_plain(placement), **more)

@@ -147,6 +147,7 @@ def assemble(config: Config, workers: list[dict[str, Any]], streams: list[dict[s
         "device": "emulated" if config.device.kind == "emulated" else workers[0]["device"],
         "threads": config.device.threads,
         "workers": len(workers),
+        "nodes": {w["worker"]: w.get("node", 0) for w in workers},
         "random_weights": config.model.checkpoint is None,
         "peak_memory_bytes": {w["worker"]: w["peak_memory_bytes"] for w in workers},
         "weight_bytes": {w["worker"]: w["weight_bytes"] for w in workers},

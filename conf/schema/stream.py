@@ -196,10 +196,13 @@ class LauncherConfig:
 
     name: str = "local"
     address: str | None = None
+    nodes: int | None = None
+    """Nodes that a Ray cluster has once all have come; null: those that are there."""
     timeout_s: float = 60.0
 
     def __post_init__(self):
         choice("launcher", self.name, LAUNCHERS)
+        positive("launcher.nodes", self.nodes)
         positive("launcher.timeout_s", self.timeout_s)
 
 

@@ -1,0 +1,153 @@
+"""What one worker can say of its own machine before a run: value, rule and remedy of each. Leaves nothing behind."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from conf.errors import UserError
+from conf.schema import Config
+from stages.build import choose_device
+from stages.sinks.video import VideoSink
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("conf", "launch", "parallel", "runtime", "stages")
+SHARED_BYTES = 250_000_000
+"""Of shared memory: NCCL's rings of a process and Ray's object store, as the batch scripts start it."""
+DISK_BYTES = 1_000_000_000
+"""Of disk: some hours of video."""
+
+
+class Finding(NamedTuple):
+    """One line of a check.
+
+    Attributes:
+        what: was looked at.
+        value: what was found.
+        rule: what is right.
+        remedy: what to do; empty where the rule is kept.
+    """
+
+    what: str
+    value: str
+    rule: str
+    remedy: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.remedy
+
+
+def fingerprint() -> str:
+    """Version of this Everframe, and a digest of all its code and settings: two checkouts may have one version."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*")):
+            if path.suffix in (".py", ".yaml"):
+                digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    try:
+        number = version("everframe")
+    except PackageNotFoundError:
+        number = "checkout"
+    return f"{number} ({digest.hexdigest()[:12]}), torch {torch.__version__}"
+
+
+def local(config: Config, decodes: bool, device: torch.device | None = None) -> list[Finding]:
+    """Everything that needs nobody else.
+
+    Args:
+        decodes: whether this worker writes the video.
+        device: this worker's; None: what the configuration means here.
+    """
+    checks: list[Callable[[], Finding]] = [lambda: _device(config, device), _shared_memory, lambda: _output(config)]
+    checks.append(lambda: _disk(config))
+    if decodes and config.sink.video:
+        checks.append(_encoder)
+    return [check() for check in checks]
+
+
+def _device(config: Config, device: torch.device | None) -> Finding:
+    rule = "computes"
+    try:
+        device = choose_device(config.device.kind) if device is None else device
+        ones = torch.ones(64, 64, device=device)
+        assert (ones @ ones).sum().item() == 64**3
+    except UserError as error:
+        return Finding("device", error.value, error.rule, error.remedy)
+    except (RuntimeError, AssertionError) as error:
+        return Finding("device", f"{device}: {str(error).splitlines()[0]}", rule, "see nvidia-smi and the driver")
+    if device.type == "cuda":
+        sheet = torch.cuda.get_device_properties(device)
+        return Finding("device", f"{device.type}, {sheet.name}, {size(sheet.total_memory)}", rule)
+    return Finding("device", f"cpu, {config.device.threads} of {os.cpu_count()} processors", rule)
+
+
+def _shared_memory() -> Finding:
+    rule = f"{size(SHARED_BYTES)} or more free"
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError as error:
+        return Finding("shared memory", f"/dev/shm: {error.strerror}", rule, "mount a tmpfs there")
+    remedy = "" if free >= SHARED_BYTES else "enlarge it (of a container: --shm-size), or remove what lies there"
+    return Finding("shared memory", f"/dev/shm: {size(free)} free", rule, remedy)
+
+
+def existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that there is."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _output(config: Config) -> Finding:
+    # The folder's own name may hold the time of day.
+    folder = existing(Path(config.output_dir).absolute())
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"everframe")
+    except OSError as error:
+        value, remedy = f"{folder}: {error.strerror}", "give output_dir=DIR, a folder you may write to"
+        return Finding("output folder", value, "can be written", remedy)
+    return Finding("output folder", str(folder), "can be written")
+
+
+def _disk(config: Config) -> Finding:
+    free = shutil.disk_usage(existing(Path(config.output_dir).absolute())).free
+    remedy = "" if free >= DISK_BYTES else "make room, or choose another output_dir"
+    return Finding("free disk", size(free), f"{size(DISK_BYTES)} or more", remedy)
+
+
+def _encoder() -> Finding:
+    rule, frames = "encodes and writes an mp4", np.zeros((8, 64, 64, 3), np.uint8)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            sink = VideoSink(Path(folder) / "a.mp4", 16, 64, 64, sound=True)
+            sink.write(frames, np.zeros(8000, np.float32))
+            sink.close()
+    except UserError as error:
+        return Finding(
+            "video encoder", str(error), rule, "install PyAV with libx264 (pip install av), or sink.video=null"
+        )
+    return Finding("video encoder", "H.264 and AAC", rule)
+
+
+def merged(found: dict[str, list[Finding]]) -> Iterator[tuple[str, Finding]]:
+    """Findings by who found them, each once with all who did."""
+    who: dict[Finding, list[str]] = {}
+    for name, findings in found.items():
+        for finding in findings:
+            who.setdefault(finding, []).append(name)
+    for finding, names in who.items():
+        yield ", ".join(names), finding
+
+
+def size(count: float) -> str:
+    """Bytes, in powers of 1000."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -1,0 +1,219 @@
+"""What workers find out about each other before a run: who has come, with which Everframe, over which links."""
+
+from __future__ import annotations
+
+import platform
+import queue
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from conf.schema import Config
+from launch.checks import Finding, existing, fingerprint, local
+from parallel.address import own_address
+from parallel.channels import ChannelError
+from parallel.plan import Plan
+from runtime.board import Abandoned, Board, PeerLost
+from runtime.links import Ends, fit
+
+SIZES = (1024, 1 << 22)
+"""Bytes of the messages that are timed."""
+ROUNDS = 5
+SLACK_S = 10.0
+"""Added to waits for somebody who is himself waiting."""
+
+
+def rounds(count: int) -> Iterator[list[tuple[int, int]]]:
+    """Every pair of `count` workers once, in rounds in which nobody has two. The circle method of tournaments."""
+    seats = [*range(count)] + [-1] * (count % 2)
+    for _ in range(len(seats) - 1):
+        pairs = zip(seats[: len(seats) // 2], reversed(seats[len(seats) // 2 :]), strict=True)
+        yield [(min(pair), max(pair)) for pair in pairs if -1 not in pair]
+        seats = [seats[0], seats[-1], *seats[1:-1]]
+
+
+class Meeting:
+    """One worker's part.
+
+    Args:
+        store: reached by all.
+        index: of this process in the plan.
+        plan, config: the run.
+        device: this worker's; None: what the configuration means here.
+        host: its name; None: the machine's.
+    """
+
+    def __init__(
+        self, store: dist.Store, index: int, plan: Plan, config: Config, device: torch.device | None = None,
+        host: str | None = None,
+    ):  # fmt: skip
+        self.board, self.index, self.plan, self.config = Board(store, index, plan.processes), index, plan, config
+        self.device, self.host = device, host or platform.node()
+        self.patience = min(config.launcher.timeout_s, 60.0)
+
+    def attend(self) -> None:
+        """Say what is here, wait for the others, and try the links to them."""
+        decodes = self.index == self.plan.group(self.plan.decode)[0]
+        findings = local(self.config, decodes, self.device)
+        self._leave_sign()
+        self.board.tell(f"here/{self.index}", {"host": self.host, "code": fingerprint(), "found": findings})
+        self.board.wait("present", self.patience + SLACK_S)
+        self.board.tell(f"sign/{self.index}", self._sees_sign())
+        self._remove_sign()
+        self._links(self.board.told("present"))
+        self.board.tell(f"over/{self.index}")
+
+    def gather(self) -> dict[str, list[Finding]]:
+        """Everything that was found, by whom; for one process, once `attend` runs on all."""
+        found: dict[str, list[Finding]] = {}
+        here = self._arrivals()
+        present = sorted(here)
+        self.board.tell("present", present)
+        for index in range(self.plan.processes):
+            if index not in here:
+                rule = f"comes within {self.patience:g} s"
+                remedy = "see what it printed; start it, and let it reach the first host's port"
+                found[f"worker {index}"] = [Finding("worker", "is missing", rule, remedy)]
+        if not present:
+            return found
+        code, first = here[present[0]]["code"], present[0]
+        for index in present:
+            rule = f"the same on every worker ({first}: {code})"
+            remedy = "" if here[index]["code"] == code else "install the same version there"
+            name = f"worker {index} on {here[index]['host']}"
+            found[name] = [Finding(*f) for f in here[index]["found"]]
+            rule = rule if remedy else "the same everywhere"
+            found[name].append(Finding("Everframe", here[index]["code"], rule, remedy))
+        self._until({f"over/{i}" for i in present}, (self.patience + SLACK_S) * max(1, len(present)))
+        for index in present:
+            if self.board.told(f"sign/{index}") is False:
+                remedy = "use a file system that all hosts share"
+                value = f"{self.config.output_dir}: worker {index} does not see worker {first}'s"
+                found[f"worker {index} on {here[index]['host']}"].append(
+                    Finding("output folder", value, "is one for all", remedy)
+                )
+        return found | self._told_links(present, here)
+
+    # -- arrivals ---------------------------------------------------------------------------------------------------
+
+    def _arrivals(self) -> dict[int, dict[str, Any]]:
+        keys = {f"here/{i}": i for i in range(self.plan.processes)}
+        self._until(set(keys), self.patience)
+        return {i: told for key, i in keys.items() if (told := self.board.told(key)) is not None}
+
+    def _until(self, keys: set[str], timeout_s: float) -> None:
+        """Wait until all of these were told, or the time is up."""
+        end = time.monotonic() + timeout_s
+        while keys and time.monotonic() < end:
+            keys = {key for key in keys if self.board.told(key) is None}
+            time.sleep(0.05)
+
+    # -- one folder for all -----------------------------------------------------------------------------------------
+
+    @property
+    def _sign(self) -> Path | None:
+        name = self.board.told("sign")
+        return existing(Path(self.config.output_dir).absolute()) / name if name else None
+
+    def _leave_sign(self) -> None:
+        """Worker 0 puts a file where the results will be; it is removed when all have looked."""
+        if self.index == 0:
+            name = f".everframe-{uuid.uuid4().hex}"
+            try:
+                (existing(Path(self.config.output_dir).absolute()) / name).touch()
+            except OSError:
+                return
+            self.board.tell("sign", name)
+
+    def _sees_sign(self) -> bool | None:
+        return self._sign.exists() if self._sign else None
+
+    def _remove_sign(self) -> None:
+        if self.index == 0 and self._sign:
+            self._until({f"sign/{i}" for i in self.board.told("present")}, SLACK_S)
+            self._sign.unlink(missing_ok=True)
+
+    # -- links ------------------------------------------------------------------------------------------------------
+
+    def _links(self, present: list[int]) -> None:
+        """A short ping-pong with everybody present, pair by pair."""
+        for number, pairs in enumerate(rounds(len(present))):
+            mine = [(present[a], present[b]) for a, b in pairs if self.index in (present[a], present[b])]
+            for a, b in mine:
+                told = self._try(a, b)
+                if self.index == a:
+                    self.board.tell(f"link/{a}/{b}", told)
+            # Who has waited in vain does not make others late for their next pair.
+            self.board.tell(f"round/{number}/{self.index}")
+            self._until({f"round/{number}/{i}" for i in present}, self.patience + SLACK_S)
+
+    def _try(self, a: int, b: int) -> Any:
+        """(seconds, bytes per second) of the link between two workers, this being one; a text: why there is none."""
+        device = self.device or torch.device("cpu")
+        if told := self._unreachable(a, b):
+            return told
+        try:
+            ends = Ends(self.board.store, self.index, b if self.index == a else a, device, self.patience, "meeting")
+            try:
+                if self.index == b:
+                    return ends.answer()
+                link, _ = fit([ends.ask(size, ROUNDS) for size in SIZES])
+                return [link.latency_s, link.bandwidth if link.bandwidth < float("inf") else 0.0]
+            finally:
+                ends.close()
+        except (ChannelError, ConnectionError, RuntimeError, queue.Empty) as error:
+            return " ".join(str(error).split()) or type(error).__name__
+
+    def _unreachable(self, a: int, b: int) -> str:
+        """Why one of the two cannot open a connection to the other; empty: both can.
+
+        gloo would find out too, but asks several times before it gives up, and does not say where.
+        """
+        other, board = b if self.index == a else a, self.board
+        key = f"{a}/{b}"
+        with socket.create_server((own_address(board.store) or "127.0.0.1", 0)) as server:
+            board.tell(f"listens/{key}/{self.index}", server.getsockname()[:2])
+            self._until({f"listens/{key}/{other}"}, self.patience)
+            if (address := board.told(f"listens/{key}/{other}")) is None:
+                return f"worker {other} does not come"
+            why = ""
+            try:
+                # Nobody need accept: the system answers for who listens.
+                socket.create_connection(tuple(address), self.patience).close()
+            except OSError as error:
+                why = f"worker {self.index} cannot reach port {address[1]} of {address[0]}: {error.strerror or error}"
+            board.tell(f"reaches/{key}/{self.index}", why)
+            self._until({f"reaches/{key}/{other}"}, self.patience + SLACK_S)
+            return why or board.told(f"reaches/{key}/{other}") or ""
+
+    def _told_links(self, present: list[int], here: dict[int, dict]) -> dict[str, list[Finding]]:
+        found: dict[str, list[Finding]] = {}
+        backend = "NCCL" if self.device is not None and self.device.type == "cuda" else "gloo"
+        for a in present:
+            for b in (other for other in present if other > a):
+                name, told = f"workers {a} and {b}", self.board.told(f"link/{a}/{b}")
+                hosts = " and ".join(dict.fromkeys((here[a]["host"], here[b]["host"])))
+                if isinstance(told, list):
+                    value = f"{told[0] * 1e3:.2f} ms" + (f", {told[1] / 1e9:.2f} GB/s" if told[1] else "")
+                    found[name] = [Finding(f"link ({backend})", value, f"answers, on {hosts}")]
+                else:
+                    value = f"no connection on {hosts}" + (f" ({told})" if told else "")
+                    remedy = (
+                        "open these hosts' ports to each other, or name the network in GLOO_ and NCCL_SOCKET_IFNAME"
+                    )
+                    found[name] = [Finding(f"link ({backend})", value, f"answers within {self.patience:g} s", remedy)]
+        return found
+
+
+def attend(meeting: Meeting) -> None:
+    """Take part, and say nothing of what went wrong: the worker that gathers sees it."""
+    try:
+        meeting.attend()
+    except (PeerLost, Abandoned):
+        return

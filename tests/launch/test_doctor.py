@@ -1,0 +1,119 @@
+"""`launch.doctor` finds what is wrong, with real processes: one line each, exit code 2."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import namespaces
+from launch import doctor
+from launch.checks import PACKAGES, Finding, merged
+from launch.meeting import rounds
+from tests.launch.test_stream import ROOT
+
+COMMAND = (sys.executable, "-m", "launch.doctor", "launcher=torchrun", "model=nano", "device=cpu")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start(rank: int, port: int, *overrides: str, root=ROOT, address="127.0.0.1", prefix=lambda *command: list(command)):
+    """One rank of two, as torchrun starts it."""
+    told = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    return subprocess.Popen(
+        prefix(*COMMAND, "plan=timestep", *overrides),
+        cwd=root, env=os.environ | told | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def failures(process: subprocess.Popen) -> list[str]:
+    """Lines of what is wrong, each with single spaces."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2, (out, err)
+    assert "Traceback" not in err
+    return [" ".join(line.split()) for line in out.splitlines() if line.startswith("FAIL")]
+
+
+def test_all_is_well(capsys, tmp_path):
+    assert doctor.main(["model=nano", f"output_dir={tmp_path}/run"]) == 0
+    out = capsys.readouterr().out
+    assert "FAIL" not in out
+    assert all(what in out for what in ("device", "shared memory", "free disk", "output folder", "video encoder"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_peer_is_named(tmp_path):
+    found = failures(start(0, free_port(), "launcher.timeout_s=2", f"output_dir={tmp_path}"))
+    assert len(found) == 1
+    assert "is missing comes within 2 s" in found[0]
+    assert found[0].endswith("worker 1")
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        process = start(0, port, "launcher.timeout_s=2")
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert err.startswith(f"error: MASTER_ADDR=127.0.0.1 MASTER_PORT={port}: this port cannot be opened here")
+
+
+def test_another_version_and_a_folder_that_cannot_be_written_are_found(tmp_path):
+    other = tmp_path / "other"
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, other / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "stages" / "rate.py").open("a") as file:
+        file.write("\n# changed\n")
+    (tmp_path / "file").touch()
+    port, more = free_port(), f"output_dir={tmp_path}/file/run"
+    ranks = [start(0, port, more), start(1, port, more, root=other)]
+    found = failures(ranks[0])
+    ranks[1].communicate(timeout=120)
+    assert sum("Everframe" in line and "install the same version there" in line for line in found) == 1
+    assert next(line for line in found if "Everframe" in line).split(" worker ")[-1].startswith("1 on ")
+    assert any(f"output folder {tmp_path}/file: Not a directory can be written" in line for line in found)
+    assert len(found) == 2
+
+
+@pytest.mark.skipif(not namespaces.possible(), reason="needs root and iproute2")
+def test_blocked_ports_between_hosts_are_found(tmp_path):
+    with namespaces.hosts(2) as hosts:
+        hosts[1].block(32768, 60999)
+        address, more = hosts[0].address, ("launcher.timeout_s=30", f"output_dir={tmp_path}")
+        ranks = [start(r, 29500, *more, address=address, prefix=host.command) for r, host in enumerate(hosts)]
+        found = failures(ranks[0])
+        ranks[1].communicate(timeout=120)
+    assert len(found) == 1
+    assert f"no connection on {hosts[0].name} and {hosts[1].name}" in found[0]
+    assert "worker 1 cannot reach port" in found[0] or "worker 0 cannot reach port" in found[0]
+    assert found[0].endswith("workers 0 and 1")
+
+
+def test_ports_of_ray_are_tried():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        node = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": server.getsockname()[1]}
+        found = list(doctor._ports([node | {"ObjectManagerPort": free_port()}]))
+    assert [f.ok for f in found] == [True, False]
+    assert "Connection refused" in found[1].value
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_everybody_meets_everybody_once(count):
+    met = list(rounds(count))
+    assert sorted(pair for pairs in met for pair in pairs) == [
+        (a, b) for a in range(count) for b in range(a + 1, count)
+    ]
+    for pairs in met:
+        busy = [worker for pair in pairs for worker in pair]
+        assert len(busy) == len(set(busy))
+
+
+def test_equal_findings_are_one_line():
+    same, own = Finding("device", "cpu", "computes"), Finding("disk", "0 MB", "more", "make room")
+    assert list(merged({"a": [same], "b": [same, own]})) == [("a, b", same), ("b", own)]
