@@ -97,7 +97,7 @@ class Encoders:
 
     Args:
         model: which.
-        device: where the codec's encoder runs.
+        device: where encoders run that are worth it.
     """
 
     def __init__(self, model: ModelConfig, device: torch.device):
@@ -106,7 +106,7 @@ class Encoders:
     @cached_property
     def text(self):
         """Prompt -> rows [1, L, text_dim]; None for a model without text."""
-        return build_text_encoder(self.model)
+        return build_text_encoder(self.model, self.device)
 
     @cached_property
     def audio(self):

@@ -165,15 +165,34 @@ class TextConfig:
     """How prompts become text states.
 
     `table`: the small encoder, one learned row per known word, or per hash bucket where no words are listed.
-    `given`: not here, they come as tensors (unless all weights are random).
+    `umt5`: a UMT5 encoder in files of its own. Where a model's folder has none, states come as tensors; a model with
+    random weights uses a random table in its place.
     """
 
     kind: str = "table"
     words: list[str] = field(default_factory=list)
     buckets: int = 256
+    checkpoint: str | None = None
+    """UMT5's weights: the original file, a transformers folder, or a model's folder that holds either; null: those in
+    the folder that model.checkpoint names."""
+    tokenizer: str | None = None
+    """The tokenizer's folder; null: the one beside the weights."""
 
     def __post_init__(self):
-        choice("model.text.kind", self.kind, ("table", "given"))
+        choice("model.text.kind", self.kind, ("table", "umt5"))
+        self.checkpoint, self.tokenizer = found(self.checkpoint), found(self.tokenizer)
+
+    def beside(self, model: str | None) -> TextConfig:
+        """This, with the files that `model` (a checkpoint) brings, where none are named."""
+        root = self.checkpoint or model
+        if self.kind != "umt5" or root is None:
+            return self
+        weights = published.part(root, "text_encoder") or self.checkpoint
+        if weights is None:
+            return self
+        places = (published.part(folder, "tokenizer") for folder in (root, Path(weights).parent))
+        tokenizer = self.tokenizer or next((str(place) for place in places if place), None)
+        return replace(self, checkpoint=str(weights), tokenizer=tokenizer)
 
 
 @dataclass
@@ -293,6 +312,7 @@ class ModelConfig:
             )
         if self.checkpoint is not None and Path(self.checkpoint).is_dir():
             self._take_folder()
+        self.text = self.text.beside(self.checkpoint)
         self._check_schedule()
         self._check_window()
         self._check_sink()
