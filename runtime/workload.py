@@ -68,6 +68,7 @@ def describe(config: Config) -> Workload:
         bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype),
         heads=network.heads,
         tokens_per_frame=math.gcd(tokens, layout.motion),
+        recache_chunks=model.recache_chunks,
     )
 
 

@@ -289,6 +289,8 @@ class ModelConfig:
     positions: str = "slot"
     sink_shift: SinkShift = field(default_factory=SinkShift)
     prompt_switch: str = "text_only"
+    """What a new prompt changes: `text_only`, what is read of it from then on; `recache`, what was made of the frames
+    in the window, too, which are run again with it (LongLive)."""
 
     fps: int = 16
     height: int = 64
@@ -304,8 +306,12 @@ class ModelConfig:
         choice("model.prompt_switch", self.prompt_switch, ("text_only", "recache"))
         for name in ("steps", "chunk_frames", "window_frames", "shift", "fps", "lora_alpha"):
             positive(f"model.{name}", getattr(self, name))
-        if self.prompt_switch == "recache":
-            raise UserError("model.prompt_switch=recache", "is not built yet", "use model.prompt_switch=text_only")
+        if self.prompt_switch == "recache" and self.context != "clean":
+            raise UserError(
+                "model.prompt_switch=recache",
+                f"makes the bank of finished chunks anew, which context={self.context} has not",
+                "set model.prompt_switch=text_only",
+            )
         if self.lora and self.checkpoint is None:
             raise UserError(
                 f"model.lora={self.lora[0].path}", "is merged into the weights of a checkpoint", "give model.checkpoint"
@@ -408,6 +414,11 @@ class ModelConfig:
     def ring_frames(self) -> int:
         """Latent frames in the rolling part of a bank."""
         return self.window_frames - self.sink_frames
+
+    @property
+    def recache_chunks(self) -> int:
+        """Finished chunks that a prompt change runs again, at most; 0: it runs none."""
+        return self.window_frames // self.chunk_frames if self.prompt_switch == "recache" else 0
 
     @property
     def levels(self) -> int:
