@@ -34,7 +34,7 @@ class Ranges:
         self._known: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
 
     def of(self, kind: str, group: tuple[int, ...]) -> np.ndarray:
-        """A pass (`step`, `commit` or `prefill`) shared by the devices of a group, which is as fast as its slowest."""
+        """A pass (of any kind that has layers) shared by the devices of a group, which is as fast as its slowest."""
         key = kind, group
         if key not in self._known:
             own = np.maximum.reduce([self._on(device, kind, len(group)) for device in group])
@@ -48,10 +48,12 @@ class Ranges:
         # Times of this degree were measured with all that it costs; others are divided.
         share = 1.0 if times.degree == degree else times.serial + (1 - times.serial) / degree
         layers = np.array(times.layers(count))
-        whole = {"commit": times.commit_s, "prefill": times.prefill_s}.get(kind)
+        whole = {"commit": times.commit_s, "recache": times.commit_s, "prefill": times.prefill_s}.get(kind)
         if whole is not None:
             # Spread over the layers as a step is.
             layers = layers * (whole / layers.sum()) if layers.sum() else np.full(count, whole / count)
+        if kind == "recache":
+            layers = layers * self.workload.recache_chunks
         matrix = prefix_ranges(layers * share) + times.pass_s
         matrix[0, :] += times.first_s
         matrix[:, count] += times.last_s
@@ -94,7 +96,7 @@ class Costs:
     # -- passes -------------------------------------------------------------------------------------------------------
 
     def pass_s(self, kind: str, worker: int, block: int) -> float:
-        """One pass (`step`, `commit` or `prefill`) over a block, on one level."""
+        """One pass (`step`, `commit`, `prefill`, `recache`) over a block, on one level."""
         layers = self.plan.blocks[block]
         return float(self.ranges(kind, worker)[layers.start, layers.stop])
 

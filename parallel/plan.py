@@ -3,7 +3,7 @@
 A cell is one denoising step over one block of layers. A chunk's *route* visits the cells in the order that
 reads and writes allow: step 0 block 0, step 0 block 1, ..., last step last block, then decode. A *row* is the
 way a pass over all layers takes through the workers that hold one step's banks; passes that write a bank
-outside the route (prefill, commit) run along every row, so that every worker that reads a bank also wrote it.
+outside the route (prefill, commit, recache) run along every row, so that every worker that reads a bank also wrote it.
 A worker is one process, or where passes are shared (sequence parallelism) as many as the plan's *degree*.
 """
 
@@ -60,6 +60,7 @@ class Workload:
             network's two ends; `encode_bytes`, `decode_bytes` those of the other stages.
         bank_bytes: of one layer's bank at one level.
         heads, tokens_per_frame: what sharing a pass divides; 0: not known, and not checked.
+        recache_chunks: finished chunks that a new prompt runs again, at most; 0: it runs none.
     """
 
     steps: int
@@ -78,6 +79,7 @@ class Workload:
     bank_bytes: int = 0
     heads: int = 0
     tokens_per_frame: int = 0
+    recache_chunks: int = 0
 
     @property
     def commits_every_chunk(self) -> bool:
@@ -190,6 +192,8 @@ class Plan:
         for row in self.rows:
             if any(v.source < 0 for v in w.versions):
                 found.append(Hop(self.encode, row[0], "reference", 0))
+            if w.recache_chunks:
+                found.append(Hop(self.encode, row[0], "prompt", 0))
             found.extend(Hop(a, b, "hidden", w.hidden_bytes) for a, b in pairwise(row))
             if w.commits_every_chunk or any(v.source >= 0 for v in w.versions):
                 found.append(Hop(self.tail, row[0], "sink or commit", w.latent_bytes))

@@ -21,14 +21,16 @@ class Pass(NamedTuple):
     """A unit of work.
 
     Attributes:
-        kind: `step`; `prefill` or `commit` (writes a bank outside the route); `final` (decode and what follows);
-            `save` (of the stream's state, between two chunks); `end` (of the stream, behind its last chunk). `done`
-            tells the head that a chunk has left.
+        kind: `step`; `prefill`, `commit` or `recache` (writes a bank outside the route); `final` (decode and what
+            follows); `save` (of the stream's state, between two chunks); `end` (of the stream, behind its last chunk).
+            `done` tells the head that a chunk has left.
         stream: its number.
-        chunk: which; of a prefill the chunk from which it holds; of a save or an end the number of chunks before it.
-        step: of the route; of a prefill or commit the row of banks that it runs along.
+        chunk: which; of a prefill or recache the chunk from which it holds; of a save or an end the number of chunks
+            before it.
+        step: of the route; of a pass that writes a bank outside it the row of banks that it runs along.
         block: of layers.
         level: the bank that it reads or writes.
+        epoch: the chunk with which the prompt began that it is run with.
     """
 
     kind: str
@@ -37,20 +39,23 @@ class Pass(NamedTuple):
     step: int = 0
     block: int = 0
     level: int = 0
+    epoch: int = 0
 
     @property
     def writes_bank(self) -> bool:
         """Whether it runs outside the route."""
-        return self.kind in ("prefill", "commit")
+        return self.kind in ("prefill", "commit", "recache")
 
 
 @dataclass
 class Bank:
-    """How far a bank is: the last chunk whose steps here are done, clean chunks written, the reference in it."""
+    """How far a bank is: the last chunk whose steps here are done, clean chunks written, the reference in it, and the
+    epoch whose prompt it was made anew with."""
 
     chunk: int = -1
     commits: int = 0
     reference: int = -1
+    epoch: int = 0
 
 
 @dataclass
@@ -100,6 +105,7 @@ class Schedule:
         held, (clean, _) = self.streams[stream], self._due(chunk)
         for bank in held.banks.values():
             bank.chunk, bank.commits, bank.reference = chunk - 1, clean, self._due(chunk - 1)[1]
+            bank.epoch = chunk - 1
         held.entered = held.finished = chunk
         held.received = {key for key, source in self.announced.items() if 0 <= source < chunk}
 
@@ -176,6 +182,9 @@ class Schedule:
         if item.kind == "save":
             return bank.chunk == item.chunk - 1 and bank.commits == self._due(item.chunk)[0]
         if item.kind == "step":
+            anew = not self.workload.recache_chunks or bank.epoch == item.epoch
+            return anew and self._settled(bank, item.chunk)
+        if item.kind == "recache":
             return self._settled(bank, item.chunk)
         if item.kind == "prefill":
             return bank.chunk == item.chunk - 1 and bank.commits == self._due(item.chunk)[0]
@@ -237,6 +246,8 @@ class Schedule:
         bank, row = held.banks[item.block, item.level], self.plan.rows[item.step]
         if item.kind == "prefill":
             bank.reference = item.chunk
+        elif item.kind == "recache":
+            bank.epoch = item.epoch
         else:
             bank.commits = item.chunk + 1
         # The first of a block's banks sends hidden states on along the row.
@@ -290,5 +301,5 @@ def rows(plan: Plan, item: Pass) -> Iterator[tuple[int, Pass]]:
 def _urgency(item: Pass) -> tuple:
     """Smaller goes first; equals go in the order they came."""
     # A state is of the moment between two chunks, so it is saved before anything of the next.
-    first = {"save": -1, "final": 0, "prefill": 1, "commit": 1}.get(item.kind, 2)
+    first = {"save": -1, "final": 0, "prefill": 1, "commit": 1, "recache": 1}.get(item.kind, 2)
     return (first, -item.step, -item.block) if first == 2 else (first,)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple, Protocol
@@ -86,7 +86,8 @@ class PlanDurations:
     def _bytes(self, item: Pass) -> float:
         w = self.plan.workload
         latents = w.latent_bytes if item.kind in ("step", "final", "commit") else 0
-        return latents + (w.hidden_bytes if item.block and item.kind != "end" else 0)
+        hidden = w.hidden_bytes * (w.recache_chunks if item.kind == "recache" else 1)
+        return latents + (hidden if item.block and item.kind != "end" else 0)
 
     def shown(self, item: Pass) -> float:
         return self.costs.shown_s(first=item.chunk == 0)
@@ -129,6 +130,7 @@ class _Lane:
 
     chunks: int | None
     live: Callable[[int], float] | None
+    prompts: tuple[int, ...] = ()
     asked: deque[Chunk] = field(default_factory=deque)
     sampling: bool = False
 
@@ -167,15 +169,22 @@ class Simulator:
     # -- what is asked of it ------------------------------------------------------------------------------------------
 
     def open(
-        self, stream: int, at: float = 0, chunks: int | None = None, live: Callable[[int], float] | None = None
+        self,
+        stream: int,
+        at: float = 0,
+        chunks: int | None = None,
+        live: Callable[[int], float] | None = None,
+        prompts: Iterable[int] = (),
     ) -> None:
         """A stream that begins at a moment.
 
         Args:
             chunks: how many; None: endless.
             live: chunk -> the moment before which its conditioning is not there; None: it waits for nothing.
+            prompts: chunks with which a new prompt begins.
         """
-        self._at(at, lambda: self._open(stream, chunks, live))
+        lane = _Lane(chunks, live, tuple(prompts))
+        self._at(at, lambda: self._open(stream, lane))
 
     def run(self, over: Callable[[], bool]) -> None:
         """Go on until `over()` or nothing is left to do."""
@@ -191,11 +200,11 @@ class Simulator:
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
-    def _open(self, stream: int, chunks: int | None, live: Callable[[int], float] | None) -> None:
+    def _open(self, stream: int, lane: _Lane) -> None:
         for worker in self.workers:
             worker.schedule.open(stream)
-        self.lanes[stream] = _Lane(chunks, live)
-        self.pacer.open(stream, live is not None)
+        self.lanes[stream] = lane
+        self.pacer.open(stream, lane.live is not None)
         self._woken.add(self.plan.encode)
 
     def _may_enter(self, stream: int, chunk: int) -> bool:
@@ -312,6 +321,11 @@ class Simulator:
         if item.chunk == 0 and any(v.source < 0 for v in plan.workload.versions):
             for target, prefill in rows(plan, Pass("prefill", item.stream, 0)):
                 spent += self._send(index, target, prefill, spent)
+        epoch = max((e for e in self.lanes[item.stream].prompts if e <= item.chunk), default=0)
+        item = item._replace(epoch=epoch)
+        if plan.workload.recache_chunks and 0 < item.chunk == epoch:
+            for target, recache in rows(plan, item._replace(kind="recache")):
+                spent += self._send(index, target, recache, spent)
         spent += self._send(index, plan.decode, Pass("sound", item.stream, item.chunk), spent)
         return spent + self._send(index, plan.head, item, spent)
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from conf.schema import ModelConfig
 from runtime.banks import load_bank, save_bank
-from runtime.state import State
+from runtime.state import FINISHED, State, write
 from runtime.versions import references
 from stages.denoise.bank import Bank
 from stages.denoise.denoiser import ChunkConditioning, Denoiser, StreamBanks
+from stages.denoise.finished import Finished
 from stages.denoise.layers import KeysValues
 
 
@@ -39,9 +40,11 @@ class BlockStream:
     """One stream on one block."""
 
     banks: dict[int, BankState]
-    texts: dict[int, dict[int, KeysValues]] = field(default_factory=dict)
+    finished: Finished
+    """Of the first block with latents; others are given hidden states."""
     given: dict[int, tuple[ChunkConditioning, int]] = field(default_factory=dict)
     """Conditioning and epoch of chunks that may still be committed."""
+    texts: dict[int, dict[int, KeysValues]] = field(default_factory=dict)
 
 
 class Block:
@@ -66,7 +69,8 @@ class Block:
         """A stream's state, opened when it first appears."""
         if stream not in self.streams:
             banks = self.denoiser.open(self.levels).banks
-            self.streams[stream] = BlockStream({level: BankState(bank) for level, bank in banks.items()})
+            states = {level: BankState(bank) for level, bank in banks.items()}
+            self.streams[stream] = BlockStream(states, Finished(self.model.recache_chunks))
         return self.streams[stream]
 
     def close(self, stream: int) -> None:
@@ -110,22 +114,49 @@ class Block:
         given, epoch = held.given[chunk]
         out = self.denoiser.commit(self._view(stream, level, epoch), chunk, x, given, distance)
         held.banks[level].commits = chunk + 1
+        held.finished.add(chunk, x if self.denoiser.network.first else None, given)
         if all(s.commits > chunk for s in held.banks.values()):
             del held.given[chunk]
         return out
 
+    def recache(
+        self, stream: int, level: int, chunk: int, epoch: int, hidden: Tensor | None, distance: int
+    ) -> Tensor | None:
+        """Make a bank anew with the text of an epoch that begins with `chunk`; None for a stream that was cancelled.
+
+        Args:
+            hidden: what the block before gave; the first block has latents of its own.
+        """
+        past = self.stream(stream).finished.joined(self.denoiser.recached(chunk))
+        if past is None:
+            return None
+        x, given = past
+        incoming = x if hidden is None else hidden
+        return self.denoiser.recache(self._view(stream, level, epoch), chunk, incoming, given, distance)
+
     # -- going on ---------------------------------------------------------------------------------------------------
 
     def save(self, stream: int, level: int, folder: str) -> dict[str, str]:
-        """Write a bank to a state; returns the files' names and sha256. Raises OSError."""
-        return save_bank(Path(folder), level, self.stream(stream).banks[level].bank, self.denoiser.share)
+        """Write a bank, and what the first block runs again, to a state; returns the files' names and sha256.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        held = self.stream(stream)
+        files = save_bank(Path(folder), level, held.banks[level].bank, self.denoiser.share)
+        if files and held.finished.most and self.denoiser.network.first:
+            files |= write(Path(folder), FINISHED, held.finished.content())
+        return files
 
     def restore(self, stream: int, level: int, folder: str) -> None:
         """Take a bank from a state."""
-        state, held = State(Path(folder)), self.stream(stream).banks[level]
+        state, stream_held = State(Path(folder)), self.stream(stream)
+        held = stream_held.banks[level]
         load_bank(state, level, held.bank, self.denoiser.share)
         held.commits = state.chunk
         held.reference = max((v.holds for v in self.references if v.holds < state.chunk), default=-1)
+        if stream_held.finished.most:
+            stream_held.finished.restore(state.read(FINISHED)[0], latents=self.denoiser.network.first)
 
     def _last_step(self, level: int) -> int:
         return max(s for s in self.steps if self.denoiser.level(s) == level)

@@ -81,19 +81,22 @@ class Cells:
         return self.draws[item.stream].noise(item.chunk, step, tensors["x"].shape) if given is None else given
 
     def write(self, item: Pass, m: Message) -> Message:
-        """A prefill or commit of one bank."""
+        """A prefill, commit or recache of one bank."""
         if not m.tensors:
             return m
         start, block, tensors = self.trace.clock(), self.blocks[item.block], m.tensors
-        incoming = tensors.get("hidden", tensors["x"]).to(self.parts.dtype)
+        incoming = tensors.get("hidden", tensors.get("x"))
+        incoming = None if incoming is None else incoming.to(self.parts.dtype)
+        if "text" in tensors:
+            block.set_text(item.stream, m.epoch, tensors["text"])
         if item.kind == "prefill":
-            if "text" in tensors:
-                block.set_text(item.stream, m.epoch, tensors["text"])
             out = block.prefill(item.stream, item.level, item.chunk, m.epoch, incoming)
+        elif item.kind == "recache":
+            out = block.recache(item.stream, item.level, item.chunk, m.epoch, incoming, m.distances[0])
         else:
             out = block.commit(item.stream, item.level, item.chunk, incoming, m.distances[-1])
         self._timed(item, m, start)
-        return replace(m, tensors=tensors | {"hidden": out})
+        return replace(m, tensors={} if out is None else tensors | {"hidden": out})
 
     def save(self, item: Pass, folder: Path) -> dict[str, str]:
         """The bank of a cell to a state; returns the files' names and sha256. A bank that steps

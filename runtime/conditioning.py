@@ -97,7 +97,7 @@ class Encoders:
 
     Args:
         model: which.
-        device: where the codec's encoder runs.
+        device: where encoders run that are worth it.
     """
 
     def __init__(self, model: ModelConfig, device: torch.device):
@@ -106,7 +106,7 @@ class Encoders:
     @cached_property
     def text(self):
         """Prompt -> rows [1, L, text_dim]; None for a model without text."""
-        return build_text_encoder(self.model)
+        return build_text_encoder(self.model, self.device)
 
     @cached_property
     def audio(self):
@@ -184,7 +184,8 @@ class Conditioning:
         self.sound = self._open_sound(source)
         self.actions = self._open_actions(source)
         self._image = load_image(source.image, self.picture.height, self.picture.width) if source.image else None
-        self._last_text: object = None
+        self._first = state.chunk if state else 0
+        self._last_text: int | None = None
         channels, latent = model.network.in_channels, self.picture.latent
         self._reference = self._given("reference_latent", (1, channels, 1, *latent))
         self._motion = self._given("motion_latents", (1, channels, None, *latent))
@@ -386,17 +387,26 @@ class Conditioning:
         start, count = self.frames(chunk)
         return self.sound.samples(start + count) if self.sound else None
 
+    def epoch(self, chunk: int) -> int:
+        """The chunk with which the text that holds at `chunk` began; asked for once the chunk is sampled."""
+        key = self.tensors.context_key(chunk) if self.tensors else None
+        if key is not None:
+            # What was in force when a stream goes on began before that.
+            return max(int(key.partition(".")[2] or 0), self._first - 1)
+        return max((e for e in self._prompts if e <= chunk), default=0)
+
     def text(self, chunk: int) -> Tensor | None:
         """Text rows [1, L, text_dim] if an epoch starts at `chunk`, else None."""
         key = self.tensors.context_key(chunk) if self.tensors else None
-        now = max((e for e in self._prompts if e <= chunk), default=0)
-        if self._last_text == (now if key is None else key):
+        now = self.epoch(chunk)
+        if now == self._last_text:
             return None
-        self._last_text = now if key is None else key
-        prompt = self._prompts.get(now, "")
+        self._last_text = now
+        if key is not None:
+            return self._rows(key, "")
         # What lies behind is not asked for again.
         self._prompts = {chunk: text for chunk, text in self._prompts.items() if chunk >= now}
-        return self._rows(key, prompt)
+        return self._rows(None, self._prompts.get(now, ""))
 
     def first_text(self) -> Tensor:
         """Text rows of chunk 0: a recalibration that is still to come is read with them."""

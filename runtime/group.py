@@ -33,7 +33,7 @@ from runtime.trace import Trace
 from stages.denoise.denoiser import ChunkConditioning, Denoiser
 from stages.denoise.share import Ulysses
 
-CALLS = ("set_text", "step", "prefill", "commit", "save", "restore", "close")
+CALLS = ("set_text", "step", "prefill", "commit", "recache", "save", "restore", "close")
 """What changes a block. All that is asked of it besides, followers need not hear."""
 
 CREDITS = 4

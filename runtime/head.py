@@ -84,7 +84,6 @@ class Sampler(threading.Thread):
         self.credits: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
         self.waiting = False
         """Whether a source is being waited for."""
-        self._epoch = 0
 
     def run(self) -> None:
         chunk = 0
@@ -113,7 +112,6 @@ class Sampler(threading.Thread):
     def _entry(self, chunk: int, entered: float, given: ChunkConditioning) -> Entry:
         conditioning, began = self.conditioning, self.clock()
         text = conditioning.text(chunk)
-        self._epoch = chunk if text is not None else self._epoch
         distances = tuple(conditioning.distance(chunk, s) for s in range(self.steps + 1))
         anchor = conditioning.reference() if chunk == 0 else None
         motion = conditioning.motion if chunk == 0 else None
@@ -141,7 +139,7 @@ class Sampler(threading.Thread):
             distances,
             _present(companion),
             {} if anchor is None else {"x": anchor, "text": text},
-            self._epoch,
+            conditioning.epoch(chunk),
             began,
             self.clock() - began,
         )

@@ -40,9 +40,9 @@ def fingerprint(path: str | None) -> str | None:
 def identity(config: Config, stream: StreamConfig) -> dict[str, Any]:
     """What decides a stream's latents, sources aside. Plans, launchers, sinks and lengths do not."""
     model, picture = asdict(config.model), Picture.of(config.model, stream)
-    for holder, given in ((model, config.model), (model["codec"], config.model.codec)):
-        del holder["checkpoint"]
-        holder["checkpoint content"] = fingerprint(given.checkpoint)
+    codec, text = model["codec"], model["text"]
+    for holder, name in ((model, "checkpoint"), (codec, "checkpoint"), (text, "checkpoint"), (text, "tokenizer")):
+        holder[f"{name} content"] = fingerprint(holder.pop(name))
     for key in ("height", "width"):
         del model[key]  # defaults; what holds is the stream's
     return {

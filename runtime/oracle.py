@@ -14,6 +14,7 @@ import torch
 from runtime.conditioning import Conditioning
 from runtime.trace import Trace
 from stages.denoise.denoiser import ChunkConditioning, Denoiser, StreamBanks
+from stages.denoise.finished import Finished
 
 
 @dataclass
@@ -22,11 +23,13 @@ class Memory:
 
     Attributes:
         banks: keys and values.
+        finished: the chunks that a new prompt would run again.
         chunk: the one that comes next.
         anchor: what a recalibration still to come puts in: a latent frame, and motion frames behind it.
     """
 
     banks: StreamBanks
+    finished: Finished
     chunk: int = 0
     anchor: torch.Tensor | None = None
 
@@ -45,8 +48,9 @@ def generate(
     """
     model, sampler = denoiser.model, denoiser.sampler
     device, dtype = denoiser.network.device, denoiser.network.dtype
-    memory = Memory(denoiser.open(), 0, conditioning.reference()) if memory is None else memory
-    banks, anchor = memory.banks, memory.anchor
+    if memory is None:
+        memory = Memory(denoiser.open(), Finished(model.recache_chunks), 0, conditioning.reference())
+    banks, finished, anchor = memory.banks, memory.finished, memory.anchor
     anchor_text = denoiser.network.text_states(conditioning.first_text()) if memory.chunk and anchor is not None else {}
 
     for chunk in count(memory.chunk):
@@ -65,6 +69,12 @@ def generate(
             with trace.span("prefill", chunk):
                 denoiser.prefill(banks, anchor, anchor_text)
 
+        # Another prompt: what is in the window is read again, with it.
+        if model.recache_chunks and 0 < chunk == conditioning.epoch(chunk):
+            with trace.span("recache", chunk):
+                past = finished.joined(denoiser.recached(chunk))
+                denoiser.recache(banks, chunk, *past, conditioning.distance(chunk, 0))
+
         x = conditioning.noise(chunk, 0).to(device, dtype)
         for step in range(sampler.steps):
             with trace.span(f"step{step}", chunk):
@@ -75,6 +85,7 @@ def generate(
         if denoiser.commits(chunk):
             with trace.span("commit", chunk):
                 denoiser.commit(banks, chunk, x, given, conditioning.distance(chunk, sampler.steps))
+                finished.add(chunk, x, given)
         if chunk == 0:
             anchor = torch.cat([x[:, :, :1], *(() if anchor is None else [anchor[:, :, 1:].to(x)])], 2)
         yield x

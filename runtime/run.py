@@ -18,11 +18,12 @@ from runtime.oracle import Memory, generate
 from runtime.parts import open_outputs
 from runtime.pipeline import opens
 from runtime.report import Timeline, worker_report
-from runtime.state import State
+from runtime.state import FINISHED, State, write
 from runtime.trace import Trace, worker_trace
 from stages.build import build_decoder, build_network, choose_device
 from stages.codec.base import parameter_bytes
 from stages.denoise.denoiser import Denoiser
+from stages.denoise.finished import Finished
 from stages.denoise.share import ALL
 
 
@@ -90,13 +91,19 @@ class Stream:
         )
         self._finish.open()
         self._saved = 0
-        self._memory = self._resumed(state) if state else Memory(run.denoiser.open(), 0, self._conditioning.reference())
+        self._memory = Memory(run.denoiser.open(), Finished(model.recache_chunks))
+        if state:
+            self._resume(state)
+        else:
+            self._memory.anchor = self._conditioning.reference()
 
-    def _resumed(self, state: State) -> Memory:
-        memory = Memory(self._run.denoiser.open(), state.chunk, state.anchor)
+    def _resume(self, state: State) -> None:
+        memory = self._memory
+        memory.chunk, memory.anchor = state.chunk, state.anchor
         for level, bank in memory.banks.banks.items():
             load_bank(state, level, bank, ALL)
-        return memory
+        if memory.finished.most:
+            memory.finished.restore(state.read(FINISHED)[0], latents=True)
 
     def __iter__(self) -> Iterator[Timeline]:
         """Yields after every chunk. However it ends, what was written so far is finished and playable."""
@@ -132,6 +139,8 @@ class Stream:
             files = progress.write(folder)
             for level, bank in self._memory.banks.banks.items():
                 files |= save_bank(folder, level, bank, ALL)
+            if self._memory.finished.most:
+                files |= write(folder, FINISHED, self._memory.finished.content())
             self._finish.save(chunk, files)
             self._saved = chunk
         except OSError as error:

@@ -4,6 +4,7 @@
         bank.level0.layer00.safetensors     keys and values of one level and layer, in physical slot order
         conditioning.safetensors            sources, sound in step, prompts: where the next chunk is sampled from
         finish.safetensors                  decoder, hash in progress, the frame that a recalibration waits for
+        finished.safetensors                latents and conditioning of chunks that a new prompt would run again
         state.json                          what the stream is, how far it is, sha256 of every file
 
 A state is written under another name (`chunk.000020.part`) by all workers, `state.json` last, and renamed when it is
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 FOLDER, CONTENT = "state", "state.json"
-CONDITIONING, FINISH = "conditioning", "finish"
+CONDITIONING, FINISH, FINISHED = "conditioning", "finish", "finished"
 NAME = re.compile(r"chunk\.(\d{6,})")
 
 

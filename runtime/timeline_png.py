@@ -31,8 +31,8 @@ DECODE, SINK, ENCODE = (94, 158, 96), (158, 196, 150), (150, 150, 160)
 ACCENT = (214, 84, 62)
 # Light blue to dark violet: neighbours on a route look alike, the first and the last do not.
 STEPS = ((133, 190, 228), (92, 146, 214), (88, 100, 190), (104, 68, 158))
-KNOWN = {"decode": DECODE, "sink": SINK, "encode": ENCODE, "prefill": ACCENT, "commit": ACCENT}
-LAST = ("prefill", "commit", "encode", "decode", "sink", "wait", "send")
+KNOWN = {"decode": DECODE, "sink": SINK, "encode": ENCODE, "prefill": ACCENT, "commit": ACCENT, "recache": ACCENT}
+LAST = ("prefill", "commit", "recache", "encode", "decode", "sink", "wait", "send")
 """The legend's order, after the steps."""
 
 

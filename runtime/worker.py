@@ -195,7 +195,8 @@ class Worker:
         elif message.kind == "sound":
             self._announce(message)
         else:
-            self.schedule.arrive(Pass(message.kind, stream, chunk, message.step, message.block), message)
+            item = Pass(message.kind, stream, chunk, message.step, message.block, epoch=message.epoch)
+            self.schedule.arrive(item, message)
 
     def _announce(self, message: Message) -> None:
         """A chunk is on its way to the last stage; the first one opens the sinks."""
@@ -313,6 +314,11 @@ class Worker:
         self.trace.add("encode", chunk, entry.began, entry.took_s)
         if entry.reference:
             self._prefill(stream, 0, entry.reference)
+        if self.plan.workload.recache_chunks and 0 < chunk == entry.epoch:
+            text = {} if stream in self.hollow else self._placed({"text": entry.tensors["text"]})
+            for worker, item in rows(self.plan, Pass("recache", stream, chunk)):
+                message = replace(self._message(item, text), epoch=chunk, distances=entry.distances)
+                self._send(worker, message)
         companion = self._placed(entry.companion)
         self._send(self.plan.decode, Message("sound", stream=stream, chunk=chunk, tensors=companion))
         tensors = {} if stream in self.hollow else self._placed(entry.tensors)

@@ -16,6 +16,7 @@ from stages.codec.small import SmallDecoder, read_config
 from stages.codec.wan import WanDecoder
 from stages.denoise.bank import Bank, Layout
 from stages.denoise.network import Network
+from stages.encode import umt5
 from stages.encode.wav2vec import parameter_count
 
 FLOAT = 4
@@ -41,8 +42,9 @@ def describe(config: Config) -> Workload:
     audio = _meta(lambda: audio_encoder(model)[0]) if network.audio else 0
     if network.audio and network.audio.wav2vec:
         audio += parameter_count(network.audio.wav2vec) * FLOAT
-    prompts = text_encoder(model)
-    text = parameter_bytes(prompts[0]) if prompts else 0
+    text = _meta(lambda: prompts[0]) if (prompts := text_encoder(model)) else 0
+    if model.text.checkpoint:
+        text = umt5.parameter_count(model.text.checkpoint) * dtype.itemsize
     decoder = (
         WanDecoder(base=wan_width(model.codec)) if model.codec.kind == "wan" else _small_decoder(model.codec.checkpoint)
     )
@@ -66,6 +68,7 @@ def describe(config: Config) -> Workload:
         bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype),
         heads=network.heads,
         tokens_per_frame=math.gcd(tokens, layout.motion),
+        recache_chunks=model.recache_chunks,
     )
 
 

@@ -23,6 +23,7 @@ from stages.denoise.network import Network
 from stages.encode.audio import AudioEncoder
 from stages.encode.causal_audio import CausalAudioEncoder
 from stages.encode.text import TextEncoder
+from stages.encode.umt5 import Umt5Encoder
 from stages.encode.wav2vec import Wav2Vec
 from stages.lora import Loras
 from stages.weight_file import WeightFile
@@ -45,11 +46,11 @@ def choose_device(kind: str) -> torch.device:
 
 
 def text_encoder(model: ModelConfig) -> tuple[TextEncoder, str] | None:
-    """The prompt's encoder without its weights, and where these lie in a model's file; None: text states are given.
+    """The small text encoder without its weights, and where these lie in a model's file; None: it has none.
 
     A model with random weights reads prompts with a random table, too: it means as much as all else it does.
     """
-    if model.text.kind == "given" and model.checkpoint is not None:
+    if model.text.checkpoint or (model.text.kind == "umt5" and model.checkpoint is not None):
         return None
     return TextEncoder(model.text, model.network.text_dim, model.network.text_tokens), "text_encoder."
 
@@ -117,8 +118,13 @@ def build_network(
     return _filled(network.fuse(), model, "", checkpoint)
 
 
-def build_text_encoder(model: ModelConfig) -> TextEncoder | None:
-    """The prompt's encoder (CPU: it runs once per prompt); None where text states are given."""
+def build_text_encoder(model: ModelConfig, device: torch.device | str = "cpu") -> TextEncoder | Umt5Encoder | None:
+    """The prompt's encoder (a small one stays on the CPU: it runs once per prompt); None where states are given."""
+    if model.text.checkpoint:
+        # float16 is too narrow for T5.
+        dtype = torch.float32 if model.dtype == "float16" else torch_dtype(model.dtype)
+        sizes = model.network.text_dim, model.network.text_tokens
+        return Umt5Encoder(model.text.checkpoint, model.text.tokenizer, *sizes, dtype, device)
     part = text_encoder(model)
     return _filled(part[0], model, part[1]) if part else None
 

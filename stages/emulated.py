@@ -83,6 +83,7 @@ class EmulatedNetwork:
 
     def __init__(self, layers: range, dtype: torch.dtype):
         self.layers, self.dtype, self.device = layers, dtype, torch.device("cpu")
+        self.first = layers.start == 0
 
     def text_states(self, context: Tensor) -> dict:
         """No layer has keys or values."""
@@ -140,6 +141,20 @@ class EmulatedDenoiser:
         """Take as long as a commit; returns what the next block takes in."""
         self.device.hold(self._commit_s, chunk, f"commit {self.layers.start}")
         return self._output(self.model.chunk_frames)
+
+    def recache(
+        self, stream: StreamBanks, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0
+    ) -> Tensor:
+        """Take as long as the commits of all chunks that are run again; returns what the next block takes in."""
+        chunks = len(self.recached(chunk))
+        self.device.hold(self._commit_s * chunks, chunk, f"recache {self.layers.start}")
+        return self._output(self.model.chunk_frames * chunks)
+
+    def recached(self, chunk: int) -> range:
+        """Finished chunks that a recache before `chunk` runs again."""
+        most = self.model.recache_chunks
+        kept = chunk if chunk <= most else self.model.ring_frames // self.model.chunk_frames
+        return range(chunk - kept, chunk)
 
     def commits(self, chunk: int) -> bool:
         """Whether `chunk` is committed when it is finished."""

@@ -169,3 +169,41 @@ def lora_tensors(shapes: Mapping[str, tuple[int, ...]], rank: int, spelling: str
             found[spelling.format(module, "A")] = (rank, inputs)
             found[spelling.format(module, "B")] = (out, rank)
     return random_tensors(found)
+
+
+WORDS = ("a", "cat", "dog", "walks", "in", "the", "snow", "night", "red", "house")
+T5 = {"vocab": 132, "dim": 24, "attention": 20, "ffn": 28, "heads": 4, "layers": 3, "buckets": 8}
+"""Sizes of a small UMT5: every one another; its width is `SMALL`'s text width."""
+
+
+def umt5_shapes(sizes: Mapping[str, int] = T5) -> Shapes:
+    """Every key of Wan's UMT5 file under its original name: 3 and 10 per layer less one."""
+    dim, inner, ffn = sizes["dim"], sizes["attention"], sizes["ffn"]
+    found: Shapes = {"token_embedding.weight": (sizes["vocab"], dim), "norm.weight": (dim,)}
+    for i in range(sizes["layers"]):
+        block = f"blocks.{i}"
+        found |= {f"{block}.norm1.weight": (dim,), f"{block}.norm2.weight": (dim,)}
+        found |= {f"{block}.attn.{x}.weight": (inner, dim) for x in "qkv"} | {f"{block}.attn.o.weight": (dim, inner)}
+        found |= {f"{block}.ffn.{x}.weight": (ffn, dim) for x in ("gate.0", "fc1")}
+        found |= {f"{block}.ffn.fc2.weight": (dim, ffn)}
+        found |= {f"{block}.pos_embedding.embedding.weight": (sizes["buckets"], sizes["heads"])}
+    return found
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """A tokenizer of a few words and all letters, as transformers writes it: what `google/umt5-xxl` is in a folder."""
+    from transformers import T5Tokenizer
+
+    pieces = [(p, 0.0) for p in ("<pad>", "</s>", "<unk>")] + [(f"▁{w}", -2.0) for w in WORDS] + [("▁", -3.0)]
+    pieces += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz&<>"]
+    T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(folder)
+    return folder
+
+
+def write_text_encoder(folder: Path, sizes: Mapping[str, int] = T5) -> dict[str, Tensor]:
+    """UMT5 and its tokenizer in a model's folder, in the original layout; returns the weights."""
+    tensors = random_tensors(umt5_shapes(sizes))
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, folder / "models_t5_umt5-xxl-enc-bf16.pth")
+    write_tokenizer(folder / "google/umt5-xxl")
+    return tensors

@@ -165,15 +165,34 @@ class TextConfig:
     """How prompts become text states.
 
     `table`: the small encoder, one learned row per known word, or per hash bucket where no words are listed.
-    `given`: not here, they come as tensors (unless all weights are random).
+    `umt5`: a UMT5 encoder in files of its own. Where a model's folder has none, states come as tensors; a model with
+    random weights uses a random table in its place.
     """
 
     kind: str = "table"
     words: list[str] = field(default_factory=list)
     buckets: int = 256
+    checkpoint: str | None = None
+    """UMT5's weights: the original file, a transformers folder, or a model's folder that holds either; null: those in
+    the folder that model.checkpoint names."""
+    tokenizer: str | None = None
+    """The tokenizer's folder; null: the one beside the weights."""
 
     def __post_init__(self):
-        choice("model.text.kind", self.kind, ("table", "given"))
+        choice("model.text.kind", self.kind, ("table", "umt5"))
+        self.checkpoint, self.tokenizer = found(self.checkpoint), found(self.tokenizer)
+
+    def beside(self, model: str | None) -> TextConfig:
+        """This, with the files that `model` (a checkpoint) brings, where none are named."""
+        root = self.checkpoint or model
+        if self.kind != "umt5" or root is None:
+            return self
+        weights = published.part(root, "text_encoder") or self.checkpoint
+        if weights is None:
+            return self
+        places = (published.part(folder, "tokenizer") for folder in (root, Path(weights).parent))
+        tokenizer = self.tokenizer or next((str(place) for place in places if place), None)
+        return replace(self, checkpoint=str(weights), tokenizer=tokenizer)
 
 
 @dataclass
@@ -270,6 +289,8 @@ class ModelConfig:
     positions: str = "slot"
     sink_shift: SinkShift = field(default_factory=SinkShift)
     prompt_switch: str = "text_only"
+    """What a new prompt changes: `text_only`, what is read of it from then on; `recache`, what was made of the frames
+    in the window, too, which are run again with it (LongLive)."""
 
     fps: int = 16
     height: int = 64
@@ -285,14 +306,19 @@ class ModelConfig:
         choice("model.prompt_switch", self.prompt_switch, ("text_only", "recache"))
         for name in ("steps", "chunk_frames", "window_frames", "shift", "fps", "lora_alpha"):
             positive(f"model.{name}", getattr(self, name))
-        if self.prompt_switch == "recache":
-            raise UserError("model.prompt_switch=recache", "is not built yet", "use model.prompt_switch=text_only")
+        if self.prompt_switch == "recache" and self.context != "clean":
+            raise UserError(
+                "model.prompt_switch=recache",
+                f"makes the bank of finished chunks anew, which context={self.context} has not",
+                "set model.prompt_switch=text_only",
+            )
         if self.lora and self.checkpoint is None:
             raise UserError(
                 f"model.lora={self.lora[0].path}", "is merged into the weights of a checkpoint", "give model.checkpoint"
             )
         if self.checkpoint is not None and Path(self.checkpoint).is_dir():
             self._take_folder()
+        self.text = self.text.beside(self.checkpoint)
         self._check_schedule()
         self._check_window()
         self._check_sink()
@@ -388,6 +414,11 @@ class ModelConfig:
     def ring_frames(self) -> int:
         """Latent frames in the rolling part of a bank."""
         return self.window_frames - self.sink_frames
+
+    @property
+    def recache_chunks(self) -> int:
+        """Finished chunks that a prompt change runs again, at most; 0: it runs none."""
+        return self.window_frames // self.chunk_frames if self.prompt_switch == "recache" else 0
 
     @property
     def levels(self) -> int:

@@ -83,6 +83,14 @@ class Layout:
         """The oldest generated frame in the ring once frames before `end` are written."""
         return max(self.sink, end - self.ring)
 
+    def recached(self, end: int) -> range:
+        """Generated frames that are run again where a bank that holds those before `end` is made anew.
+
+        All of them while none was dropped, the attention sink's with them; later the ring's, and the attention sink
+        stays as it was read first (LongLive, arXiv 2509.22622, as its published code does it).
+        """
+        return range(0 if end <= self.sink + self.ring else end - self.ring, end)
+
     def visible(self, end: int) -> int:
         """Slots that hold frames once generated frames before `end` are written: always a prefix."""
         return self.reference + min(end, self.sink) + min(max(end - self.sink, 0), self.ring)

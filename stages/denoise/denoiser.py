@@ -1,4 +1,4 @@
-"""Passes of the network over a stream's banks: step, commit and prefill.
+"""Passes of the network over a stream's banks: step, commit, prefill and recache.
 
 A `Denoiser` is one block range on one device with everything that does not change while streams run: step
 constants, rotation tables, slots. A `StreamBanks` is what one stream owns there. Which worker calls which
@@ -89,7 +89,7 @@ class Denoiser:
             timesteps = [torch.full((1, 1), self.sampler.timestep(s)) for s in range(self.sampler.steps)]
             self._embeddings = [network.time_embeddings(t) for t in [*timesteps, zero_timestep()]]
             self._terms = [network.time_terms(e) for e in self._embeddings]
-        self._place: tuple[int, tuple] | None = None
+        self._place: tuple[range, tuple] | None = None
 
     def level(self, step: int) -> int:
         """The bank a step reads and writes."""
@@ -138,7 +138,8 @@ class Denoiser:
         self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0
     ) -> Tensor | None:
         """One denoising forward of `chunk`: latents (or hidden states) in, velocity (or hidden states) out."""
-        return self._forward(stream.banks[self.level(step)], stream, step, chunk, x, given, distance)
+        bank = stream.banks[self.level(step)]
+        return self._forward(bank, stream, step, self._frames(chunk), x, given, distance)
 
     @torch.inference_mode()
     def commit(
@@ -150,10 +151,30 @@ class Denoiser:
         is: that is the prefill of that version, and it is the same in every bank.
         """
         bank, others = self._first_and_others(stream)
-        out = self._forward(bank, stream, -1, chunk, x, given, distance)
+        out = self._forward(bank, stream, -1, self._frames(chunk), x, given, distance)
         for other in others:
             other.copy_sink(bank)
         return out
+
+    @torch.inference_mode()
+    def recache(
+        self, stream: StreamBanks, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0
+    ) -> Tensor | None:
+        """Write what `chunk` is going to read again, with the stream's present text: one forward at t = 0.
+
+        The chunks that are run again (`recached`) see each other, and the attention sink, both ways.
+
+        Args:
+            x, given: clean latents (or hidden states) and conditioning of those chunks, joined.
+            distance: of the attention sink from the latest of them.
+        """
+        bank, _ = self._first_and_others(stream)
+        return self._forward(bank, stream, -1, self.layout.recached(self._frames(chunk).start), x, given, distance)
+
+    def recached(self, chunk: int) -> range:
+        """Finished chunks that a recache before `chunk` runs again."""
+        frames, count = self.layout.recached(self._frames(chunk).start), self.model.chunk_frames
+        return range(frames.start // count, frames.stop // count)
 
     def commits(self, chunk: int) -> bool:
         """Whether `chunk` is committed when it is finished."""
@@ -163,12 +184,15 @@ class Denoiser:
         first, *others = stream.banks.values()
         return first, others
 
-    def _where(self, first: int) -> tuple[Tensor, range, list[tuple[int, int, int]], int]:
-        """The chunk's rotation, positions, slots and visible slots: once per chunk, for all its passes and layers."""
-        if self._place is None or self._place[0] != first:
-            frames, layout = range(first, first + self.model.chunk_frames), self.layout
-            slots, visible = layout.slots(first, len(frames)), layout.visible(frames.stop)
-            self._place = first, (self.rope.table(frames), frames, slots, visible)
+    def _frames(self, chunk: int) -> range:
+        count = self.model.chunk_frames
+        return range(chunk * count, (chunk + 1) * count)
+
+    def _where(self, frames: range) -> tuple[Tensor, range, list[tuple[int, int, int]], int]:
+        """The frames' rotation, positions, slots and visible slots: once per chunk, for all its passes and layers."""
+        if self._place is None or self._place[0] != frames:
+            slots, visible = self.layout.slots(frames.start, len(frames)), self.layout.visible(frames.stop)
+            self._place = frames, (self.rope.table(frames), frames, slots, visible)
         return self._place[1]
 
     def _forward(
@@ -176,15 +200,15 @@ class Denoiser:
         bank: Bank,
         stream: StreamBanks,
         time: int,
-        chunk: int,
+        frames: range,
         x: Tensor,
         given: ChunkConditioning,
         distance: int,
     ) -> Tensor | None:
         model, layout, count = self.model, self.layout, self.model.chunk_frames
-        first = chunk * count
-        bank.place(self.rope, layout.sink_positions(model.positions, first, count, model.sink_shift, distance))
-        attend = BankPass(bank, *self._where(first), self.core)
+        latest = frames.stop - count
+        bank.place(self.rope, layout.sink_positions(model.positions, latest, count, model.sink_shift, distance))
+        attend = BankPass(bank, *self._where(frames), self.core)
         terms = self._terms[time]
         if given.actions is not None:
             terms = self.network.time_terms(self._embeddings[time], given.actions)
@@ -192,8 +216,8 @@ class Denoiser:
             None if t is None else t.to(self.network.device, self.network.dtype) for t in (given.audio, given.pose)
         )
         x = self.network.enter(x, pose=pose)
-        out = self._shared(x, Drive(terms, stream.text, audio), attend, count)
-        return None if out is None else self.network.leave(out, self._shape(count))
+        out = self._shared(x, Drive(terms, stream.text, audio), attend, len(frames))
+        return None if out is None else self.network.leave(out, self._shape(len(frames)))
 
     def _shared(self, x: Tensor, drive: Drive, attend: BankPass, frames: int) -> Tensor | None:
         """The layers over `x`, as much of it as is computed here; None where the result is gathered elsewhere."""

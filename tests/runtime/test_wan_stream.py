@@ -5,6 +5,7 @@ all frames so far, finished ones clean at t = 0 and the chunk's own at its noise
 frames a chunk may read. Keys that a bank would keep are made again each time.
 """
 
+import av
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -13,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stages.denoise.keys import original_name
-from tests.checkpoints import SMALL, random_tensors, t2v_config, t2v_shapes, write_folder
+from stages.encode.umt5 import Umt5Encoder, parameter_count
+from tests.checkpoints import SMALL, T5, random_tensors, t2v_config, t2v_shapes, write_folder, write_text_encoder
 
 C, ROWS, COLUMNS, CHUNKS = 3, 2, 3, 6
 SIGMAS = [5 * s / (1 + 4 * s) for s in (1.0, 0.75, 0.5, 0.25)]
@@ -119,3 +121,41 @@ def test_plans_read_the_same_folder(folder, given, job, tmp_path):
 def test_a_prompt_needs_something_that_reads_it(folder, job):
     line = job.fails("model=wan21_t2v_1_3b", f"model.checkpoint={folder}", "stream.chunks=1", "stream.prompt=a cat")
     assert "stream.prompt=a cat: model=wan21_t2v_1_3b has no text encoder here" in line
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """A folder with all that a text-to-video stream needs: network, VAE, text encoder and tokenizer."""
+    tensors = random_tensors(t2v_shapes(CONFIG))
+    folder = write_folder(tmp_path_factory.mktemp("complete"), CONFIG, tensors, vae=4)
+    write_text_encoder(folder)
+    return folder
+
+
+def test_a_folder_streams_a_prompt_to_a_video(complete, job, tmp_path):
+    """Its own text encoder reads prompts, on the encode worker alone, and what it says is what tensors would say."""
+    size = [f"stream.height={16 * ROWS}", f"stream.width={16 * COLUMNS}", "model.dtype=float32"]
+    base = ["model=wan21_t2v_1_3b", f"model.checkpoint={complete}", *size, "stream.chunks=3"]
+    spoken = [*base, "stream.prompt=a cat walks in the snow", "stream.events=[{chunk: 1, prompt: a red house}]"]
+    report = job(*spoken)
+    with av.open(str(job.folder / "video.mp4")) as video:
+        stream = video.streams.video[0]
+        assert (stream.width, stream.height, sum(1 for _ in video.decode(stream))) == (16 * COLUMNS, 16 * ROWS, 33)
+    sha = report["latents_sha256"]
+    encoder = Umt5Encoder(complete / "models_t5_umt5-xxl-enc-bf16.pth", complete / "google/umt5-xxl", 24, 8)
+    said = {"context": encoder("a cat walks in the snow"), "context.000001": encoder("a red house")}
+    save_file(said, tmp_path / "said.safetensors")
+    given = [*base, "sink.video=null", f"source.tensors={tmp_path / 'said.safetensors'}"]
+    assert job(*given)["latents_sha256"] == sha
+    assert job(*base, "sink.video=null", "stream.prompt=a cat walks in the snow")["latents_sha256"] != sha
+    spread = job(*spoken, "sink.video=null", "plan=layers", "plan.workers=3")
+    assert spread["latents_sha256"] == sha
+    rows = parameter_count(complete / "models_t5_umt5-xxl-enc-bf16.pth") * 4
+    others = job(*given, "plan=layers", "plan.workers=3")["weight_bytes"]
+    assert sorted(b - others[w] for w, b in spread["weight_bytes"].items()) == [0, 0, rows]
+
+
+def test_a_text_encoder_of_another_model_is_refused(complete, job, tmp_path):
+    write_text_encoder(tmp_path / "other", T5 | {"dim": 20})
+    line = job.fails("model=wan21_t2v_1_3b", f"model.checkpoint={complete}", f"model.text.checkpoint={tmp_path}/other")
+    assert "models_t5_umt5-xxl-enc-bf16.pth: gives rows of width 20, the network takes 24" in line
