@@ -164,4 +164,6 @@ def test_a_multirun_gives_every_job_its_own_folder(tmp_path):
 def test_everframe_is_the_same_command():
     found = subprocess.run([sys.executable, "-m", "launch", "steam"], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 2
-    assert found.stderr == "error: everframe steam: needs a command; did you mean stream? (known: stream, plan, join)\n"
+    known = "stream, plan, inspect, doctor, join"
+    assert found.stderr == f"error: everframe steam: needs a command; did you mean stream? (known: {known})
+"

@@ -12,7 +12,16 @@ from stages.denoise.keys import original_name
 from stages.denoise.network import Drive
 from stages.denoise.passes import whole_clip
 from stages.denoise.rope import Rope
-from tests.checkpoints import SMALL, lora_tensors, random_tensors, t2v_config, t2v_shapes, write_folder
+from tests.checkpoints import (
+    SMALL,
+    lora_tensors,
+    random_tensors,
+    s2v_config,
+    s2v_shapes,
+    t2v_config,
+    t2v_shapes,
+    write_folder,
+)
 from tests.helpers import config_of
 
 CPU = torch.device("cpu")
@@ -215,3 +224,21 @@ def test_what_is_no_lora(lora, line, base):
     with pytest.raises(UserError) as error:
         network(base, lora)
     assert line in str(error.value)
+
+
+def test_live_avatars_lora(tmp_path):
+    """Every linear it adapts at 40 layers, injectors too, scaled by half; here in small."""
+    config = s2v_config(**(SMALL | {"num_layers": 40, "audio_dim": 12}))
+    shapes = s2v_shapes(config)
+    tensors, lora = random_tensors(shapes), lora_tensors(shapes, 4, "base_model.model.{}.lora_{}.default.weight")
+    assert len(lora) == 896
+    folder, path = write_folder(tmp_path / "s2v", config, tensors), tmp_path / "liveavatar.safetensors"
+    save_file(lora, path)
+    overrides = [f"model.checkpoint={folder}", f"model.lora={path}", "model.dtype=float32", "model.lora_alpha=2"]
+    found = build_network(config_of("model=live_avatar_14b", *overrides).model, CPU).state_dict()
+    changed = {name for name, value in tensors.items() if name in found and not torch.equal(found[name], value)}
+    assert len(changed) == 448
+    for name in ("audio_injector.injector.7.o.weight", "blocks.39.ffn.2.weight"):
+        a, b = (lora[f"base_model.model.{name.removesuffix('.weight')}.lora_{x}.default.weight"] for x in "AB")
+        assert (found[name] - tensors[name] - 0.5 * b @ a).abs().max() <= 1e-6
+    assert config_of("model=live_avatar_14b").model.lora_alpha == 64

@@ -8,7 +8,14 @@ from safetensors.torch import save_file
 
 from conf.errors import UserError
 from stages import weight_file
-from stages.build import Checkpoint, build_decoder, build_encoder, build_network
+from stages.build import (
+    Checkpoint,
+    audio_encoder,
+    build_audio_encoder,
+    build_decoder,
+    build_encoder,
+    build_network,
+)
 from stages.weight_file import WeightFile
 from tests.checkpoints import (
     SMALL,
@@ -256,3 +263,35 @@ def test_tables_that_savers_add_are_ignored(tensors, tmp_path):
 def test_weights_without_a_vae_are_no_random_pictures(tensors, tmp_path):
     with pytest.raises(UserError, match=r"model.codec.checkpoint=null: .* brings no VAE"):
         build_decoder(model_of(write_folder(tmp_path, CONFIG, tensors)), CPU)
+
+
+S2V = s2v_config(**(SMALL | {"num_layers": 40, "audio_dim": 12}))
+
+
+def s2v_model(path):
+    small_ear = ["model.network.audio.wav2vec.layers=25", "model.dtype=float32"]
+    return config_of("model=live_avatar_14b", f"model.checkpoint={path}", *small_ear).model
+
+
+def test_every_key_of_speech_to_video_is_loaded_by_one_part(tmp_path):
+    """1260 keys at 40 layers: the network's, and the audio encoder's, which lives in another stage."""
+    tensors = random_tensors(s2v_shapes(S2V))
+    assert len(tensors) == 1260
+    model = s2v_model(write_folder(tmp_path, S2V, tensors, shards=4))
+    assert model.network.audio.layers == [0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39]
+    network, (_, prefix) = build_network(model, CPU), audio_encoder(model)
+    found = network.state_dict()
+    found |= {prefix + name: value for name, value in build_audio_encoder(model).state_dict().items()}
+    assert set(found) == set(tensors)
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+
+
+def test_blocks_of_speech_to_video_load_their_own_injectors(tmp_path):
+    tensors = random_tensors(s2v_shapes(S2V))
+    model = s2v_model(write_folder(tmp_path, S2V, tensors, shards=4))
+    for layers, injectors in ((range(10, 20), {"3", "4"}), (range(34, 40), {"10", "11"})):
+        checkpoint = Checkpoint(model, CPU)
+        headers = checkpoint.file.bytes_read
+        own = build_network(model, CPU, layers, checkpoint).state_dict()
+        assert {k.split(".")[2] for k in own if k.startswith("audio_injector.injector.")} == injectors
+        assert checkpoint.file.bytes_read - headers == sum(v.nbytes for v in own.values())
