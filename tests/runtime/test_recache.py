@@ -100,8 +100,7 @@ class Straight:
 @pytest.mark.parametrize("chunk", [1, 3, 4, 6], ids=lambda n: f"{n} chunks")
 @pytest.mark.parametrize("sink", [0, 3])
 def test_a_bank_is_what_one_fresh_forward_over_its_frames_gives(sink, chunk):
-    """Clean latents once more, all at once, with the new text; the attention sink too while all frames are in the window,
-    and later beside them as it was."""
+    """Clean latents once more, all at once, with the new text; the attention sink's too while all are in the window."""
     model: ModelConfig = config_of(
         "model=nano", *SIZES, "model.reference=false", "model.positions=abs", "model.network.audio=null",
         f"model.sink_frames={sink}", "model.window_frames=12",
