@@ -108,6 +108,7 @@ def test_every_chunk_of_every_stream_leaves_once_and_in_order(config, context, v
         ("plan=timestep", "model.recalibrate_chunk=4"),
         ("plan=timestep", "model.context=clean"),
         ("plan=layers", "model.context=clean", "stream.chunks=5"),
+        ("plan=grid", "model.context=clean", "model.prompt_switch=recache", "stream.events=[{chunk: 4, prompt: new}]"),
     ],
     ids=str,
 )
@@ -129,7 +130,8 @@ def test_its_order_is_the_real_workers(tmp_path, monkeypatch, plan):
     engine.start()
     engine.wait()
     simulator = Simulator(built, Periods(built), spans=True)
-    simulator.open(0, Fraction(0), config.stream.chunks)
+    prompts = [event.chunk for event in config.stream.events]
+    simulator.open(0, Fraction(0), config.stream.chunks, prompts=prompts)
     simulator.run(lambda: False)
     for worker, passes in real.items():
         # When latents are finished beside steps is free.
@@ -137,6 +139,7 @@ def test_its_order_is_the_real_workers(tmp_path, monkeypatch, plan):
             return [i for i in items if i.kind not in ("final", "end")]
 
         assert route(passes) == route(s.item for s in simulator.spans if s.worker == worker)
+        assert [i.chunk for i in passes if i.kind == "recache"] == prompts * len(built.blocks_of(worker))
         finals = [i for i in passes if i.kind == "final"]
         assert finals == [s.item for s in simulator.spans if s.worker == worker and s.item.kind == "final"]
 

@@ -150,6 +150,10 @@ def test_a_folder_streams_a_prompt_to_a_video(complete, job, tmp_path):
     assert job(*base, "sink.video=null", "stream.prompt=a cat walks in the snow")["latents_sha256"] != sha
     spread = job(*spoken, "sink.video=null", "plan=layers", "plan.workers=3")
     assert spread["latents_sha256"] == sha
+    longlive = ["experiment=longlive", *spoken, "sink.video=null"]
+    anew = job(*longlive)["latents_sha256"]
+    assert anew not in (sha, job(*longlive, "model.prompt_switch=text_only")["latents_sha256"])
+    assert job(*longlive, "plan=grid")["latents_sha256"] == anew
     rows = parameter_count(complete / "models_t5_umt5-xxl-enc-bf16.pth") * 4
     others = job(*given, "plan=layers", "plan.workers=3")["weight_bytes"]
     assert sorted(b - others[w] for w, b in spread["weight_bytes"].items()) == [0, 0, rows]
