@@ -216,3 +216,17 @@ def test_a_state_that_cannot_be_written_does_not_stop_the_stream(runs, monkeypat
         assert report["chunks"] == 6 and report["state"]["saved"] is None
         assert "No space left on device" in caplog.text
         assert "there is no whole state" in runs.fails("sink.video=null", f"resume={runs.folder / plan}")
+
+
+@pytest.mark.parametrize("event", [4, 5, 6])
+def test_a_prompt_makes_the_bank_anew_from_chunks_of_before(runs, event):
+    """Just before the state, where it goes on, and behind it: what is run again was saved with it."""
+    base = (
+        "sink.video=null", "stream.prompt=hello", f"stream.events=[{{chunk: {event}, prompt: other}}]",
+        "model.context=clean", "model.prompt_switch=recache", "model.sampler=renoise", "model.sink_frames=3",
+        "model.reference=false", "model.positions=abs",
+    )  # fmt: skip
+    whole = runs("whole", *base, "stream.chunks=8")
+    runs("saved", *base, *SAVE, *PLANS["grid"])
+    after = runs("run", *base, "stream.chunks=8", "plan=layers", "plan.layers=[1,5]", f"resume={runs.folder / 'saved'}")
+    assert after["latents_sha256"] == whole["latents_sha256"]
