@@ -23,8 +23,9 @@ export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=${OMP_NUM_THR
 
 folder=${EVERFRAME_OUTPUT:-$home/outputs/slurm-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${SLURM_ARRAY_TASK_ID:+/$SLURM_ARRAY_TASK_ID}
 
-# Below the ports that systems give to clients. A job has 8 slots of 64, so neighbours on shared nodes keep apart.
-export EVERFRAME_PORT=${EVERFRAME_PORT:-$((10000 + 64 * (8 * SLURM_JOB_ID % 336)))}
+# Above Ray's own choice for workers and below what systems give to clients, 256 for a job: neighbours on shared nodes
+# keep apart.
+export EVERFRAME_PORT=${EVERFRAME_PORT:-$((20000 + 256 * (SLURM_JOB_ID % 48)))}
 
 # The address at which the other nodes reach a node: SLURM's own, since a host may resolve its own name to 127.0.1.1.
 address() {
