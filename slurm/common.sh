@@ -23,8 +23,9 @@ export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=${OMP_NUM_THR
 
 folder=${EVERFRAME_OUTPUT:-$home/outputs/slurm-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${SLURM_ARRAY_TASK_ID:+/$SLURM_ARRAY_TASK_ID}
 
-# Below the ports that systems give to clients. A job has 8 slots of 64, so neighbours on shared nodes keep apart.
-export EVERFRAME_PORT=${EVERFRAME_PORT:-$((10000 + 64 * (8 * SLURM_JOB_ID % 336)))}
+# Above Ray's own choice for workers and below what systems give to clients, 256 for a job: neighbours on shared nodes
+# keep apart.
+export EVERFRAME_PORT=${EVERFRAME_PORT:-$((20000 + 256 * (SLURM_JOB_ID % 48)))}
 
 # The address at which the other nodes reach a node: SLURM's own, since a host may resolve its own name to 127.0.1.1.
 address() {
@@ -42,7 +43,7 @@ first_address=$(address "$first")
 export first_address
 
 # What launch.stream is told besides the arguments of sbatch; those come last and win.
-overrides=("output_dir=$folder")
+overrides=("output_dir=$folder" stream.save_on_stop=true)
 arguments=("$@")
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
     # Task i runs the i-th job of the multirun that the arguments describe.
@@ -69,7 +70,8 @@ cut=
 # Run a job step to its end. When SLURM says that the time is nearly over (--signal=B:USR1@SECONDS), let it drain, and
 # go back to the queue if the job may (--requeue): the next run goes on from the state.
 run() {
-    local code=0 step
+    local code=0 step begun
+    begun=$(mktemp)
     "$@" &
     step=$!
     trap 'cut=yes' USR1
@@ -85,6 +87,11 @@ run() {
     done
     trap '' USR1
     wait "$step" || code=$?
+    if [[ $code == 0 && ! $folder/report.json -nt $begun ]]; then
+        echo "error: no report was left in $folder; see above" >&2
+        code=1
+    fi
+    rm "$begun"
     if [[ $cut && $code == 0 && $(property Requeue) == 1 ]] && grep -q '^  "finished": false' "$folder/report.json"; then
         echo "cut by the time limit: back to the queue, to go on from the state"
         scontrol requeue "$SLURM_JOB_ID"
