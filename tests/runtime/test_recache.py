@@ -169,11 +169,6 @@ def test_a_bank_is_what_one_fresh_forward_over_its_frames_gives(sink, chunk):
             assert not torch.equal(bank.keys[layer][:, : sink * n], before[layer][0])
 
 
-def test_it_is_for_banks_of_finished_chunks(job):
-    line = job.fails("model=nano", "model.prompt_switch=recache", "stream.chunks=1")
-    assert line.startswith("model.prompt_switch=recache: makes the bank of finished chunks anew")
-
-
 @pytest.mark.parametrize(
     ("name", "window", "sink", "switch"),
     [("self_forcing", 21, 0, "text_only"), ("longlive", 12, 3, "recache"), ("krea", 6, 0, "text_only")],
