@@ -165,5 +165,4 @@ def test_everframe_is_the_same_command():
     found = subprocess.run([sys.executable, "-m", "launch", "steam"], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 2
     known = "stream, plan, inspect, doctor, join"
-    assert found.stderr == f"error: everframe steam: needs a command; did you mean stream? (known: {known})
-"
+    assert found.stderr == f"error: everframe steam: needs a command; did you mean stream? (known: {known})\n"
