@@ -49,7 +49,7 @@ NANO = ("model=nano", "stream.chunks=2")
         (["model.context=output_level"], "model.context=output_level: the second write pass is not built"),
         (["plan=timestep", "plan.workers=7"], "plan.workers=7: plan=timestep here is 4 workers, or 5 with decode"),
         (["model=pocket_world", "source.audio=x.wav"], "model=pocket_world takes no audio"),
-        (["model.prompt_switch=recache"], "model.prompt_switch=recache: is not built yet; use"),
+        (["model.prompt_switch=recache"], "model.prompt_switch=recache: makes the bank of finished chunks anew, which"),
         (
             ["model.lora=/nowhere/l.safetensors"],
             "model.lora=/nowhere/l.safetensors: is merged into the weights",

@@ -12,6 +12,7 @@ from stages.denoise.network import Drive
 from stages.denoise.rope import rotate
 from stages.denoise.sampler import zero_timestep
 from tests.helpers import config_of
+from tests.runtime.test_pipeline import Running
 
 SIZES = ("model.context=clean", "model.prompt_switch=recache", "model.sampler=renoise")
 MODELS = {
@@ -74,6 +75,25 @@ def test_what_is_run_again_is_part_of_a_state(job, oracle, tmp_path, saved, resu
     job(*base, *plans[saved], "stream.chunks=6", "stream.save_every_chunks=5")
     where = (job.folder / "state" / "chunk.000005").rename(tmp_path / "kept")
     assert job(*base, *plans[resumed], f"resume={where}")["latents_sha256"] == oracle["state"]
+
+
+@pytest.mark.parametrize("plan", ["layers", "grid"])
+def test_streams_that_are_cancelled_while_prompts_change_disturb_nobody(nano, tmp_path, plan):
+    size = [*SIZES, *MODELS["longlive"]]
+    alone = nano(*size, "stream.id=a", "stream.chunks=6", EVENTS)
+    with Running(tmp_path, *size, EVENTS, *PLANS[plan]) as running:
+        endless = [running.open(f"x{i}", None) for i in range(3)]
+        stays = running.open("a", 6)
+        for chunks in range(2, 5):
+            for stream in endless:
+                running.until(stream, chunks)
+                running.pipeline.prompt(stream, f"prompt {chunks}")
+        for stream in endless:
+            running.pipeline.cancel(stream)
+        for stream in endless:
+            running.pipeline.wait(stream, 30)
+        assert running.hash(stays) == alone
+        assert running.hash(running.open("a", 6)) == alone
 
 
 # -- a straight recomputation --------------------------------------------------------------------------------------
@@ -147,11 +167,6 @@ def test_a_bank_is_what_one_fresh_forward_over_its_frames_gives(sink, chunk):
             assert torch.equal(bank.values[layer][:, : sink * n], before[layer][1])
         elif sink and layer:
             assert not torch.equal(bank.keys[layer][:, : sink * n], before[layer][0])
-
-
-def test_it_is_for_banks_of_finished_chunks(job):
-    line = job.fails("model=nano", "model.prompt_switch=recache", "stream.chunks=1")
-    assert line.startswith("model.prompt_switch=recache: makes the bank of finished chunks anew")
 
 
 @pytest.mark.parametrize(
