@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from conf.schema import ModelConfig
-from stages.denoise.attention import backend
 from stages.denoise.bank import Bank, BankPass, Layout
 from stages.denoise.frame_pack import packed_table
 from stages.denoise.layers import KeysValues
@@ -84,7 +83,7 @@ class Denoiser:
         self._prefilled = range(start, start + self.layout.reference)
         motion = [packed_table(self.rope)] if self.layout.motion else []
         self._prefill_table = torch.cat([*motion, self.rope.table(self._prefilled)])
-        self.core = backend(network.attention, network.device, network.dtype)
+        self.core = network.core
         with torch.inference_mode():
             timesteps = [torch.full((1, 1), self.sampler.timestep(s)) for s in range(self.sampler.steps)]
             self._embeddings = [network.time_embeddings(t) for t in [*timesteps, zero_timestep()]]
