@@ -15,6 +15,7 @@ from stages.codec.base import parameter_bytes
 from stages.codec.small import SmallDecoder, read_config
 from stages.codec.wan import WanDecoder
 from stages.denoise.bank import Bank, Layout
+from stages.denoise.fp8 import quantise
 from stages.denoise.network import Network
 from stages.encode import umt5
 from stages.encode.wav2vec import parameter_count
@@ -33,7 +34,9 @@ def describe(config: Config) -> Workload:
     network, scale = model.network, dtype.itemsize / FLOAT
 
     def layers(start: int, stop: int) -> int:
-        return _meta(lambda: Network(network, range(start, stop)))
+        with torch.device("meta"):
+            part = Network(network, range(start, stop)).to(dtype)
+            return parameter_bytes(quantise(part.fuse(), model.fp8) if model.fp8 else part)
 
     n, tokens = network.layers, picture.rows * picture.columns
     # A range of no layers, in the middle, holds what every range holds.
@@ -59,10 +62,10 @@ def describe(config: Config) -> Workload:
         decodes=config.sink.needs_frames,
         latent_bytes=latent + sound,
         hidden_bytes=model.chunk_frames * tokens * network.dim * dtype.itemsize,
-        layer_bytes=tuple(round((layers(i, i + 1) - bare - _end(i, n, ends)) * scale) for i in range(n)),
-        range_bytes=round(bare * scale),
-        first_bytes=round(ends[0] * scale),
-        last_bytes=round(ends[1] * scale),
+        layer_bytes=tuple(layers(i, i + 1) - bare - _end(i, n, ends) for i in range(n)),
+        range_bytes=bare,
+        first_bytes=ends[0],
+        last_bytes=ends[1],
         encode_bytes=audio + text,
         decode_bytes=round(parameter_bytes(decoder) * scale) if config.sink.needs_frames else 0,
         bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype),

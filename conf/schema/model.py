@@ -14,6 +14,7 @@ CONTEXT_RULES = ("same_level", "clean", "joint_window", "output_level")
 POSITION_RULES = ("abs", "slot", "sink_shift")
 SAMPLERS = ("euler", "renoise")
 DTYPES = ("float32", "bfloat16", "float16")
+FP8 = ("per_tensor", "per_row")
 
 
 @dataclass
@@ -268,6 +269,8 @@ class ModelConfig:
     """Alpha of a LoRA that does not say its own; null: its rank, so that its products are added as they are."""
     init_seed: int = 0
     dtype: str = "float32"
+    fp8: str | None = None
+    """8-bit products in the layers, with one scale for each tensor or for each row; null: none."""
     attention: str = "sdpa"
 
     context: str = "same_level"
@@ -303,6 +306,9 @@ class ModelConfig:
         choice("model.positions", self.positions, POSITION_RULES)
         choice("model.sampler", self.sampler, SAMPLERS)
         choice("model.dtype", self.dtype, DTYPES)
+        if self.fp8 is not None:
+            choice("model.fp8", self.fp8, FP8)
+            self._check_widths()
         choice("model.prompt_switch", self.prompt_switch, ("text_only", "recache"))
         for name in ("steps", "chunk_frames", "window_frames", "shift", "fps", "lora_alpha"):
             positive(f"model.{name}", getattr(self, name))
@@ -349,6 +355,11 @@ class ModelConfig:
         if self.codec.kind == "wan" and self.codec.checkpoint is None:
             vae = published.part(self.checkpoint, "vae")
             self.codec = replace(self.codec, checkpoint=str(vae) if vae else None)
+
+    def _check_widths(self):
+        for name in ("dim", "ffn_dim"):
+            if (width := getattr(self.network, name)) % 16:
+                raise UserError(f"model.fp8={self.fp8}", f"needs widths in sixteens, not {name}={width}", "set it null")
 
     def _check_schedule(self):
         if self.timesteps is None and self.steps is None:

@@ -211,9 +211,8 @@ def between_attentions(
     return x, rms_norm(w.query_text.of(y), w.gain_text, w.eps).view(batch, tokens, heads, -1)
 
 
-def after_attention(x: Tensor, y: Tensor, m: Modulation, w: Weights, eps: float) -> Tensor:
-    """The float32 residual, which is used up, and what text attention gave to tokens [B, N, d]."""
-    dtype = y.dtype
+def after_attention(x: Tensor, y: Tensor, m: Modulation, w: Weights, eps: float, dtype: torch.dtype) -> Tensor:
+    """The float32 residual, which is used up, and what text attention gave to tokens [B, N, d] in `dtype`."""
     x = torch.add(x, w.out_text.of(y.reshape(x.shape)), out=reusable(x))
     y = w.up.of(narrow(modulate(x, m.shift2, m.scale2, eps), dtype))
     y = w.down.of(F.gelu(y, approximate="tanh", out=reusable(y)))
@@ -287,5 +286,5 @@ class Layer(nn.Module):
         """[B, N, d] to [B, N, d]; the residual stays in float32 within the layer, as in Wan."""
         w = self.weights() if self.fused is None or torch.is_grad_enabled() else self.fused
         y = attend(self.index, *self.regions.before(x, m, w, self.heads, self.eps))
-        x, y = self.regions.between(x, y, m, w, self.heads, self.eps)
-        return self.regions.after(x, core(y, *text, None), m, w, self.eps)
+        residual, y = self.regions.between(x, y, m, w, self.heads, self.eps)
+        return self.regions.after(residual, core(y, *text, None), m, w, self.eps, x.dtype)

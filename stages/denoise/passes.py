@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from conf.schema import ModelConfig
-from stages.denoise.attention import Attend, backend
+from stages.denoise.attention import Attend
 from stages.denoise.bank import Layout
 from stages.denoise.network import Network
 from stages.denoise.rope import Rope, rotate
