@@ -57,11 +57,18 @@ class Scaled(NamedTuple):
 
     def of(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        values, scale = scaled(x.flatten(0, -2), self.scale.dim() > 0)
-        y = torch._scaled_mm(
-            values, self.weight.t(), scale, self.scale, bias=self.bias, out_dtype=x.dtype, use_fast_accum=True
-        )
+        y = self.product(*self.quantised(x.flatten(0, -2)), x.dtype)
         return y.unflatten(0, x.shape[:-1])
+
+    def quantised(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [N, in] as this product takes them, and their scale."""
+        return scaled(x, self.scale.dim() > 0)
+
+    def product(self, values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """[N, out] in `dtype`."""
+        return torch._scaled_mm(
+            values, self.weight.t(), scale, self.scale, bias=self.bias, out_dtype=dtype, use_fast_accum=True
+        )
 
 
 class ScaledLinear(nn.Module):
