@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 
-from conf.schema import Config
+from conf.schema import CodecConfig, Config
 from parallel.plan import Workload
 from runtime.conditioning import Picture
 from runtime.versions import versions
 from stages.build import audio_encoder, text_encoder, torch_dtype, wan_width
 from stages.codec.base import parameter_bytes
 from stages.codec.small import SmallDecoder, read_config
+from stages.codec.taehv import TaehvDecoder
 from stages.codec.wan import WanDecoder
 from stages.denoise.bank import Bank, Layout
 from stages.denoise.fp8 import quantise
@@ -48,9 +50,7 @@ def describe(config: Config) -> Workload:
     text = _meta(lambda: prompts[0]) if (prompts := text_encoder(model)) else 0
     if model.text.checkpoint:
         text = umt5.parameter_count(model.text.checkpoint) * dtype.itemsize
-    decoder = (
-        WanDecoder(base=wan_width(model.codec)) if model.codec.kind == "wan" else _small_decoder(model.codec.checkpoint)
-    )
+    decoder = _decoder(model.codec)
     layout = Layout.of(model, tokens)
     latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize
     sound = model.chunk_frames * network.audio.tokens * network.audio_dim * dtype.itemsize if network.audio else 0
@@ -75,9 +75,13 @@ def describe(config: Config) -> Workload:
     )
 
 
-def _small_decoder(checkpoint: str | None) -> SmallDecoder:
+def _decoder(codec: CodecConfig) -> nn.Module:
     """A decoder of the sizes its file names."""
-    return SmallDecoder(read_config(checkpoint) if checkpoint else None)
+    if codec.kind == "wan":
+        return WanDecoder(base=wan_width(codec))
+    if codec.kind == "taehv":
+        return TaehvDecoder()
+    return SmallDecoder(read_config(codec.checkpoint) if codec.checkpoint else None)
 
 
 def _end(layer: int, layers: int, ends: tuple[int, int]) -> int:

@@ -198,12 +198,18 @@ class TextConfig:
 
 @dataclass
 class CodecConfig:
-    """The network between pixels and latents."""
+    """The network between pixels and latents.
+
+    `small`: the pocket models'. `wan`: the Wan VAE. `taehv`: a small distilled decoder of the same latents.
+    """
 
     kind: str = "small"
     width: int = 96
     """Channels of the Wan VAE at full resolution, where it has random weights (codec files say their own sizes)."""
     checkpoint: str | None = None
+    vae: str | None = None
+    """Beside a `taehv` decoder: the Wan VAE whose encoder makes latents of a reference; null: as the checkpoint's
+    folder has it."""
     statistics: str | None = None
     """Which data's latent mean and deviation to use, of those the small codec's file holds."""
     prime: int = 0
@@ -211,7 +217,8 @@ class CodecConfig:
 
     def __post_init__(self):
         self.checkpoint = found(self.checkpoint)
-        choice("model.codec.kind", self.kind, ("small", "wan"))
+        self.vae = found(self.vae)
+        choice("model.codec.kind", self.kind, ("small", "wan", "taehv"))
         positive("model.codec.width", self.width)
 
 
@@ -352,9 +359,10 @@ class ModelConfig:
         """The sizes and the VAE of the checkpoint's folder."""
         if sizes := published.network_sizes(self.checkpoint):
             self.network = self._resized(self.network, sizes)
-        if self.codec.kind == "wan" and self.codec.checkpoint is None:
+        holds = {"wan": "checkpoint", "taehv": "vae"}.get(self.codec.kind)
+        if holds and getattr(self.codec, holds) is None:
             vae = published.part(self.checkpoint, "vae")
-            self.codec = replace(self.codec, checkpoint=str(vae) if vae else None)
+            self.codec = replace(self.codec, **{holds: str(vae) if vae else None})
 
     def _check_widths(self):
         for name in ("dim", "ffn_dim"):

@@ -65,7 +65,7 @@ def test_floor_of_a_decode():
 def test_eight_bits_do_the_same_with_half_the_bytes():
     model = models.model("live_avatar_14b", ["network.layers=4", "network.audio.layers=[0,2]"])
     plain, eight = (stage.Stage(model, META, variant).count() for variant in ("plain", "fp8_row"))
-    assert (eight.linear, eight.attention) == (plain.linear, plain.attention)
+    assert eight.flops == plain.flops
     assert eight.bytes < 0.8 * plain.bytes
 
 

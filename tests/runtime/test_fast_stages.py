@@ -40,3 +40,11 @@ def test_what_cannot_be_is_said(job, override, said):
 def test_widths_for_8_bits(job):
     line = job.fails("model=nano", "model.fp8=per_row", "model.network.ffn_dim=90")
     assert line.startswith("model.fp8=per_row: needs widths in sixteens, not ffn_dim=90")
+
+
+def test_a_small_decoder_in_place_of_the_vae(job):
+    wan = ("model=nano", "model.codec.width=4", "stream.chunks=2", "stream.height=16", "stream.width=16")
+    full = job(*wan, "model.codec.kind=wan")
+    small = job(*wan, "model.codec.kind=taehv", "plan=timestep", "plan.workers=2")
+    assert small["latents_sha256"] == full["latents_sha256"]
+    assert small["frames"] == full["frames"]
