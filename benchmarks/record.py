@@ -32,8 +32,10 @@ def machine() -> dict[str, Any]:
     return {"cpu": name, "cores": os.cpu_count()}
 
 
-def record(theme: str, command: str, configuration: dict[str, Any], measured: dict[str, Any]) -> Path:
-    """Write `results/<theme>.json`, print the bars, return the path.
+def record(
+    theme: str, command: str, configuration: dict[str, Any], measured: dict[str, Any], folder: Path = RESULTS
+) -> Path:
+    """Write `<folder>/<theme>.json`, print the bars, return the path.
 
     Args:
         theme: what was measured.
@@ -41,8 +43,8 @@ def record(theme: str, command: str, configuration: dict[str, Any], measured: di
         configuration: everything it was run with.
         measured: numbers; a bar is a dict with `value`, `bar` (text) and `passed`.
     """
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{theme}.json"
+    folder.mkdir(exist_ok=True, parents=True)
+    path = folder / f"{theme}.json"
     content = {
         "theme": theme,
         "command": command,

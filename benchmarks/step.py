@@ -50,7 +50,7 @@ def bare(denoiser: Denoiser, banks: StreamBanks):
 
     layers = [
         (
-            [layer._fused.qkv[0], *weights(layer.self_attn.o, layer.cross_attn.q, layer.cross_attn.o)],
+            [layer.fused.qkv[0], *weights(layer.self_attn.o, layer.cross_attn.q, layer.cross_attn.o)],
             weights(layer.ffn[0], layer.ffn[2]),
             ((bank.keys[i], bank.values[i]), banks.text[i]),
         )

@@ -41,7 +41,8 @@ def identity(config: Config, stream: StreamConfig) -> dict[str, Any]:
     """What decides a stream's latents, sources aside. Plans, launchers, sinks and lengths do not."""
     model, picture = asdict(config.model), Picture.of(config.model, stream)
     codec, text = model["codec"], model["text"]
-    for holder, name in ((model, "checkpoint"), (codec, "checkpoint"), (text, "checkpoint"), (text, "tokenizer")):
+    files = (model, "checkpoint"), (codec, "checkpoint"), (codec, "vae"), (text, "checkpoint"), (text, "tokenizer")
+    for holder, name in files:
         holder[f"{name} content"] = fingerprint(holder.pop(name))
     for key in ("height", "width"):
         del model[key]  # defaults; what holds is the stream's
@@ -55,7 +56,7 @@ def identity(config: Config, stream: StreamConfig) -> dict[str, Any]:
             "width": picture.width,
             "events": {str(event.chunk): event.prompt for event in stream.events},
         },
-        "device": {"threads": config.device.threads},
+        "device": {"threads": config.device.threads, "compile": config.device.compile},
     }
 
 

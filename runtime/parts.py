@@ -17,6 +17,8 @@ from runtime.orders import Open
 from runtime.outputs import Outputs
 from stages.build import build_decoder, build_network, choose_device, torch_dtype
 from stages.codec.base import Decoder, parameter_bytes
+from stages.compiled import compile_decoder, compile_network
+from stages.denoise import fp8, graphs
 from stages.denoise.denoiser import Denoiser
 from stages.denoise.sampler import Sampler
 
@@ -73,6 +75,29 @@ def open_outputs(config: Config, order: Open) -> Outputs:
     return Outputs(order.sink, config.model.fps, picture, config.model.network.audio is not None, order.keep)
 
 
+def fast_denoiser(config: Config, device: torch.device, picture: Picture, layers: range | None = None) -> Denoiser:
+    """A block of the network, loaded, and made as fast as the configuration asks.
+
+    Raises:
+        UserError: weights cannot be read, or the device cannot.
+    """
+    network = build_network(config.model, device, layers)
+    denoiser = Denoiser(config.model, network, picture.rows, picture.columns)
+    if config.model.fp8:
+        fp8.quantise(network, config.model.fp8)
+    if config.device.compile:
+        compile_network(network)
+    if config.device.graphs != "never":
+        graphs.attach(denoiser, config.device.graphs)
+    return denoiser
+
+
+def fast_decoder(config: Config, device: torch.device) -> Decoder:
+    """The decoder likewise."""
+    decoder = build_decoder(config.model, device)
+    return compile_decoder(decoder) if config.device.compile else decoder
+
+
 def load_parts(
     plan: Plan,
     index: int,
@@ -115,11 +140,10 @@ def load_parts(
     for block in plan.blocks_of(index):
         layers = plan.blocks[block]
         progress(f"layers {layers.start}-{layers.stop - 1}")
-        network = build_network(model, device, layers)
-        parts.denoisers[block] = Denoiser(model, network, picture.rows, picture.columns)
-        parts.weight_bytes += parameter_bytes(network)
+        denoiser = parts.denoisers[block] = fast_denoiser(config, device, picture, layers)
+        parts.weight_bytes += parameter_bytes(denoiser.network)
     if index == plan.decode and rank == 0 and config.sink.needs_frames:
         progress("decoder")
-        parts.decoder = build_decoder(model, device)
+        parts.decoder = fast_decoder(config, device)
         parts.weight_bytes += parameter_bytes(parts.decoder)
     return parts

@@ -15,14 +15,13 @@ from runtime.banks import load_bank, save_bank
 from runtime.conditioning import Conditioning, Encoders, Picture, Progress
 from runtime.finish import Companion, Finish
 from runtime.oracle import Memory, generate
-from runtime.parts import open_outputs
+from runtime.parts import fast_decoder, fast_denoiser, open_outputs
 from runtime.pipeline import opens
 from runtime.report import Timeline, worker_report
 from runtime.state import FINISHED, State, write
 from runtime.trace import Trace, worker_trace
-from stages.build import build_decoder, build_network, choose_device
+from stages.build import choose_device
 from stages.codec.base import parameter_bytes
-from stages.denoise.denoiser import Denoiser
 from stages.denoise.finished import Finished
 from stages.denoise.share import ALL
 
@@ -51,9 +50,9 @@ class SequentialRun:
             for order in self.orders
         ]
         picture = Picture.of(config.model, config.stream)
-        self.network = build_network(config.model, self.device)
-        self.denoiser = Denoiser(config.model, self.network, picture.rows, picture.columns)
-        self.decoder = build_decoder(config.model, self.device) if config.sink.needs_frames else None
+        self.denoiser = fast_denoiser(config, self.device, picture)
+        self.network = self.denoiser.network
+        self.decoder = fast_decoder(config, self.device) if config.sink.needs_frames else None
         held = sum(parameter_bytes(p) for p in (self.network, self.decoder) if p is not None)
         self.weight_bytes = held + encoders.weight_bytes
 

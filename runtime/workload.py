@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 
-from conf.schema import Config
+from conf.schema import CodecConfig, Config
 from parallel.plan import Workload
 from runtime.conditioning import Picture
 from runtime.versions import versions
 from stages.build import audio_encoder, text_encoder, torch_dtype, wan_width
 from stages.codec.base import parameter_bytes
 from stages.codec.small import SmallDecoder, read_config
+from stages.codec.taehv import TaehvDecoder
 from stages.codec.wan import WanDecoder
 from stages.denoise.bank import Bank, Layout
+from stages.denoise.fp8 import quantise
 from stages.denoise.network import Network
 from stages.encode import umt5
 from stages.encode.wav2vec import parameter_count
@@ -33,7 +36,9 @@ def describe(config: Config) -> Workload:
     network, scale = model.network, dtype.itemsize / FLOAT
 
     def layers(start: int, stop: int) -> int:
-        return _meta(lambda: Network(network, range(start, stop)))
+        with torch.device("meta"):
+            part = Network(network, range(start, stop)).to(dtype)
+            return parameter_bytes(quantise(part.fuse(), model.fp8) if model.fp8 else part)
 
     n, tokens = network.layers, picture.rows * picture.columns
     # A range of no layers, in the middle, holds what every range holds.
@@ -45,9 +50,7 @@ def describe(config: Config) -> Workload:
     text = _meta(lambda: prompts[0]) if (prompts := text_encoder(model)) else 0
     if model.text.checkpoint:
         text = umt5.parameter_count(model.text.checkpoint) * dtype.itemsize
-    decoder = (
-        WanDecoder(base=wan_width(model.codec)) if model.codec.kind == "wan" else _small_decoder(model.codec.checkpoint)
-    )
+    decoder = _decoder(model.codec)
     layout = Layout.of(model, tokens)
     latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize
     sound = model.chunk_frames * network.audio.tokens * network.audio_dim * dtype.itemsize if network.audio else 0
@@ -59,10 +62,10 @@ def describe(config: Config) -> Workload:
         decodes=config.sink.needs_frames,
         latent_bytes=latent + sound,
         hidden_bytes=model.chunk_frames * tokens * network.dim * dtype.itemsize,
-        layer_bytes=tuple(round((layers(i, i + 1) - bare - _end(i, n, ends)) * scale) for i in range(n)),
-        range_bytes=round(bare * scale),
-        first_bytes=round(ends[0] * scale),
-        last_bytes=round(ends[1] * scale),
+        layer_bytes=tuple(layers(i, i + 1) - bare - _end(i, n, ends) for i in range(n)),
+        range_bytes=bare,
+        first_bytes=ends[0],
+        last_bytes=ends[1],
         encode_bytes=audio + text,
         decode_bytes=round(parameter_bytes(decoder) * scale) if config.sink.needs_frames else 0,
         bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype),
@@ -72,9 +75,13 @@ def describe(config: Config) -> Workload:
     )
 
 
-def _small_decoder(checkpoint: str | None) -> SmallDecoder:
+def _decoder(codec: CodecConfig) -> nn.Module:
     """A decoder of the sizes its file names."""
-    return SmallDecoder(read_config(checkpoint) if checkpoint else None)
+    if codec.kind == "wan":
+        return WanDecoder(base=wan_width(codec))
+    if codec.kind == "taehv":
+        return TaehvDecoder()
+    return SmallDecoder(read_config(codec.checkpoint) if codec.checkpoint else None)
 
 
 def _end(layer: int, layers: int, ends: tuple[int, int]) -> int:

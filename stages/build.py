@@ -6,6 +6,7 @@ Weights come from the model's checkpoint where one is named, else they are rando
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,9 +15,10 @@ from torch import nn
 from conf import published
 from conf.errors import UserError
 from conf.schema import CodecConfig, ModelConfig
-from stages.codec import wan_keys
+from stages.codec import taehv, wan_keys
 from stages.codec.base import Decoder, Encoder
 from stages.codec.small import SmallDecoder, SmallEncoder, load_half
+from stages.codec.taehv import TaehvDecoder
 from stages.codec.wan import WanDecoder, WanEncoder
 from stages.denoise.keys import original_name
 from stages.denoise.network import Network
@@ -167,13 +169,27 @@ def _wan_file(codec: CodecConfig) -> WeightFile:
     return WeightFile(codec.checkpoint, "model.codec.checkpoint", wan_keys.original_name)
 
 
-def _build_wan(model: ModelConfig, half: str, device: torch.device) -> nn.Module:
-    codec, halves = model.codec, {"encoder": WanEncoder, "decoder": WanDecoder}
+def _build_taehv(model: ModelConfig, device: torch.device) -> TaehvDecoder:
+    codec = model.codec
+    if codec.checkpoint is None and model.checkpoint is not None:
+        raise UserError(
+            "model.codec.checkpoint=null", "a taehv decoder needs its weights", "give taew2_1.pth, or codec.kind=wan"
+        )
+    module = _empty(TaehvDecoder, device, torch_dtype(model.dtype))
+    if codec.checkpoint is None:
+        initialise(module, model.init_seed, "codec.decoder.")
+    else:
+        taehv.load(module.requires_grad_(False), WeightFile(codec.checkpoint, "model.codec.checkpoint"))
+    return module.to(memory_format=torch.channels_last)
+
+
+def _build_wan(model: ModelConfig, codec: CodecConfig, half: str, device: torch.device) -> nn.Module:
+    halves = {"encoder": WanEncoder, "decoder": WanDecoder}
     if codec.checkpoint is None and model.checkpoint is not None:
         raise UserError(
             "model.codec.checkpoint=null",
             f"model.checkpoint={model.checkpoint} brings no VAE",
-            "give Wan2.1_VAE.pth, or the vae folder of a diffusers model",
+            "give Wan2.1_VAE.pth, or the vae folder of a diffusers model (as model.codec.vae beside a taehv decoder)",
         )
     width = wan_width(codec)
     module = _empty(lambda: halves[half](base=width), device, torch_dtype(model.dtype))
@@ -190,8 +206,11 @@ def _build_wan(model: ModelConfig, half: str, device: torch.device) -> nn.Module
 
 def _build_codec(model: ModelConfig, half: str, device: torch.device) -> nn.Module:
     codec: CodecConfig = model.codec
-    if codec.kind == "wan":
-        module = _build_wan(model, half, device)
+    if codec.kind == "taehv" and half == "decoder":
+        module = _build_taehv(model, device)
+    elif codec.kind in ("wan", "taehv"):
+        wan = codec if codec.kind == "wan" else replace(codec, checkpoint=codec.vae)
+        module = _build_wan(model, wan, half, device)
     elif codec.checkpoint:
         if not Path(codec.checkpoint).is_file():
             raise UserError(f"model.codec.checkpoint={codec.checkpoint}", "no such file", "check the path")
@@ -215,7 +234,7 @@ def build_decoder(model: ModelConfig, device: torch.device) -> Decoder:
 def video_frames(codec: CodecConfig, latents: int, first: bool) -> int:
     """Video frames of `latents` latent frames, known without loading a decoder.
 
-    The Wan VAE's first latent of a stream is one frame, unless it was primed; every other latent is four.
+    A Wan decoder's first latent of a stream is one frame, unless it was primed; every other latent is four.
     """
-    lone = codec.kind == "wan" and first and not codec.prime
+    lone = codec.kind in ("wan", "taehv") and first and not codec.prime
     return TEMPORAL_STRIDE * latents - (TEMPORAL_STRIDE - 1 if lone else 0)

@@ -14,6 +14,7 @@ CONTEXT_RULES = ("same_level", "clean", "joint_window", "output_level")
 POSITION_RULES = ("abs", "slot", "sink_shift")
 SAMPLERS = ("euler", "renoise")
 DTYPES = ("float32", "bfloat16", "float16")
+FP8 = ("per_tensor", "per_row")
 
 
 @dataclass
@@ -197,12 +198,18 @@ class TextConfig:
 
 @dataclass
 class CodecConfig:
-    """The network between pixels and latents."""
+    """The network between pixels and latents.
+
+    `small`: the pocket models'. `wan`: the Wan VAE. `taehv`: a small distilled decoder of the same latents.
+    """
 
     kind: str = "small"
     width: int = 96
     """Channels of the Wan VAE at full resolution, where it has random weights (codec files say their own sizes)."""
     checkpoint: str | None = None
+    vae: str | None = None
+    """Beside a `taehv` decoder: the Wan VAE whose encoder makes latents of a reference; null: as the checkpoint's
+    folder has it."""
     statistics: str | None = None
     """Which data's latent mean and deviation to use, of those the small codec's file holds."""
     prime: int = 0
@@ -210,7 +217,8 @@ class CodecConfig:
 
     def __post_init__(self):
         self.checkpoint = found(self.checkpoint)
-        choice("model.codec.kind", self.kind, ("small", "wan"))
+        self.vae = found(self.vae)
+        choice("model.codec.kind", self.kind, ("small", "wan", "taehv"))
         positive("model.codec.width", self.width)
 
 
@@ -268,6 +276,8 @@ class ModelConfig:
     """Alpha of a LoRA that does not say its own; null: its rank, so that its products are added as they are."""
     init_seed: int = 0
     dtype: str = "float32"
+    fp8: str | None = None
+    """8-bit products in the layers, with one scale for each tensor or for each row; null: none."""
     attention: str = "sdpa"
 
     context: str = "same_level"
@@ -303,6 +313,9 @@ class ModelConfig:
         choice("model.positions", self.positions, POSITION_RULES)
         choice("model.sampler", self.sampler, SAMPLERS)
         choice("model.dtype", self.dtype, DTYPES)
+        if self.fp8 is not None:
+            choice("model.fp8", self.fp8, FP8)
+            self._check_widths()
         choice("model.prompt_switch", self.prompt_switch, ("text_only", "recache"))
         for name in ("steps", "chunk_frames", "window_frames", "shift", "fps", "lora_alpha"):
             positive(f"model.{name}", getattr(self, name))
@@ -346,9 +359,15 @@ class ModelConfig:
         """The sizes and the VAE of the checkpoint's folder."""
         if sizes := published.network_sizes(self.checkpoint):
             self.network = self._resized(self.network, sizes)
-        if self.codec.kind == "wan" and self.codec.checkpoint is None:
+        holds = {"wan": "checkpoint", "taehv": "vae"}.get(self.codec.kind)
+        if holds and getattr(self.codec, holds) is None:
             vae = published.part(self.checkpoint, "vae")
-            self.codec = replace(self.codec, checkpoint=str(vae) if vae else None)
+            self.codec = replace(self.codec, **{holds: str(vae) if vae else None})
+
+    def _check_widths(self):
+        for name in ("dim", "ffn_dim"):
+            if (width := getattr(self.network, name)) % 16:
+                raise UserError(f"model.fp8={self.fp8}", f"needs widths in sixteens, not {name}={width}", "set it null")
 
     def _check_schedule(self):
         if self.timesteps is None and self.steps is None:

@@ -12,6 +12,7 @@ PLANS = ("sequential", "timestep", "layers", "grid", "auto")
 OBJECTIVES = ("fps", "first_frame", "control_latency")
 LAUNCHERS = ("local", "torchrun", "ray")
 LOGS = ("none", "wandb")
+GRAPHS = ("never", "auto", "always")
 
 
 def _not_negative(name: str, value: float | None) -> None:
@@ -150,10 +151,15 @@ class DeviceConfig:
 
     kind: str = "auto"
     threads: int = 1
+    compile: bool = False
+    """Compile what lies between attentions, and the Wan decoder: the first chunks wait for it."""
+    graphs: str = "never"
+    """Whether a pass that comes round is recorded as a CUDA graph: `never`, `auto` (where it can be), `always`."""
     emulated: EmulatedConfig = field(default_factory=EmulatedConfig)
 
     def __post_init__(self):
         choice("device", self.kind, ("auto", "cpu", "cuda", "emulated"))
+        choice("device.graphs", self.graphs, GRAPHS)
         positive("device.threads", self.threads)
 
     @property

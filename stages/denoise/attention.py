@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conf.errors import UserError, nearest
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return out.transpose(1, 2)
+
+
+def _only(kernel: SDPBackend) -> Attend:
+    """Torch's attention by this kernel and no other."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        with sdpa_kernel(kernel):
+            return _sdpa(q, k, v, mask)
+
+    return run
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -24,48 +38,86 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return memory_efficient_attention(q, k, v, attn_bias=mask)
 
 
+def _flash3(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    from flash_attn_interface import flash_attn_func
+
+    if mask is not None:
+        raise ValueError("FlashAttention-3 takes no mask")
+    out = flash_attn_func(q, k, v)
+    return out[0] if isinstance(out, tuple) else out  # some versions return the log-sum-exp, too
+
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
+
+
 @dataclass(frozen=True)
 class Backend:
-    """An attention implementation: what it needs, where it runs, what it computes in."""
+    """An attention implementation and what it needs.
 
-    run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    Attributes:
+        run: the implementation.
+        package: to be installed.
+        dtypes: by kind of device.
+        widest: head.
+        capability: the oldest CUDA device it runs on.
+    """
+
+    run: Attend
     package: str
-    devices: tuple[str, ...]
-    dtypes: tuple[torch.dtype, ...]
+    dtypes: Mapping[str, tuple[torch.dtype, ...]]
+    widest: float = float("inf")
+    capability: tuple[int, int] = (0, 0)
+
+    def misses(self, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str | None:
+        """What it needs and does not find; None: it can run."""
+        here = self.dtypes.get(device.type)
+        if here is None:
+            return f"needs a device of kind {' or '.join(k for k in self.dtypes if k != 'meta')}, not {device.type}"
+        if dtype not in here:
+            return f"needs {' or '.join(map(_short, here))} on {device.type}, not {_short(dtype)}"
+        if head_dim is not None and (head_dim > self.widest or (self.widest < float("inf") and head_dim % 8)):
+            return f"needs heads of a multiple of 8 up to {self.widest}, not {head_dim}"
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < self.capability:
+            return f"needs compute capability {'.'.join(map(str, self.capability))}"
+        return None if importlib.util.find_spec(self.package) else f"needs the package {self.package}"
 
 
 BACKENDS = {
-    "sdpa": Backend(_sdpa, "torch", ("cpu", "cuda"), (torch.float32, torch.bfloat16, torch.float16)),
-    "xformers": Backend(_xformers, "xformers", ("cuda",), (torch.bfloat16, torch.float16)),
+    "sdpa": Backend(_sdpa, "torch", {"cpu": FLOATS, "cuda": FLOATS, "meta": FLOATS}),
+    "sdpa_cudnn": Backend(_only(SDPBackend.CUDNN_ATTENTION), "torch", {"cuda": HALVES}, 128, (8, 0)),
+    "sdpa_flash": Backend(_only(SDPBackend.FLASH_ATTENTION), "torch", {"cpu": FLOATS, "cuda": HALVES}, 256, (8, 0)),
+    "sdpa_efficient": Backend(_only(SDPBackend.EFFICIENT_ATTENTION), "torch", {"cuda": FLOATS}),
+    "xformers": Backend(_xformers, "xformers", {"cuda": HALVES}),
+    "flash3": Backend(_flash3, "flash_attn_interface", {"cuda": HALVES}, 256, (9, 0)),
 }
+"""`sdpa` leaves the choice of the kernel to torch; meta tensors are for counting."""
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+def usable(device: torch.device | str, dtype: torch.dtype, head_dim: int | None = None) -> list[str]:
+    """Names of the back ends that can run here."""
+    return [name for name, b in BACKENDS.items() if not b.misses(torch.device(device), dtype, head_dim)]
 
 
-def backend(name: str, device: torch.device | str, dtype: torch.dtype) -> Attend:
+@lru_cache
+def backend(name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int | None = None) -> Attend:
     """The back end `name`, if it can run here.
+
+    Args:
+        head_dim: channels of a head; None: any that it takes.
 
     Returns:
         f(q [B, N, heads, head_dim], k [B, M, ...], v [B, M, ...], mask [N, M] of bool or None) -> [B, N, ...].
 
     Raises:
-        UserError: no such back end, or it does not support this device or dtype or is not installed.
+        UserError: no such back end, or it does not support this device, dtype or head, or is not installed.
     """
-    kind = torch.device(device).type
-    usable = [
-        n
-        for n, b in BACKENDS.items()
-        if kind in b.devices and dtype in b.dtypes and importlib.util.find_spec(b.package) is not None
-    ]
     if name not in BACKENDS:
         raise UserError(f"model.attention={name}", "no such attention back end", nearest(name, BACKENDS))
-    if name not in usable:
-        needs = BACKENDS[name]
-        raise UserError(
-            f"model.attention={name}",
-            f"needs {needs.package} on {'/'.join(needs.devices)} with "
-            f"{'/'.join(str(d).removeprefix('torch.') for d in needs.dtypes)}, "
-            f"not {kind} with {str(dtype).removeprefix('torch.')}",
-            f"use one of {', '.join(usable)}",
-        )
+    if missing := BACKENDS[name].misses(torch.device(device), dtype, head_dim):
+        raise UserError(f"model.attention={name}", missing, f"use one of {', '.join(usable(device, dtype, head_dim))}")
     return BACKENDS[name].run
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

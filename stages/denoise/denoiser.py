@@ -7,14 +7,14 @@ pass, and when, is decided elsewhere; so is whether a pass is shared with others
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, fields, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from conf.schema import ModelConfig
-from stages.denoise.attention import backend
 from stages.denoise.bank import Bank, BankPass, Layout
 from stages.denoise.frame_pack import packed_table
 from stages.denoise.layers import KeysValues
@@ -56,6 +56,29 @@ class StreamBanks:
     text: dict[int, KeysValues] = field(default_factory=dict)
 
 
+Work = Callable[[dict[int, KeysValues], dict[str, Tensor]], "Tensor | None"]
+"""Device work of one pass: text and what enters, all on the device, to what leaves. It asks nothing of the host."""
+
+
+class Runner(Protocol):
+    """How such work is started."""
+
+    def __call__(
+        self, bank: Bank, key: Hashable, work: Work, text: dict[int, KeysValues], entering: dict[str, Tensor]
+    ) -> Tensor | None:
+        """The result of `work(text, entering)`.
+
+        Args:
+            key: on one bank, and with tensors of the same names and shapes, works of one key do the same but for the
+                values of their tensors.
+        """
+
+
+def run(bank: Bank, key: Hashable, work: Work, text: dict[int, KeysValues], entering: dict[str, Tensor]):
+    """At once."""
+    return work(text, entering)
+
+
 class Denoiser:
     """A block range of a model, ready to run passes for any number of streams.
 
@@ -66,12 +89,14 @@ class Denoiser:
 
     Attributes:
         share: the part of the tokens and heads that is computed here; set it before streams are opened.
+        runner: how the work of a chunk's pass is started (`stages.denoise.graphs`); likewise.
         stream_bytes: of the banks of one stream here; 0 before one was opened.
     """
 
     def __init__(self, model: ModelConfig, network: Network, rows: int, columns: int):
         self.model, self.network = model, network.fuse()
         self.share: Share = ALL
+        self.runner: Runner = run
         self.stream_bytes = 0
         self.sampler = Sampler.of(model)
         self.rope = Rope(model.network.head_dim, rows, columns, network.device)
@@ -84,7 +109,7 @@ class Denoiser:
         self._prefilled = range(start, start + self.layout.reference)
         motion = [packed_table(self.rope)] if self.layout.motion else []
         self._prefill_table = torch.cat([*motion, self.rope.table(self._prefilled)])
-        self.core = backend(network.attention, network.device, network.dtype)
+        self.core = network.core
         with torch.inference_mode():
             timesteps = [torch.full((1, 1), self.sampler.timestep(s)) for s in range(self.sampler.steps)]
             self._embeddings = [network.time_embeddings(t) for t in [*timesteps, zero_timestep()]]
@@ -208,16 +233,24 @@ class Denoiser:
         model, layout, count = self.model, self.layout, self.model.chunk_frames
         latest = frames.stop - count
         bank.place(self.rope, layout.sink_positions(model.positions, latest, count, model.sink_shift, distance))
-        attend = BankPass(bank, *self._where(frames), self.core)
-        terms = self._terms[time]
-        if given.actions is not None:
-            terms = self.network.time_terms(self._embeddings[time], given.actions)
-        audio, pose = (
-            None if t is None else t.to(self.network.device, self.network.dtype) for t in (given.audio, given.pose)
-        )
-        x = self.network.enter(x, pose=pose)
-        out = self._shared(x, Drive(terms, stream.text, audio), attend, len(frames))
-        return None if out is None else self.network.leave(out, self._shape(len(frames)))
+        table, positions, runs, visible = self._where(frames)
+        entering = {"x": x, "table": table} | {
+            name: t.to(self.network.device, self.network.dtype) for name, t in given.tensors().items()
+        }
+
+        def work(text: dict[int, KeysValues], entering: dict[str, Tensor]) -> Tensor | None:
+            terms, actions = self._terms[time], entering.get("actions")
+            if actions is not None:
+                terms = self.network.time_terms(self._embeddings[time], actions)
+            attend = BankPass(bank, entering["table"], positions, runs, visible, self.core)
+            inside = self.network.enter(entering["x"], pose=entering.get("pose"))
+            out = self._shared(inside, Drive(terms, text, entering.get("audio")), attend, len(frames))
+            return None if out is None else self.network.leave(out, self._shape(len(frames)))
+
+        # Frames of the attention sink come once, and where they are placed is noted on the host; a shared pass waits
+        # for the others.
+        runner = run if frames.start < model.sink_frames or self.share.parts > 1 else self.runner
+        return runner(bank, (time, *runs, visible), work, stream.text, entering)
 
     def _shared(self, x: Tensor, drive: Drive, attend: BankPass, frames: int) -> Tensor | None:
         """The layers over `x`, as much of it as is computed here; None where the result is gathered elsewhere."""

@@ -8,7 +8,7 @@ published checkpoint keys. A layer does not know where its self-attention's hist
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,23 @@ Without gradients it may overwrite q, k and v: nobody reads them afterwards.
 
 KeysValues = tuple[Tensor, Tensor]
 
-Affine = tuple[Tensor, Tensor]
-"""Weight and bias."""
+
+class Affine(NamedTuple):
+    """A matrix product with a bias, as data: its parameters, and how to apply them."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def of(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class Product(Protocol):
+    """What stands where an `Affine` does: a tuple of tensors that knows how to be applied (`stages.denoise.fp8`)."""
+
+    def of(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
 
 
 class Modulation(NamedTuple):
@@ -49,9 +64,9 @@ def reusable(x: Tensor) -> Tensor | None:
 
     It is still in the cache, where a fresh buffer would not be: between two matrix products that is most of what
     an elementwise operation costs. For the same reason a layer's branches have one name, `y`: what is done with is
-    freed, and its memory is what the next operation writes.
+    freed, and its memory is what the next operation writes. A compiler sees to all this itself.
     """
-    return None if torch.is_grad_enabled() else x
+    return None if torch.is_grad_enabled() or torch.compiler.is_compiling() else x
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
@@ -75,7 +90,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, torch.tensor(self.eps, device=x.device))
+        # `full` is a kernel, `tensor` would be a copy from the host, which a CUDA graph cannot hold.
+        return rms_norm(x, self.weight, torch.full((), self.eps, device=x.device))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -142,28 +158,73 @@ class Weights(NamedTuple):
     costs as much as the elementwise operations do; so inference finds them once.
     """
 
-    qkv: tuple[Affine, ...]
+    qkv: tuple[Product, ...]
     """One product for q, k and v, or one for each."""
     gains: Tensor
     """Of q's and k's norms, [2, d]."""
-    out: Affine
-    norm_text: Affine
-    query_text: Affine
+    out: Product
+    norm_text: tuple[Tensor, Tensor]
+    query_text: Product
     gain_text: Tensor
     eps: Tensor
     """Of the q/k norms: a float32 scalar, since a number would be made into one at every use."""
-    out_text: Affine
-    up: Affine
-    down: Affine
+    out_text: Product
+    up: Product
+    down: Product
 
 
 def project(x: Tensor, w: Weights, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """[B, N, d] to self-attention's q, k (normalised, without positions) and v, each [B, N, heads, head_dim]."""
     batch, tokens, dim = x.shape
-    x = F.linear(x, *w.qkv[0]) if len(w.qkv) == 1 else torch.cat([F.linear(x, *part) for part in w.qkv], -1)
+    x = w.qkv[0].of(x) if len(w.qkv) == 1 else torch.cat([part.of(x) for part in w.qkv], -1)
     qkv = x.view(batch, tokens, 3, dim)
     q, k = rms_norm(qkv[:, :, :2], w.gains, w.eps).view(batch, tokens, 2, heads, -1).unbind(2)
     return q, k, qkv[:, :, 2].view(batch, tokens, heads, -1)
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32; even a conversion to the same type takes its time."""
+    return x if x.dtype == torch.float32 else x.float()
+
+
+def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float32 `x` in `dtype`, likewise."""
+    return x if dtype == torch.float32 else x.to(dtype)
+
+
+# A layer is three regions of pure arithmetic with its two attentions between them. All that depends on history,
+# positions or the layer's number is between them too, so one compiled region serves all layers and all chunks.
+
+
+def before_attention(x: Tensor, m: Modulation, w: Weights, heads: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens [B, N, d] to self-attention's q, k and v."""
+    return project(narrow(modulate(wide(x), m.shift1, m.scale1, eps), x.dtype), w, heads)
+
+
+def between_attentions(
+    x: Tensor, y: Tensor, m: Modulation, w: Weights, heads: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Tokens and what self-attention gave to the float32 residual and text attention's queries."""
+    batch, tokens, dim = x.shape
+    x, dtype = gated(wide(x), w.out.of(y.reshape(batch, tokens, dim)), m.gate1), x.dtype
+    y = narrow(torch.layer_norm(x, (dim,), *w.norm_text, eps), dtype)
+    return x, rms_norm(w.query_text.of(y), w.gain_text, w.eps).view(batch, tokens, heads, -1)
+
+
+def after_attention(x: Tensor, y: Tensor, m: Modulation, w: Weights, eps: float, dtype: torch.dtype) -> Tensor:
+    """The float32 residual, which is used up, and what text attention gave to tokens [B, N, d] in `dtype`."""
+    x = torch.add(x, w.out_text.of(y.reshape(x.shape)), out=reusable(x))
+    y = w.up.of(narrow(modulate(x, m.shift2, m.scale2, eps), dtype))
+    y = w.down.of(F.gelu(y, approximate="tanh", out=reusable(y)))
+    return narrow(gated(x, y, m.gate2), dtype)
+
+
+class Regions(NamedTuple):
+    """The three, as they are or compiled."""
+
+    before: Callable[..., tuple[Tensor, Tensor, Tensor]] = before_attention
+    between: Callable[..., tuple[Tensor, Tensor]] = between_attentions
+    after: Callable[..., Tensor] = after_attention
 
 
 class Layer(nn.Module):
@@ -177,13 +238,14 @@ class Layer(nn.Module):
         self.norm3 = nn.LayerNorm(dim, eps)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
-        self._fused: Weights | None = None
+        self.fused: Weights | None = None
+        self.regions = Regions()
 
     def weights(self) -> Weights:
         """The parameters, in the order of the forward."""
 
-        def affine(module: nn.Module) -> Affine:
-            return module.weight, module.bias
+        def affine(module: nn.Linear) -> Affine:
+            return Affine(module.weight, module.bias)
 
         own, cross, (up, _, down) = self.self_attn, self.cross_attn, self.ffn
         return Weights(
@@ -213,7 +275,7 @@ class Layer(nn.Module):
         for norm, gain in zip(norms, gains, strict=True):
             norm.weight.data = gain
         with torch.no_grad():
-            self._fused = self.weights()._replace(qkv=((weight, bias),), gains=gains)
+            self.fused = self.weights()._replace(qkv=(Affine(weight, bias),), gains=gains)
 
     def modulated(self, e6: Tensor) -> Modulation:
         """The layer's terms for projected time embeddings [B or 1, f or 1, 6, d]; constant for a given step."""
@@ -222,19 +284,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, m: Modulation, text: KeysValues, attend: History, core: Attend) -> Tensor:
         """[B, N, d] to [B, N, d]; the residual stays in float32 within the layer, as in Wan."""
-        w = self.weights() if self._fused is None or torch.is_grad_enabled() else self._fused
-        dtype, eps, heads, (batch, tokens, dim) = x.dtype, self.eps, self.heads, x.shape
-        wide = dtype == torch.float32  # even a conversion to the same type takes its time here
-        x = x if wide else x.float()
-        y = modulate(x, m.shift1, m.scale1, eps)
-        y = attend(self.index, *project(y if wide else y.to(dtype), w, heads))
-        x = gated(x, F.linear(y.reshape(batch, tokens, dim), *w.out), m.gate1)
-        y = torch.layer_norm(x, (dim,), *w.norm_text, eps)
-        y = rms_norm(F.linear(y if wide else y.to(dtype), *w.query_text), w.gain_text, w.eps)
-        y = core(y.view(batch, tokens, heads, -1), *text, None)
-        x = torch.add(x, F.linear(y.reshape(batch, tokens, dim), *w.out_text), out=reusable(x))
-        y = modulate(x, m.shift2, m.scale2, eps)
-        y = F.linear(y if wide else y.to(dtype), *w.up)
-        y = F.linear(F.gelu(y, approximate="tanh", out=reusable(y)), *w.down)
-        x = gated(x, y, m.gate2)
-        return x if wide else x.to(dtype)
+        w = self.weights() if self.fused is None or torch.is_grad_enabled() else self.fused
+        y = attend(self.index, *self.regions.before(x, m, w, self.heads, self.eps))
+        residual, y = self.regions.between(x, y, m, w, self.heads, self.eps)
+        return self.regions.after(residual, core(y, *text, None), m, w, self.eps, x.dtype)

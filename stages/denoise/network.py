@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conf.schema import NetworkConfig
-from stages.denoise.attention import backend
+from stages.denoise.attention import Attend, backend
 from stages.denoise.conditioning import ActionModulation, AudioInjector
 from stages.denoise.frame_pack import FramePack
 from stages.denoise.layers import History, KeysValues, Layer, Modulation, modulate, per_token
@@ -110,6 +110,11 @@ class Network(nn.Module):
     def device(self) -> torch.device:
         return self.text_embedding[0].weight.device
 
+    @property
+    def core(self) -> Attend:
+        """The attention back end."""
+        return backend(self.attention, self.device, self.dtype, self.config.head_dim)
+
     def fuse(self) -> Network:
         """Prepare for inference, once the weights are in place: q, k and v become one matrix product."""
         for layer in self.blocks.values():
@@ -187,7 +192,7 @@ class Network(nn.Module):
 
         Only `attend` lets tokens see each other, so any tokens will do, as many of each frame.
         """
-        core = backend(self.attention, self.device, self.dtype)
+        core = self.core
         for i, layer in zip(self.layers, self.blocks.values(), strict=True):
             x = layer(x, drive.time.layers[i], drive.text[i], attend, core)
             if drive.audio is not None and hasattr(self, "audio_injector"):

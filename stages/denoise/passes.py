@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from conf.schema import ModelConfig
-from stages.denoise.attention import Attend, backend
+from stages.denoise.attention import Attend
 from stages.denoise.bank import Layout
 from stages.denoise.network import Network
 from stages.denoise.rope import Rope, rotate
@@ -68,8 +68,7 @@ class ClipPass:
 def whole_clip(rope: Rope, frames: int, network: Network) -> ClipPass:
     """Bidirectional attention over `frames` frames: the teacher's pass."""
     everything = range(frames)
-    core = backend(network.attention, network.device, network.dtype)
-    return ClipPass(rope, [View(everything, everything, everything, everything)], core)
+    return ClipPass(rope, [View(everything, everything, everything, everything)], network.core)
 
 
 def same_level_views(model: ModelConfig, chunks: int, distance: int | None = None) -> list[View]:

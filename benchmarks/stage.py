@@ -1,0 +1,350 @@
+"""One stage of a model, alone on a device: its step once the ring has filled, and its decode.
+
+`python -m benchmarks.stage live_avatar_14b --variants all`, or all that is to be known of a GPU: `... --suite`. Needs
+torch, numpy and safetensors; weights are random and made on the device. Times stand beside what the same device does in
+a large matrix product and a large copy in the same run, and beside the least that counted arithmetic and bytes take at
+those rates. Results go to `$OUT`, or benchmarks/results.
+
+A variant is `plain`, or words joined by `+`: `compile`, `graphs`, and `fp8` (one scale) or `fp8_row` (one for each
+row).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import models
+from benchmarks.counting import Count, count
+from benchmarks.rates import copy_rate, matrix_rate, seconds
+from benchmarks.record import RESULTS, record
+from conf.errors import UserError
+from conf.schema import ModelConfig
+from stages.codec.base import parameter_bytes
+from stages.codec.small import SmallDecoder
+from stages.codec.taehv import TaehvDecoder
+from stages.codec.wan import WanDecoder
+from stages.compiled import compile_decoder, compile_network
+from stages.denoise import fp8, graphs
+from stages.denoise.attention import backend, usable
+from stages.denoise.bank import Layout
+from stages.denoise.denoiser import ChunkConditioning, Denoiser, StreamBanks
+from stages.denoise.frame_pack import FRAMES as MOTION_FRAMES
+from stages.denoise.network import FRAMES_PER_LATENT, Network
+
+PIXELS = 8
+"""Of a latent, in each direction."""
+WORDS = {"plain": None, "compile": None, "graphs": None, "fp8": "per_tensor", "fp8_row": "per_row"}
+ALL = ("plain", "compile", "graphs", "compile+graphs", "fp8", "fp8+compile+graphs", "fp8_row+compile+graphs")
+SUITE = (
+    ("live_avatar_14b", ALL),
+    ("wan21_t2v_14b", ("plain", "compile+graphs", "fp8_row+compile+graphs")),
+    ("wan21_t2v_1_3b", ("plain", "compile+graphs")),
+)
+SUITE_S = 430.0
+"""After so long no other variant is begun."""
+DECODERS = {"wan": lambda: WanDecoder(), "taehv": lambda: TaehvDecoder(), "small": lambda: SmallDecoder()}
+
+
+def placed(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A module with random weights of sensible size, made where they are used."""
+    with torch.device("meta"):
+        module = make().to(dtype)
+    module = module.to_empty(device=device).eval().requires_grad_(False)
+    if device.type == "meta":
+        return module
+    torch.manual_seed(0)
+    for name, tensor in module.state_dict().items():
+        if tensor.ndim >= 2 and "modulation" not in name.rsplit(".", 1)[-1]:
+            tensor.normal_(std=tensor[0].numel() ** -0.5)
+        elif "norm" in name or name.endswith("std"):
+            tensor.fill_(1)
+        else:
+            tensor.normal_(std=0.1)
+    return module
+
+
+class Stage:
+    """One step of a model on a device.
+
+    Args:
+        model: its configuration; `height` and `width` are the stream's.
+        variant: see above.
+    """
+
+    def __init__(self, model: ModelConfig, device: torch.device, variant: str = "plain"):
+        words = variant.split("+")
+        kind = next((WORDS[w] for w in words if WORDS[w]), None)
+        self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
+        rows, columns = (
+            n // PIXELS // p for n, p in zip((model.height, model.width), model.network.patch[1:], strict=True)
+        )
+        network = placed(lambda: Network(model.network, attention=model.attention), device, self.dtype)
+        self.denoiser = Denoiser(model, network, rows, columns)
+        if kind:
+            fp8.quantise(network, kind)
+        self.weight_bytes = parameter_bytes(network)
+        self.chunk, self.stream = 0, self._open()
+        if "compile" in words:
+            compile_network(network)
+        if "graphs" in words:
+            graphs.attach(self.denoiser, "always")
+
+    def random(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=self.device, dtype=self.dtype)
+
+    def _open(self) -> StreamBanks:
+        model, n = self.model, self.model.network
+        stream = self.denoiser.open([0])
+        self.bank_bytes = self.denoiser.stream_bytes
+        self.denoiser.set_text(stream, self.random(1, n.text_tokens, n.text_dim))
+        size = model.height // PIXELS, model.width // PIXELS
+        if model.reference:
+            frames = 1 + (MOTION_FRAMES if n.frame_pack else 0)
+            self.denoiser.prefill(stream, self.random(1, n.in_channels, frames, *size))
+        self.latents = self.random(1, n.in_channels, model.chunk_frames, *size)
+        self.given = ChunkConditioning(
+            audio=self.random(1, model.chunk_frames, n.audio.tokens, n.audio_dim) if n.audio else None,
+            actions=self.random(1, model.chunk_frames, FRAMES_PER_LATENT * len(n.actions)) if n.actions else None,
+        )
+        return stream
+
+    @property
+    def round(self) -> int:
+        """Chunks until a slot is written again."""
+        return self.model.ring_frames // self.model.chunk_frames
+
+    def step(self) -> None:
+        """The next chunk's step 0; another attention-sink distance for each, as a stream has."""
+        distance = self.model.sink_shift.distance_min + self.chunk % 7
+        self.denoiser.step(self.stream, 0, self.chunk, self.latents, self.given, distance)
+        self.chunk += 1
+
+    def count(self) -> Count:
+        """Of one step, the ring full; of a stage on the meta device."""
+        self.chunk = 4 * self.round
+        return count(self.step)
+
+
+class Machine:
+    """A device and its rates, each measured once."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.rates = device, {}
+        self.name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        self.bytes_per_s = copy_rate(device)
+
+    def flops(self, dtype: torch.dtype, kind: str | None = None) -> float:
+        if (dtype, kind) not in self.rates:
+            self.rates[dtype, kind] = matrix_rate(self.device, dtype, kind)
+        return self.rates[dtype, kind]
+
+    def floor(self, counted: Count, dtype: torch.dtype, kind: str | None = None) -> float:
+        """The least seconds that counted work takes at these rates."""
+        arithmetic = counted.linear / self.flops(dtype, kind) + counted.attention / self.flops(dtype)
+        return max(arithmetic, counted.bytes / self.bytes_per_s)
+
+    def judged(self, times: list[float], counted: Count, dtype: torch.dtype, kind: str | None = None) -> dict[str, Any]:
+        took, floor = statistics.median(times), self.floor(counted, dtype, kind)
+        return {
+            "ms": round(took * 1e3, 3),
+            "ms_fastest": round(min(times) * 1e3, 3),
+            "tflop": round(counted.flops / 1e12, 6),
+            "tflop_per_s": round(counted.flops / took / 1e12, 3),
+            "of_matrix_rate": round(counted.flops / took / self.flops(dtype), 4),
+            "counted_bytes": counted.bytes,
+            "floor_ms": round(floor * 1e3, 3),
+            "floor_over_time": round(floor / took, 4),
+        }
+
+
+def fps(model: ModelConfig, step_s: float, decode_s: float) -> float:
+    """Frames per second of one stream under plan `timestep`, a worker for each step and one for the decoder.
+
+    Under `clean` the next chunk waits for this one's steps and its commit, so all of them are its period.
+    """
+    period = step_s if model.context == "same_level" else step_s * (model.step_count + 1)
+    return model.chunk_frames * FRAMES_PER_LATENT / max(period, decode_s)
+
+
+def attention_times(model: ModelConfig, machine: Machine, repeats: int) -> dict[str, dict[str, float]]:
+    """Self-attention of one layer over a full ring, by every back end that runs here."""
+    n, dtype = model.network, getattr(torch, model.dtype)
+    tokens = (model.height // PIXELS // n.patch[1]) * (model.width // PIXELS // n.patch[2])
+    new, keys = model.chunk_frames * tokens, Layout.of(model, tokens).size
+    q, k, v = (torch.randn(1, m, n.heads, n.head_dim, device=machine.device, dtype=dtype) for m in (new, keys, keys))
+    found = {}
+    for name in usable(machine.device, dtype, n.head_dim):
+        core = backend(name, machine.device, dtype, n.head_dim)
+        try:
+            took = statistics.median(seconds(lambda core=core: core(q, k, v, None), machine.device, repeats))
+        except RuntimeError as error:  # a kernel that torch was built without
+            found[name] = {"error": str(error).splitlines()[0]}
+            continue
+        found[name] = {"ms": round(took * 1e3, 4), "tflop_per_s": round(4 * new * keys * n.dim / took / 1e12, 3)}
+    return found
+
+
+def decode(kind: str, model: ModelConfig, machine: Machine, compiled: bool, repeats: int) -> dict[str, Any]:
+    """One chunk through a decoder, when the stream has begun."""
+    dtype, meta = getattr(torch, model.dtype), torch.device("meta")
+    shape = 1, model.network.in_channels, model.chunk_frames, model.height // PIXELS, model.width // PIXELS
+
+    def ready(device: torch.device) -> Callable[[], object]:
+        decoder = placed(DECODERS[kind], device, dtype)
+        latents, state = torch.randn(shape, device=device, dtype=dtype), decoder.start()
+        if compiled and device.type != "meta":
+            compile_decoder(decoder)
+        with torch.inference_mode():
+            decoder(latents, state)
+
+        def work() -> object:
+            with torch.inference_mode():
+                return decoder(latents, state)
+
+        return work
+
+    return machine.judged(seconds(ready(machine.device), machine.device, repeats), count(ready(meta)), dtype)
+
+
+def measure(
+    model: ModelConfig, machine: Machine, variant: str, repeats: int, counts: dict[str | None, Count]
+) -> dict[str, Any]:
+    """One variant of a model's step; `counts` keeps what was counted for others."""
+    device = machine.device
+    word = next((w for w in variant.split("+") if WORDS[w]), "plain")
+    kind = WORDS[word]
+    if kind not in counts:
+        # Only `sdpa` knows the meta device, whatever runs.
+        counts[kind] = Stage(replace(model, attention="sdpa"), torch.device("meta"), word).count()
+    counted, stage = counts[kind], Stage(model, device, variant)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    begun = time.perf_counter()
+    # The ring fills, every slot is seen twice (a graph is recorded the second time), and is run once more.
+    times = seconds(stage.step, device, repeats, 3 * stage.round + 1)
+    found = machine.judged(times, counted, stage.dtype, kind) | {
+        "weight_bytes": stage.weight_bytes, "bank_bytes": stage.bank_bytes,
+        "wall_s": round(time.perf_counter() - begun, 2),
+    }  # fmt: skip
+    if device.type == "cuda":
+        found["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    return found
+
+
+def run(
+    name: str,
+    overrides: list[str],
+    machine: Machine,
+    variants: tuple[str, ...],
+    attention: str,
+    repeats: int,
+    decoders: tuple[str, ...],
+    until: float = float("inf"),
+    strict: bool = True,
+) -> dict[str, Any]:
+    """Everything about one model; what fails is told in its place unless `strict`."""
+    model = models.model(name, overrides)
+    found: dict[str, Any] = {"attention": attention_times(model, machine, repeats), "step": {}, "decode": {}, "fps": {}}
+    timed = {n: a["ms"] for n, a in found["attention"].items() if "ms" in a}
+    model = replace(model, attention=min(timed, key=timed.get) if attention == "fastest" else attention)
+    print(f"{name} {model.height}x{model.width} {model.dtype}, attention {model.attention}, {machine.name}", flush=True)
+
+    def keep() -> None:
+        """Write what there is: a run may be cut short."""
+        times = {k: d["ms"] / 1e3 for k, d in found["decode"].items() if "ms" in d and k.startswith("wan")}
+        for variant, step in found["step"].items():
+            if "ms" in step:
+                found["fps"][variant] = round(fps(model, step["ms"] / 1e3, min(times.values(), default=0)), 2)
+        rates = {f"{str(d)[6:]}{' ' + k if k else ''}": round(r / 1e12, 3) for (d, k), r in machine.rates.items()}
+        found.update(attention_used=model.attention, matrix_tflop_per_s=rates, copy_bytes_per_s=machine.bytes_per_s)
+        configuration = {
+            "model": name, "overrides": overrides, "device": machine.name, "dtype": model.dtype,
+            "height": model.height, "width": model.width, "repeats": repeats,
+        }  # fmt: skip
+        theme = f"stage-{machine.name.lower().replace(' ', '_')}-{name}"
+        command = " ".join(["python -m benchmarks.stage", *sys.argv[1:]])
+        record(theme, command, configuration, found, Path(os.environ.get("OUT", RESULTS)))
+
+    def tried(part: str, label: str, work: Callable[[], dict[str, Any]]) -> None:
+        if time.monotonic() > until:
+            found[part][label] = {"skipped": "out of time"}
+            return
+        try:
+            r = found[part][label] = work()
+            print(
+                f"  {part:6} {label:24} {r['ms']:10.2f} ms {r['tflop_per_s']:9.2f} TFLOP/s "
+                f"{r['of_matrix_rate']:6.1%} of matrix rate, floor {r['floor_ms']:.2f} ms",
+                flush=True,
+            )
+        except Exception as error:
+            if strict:
+                raise
+            found[part][label] = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
+            print(f"  {part:6} {label:24} {found[part][label]['error'].splitlines()[0]}", flush=True)
+        keep()
+        gc.collect()
+        if machine.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    counts: dict[str | None, Count] = {}
+    for part in ("decode", "step", "decode compiled"):
+        if part == "step":
+            for variant in variants:
+                tried(part, variant, lambda variant=variant: measure(model, machine, variant, repeats, counts))
+            continue
+        # Compiling a decoder takes longest: whatever ends the run early should have the steps.
+        for label in (d for d in decoders if ("+" in d) == (part == "decode compiled")):
+            kind, compiled = label.partition("+")[0], "+" in label
+            tried("decode", label, lambda k=kind, c=compiled: decode(k, model, machine, c, repeats))
+    keep()
+    print(f"  matrix rates {found['matrix_tflop_per_s']} TFLOP/s, copy {machine.bytes_per_s / 1e9:.0f} GB/s")
+    print(f"  fps under plan timestep: {found['fps']}", flush=True)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stage", description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", default="live_avatar_14b", help="of conf/model")
+    parser.add_argument("overrides", nargs="*", help="keys of the model: height=704 network.layers=4 dtype=float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--variants", default="plain", help=f"by commas, or all: {', '.join(ALL)}")
+    parser.add_argument("--decoders", default="wan", help="by commas: wan, wan+compile, taehv, small, or none")
+    parser.add_argument("--attention", default="fastest", help="a back end, or fastest: of those that run here")
+    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--suite", action="store_true", help="all models and variants, in less than nine minutes")
+    a = parser.parse_args(argv)
+    until = time.monotonic() + SUITE_S
+    try:
+        variants = ALL if a.variants == "all" else tuple(a.variants.split(","))
+        for word in {w for v in variants for w in v.split("+")} - set(WORDS):
+            raise UserError(f"--variants {word}", "is no variant", f"use {', '.join(WORDS)}, joined by +")
+        decoders = () if a.decoders == "none" else tuple(a.decoders.split(","))
+        for word in {d.partition("+")[0] for d in decoders} - set(DECODERS):
+            raise UserError(f"--decoders {word}", "is no decoder", f"use {', '.join(DECODERS)}")
+        machine = Machine(torch.device(a.device))
+        if not a.suite:
+            run(a.model, a.overrides, machine, variants, a.attention, a.repeats, decoders)
+            return 0
+        for i, (name, variants) in enumerate(SUITE):
+            decoders = ("wan", "taehv", "wan+compile") if i == 0 else ("wan",)
+            run(name, a.overrides, machine, variants, a.attention, a.repeats, decoders, until, strict=False)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

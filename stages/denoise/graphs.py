@@ -1,0 +1,127 @@
+"""A chunk's pass as a CUDA graph: recorded once it comes round, then started by a single call.
+
+Ring state is integers of the host, so where a pass writes is part of its graph, and there is one for each bank, step
+and slot: four for a step of a ring of four chunks, steps x slots where one bank serves all steps. Slots as tensors
+would need one graph only, but every layer would then write its keys and values twice (into a result, and from there to
+where an index says). Graphs share a memory pool, since only one runs at a time and what leaves it is copied at once.
+
+A pass has a key that says all that its graph holds fixed. The first time a key is asked for, the pass just runs, which
+is also its warm-up; the second time it is recorded. While the ring fills no key comes again, so nothing is recorded.
+
+What does change (latents, rotations, sound, actions, text) is copied into buffers that stay where they are. Attention-
+sink keys are rotated, and prefills and commits of others write, in the bank's own memory, which a graph reads as it
+finds it; so a new reference needs nothing, and a new prompt is copied when it first enters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from conf.errors import UserError
+from stages.denoise.bank import Bank
+from stages.denoise.denoiser import Denoiser, Work
+from stages.denoise.layers import KeysValues
+
+
+class Recorder(Protocol):
+    """What makes a graph."""
+
+    def __call__(self, work: Callable[[], Tensor | None]) -> Callable[[], Tensor | None]:
+        """Record `work` without running it. The result runs it, and gives the same tensor each time."""
+
+
+class CudaRecorder:
+    """CUDA graphs in one memory pool."""
+
+    def __init__(self):
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], Tensor | None]) -> Callable[[], Tensor | None]:
+        graph = torch.cuda.CUDAGraph()
+        # Only this thread's calls are recorded: others move messages meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            out = work()
+
+        def replay() -> Tensor | None:
+            graph.replay()
+            return out
+
+        return replay
+
+
+@dataclass
+class Held:
+    """What graphs of one bank have in common.
+
+    Attributes:
+        text: where its graphs find keys and values of the text.
+        prompt: the text that is there. Held, so that nothing else can be taken for it.
+        entering: where they find all else, by name and shape.
+        seen: keys that have run.
+        graphs: by key.
+    """
+
+    text: dict[int, KeysValues] = field(default_factory=dict)
+    prompt: dict[int, KeysValues] | None = None
+    entering: dict[Hashable, dict[str, Tensor]] = field(default_factory=dict)
+    seen: set[Hashable] = field(default_factory=set)
+    graphs: dict[Hashable, Callable[[], Tensor | None]] = field(default_factory=dict)
+
+
+class Graphs:
+    """A runner that records what comes again. A closed stream's graphs go with its banks."""
+
+    def __init__(self, record: Recorder):
+        self.record = record
+        self.held: WeakKeyDictionary[Bank, Held] = WeakKeyDictionary()
+
+    def __call__(
+        self, bank: Bank, key: Hashable, work: Work, text: dict[int, KeysValues], entering: dict[str, Tensor]
+    ) -> Tensor | None:
+        held = self.held.setdefault(bank, Held())
+        shapes = tuple((name, t.shape, t.dtype) for name, t in entering.items())
+        whole = key, shapes, tuple(k.shape for k, _ in text.values())
+        if whole not in held.seen:
+            held.seen.add(whole)
+            return work(text, entering)
+        kept = held.entering.setdefault(shapes, {name: torch.empty_like(t) for name, t in entering.items()})
+        for name, t in entering.items():
+            kept[name].copy_(t)
+        self._keep_text(held, text)
+        if whole not in held.graphs:
+            held.graphs[whole] = self.record(lambda: work(held.text, kept))
+        out = held.graphs[whole]()
+        # The next graph writes over it.
+        return None if out is None else out.clone()
+
+    @staticmethod
+    def _keep_text(held: Held, text: dict[int, KeysValues]) -> None:
+        if held.prompt is text:
+            return
+        if not held.text:
+            held.text = {i: (torch.empty_like(k), torch.empty_like(v)) for i, (k, v) in text.items()}
+        for i, (k, v) in text.items():
+            held.text[i][0].copy_(k)
+            held.text[i][1].copy_(v)
+        held.prompt = text
+
+
+def attach(denoiser: Denoiser, wish: str) -> None:
+    """Let a denoiser run graphs, if `device.graphs` is `auto` and the device has them, or `always`.
+
+    Raises:
+        UserError: `always`, and it cannot.
+    """
+    kind = denoiser.network.device.type
+    if kind == "cuda":
+        denoiser.runner = Graphs(CudaRecorder())
+    elif wish == "always":
+        raise UserError(
+            "device.graphs=always", f"CUDA graphs are for CUDA devices, not {kind}", "set device.graphs=auto"
+        )

@@ -1,0 +1,107 @@
+"""The stage benchmark: its counts, its reader of models, and a whole run at a small size."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import models, stage
+from benchmarks.counting import count
+from runtime.arithmetic import layer_flops
+from stages.codec.wan import WanDecoder
+from tests.helpers import config_of
+
+TINY = (
+    "height=64", "width=64", "dtype=float32", "network.dim=32", "network.ffn_dim=64", "network.heads=2",
+    "network.layers=2", "network.text_dim=16", "network.text_tokens=4", "network.audio.layers=[0]",
+)  # fmt: skip
+META = torch.device("meta")
+
+
+@pytest.fixture(scope="module")
+def live_avatar():
+    return stage.Stage(models.model("live_avatar_14b"), META)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in models.FOLDER.glob("*.yaml")))
+def test_models_are_those_that_hydra_composes(name):
+    composed = config_of(f"model={name}").model
+    composed.checkpoint = composed.codec.checkpoint = None
+    assert models.model(name) == composed
+
+
+def test_keys_can_be_replaced_and_unknown_ones_are_refused():
+    changed = models.model("live_avatar_14b", ["network.layers=40", "height=512", "dtype=float32"])
+    assert (changed.height, changed.dtype) == (512, "float32")
+    with pytest.raises(Exception, match="did you mean layers"):
+        models.model("nano", ["network.layer=3"])
+    with pytest.raises(Exception, match="did you mean live_avatar_14b"):
+        models.model("live_avatar")
+
+
+def test_floor_of_a_step(live_avatar):
+    """At 704x384 a sheet's sum of linears (76), sound (4) and self-attention (40) is about 118; text adds 1.3."""
+    counted, n = live_avatar.count(), live_avatar.model.network
+    new, keys = 3 * 44 * 24, live_avatar.denoiser.layout.size
+    text = n.layers * 4 * new * n.text_tokens * n.dim
+    assert (counted.flops - text) / 1e12 == pytest.approx(118, rel=0.02)
+    assert counted.flops / 1e12 == pytest.approx(120.8, rel=0.001)
+    assert counted.attention == pytest.approx(text + n.layers * 4 * new * keys * n.dim, rel=0.001)
+    assert counted.flops == pytest.approx(sum(layer_flops(config_of("model=live_avatar_14b"))), rel=0.002)
+    # Weights once, and keys and values once, are most of what moves: nothing of the scores' size is counted.
+    assert 1.0 < counted.bytes / (live_avatar.weight_bytes + live_avatar.bank_bytes) < 2.0
+
+
+def test_floor_of_a_decode():
+    with META:
+        decoder = WanDecoder().to(torch.bfloat16)
+        latents, state = torch.empty(1, 16, 3, 88, 48, dtype=torch.bfloat16), decoder.start()
+        decoder(latents, state)
+        assert count(lambda: decoder(latents, state)).flops / 1e12 == pytest.approx(27.5, rel=0.02)
+
+
+def test_eight_bits_do_the_same_with_half_the_bytes():
+    model = models.model("live_avatar_14b", ["network.layers=4", "network.audio.layers=[0,2]"])
+    plain, eight = (stage.Stage(model, META, variant).count() for variant in ("plain", "fp8_row"))
+    assert eight.flops == plain.flops
+    assert eight.bytes < 0.8 * plain.bytes
+
+
+def test_a_period_is_the_slowest_stage_or_all_of_a_chunk():
+    same, clean = models.model("live_avatar_14b"), models.model("wan21_t2v_14b")
+    assert stage.fps(same, 0.25, 0.15) == pytest.approx(48)
+    assert stage.fps(same, 0.1, 0.15) == pytest.approx(80)
+    assert stage.fps(clean, 0.2, 0.15) == pytest.approx(12)
+
+
+def test_a_whole_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OUT", str(tmp_path))
+    arguments = ["live_avatar_14b", *TINY, "--device", "cpu", "--repeats", "2", "--decoders", "taehv"]
+    assert stage.main([*arguments, "--variants", "plain,fp8_row"]) == 0
+    (file,) = tmp_path.glob("stage-cpu-live_avatar_14b.json")
+    found = json.loads(file.read_text())["measured"]
+    assert set(found["step"]) == set(found["fps"]) == {"plain", "fp8_row"}
+    for result in [*found["step"].values(), *found["decode"].values()]:
+        assert result["ms"] > 0
+        assert result["floor_ms"] > 0
+        assert result["counted_bytes"] > 0
+    assert found["attention_used"] in found["attention"]
+    assert "TFLOP/s" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line(capsys):
+    assert stage.main(["nano", "--variants", "quick"]) == 2
+    assert stage.main(["nani"]) == 2
+    assert stage.main(["nano", "network.dims=3"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("error: ") for line in lines] == [True] * 3
+
+
+def test_it_needs_torch_numpy_and_safetensors_only():
+    code = (
+        "import sys; import benchmarks.stage; heavy = {'hydra', 'omegaconf', 'yaml', 'ray', 'av', 'PIL', 'rich',"
+        " 'transformers', 'diffusers'}; print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

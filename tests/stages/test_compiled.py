@@ -1,0 +1,80 @@
+"""Compiled stages give what they gave, with one compiled function for all layers, slots and chunks."""
+
+import shutil
+
+import pytest
+import torch
+import torch._inductor.config
+from torch._dynamo.utils import counters
+
+from conf.errors import UserError
+from stages import compiled
+from stages.codec.wan import WanDecoder
+from stages.denoise import fp8
+from stages.denoise.denoiser import ChunkConditioning, Denoiser
+from stages.weights import initialise
+from tests.stages.denoise.test_graphs import stream
+from tests.stages.denoise.test_s2v import TEXT, build, latents, model_of, normal
+
+NO_COMPILER = not any(map(shutil.which, ("g++", "clang++", "c++")))
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    counters.clear()
+    compiled.regions.cache_clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("eight", [False, True])
+def test_a_stream_is_the_same_and_little_is_compiled(eight):
+    """Traced as for the compiler, run by torch itself: quick, and says what would be compiled how often."""
+    plain, ours = (build(model_of(dim=64, heads=2) if eight else model_of()) for _ in range(2))
+    if eight:
+        for denoiser in (plain, ours):
+            fp8.quantise(denoiser.network, "per_row")
+    width = ours.model.network.dim
+    compiled.compile_network(ours.network, backend="aot_eager")
+
+    def run(denoiser: Denoiser) -> list[torch.Tensor]:
+        return stream(denoiser, 7, width=width)
+
+    for found, exact in zip(run(ours), run(plain), strict=True):
+        assert torch.equal(found, exact) or (found - exact).abs().max() <= 1e-5
+    # Three regions, for the tokens of a prefill and those of a chunk: however many layers, slots and chunks there are.
+    assert counters["stats"]["unique_graphs"] == 6
+    assert not counters["graph_break"]
+
+
+@pytest.mark.skipif(NO_COMPILER, reason="needs a C++ compiler")
+def test_compiled_is_within_1e_5():
+    given, outs = ChunkConditioning(audio=normal(1, 1, 3, 6, 48)), []
+    for make in (compiled.compile_network, lambda network: network):
+        denoiser = build(model_of())
+        make(denoiser.network)
+        banks = denoiser.open([0])
+        denoiser.set_text(banks, TEXT)
+        with torch._inductor.config.patch(compile_threads=1):
+            outs.append(denoiser.step(banks, 0, 0, latents(1, 3), given))
+    torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_compiled_decoder_is_the_same():
+    plain, ours = (WanDecoder(base=4, multipliers=(1, 2), blocks=1, temporal=(True,)).eval() for _ in range(2))
+    for decoder in (plain, ours):
+        initialise(decoder, 3)
+        decoder.requires_grad_(False)
+    compiled.compile_decoder(ours, backend="aot_eager")
+    a, b = plain.start(), ours.start()
+    for i in range(4):
+        chunk = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(i))
+        torch.testing.assert_close(ours(chunk, b), plain(chunk, a), rtol=1e-5, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 3
+
+
+def test_no_compiler_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"device.compile=true: needs a C\+\+ compiler"):
+        compiled.check(torch.device("cpu"))
