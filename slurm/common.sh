@@ -65,13 +65,11 @@ deaf() {
 export -f deaf
 
 trap '' USR1
-cut=
+cut='' code=0 begun=$(mktemp)
 
-# Run a job step to its end. When SLURM says that the time is nearly over (--signal=B:USR1@SECONDS), let it drain, and
-# go back to the queue if the job may (--requeue): the next run goes on from the state.
+# Run a job step to its end; when SLURM says that the time is nearly over (--signal=B:USR1@SECONDS), let it drain.
 run() {
-    local code=0 step begun
-    begun=$(mktemp)
+    local step
     "$@" &
     step=$!
     trap 'cut=yes' USR1
@@ -87,6 +85,11 @@ run() {
     done
     trap '' USR1
     wait "$step" || code=$?
+}
+
+# End the job, when nothing of it runs any more: with the step's exit code, or, if the time was too short and the job may
+# (--requeue), back in the queue, from where it goes on from the state.
+finish() {
     if [[ $code == 0 && ! $folder/report.json -nt $begun ]]; then
         echo "error: no report was left in $folder; see above" >&2
         code=1
@@ -96,5 +99,5 @@ run() {
         echo "cut by the time limit: back to the queue, to go on from the state"
         scontrol requeue "$SLURM_JOB_ID"
     fi
-    return "$code"
+    exit "$code"
 }
