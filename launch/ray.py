@@ -113,7 +113,8 @@ def _connect(config: Config, environment: dict, quiet: dict) -> None:
                 "start one with `ray start --head`, or leave launcher.address out",
             ) from error
     else:
-        ray.init(include_dashboard=False, runtime_env=environment, **quiet)
+        # Without "local" it would join whatever cluster was started on this machine last, a batch job's maybe.
+        ray.init(address="local", include_dashboard=False, runtime_env=environment, **quiet)
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -127,14 +128,14 @@ def _all_here(config: Config) -> None:
     Raises:
         UserError: fewer came in time.
     """
-    wanted, end = config.launcher.nodes or 1, time.monotonic() + config.launcher.timeout_s
+    wanted, end = config.launcher.nodes or 1, time.monotonic() + config.launcher.nodes_s
     while len(nodes()) < wanted:
         if time.monotonic() > end:
             there = ", ".join(node["NodeManagerHostname"] for node in nodes())
             raise UserError(
                 f"launcher.nodes={wanted}",
-                f"the Ray cluster has {len(nodes())} after {config.launcher.timeout_s:g} s ({there})",
-                "start Ray on the others (ray start --address=...), or wait longer (launcher.timeout_s)",
+                f"the Ray cluster has {len(nodes())} after {config.launcher.nodes_s:g} s ({there})",
+                "start Ray on the others (ray start --address=...), or wait longer (launcher.nodes_s)",
             )
         time.sleep(POLL_S)
 

@@ -204,11 +204,14 @@ class LauncherConfig:
     address: str | None = None
     nodes: int | None = None
     """Nodes that a Ray cluster has once all have come; null: those that are there."""
+    nodes_s: float = 300.0
+    """Longest wait for them."""
     timeout_s: float = 60.0
 
     def __post_init__(self):
         choice("launcher", self.name, LAUNCHERS)
         positive("launcher.nodes", self.nodes)
+        positive("launcher.nodes_s", self.nodes_s)
         positive("launcher.timeout_s", self.timeout_s)
 
 

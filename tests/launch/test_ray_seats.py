@@ -72,7 +72,7 @@ def test_two_ray_nodes_give_the_oracles_bits(job, tmp_path, two_nodes):
 
 
 def test_nodes_that_do_not_come_are_missed(tmp_path, two_nodes):
-    more = (f"launcher.address={two_nodes}", "launcher.nodes=3", "launcher.timeout_s=1", f"output_dir={tmp_path}/run")
+    more = (f"launcher.address={two_nodes}", "launcher.nodes=3", "launcher.nodes_s=1", f"output_dir={tmp_path}/run")
     process = start("ray", 2, "model=nano", "plan=timestep", *more)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
