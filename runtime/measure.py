@@ -65,15 +65,15 @@ def _watched(network: Any, note: Callable[[str], None]) -> Iterator[None]:
     if not isinstance(network, nn.Module):
         yield
         return
-    embed = network.embed
+    enter = network.enter
 
-    def embedding(*args: Any) -> Any:
+    def entering(*args: Any, **more: Any) -> Any:
         note("first")
-        result = embed(*args)
+        result = enter(*args, **more)
         note("pass")
         return result
 
-    network.embed = embedding
+    network.enter = entering
     hooks = [
         layer.register_forward_pre_hook(lambda *_, i=index: note(f"layer{i}"))
         for index, layer in zip(network.layers, network.blocks.values(), strict=True)
@@ -85,7 +85,7 @@ def _watched(network: Any, note: Callable[[str], None]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-        del network.embed
+        del network.enter
 
 
 class _Book:
