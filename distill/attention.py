@@ -32,4 +32,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return y.to(dtype).transpose(1, 2)
 
 
-BACKENDS["training"] = Backend(attend, "torch", ("cpu", "cuda"), (torch.float32, torch.bfloat16))
+KINDS = (torch.float32, torch.bfloat16)
+BACKENDS["training"] = Backend(attend, "torch", {"cpu": KINDS, "cuda": KINDS})

@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,28 +11,13 @@ import psutil
 import pytest
 
 from benchmarks.kill import is_worker
-from tests.launch.test_stream import ROOT, decoded
+from tests.launch.started import start
+from tests.launch.test_stream import decoded
 
 BASE = (
     "model=nano", "stream.chunks=10", "stream.prompt=hello", "model.recalibrate_chunk=4",
     "stream.events=[{chunk: 7, prompt: other}]",
 )  # fmt: skip
-
-
-def command(launcher: str, workers: int, *overrides: str) -> list[str]:
-    """The command line of a run with `workers` processes."""
-    module = ["-m", "launch.stream", f"launcher={launcher}", *overrides]
-    if launcher == "torchrun":
-        return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={workers}", *module]
-    return [sys.executable, *module, f"plan.workers={workers}"]
-
-
-def start(launcher: str, workers: int, *overrides: str, **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(launcher, workers, *overrides),
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, **options,
-    )  # fmt: skip
 
 
 def report_of(folder: Path) -> dict:
