@@ -78,7 +78,7 @@ def test_a_run_leaves_everything_it_promises(job, speech):
 def test_without_a_video_no_decoder_is_loaded(job, monkeypatch):
     from runtime import run
 
-    monkeypatch.setattr(run, "build_decoder", None)
+    monkeypatch.setattr(run, "fast_decoder", None)
     assert job("model=nano", "sink.video=null", "stream.chunks=1")["chunks"] == 1
 
 
