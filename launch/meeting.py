@@ -25,6 +25,8 @@ from runtime.links import Ends, fit
 SIZES = (1024, 1 << 22)
 """Bytes of the messages that are timed."""
 ROUNDS = 5
+CONNECT_S = 5.0
+"""Longest wait for a connection, which systems make between themselves, however busy the workers are."""
 SLACK_S = 10.0
 """Added to waits for somebody who is himself waiting."""
 
@@ -185,7 +187,7 @@ class Meeting:
             why = ""
             try:
                 # Nobody need accept: the system answers for who listens.
-                socket.create_connection(tuple(address), self.patience).close()
+                socket.create_connection(tuple(address), min(self.patience, CONNECT_S)).close()
             except OSError as error:
                 why = f"worker {self.index} cannot reach port {address[1]} of {address[0]}: {error.strerror or error}"
             board.tell(f"reaches/{key}/{self.index}", why)
