@@ -21,11 +21,11 @@ def test_stage_times_of_a_model(tmp_path):
     assert (found["model"], found["kind"], found["basis"], found["steps"]) == ("nano", "cpu", "measured", 4)
     assert len(found["layer_s"]) == 6
     assert min(found["layer_s"]) > 0
-    assert found["decode_s"] > 0
-    # Differences of two times: on a busy machine they may come out as nothing, and never below.
-    assert min(found[key] for key in ("encode_s", "post_s", "prefill_s")) >= 0
+    assert min(found[key] for key in ("encode_s", "decode_s", "post_s")) > 0
+    # A difference of two medians: on a busy machine it may come out as nothing.
+    assert found["prefill_s"] >= 0
     spread = json.loads((tmp_path / "measured.json").read_text())["seconds"]
-    assert {"encode", "step3", "layer5", "first", "last", "pass", "decode"} <= spread.keys()
+    assert {"encode", "prefill", "step3", "layer5", "first", "last", "pass", "decode"} <= spread.keys()
     read = clusters.load(ClusterConfig(measured=[str(tmp_path / "measured.yaml")]))
     assert read.times[0].layer_s == pytest.approx(found["layer_s"])
 
