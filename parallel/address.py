@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import lru_cache
 
 import torch.distributed as dist
 
@@ -15,11 +16,15 @@ import torch.distributed as dist
 def gloo_device(store: dist.Store) -> dist.ProcessGroupGloo.Device:
     """Where gloo listens: on the interface that GLOO_SOCKET_IFNAME names, else at this process's own address."""
     if interface := os.environ.get("GLOO_SOCKET_IFNAME"):
-        return dist.ProcessGroupGloo.create_device(interface=interface.split(",")[0])
+        return _device(interface=interface.split(",")[0])
     address = own_address(store)
-    if address is None:
-        return dist.ProcessGroupGloo.create_default_device()
-    return dist.ProcessGroupGloo.create_device(hostname=address)
+    return _device(hostname=address) if address else _device()
+
+
+@lru_cache
+def _device(**where: str) -> dist.ProcessGroupGloo.Device:
+    """One for all channels of a process: each has a thread that wakes every 10 ms, whether or not anything comes."""
+    return dist.ProcessGroupGloo.create_device(**where) if where else dist.ProcessGroupGloo.create_default_device()
 
 
 def own_address(store: dist.Store) -> str | None:

@@ -2,7 +2,7 @@
 
 A worker has one inbox, a queue, into which all its receivers put
 
-    Arrival(peer, message, release)   a message; call `release()` when its tensors are no longer read
+    Arrival(peer, message)            a message; `take()` it, or call `release()` when its tensors are no longer read
     Closed(peer)                      the peer closed its end in good order: nothing more will come
     Failure(peer, error)              the peer is gone or silent; reported once, the channel is dead
 
@@ -10,8 +10,8 @@ A message holds one of its channel's credits from `send` until the receiving wor
 never holds more than `credits` messages anywhere between the two workers, and a slow worker slows the one
 before it instead of growing memory.
 
-Tensors: `send` takes them over; the caller may let go of them, and must not write to them. The tensors of an arrival
-are views of the channel's memory: after `release` they must not be read; what is kept is cloned first.
+Tensors: `send` takes them over; the caller may let go of them, and must not write to them. Those of an arrival are the
+receiver's after `take`; those that are looked at without must not be read after `release`.
 """
 
 from __future__ import annotations
@@ -46,13 +46,26 @@ class ChannelError(Exception):
 class Arrival:
     """A message from `peer` that came at `at`, by this process's `time.perf_counter`.
 
-    `release()` gives its credit and memory back (calling it again does nothing).
+    `borrowed`: its tensors are in memory of the channel's, which is used again after `give_back`.
     """
 
     peer: Peer
     message: Message
-    release: Callable[[], None]
+    give_back: Callable[[], None]
     at: float = field(default_factory=time.perf_counter)
+    borrowed: bool = False
+
+    def take(self) -> Message:
+        """The message, with tensors that are the caller's for good; gives the credit back."""
+        if self.borrowed:
+            self.message.tensors = {name: tensor.clone() for name, tensor in self.message.tensors.items()}
+        self.give_back()
+        return self.message
+
+    def release(self) -> None:
+        """Give its credit and memory back; calling it again does nothing."""
+        self.message.tensors = {}
+        self.give_back()
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ transfer share it, told apart by their tag:
     sender -> receiver   body     uint8, the device's: one there was no room for; its receive is posted only then
     receiver -> sender   credit   [1] int64, host: how many messages were released, 0 a beat, -1 the end
 
-Between hosts' memories a body that found no room makes room for all that follow, at both ends: from the second on, a
-message is one transfer. With dozens of workers on a machine the wake-ups of threads cost more than copies do, so there
-the worker's own thread begins the transfer, too. On CUDA bodies always travel by themselves.
+Between hosts' memories there is room from the start for what the plan expects, and a body that found none makes room
+for all that follow, at both ends: then a message is one transfer. With dozens of workers on a machine the wake-ups of
+threads cost more than copies do, so there the worker's own thread begins the transfer, too. On CUDA bodies always
+travel by themselves.
 
 Each end runs two daemon threads, one out and one in, because a gloo transfer cannot be polled. An idle out thread
 sends beats; an in thread that hears nothing for `timeout_s`, or sees the connection closed, breaks the channel and
@@ -38,6 +39,7 @@ from torch import Tensor
 
 from parallel import channels
 from parallel.address import gloo_device
+from parallel.buffers import Buffers, Leases
 from parallel.channels import Arrival, ChannelError, Closed, Credits, Failure, Inbox, Peer, Receiver, Sender, once
 from parallel.edges import Edges
 from parallel.message import HEADER_BYTES, Message, body_bytes, pack_body, pack_header, unpack
@@ -49,6 +51,8 @@ END_HEADER = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
 BEATS = 4
 # Frames that may still be on their way when the next one is begun.
 AHEAD = 2
+# Bytes beside an expected body: of sound, actions and whatever else is small and goes along.
+SMALL = 1 << 16
 # Credits go back when this part of them has been released: every transfer wakes four threads.
 SHARE = 4
 # Longest wait of close() for a peer that answers nothing; in good order it takes milliseconds.
@@ -61,7 +65,16 @@ class Link:
     Each member makes one end of it, soon after connecting: until then the other hears nothing from it.
     """
 
-    def __init__(self, peer: Peer, name: str, rank: int, store: dist.Store, device: torch.device, timeout_s: float):
+    def __init__(
+        self,
+        peer: Peer,
+        name: str,
+        rank: int,
+        store: dist.Store,
+        device: torch.device,
+        timeout_s: float,
+        expected: int = 0,
+    ):
         self.peer, self.name, self.timeout_s, self.device = peer, name, timeout_s, device
         self.edges = Edges(device)
         self._other, self._timeout = 1 - rank, timedelta(seconds=timeout_s)
@@ -70,7 +83,10 @@ class Link:
         options._threads = 1  # they serve collectives, of which there are none
         options._timeout = self._timeout
         self._group = self._bodies = dist.ProcessGroupGloo(store, rank, 2, options)
-        if device.type == "cuda":
+        self.room = HEADER_BYTES
+        if device.type != "cuda":
+            self.room += expected + SMALL * bool(expected)
+        else:
             # Its watchdog ends the process, so it comes last: the beats notice first, and `cut` aborts the transfer.
             limit = 3 * self._timeout
             self._bodies = dist.ProcessGroupNCCL(dist.PrefixStore("bodies", store), rank, 2, limit)
@@ -126,7 +142,15 @@ class Link:
             self._bodies.abort()
 
 
-def connect(store: dist.Store, me: int, peer: int, name: str, device: torch.device | str, timeout_s: float) -> Link:
+def connect(
+    store: dist.Store,
+    me: int,
+    peer: int,
+    name: str,
+    device: torch.device | str,
+    timeout_s: float,
+    expected: int = 0,
+) -> Link:
     """Connect with `peer`, which calls this with the same name at about the same time; blocks until it does.
 
     A worker connects its channels one after another *in the order of their names*: then the first name that is not
@@ -138,6 +162,7 @@ def connect(store: dist.Store, me: int, peer: int, name: str, device: torch.devi
         name: of the channel, which is one direction between two workers; used once per store.
         device: where bodies are packed and arrive, whatever the device of what is sent.
         timeout_s: longest wait for the peer, here and from then on.
+        expected: bytes of the longest body that is foreseen, the same for both; longer ones travel, too.
 
     Raises:
         ChannelError: the peer did not come in time, or the store is gone.
@@ -145,47 +170,36 @@ def connect(store: dist.Store, me: int, peer: int, name: str, device: torch.devi
     """
     if me == peer:
         raise ValueError(f"channel {name}: worker {me} talks to itself; use a LocalChannel")
-    return link(store, int(me > peer), peer, name, torch.device(device), timeout_s)
+    return link(store, int(me > peer), peer, name, torch.device(device), timeout_s, expected)
 
 
-def link(store: dist.Store, side: int, peer: Peer, name: str, device: torch.device, timeout_s: float) -> Link:
+def link(
+    store: dist.Store, side: int, peer: Peer, name: str, device: torch.device, timeout_s: float, expected: int = 0
+) -> Link:
     """One side, 0 or 1, of a new pair; the rest is as for `connect`."""
     try:
-        return Link(peer, name, side, dist.PrefixStore(name, store), device, timeout_s)
+        return Link(peer, name, side, dist.PrefixStore(name, store), device, timeout_s, expected)
     except RuntimeError as error:
         raise ChannelError(peer, f"channel {name} not connected in {timeout_s:g} s ({_line(error)})") from error
 
 
 def connect_all(
-    store: dist.Store, me: int, peers: Mapping[str, int], device: torch.device | str, timeout_s: float
+    store: dist.Store,
+    me: int,
+    peers: Mapping[str, int],
+    device: torch.device | str,
+    timeout_s: float,
+    expected: Mapping[str, int] | None = None,
 ) -> dict[str, Link]:
-    """`connect` all channels of a worker, given as name -> peer, in the order that cannot deadlock."""
-    return {name: connect(store, me, peers[name], name, device, timeout_s) for name in sorted(peers)}
+    """`connect` all channels of a worker, given as name -> peer, in the order that cannot deadlock.
 
-
-class _Buffers:
-    """Memory for what travels, used again: as many buffers as there are credits, each grown to the largest it has held.
-
-    Not only for speed: freeing and allocating tens of megabytes from two threads fragments the heap.
+    Args:
+        expected: per channel, as for `connect`.
     """
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._free: deque[Tensor] = deque()
-
-    def take(self, size: int) -> Tensor | None:
-        """At least `size` bytes, or None for none."""
-        if not size:
-            return None
-        buffer = self._free.popleft() if self._free else None
-        if buffer is None or buffer.numel() < size:
-            buffer = torch.empty(size, dtype=torch.uint8, device=self._device)
-        return buffer
-
-    def give(self, buffer: Tensor | None) -> None:
-        """Take a buffer back that nothing reads or writes any more."""
-        if buffer is not None:
-            self._free.append(buffer)
+    bodies = expected or {}
+    return {
+        name: connect(store, me, peers[name], name, device, timeout_s, bodies.get(name, 0)) for name in sorted(peers)
+    }
 
 
 class _End:
@@ -195,7 +209,6 @@ class _End:
         self.peer, self._link, self._inbox = link.peer, link, inbox
         self._beat, self._last = beat, last  # what to transmit when idle; the end: tensor and tag
         self._out: queue.SimpleQueue = queue.SimpleQueue()  # what to transmit; None: the end
-        self._buffers = _Buffers(link.device)
         self._lock = threading.Lock()
         self._over = False  # ended, or broken and reported: what happens later is a consequence
         self._closing = False
@@ -250,7 +263,8 @@ class _End:
 
 class _GroupSender(_End, Sender):
     def __init__(self, link: Link, inbox: Inbox | None, credits: int):
-        self._credits, self._room = Credits(link.peer, credits), HEADER_BYTES
+        self._credits, self._room = Credits(link.peer, credits), link.room
+        self._buffers = Buffers(link.device, link.room if link.host else 0)
         self._under_way: deque[tuple[list[dist.Work], Tensor]] = deque()
         # The receiver learns from the first beat how many credits there are.
         beat = pack_header(Message("beat", chunk=credits))
@@ -324,7 +338,8 @@ class _GroupSender(_End, Sender):
 
 class _GroupReceiver(_End, Receiver):
     def __init__(self, link: Link, inbox: Inbox):
-        self._batch, self._released, self._room = 1, 0, HEADER_BYTES
+        self._batch, self._released, self._room = 1, 0, link.room
+        self._frames, self._bodies = Leases(link.room), Buffers(link.device)
         self._read: tuple[Tensor, ...] = ()
         """Buffers of messages that were released and not told yet."""
         super().__init__(link, inbox, (BEAT, (), None), (torch.tensor([END]), CREDIT))
@@ -337,12 +352,11 @@ class _GroupReceiver(_End, Receiver):
         if used:
             with self._link.edges.after(read):
                 for buffer in used:
-                    self._buffers.give(buffer)
+                    self._bodies.give(buffer)
         self._link.send(torch.tensor([count]), CREDIT)
 
     def _receive_all(self) -> None:
-        frames = self._buffers if self._link.host else _Buffers(torch.device("cpu"))
-        frame, work = self._expect(frames)
+        frame, work = self._expect()
         while True:
             self._link.wait(work, FRAME)
             header = frame[:HEADER_BYTES]
@@ -350,35 +364,36 @@ class _GroupReceiver(_End, Receiver):
                 break
             size = body_bytes(header)
             within = 0 < size <= self._room - HEADER_BYTES
-            buffer = frame if within else self._receive_body(size)
+            body = frame[HEADER_BYTES:] if within else self._receive_body(size)
             # Posted before this message is looked at: the next one may be on its way.
-            following = self._expect(frames)
-            message = unpack(header, frame[HEADER_BYTES:] if within else buffer)
-            if not within:
-                frames.give(frame)
+            following = self._expect()
+            message = unpack(header, body)
             if message.kind != "beat":
-                self._deliver(message, buffer)
+                self._deliver(message, None if self._link.host else body)
             else:
                 self._batch = max(1, message.chunk // SHARE)
+            del header, body, message  # or this thread would keep their memory until the next one comes
             frame, work = following
         self._finish("", Closed(self.peer))
 
-    def _expect(self, frames: _Buffers) -> tuple[Tensor, dist.Work]:
+    def _expect(self) -> tuple[Tensor, dist.Work]:
         """Post the receive of the next frame; gloo lets it be shorter than there is room for."""
-        frame = frames.take(self._room)
+        frame = self._frames.take(self._room)
         return frame, self._link.post(frame[: self._room], FRAME)
 
     def _receive_body(self, size: int) -> Tensor | None:
         if not size:
             return None
         with self._link.edges.after(None):
-            buffer = self._buffers.take(size)
+            buffer = (self._frames if self._link.host else self._bodies).take(size)
             self._link.receive(buffer[:size], BODY)
         if self._link.host:
             self._room = HEADER_BYTES + size
         return buffer
 
     def _deliver(self, message: Message, buffer: Tensor | None) -> None:
+        """`buffer`: memory of the channel's that the message borrows."""
+
         def release() -> None:
             used = () if buffer is None else (buffer,)
             mark = self._link.edges.mark(*used)
@@ -391,7 +406,7 @@ class _GroupReceiver(_End, Receiver):
             self._out.put((count, used, mark))
 
         if not self._over:
-            self._inbox.put(Arrival(self.peer, message, once(release)))
+            self._inbox.put(Arrival(self.peer, message, once(release), borrowed=buffer is not None))
 
 
 def _abandon(link: Link, out: queue.SimpleQueue, threads: list[threading.Thread]) -> None:

@@ -1,16 +1,26 @@
-"""What may enter the pipeline, and when: in flight <= ceil(sum of stage times / slowest), by what was measured lately.
+"""What may enter the pipeline, and when: in flight <= ceil(a chunk's way / slowest stage), as measured lately.
 
-No clock and no tensors: the head of the real pipeline and the simulator share it. The limit is the pipeline's, not a
+A way is hardly ever a whole number of periods. Where it takes w of them, ceil(w) chunks may be on it, and the last is
+let in the missing part of a period after there was room for it. So w are on their way in the mean: the slowest worker
+is as busy, and latency follows the way instead of the next whole number. The longest of the recent ways counts: where
+times vary, a stage that is done early must find another chunk waiting.
+
+Where chunks come back to a worker they have left they meet in turns, and one that enters between two turns delays all
+others: there, whole chunks fill the ring, and messages make no room.
+
+No clock and no tensors: the head of the real pipeline and the simulator share it. The room is the pipeline's, not a
 stream's: several streams take turns, and together fill it just as one does.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from parallel.plan import pace
+from parallel.plan import Plan, pace, whole
 
 RECENT = 8
 """Chunks whose stage times set the pace."""
@@ -35,36 +45,55 @@ class Lane:
     ended: bool = False
 
 
+class Grant(NamedTuple):
+    """A stream may sample a chunk, `at` a moment that may be still to come."""
+
+    stream: int
+    chunk: int
+    at: float
+
+
 class Pacer:
-    """Who may sample a chunk. A stream samples one at a time.
+    """Who may sample a chunk, and when. A stream samples one at a time.
 
     Args:
         in_flight: chunks on their way before anything was measured.
         most: at any time; None: the same.
+        returns: whether chunks come back to workers that they have left.
     """
 
-    def __init__(self, in_flight: int, most: int | None = None):
+    def __init__(self, in_flight: int, most: int | None = None, returns: bool = False):
         self.most = in_flight if most is None else most
+        self.returns = returns
         self.lanes: dict[int, Lane] = {}
         self.in_flight = 0
         """Chunks on their way, of all streams."""
         self._idle: dict[int, Lane] = {}
         """Streams that sample nothing now; who was served last comes last."""
         self._times: deque[dict[int, float]] = deque(maxlen=RECENT)
-        self._limit = in_flight
+        self._room, self._late = in_flight, 0
+        """Chunks on their way at most, and how long the last room stays empty."""
+        self._since = float("-inf")
+        """When a chunk last made room."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> Pacer:
+        """That of a plan."""
+        return cls(plan.in_flight, plan.most_in_flight, plan.returns)
 
     def open(self, stream: int, live: bool = False, first: int = 0) -> None:
         """A stream that wants to sample from chunk `first` on."""
         self.lanes[stream] = self._idle[stream] = Lane(live, first, first, first)
 
-    def grants(self, ready: Callable[[int, int], bool]) -> list[tuple[int, int]]:
-        """(stream, chunk) of what may be sampled now: there is room, and the first cell is `ready` for it."""
+    def grants(self, ready: Callable[[int, int], bool], now: float) -> list[Grant]:
+        """What may be sampled, now or soon: there is room, and the first cell is `ready(stream, chunk)`."""
         found = []
         for stream, lane in list(self._idle.items()):
-            if self.in_flight >= self._limit:
+            if self.in_flight >= self._room:
                 break
             if ready(stream, lane.asked):
-                found.append((stream, lane.asked))
+                last = self.in_flight == self._room - 1
+                found.append(Grant(stream, lane.asked, max(now, self._since + self._late) if last else now))
                 del self._idle[stream]
                 lane.asked += 1
                 self.in_flight += not lane.live
@@ -84,18 +113,26 @@ class Pacer:
         lane.ended, lane.asked = True, lane.entered
         self._idle.pop(stream, None)
 
-    def done(self, stream: int, chunk: int, times: dict[int, float]) -> None:
+    def done(self, stream: int, chunk: int, times: dict[int, float], now: float) -> None:
         """A chunk has left the last stage; `times` is what each worker spent on it, and under HOPS its messages."""
         self.lanes[stream].done = chunk + 1
         self.in_flight -= 1
+        self._since = now
         if not times:
             return  # of a cancelled stream: nothing was measured
         self._times.append(times)
-        stages = {stage for entry in self._times for stage in entry}
-        typical = {stage: _median([entry.get(stage, 0.0) for entry in self._times]) for stage in stages}
-        hops = typical.pop(HOPS, 0.0)
-        if any(typical.values()):
-            self._limit = min(self.most, pace(typical.values(), hops))
+        stages = {stage for entry in self._times for stage in entry} - {HOPS}
+        typical = [_median([entry.get(stage, 0) for entry in self._times]) for stage in stages]
+        if not any(typical):
+            return
+        slowest = max(typical)
+        if self.returns:
+            chunks = whole(pace(typical))
+        else:
+            chunks = max(1, max(sum(entry.values()) for entry in self._times) / slowest)
+        chunks = min(self.most, chunks)
+        self._room = math.ceil(chunks)
+        self._late = (self._room - chunks) * slowest
 
     def over(self, stream: int) -> bool:
         """Whether a stream has ended and all of it has left, for the first time: it is forgotten then."""

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 
@@ -242,13 +242,19 @@ class Plan:
         load[self.decode] += times["decode"]
         return load
 
+    @cached_property
+    def returns(self) -> bool:
+        """Whether a chunk comes back to a worker that it has left, as in a ring."""
+        visits = [worker for worker, _ in groupby([*(self.owner(cell) for cell in self.route), self.decode])]
+        return len(visits) > len(set(visits))
+
     @property
     def in_flight(self) -> int:
         """Chunks on their way at most, before anything was measured: ceil(sum of loads / slowest)."""
         if self.limit is not None:
             return self.limit
         alone = self.workload.decodes and self.decode not in {worker for row in self.owners for worker in row}
-        return pace(self.load({"decode": max(self.load()) if alone else 0.0}))
+        return whole(pace(self.load({"decode": max(self.load()) if alone else 0.0})))
 
     @property
     def most_in_flight(self) -> int:
@@ -269,18 +275,21 @@ class Plan:
         return max(0.0, final + 1 / period - version.holds)
 
 
-FULL = 0.98
-"""Share of the full rate at which a pipeline counts as full."""
-
-
-def pace(times: Iterable[float], hops: float = 0.0) -> int:
-    """Chunks that keep every worker busy, and no more: ceil(sum of times / slowest), at least 1.
-
-    The last 2 % of the rate are worth no further chunk: it would make all of them a whole period later.
+def pace(times: Iterable[float], hops: float = 0.0) -> float:
+    """Chunks that keep the slowest worker busy, and no more: sum of times / slowest.
 
     Args:
         times: of every worker, per chunk.
         hops: time of a chunk's messages; stages of its way that keep no worker busy.
     """
     times = list(times)
-    return max(1, math.ceil(FULL * (sum(times) + hops) / max(times)))
+    return (sum(times) + hops) / max(times)
+
+
+FULL = 0.98
+"""Share of the full rate at which a pipeline counts as full, where only whole chunks can fill it."""
+
+
+def whole(chunks: float) -> int:
+    """The next whole number of chunks, unless the last 2 % of the rate are all that the last of them brings."""
+    return max(1, math.ceil(FULL * chunks))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 
@@ -20,8 +21,8 @@ from parallel.cost import Costs, Ranges
 from parallel.memory import Bytes, Memory
 from parallel.partition import least_bottleneck, least_sum
 from parallel.placement import place
-from parallel.plan import Plan, Workload, pace
-from parallel.predict import Demand, Prediction, predict
+from parallel.plan import Plan, Workload
+from parallel.predict import Demand, Prediction, predict, room
 from parallel.shapes import Shape, orders, shapes
 
 CLOSE = 1e-3
@@ -278,7 +279,7 @@ def _with_room(config: PlanConfig, costs: Costs) -> PlanConfig:
     """With as many chunks in flight as keep every worker busy, now that their times are known."""
     if config.in_flight is not None:
         return config
-    config = replace(config, in_flight=pace(costs.load()))
+    config = replace(config, in_flight=ceil(round(room(costs), 6)))
     costs.plan = replace(costs.plan, limit=config.in_flight)
     return config
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 
 from parallel.cost import Costs
-from parallel.plan import Cell, Version, pace
+from parallel.plan import Cell, Version, pace, whole
 
 CLOSE = 1e-3
 """Relative difference below which a load counts as the period."""
@@ -82,12 +83,13 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
     """
     plan, streams = costs.plan, demand.streams
     load = costs.load()
-    in_flight = room(costs)
+    chunks = room(costs)
+    in_flight = ceil(round(chunks, 6))
     turn = turnaround(costs)
     bounds = [(max(load), f"worker {load.index(max(load))}")]
     wire = costs.wire()
     bounds += [(seconds, f"link from worker {a} to {b}") for (a, b), seconds in wire.items()]
-    bounds.append((turn / in_flight, f"a chunk's round trip, {in_flight} in flight"))
+    bounds.append((turn / chunks, f"a chunk's round trip, {in_flight} in flight"))
     loop = 0.0
     if plan.workload.commits_every_chunk:
         loop = clean_loop(costs)
@@ -101,7 +103,7 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
         gaps, way = [play], turn
     else:
         gaps = _gaps(costs, in_flight, streams, period, loop)
-        way = _way(costs, in_flight, streams, period, turn, loop)
+        way = _way(costs, chunks, streams, period, turn, loop)
     latency = way - told
     shown = latency - costs.decode_s() + costs.shown_s()
     return Prediction(
@@ -119,8 +121,8 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
     )
 
 
-def room(costs: Costs) -> int:
-    """Chunks in flight: what the plan allows, or fewer where ceil(sum of stage times / slowest) is less.
+def room(costs: Costs) -> float:
+    """Chunks in flight, in the mean: what the plan allows, or fewer where a chunk's way / slowest stage is less.
 
     As the pacer counts: encode, steps, messages and the last stage; passes off the route take no room.
     """
@@ -132,7 +134,8 @@ def room(costs: Costs) -> int:
     own.append(costs.sample_s() + costs.encode_s())
     if not any(own):
         return plan.in_flight
-    return min(plan.most_in_flight, pace(own, turnaround(costs) - sum(own)))
+    chunks = whole(pace(own)) if plan.returns else max(1.0, pace(own, turnaround(costs) - sum(own)))
+    return min(plan.most_in_flight, chunks)
 
 
 def walk(costs: Costs, start: float, ready: Callable[[Cell], float] = lambda cell: 0.0) -> float:
@@ -189,7 +192,7 @@ def _met(costs: Costs) -> float:
     that is more than the round itself. So many are in it as there are blocks, or as there is room for.
     """
     plan, w, waits = costs.plan, costs.plan.workload, 0.0
-    chunks = min(room(costs), len(plan.blocks))
+    chunks = min(ceil(room(costs)), len(plan.blocks))
     for row in plan.rows:
         passes = [costs.pass_s("step", worker, b) for b, worker in enumerate(row)]
         hops = [costs.hop_s(a, b, w.latent_bytes + w.hidden_bytes) for a, b in pairwise(row)]
@@ -237,7 +240,7 @@ def idle_periods(costs: Costs, version: Version, period: float) -> float:
     return max(0.0, round((made + sampled) / period - version.holds, 9))
 
 
-def _way(costs: Costs, in_flight: int, streams: int, period: float, turn: float, loop: float) -> float:
+def _way(costs: Costs, in_flight: float, streams: int, period: float, turn: float, loop: float) -> float:
     """From grant to leaving being known, at full speed."""
     plan = costs.plan
     if plan.encode == plan.head:

@@ -152,7 +152,7 @@ class Simulator:
     def __init__(self, plan: Plan, durations: Durations, spans: bool = False):
         self.plan, self.durations = plan, durations
         self.workers = [_Worker(Schedule(plan, w)) for w in range(plan.workers)]
-        self.pacer, self.lanes = Pacer(plan.in_flight, plan.most_in_flight), {}
+        self.pacer, self.lanes = Pacer.of(plan), {}
         self.now: float = 0
         self.chunks: list[Chunk] = []
         self.spans: list[Span] = []
@@ -214,8 +214,8 @@ class Simulator:
         return self.workers[self.plan.encode].schedule.may_enter(stream, chunk)
 
     def _ask(self) -> None:
-        for stream, number in self.pacer.grants(self._may_enter):
-            chunk = Chunk(stream, number, self.now)
+        for stream, number, at in self.pacer.grants(self._may_enter, self.now):
+            chunk = Chunk(stream, number, at)
             self._under_way[stream, number] = chunk
             self.lanes[stream].asked.append(chunk)
             self._sample(self.lanes[stream])
@@ -226,7 +226,9 @@ class Simulator:
             return
         lane.sampling = True
         chunk = lane.asked.popleft()
-        there = self.now if lane.live is None else max(self.now, lane.live(chunk.number))
+        there = max(self.now, chunk.granted)
+        if lane.live is not None:
+            there = max(there, lane.live(chunk.number))
         self._at(there, lambda: self._draw(chunk))
 
     def _draw(self, chunk: Chunk) -> None:
@@ -334,7 +336,7 @@ class Simulator:
         if item.kind == "sound":
             schedule.companion(item.stream, item.chunk)
         elif item.kind == "done":
-            self.pacer.done(item.stream, item.chunk, self._times.pop((item.stream, item.chunk)))
+            self.pacer.done(item.stream, item.chunk, self._times.pop((item.stream, item.chunk)), self.now)
         else:
             schedule.arrive(item)
 

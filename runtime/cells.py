@@ -70,7 +70,8 @@ class Cells:
             tensors["x"] = self.sampler.update(item.step, x, out, self._noise(item, tensors))
         else:
             tensors["hidden"] = out
-        return replace(m, tensors=tensors, times=self._timed(item, m, start))
+        m.tensors, m.times[self.index] = tensors, m.times.get(self.index, 0.0) + self._timed(item, start)
+        return m
 
     def _noise(self, item: Pass, tensors: dict[str, Tensor]) -> Tensor | None:
         """The draw for the step after `item`, where the sampler takes one."""
@@ -95,7 +96,8 @@ class Cells:
             out = block.recache(item.stream, item.level, item.chunk, m.epoch, incoming, m.distances[0])
         else:
             out = block.commit(item.stream, item.level, item.chunk, incoming, m.distances[-1])
-        self._timed(item, m, start)
+        self._timed(item, start)
+        # Not changed in place: passes on other levels may be made from the same message.
         return replace(m, tensors={} if out is None else tensors | {"hidden": out})
 
     def save(self, item: Pass, folder: Path) -> dict[str, str]:
@@ -120,8 +122,8 @@ class Cells:
         stage = f"step{item.step}" if item.kind == "step" else item.kind
         return stage if len(self.plan.blocks) == 1 else f"{stage}.block{item.block}"
 
-    def _timed(self, item: Pass, m: Message, start: float) -> dict[int, float]:
-        """Note how long a pass took; returns the chunk's times with it."""
+    def _timed(self, item: Pass, start: float) -> float:
+        """Note how long a pass took; returns the seconds."""
         took = self.trace.clock() - start
         self.trace.add(self.name(item), item.chunk, start, took)
-        return m.times | {self.index: m.times.get(self.index, 0.0) + took}
+        return took

@@ -164,11 +164,9 @@ def pack_call(number: int, method: str, args: Sequence[Any], device: torch.devic
 
 
 def unpack_call(arrival: Arrival) -> tuple[int, str, list[Any]]:
-    """(block, method, arguments) of `pack_call`; the arrival is released."""
-    message = arrival.message
-    # Copies: the buffer behind an arrival is the channel's again once it is released.
-    tensors = {name: tensor.clone() for name, tensor in message.tensors.items()}
-    arrival.release()
+    """(block, method, arguments) of `pack_call`; the arrival is taken."""
+    message = arrival.take()
+    tensors = message.tensors
 
     def read(value: Any) -> Any:
         if not isinstance(value, dict):

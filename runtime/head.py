@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -90,6 +91,8 @@ class Sampler(threading.Thread):
         try:
             while True:
                 chunk, entered = self.credits.get()
+                if (early := entered - self.clock()) > 0:
+                    time.sleep(early)
                 # Of before the chunk: one that does not come may have taken half its sound from a live source.
                 progress = self.conditioning.progress(chunk) if self.keep else None
                 self.waiting = True
@@ -189,9 +192,9 @@ class Head:
     def ask(self, ready: Callable[[int, int], bool]) -> None:
         """Give credit to sample where there is room in flight and the first cell is `ready(stream, chunk)`."""
         with self._lock:
-            for stream, chunk in self.pacer.grants(ready):
-                now = self._asked[stream, chunk] = self.clock()
-                self.samplers[stream].credits.put((chunk, now))
+            for stream, chunk, at in self.pacer.grants(ready, self.clock()):
+                self._asked[stream, chunk] = at
+                self.samplers[stream].credits.put((chunk, at))
 
     def steer(self, stream: int, prompt: str, accepted: float) -> None:
         """Change a stream's prompt from its next sampled chunk on."""
@@ -217,7 +220,7 @@ class Head:
         """A chunk has left the last stage; `times` is what each worker spent on it."""
         with self._lock:
             self._asked.pop((stream, chunk), None)
-            self.pacer.done(stream, chunk, times)
+            self.pacer.done(stream, chunk, times, self.clock())
 
     def over(self, stream: int) -> bool:
         """Whether all of a stream has left; its source is let go of then."""

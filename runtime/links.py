@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, thread_time
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ class Trips:
     Attributes:
         size: bytes of the body.
         one_way: half of every round trip.
-        handled: what the two workers' own threads spent on a message each time: sending it and copying it out.
+        handled: processor time of a worker's own thread per message: sending one and copying one out. What it waits for
+            meanwhile, a core included, is no part of it.
     """
 
     size: int
@@ -56,21 +57,20 @@ class Ends:
         """Send messages of `size` bytes, each when the one before has come back."""
         body, found = torch.zeros(size, dtype=torch.uint8, device=self.device), Trips(size, [], [])
         for number in range(WARM + rounds):
-            start = perf_counter()
+            start, spent = perf_counter(), thread_time()
             self.sender.send(Message("step", chunk=number, tensors={"x": body}))
-            sent = perf_counter()
-            message, copying = self._take()
-            end = perf_counter()
+            message = self._take()
+            end, spent = perf_counter(), thread_time() - spent
             if message is None:
                 raise ConnectionError(f"worker {self.peer} left")
             if number >= WARM:
                 found.one_way.append((end - start) / 2)
-                found.handled.append(sent - start + copying)
+                found.handled.append(spent)
         return found
 
     def answer(self) -> None:
         """Send back what comes, until the other end has had enough."""
-        while (message := self._take()[0]) is not None:
+        while (message := self._take()) is not None:
             self.sender.send(message)
 
     def close(self) -> None:
@@ -78,18 +78,14 @@ class Ends:
         self.sender.close()
         self.receiver.close()
 
-    def _take(self) -> tuple[Message | None, float]:
-        """The next message with tensors of its own, as a worker takes it, and how long that took; None: no more."""
+    def _take(self) -> Message | None:
+        """The next message with tensors of its own, as a worker takes it; None: no more."""
         item = self.inbox.get(timeout=self.timeout_s)
         if isinstance(item, Failure):
             raise item.error
         if not isinstance(item, Arrival):
-            return None, 0.0
-        start = perf_counter()
-        message = item.message
-        message.tensors = {name: t.clone() for name, t in message.tensors.items()}
-        item.release()
-        return message, perf_counter() - start
+            return None
+        return item.take()
 
 
 def answer_locally(folder: str, cuda: bool, timeout_s: float) -> None:

@@ -62,8 +62,9 @@ def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> C
     def connect(inbox: Inbox, device: torch.device) -> Ends:
         group = join_group(plan, index, store, device, inbox, patience)
         peers = {f"{a:04d}-{b:04d}": (b if a == worker else a) for a, b in mine}
+        expected = {f"{a:04d}-{b:04d}": max(h.bytes for h in plan.hops if h[:2] == (a, b)) for a, b in mine}
         senders, receivers = {}, []
-        for name, link in connect_all(store, worker, peers, device, patience).items():
+        for name, link in connect_all(store, worker, peers, device, patience, expected).items():
             if int(name[:4]) == worker:
                 senders[link.peer] = link.sender(inbox, credits(plan, config))
             else:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import queue
 from collections import defaultdict
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -74,12 +73,9 @@ class Worker:
         self.senders, self.inbox, self.trace, self.board = senders, inbox, trace, board
         self.schedule = Schedule(plan, index)
         self.cells = Cells(plan, index, parts, blocks, trace)
-        self.head = (
-            Head(parts.sampler.steps, parts.dtype, Pacer(plan.in_flight, plan.most_in_flight), inbox.put, trace.clock)
-            if index == plan.encode
-            else None
-        )
-        if self.head:
+        self.head = None
+        if index == plan.encode:
+            self.head = Head(parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock)
             inbox.at_once = self._at_once
         self.finishes: dict[int, Finish] = {}
         self.keeper = Keeper(self.cells, self.finishes)
@@ -149,16 +145,11 @@ class Worker:
     def _accept(self, item: Arrival | Closed | Failure | Entry | Order | Exception, waited: bool = False) -> None:
         """Take one item in. A message that was waited for was on its way until now; another, until it had come."""
         if isinstance(item, Arrival):
-            message = item.message
-            # Copies: the buffer behind an arrival is the channel's again once it is released.
-            tensors = {k: t.clone() for k, t in message.tensors.items()}
-            item.release()
-            times = message.times
-            if times:
+            message = item.take()
+            if message.times:
                 # Clocks of two machines differ, but a chunk's way ends where it began, and there the sum is right.
                 came = self.trace.clock() if waited else item.at
-                times = times | {HOPS: times.get(HOPS, 0.0) + came - message.sent}
-            message = replace(message, tensors=tensors, times=times)
+                message.times[HOPS] = message.times.get(HOPS, 0.0) + came - message.sent
             self._deliver(message)
         elif isinstance(item, Entry):
             self._enter(item)
@@ -216,8 +207,9 @@ class Worker:
         if target == self.index:
             self._deliver(message)
             return
-        with self.trace.span("send", message.chunk):
-            self.senders[target].send(replace(message, sent=self.trace.clock()))
+        message.sent = self.trace.clock()
+        self.senders[target].send(message)
+        self.trace.add("send", message.chunk, message.sent, self.trace.clock() - message.sent)
 
     # -- orders -----------------------------------------------------------------------------------------------------
 
@@ -317,14 +309,15 @@ class Worker:
         if self.plan.workload.recache_chunks and 0 < chunk == entry.epoch:
             text = {} if stream in self.hollow else self._placed({"text": entry.tensors["text"]})
             for worker, item in rows(self.plan, Pass("recache", stream, chunk)):
-                message = replace(self._message(item, text), epoch=chunk, distances=entry.distances)
-                self._send(worker, message)
+                self._send(worker, self._message(item, text, epoch=chunk, distances=entry.distances))
         companion = self._placed(entry.companion)
         self._send(self.plan.decode, Message("sound", stream=stream, chunk=chunk, tensors=companion))
         tensors = {} if stream in self.hollow else self._placed(entry.tensors)
-        step = Message("step", stream=stream, chunk=chunk, epoch=entry.epoch, tensors=tensors)
         times = {ENCODE: entry.took_s} if tensors else {}
-        self._send(self.plan.head, replace(step, distances=entry.distances, times=times))
+        step = Pass("step", stream, chunk)
+        self._send(
+            self.plan.head, self._message(step, tensors, epoch=entry.epoch, distances=entry.distances, times=times)
+        )
 
     def _prefill(self, stream: int, holds: int, reference: dict[str, Tensor]) -> None:
         """Send every bank a reference that holds from chunk `holds`."""
@@ -338,7 +331,7 @@ class Worker:
     def _execute(self, item: Pass, message: Message) -> None:
         self._at = item
         if item.stream in self.hollow:
-            message = replace(message, tensors={})
+            message.tensors = {}
         work = {"step": self._step, "final": self._final, "save": self.keeper.run, "end": self._end}
         work = work.get(item.kind, self.cells.write)
         message = work(item, message)
@@ -358,12 +351,14 @@ class Worker:
         # A bank made from a chunk carries that chunk's text: a recalibration epoch 0, which began with chunk 0.
         epoch = message.epoch if item.kind == following.kind else 0
         times = times if following.kind in ("step", "final", "done") else {}
-        rest = {"times": times, "distances": message.distances, "note": message.note}
-        return replace(self._message(following, tensors), epoch=epoch, **rest)
+        return self._message(
+            following, tensors, epoch=epoch, times=times, distances=message.distances, note=message.note
+        )
 
     @staticmethod
-    def _message(item: Pass, tensors: dict[str, Tensor]) -> Message:
-        return Message(item.kind, item.stream, item.chunk, item.step, item.block, tensors=dict(tensors))
+    def _message(item: Pass, tensors: dict[str, Tensor], **rest: Any) -> Message:
+        """What makes a worker run a pass. Messages are built once and then changed: there are some on every hop."""
+        return Message(item.kind, item.stream, item.chunk, item.step, item.block, tensors=dict(tensors), **rest)
 
     def _step(self, item: Pass, m: Message) -> Message:
         if item[3:5] == (0, 0):
@@ -381,10 +376,11 @@ class Worker:
             finish.run(item.chunk, m.tensors["x"])
         except UserError as error:
             self._refuse(item.stream, error)
-            return replace(m, tensors={})
+            m.tensors = {}
+            return m
         self._tell_progress(item.stream, every_s=TOLD_S)
-        took = self.trace.clock() - start
-        return replace(m, tensors={}, times=m.times | {self.index: m.times.get(self.index, 0.0) + took})
+        m.tensors, m.times[self.index] = {}, m.times.get(self.index, 0.0) + self.trace.clock() - start
+        return m
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

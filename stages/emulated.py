@@ -113,6 +113,7 @@ class EmulatedDenoiser:
         self._step_s, share = times.block_s(layers, count), len(layers) / count
         self._commit_s = self._step_s if times.commit_s is None else times.commit_s * share
         self._prefill_s = self._step_s if times.prefill_s is None else times.prefill_s * share
+        self._output(model.chunk_frames)
 
     def level(self, step: int) -> int:
         """The bank a step reads and writes."""

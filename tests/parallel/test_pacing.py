@@ -1,5 +1,6 @@
 """Who may sample: the pipeline's room, shared by streams in turn."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,12 +18,17 @@ def pacer_of(in_flight: int, streams: int, live: bool = False) -> Pacer:
     return pacer
 
 
+def granted(pacer: Pacer, now: float = 0.0) -> list[tuple[int, int]]:
+    """(stream, chunk) of what may be sampled, whenever."""
+    return [(grant.stream, grant.chunk) for grant in pacer.grants(always, now)]
+
+
 def fill(pacer: Pacer) -> list[tuple[int, int]]:
-    """All that may enter now, each sampled at once."""
+    """All that may enter, each sampled at once."""
     found = []
-    while granted := pacer.grants(always):
-        found += granted
-        for stream, _ in granted:
+    while given := granted(pacer):
+        found += given
+        for stream, _ in given:
             pacer.entered(stream)
     return found
 
@@ -31,35 +37,35 @@ def test_streams_take_turns_within_one_limit():
     pacer = pacer_of(5, 2)
     assert fill(pacer) == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]
     assert fill(pacer) == []
-    pacer.done(1, 0, {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0})
+    pacer.done(1, 0, {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}, 0.0)
     assert fill(pacer) == [(1, 2)]
 
 
 def test_a_stream_samples_one_chunk_at_a_time():
     pacer = pacer_of(5, 1)
-    assert pacer.grants(always) == [(0, 0)]
-    assert pacer.grants(always) == []
+    assert granted(pacer) == [(0, 0)]
+    assert granted(pacer) == []
     pacer.entered(0)
-    assert pacer.grants(always) == [(0, 1)]
+    assert granted(pacer) == [(0, 1)]
 
 
 def test_a_source_that_is_waited_for_takes_nobody_elses_room():
     pacer = pacer_of(2, 3, live=True)
-    assert pacer.grants(always) == [(0, 0), (1, 0), (2, 0)]
+    assert granted(pacer) == [(0, 0), (1, 0), (2, 0)]
     assert pacer.in_flight == 0
     pacer.entered(0)
     pacer.entered(1)
     # Both rooms are taken; what stream 2 was granted may still come.
-    assert (pacer.in_flight, pacer.grants(always)) == (2, [])
-    pacer.done(0, 0, {0: 1.0, 1: 1.0})
-    assert pacer.grants(always) == [(0, 1), (1, 1)]
+    assert (pacer.in_flight, granted(pacer)) == (2, [])
+    pacer.done(0, 0, {0: 1.0, 1: 1.0}, 0.0)
+    assert granted(pacer) == [(0, 1), (1, 1)]
 
 
 def test_the_slowest_worker_sets_the_limit():
     pacer = pacer_of(9, 1)
     assert len(fill(pacer)) == 9
     for chunk in range(9):
-        pacer.done(0, chunk, {0: 1.0, 1: 1.0, 2: 4.0})
+        pacer.done(0, chunk, {0: 1.0, 1: 1.0, 2: 4.0}, 0.0)
     assert len(fill(pacer)) == 2
 
 
@@ -70,24 +76,69 @@ def test_messages_are_a_stage_that_keeps_nobody_busy():
         pacer.open(0)
         assert len(fill(pacer)) == 5
         for chunk in range(5):
-            pacer.done(0, chunk, dict.fromkeys(range(5), 1.0) | {HOPS: 0.2})
+            pacer.done(0, chunk, dict.fromkeys(range(5), 1.0) | {HOPS: 0.2}, 0.0)
         assert len(fill(pacer)) == limit
+
+
+def test_the_last_room_stays_empty_for_the_missing_part_of_a_period():
+    """Five equal stages and messages of a fifth of one: 5.2 in the mean, so the sixth waits for 0.8 of a stage."""
+    pacer = Pacer(5, 6)
+    pacer.open(0)
+    fill(pacer)
+    for chunk in range(5):
+        pacer.done(0, chunk, dict.fromkeys(range(5), 1.0) | {HOPS: 0.2}, 10.0 + chunk)
+    at = []
+    while given := pacer.grants(always, 14.1):
+        at += [grant.at for grant in given]
+        pacer.entered(0)
+    assert at[:-1] == [14.1] * 5
+    assert at[-1] == pytest.approx(14.0 + 0.8)
+    pacer.done(0, 5, dict.fromkeys(range(5), 1.0) | {HOPS: 0.2}, 15.0)
+    # Asked later than that, it may be sampled at once.
+    assert [grant.at for grant in pacer.grants(always, 16.0)] == [16.0]
+
+
+def test_the_longest_of_the_recent_ways_counts():
+    pacer = Pacer(5, 9)
+    pacer.open(0)
+    fill(pacer)
+    for chunk, first in enumerate([1.0, 1.0, 3.0, 1.0, 1.0]):
+        pacer.done(0, chunk, dict.fromkeys(range(1, 5), 1.0) | {0: first}, 0.0)
+    assert len(fill(pacer)) == 7
+    for chunk, room in zip(range(5, 11), [7] * 5 + [5], strict=True):
+        pacer.done(0, chunk, dict.fromkeys(range(5), 1.0), 0.0)
+        fill(pacer)
+        assert pacer.in_flight == max(room, 6)
+    pacer.done(0, 11, dict.fromkeys(range(5), 1.0), 0.0)
+    assert (fill(pacer), pacer.in_flight) == ([], 5)
+
+
+def test_whole_chunks_fill_a_ring():
+    """Two workers that a chunk passes twice, and messages of a tenth of its way: two in flight, without delay."""
+    pacer = Pacer(2, 3, returns=True)
+    pacer.open(0)
+    fill(pacer)
+    for chunk in range(2):
+        pacer.done(0, chunk, {0: 2.0, 1: 2.0, HOPS: 0.4}, 1.0)
+    grant = pacer.grants(always, 1.0)[0]
+    pacer.entered(0)
+    assert (grant.at, len(fill(pacer))) == (1.0, 1)
 
 
 def test_a_cancelled_chunk_measures_nothing():
     pacer = pacer_of(3, 1)
     fill(pacer)
-    pacer.done(0, 0, {})
+    pacer.done(0, 0, {}, 0.0)
     assert len(fill(pacer)) == 1
 
 
 def test_a_stream_is_forgotten_when_all_of_it_has_left():
     pacer = pacer_of(3, 1)
-    pacer.grants(always)
+    granted(pacer)
     pacer.entered(0)
     pacer.end(0)
     assert not pacer.over(0)
-    pacer.done(0, 0, {0: 1.0})
+    pacer.done(0, 0, {0: 1.0}, 0.0)
     assert pacer.over(0)
     assert pacer.lanes == {}
 
@@ -96,9 +147,9 @@ def test_a_stream_is_forgotten_when_all_of_it_has_left():
 def test_never_more_in_flight_than_there_is_room_for(room, streams, finished):
     pacer, under_way = pacer_of(room, streams), {s: [] for s in range(streams)}
     for stream in [0, *finished]:
-        for granted, chunk in fill(pacer):
-            under_way[granted].append(chunk)
+        for entered, chunk in fill(pacer):
+            under_way[entered].append(chunk)
         assert sum(map(len, under_way.values())) == pacer.in_flight == room
         stream %= streams
         if under_way[stream]:
-            pacer.done(stream, under_way[stream].pop(0), dict.fromkeys(range(room), 1.0))
+            pacer.done(stream, under_way[stream].pop(0), dict.fromkeys(range(room), 1.0), 0.0)

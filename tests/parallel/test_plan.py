@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from conf.errors import UserError
 from conf.schema import PlanConfig
 from parallel.builders import build, split_evenly
-from parallel.plan import Cell, Member, Version, Workload, pace
+from parallel.plan import Cell, Member, Version, Workload, pace, whole
 
 
 def workload(**changes) -> Workload:
@@ -86,10 +86,12 @@ def test_idle_periods_of_a_recalibration():
     assert plan.idle_periods(Version(0, 6)) == 0
 
 
-def test_pace_is_sum_over_slowest_rounded_up():
+def test_pace_is_sum_over_slowest_and_whole_chunks_round_it_up():
     assert pace([1, 1, 1, 1]) == 4
     assert pace([1, 1, 1, 1, 2]) == 3
-    assert pace([1.0, 1.01, 0.99, 1.0]) == 4
+    assert pace([1, 1], 0.5) == 2.5
+    assert whole(pace([1.0, 1.01, 0.99, 1.0])) == 4
+    assert (whole(2.01), whole(2.1), whole(0.5)) == (2, 3, 1)
     assert pace([5]) == 1
 
 
