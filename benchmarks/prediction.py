@@ -1,15 +1,15 @@
 """Is what the planner says what happens? `python -m benchmarks.prediction [NAME ...]`.
 
 Ten plans on emulated devices, as torchrun starts them: predicted frames per second, first-frame time and control
-latency against what the run then measures. Controls are prompts, given to the running stream at moments that have
-nothing to do with its chunks. Bar: each within 5 %.
+latency against what the run then measures. Controls are prompts, given to the running stream at moments spread evenly
+over the period of its chunks, so that few of them tell the median. Bar: each within 5 %.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import random
 import sys
 import tempfile
 import time
@@ -26,7 +26,9 @@ from parallel.cost import Costs
 from parallel.predict import Prediction
 from parallel.simulated import simulated
 
-CHUNKS, WITHIN, SEED = 100, 0.05, 3
+CHUNKS, WITHIN = 100, 0.05
+APART = 3 + (math.sqrt(5) - 1) / 2
+"""Periods between controls: no two in one chunk, and the golden ratio's multiples leave no part of a period out."""
 FRAMES = 12
 """Of a chunk."""
 STEP, NO_PICTURES = "device.emulated.step_s=0.1", "sink.video=null"
@@ -54,14 +56,9 @@ def predicted(workers: int, folder: Path, *overrides: str) -> Prediction:
 
 
 def measured(workers: int, folder: Path, every_s: float, *overrides: str) -> dict:
-    """The report of a run that is steered now and then.
-
-    Args:
-        every_s: between controls, half as much to half as much again: no two in one chunk.
-    """
+    """The report of a run that is steered every so often."""
     pipe = folder.with_suffix(".orders")
     os.mkfifo(pipe)
-    draw = random.Random(SEED)
     settings = (*BASE, *overrides, f"stream.chunks={CHUNKS}", f"control={pipe}")
     process = start("torchrun", workers, folder, *settings)
     with pipe.open("w") as orders:
@@ -69,9 +66,11 @@ def measured(workers: int, folder: Path, every_s: float, *overrides: str) -> dic
         orders.flush()
         while process.poll() is None and not (folder / "trace.0.part").exists():
             time.sleep(0.1)
-        end = time.monotonic() + CHUNKS * every_s / 3
-        while process.poll() is None and time.monotonic() < end:
-            time.sleep(every_s * (0.5 + draw.random()))
+        begun = time.monotonic()
+        for control in range(1, int(CHUNKS / APART)):
+            time.sleep(max(0.0, begun + control * every_s - time.monotonic()))
+            if process.poll() is not None:
+                break
             orders.write('{"prompt": "another", "stream": "0"}\n')
             orders.flush()
     _, err = process.communicate(timeout=300)
@@ -85,7 +84,7 @@ def compare(name: str, folder: Path) -> dict:
     """Bars of one plan."""
     workers, overrides = PLANS[name]
     said, load = predicted(workers, folder, *overrides), busy()
-    found = measured(workers, folder, 3 * max(said.period_s, 0.1), *overrides)
+    found = measured(workers, folder, APART * said.period_s, *overrides)
     pairs = {
         "fps": (said.fps, rate(found) * FRAMES),
         "first frame (s)": (said.first_frame_s, found["time_to_first_frame_s"]),
@@ -105,7 +104,7 @@ def main(*only: str) -> bool:
         for number, name in enumerate(PLANS):
             if not only or name in only:
                 found |= compare(name, Path(temporary) / str(number))
-    configuration = {"chunks": CHUNKS, "plans": {n: list(o) for n, (_, o) in PLANS.items()}, "seed": SEED}
+    configuration = {"chunks": CHUNKS, "plans": {n: list(o) for n, (_, o) in PLANS.items()}}
     record("prediction", "python -m benchmarks.prediction", configuration, found)
     return all(m["passed"] for m in found.values() if isinstance(m, dict))
 

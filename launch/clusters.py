@@ -15,7 +15,7 @@ from conf.schema import ClusterConfig, Config
 from conf.schema.cluster import DeviceGroup, DeviceKind, Link, StageTimes
 
 CONF = Path(__file__).parent.parent / "conf" / "cluster"
-GLOO = Link(latency_s=1.5e-3, bandwidth=1.0e9)
+GLOO = Link(latency_s=1.0e-3, bandwidth=1.0e9)
 """Between processes of one machine without GPUs, message handling included."""
 NOISE_S = 3e-3
 """Drawing 14B-sized noise for a chunk, on one core of such a machine."""

@@ -195,6 +195,8 @@ class Conditioning:
         if not self._has("audio_features.000000"):
             _ = encoders.wav2vec
         self._steered: tuple[str, float] | None = None
+        self._heard = float("-inf")
+        """When the last of them was accepted."""
         self._accepted: dict[int, float] = {}
         """When the prompts were accepted that were given while the stream ran, by chunk."""
         self._grey = self._reference is None and self._image is None
@@ -432,8 +434,12 @@ class Conditioning:
             return self.text_encoder(prompt)
 
     def steer(self, prompt: str, accepted: float) -> None:
-        """Change the prompt from the next chunk that is sampled on; from any thread."""
-        self._steered = prompt, accepted
+        """Change the prompt from the next chunk that is sampled on; from any thread.
+
+        One that is heard of again, or was accepted before the last, changes nothing.
+        """
+        if accepted > self._heard:
+            self._steered, self._heard = (prompt, accepted), accepted
 
     def accepted(self, chunk: int, entered: float) -> float | None:
         """When the control that first shows in `chunk` was accepted, in seconds; None: nothing is new in it.

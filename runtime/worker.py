@@ -165,7 +165,12 @@ class Worker:
             self._obey(item)
 
     def _at_once(self, item: Any) -> None:
-        """What does not wait for the pass under way: a chunk has left, one may be sampled. In a channel's thread."""
+        """What does not wait for the pass under way: a chunk has left, one may be sampled, and with another prompt. In
+        the thread that brings it.
+        """
+        if isinstance(item, Prompt):
+            self.head.steer(item.stream, item.prompt, item.accepted)
+            return
         message = item.message if isinstance(item, Arrival) else None
         if message is not None and message.kind == "done":
             hops = {HOPS: message.times.get(HOPS, 0.0) + item.at - message.sent} if message.times else {}
@@ -222,6 +227,7 @@ class Worker:
             self.board.tell(f"status/{order.question}/{self.index}", self._status())
         elif isinstance(order, Prompt):
             if self.head:
+                # Known already, unless it came right behind the order that opens its stream.
                 self.head.steer(order.stream, order.prompt, order.accepted)
         else:
             for stream in list(self.schedule.streams) if order.stream is None else [order.stream]:
