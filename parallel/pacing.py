@@ -5,8 +5,9 @@ let in the missing part of a period after there was room for it. So w are on the
 is as busy, and latency follows the way instead of the next whole number. The longest of the recent ways counts: where
 times vary, a stage that is done early must find another chunk waiting.
 
-Where chunks come back to a worker they have left they meet in turns, and one that enters between two turns delays all
-others: there, whole chunks fill the ring, and messages make no room.
+Where chunks come back to a worker they have left, one that enters between two turns delays all others: there, whole
+chunks fill the pipeline, and messages make no room. Of those, a ring of blocks takes in as many as fill it, and the
+next when one has passed the head for the last time: what returns is about to, and goes before what is new.
 
 No clock and no tensors: the head of the real pipeline and the simulator share it. The room is the pipeline's, not a
 stream's: several streams take turns, and together fill it just as one does.
@@ -60,11 +61,18 @@ class Pacer:
         in_flight: chunks on their way before anything was measured.
         most: at any time; None: the same.
         returns: whether chunks come back to workers that they have left.
+        ring: seconds, or any unit, that each worker of the ring at the head spends on a chunk; empty: there is none.
     """
 
-    def __init__(self, in_flight: int, most: int | None = None, returns: bool = False):
+    def __init__(
+        self, in_flight: int, most: int | None = None, returns: bool = False, ring: dict[int, float] | None = None
+    ):
         self.most = in_flight if most is None else most
-        self.returns = returns
+        self.returns, self.ring = returns, tuple(ring or ())
+        self._turns = whole(pace(ring.values())) if ring else 0
+        """Chunks that fill the ring."""
+        self.circling = 0
+        """Chunks that are to pass the head again, or for the first time."""
         self.lanes: dict[int, Lane] = {}
         self.in_flight = 0
         """Chunks on their way, of all streams."""
@@ -79,7 +87,11 @@ class Pacer:
     @classmethod
     def of(cls, plan: Plan) -> Pacer:
         """That of a plan."""
-        return cls(plan.in_flight, plan.most_in_flight, plan.returns)
+        row, load = plan.rows[0], plan.load()
+        # Only who runs the first cells sees chunks come back to them.
+        circles = plan.returns and len(row) > 1 and plan.encode == plan.head
+        ring = {worker: load[worker] for worker in row} if circles else {}
+        return cls(plan.in_flight, plan.most_in_flight, plan.returns, ring)
 
     def open(self, stream: int, live: bool = False, first: int = 0) -> None:
         """A stream that wants to sample from chunk `first` on."""
@@ -89,27 +101,35 @@ class Pacer:
         """What may be sampled, now or soon: there is room, and the first cell is `ready(stream, chunk)`."""
         found = []
         for stream, lane in list(self._idle.items()):
-            if self.in_flight >= self._room:
+            if self.in_flight >= self._room or (self.ring and self.circling >= self._turns):
                 break
             if ready(stream, lane.asked):
                 last = self.in_flight == self._room - 1
                 found.append(Grant(stream, lane.asked, max(now, self._since + self._late) if last else now))
                 del self._idle[stream]
                 lane.asked += 1
-                self.in_flight += not lane.live
+                self._count(not lane.live)
         return found
 
     def entered(self, stream: int) -> None:
         """A chunk was sampled."""
         lane = self.lanes[stream]
         lane.entered += 1
-        self.in_flight += lane.live
+        self._count(lane.live)
         self._idle[stream] = lane
+
+    def rounded(self) -> None:
+        """A chunk has passed the head for the last time."""
+        self.circling -= 1
+
+    def _count(self, chunks: int) -> None:
+        self.in_flight += chunks
+        self.circling += chunks
 
     def end(self, stream: int) -> None:
         """A stream's source is exhausted: what it was asked for last does not come."""
         lane = self.lanes[stream]
-        self.in_flight -= 0 if lane.live else lane.asked - lane.entered
+        self._count(0 if lane.live else lane.entered - lane.asked)
         lane.ended, lane.asked = True, lane.entered
         self._idle.pop(stream, None)
 
@@ -122,12 +142,14 @@ class Pacer:
             return  # of a cancelled stream: nothing was measured
         self._times.append(times)
         stages = {stage for entry in self._times for stage in entry} - {HOPS}
-        typical = [_median([entry.get(stage, 0) for entry in self._times]) for stage in stages]
-        if not any(typical):
+        typical = {stage: _median([entry.get(stage, 0) for entry in self._times]) for stage in stages}
+        if not any(typical.values()):
             return
-        slowest = max(typical)
+        slowest = max(typical.values())
+        if self.ring:
+            self._turns = whole(pace([typical.get(worker, 0) for worker in self.ring]))
         if self.returns:
-            chunks = whole(pace(typical))
+            chunks = whole(pace(typical.values()))
         else:
             chunks = max(1, max(sum(entry.values()) for entry in self._times) / slowest)
         chunks = min(self.most, chunks)

@@ -189,12 +189,13 @@ def _met(costs: Costs) -> float:
     """What the first chunk waits in rings for those behind it.
 
     It goes first, but no pass is broken off for it: with n chunks in a ring a round takes n of its longest passes, if
-    that is more than the round itself. So many are in it as there are blocks, or as there is room for.
+    that is more than the round itself. So many are in it as fill it, or as there is room for.
     """
     plan, w, waits = costs.plan, costs.plan.workload, 0.0
-    chunks = min(ceil(room(costs)), len(plan.blocks))
+    most = ceil(room(costs))
     for row in plan.rows:
         passes = [costs.pass_s("step", worker, b) for b, worker in enumerate(row)]
+        chunks = min(most, whole(pace(passes)))
         hops = [costs.hop_s(a, b, w.latent_bytes + w.hidden_bytes) for a, b in pairwise(row)]
         around = sum(passes) + sum(hops) + costs.hop_s(row[-1], row[0], w.latent_bytes)
         waits += (plan.owners.count(row) - 1) * max(0.0, chunks * max(passes) - around)

@@ -162,6 +162,11 @@ class Schedule:
             return True
         return self._settled(held.banks[0, self._level(0)], chunk)
 
+    def passes_last(self, item: Pass) -> bool:
+        """Whether a pass of this worker is a chunk's last one where its route began."""
+        row = self.plan.rows[0]
+        return item.kind == "step" and item.block == 0 and item.step == max(self.plan.steps_of(row[0], 0))
+
     def _look(self, held: _Stream) -> None:
         """Move what has become ready; readiness does not go away again."""
         waiting, held.waiting = held.waiting, []

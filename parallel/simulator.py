@@ -345,6 +345,8 @@ class Simulator:
             chunk = self._under_way.pop((item.stream, item.chunk))
             chunk.left = self.now
             self.chunks.append(chunk)
+        if index == self.plan.encode and self.workers[index].schedule.passes_last(item):
+            self.pacer.rounded()
         spent = 0
         for target, following in self.workers[index].schedule.done(item):
             spent += self._send(index, target, following, spent)

@@ -216,6 +216,11 @@ class Head:
             else:
                 self.pacer.entered(stream)
 
+    def rounded(self) -> None:
+        """A chunk has passed the first cells for the last time."""
+        with self._lock:
+            self.pacer.rounded()
+
     def done(self, stream: int, chunk: int, times: dict[int, float]) -> None:
         """A chunk has left the last stage; `times` is what each worker spent on it."""
         with self._lock:

@@ -114,7 +114,7 @@ class Timeline:
             "fps": self.fps_now,
             "realtime_factor": self.fps_now / self.fps if self.fps_now else None,
             "time_to_first_frame_s": None if self.first_frame is None else self.first_frame - self.opened,
-            "control_to_frame_s": self.control.summary(),
+            "control_to_frame_s": self.control.summary() | {"mean": self.control.mean},
             "chunk_latency_s": self.chunk_latency.summary(),
             "frame_jitter_s": self.jitter.summary(),
         }

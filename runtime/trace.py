@@ -38,6 +38,11 @@ class Samples:
         """The latest sample."""
         return self.recent[-1] if self.recent else None
 
+    @property
+    def mean(self) -> float | None:
+        """Of all samples; None without any."""
+        return self.total / self.count if self.count else None
+
     def percentile(self, p: float) -> float | None:
         """The nearest-rank percentile of the recent samples; None without samples."""
         ordered = sorted(self.recent)

@@ -343,6 +343,8 @@ class Worker:
         message = work(item, message)
         for worker, following in self.schedule.done(item):
             self._send(worker, self._following(item, following, message))
+        if self.head and self.schedule.passes_last(item):
+            self.head.rounded()
         if item.kind == "end":
             self._forget(item.stream)
 

@@ -125,6 +125,27 @@ def test_whole_chunks_fill_a_ring():
     assert (grant.at, len(fill(pacer))) == (1.0, 1)
 
 
+def test_a_ring_takes_in_what_fills_it_and_the_next_when_one_is_past_the_head():
+    """Two equal blocks and a decoder of half a period: three in flight, of which two go round."""
+    pacer = Pacer(3, 4, returns=True, ring={0: 1.0, 1: 1.0})
+    for stream in range(2):
+        pacer.open(stream)
+    assert fill(pacer) == [(0, 0), (1, 0)]
+    pacer.rounded()
+    assert fill(pacer) == [(0, 1)]
+    pacer.rounded()
+    assert (fill(pacer), pacer.in_flight) == ([], 3)
+    pacer.done(0, 0, {0: 2.0, 1: 2.0, 2: 1.0}, 0.0)
+    assert fill(pacer) == [(1, 1)]
+    # What was asked for and does not come leaves the ring, too.
+    pacer.rounded()
+    pacer.done(1, 0, {0: 2.0, 1: 2.0, 2: 1.0}, 0.0)
+    assert granted(pacer) == [(0, 2)]
+    assert pacer.circling == 2
+    pacer.end(0)
+    assert pacer.circling == 1
+
+
 def test_a_cancelled_chunk_measures_nothing():
     pacer = pacer_of(3, 1)
     fill(pacer)

@@ -72,6 +72,16 @@ def test_the_first_chunk_takes_its_way_and_others_follow_at_the_pace_of_the_slow
     assert set(gaps) == {14}
 
 
+@pytest.mark.parametrize("plan", [PlanConfig("layers", layers=[3, 3], workers=3), PlanConfig("grid")], ids=str)
+def test_what_returns_meets_nothing_new(plan):
+    """A chunk takes its way and no more, though others follow it round a ring of two."""
+    plan = plan_of(plan)
+    chunks = run(plan, 20)
+    way = 2 + 4 * 12 + 3 + len(plan.route)  # encode, steps, decode, and a hop behind every cell
+    assert chunks[0].left == way
+    assert all(chunk.left - chunk.sampled <= way + 12 / 2 for chunk in chunks)
+
+
 def test_a_slow_decoder_sets_the_pace():
     plan = plan_of(PlanConfig("timestep"))
     chunks = run(plan, 60, Given(plan, decode=20))
