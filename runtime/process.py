@@ -50,7 +50,7 @@ def credits(plan: Plan, config: Config) -> int:
 
     As much again where states are saved: a mark may go behind every chunk.
     """
-    return plan.in_flight * (2 if config.stream.save_every_chunks else 1) + 3
+    return plan.most_in_flight * (2 if config.stream.save_every_chunks else 1) + 3
 
 
 def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> Connect:
