@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,19 @@ def emulated(config: Config, count: int) -> ClusterConfig:
         devices=[DeviceGroup("emulated", speed=speed) for speed in speeds],
         intra=GLOO,
         inter=GLOO,
-        times=[times],
+        times=[_shared(times, degree) for degree in range(1, count + 1)],
     )
+
+
+def _shared(times: StageTimes, degree: int) -> StageTimes:
+    """Times of passes that so many processes share, as emulated devices do: in equal parts, and nothing else."""
+
+    def part(seconds: float | None) -> float | None:
+        return None if seconds is None else seconds / degree
+
+    layers = None if times.layer_s is None else [part(seconds) for seconds in times.layer_s]
+    passes = {"step_s": part(times.step_s), "commit_s": part(times.commit_s), "prefill_s": part(times.prefill_s)}
+    return replace(times, degree=degree, layer_s=layers, **passes)
 
 
 def here(config: Config) -> str:

@@ -34,12 +34,14 @@ is a stage of its own, beside the steps of whatever worker it is on."""
 
 @dataclass
 class Lane:
-    """One stream at the head: chunks asked for, entered (sampled), and done. `ended`: nothing more is sampled.
+    """One stream at the head, from chunk `first` on: chunks asked for, entered (sampled), and done. `ended`: nothing
+    more is sampled.
 
     `live`: its source may make the sampler wait. A chunk it waits for takes nobody else's room.
     """
 
     live: bool = False
+    first: int = 0
     asked: int = 0
     entered: int = 0
     done: int = 0
@@ -95,7 +97,7 @@ class Pacer:
 
     def open(self, stream: int, live: bool = False, first: int = 0) -> None:
         """A stream that wants to sample from chunk `first` on."""
-        self.lanes[stream] = self._idle[stream] = Lane(live, first, first, first)
+        self.lanes[stream] = self._idle[stream] = Lane(live, first, first, first, first)
 
     def grants(self, ready: Callable[[int, int], bool], now: float) -> list[Grant]:
         """What may be sampled, now or soon: there is room, and the first cell is `ready(stream, chunk)`."""
@@ -138,8 +140,9 @@ class Pacer:
         self.lanes[stream].done = chunk + 1
         self.in_flight -= 1
         self._since = now
-        if not times:
-            return  # of a cancelled stream: nothing was measured
+        if not times or chunk == self.lanes[stream].first:
+            # Of a cancelled stream nothing was measured, and a first chunk finds every worker cold.
+            return
         self._times.append(times)
         stages = {stage for entry in self._times for stage in entry} - {HOPS}
         typical = {stage: _median([entry.get(stage, 0) for entry in self._times]) for stage in stages}

@@ -128,19 +128,19 @@ class EmulatedDenoiser:
 
     def prefill(self, stream: StreamBanks, reference: Tensor, text: dict | None = None) -> Tensor:
         """Take as long as one; returns what the next block takes in."""
-        self.device.hold(self._prefill_s, 0, f"prefill {self.layers.start}")
+        self._hold(self._prefill_s, 0, f"prefill {self.layers.start}")
         return self._output(1)
 
     def step(
         self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0
     ) -> Tensor:
         """Take as long as a step; returns what the next block, or the sampler, takes in."""
-        self.device.hold(self._step_s, chunk, f"step{step} {self.layers.start}")
+        self._hold(self._step_s, chunk, f"step{step} {self.layers.start}")
         return self._output(self.model.chunk_frames)
 
     def commit(self, stream: StreamBanks, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0) -> Tensor:
         """Take as long as a commit; returns what the next block takes in."""
-        self.device.hold(self._commit_s, chunk, f"commit {self.layers.start}")
+        self._hold(self._commit_s, chunk, f"commit {self.layers.start}")
         return self._output(self.model.chunk_frames)
 
     def recache(
@@ -148,7 +148,7 @@ class EmulatedDenoiser:
     ) -> Tensor:
         """Take as long as the commits of all chunks that are run again; returns what the next block takes in."""
         chunks = len(self.recached(chunk))
-        self.device.hold(self._commit_s * chunks, chunk, f"recache {self.layers.start}")
+        self._hold(self._commit_s * chunks, chunk, f"recache {self.layers.start}")
         return self._output(self.model.chunk_frames * chunks)
 
     def recached(self, chunk: int) -> range:
@@ -160,6 +160,10 @@ class EmulatedDenoiser:
     def commits(self, chunk: int) -> bool:
         """Whether `chunk` is committed when it is finished."""
         return self.model.context == "clean" or chunk * self.model.chunk_frames < self.model.sink_frames
+
+    def _hold(self, seconds: float, chunk: int, what: str) -> None:
+        """Processes that share a pass take equal parts of its time; what they exchange takes none here."""
+        self.device.hold(seconds / self.share.parts, chunk, what)
 
     def _output(self, frames: int) -> Tensor:
         """Hidden states of some frames, or latents after the last layer: made once, and never written."""

@@ -8,6 +8,7 @@ from conf.errors import UserError
 from conf.schema import ClusterConfig
 from launch import clusters, plan, planning
 from parallel.builders import build
+from parallel.cost import Costs
 from tests.helpers import config_of
 
 NAMED = ("model=pocket_avatar", "model.name=live_avatar_14b", "stream.height=704", "stream.width=384")
@@ -140,6 +141,16 @@ def test_auto_becomes_an_ordinary_plan(mine):
 
 def test_auto_finds_this_machine():
     assert planning.resolve(config_of("model=pocket_avatar", "plan=auto", "device=cpu")).plan.workers == 2
+
+
+@pytest.mark.parametrize("times", ["step_s=0.06", "layers_s=[0.01,0.01,0.01,0.01,0.01,0.01]"])
+def test_emulated_devices_share_a_pass_in_equal_parts(times):
+    config = config_of(
+        "model=nano", "plan=sequential", "plan.sequence_parallel=2", "plan.workers=2", "device=emulated",
+        f"device.emulated.{times}", "sink.video=null",
+    )  # fmt: skip
+    costs = Costs(build(config.plan, planning.workload_of(config)), planning.cluster_of(config))
+    assert costs.pass_s("step", 0, 0) == pytest.approx(0.03)
 
 
 def test_emulated_speeds_go_where_the_plan_puts_them():

@@ -146,6 +146,16 @@ def test_a_ring_takes_in_what_fills_it_and_the_next_when_one_is_past_the_head():
     assert pacer.circling == 1
 
 
+def test_a_first_chunk_measures_nothing():
+    """Workers are cold: its slow decoder says nothing of the ones to come."""
+    pacer = pacer_of(4, 1)
+    fill(pacer)
+    pacer.done(0, 0, {0: 1.0, 1: 1.0, 2: 1.0, 3: 9.0}, 0.0)
+    assert len(fill(pacer)) == 1
+    pacer.done(0, 1, {0: 1.0, 1: 1.0, 2: 1.0, 3: 9.0}, 0.0)
+    assert (fill(pacer), pacer.in_flight) == ([], 3)
+
+
 def test_a_cancelled_chunk_measures_nothing():
     pacer = pacer_of(3, 1)
     fill(pacer)

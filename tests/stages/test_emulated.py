@@ -1,5 +1,7 @@
 """Emulated stages: as long as they are told, for messages of the model's size."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -50,6 +52,14 @@ def test_a_block_takes_its_share(held):
     step(denoiser(range(2, 4), step_s=0.6, speeds=[1, 0.5], worker=1))
     step(denoiser(range(2, 4), step_s=0.6, speeds=[0.5], worker=1))
     assert held == pytest.approx([0.2, 7, 0.4, 0.2])
+
+
+def test_processes_that_share_a_pass_share_its_time(held):
+    found = denoiser(range(0, 6), step_s=0.6, commit_s=0.3)
+    found.share = SimpleNamespace(parts=3)
+    step(found)
+    found.commit(found.open(), 0, None, None)
+    assert held == pytest.approx([0.2, 0.1])
 
 
 def test_passes_take_their_own_time(held):
