@@ -13,7 +13,7 @@ from parallel.planner import Choice, choose
 from parallel.predict import Demand
 from parallel.simulated import simulated
 from runtime.arithmetic import decoded_pixels, layer_flops
-from runtime.conditioning import Picture
+from runtime.encoders import Picture
 from runtime.workload import describe
 from stages.build import TEMPORAL_STRIDE
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conf.schema import Config
-from runtime.conditioning import Picture
+from runtime.encoders import Picture
 from stages.build import TEMPORAL_STRIDE
 from stages.denoise.bank import Layout
 

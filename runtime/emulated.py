@@ -11,7 +11,8 @@ from torch import Tensor
 
 from conf.schema import Config, ModelConfig
 from parallel.plan import Plan
-from runtime.conditioning import Conditioning, Encoders, Picture
+from runtime.conditioning import Conditioning
+from runtime.encoders import Encoders, Picture
 from runtime.orders import Open
 from stages.build import SPATIAL_STRIDE
 from stages.denoise.sampler import Sampler

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.schema import Config, SinkConfig, StreamConfig
-from runtime.conditioning import Picture
+from runtime.encoders import Picture
 from runtime.state import FOLDER, Keep, find
 from stages.sinks.sha256 import Sha256
 

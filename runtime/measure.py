@@ -21,7 +21,7 @@ from torch import nn
 from conf.schema import Config, PlanConfig
 from conf.schema.cluster import StageTimes
 from parallel.builders import build
-from runtime.conditioning import Picture
+from runtime.encoders import Picture
 from runtime.parts import load_parts, open_outputs
 from runtime.pipeline import opens
 from runtime.workload import describe

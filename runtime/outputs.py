@@ -13,7 +13,7 @@ import torch
 
 from conf.errors import UserError
 from conf.schema import SinkConfig
-from runtime.conditioning import Picture
+from runtime.encoders import Picture
 from runtime.state import Keep, State
 from stages.sinks.contact_sheet import ContactSheet
 from stages.sinks.frames import FramesSink

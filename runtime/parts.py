@@ -12,7 +12,8 @@ from conf.schema import Config
 from parallel.plan import Plan
 from runtime import emulated
 from runtime.block import Block
-from runtime.conditioning import Conditioning, Encoders, Picture
+from runtime.conditioning import Conditioning
+from runtime.encoders import Encoders, Picture
 from runtime.orders import Open
 from runtime.outputs import Outputs
 from stages.build import build_decoder, build_network, choose_device, torch_dtype

@@ -12,7 +12,8 @@ import torch
 
 from conf.schema import Config
 from runtime.banks import load_bank, save_bank
-from runtime.conditioning import Conditioning, Encoders, Picture, Progress
+from runtime.conditioning import Conditioning, Progress
+from runtime.encoders import Encoders, Picture
 from runtime.finish import Companion, Finish
 from runtime.oracle import Memory, generate
 from runtime.parts import fast_decoder, fast_denoiser, open_outputs

@@ -9,7 +9,7 @@ from torch import nn
 
 from conf.schema import CodecConfig, Config
 from parallel.plan import Workload
-from runtime.conditioning import Picture
+from runtime.encoders import Picture
 from runtime.versions import versions
 from stages.build import audio_encoder, text_encoder, torch_dtype, wan_width
 from stages.codec.base import parameter_bytes

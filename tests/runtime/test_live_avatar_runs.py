@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.live_avatar import SMALL
 from parallel.builders import build
-from runtime.conditioning import Conditioning, Encoders
+from runtime.conditioning import Conditioning
+from runtime.encoders import Encoders
 from runtime.outputs import Outputs
 from runtime.workload import describe
 from stages.build import build_audio_encoder, build_decoder, build_network, build_wav2vec
@@ -124,7 +125,7 @@ def test_given_tensors_replace_what_would_be_drawn_heard_and_encoded(job, tmp_pa
         return job(*base, f"source.tensors={path}", "stream.seed=77")["latents_sha256"]
 
     for name in ("build_wav2vec", "build_encoder", "build_text_encoder"):
-        monkeypatch.setattr(f"runtime.conditioning.{name}", None)
+        monkeypatch.setattr(f"runtime.encoders.{name}", None)
     assert sha() == expected
     for key in ("context", "reference_latent", "motion_latents", "noise.000004.step.0", "audio_features.000003"):
         assert sha(**{key: given[key] + 0.5}) != expected

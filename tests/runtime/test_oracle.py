@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from runtime.conditioning import Conditioning, Encoders
+from runtime.conditioning import Conditioning
+from runtime.encoders import Encoders
 from stages.denoise.draws import Draws
 from tests.helpers import config_of
 

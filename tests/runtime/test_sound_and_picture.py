@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.live_avatar import SMALL
-from runtime.conditioning import Encoders
+from runtime.encoders import Encoders
 from runtime.sound import Sound
 from stages.sources.audio import AudioFile, LivePcm
 from tests.helpers import config_of, write_wav
