@@ -149,8 +149,8 @@ class Pacer:
         if not any(typical.values()):
             return
         slowest = max(typical.values())
-        if self.ring:
-            self._turns = whole(pace([typical.get(worker, 0) for worker in self.ring]))
+        if any(ring := [typical.get(worker, 0) for worker in self.ring]):
+            self._turns = whole(pace(ring))
         if self.returns:
             chunks = whole(pace(typical.values()))
         else:
