@@ -194,7 +194,8 @@ class Conditioning:
         chunk = state.chunk
         self._prompts = {chunk - 1: content["prompt"]} | {e: p for e, p in self._prompts.items() if e >= chunk}
         if content["steered"] is not None:
-            self.steer(content["steered"], time.perf_counter())
+            # Not as if heard: moments of this clock are not to be held against those of whoever steers.
+            self._steered = content["steered"], time.perf_counter()
         if self.sound and "sound" in content:
             arrays = {name: tensor.numpy() for name, tensor in held.items()}
             self.sound.resume(content["sound"], arrays, live=source.audio == "-")

@@ -24,6 +24,20 @@ def first_difference(a, b):
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if not torch.equal(x, y)), None)
 
 
+def test_a_prompt_that_is_heard_again_or_late_changes_nothing():
+    config = config_of("model=nano", *BASE)
+    conditioning = Conditioning(config.model, config.stream, config.source, Encoders(config.model, torch.device("cpu")))
+    epochs = []
+    for chunk, heard in enumerate(
+        [(), (("b", 5.0), ("b", 5.0)), (("b", 5.0),), (("a", 4.0),), (("c", -1.0), ("d", 6.0))]
+    ):
+        for prompt, accepted in heard:
+            conditioning.steer(prompt, accepted)
+        conditioning.chunk(chunk)
+        epochs.append(conditioning.epoch(chunk))
+    assert epochs == [0, 1, 1, 1, 4]
+
+
 def test_same_seed_and_id_give_the_same_bits_and_others_do_not(nano):
     base = nano(*BASE)
     assert nano(*BASE) == base
