@@ -1,0 +1,47 @@
+"""Context rules: which history a model was trained to read. What follows from a rule is said here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ContextRule:
+    """What a model's history means for its banks and its passes.
+
+    Attributes:
+        history: the history a step reads, in words.
+        bank_per_step: whether every step has a bank of its own, which it also writes; else all steps read one.
+        commits: whether every finished chunk is written to the bank by a clean pass, which the next chunk waits for.
+        missing: why the rule cannot run yet; empty if it can.
+    """
+
+    history: str
+    bank_per_step: bool
+    commits: bool
+    missing: str = ""
+
+    @property
+    def overlap(self) -> bool:
+        """Whether the steps of consecutive chunks of one stream may run at the same time."""
+        return not self.commits
+
+    def level(self, step: int) -> int:
+        """The bank that a step reads."""
+        return step if self.bank_per_step else 0
+
+    def levels(self, steps: int) -> int:
+        """Banks per layer of a model with so many steps."""
+        return steps if self.bank_per_step else 1
+
+
+CONTEXTS = {
+    "same_level": ContextRule("each step reads what earlier chunks wrote at the same step", True, False),
+    "clean": ContextRule("all steps read one bank, written when a chunk is finished", False, True),
+    "joint_window": ContextRule(
+        "one forward over a window of rising noise", False, True, "the joint forward is not built"
+    ),
+    "output_level": ContextRule(
+        "each step reads at its output level", True, False, "the second write pass is not built"
+    ),
+}
