@@ -32,23 +32,26 @@ def _of_heads(tensor: Tensor) -> bool:
     return tensor.ndim == 4
 
 
-def save_bank(folder: Path, level: int, bank: Bank, share: Share) -> dict[str, str]:
-    """Write a bank's layers; returns the files' names and sha256, none where another process writes them.
+def cut_bank(level: int, bank: Bank, share: Share) -> dict[str, dict[str, Tensor]]:
+    """What a bank holds now, on the host: tensors by file of a state and name. Nothing that comes changes them.
 
-    Raises:
-        OSError: the disk refuses. All processes of the worker have then still made the same exchanges.
+    Of processes that share the bank's heads all make this call; the first has all heads, the others nothing.
     """
-    files, failure = {}, None
+    files: dict[str, dict[str, Tensor]] = {}
     for layer, tensors in _by_layer(bank).items():
         whole = {name: share.whole(t) if _of_heads(t) else t for name, t in tensors.items()}
-        if failure is None and all(t is not None for t in whole.values()):
-            try:
-                files |= write(folder, _name(level, layer), whole)
-            except OSError as error:
-                failure = error
-    if failure is not None:
-        raise failure
+        if all(t is not None for t in whole.values()):
+            files[_name(level, layer)] = {name: t.to("cpu", copy=True) for name, t in whole.items()}
     return files
+
+
+def write_cut(folder: Path, files: dict[str, dict[str, Tensor]]) -> dict[str, str]:
+    """Write what was cut to a state; returns the files' names and sha256.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    return {name: digest for file, tensors in files.items() for name, digest in write(folder, file, tensors).items()}
 
 
 def load_bank(state: State, level: int, bank: Bank, share: Share) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from conf.schema import ModelConfig
-from runtime.banks import load_bank, save_bank
-from runtime.state import FINISHED, State, write
+from runtime.banks import cut_bank, load_bank
+from runtime.pool import BankPool
+from runtime.state import FINISHED, State
 from runtime.versions import references
 from stages.denoise.bank import Bank
 from stages.denoise.denoiser import ChunkConditioning, Denoiser, StreamBanks
@@ -39,6 +40,8 @@ class BankState:
 class BlockStream:
     """One stream on one block."""
 
+    held: StreamBanks
+    """Of the block's pool."""
     banks: dict[int, BankState]
     finished: Finished
     """Of the first block with latents; others are given hidden states."""
@@ -53,47 +56,49 @@ class Block:
     Args:
         denoiser: the block's layers.
         steps: steps run here.
+        pool: of the block's banks; None: one that is empty.
     """
 
-    def __init__(self, denoiser: Denoiser, steps: tuple[int, ...]):
+    def __init__(self, denoiser: Denoiser, steps: tuple[int, ...], pool: BankPool | None = None):
         self.denoiser, self.steps = denoiser, steps
+        self.pool = pool or BankPool(denoiser, tuple(dict.fromkeys(denoiser.level(s) for s in steps)), 0)
         self.model: ModelConfig = denoiser.model
         self.references = references(self.model)
         self.streams: dict[int, BlockStream] = {}
 
-    @property
-    def levels(self) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(self.denoiser.level(s) for s in self.steps))
+    def open(self, stream: int) -> None:
+        """Take banks for a stream.
 
-    def stream(self, stream: int) -> BlockStream:
-        """A stream's state, opened when it first appears."""
-        if stream not in self.streams:
-            banks = self.denoiser.open(self.levels).banks
-            states = {level: BankState(bank) for level, bank in banks.items()}
-            self.streams[stream] = BlockStream(states, Finished(self.model.recache_chunks))
-        return self.streams[stream]
+        Raises:
+            torch.OutOfMemoryError, RuntimeError: the device has no room for them.
+        """
+        held = self.pool.take()
+        states = {level: BankState(bank) for level, bank in held.banks.items()}
+        self.streams[stream] = BlockStream(held, states, Finished(self.model.recache_chunks))
 
     def close(self, stream: int) -> None:
-        self.streams.pop(stream, None)
+        """Give a stream's banks back; nothing happens where it has none."""
+        if stream in self.streams:
+            self.pool.give(self.streams.pop(stream).held)
 
     # -- work -------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def set_text(self, stream: int, epoch: int, rows: Tensor) -> None:
         """Text rows of an epoch, once."""
-        texts = self.stream(stream).texts
+        texts = self.streams[stream].texts
         if epoch not in texts:
             texts[epoch] = self.denoiser.network.text_states(rows)
 
     def _view(self, stream: int, level: int, epoch: int) -> StreamBanks:
-        held = self.stream(stream)
+        held = self.streams[stream]
         return StreamBanks({level: held.banks[level].bank}, held.texts[epoch])
 
     def step(
         self, stream: int, chunk: int, step: int, epoch: int, x: Tensor, given: ChunkConditioning, distance: int
     ) -> Tensor:
         """The step's forward over this block; advances its bank."""
-        level, held = self.denoiser.level(step), self.stream(stream)
+        level, held = self.denoiser.level(step), self.streams[stream]
         out = self.denoiser.step(self._view(stream, level, epoch), step, chunk, x, given, distance)
         if step == self._last_step(level):
             held.banks[level].epoch = epoch
@@ -105,12 +110,12 @@ class Block:
     def prefill(self, stream: int, level: int, holds: int, epoch: int, reference: Tensor) -> Tensor:
         """Put a reference that holds from chunk `holds` in a bank."""
         out = self.denoiser.prefill(self._view(stream, level, epoch), reference)
-        self.stream(stream).banks[level].reference = holds
+        self.streams[stream].banks[level].reference = holds
         return out
 
     def commit(self, stream: int, level: int, chunk: int, x: Tensor, distance: int) -> Tensor:
         """Put a finished chunk's clean keys and values in a bank."""
-        held = self.stream(stream)
+        held = self.streams[stream]
         given, epoch = held.given[chunk]
         out = self.denoiser.commit(self._view(stream, level, epoch), chunk, x, given, distance)
         held.banks[level].commits = chunk + 1
@@ -127,7 +132,7 @@ class Block:
         Args:
             hidden: what the block before gave; the first block has latents of its own.
         """
-        past = self.stream(stream).finished.joined(self.denoiser.recached(chunk))
+        past = self.streams[stream].finished.joined(self.denoiser.recached(chunk))
         if past is None:
             return None
         x, given = past
@@ -136,27 +141,25 @@ class Block:
 
     # -- going on ---------------------------------------------------------------------------------------------------
 
-    def save(self, stream: int, level: int, folder: str) -> dict[str, str]:
-        """Write a bank, and what the first block runs again, to a state; returns the files' names and sha256.
-
-        Raises:
-            OSError: the disk refuses.
-        """
-        held = self.stream(stream)
-        files = save_bank(Path(folder), level, held.banks[level].bank, self.denoiser.share)
+    def cut(self, stream: int, level: int) -> dict[str, dict[str, Tensor]]:
+        """A bank, and what the first block runs again, as they are now: tensors by file of a state and name."""
+        held = self.streams[stream]
+        files = cut_bank(level, held.banks[level].bank, self.denoiser.share)
         if files and held.finished.most and self.denoiser.network.first:
-            files |= write(Path(folder), FINISHED, held.finished.content())
+            files[FINISHED] = held.finished.content()
         return files
 
     def restore(self, stream: int, level: int, folder: str) -> None:
         """Take a bank from a state."""
-        state, stream_held = State(Path(folder)), self.stream(stream)
+        state, stream_held = State(Path(folder)), self.streams[stream]
         held = stream_held.banks[level]
         load_bank(state, level, held.bank, self.denoiser.share)
         held.commits = state.chunk
         held.reference = max((v.holds for v in self.references if v.holds < state.chunk), default=-1)
         if stream_held.finished.most:
-            stream_held.finished.restore(state.read(FINISHED)[0], latents=self.denoiser.network.first)
+            network = self.denoiser.network
+            content = {name: tensor.to(network.device) for name, tensor in state.read(FINISHED)[0].items()}
+            stream_held.finished.restore(content, latents=network.first)
 
     def _last_step(self, level: int) -> int:
         return max(s for s in self.steps if self.denoiser.level(s) == level)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from conf.schema import StreamConfig
 from parallel.message import Message
-from parallel.plan import Plan
-from parallel.schedule import Pass
+from parallel.passes import MARKS, ROWS, Pass
+from parallel.plan import Cell, Plan
+from runtime.banks import write_cut
 from runtime.block import Block
+from runtime.orders import Open
 from runtime.parts import Parts
-from runtime.state import State
+from runtime.saving import Saver, bank_part
+from runtime.state import Keep
 from runtime.trace import Trace
 from stages.denoise.denoiser import ChunkConditioning
 from stages.denoise.draws import Draws
+
+Work = Callable[[Pass, Message], Message]
+"""Does what a pass of one kind is for; returns the message that goes on."""
 
 
 class Cells:
@@ -27,38 +34,63 @@ class Cells:
         parts: what this worker holds.
         blocks: its layers.
         trace: told how long each pass took.
+        saver: writes what marks cut.
+
+    Attributes:
+        work: by kind of pass.
     """
 
-    def __init__(self, plan: Plan, index: int, parts: Parts, blocks: dict[int, Block], trace: Trace):
+    def __init__(self, plan: Plan, index: int, parts: Parts, blocks: dict[int, Block], trace: Trace, saver: Saver):
         self.plan, self.index, self.parts, self.blocks, self.trace = plan, index, parts, blocks, trace
-        self.sampler = parts.sampler
+        self.sampler, self.saver = parts.sampler, saver
         self.draws: dict[int, Draws] = {}
+        self.keeps: dict[int, Keep] = {}
+        self.work: dict[str, Work] = {
+            "step": self._step,
+            "prefill": partial(self._write, self._prefill),
+            "commit": partial(self._write, self._commit),
+            "recache": partial(self._write, self._recache),
+            "save": self._save,
+            "end": self._end,
+        }
+        self._last = max((cell for cell in plan.route if plan.owner(cell) == index), default=None)
 
-    def open(self, stream: int, config: StreamConfig) -> None:
-        """A new stream; its banks are made when its first pass comes."""
-        self.draws[stream] = Draws(config.seed, config.id)
+    # -- streams ------------------------------------------------------------------------------------------------------
 
-    def resume(self, stream: int, state: State) -> None:
-        """Put a stream's banks where a state left them."""
-        for number, block in self.blocks.items():
+    def open(self, order: Open) -> None:
+        """Take banks for a stream, and put them where a state left them.
+
+        Raises:
+            torch.OutOfMemoryError, RuntimeError: the device has no room.
+            OSError: the state cannot be read.
+        """
+        stream, keep = order.stream, order.keep
+        self.draws[stream] = Draws(order.config.seed, order.config.id)
+        if keep:
+            self.keeps[stream] = keep
+        for block in self.blocks.values():
+            block.open(stream)
+        for number, block in self.blocks.items() if keep and keep.state else ():
             for level in self.plan.levels_of(self.index, number):
-                block.restore(stream, level, str(state.folder))
+                block.restore(stream, level, str(keep.state.folder))
 
     def close(self, stream: int) -> None:
-        """Let go of a stream's banks."""
+        """Let go of a stream."""
         for block in self.blocks.values():
             block.close(stream)
-
-    def forget(self, stream: int) -> None:
-        """Drop what else was kept of a stream that has ended here."""
         self.draws.pop(stream, None)
+        self.keeps.pop(stream, None)
 
-    # -- passes -----------------------------------------------------------------------------------------------------
+    # -- passes -------------------------------------------------------------------------------------------------------
 
-    def step(self, item: Pass, m: Message) -> Message:
-        """One step over one block; after the last block the next step's input (or final latents) is in `x`."""
-        if not m.tensors:
+    def run(self, item: Pass, m: Message) -> Message:
+        """Run a pass; of a hollow stream only marks do anything."""
+        if m.hollow and self.plan.workload.passes[item.kind].path != MARKS:
             return m
+        return self.work[item.kind](item, m)
+
+    def _step(self, item: Pass, m: Message) -> Message:
+        """One step over one block; after the last block the next step's input (or final latents) is in `x`."""
         start, block, tensors = self.trace.clock(), self.blocks[item.block], dict(m.tensors)
         if "text" in tensors:
             block.set_text(item.stream, m.epoch, tensors["text"])
@@ -81,45 +113,57 @@ class Cells:
         given = tensors.get(f"noise{step}")
         return self.draws[item.stream].noise(item.chunk, step, tensors["x"].shape) if given is None else given
 
-    def write(self, item: Pass, m: Message) -> Message:
-        """A prefill, commit or recache of one bank."""
-        if not m.tensors:
-            return m
-        start, block, tensors = self.trace.clock(), self.blocks[item.block], m.tensors
+    def _write(self, run: Callable[[Pass, Message, Tensor | None], Tensor | None], item: Pass, m: Message) -> Message:
+        """A pass that writes one bank outside the route."""
+        start, tensors = self.trace.clock(), m.tensors
         incoming = tensors.get("hidden", tensors.get("x"))
         incoming = None if incoming is None else incoming.to(self.parts.dtype)
         if "text" in tensors:
-            block.set_text(item.stream, m.epoch, tensors["text"])
-        if item.kind == "prefill":
-            out = block.prefill(item.stream, item.level, item.chunk, m.epoch, incoming)
-        elif item.kind == "recache":
-            out = block.recache(item.stream, item.level, item.chunk, m.epoch, incoming, m.distances[0])
-        else:
-            out = block.commit(item.stream, item.level, item.chunk, incoming, m.distances[-1])
+            self.blocks[item.block].set_text(item.stream, m.epoch, tensors["text"])
+        out = run(item, m, incoming)
         self._timed(item, start)
         # Not changed in place: passes on other levels may be made from the same message.
         return replace(m, tensors={} if out is None else tensors | {"hidden": out})
 
-    def save(self, item: Pass, folder: Path) -> dict[str, str]:
-        """The bank of a cell to a state; returns the files' names and sha256. A bank that steps
-        share is that of step 0, its level.
+    def _prefill(self, item: Pass, m: Message, x: Tensor | None) -> Tensor | None:
+        return self.blocks[item.block].prefill(item.stream, item.level, item.chunk, m.epoch, x)
 
-        Raises:
-            OSError: the disk refuses.
-        """
-        block = self.blocks[item.block]
+    def _commit(self, item: Pass, m: Message, x: Tensor | None) -> Tensor | None:
+        return self.blocks[item.block].commit(item.stream, item.level, item.chunk, x, m.distances[-1])
+
+    def _recache(self, item: Pass, m: Message, x: Tensor | None) -> Tensor | None:
+        return self.blocks[item.block].recache(item.stream, item.level, item.chunk, m.epoch, x, m.distances[0])
+
+    def _save(self, item: Pass, m: Message) -> Message:
+        """Cut the bank of a cell; it is written later, on another thread. A bank that steps share is that of step 0."""
         if item.step != item.level:
-            return {}
-        with self.trace.span(self.name(item), item.chunk):
-            return block.save(item.stream, item.level, str(folder))
+            return m
+        write = None
+        try:
+            if not m.hollow:
+                with self.trace.span(self.name(item), item.chunk):
+                    files = self.blocks[item.block].cut(item.stream, item.level)
+                write = partial(write_cut, Path(self.keeps[item.stream].part(item.chunk)), files)
+        finally:
+            name = bank_part(self.index, item.block, item.level)
+            self.saver.part(item.stream, item.chunk, name, write)
+        return m
+
+    def _end(self, item: Pass, m: Message) -> Message:
+        """The stream's last pass over the last cell here gives its banks back."""
+        if Cell(item.step, item.block) == self._last:
+            self.close(item.stream)
+        return m
 
     # -- small things -------------------------------------------------------------------------------------------------
 
     def name(self, item: Pass) -> str:
-        """A stage as reports call it: `step0`, `step0.block1`, `commit.block0`, `prefill`, `final`."""
-        if item.kind in ("final", "end", "save"):
+        """A stage as reports call it: `step0`, `step0.block1`, `commit.block0`, `prefill`, `decode`, `output`."""
+        if item.step >= self.plan.workload.steps:
+            return self.plan.stages[item.step - self.plan.workload.steps].name
+        if self.plan.workload.passes[item.kind].path == MARKS:
             return item.kind
-        stage = f"step{item.step}" if item.kind == "step" else item.kind
+        stage = item.kind if self.plan.workload.passes[item.kind].path == ROWS else f"{item.kind}{item.step}"
         return stage if len(self.plan.blocks) == 1 else f"{stage}.block{item.block}"
 
     def _timed(self, item: Pass, start: float) -> float:

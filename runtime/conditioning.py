@@ -20,23 +20,17 @@ import torch
 from torch import Tensor
 
 from conf.errors import UserError
-from conf.schema import ModelConfig, SourceConfig, StreamConfig
-from runtime.encoders import Encoders, Picture
-from runtime.sound import Sound
+from conf.schema import ModelConfig, SinkConfig, SourceConfig, StreamConfig
+from runtime.encoders import Encoders, Picture, frames_of
+from runtime.prompts import Prompts
+from runtime.sources import open_sources
 from runtime.state import CONDITIONING, State, write
-from stages.build import (
-    TEMPORAL_STRIDE,
-    torch_dtype,
-    video_frames,
-)
+from stages.build import TEMPORAL_STRIDE, torch_dtype
 from stages.denoise.denoiser import ChunkConditioning
 from stages.denoise.draws import Draws
 from stages.denoise.frame_pack import FRAMES as MOTION_FRAMES
 from stages.encode.actions import one_hot
 from stages.sources.actions import ActionFile, LiveActions
-from stages.sources.audio import AudioFile, LivePcm, Silence
-from stages.sources.image import load_image
-from stages.sources.tensors import TensorsFile
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +56,8 @@ class Conditioning:
         stdin: where `-` reads; None: standard input.
         stop: ends the stream at the next chunk when set; releases live sources. None: its own.
         state: what the stream goes on from; None: it begins.
+        sink: where inputs are recorded, if at all.
+        prompts: that others may steer already; None: its own.
 
     Raises:
         UserError: a source is missing, broken or does not fit the model. Sources are opened here, so bad input
@@ -77,90 +73,58 @@ class Conditioning:
         stdin: BinaryIO | None = None,
         stop: threading.Event | None = None,
         state: State | None = None,
+        sink: SinkConfig | None = None,
+        prompts: Prompts | None = None,
     ):
-        self._stdin = sys.stdin.buffer if stdin is None else stdin
         self.model, self.stream, self.encoders = model, stream, encoders
         self.stop = threading.Event() if stop is None else stop
         self.picture = Picture.of(model, stream)
         self.draws = Draws(stream.seed, stream.id)
-        self.tensors = TensorsFile(source.tensors) if source.tensors else None
-        self._prompts = _prompts(stream)
-        self._refuse_unused(source)
-        self.sound = self._open_sound(source)
-        self.actions = self._open_actions(source)
-        self._image = load_image(source.image, self.picture.height, self.picture.width) if source.image else None
+        self.prompts = Prompts(stream) if prompts is None else prompts
         self._first = state.chunk if state else 0
+        stdin = sys.stdin.buffer if stdin is None else stdin
+        self.sources = open_sources(
+            model, source, sink or SinkConfig(video=None), self.picture, encoders, stdin, self.stop, self._first
+        )
+        try:
+            self._prepare(source, state)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, source: SourceConfig, state: State | None) -> None:
+        self.tensors, self.sound, self.actions = self.sources.tensors, self.sources.sound, self.sources.actions
+        self.live = self.sources.live
         self._last_text: int | None = None
-        channels, latent = model.network.in_channels, self.picture.latent
+        channels, latent = self.model.network.in_channels, self.picture.latent
         self._reference = self._given("reference_latent", (1, channels, 1, *latent))
         self._motion = self._given("motion_latents", (1, channels, None, *latent))
-        self.text_encoder = None if self._has("context") else encoders.text
+        if self.sources.inputs:
+            self.prompts.plan(self.sources.inputs.prompts)
+        self.text_encoder = None if self._has("context") else self.encoders.text
         self._refuse_unread_prompt()
-        self.audio_encoder = encoders.audio
+        self.audio_encoder = self.encoders.audio
         if not self._has("audio_features.000000"):
-            _ = encoders.wav2vec
-        self._steered: tuple[str, float] | None = None
-        self._heard = float("-inf")
-        """When the last of them was accepted."""
-        self._accepted: dict[int, float] = {}
-        """When the prompts were accepted that were given while the stream ran, by chunk."""
-        self._grey = self._reference is None and self._image is None
-        if model.reference and state is None:
+            _ = self.encoders.wav2vec
+        self._grey = self._reference is None and self.sources.image is None
+        if self.model.reference and state is None:
             self._encode_reference()
-        self.live = "-" in (source.audio, source.actions)
         if state is not None:
             self._resume(state, source)
 
     # -- opening ---------------------------------------------------------------------------------------------
 
-    def _refuse_unused(self, source: SourceConfig) -> None:
-        network = self.model.network
-        for name, used in (("image", self.model.reference), ("audio", network.audio), ("actions", network.actions)):
-            value = getattr(source, name)
-            if value and not used:
-                raise UserError(
-                    f"source.{name}={value}", f"model={self.model.name} takes no {name}", f"set source.{name}=null"
-                )
-        for key, used in (("motion_latents", network.frame_pack), ("pose_latents", network.pose)):
-            if used or not self._has(key):
-                continue
-            raise UserError(
-                f"source.tensors: {key}", f"model={self.model.name} takes no {key.split('_')[0]}", "leave the key out"
-            )
-
     def _refuse_unread_prompt(self) -> None:
         """A model whose text states are given has nothing that could read a prompt."""
         if self.text_encoder is not None or self._has("context"):
             return
-        if prompt := next(filter(None, self._prompts.values()), None):
+        if prompt := self.prompts.first_told():
             raise UserError(
                 f"stream.prompt={prompt}",
                 f"model={self.model.name} has no text encoder here",
                 "give its text states as `context` in source.tensors",
             )
         log.warning("source.tensors gives no `context`: the text states of model=%s are zeros", self.model.name)
-
-    def _open_sound(self, source: SourceConfig) -> Sound | None:
-        if not self.model.network.audio:
-            return None
-        wav2vec = self.model.network.audio.wav2vec
-        if source.audio == "-" and wav2vec and wav2vec.whole_file:
-            raise UserError(
-                "model.network.audio.wav2vec.whole_file=true", "live sound has no end to wait for", "set it to false"
-            )
-        if source.audio == "-":
-            heard = LivePcm(self._stdin, stop=self.stop)
-        else:
-            heard = AudioFile(source.audio) if source.audio else Silence()
-        return Sound(heard, self.model.fps, self.encoders.listen(whole_file=isinstance(heard, AudioFile)))
-
-    def _open_actions(self, source: SourceConfig):
-        names = self.model.network.actions
-        if not names or not source.actions:
-            return None
-        if source.actions == "-":
-            return LiveActions(self._stdin, names, stop=self.stop)
-        return ActionFile(source.actions, names)
 
     def _encode_reference(self) -> None:
         """What is not given of the reference and the motion frames: the image held still, mid-grey where none is given.
@@ -170,7 +134,8 @@ class Conditioning:
         missing = MOTION_FRAMES if self.model.network.frame_pack and self._motion is None else 0
         if self._reference is not None and not missing:
             return
-        image = torch.zeros(3, self.picture.height, self.picture.width) if self._image is None else self._image
+        image = self.sources.image
+        image = torch.zeros(3, self.picture.height, self.picture.width) if image is None else image
         still = self.encoders.still(image, missing or 1)
         self._reference = still[:, :, :1] if self._reference is None else self._reference
         self._motion = still if missing else self._motion
@@ -179,8 +144,7 @@ class Conditioning:
 
     def progress(self, chunk: int) -> Progress:
         """Where the stream stands before `chunk` is sampled. Made of what never changes later, so it costs nothing."""
-        prompt = self._prompts[max((e for e in self._prompts if e < chunk), default=0)]
-        content: dict[str, Any] = {"prompt": prompt, "steered": self._steered[0] if self._steered else None}
+        content: dict[str, Any] = self.prompts.progress(chunk)
         arrays: dict[str, np.ndarray] = {}
         if self.sound:
             content["sound"], arrays = self.sound.progress
@@ -192,18 +156,16 @@ class Conditioning:
         """Put every source where it stood; the text in force is given out again with the first chunk."""
         held, content = state.read(CONDITIONING)
         chunk = state.chunk
-        self._prompts = {chunk - 1: content["prompt"]} | {e: p for e, p in self._prompts.items() if e >= chunk}
-        if content["steered"] is not None:
-            # Not as if heard: moments of this clock are not to be held against those of whoever steers.
-            self._steered = content["steered"], time.perf_counter()
+        self.prompts.resume(chunk, content, time.perf_counter())
         if self.sound and "sound" in content:
             arrays = {name: tensor.numpy() for name, tensor in held.items()}
             self.sound.resume(content["sound"], arrays, live=source.audio == "-")
         start, _ = self.frames(chunk)
-        if isinstance(self.actions, ActionFile):
+        if isinstance(self.actions, LiveActions):
+            if "actions" in content:
+                self.actions.resume(content["actions"])
+        elif self.actions:
             self.actions.take(start - 1, 1)
-        elif self.actions and "actions" in content:
-            self.actions.resume(content["actions"])
 
     # -- what was given as tensors ------------------------------------------------------------------------------
 
@@ -217,12 +179,15 @@ class Conditioning:
 
     def frames(self, chunk: int) -> tuple[int, int]:
         """(first video frame, number of video frames) of a chunk."""
-        c, codec = self.model.chunk_frames, self.model.codec
-        before = video_frames(codec, chunk * c, first=True) if chunk else 0
-        return before, video_frames(codec, c, first=chunk == 0)
+        return frames_of(self.model, chunk)
 
     def length(self) -> int | None:
-        """Chunks the configuration asks for; None: as long as the sources last."""
+        """Chunks that are asked for, or that a recording has; None: as long as the sources last."""
+        recorded = self.sources.inputs.chunks if self.sources.inputs else None
+        asked = self._asked()
+        return min((n for n in (asked, recorded) if n is not None), default=None)
+
+    def _asked(self) -> int | None:
         if self.stream.chunks is not None:
             return self.stream.chunks
         if self.stream.seconds is None:
@@ -244,7 +209,7 @@ class Conditioning:
             return chunk >= length
         start, _ = self.frames(chunk)
         finite = []
-        if self.sound and not isinstance(self.sound.source, Silence):
+        if self.sound and not self.sources.endless_sound:
             finite.append(self.sound.over(start))
         if self.actions:
             finite.append(self.actions.ended)
@@ -254,17 +219,18 @@ class Conditioning:
         """What chunk `chunk` is made with, encoded; None where the stream ends before it. Waits for live sources."""
         if self._over(chunk):
             return None
-        if self._steered is not None:
-            (prompt, accepted), self._steered = self._steered, None
-            self._prompts[chunk], self._accepted[chunk] = prompt, accepted
+        prompt = self.prompts.sample(chunk)
         start, count = self.frames(chunk)
         audio = self._audio(chunk, count) if self.sound else None
-        actions = self._actions(start, count) if self.model.network.actions else None
+        taken = self._taken(start, count) if self.model.network.actions else None
         if chunk == 0 and self.sound and self.sound.ended and not self.sound.heard and not self.stop.is_set():
             raise UserError("source.audio=-", "ended before any sound came", "pipe 16-bit 16 kHz mono PCM")
         # A live source may have ended while it was waited for.
         if self.live and self._over(chunk):
             return None
+        if self.sources.sink:
+            self.sources.sink.chunk(chunk, prompt, self.sources.heard(), taken)
+        actions = None if taken is None else self._encoded(taken)
         pose = self._given(f"pose_latents.{chunk:06d}", self._latent_shape, torch.float32)
         return ChunkConditioning(audio, actions, pose)
 
@@ -286,8 +252,11 @@ class Conditioning:
         with torch.inference_mode():
             return self.audio_encoder.tokens(features).to(torch_dtype(self.model.dtype))
 
-    def _actions(self, start: int, count: int) -> Tensor:
-        taken = self.actions.take(start, count) if self.actions else [0] * count
+    def _taken(self, start: int, count: int) -> list[int]:
+        """The action of every video frame, as an index."""
+        return self.actions.take(start, count) if self.actions else [0] * count
+
+    def _encoded(self, taken: list[int]) -> Tensor:
         return one_hot(self._per_latent(taken).tolist(), len(self.model.network.actions))
 
     def samples(self, chunk: int) -> np.ndarray | None:
@@ -301,7 +270,7 @@ class Conditioning:
         if key is not None:
             # What was in force when a stream goes on began before that.
             return max(int(key.partition(".")[2] or 0), self._first - 1)
-        return max((e for e in self._prompts if e <= chunk), default=0)
+        return self.prompts.epoch(chunk)
 
     def text(self, chunk: int) -> Tensor | None:
         """Text rows [1, L, text_dim] if an epoch starts at `chunk`, else None."""
@@ -312,9 +281,7 @@ class Conditioning:
         self._last_text = now
         if key is not None:
             return self._rows(key, "")
-        # What lies behind is not asked for again.
-        self._prompts = {chunk: text for chunk, text in self._prompts.items() if chunk >= now}
-        return self._rows(None, self._prompts.get(now, ""))
+        return self._rows(None, self.prompts.text(now))
 
     def first_text(self) -> Tensor:
         """Text rows of chunk 0: a recalibration that is still to come is read with them."""
@@ -339,22 +306,13 @@ class Conditioning:
         with torch.inference_mode():
             return self.text_encoder(prompt)
 
-    def steer(self, prompt: str, accepted: float) -> None:
-        """Change the prompt from the next chunk that is sampled on; from any thread.
-
-        One that is heard of again, or was accepted before the last, changes nothing.
-        """
-        if accepted > self._heard:
-            self._steered, self._heard = (prompt, accepted), accepted
-
     def accepted(self, chunk: int, entered: float) -> float | None:
         """When the control that first shows in `chunk` was accepted, in seconds; None: nothing is new in it.
 
-        A prompt that was known in advance counts from the moment its chunk enters, live control from when it came.
+        Live control counts from when it came, a prompt as `Prompts.accepted` says.
         """
-        found = [self._accepted.pop(chunk, entered)] if chunk > 0 and chunk in self._prompts else []
-        came = getattr(self.actions, "accepted", None)
-        return min([*found, *([came] if came is not None else [])], default=None)
+        found = (self.prompts.accepted(chunk, entered), getattr(self.actions, "accepted", None))
+        return min((moment for moment in found if moment is not None), default=None)
 
     def reference(self) -> Tensor | None:
         """The reference's latent [1, C, 1, h, w], with the motion frames behind it for a model that has any."""
@@ -388,21 +346,11 @@ class Conditioning:
         shift = self.model.sink_shift
         return self.draws.distance(chunk, step, shift.distance_min, shift.distance_max)
 
+    def ended(self, chunk: int) -> None:
+        """The stream has ended before `chunk`."""
+        if self.sources.sink:
+            self.sources.sink.end(chunk)
+
     def close(self) -> None:
         """Let go of the sources."""
-        if self.sound:
-            self.sound.source.close()
-        if self.actions:
-            self.actions.close()
-
-
-def _prompts(stream: StreamConfig) -> dict[int, str]:
-    """Prompt per chunk from which it holds."""
-    prompts = {0: stream.prompt}
-    for event in stream.events:
-        if event.chunk in prompts and event.chunk:
-            raise UserError(
-                f"stream.events: chunk={event.chunk}", "two events are at the same chunk", "keep one of them"
-            )
-        prompts[event.chunk] = event.prompt
-    return prompts
+        self.sources.close()

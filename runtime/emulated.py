@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import cached_property
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from conf.schema import Config, ModelConfig
+from conf.schema import Config, ModelConfig, SourceConfig, StreamConfig
 from parallel.plan import Plan
 from runtime.conditioning import Conditioning
 from runtime.encoders import Encoders, Picture
-from runtime.orders import Open
+from runtime.parts import Parts
+from runtime.pool import BankPool
 from stages.build import SPATIAL_STRIDE
 from stages.denoise.sampler import Sampler
 from stages.emulated import (
@@ -27,12 +27,9 @@ from stages.emulated import (
     latent_shape,
 )
 
-if TYPE_CHECKING:
-    from runtime.parts import Parts
-
 
 class EmulatedEncoders(Encoders):
-    """Encoders of an emulated device.
+    """Encoders of an emulated device: rows, tokens and states of zeros.
 
     Args:
         model: the run's.
@@ -42,22 +39,13 @@ class EmulatedEncoders(Encoders):
     def __init__(self, model: ModelConfig, device: EmulatedDevice):
         super().__init__(model, torch.device("cpu"))
         self.emulated = device
-
-    @cached_property
-    def text(self) -> EmulatedTextEncoder:
-        """Rows of zeros."""
-        return EmulatedTextEncoder(self.model)
-
-    @cached_property
-    def audio(self) -> EmulatedAudioEncoder | None:
-        """Tokens of zeros."""
-        return EmulatedAudioEncoder(self.model) if self.model.network.audio else None
-
-    @cached_property
-    def wav2vec(self) -> EmulatedWav2Vec | None:
-        """States of zeros."""
-        audio = self.model.network.audio
-        return EmulatedWav2Vec(audio.wav2vec) if audio and audio.wav2vec else None
+        audio = model.network.audio
+        self._loaded = {
+            "text": EmulatedTextEncoder(model),
+            "audio": EmulatedAudioEncoder(model) if audio else None,
+            "wav2vec": EmulatedWav2Vec(audio.wav2vec) if audio and audio.wav2vec else None,
+            "codec": None,
+        }
 
     def still(self, image: Tensor, latents: int = 1) -> Tensor:
         """Latents of zeros for an image [3, H, W]."""
@@ -70,14 +58,13 @@ class EmulatedConditioning(Conditioning):
 
     Args:
         model: the run's.
-        order: the stream.
+        stream, source: the stream.
         encoders: emulated ones.
-        stdin: as for `Conditioning`.
     """
 
-    def __init__(self, model: ModelConfig, order: Open, encoders: EmulatedEncoders, stdin: BinaryIO | None = None):
+    def __init__(self, model: ModelConfig, stream: StreamConfig, source: SourceConfig, encoders: EmulatedEncoders, *rest, **more):
         self._emulated = encoders.emulated
-        super().__init__(model, order.config, order.source, encoders, stdin)
+        super().__init__(model, stream, source, encoders, *rest, **more)
 
     def text(self, chunk: int) -> Tensor | None:
         """As ever; asked first once a chunk's live input has come, so here the encoders take their time."""
@@ -85,7 +72,7 @@ class EmulatedConditioning(Conditioning):
         return super().text(chunk)
 
     def samples(self, chunk: int) -> None:
-        """No sound is heard with pictures that there are none of."""
+        """Returns None: an emulated run has no pictures, so no sound track."""
         super().samples(chunk)  # a live source is read all the same
 
     @property
@@ -93,24 +80,21 @@ class EmulatedConditioning(Conditioning):
         return latent_shape(self.model, self._emulated.config, self.model.chunk_frames, *self.picture.latent)
 
 
-def fill(
-    parts: Parts, plan: Plan, index: int, config: Config, orders: Iterable[Open], stdin: BinaryIO | None = None
-) -> Parts:
-    """Give worker `index` emulated stages; nothing is loaded, so its weights are 0 bytes."""
-    device, model, picture = (
-        EmulatedDevice(config.device.emulated, index),
-        config.model,
-        Picture.of(config.model, config.stream),
-    )
+def fill(parts: Parts, plan: Plan, index: int, config: Config, encoders: Callable[[Encoders], Any]) -> None:
+    """Give worker `index` emulated stages; nothing is loaded, so its weights are 0 bytes.
+
+    Args:
+        encoders: makes what opens streams of encoders, on the encode worker.
+    """
+    device, model = EmulatedDevice(config.device.emulated, index), config.model
+    picture = Picture.of(model, config.stream)
     parts.device, real = torch.device("cpu"), Sampler.of(model)
     parts.sampler = EmulatedSampler(real.rule, real.sigmas)
     if index == plan.encode:
-        encoders = EmulatedEncoders(model, device)
-        parts.conditioning = lambda order: EmulatedConditioning(model, order, encoders, stdin)
-        parts.prepare(orders)
+        parts.conditioning = encoders(EmulatedEncoders(model, device))
     for block in plan.blocks_of(index):
         layers = plan.blocks[block]
         parts.denoisers[block] = EmulatedDenoiser(device, model, layers, picture.rows, picture.columns)
+        parts.pools[block] = BankPool(parts.denoisers[block], plan.levels_of(index, block), 0)
     if index == plan.decode and config.sink.needs_frames:
         parts.decoder = EmulatedDecoder(device, model, picture.height, picture.width)
-    return parts

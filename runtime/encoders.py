@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conf.errors import UserError
 from conf.schema import ModelConfig, StreamConfig
@@ -53,8 +55,16 @@ class Picture:
         return self.height // SPATIAL_STRIDE, self.width // SPATIAL_STRIDE
 
 
+def frames_of(model: ModelConfig, chunk: int) -> tuple[int, int]:
+    """(first video frame, number of video frames) of a chunk."""
+    before = video_frames(model.codec, chunk * model.chunk_frames, first=True) if chunk else 0
+    return before, video_frames(model.codec, model.chunk_frames, first=chunk == 0)
+
+
 class Encoders:
-    """The encoders that all streams of a worker share, each loaded when it is first asked for.
+    """The encoders that all streams of a worker share, each loaded when it is first asked for, and kept.
+
+    Streams are opened by threads of their own, so loading is guarded: no encoder is loaded twice.
 
     Args:
         model: which.
@@ -63,21 +73,33 @@ class Encoders:
 
     def __init__(self, model: ModelConfig, device: torch.device):
         self.model, self.device = model, device
+        self._lock, self._loaded = threading.RLock(), {}
 
-    @cached_property
+    def _once(self, name: str, build: Callable[[ModelConfig, torch.device], Any]) -> Any:
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = build(self.model, self.device)
+            return self._loaded[name]
+
+    @property
     def text(self):
         """Prompt -> rows [1, L, text_dim]; None for a model without text."""
-        return build_text_encoder(self.model, self.device)
+        return self._once("text", build_text_encoder)
 
-    @cached_property
+    @property
     def audio(self):
         """Features -> tokens; None for a model without sound."""
-        return build_audio_encoder(self.model, self.device)
+        return self._once("audio", build_audio_encoder)
 
-    @cached_property
+    @property
     def wav2vec(self):
         """Samples -> hidden states; None for a model that does without."""
-        return build_wav2vec(self.model, self.device)
+        return self._once("wav2vec", build_wav2vec)
+
+    @property
+    def codec(self):
+        """Pixels -> latents, for references."""
+        return self._once("codec", build_encoder)
 
     def listen(self, whole_file: bool = False) -> LogMel | Features:
         """New features of a sound, which may be heard all at once if it is a file."""
@@ -89,20 +111,19 @@ class Encoders:
         return Listening(lambda: self.wav2vec, audio.wav2vec, fps, audio.lookahead_s)
 
     def load(self) -> None:
-        """Load what stays, for streams to come."""
-        _ = self.text, self.audio, self.wav2vec
+        """Load all that streams to come may need."""
+        _ = self.text, self.audio, self.wav2vec, self.model.reference and self.codec
 
     @property
     def weight_bytes(self) -> int:
-        """Of those loaded so far that stay: the codec's encoder is let go of once a reference is encoded."""
-        held = self.__dict__
-        modules = [held.get("text"), held.get("audio"), getattr(held.get("wav2vec"), "model", None)]
-        return sum(parameter_bytes(module) for module in modules if module is not None)
+        """Of those loaded so far."""
+        modules = [getattr(encoder, "model", encoder) for encoder in self._loaded.values()]
+        return sum(parameter_bytes(module) for module in modules if isinstance(module, nn.Module))
 
     @torch.inference_mode()
     def still(self, image: Tensor, latents: int = 1) -> Tensor:
         """Latents [1, C, n, h, w] of an image [3, H, W] held still."""
-        encoder = build_encoder(self.model, self.device)
+        encoder = self.codec
         frames = video_frames(replace(self.model.codec, prime=0), latents, first=True)
         dtype = next(encoder.parameters()).dtype
         video = image.to(self.device, dtype)[None, :, None].repeat(1, 1, frames, 1, 1)

@@ -11,6 +11,7 @@ Channels beat, so whoever dies is noticed while nothing happens, too: as a `Fail
 from __future__ import annotations
 
 import json
+import logging
 import queue
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from parallel.channels import Arrival, ChannelError, Closed, Event, Failure, Loc
 from parallel.exchange import Exchange, GroupExchange, local_group
 from parallel.message import Message
 from parallel.p2p import link
+from parallel.passes import PASSES, ROWS
 from parallel.plan import Member, Plan
 from runtime.block import Block
 from runtime.board import PeerLost
@@ -33,8 +35,10 @@ from runtime.trace import Trace
 from stages.denoise.denoiser import ChunkConditioning, Denoiser
 from stages.denoise.share import Ulysses
 
-CALLS = ("set_text", "step", "prefill", "commit", "recache", "save", "restore", "close")
-"""What changes a block. All that is asked of it besides, followers need not hear."""
+CALLS = ("open", "close", "set_text", "step", *PASSES.on(ROWS), "cut", "restore")
+"""What changes a block, or needs all members. All that is asked of it besides, followers need not hear."""
+
+log = logging.getLogger(__name__)
 
 CREDITS = 4
 """Calls a follower may be behind by: they end in an exchange, so it is never far."""
@@ -102,6 +106,10 @@ class Group:
                     getattr(blocks[number], method)(*args)
             except ChannelError as error:
                 raise self._lost(error) from error
+            except Exception:
+                # What fails here fails on the leader, too, and ends the stream there. Where it does not, the exchange
+                # of this pass is never finished, and the leader tells that this process is silent.
+                log.exception("worker %s: %s failed", self.member, method)
 
     def abort(self) -> None:
         """Wake whoever waits in an exchange: this member, or a thread beside it, has failed."""

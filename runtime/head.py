@@ -1,7 +1,7 @@
 """The head of the pipeline: what enters it, and when.
 
 A stream's next chunk is sampled only once there is room for it, so that what a viewer does reaches the picture by
-the shortest way. Sampling may wait for live sources, so every stream has a thread of its own for it.
+the shortest way. Opening sources and sampling may take long, so every stream has a thread of its own for both.
 """
 
 from __future__ import annotations
@@ -15,11 +15,31 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from conf.errors import UserError
 from parallel.pacing import Pacer
-from runtime.conditioning import Conditioning, Progress
+from runtime.conditioning import Conditioning
+from runtime.guard import Guard
+from runtime.parts import Opening
 from runtime.state import Keep
 from stages.denoise.denoiser import ChunkConditioning
+
+
+@dataclass
+class Opened:
+    """A stream's sources are open, or cannot be opened.
+
+    Attributes:
+        stream: which.
+        live: whether a source of it may have to be waited for.
+        first: the chunk it begins with.
+        reference: what a recalibration still to come is made of, where the stream goes on; empty: nothing.
+        failed: whether the stream ends before it begins.
+    """
+
+    stream: int
+    live: bool = False
+    first: int = 0
+    reference: dict[str, Tensor] = field(default_factory=dict)
+    failed: bool = False
 
 
 @dataclass
@@ -31,13 +51,14 @@ class Entry:
         tensors: what enters the first cell: noise `x`, conditioning, and `text` where an epoch begins; None: the stream
             ends before this chunk.
         distances: of the attention sink, for every step and the commit.
-        companion: what goes to the last stage directly: `meta` (frames, moment of entry, moment its control was
-            accepted or nan), `sound`, and with chunk 0 `motion`, what is taken to have been before it.
+        sidecar: what goes to the last stages directly: `sound`, and with chunk 0 `motion`, what is taken to have been
+            before it.
+        moments: when the chunk `entered`, and when the control was `accepted` that first shows in it, in seconds of
+            this host's clock.
         reference: what goes to every bank before chunk 0: latents `x` (motion frames behind the reference) and `text`.
         epoch: the chunk at which the prompt in force began.
         began, took_s: when encoding began, and how long it took.
-        refused: why the stream cannot go on, if its end is a mistake of its user's.
-        progress: of what drives the stream, before this chunk, if its state is to be saved there.
+        files: of the state before this chunk, name and sha256, if one is to be saved there.
         stopped: whether an end came from outside, before the stream's own.
     """
 
@@ -45,75 +66,102 @@ class Entry:
     chunk: int
     tensors: dict[str, Tensor] | None = None
     distances: tuple[int, ...] = ()
-    companion: dict[str, Tensor] = field(default_factory=dict)
+    sidecar: dict[str, Tensor] = field(default_factory=dict)
+    moments: dict[str, float] = field(default_factory=dict)
     reference: dict[str, Tensor] = field(default_factory=dict)
     epoch: int = 0
     began: float = 0.0
     took_s: float = 0.0
-    refused: UserError | None = None
-    progress: Progress | None = None
+    files: dict[str, str] | None = None
     stopped: bool = False
 
 
 class Sampler(threading.Thread):
-    """Samples and encodes one stream's chunks, one for every credit.
+    """Opens one stream's sources, then samples and encodes its chunks, one for every credit.
 
     Args:
         stream: its number.
-        conditioning: what drives it.
+        opening: opens what drives it.
         steps: S.
         dtype: of latents.
-        deliver: takes an `Entry`, or an exception that is no user's mistake.
+        deliver: takes `Opened`, then an `Entry` for every credit.
         clock: seconds.
+        guard: what this thread raises ends the stream.
         keep: how its state is kept; None: not.
     """
 
     def __init__(
         self,
         stream: int,
-        conditioning: Conditioning,
+        opening: Opening,
         steps: int,
         dtype: torch.dtype,
-        deliver,
-        clock,
+        deliver: Callable,
+        clock: Callable[[], float],
+        guard: Guard,
         keep: Keep | None = None,
     ):
         super().__init__(name=f"sample-{stream}", daemon=True)
-        self.keep = keep
-        self.stream, self.conditioning, self.steps, self.dtype = stream, conditioning, steps, dtype
-        self.deliver, self.clock = deliver, clock
-        self.credits: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
-        self.waiting = False
-        """Whether a source is being waited for."""
+        self.stream, self.opening, self.keep = stream, opening, keep
+        self.steps, self.dtype, self.deliver, self.clock, self.guard = steps, dtype, deliver, clock, guard
+        self.credits: queue.SimpleQueue[tuple[int, float] | None] = queue.SimpleQueue()
 
     def run(self) -> None:
-        chunk = 0
-        try:
-            while True:
-                chunk, entered = self.credits.get()
-                if (early := entered - self.clock()) > 0:
-                    time.sleep(early)
-                # Of before the chunk: one that does not come may have taken half its sound from a live source.
-                progress = self.conditioning.progress(chunk) if self.keep else None
-                self.waiting = True
-                given = self.conditioning.chunk(chunk)
-                self.waiting = False
-                stopped = given is None and not self.conditioning.finished(chunk)
-                entry = Entry(self.stream, chunk) if given is None else self._entry(chunk, entered, given)
-                entry.stopped = stopped
-                if self.keep and self.keep.due(chunk, stopped):
-                    entry.progress = progress
-                self.deliver(entry)
-                if given is None:
-                    return
-        except UserError as error:
-            self.deliver(Entry(self.stream, chunk, refused=error))
-        except Exception as error:
-            # A thread's exception reaches nobody by itself; the worker raises it.
-            self.deliver(error)
+        first, conditioning = self.keep.first if self.keep else 0, None
+        opened = Opened(self.stream, first=first, failed=True)
+        with self.guard(self.stream, "opening"):
+            conditioning = self.opening.make()
+            opened = Opened(self.stream, conditioning.live, first, self._pending(conditioning))
+        self.deliver(opened)
+        if conditioning is None:
+            return
+        end = self._sample(conditioning)
+        # Before the end is told: what goes wrong here still stands in the stream's report.
+        with self.guard(self.stream, "closing its sources"):
+            conditioning.close()
+        if end is not None:
+            self.deliver(end)
 
-    def _entry(self, chunk: int, entered: float, given: ChunkConditioning) -> Entry:
-        conditioning, began = self.conditioning, self.clock()
+    def _pending(self, conditioning: Conditioning) -> dict[str, Tensor]:
+        """A recalibration that was made before the state was saved, and is in force only later, comes again."""
+        state = self.keep.state if self.keep else None
+        if state is None or state.anchor is None:
+            return {}
+        return {"x": state.anchor, "text": conditioning.first_text()}
+
+    def _sample(self, conditioning: Conditioning) -> Entry | None:
+        """Answer every credit with an entry, until the stream ends; returns its end, None where nobody asks any more."""
+        while (credit := self.credits.get()) is not None:
+            chunk, entered = credit
+            if (early := entered - self.clock()) > 0:
+                time.sleep(early)
+            entry = Entry(self.stream, chunk)
+            with self.guard(self.stream, f"sampling chunk {chunk}"):
+                entry = self._entry(conditioning, chunk, entered)
+            if entry.tensors is None:
+                return entry
+            self.deliver(entry)
+        return None
+
+    def _entry(self, conditioning: Conditioning, chunk: int, entered: float) -> Entry:
+        # Of before the chunk: one that does not come may have taken half its sound from a live source.
+        progress = conditioning.progress(chunk) if self.keep else None
+        given = conditioning.chunk(chunk)
+        if given is None:
+            entry = Entry(self.stream, chunk, stopped=not conditioning.finished(chunk))
+            conditioning.ended(chunk)
+        else:
+            entry = self._filled(conditioning, chunk, entered, given)
+        if self.keep and self.keep.due(chunk, entry.stopped):
+            try:
+                entry.files = progress.write(self.keep.begin(chunk))
+            except OSError as error:
+                self.keep.complain(error)
+                self.keep.drop(chunk)
+        return entry
+
+    def _filled(self, conditioning: Conditioning, chunk: int, entered: float, given: ChunkConditioning) -> Entry:
+        began = self.clock()
         text = conditioning.text(chunk)
         distances = tuple(conditioning.distance(chunk, s) for s in range(self.steps + 1))
         anchor = conditioning.reference() if chunk == 0 else None
@@ -126,21 +174,16 @@ class Sampler(threading.Thread):
             "motion": motion,
             **{f"noise{s}": conditioning.given_noise(chunk, s) for s in range(1, self.steps)},
         }
-        _, frames = conditioning.frames(chunk)
-        accepted = conditioning.accepted(chunk, entered)
-        meta = torch.tensor([frames, entered, float("nan") if accepted is None else accepted], dtype=torch.float64)
         sound = conditioning.samples(chunk)
-        companion = {
-            "meta": meta,
-            "sound": None if sound is None else torch.from_numpy(sound.copy()),
-            "motion": motion,
-        }
+        sidecar = {"sound": None if sound is None else torch.from_numpy(sound.copy()), "motion": motion}
+        moments = {"entered": entered, "accepted": conditioning.accepted(chunk, entered)}
         return Entry(
             self.stream,
             chunk,
             _present(tensors),
             distances,
-            _present(companion),
+            _present(sidecar),
+            _present(moments),
             {} if anchor is None else {"x": anchor, "text": text},
             conditioning.epoch(chunk),
             began,
@@ -148,8 +191,8 @@ class Sampler(threading.Thread):
         )
 
 
-def _present(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+def _present(values: dict) -> dict:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class Head:
@@ -158,91 +201,125 @@ class Head:
     Args:
         steps, dtype: of the model.
         pacer: says what may enter.
-        deliver: takes an `Entry` from a sampler's thread.
-        clock: seconds, the same on every worker of a machine.
+        deliver: takes what samplers deliver, from their threads.
+        clock: seconds.
+        guard: of the worker.
     """
 
-    def __init__(self, steps: int, dtype: torch.dtype, pacer: Pacer, deliver: Callable, clock: Callable[[], float]):
-        self.steps, self.dtype, self.deliver, self.clock = steps, dtype, deliver, clock
+    def __init__(
+        self,
+        steps: int,
+        dtype: torch.dtype,
+        pacer: Pacer,
+        deliver: Callable,
+        clock: Callable[[], float],
+        guard: Guard,
+    ):
+        self.steps, self.dtype, self.deliver, self.clock, self.guard = steps, dtype, deliver, clock, guard
         self.pacer = pacer
         self._lock = threading.RLock()
         """What has left is told from a channel's thread, so that no pass delays the next chunk's credit."""
         self.samplers: dict[int, Sampler] = {}
-        self._asked: dict[tuple[int, int], float] = {}
-        """When each chunk that has not left yet was asked for, by (stream, chunk)."""
+        self._under_way: dict[tuple[int, int], float] = {}
+        """When each chunk entered that has not been put out yet, by (stream, chunk)."""
+        self._moved: dict[int, float] = {}
+        """When something of each stream entered or was put out last."""
+        self._saving: set[int] = set()
+        """Streams of which a state is being saved: they wait with the chunk before which the next one is due."""
 
-    def open(self, stream: int, conditioning: Conditioning, keep: Keep | None = None) -> None:
-        """Begin to sample a stream, or go on with it."""
-        sampler = Sampler(stream, conditioning, self.steps, self.dtype, self.deliver, self.clock, keep)
+    # -- streams ----------------------------------------------------------------------------------------------------
+
+    def open(self, stream: int, opening: Opening, keep: Keep | None = None) -> None:
+        """Open what drives a stream, on a thread of its own; it comes back as `Opened`."""
+        sampler = Sampler(stream, opening, self.steps, self.dtype, self.deliver, self.clock, self.guard, keep)
         with self._lock:
             self.samplers[stream] = sampler
-            self.pacer.open(stream, conditioning.live, keep.first if keep else 0)
         sampler.start()
 
-    def refuse(self, stream: int) -> None:
-        """A stream that cannot begin."""
+    def begin(self, opened: Opened) -> None:
+        """A stream's sources are open: it may be asked for chunks. One that failed has ended before it began."""
         with self._lock:
-            self.pacer.open(stream)
+            self.pacer.open(opened.stream, opened.live, opened.first, ended=opened.failed)
 
-    @property
-    def sampling(self) -> bool:
-        """Whether a live source is being waited for."""
-        return any(sampler.waiting for sampler in self.samplers.values())
-
-    def ask(self, ready: Callable[[int, int], bool]) -> None:
-        """Give credit to sample where there is room in flight and the first cell is `ready(stream, chunk)`."""
-        with self._lock:
-            for stream, chunk, at in self.pacer.grants(ready, self.clock()):
-                self._asked[stream, chunk] = at
-                self.samplers[stream].credits.put((chunk, at))
-
-    def steer(self, stream: int, prompt: str, accepted: float) -> None:
-        """Change a stream's prompt from its next sampled chunk on."""
-        if stream in self.samplers:
-            self.samplers[stream].conditioning.steer(prompt, accepted)
+    def steer(self, stream: int, prompt: str, accepted: float, number: int) -> None:
+        """Change a stream's prompt from its next sampled chunk on. One that has ended takes none."""
+        if sampler := self.samplers.get(stream):
+            sampler.opening.prompts.steer(prompt, accepted, number)
 
     def stop(self, stream: int) -> None:
         """Sample nothing more of a stream; its end comes as an `Entry`."""
-        if stream in self.samplers:
-            self.samplers[stream].conditioning.stop.set()
-
-    def entered(self, entry: Entry) -> None:
-        """A chunk was sampled, or its stream ended before it."""
-        stream, last = entry.stream, entry.chunk
-        with self._lock:
-            if entry.tensors is None:
-                self.pacer.end(stream)
-                self._asked = {key: at for key, at in self._asked.items() if key[0] != stream or key[1] < last}
-            else:
-                self.pacer.entered(stream)
-
-    def rounded(self) -> None:
-        """A chunk has passed the first cells for the last time."""
-        with self._lock:
-            self.pacer.rounded()
-
-    def done(self, stream: int, chunk: int, times: dict[int, float]) -> None:
-        """A chunk has left the last stage; `times` is what each worker spent on it."""
-        with self._lock:
-            self._asked.pop((stream, chunk), None)
-            self.pacer.done(stream, chunk, times, self.clock())
+        if sampler := self.samplers.get(stream):
+            sampler.opening.stop.set()
 
     def over(self, stream: int) -> bool:
-        """Whether all of a stream has left; its source is let go of then."""
+        """Whether all of a stream has left, asked for the first time: its sampler is let go of then."""
         with self._lock:
             if not self.pacer.over(stream):
                 return False
-        sampler = self.samplers.pop(stream, None)
-        if sampler:
-            sampler.conditioning.close()
-        return True
-
-    def oldest(self) -> tuple[int, int] | None:
-        """(stream, chunk) that is longest on its way."""
-        with self._lock:
-            return min(self._asked, key=self._asked.get) if self._asked else None
+            self.samplers.pop(stream, None)
+            self._moved.pop(stream, None)
+            self._saving.discard(stream)
+            return True
 
     def close(self) -> None:
-        """Let go of every source."""
-        for sampler in self.samplers.values():
-            sampler.conditioning.close()
+        """End every sampler; the sources go with them."""
+        for sampler in list(self.samplers.values()):
+            sampler.opening.stop.set()
+            sampler.credits.put(None)
+
+    # -- chunks -----------------------------------------------------------------------------------------------------
+
+    def ask(self, ready: Callable[[int, int], bool]) -> None:
+        """Give credit to sample where there is room in flight and the first cell is `ready(stream, chunk)`."""
+
+        def may_enter(stream: int, chunk: int) -> bool:
+            keep = self.samplers[stream].keep
+            return not (stream in self._saving and keep.due(chunk)) and ready(stream, chunk)
+
+        with self._lock:
+            for stream, chunk, at in self.pacer.grants(may_enter, self.clock()):
+                self.samplers[stream].credits.put((chunk, at))
+
+    def entered(self, entry: Entry) -> None:
+        """A chunk was sampled, or its stream ended before it."""
+        with self._lock:
+            if entry.files is not None:
+                self._saving.add(entry.stream)
+            if entry.tensors is None:
+                self.pacer.end(entry.stream)
+                return
+            self.pacer.entered(entry.stream)
+            self._under_way[entry.stream, entry.chunk] = self._moved[entry.stream] = self.clock()
+
+    def passed(self) -> None:
+        """A chunk has passed the first cells for the last time."""
+        with self._lock:
+            self.pacer.passed()
+
+    def done(self, stream: int, chunk: int, times: dict[int, float]) -> None:
+        """A chunk has left the stages that streams share; `times` is what each worker spent on it."""
+        with self._lock:
+            self.pacer.done(stream, chunk, times, self.clock())
+
+    def out(self, stream: int, chunk: int, times: dict[int, float]) -> None:
+        """A chunk has been put out."""
+        with self._lock:
+            now = self.clock()
+            self._under_way.pop((stream, chunk), None)
+            self._moved[stream] = now
+            self.pacer.out(stream, chunk, times, now)
+
+    def saved(self, stream: int) -> None:
+        """A state of a stream was saved, or given up: the next one may begin."""
+        with self._lock:
+            self._saving.discard(stream)
+
+    def overdue(self, limit_s: float) -> tuple[int, int, float] | None:
+        """(stream, oldest chunk, seconds) of a stream of which nothing has moved for `limit_s` while chunks of it are
+        under way. A stream that waits for its source has none under way, and hides no other."""
+        with self._lock:
+            now = self.clock()
+            for stream, chunk in sorted(self._under_way, key=self._under_way.get):
+                if (still := now - self._moved[stream]) > limit_s:
+                    return stream, chunk, still
+        return None

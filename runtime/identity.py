@@ -91,4 +91,4 @@ def keep_of(
         )
     if sink.needs_frames and not state.content["decodes"]:
         raise state.refuse("was saved without pictures, so it has no decoder's state", "set sink.video=null")
-    return Keep(keep.folder, keep.identity, keep.every, keep.on_stop, str(state.folder))
+    return Keep(keep.folder, keep.identity, keep.every, keep.on_stop, str(state.folder), state.chunk, state.content["frames"])

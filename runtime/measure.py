@@ -22,7 +22,8 @@ from conf.schema import Config, PlanConfig
 from conf.schema.cluster import StageTimes
 from parallel.builders import build
 from runtime.encoders import Picture
-from runtime.parts import load_parts, open_outputs
+from runtime.loading import load_parts
+from runtime.outputs import open_outputs
 from runtime.pipeline import opens
 from runtime.workload import describe
 from stages.post import to_pictures
@@ -131,7 +132,7 @@ def stage_durations(config: Config, chunks: int) -> Durations:
     plan = build(PlanConfig("sequential"), describe(config))
     order = opens(config)[0]
     parts = load_parts(plan, 0, config, [order])
-    denoiser, sampler, given_by = parts.denoisers[0], parts.sampler, parts.conditioning_of(order)
+    denoiser, sampler, given_by = parts.denoisers[0], parts.sampler, parts.opening(order).make()
     outputs = open_outputs(config, order)
     model, state = config.model, parts.decoder.start() if parts.decoder else None
     full = math.ceil((model.ring_frames + model.sink_frames) / model.chunk_frames) + 1

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from conf.errors import UserError
-from conf.schema import SinkConfig
+from conf.schema import Config, SinkConfig
 from runtime.encoders import Picture
+from runtime.orders import Open
 from runtime.state import Keep, State
 from stages.sinks.contact_sheet import ContactSheet
 from stages.sinks.frames import FramesSink
@@ -41,7 +42,7 @@ class Outputs:
     Args:
         sink: what is wanted.
         fps: video frames per second.
-        picture: size.
+        height, width: of the pictures, in pixels.
         sound: whether the video gets a sound track.
         keep: how the stream's state is kept; where it goes on from one, hash, latents, frames and video do, too.
 
@@ -49,7 +50,7 @@ class Outputs:
         UserError: a file cannot be made.
     """
 
-    def __init__(self, sink: SinkConfig, fps: int, picture: Picture, sound: bool, keep: Keep | None = None):
+    def __init__(self, sink: SinkConfig, fps: int, height: int, width: int, sound: bool, keep: Keep | None = None):
         state = keep.state if keep else None
         self.first, self.frames, progress = (state.chunk, *_made(state)) if state else (0, 0, None)
         self.hash = LatentsHash(keep is not None, progress)
@@ -67,7 +68,7 @@ class Outputs:
             elif video:
                 for _, left in segments(video):
                     left.unlink()  # of another video, which is replaced
-            self._video = self._open(VideoSink, "video", fps, picture.height, picture.width, sound)
+            self._video = self._open(VideoSink, "video", fps, height, width, sound)
             self._frames = self._open(FramesSink, "frames")
             if self._frames:
                 self._frames.frames = self.frames
@@ -111,9 +112,22 @@ class Outputs:
         return self._video is not None
 
     def close(self) -> None:
-        """Finish every file; all are playable from here on."""
-        while self._opened:
-            self._opened.pop().close()
+        """Finish every file; all are playable from here on.
+
+        Raises:
+            UserError: one could not be finished; the others are.
+        """
+        failure: Exception | None = None
+        for close in (*(sink.close for sink in reversed(self._opened)), self._join, self._save_sheet):
+            try:
+                close()
+            except Exception as error:  # the first one is raised below
+                failure = failure or error
+        self._opened.clear()
+        if failure is not None:
+            raise failure
+
+    def _join(self) -> None:
         if self._joins:
             video, self._joins = self._joins, None
             self.paths["video"] = video
@@ -121,6 +135,8 @@ class Outputs:
                 join(video)
             except UserError as error:
                 log.warning("%s", error)
+
+    def _save_sheet(self) -> None:
         if self._sheet and self.frames:
             self._sheet.save(self.paths["contact_sheet"])
             self._sheet = None
@@ -128,5 +144,12 @@ class Outputs:
 
 def _made(state: State) -> tuple[int, bytes]:
     """(frames, hash in progress) of what was made before a state."""
-    counters = state.finish[1]
+    counters = state.output[1]
     return counters["frames"], bytes.fromhex(counters["hash"])
+
+
+def open_outputs(config: Config, order: Open) -> Outputs:
+    """Sinks of a stream; raises as `Outputs` does."""
+    picture = Picture.of(config.model, order.config)
+    height, width = (side * config.post.factor for side in (picture.height, picture.width))
+    return Outputs(order.sink, config.model.fps, height, width, config.model.network.audio is not None, order.keep)

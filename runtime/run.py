@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from conf.schema import Config
-from runtime.banks import load_bank, save_bank
+from runtime.banks import cut_bank, load_bank, write_cut
+from runtime.board import Board
 from runtime.conditioning import Conditioning, Progress
+from runtime.decoding import Decoding
 from runtime.encoders import Encoders, Picture
-from runtime.finish import Companion, Finish
+from runtime.loading import fast_decoder, fast_denoiser, post_of
 from runtime.oracle import Memory, generate
-from runtime.parts import fast_decoder, fast_denoiser, open_outputs
+from runtime.output import Output, Sidecar
+from runtime.outputs import open_outputs
 from runtime.pipeline import opens
 from runtime.report import Timeline, worker_report
-from runtime.state import FINISHED, State, write
+from runtime.saving import DECODER_PART, Saver, bank_part
+from runtime.state import FINISHED, State
 from runtime.trace import Trace, worker_trace
 from stages.build import choose_device
 from stages.codec.base import parameter_bytes
@@ -46,7 +51,13 @@ class SequentialRun:
         encoders, self.orders = Encoders(config.model, self.device), opens(config)
         self.conditionings = [
             Conditioning(
-                config.model, order.config, order.source, encoders, stop=stop, state=order.keep and order.keep.state
+                config.model,
+                order.config,
+                order.source,
+                encoders,
+                stop=stop,
+                state=order.keep and order.keep.state,
+                sink=order.sink,
             )
             for order in self.orders
         ]
@@ -54,6 +65,7 @@ class SequentialRun:
         self.denoiser = fast_denoiser(config, self.device, picture)
         self.network = self.denoiser.network
         self.decoder = fast_decoder(config, self.device) if config.sink.needs_frames else None
+        self.post = post_of(config)
         held = sum(parameter_bytes(p) for p in (self.network, self.decoder) if p is not None)
         self.weight_bytes = held + encoders.weight_bytes
 
@@ -71,7 +83,7 @@ class Stream:
     """
 
     def __init__(self, run: SequentialRun, index: int, folder: Path):
-        self._run, self._conditioning, order = run, run.conditionings[index], run.orders[index]
+        self._run, self._index, self._conditioning, order = run, index, run.conditionings[index], run.orders[index]
         self.length = self._conditioning.length()
         # Several streams are several tracks, joined when all have ended.
         self._trace = worker_trace(folder, index) if len(run.orders) > 1 else Trace(folder / "trace.json")
@@ -79,76 +91,99 @@ class Stream:
         state = self._keep.state if self._keep else None
         made = (state.chunk, state.content["frames"]) if state else (0, 0)
         self.timeline = Timeline(model.fps, self._trace.clock, *made)
-        self._finish = Finish(
-            order.config.id,
-            partial(open_outputs, run.config, order),
-            self.timeline,
-            self._trace,
-            run.decoder,
-            self._keep,
-            model.recalibrate_chunk,
-            model.codec.prime,
-        )
-        self._finish.open()
-        self._saved = 0
+        make = partial(open_outputs, run.config, order)
+        decodes = run.decoder is not None
+        self._output = Output(order.config.id, model, make, self.timeline, self._trace, self._keep, decodes)
+        self._output.open()
+        self._decoding = Decoding.of(run.decoder, model.codec.prime, state) if decodes else None
         self._memory = Memory(run.denoiser.open(), Finished(model.recache_chunks))
+        self._saved = 0
+        self._saver = Saver(Board(dist.HashStore(), 0, 1)) if self._keep else None
+        if self._saver:
+            self._saver.start()
         if state:
             self._resume(state)
         else:
             self._memory.anchor = self._conditioning.reference()
 
     def _resume(self, state: State) -> None:
-        memory = self._memory
-        memory.chunk, memory.anchor = state.chunk, state.anchor
+        memory, device = self._memory, self._run.device
+        memory.chunk = state.chunk
+        memory.anchor = None if state.anchor is None else state.anchor.to(device)
         for level, bank in memory.banks.banks.items():
             load_bank(state, level, bank, ALL)
         if memory.finished.most:
-            memory.finished.restore(state.read(FINISHED)[0], latents=True)
+            content = {name: tensor.to(device) for name, tensor in state.read(FINISHED)[0].items()}
+            memory.finished.restore(content, latents=True)
 
     def __iter__(self) -> Iterator[Timeline]:
         """Yields after every chunk. However it ends, what was written so far is finished and playable."""
-        run, conditioning, finish, trace = self._run, self._conditioning, self._finish, self._trace
+        run, conditioning, trace = self._run, self._conditioning, self._trace
         chunk = self._memory.chunk
         try:
             progress, entered = conditioning.progress(chunk), trace.clock()
             for latents in generate(run.denoiser, conditioning, trace, self._memory):
-                _, frames = conditioning.frames(chunk)
-                accepted = conditioning.accepted(chunk, entered)
-                motion = conditioning.motion if chunk == 0 else None
-                finish.companions[chunk] = Companion(frames, entered, accepted, conditioning.samples(chunk), motion)
-                finish.run(chunk, latents)
+                self._finish(chunk, latents, entered)
                 chunk += 1
                 progress = conditioning.progress(chunk)
                 self._save(chunk, progress)
                 trace.flush()
                 yield self.timeline
                 entered = trace.clock()
-            finish.finished = conditioning.finished(chunk)
-            self._save(chunk, progress, stopped=not finish.finished)
+            self._output.finished = conditioning.finished(chunk)
+            conditioning.ended(chunk)
+            self._save(chunk, progress, stopped=not self._output.finished)
         finally:
             conditioning.close()
-            finish.close()
-            trace.close()
+            try:
+                self._output.close()
+            finally:
+                if self._saver:
+                    self._saver.close()
+                trace.close()
+
+    def _finish(self, chunk: int, latents: torch.Tensor, entered: float) -> None:
+        """Decode a chunk and put it out."""
+        conditioning, run = self._conditioning, self._run
+        motion = conditioning.motion.to(run.device) if chunk == 0 and conditioning.motion is not None else None
+        sound = conditioning.samples(chunk)
+        sidecar = Sidecar(
+            entered, conditioning.accepted(chunk, entered), None if sound is None else torch.from_numpy(sound), motion
+        )
+        frames = None
+        if self._decoding:
+            with self._trace.span("decode", chunk):
+                frames = self._decoding(chunk, latents, motion)
+            if run.post:
+                with self._trace.span("post", chunk):
+                    frames = run.post(frames)
+        self._output.write(chunk, latents, frames, sidecar)
 
     def _save(self, chunk: int, progress: Progress, stopped: bool = False) -> None:
         """Save the state before `chunk`, if it is due there and was not saved."""
-        if not (self._keep and self._keep.due(chunk, stopped)) or self._saved == chunk:
+        keep, stream, parts = self._keep, self._index, set()
+        if not (keep and keep.due(chunk, stopped)) or self._saved == chunk:
             return
+        self._saved = chunk
         try:
-            folder = self._keep.begin(chunk)
-            files = progress.write(folder)
+            files = progress.write(keep.begin(chunk))
             for level, bank in self._memory.banks.banks.items():
-                files |= save_bank(folder, level, bank, ALL)
+                cut = cut_bank(level, bank, ALL)
+                parts.add(name := bank_part(0, 0, level))
+                self._saver.part(stream, chunk, name, partial(write_cut, keep.part(chunk), cut))
             if self._memory.finished.most:
-                files |= write(folder, FINISHED, self._memory.finished.content())
-            self._finish.save(chunk, files)
-            self._saved = chunk
+                files |= write_cut(keep.part(chunk), {FINISHED: self._memory.finished.content()})
+            if self._decoding:
+                parts.add(DECODER_PART)
+                self._saver.part(stream, chunk, DECODER_PART, self._decoding.cut(keep, chunk))
+            self._output.save(self._saver, stream, chunk, parts, files, lambda whole: None)
         except OSError as error:
-            self._keep.complain(error)
+            keep.complain(error)
+            keep.drop(chunk)
 
     def report(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """This stream's part of `report.json`, and that of its one worker."""
         run = self._run
-        return self._finish.report(), worker_report(
+        return self._output.report(), worker_report(
             self._trace, run.weight_bytes, run.denoiser.stream_bytes, run.device
         )

@@ -3,7 +3,8 @@
     output_dir/state/chunk.000020/          of several streams: output_dir/state/ID/chunk.000020/
         bank.level0.layer00.safetensors     keys and values of one level and layer, in physical slot order
         conditioning.safetensors            sources, sound in step, prompts: where the next chunk is sampled from
-        finish.safetensors                  decoder, hash in progress, the frame that a recalibration waits for
+        decoder.safetensors                 what the decoder keeps from chunk to chunk, where there is one
+        output.safetensors                  hash in progress, frames, the frame that a recalibration waits for
         finished.safetensors                latents and conditioning of chunks that a new prompt would run again
         state.json                          what the stream is, how far it is, sha256 of every file
 
@@ -32,9 +33,11 @@ from conf.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+EARLIER = {1: {"decoder": "finish", "output": "finish"}}
+"""Formats that are read as well, and the file of each that holds what another holds now."""
 FOLDER, CONTENT = "state", "state.json"
-CONDITIONING, FINISH, FINISHED = "conditioning", "finish", "finished"
+CONDITIONING, DECODER, OUTPUT, FINISHED = "conditioning", "decoder", "output", "finished"
 NAME = re.compile(r"chunk\.(\d{6,})")
 
 
@@ -85,9 +88,14 @@ class State:
         return self.content["chunk"]
 
     @cached_property
-    def finish(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the last stage left: (decoder and anchor, counters)."""
-        return self.read(FINISH)
+    def decoder(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What the decoder left: (its cache, counters)."""
+        return self.read(DECODER)
+
+    @cached_property
+    def output(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What the output left: (the anchor, if there is one; counters)."""
+        return self.read(OUTPUT)
 
     @property
     def video(self) -> Path | None:
@@ -98,10 +106,11 @@ class State:
     @property
     def anchor(self) -> Tensor | None:
         """The latent [1, C, 1, h, w] that a recalibration still to come is made from."""
-        return self.finish[0].get("anchor")
+        return self.output[0].get("anchor")
 
     def read(self, name: str) -> tuple[dict[str, Tensor], Any]:
         """(tensors, content) of a file of it."""
+        name = EARLIER.get(self.content["format"], {}).get(name, name)
         with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
             metadata, found = json.loads(file.metadata()["state"]), {}
             for key, order in metadata["orders"].items():
@@ -117,7 +126,7 @@ class State:
         """Refuse a state that is damaged, of another format, or of another stream than `identity` describes."""
         whole = "save it again, or give another"
         try:
-            if self.content["format"] != FORMAT:
+            if self.content["format"] not in (FORMAT, *EARLIER):
                 raise self.refuse(f"has format {self.content['format']}, this Everframe reads {FORMAT}", whole)
             files, saved = self.content["files"], self._before(self.content["identity"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -197,6 +206,8 @@ class Keep:
         every: chunks between two states; None: no state on the way.
         on_stop: whether a stream that is stopped leaves one.
         resume: the folder of the state that it goes on from; None: it begins with chunk 0.
+        first, frames: the first chunk to be made, and video frames made before it. Said here, since who cannot read the
+            state must know them as well.
     """
 
     folder: str
@@ -204,16 +215,13 @@ class Keep:
     every: int | None = None
     on_stop: bool = False
     resume: str | None = None
+    first: int = 0
+    frames: int = 0
 
     @cached_property
     def state(self) -> State | None:
         """What the stream goes on from."""
         return State(Path(self.resume)) if self.resume else None
-
-    @property
-    def first(self) -> int:
-        """The first chunk to be made."""
-        return self.state.chunk if self.state else 0
 
     def due(self, chunk: int, stopped: bool = False) -> bool:
         """Whether the state before `chunk` is to be saved; `stopped`: the stream is ended there from outside."""
@@ -232,7 +240,11 @@ class Keep:
         part.mkdir(parents=True)
         return part
 
-    def complain(self, error: OSError) -> None:
+    def drop(self, chunk: int) -> None:
+        """Remove what was written of a state that does not become whole."""
+        shutil.rmtree(self.part(chunk), ignore_errors=True)
+
+    def complain(self, error: object) -> None:
         """Say that a state could not be saved; the stream goes on."""
         log.warning("the state in %s was not saved: %s", self.folder, error)
 

@@ -2,46 +2,51 @@
 
 The same code runs under every launcher. What is ready and what follows from it is the schedule's to say; the worker
 gives passes their tensors. Orders (new streams, prompts, the end of streams) come into the same inbox as data, so they
-take effect between two passes and never wait for a chunk.
+take effect between two passes and never wait for a chunk. What is not computing has threads of its own: sources
+(`runtime.head`), the last stages and files (`runtime.tail`), states (`runtime.saving`).
 
-A cancelled stream goes its way hollow: its messages lose their tensors, its passes cost nothing, and its end closes
-everything in good order behind its last chunk.
+Whatever is done for a stream is guarded (`runtime.guard`): a stream that fails, or is cancelled, goes its way hollow. Its
+messages have no tensors, its passes cost nothing, and its end closes everything in good order behind its last chunk.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import queue
+import time
 from collections import defaultdict
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from conf.errors import UserError
 from conf.schema import Config
 from parallel.channels import Arrival, ChannelError, Closed, Failure, Sender
 from parallel.message import Message
 from parallel.pacing import ENCODE, HOPS, Pacer
-from parallel.plan import Cell, Plan
-from parallel.schedule import Pass, Schedule, rows
+from parallel.passes import LEFT, OUT, SAVED, Pass, along_rows, entering
+from parallel.plan import Plan
+from parallel.schedule import Schedule
 from runtime.block import Block
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.cells import Cells
-from runtime.finish import Companion, Finish
-from runtime.head import Entry, Head
-from runtime.keeper import Keeper
+from runtime.guard import Guard
+from runtime.head import Entry, Head, Opened
 from runtime.orders import Cancel, Close, Open, Order, Prompt, Status
-from runtime.parts import Parts, open_outputs
-from runtime.report import Timeline, worker_report
+from runtime.parts import Parts
+from runtime.pulse import Doing, Pulse, Watch
+from runtime.report import worker_report
+from runtime.saving import Saver
+from runtime.stages import Performed
+from runtime.tail import STOPPED, Saved, Tail
 from runtime.trace import Trace
+from runtime.turn import CELL, Turn
 
-STOPPED = "stopped"
-"""What a stream's end says if it came from outside."""
+log = logging.getLogger(__name__)
+
 IDLE_S = 0.2
-"""How often a waiting worker looks at its watch."""
-TOLD_S = 0.25
-"""How often a stream's progress is told, at most."""
+"""How often a worker looks whether what is owed has come, at least."""
 
 
 class Worker:
@@ -71,23 +76,23 @@ class Worker:
     ):
         self.plan, self.index, self.config, self.parts = plan, index, config, parts
         self.senders, self.inbox, self.trace, self.board = senders, inbox, trace, board
-        self.schedule = Schedule(plan, index)
-        self.cells = Cells(plan, index, parts, blocks, trace)
+        self.schedule, self.guard = Schedule(plan, index), Guard(board, f"worker {index}")
+        self.turn, self.saver = Turn(), Saver(board)
+        self.cells = Cells(plan, index, parts, blocks, trace, self.saver)
+        self.tail = Tail(plan, index, config, parts, trace, board, self.guard, self.saver, self.turn, inbox.put)
         self.head = None
         if index == plan.encode:
-            self.head = Head(parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock)
+            self.head = Head(parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock, self.guard)
             inbox.at_once = self._at_once
-        self.finishes: dict[int, Finish] = {}
-        self.keeper = Keeper(self.cells, self.finishes)
-        self.hollow: set[int] = set()
-        """Streams that were cancelled and have not ended yet."""
+        timeout_s = config.launcher.timeout_s
+        self.pulse = Pulse(board, index, timeout_s, self.doing)
+        self.watch = Watch(board, plan.workers, timeout_s, trace.clock)
         self._early: dict[int, list[Message]] = defaultdict(list)
         """What came for streams before the order that opens them."""
-        self._told: dict[int, float] = {}
-        """When each stream's progress was told last."""
         self._opened, self._closed = 0, False
-        self._at: Pass | None = None
-        self._moved = trace.clock()
+        self._at: tuple[Pass, float] | None = None
+        self._last: Pass | None = None
+        self._looked = trace.clock()
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -97,38 +102,48 @@ class Worker:
         Raises:
             PeerLost: a peer failed, or owed work did not come within `launcher.timeout_s`.
         """
+        self.saver.start()
+        self.pulse.start()
+        whole = False
         try:
             while not self._over:
                 self._take_in(block=False)
                 if self.head:
                     self.head.ask(self.schedule.may_enter)
-                taken = self.schedule.next()
-                if taken is not None:
-                    self._execute(*taken)
-                elif not self._over:
+                for item, message in self.schedule.staged():
+                    self.tail.put(item, message)
+                if not self._compute() and not self._over:
                     self._take_in(block=True)
+            whole = True
         except ChannelError as error:
             raise self._lost(error) from error
         finally:
-            self.close()
+            self.close(whole)
         return worker_report(self.trace, self.parts.weight_bytes, self.parts.bank_bytes, self.parts.device)
 
     @property
     def _over(self) -> bool:
         return self._closed and not self.schedule.streams
 
-    def close(self) -> None:
-        """Finish files, let go of sources; channels stay with whoever made them."""
-        for finish in self.finishes.values():
-            finish.close()
+    def close(self, whole: bool = False) -> None:
+        """Finish files, let go of sources, end every thread; channels stay with whoever made them.
+
+        Args:
+            whole: whether all has ended well, so that states still being saved may be waited for.
+        """
         if self.head:
             self.head.close()
+        self.tail.close()
+        self.saver.close(wait=whole)
+        self.pulse.close()
         self.trace.close()
 
     def _take_in(self, block: bool) -> None:
         """Take what has come in; if `block`, wait for something first."""
         start = self.trace.clock()
         while True:
+            if start - self._looked > IDLE_S:
+                self._check_owed()
             try:
                 item = self.inbox.get(timeout=IDLE_S) if block else self.inbox.get_nowait()
             except queue.Empty:
@@ -136,23 +151,27 @@ class Worker:
                     return
                 self._check_owed()
                 continue
-            self._moved = self.trace.clock()
             if block:
-                self.trace.add("wait", -1, start, self._moved - start)
+                self.trace.add("wait", -1, start, self.trace.clock() - start)
             self._accept(item, waited=block)
             block = False
 
-    def _accept(self, item: Arrival | Closed | Failure | Entry | Order | Exception, waited: bool = False) -> None:
+    def _accept(self, item: object, waited: bool = False) -> None:
         """Take one item in. A message that was waited for was on its way until now; another, until it had come."""
         if isinstance(item, Arrival):
             message = item.take()
             if message.times:
-                # Clocks of two machines differ, but a chunk's way ends where it began, and there the sum is right.
                 came = self.trace.clock() if waited else item.at
                 message.times[HOPS] = message.times.get(HOPS, 0.0) + came - message.sent
             self._deliver(message)
+        elif isinstance(item, Performed):
+            self._followed(item.item, item.message)
         elif isinstance(item, Entry):
             self._enter(item)
+        elif isinstance(item, Opened):
+            self._begin(item)
+        elif isinstance(item, Saved):
+            self._send(self.plan.encode, Message("done", stream=item.stream, chunk=item.chunk, step=SAVED))
         elif isinstance(item, Failure):
             raise self._lost(item.error)
         elif isinstance(item, Exception):
@@ -164,18 +183,26 @@ class Worker:
         else:
             self._obey(item)
 
-    def _at_once(self, item: Any) -> None:
-        """What does not wait for the pass under way: a chunk has left, one may be sampled, and with another prompt. In
-        the thread that brings it.
-        """
+    def _at_once(self, item: object) -> None:
+        """Handles prompts and finished chunks at once, in the receiving thread, not after the current pass."""
         if isinstance(item, Prompt):
-            self.head.steer(item.stream, item.prompt, item.accepted)
+            self.head.steer(item.stream, item.prompt, item.accepted, item.number)
             return
         message = item.message if isinstance(item, Arrival) else None
         if message is not None and message.kind == "done":
             hops = {HOPS: message.times.get(HOPS, 0.0) + item.at - message.sent} if message.times else {}
-            self.head.done(message.stream, message.chunk, message.times | hops)
+            self._left(message, message.times | hops)
             self.head.ask(self.schedule.may_enter)
+
+    def _left(self, message: Message, times: dict[int, float]) -> None:
+        """A chunk has left the shared stages, or its stream's output; or a state of its stream was saved."""
+        stream, chunk = message.stream, message.chunk
+        if message.step == LEFT:
+            self.head.done(stream, chunk, times)
+        elif message.step == OUT:
+            self.head.out(stream, chunk, times)
+        else:
+            self.head.saved(stream)
 
     def _deliver(self, message: Message) -> None:
         """A message for this worker, from a channel or from itself."""
@@ -186,27 +213,15 @@ class Worker:
             return  # it has ended here; nothing more is wanted of it
         elif message.kind == "done":
             if not message.sent:  # else it was heard of when it came
-                self.head.done(stream, chunk, message.times)
+                self._left(message, message.times)
             self._look_at_head(stream)
-        elif message.kind == "sound":
-            self._announce(message)
+        elif message.kind == "sidecar":
+            with self.guard(stream, f"opening the output for chunk {chunk}"):
+                self.tail.sidecar(message)
+            self.schedule.sidecar(stream, chunk)
         else:
             item = Pass(message.kind, stream, chunk, message.step, message.block, epoch=message.epoch)
             self.schedule.arrive(item, message)
-
-    def _announce(self, message: Message) -> None:
-        """A chunk is on its way to the last stage; the first one opens the sinks."""
-        stream, finish = message.stream, self.finishes[message.stream]
-        finish.companions[message.chunk] = Companion.of(message.tensors)
-        if stream not in self.hollow:
-            self._open_sinks(stream, finish)
-        self.schedule.companion(stream, message.chunk)
-
-    def _open_sinks(self, stream: int, finish: Finish) -> None:
-        try:
-            finish.open()
-        except UserError as error:
-            self._refuse(stream, error)
 
     def _send(self, target: int, message: Message) -> None:
         if target == self.index:
@@ -224,127 +239,131 @@ class Worker:
         elif isinstance(order, Close):
             self._closed = True
         elif isinstance(order, Status):
-            self.board.tell(f"status/{order.question}/{self.index}", self._status())
+            self.board.event(
+                {"event": "status", "question": order.question, "worker": self.index, "status": self._status()}
+            )
         elif isinstance(order, Prompt):
             if self.head:
                 # Known already, unless it came right behind the order that opens its stream.
-                self.head.steer(order.stream, order.prompt, order.accepted)
+                self.head.steer(order.stream, order.prompt, order.accepted, order.number)
         else:
             for stream in list(self.schedule.streams) if order.stream is None else [order.stream]:
                 self._stop(stream, cancel=isinstance(order, Cancel))
 
     def _open(self, order: Open) -> None:
-        stream = order.stream
+        stream, keep = order.stream, order.keep
+        first = keep.first if keep else 0
         self._opened = stream + 1
         self.schedule.open(stream)
-        self.cells.open(stream, order.config)
-        state = order.keep.state if order.keep else None
-        if state:
-            self.schedule.resume(stream, state.chunk)
-            self.cells.resume(stream, state)
-        self.keeper.open(stream, order.keep)
-        if "finish" in self.schedule.roles:
-            sinks = partial(open_outputs, self.config, order)
-            made = (state.chunk, state.content["frames"]) if state else (0, 0)
-            self.finishes[stream] = Finish(
-                order.config.id,
-                sinks,
-                Timeline(self.config.model.fps, self.trace.clock, *made),
-                self.trace,
-                self.parts.decoder,
-                order.keep,
-                self.config.model.recalibrate_chunk,
-                self.config.model.codec.prime,
-            )
+        if first:
+            self.schedule.resume(stream, first)
+        with self.guard(stream, "opening"):
+            self.tail.open(order)
+            self.cells.open(order)
         if self.head:
-            try:
-                conditioning = self.parts.conditioning_of(order)
-                if state and state.anchor is not None:
-                    # Made before the state was saved, in force only later: it comes again.
-                    reference = {"x": state.anchor, "text": conditioning.first_text()}
-                    self._prefill(stream, self.config.model.recalibrate_chunk, reference)
-                self.head.open(stream, conditioning, order.keep)
-            except UserError as error:
-                self.head.refuse(stream)
-                self._enter(Entry(stream, state.chunk if state else 0, refused=error))
+            opening = None
+            with self.guard(stream, "opening"):
+                opening = self.parts.opening(order)
+            if opening:
+                self.head.open(stream, opening, keep)
+            else:
+                self._begin(Opened(stream, first=first, failed=True))
         for message in self._early.pop(stream, ()):
             self._deliver(message)
+
+    def _begin(self, opened: Opened) -> None:
+        """A stream's sources are open, or failed to: then its end enters at once."""
+        stream = opened.stream
+        with self.guard(stream, "opening"):
+            if opened.reference and stream not in self.guard.hollow:
+                reference = self._placed(opened.reference)
+                item = Pass("prefill", stream, self.config.model.recalibrate_chunk)
+                for worker, prefill in along_rows(self.plan, item):
+                    self._send(worker, self._message(prefill, reference))
+        self.head.begin(opened)
+        if opened.failed:
+            self._enter(Entry(stream, opened.first))
 
     def _stop(self, stream: int, cancel: bool) -> None:
         if stream not in self.schedule.streams:
             return
         if cancel:
-            self.hollow.add(stream)
+            self.guard.hollow.add(stream)
         if self.head:
             self.head.stop(stream)
-
-    def _refuse(self, stream: int, error: UserError) -> None:
-        """A stream cannot go on; the others can."""
-        self.board.refuse(stream, error)
-        self.board.order(Cancel(stream))
-        self.hollow.add(stream)
 
     def _status(self) -> dict[str, Any]:
         """How this worker stands, for whoever asks."""
         return {
             "streams": sorted(self.schedule.streams),
-            "cancelled": sorted(self.hollow),
+            "cancelled": sorted(self.guard.hollow),
             "waiting": self.schedule.waiting,
             "at": self._came_to(),
             "in_flight": self.head.pacer.in_flight if self.head else None,
         }
 
-    # -- work ---------------------------------------------------------------------------------------------------------
+    # -- what enters ----------------------------------------------------------------------------------------------------
 
     def _enter(self, entry: Entry) -> None:
         """A sampled chunk (or the end of its stream) at the head of the route."""
         stream, chunk = entry.stream, entry.chunk
         self.head.entered(entry)
-        if entry.refused:
-            self.board.refuse(stream, entry.refused)
-        if entry.progress and stream not in self.hollow and (mark := self.keeper.begin(stream, chunk, entry.progress)):
-            self._send(self.plan.head, mark)
+        if entry.files is not None:
+            mark = Message("save", stream=stream, chunk=chunk, note=json.dumps(entry.files))
+            self._send(self.plan.head, self.guard.mark(mark))
         if entry.tensors is None:
             note = STOPPED if entry.stopped else ""
-            self._send(self.plan.head, Message("end", stream=stream, chunk=chunk, note=note))
+            self._send(self.plan.head, self.guard.mark(Message("end", stream=stream, chunk=chunk, note=note)))
             self._look_at_head(stream)
             return
         self.trace.add("encode", chunk, entry.began, entry.took_s)
-        if entry.reference:
-            self._prefill(stream, 0, entry.reference)
-        if self.plan.workload.recache_chunks and 0 < chunk == entry.epoch:
-            text = {} if stream in self.hollow else self._placed({"text": entry.tensors["text"]})
-            for worker, item in rows(self.plan, Pass("recache", stream, chunk)):
-                self._send(worker, self._message(item, text, epoch=chunk, distances=entry.distances))
-        companion = self._placed(entry.companion)
-        self._send(self.plan.decode, Message("sound", stream=stream, chunk=chunk, tensors=companion))
-        tensors = {} if stream in self.hollow else self._placed(entry.tensors)
-        times = {ENCODE: entry.took_s} if tensors else {}
-        step = Pass("step", stream, chunk)
-        self._send(
-            self.plan.head, self._message(step, tensors, epoch=entry.epoch, distances=entry.distances, times=times)
-        )
-
-    def _prefill(self, stream: int, holds: int, reference: dict[str, Tensor]) -> None:
-        """Send every bank a reference that holds from chunk `holds`."""
-        for worker, item in rows(self.plan, Pass("prefill", stream, holds)):
-            self._send(worker, self._message(item, self._placed(reference)))
+        placed: dict[str, dict[str, Tensor]] = {}
+        with self.guard(stream, f"entering chunk {chunk}"):
+            placed = {
+                "step": self._placed(entry.tensors),
+                "sidecar": self._placed(entry.sidecar),
+                "prefill": self._placed(entry.reference),
+            }
+            placed["recache"] = {"text": placed["step"]["text"]} if "text" in entry.tensors else {}
+        for worker, item in entering(self.plan, stream, chunk, entry.epoch):
+            message = self._message(
+                item,
+                placed.get(item.kind, {}),
+                epoch=entry.epoch,
+                distances=entry.distances,
+                times={ENCODE: entry.took_s} if item.kind == "step" else {},
+                moments=entry.moments if item.kind == "sidecar" else {},
+            )
+            self._send(worker, self.guard.mark(message))
 
     def _placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors on this worker's device: all of a message travel in one buffer."""
         return {name: tensor.to(self.parts.device) for name, tensor in tensors.items()}
 
-    def _execute(self, item: Pass, message: Message) -> None:
-        self._at = item
-        if item.stream in self.hollow:
-            message.tensors = {}
-        work = {"step": self._step, "final": self._final, "save": self.keeper.run, "end": self._end}
-        work = work.get(item.kind, self.cells.write)
-        message = work(item, message)
+    # -- work ---------------------------------------------------------------------------------------------------------
+
+    def _compute(self) -> bool:
+        """Run the ready pass that others wait for most; returns whether there was one."""
+        with self.turn(CELL):
+            taken = self.schedule.next()
+            if taken is None:
+                return False
+            item, message = taken
+            self._at, self._last = (item, time.monotonic()), item
+            if self.head and item.kind == "step" and item[3:5] == (0, 0):
+                self.head.ask(self.schedule.may_enter)
+            with self.guard(item.stream, f"{self.cells.name(item)} of chunk {item.chunk}"):
+                message = self.cells.run(item, self.guard.mark(message))
+            self._at = None
+        self._followed(item, self.guard.mark(message))
+        return True
+
+    def _followed(self, item: Pass, message: Message) -> None:
+        """Send on what follows from a pass that has run, here or on a stage's thread."""
         for worker, following in self.schedule.done(item):
             self._send(worker, self._following(item, following, message))
         if self.head and self.schedule.passes_last(item):
-            self.head.rounded()
+            self.head.passed()
         if item.kind == "end":
             self._forget(item.stream)
 
@@ -352,67 +371,27 @@ class Worker:
         """What goes out to a pass that follows from `item`, whose outcome is `message`."""
         tensors, times = message.tensors, message.times
         if tensors and item.kind == "step" and following.kind != "step":
-            # Latents are final: on to the last stage, and to every bank that is made from them.
+            # Latents are final: on to the last stages, and to every bank that is made from them.
             x = tensors["x"]
             motion = [tensors["motion"]] if "motion" in tensors else []
             tensors = {"x": torch.cat([x[:, :, :1], *motion], 2) if following.kind == "prefill" else x}
+        if following.kind == "done":
+            tensors = {}
         # A bank made from a chunk carries that chunk's text: a recalibration epoch 0, which began with chunk 0.
         epoch = message.epoch if item.kind == following.kind else 0
-        times = times if following.kind in ("step", "final", "done") else {}
-        return self._message(
+        times = times if following.kind == "done" or self.plan.workload.passes[following.kind].carries_chunk else {}
+        made = self._message(
             following, tensors, epoch=epoch, times=times, distances=message.distances, note=message.note
         )
+        made.hollow = message.hollow
+        return made
 
     @staticmethod
     def _message(item: Pass, tensors: dict[str, Tensor], **rest: Any) -> Message:
         """What makes a worker run a pass. Messages are built once and then changed: there are some on every hop."""
         return Message(item.kind, item.stream, item.chunk, item.step, item.block, tensors=dict(tensors), **rest)
 
-    def _step(self, item: Pass, m: Message) -> Message:
-        if item[3:5] == (0, 0):
-            self.schedule.entered(item.stream, item.chunk)
-            if self.head:
-                self.head.ask(self.schedule.may_enter)
-        return self.cells.step(item, m)
-
-    def _final(self, item: Pass, m: Message) -> Message:
-        start, finish = self.trace.clock(), self.finishes[item.stream]
-        if not m.tensors or finish.outputs is None:
-            finish.skip(item.chunk)
-            return m
-        try:
-            finish.run(item.chunk, m.tensors["x"])
-        except UserError as error:
-            self._refuse(item.stream, error)
-            m.tensors = {}
-            return m
-        self._tell_progress(item.stream, every_s=TOLD_S)
-        m.tensors, m.times[self.index] = {}, m.times.get(self.index, 0.0) + self.trace.clock() - start
-        return m
-
     # -- the end ------------------------------------------------------------------------------------------------------
-
-    def _end(self, item: Pass, m: Message) -> Message:
-        """The end of a stream passes the route behind its last chunk."""
-        if item.step == self.plan.workload.steps:
-            self._tell_progress(item.stream)
-            finish = self.finishes.pop(item.stream)
-            finish.finished = m.note != STOPPED and item.stream not in self.hollow
-            if finish.keep and finish.keep.first and item.stream not in self.hollow:
-                self._open_sinks(item.stream, finish)  # it may go on from its end, with nothing to add
-            finish.close()
-            self.board.tell(f"ended/{item.stream}", finish.report())
-        elif Cell(item.step, item.block) == self.schedule.cells[-1]:
-            self.cells.close(item.stream)
-        return m
-
-    def _tell_progress(self, stream: int, every_s: float = 0.0) -> None:
-        """Tell where a stream is, unless that was told just now; chunks may be much faster than anyone reads."""
-        finish, now = self.finishes[stream], self.trace.clock()
-        if finish.timeline.chunks and now - self._told.get(stream, -every_s) >= every_s:
-            self._told[stream] = now
-            self.trace.flush()
-            self.board.tell(f"progress/{stream}", finish.timeline.progress()._asdict())
 
     def _look_at_head(self, stream: int) -> None:
         if self.head.over(stream):
@@ -420,23 +399,30 @@ class Worker:
             self._forget(stream)
 
     def _forget(self, stream: int) -> None:
-        """Drop what was kept of a stream that has ended here."""
+        """Drop what was kept of a stream that has ended here, part by part."""
         if stream not in self.schedule.streams:
-            self.cells.forget(stream)
-            self._told.pop(stream, None)
-            self.keeper.forget(stream)
-            self.hollow.discard(stream)
+            self.cells.close(stream)
+            self.tail.forget(stream)
+            self.guard.forget(stream)
+
+    def doing(self) -> list[Doing]:
+        """What the loop and the stages are at."""
+        at, now = self._at, time.monotonic()
+        return self.tail.doing() + ([Doing(self._words(at[0]), now - at[1])] if at else [])
 
     def _check_owed(self) -> None:
-        """Streams that stand still with no source to wait for are a failure, not something to wait for.
+        """A stream of which nothing moves, though chunks of it are under way, is a failure, unless somebody is just slow.
 
         Only the head can tell: it knows what is under way. Dead or silent neighbours are found by the channels.
         """
-        if not self.head or self.head.sampling or not self.schedule.streams:
-            self._moved = self.trace.clock()
+        self._looked = self.trace.clock()
+        if not self.head or (overdue := self.head.overdue(self.config.launcher.timeout_s)) is None:
             return
-        if self.trace.clock() - self._moved > self.config.launcher.timeout_s:
-            stream, chunk = self.head.oldest() or (min(self.schedule.streams), 0)
+        stream, chunk, seconds = overdue
+        slow = self.watch.slow()
+        for worker, doing in self.watch.news(slow):
+            log.warning("worker %d is slow: %s has taken %.0f s so far", worker, doing.what, doing.seconds)
+        if not slow:
             raise PeerLost(f"nothing moves: chunk {chunk} of stream {stream} is not back; {self._where()}")
 
     def _lost(self, error: ChannelError) -> PeerLost:
@@ -448,5 +434,7 @@ class Worker:
 
     def _came_to(self) -> str:
         """The pass that this worker was given last, in words."""
-        at = self._at
-        return f"{self.cells.name(at)} of chunk {at.chunk} of stream {at.stream}" if at else "nothing yet"
+        return self._words(self._last) if self._last else "nothing yet"
+
+    def _words(self, item: Pass) -> str:
+        return f"{self.cells.name(item)} of chunk {item.chunk} of stream {item.stream}"

@@ -13,9 +13,9 @@ from runtime.encoders import Picture
 from runtime.versions import versions
 from stages.build import audio_encoder, text_encoder, torch_dtype, wan_width
 from stages.codec.base import parameter_bytes
-from stages.codec.small import SmallDecoder, read_config
+from stages.codec.small import SmallDecoder, SmallEncoder, read_config
 from stages.codec.taehv import TaehvDecoder
-from stages.codec.wan import WanDecoder
+from stages.codec.wan import WanDecoder, WanEncoder
 from stages.denoise.bank import Bank, Layout
 from stages.denoise.fp8 import quantise
 from stages.denoise.network import Network
@@ -50,7 +50,8 @@ def describe(config: Config) -> Workload:
     text = _meta(lambda: prompts[0]) if (prompts := text_encoder(model)) else 0
     if model.text.checkpoint:
         text = umt5.parameter_count(model.text.checkpoint) * dtype.itemsize
-    decoder = _decoder(model.codec)
+    still = _meta(lambda: encoder_of(model.codec)) * scale if model.reference else 0
+    decoder = decoder_of(model.codec)
     layout = Layout.of(model, tokens)
     latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize
     sound = model.chunk_frames * network.audio.tokens * network.audio_dim * dtype.itemsize if network.audio else 0
@@ -66,7 +67,7 @@ def describe(config: Config) -> Workload:
         range_bytes=bare,
         first_bytes=ends[0],
         last_bytes=ends[1],
-        encode_bytes=audio + text,
+        encode_bytes=audio + text + round(still),
         decode_bytes=round(parameter_bytes(decoder) * scale) if config.sink.needs_frames else 0,
         bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype),
         heads=network.heads,
@@ -75,13 +76,20 @@ def describe(config: Config) -> Workload:
     )
 
 
-def _decoder(codec: CodecConfig) -> nn.Module:
+def decoder_of(codec: CodecConfig) -> nn.Module:
     """A decoder of the sizes its file names."""
     if codec.kind == "wan":
         return WanDecoder(base=wan_width(codec))
     if codec.kind == "taehv":
         return TaehvDecoder()
     return SmallDecoder(read_config(codec.checkpoint) if codec.checkpoint else None)
+
+
+def encoder_of(codec: CodecConfig) -> nn.Module:
+    """The encoder likewise."""
+    if codec.kind == "small":
+        return SmallEncoder(read_config(codec.checkpoint) if codec.checkpoint else None)
+    return WanEncoder(base=wan_width(codec))
 
 
 def _end(layer: int, layers: int, ends: tuple[int, int]) -> int:

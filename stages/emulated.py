@@ -102,7 +102,7 @@ class EmulatedDenoiser:
 
     def __init__(self, device: EmulatedDevice, model: ModelConfig, layers: range, rows: int, columns: int):
         self.device, self.model, self.layers = device, model, layers
-        self.share, self.stream_bytes = ALL, 0
+        self.share, self.stream_bytes, self.text_bytes = ALL, 0, 0
         self.sampler = Sampler.of(model)
         dtype = getattr(torch, model.dtype)
         self.network = EmulatedNetwork(layers, dtype)
@@ -119,7 +119,7 @@ class EmulatedDenoiser:
         """The bank a step reads and writes."""
         return step if self.model.context == "same_level" else 0
 
-    def open(self, levels: Iterable[int] | None = None) -> StreamBanks:
+    def open(self, levels: Iterable[int] | None = None, parts: int | None = None) -> StreamBanks:
         """Banks that hold nothing; `levels` None: all."""
         return StreamBanks(dict.fromkeys(range(self.model.levels) if levels is None else levels))
 

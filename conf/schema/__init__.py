@@ -24,6 +24,7 @@ from conf.schema.stream import (
     LauncherConfig,
     LoggingConfig,
     PlanConfig,
+    PostConfig,
     SinkConfig,
     SourceConfig,
     StreamConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "ModelConfig",
     "NetworkConfig",
     "PlanConfig",
+    "PostConfig",
     "SinkConfig",
     "SinkShift",
     "SourceConfig",
@@ -68,6 +70,7 @@ class Config:
     stream: StreamConfig = field(default_factory=StreamConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     sink: SinkConfig = field(default_factory=SinkConfig)
+    post: PostConfig = field(default_factory=PostConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     output_dir: str = "outputs"
     resume: str | None = None

@@ -11,6 +11,7 @@ from conf.paths import found
 PLANS = ("sequential", "timestep", "layers", "grid", "auto")
 OBJECTIVES = ("fps", "first_frame", "control_latency")
 LAUNCHERS = ("local", "torchrun", "ray")
+POSTS = ("none", "upscale")
 LOGS = ("none", "wandb")
 GRAPHS = ("never", "auto", "always")
 
@@ -72,9 +73,11 @@ class SourceConfig:
     audio: str | None = None
     actions: str | None = None
     tensors: str | None = None
+    inputs: str | None = None
+    """What `sink.inputs` recorded of another stream, in place of its sound and actions."""
 
     def __post_init__(self):
-        for name in ("image", "audio", "actions", "tensors"):
+        for name in ("image", "audio", "actions", "tensors", "inputs"):
             setattr(self, name, found(getattr(self, name)))
         if self.audio == "-" and self.actions == "-":
             raise UserError(
@@ -90,6 +93,8 @@ class SinkConfig:
     latents: str | None = None
     frames: str | None = None
     contact_sheet: str | None = None
+    inputs: str | None = None
+    """What was sampled for each chunk, so that another run can be driven by it."""
     timeline: str | None = None
     """A PNG of the pipeline filling and running, drawn from the trace at the end."""
 
@@ -213,6 +218,24 @@ class LauncherConfig:
         positive("launcher.nodes", self.nodes)
         positive("launcher.nodes_s", self.nodes_s)
         positive("launcher.timeout_s", self.timeout_s)
+
+
+@dataclass
+class PostConfig:
+    """What is done to pictures between the decoder and the sinks."""
+
+    name: str = "none"
+    scale: int = 4
+    """Of `upscale`: new pixels per pixel, each way."""
+
+    def __post_init__(self):
+        choice("post", self.name, POSTS)
+        positive("post.scale", self.scale)
+
+    @property
+    def factor(self) -> int:
+        """Pixels that are put out per decoded pixel, each way."""
+        return self.scale if self.name == "upscale" else 1
 
 
 @dataclass

@@ -143,6 +143,10 @@ class Bank:
     def nbytes(self) -> int:
         return sum(t.nbytes for part in (self.keys, self.values, self.raw) for t in part.values())
 
+    def clear(self) -> None:
+        """Forget the stream that was in it: its memory stays, and nothing of it is read before it is written again."""
+        self.placed = [None] * self.layout.anchored
+
     def place(self, rope: Rope, positions: Sequence[int]) -> None:
         """Rotate the attention sink's keys to `positions`, in every layer; nothing to do where they are there."""
         moved = [f for f, p in enumerate(positions) if self.placed[f] != p]

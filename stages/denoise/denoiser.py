@@ -120,11 +120,22 @@ class Denoiser:
         """The bank a step reads and writes."""
         return step if self.model.context == "same_level" else 0
 
-    def open(self, levels: Iterable[int] | None = None) -> StreamBanks:
-        """Empty banks for a new stream; `levels` None: all."""
+    @property
+    def text_bytes(self) -> int:
+        """Keys and values of one prompt, of all layers held here."""
+        config = self.model.network
+        return 2 * len(self.network.layers) * config.text_tokens * config.dim * self.network.dtype.itemsize
+
+    def open(self, levels: Iterable[int] | None = None, parts: int | None = None) -> StreamBanks:
+        """Empty banks for a new stream.
+
+        Args:
+            levels: None: all.
+            parts: how many denoisers share the heads; None: as `share` says.
+        """
         config, network = self.model.network, self.network
         levels = range(self.model.levels) if levels is None else levels
-        heads = config.heads // self.share.parts
+        heads = config.heads // (parts or self.share.parts)
         banks = {
             level: Bank(self.layout, network.layers, heads, config.head_dim, network.dtype, network.device)
             for level in levels

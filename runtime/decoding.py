@@ -1,0 +1,58 @@
+"""Decode and post: final latents to pictures, which stay on the device until they are put out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.saving import Write
+from runtime.state import DECODER, Keep, State, write
+from stages.codec.base import CodecState, Decoder
+
+
+@dataclass
+class Decoding:
+    """One stream's decoder on its way.
+
+    Attributes:
+        decoder: shared by all streams of the worker.
+        state: what it remembers of this stream.
+        primes: motion frames that it sees before the first chunk.
+    """
+
+    decoder: Decoder
+    state: CodecState
+    primes: int = 0
+
+    @classmethod
+    def of(cls, decoder: Decoder, primes: int, state: State | None = None) -> Decoding:
+        """A new stream's, or one that goes on from a saved state."""
+        made = cls(decoder, decoder.start(), primes)
+        if state is not None:
+            tensors, counters = state.decoder
+            device = next(decoder.parameters()).device
+            found = (tensors.get(f"cache.{i:03d}") for i in range(counters["layers"]))
+            made.state.cache = [None if tensor is None else tensor.to(device) for tensor in found]
+            made.state.steps = counters["steps"]
+        return made
+
+    @torch.inference_mode()
+    def __call__(self, chunk: int, latents: Tensor, motion: Tensor | None = None) -> Tensor:
+        """Frames [1, 3, n, H, W] in [-1, 1] of a chunk's latents [1, C, c, h, w].
+
+        Args:
+            motion: of chunk 0, latents [1, C, m, h, w] of what is taken to have been before the stream.
+        """
+        if chunk == 0 and self.primes:
+            self.decoder(motion[:, :, : self.primes], self.state)
+        return self.decoder(latents, self.state)
+
+    def cut(self, keep: Keep, chunk: int) -> Write:
+        """What it remembers now, before `chunk`, to be written later: nothing that comes changes it."""
+        cache = [None if tensor is None else tensor.clone() for tensor in self.state.cache]
+        tensors = {f"cache.{i:03d}": tensor for i, tensor in enumerate(cache) if tensor is not None}
+        counters: dict[str, Any] = {"steps": self.state.steps, "layers": len(cache)}
+        return lambda: write(keep.part(chunk), DECODER, tensors, counters)

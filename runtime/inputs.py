@@ -1,0 +1,197 @@
+"""What was sampled for every chunk of a stream, as a file that another run can be driven by.
+
+A line of JSON for each chunk, appended when the chunk is sampled:
+
+    {"chunk": 7, "prompt": "...", "sound": "...", "actions": [1, 1, ...]}
+
+`prompt` is there where one begins with the chunk; `sound` is the 16 kHz mono PCM that was read from the source for it, as
+base64 of 16-bit little-endian samples; `actions` is an index for each video frame. Where the stream ended there is a last
+line `{"end": 40}`: chunks before it were all that was made. A run that is driven by the file makes the same latents.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from conf.errors import UserError
+from stages.sources.audio import RATE, Pcm
+
+SCALE = 32768
+"""Samples in [-1, 1] come from 16-bit integers divided by this, so multiplying gives the integers back exactly."""
+
+
+class Tap:
+    """A source of sound that remembers what was read since it was asked last.
+
+    Args:
+        source: where the sound comes from.
+    """
+
+    def __init__(self, source: Pcm):
+        self.source, self.rate, self.duration_s = source, source.rate, source.duration_s
+        self._read: list[np.ndarray] = []
+
+    def read(self, samples: int) -> np.ndarray:
+        """The next samples, float32; fewer only at the end."""
+        got = self.source.read(samples)
+        self._read.append(got)
+        return got
+
+    def taken(self) -> np.ndarray:
+        """Samples read since the last call, float32 [n]."""
+        read, self._read = self._read, []
+        return np.concatenate(read) if read else np.zeros(0, np.float32)
+
+    def close(self) -> None:
+        """Release the source."""
+        self.source.close()
+
+
+class InputsSink:
+    """Writes the file, a line a chunk.
+
+    Args:
+        path: the file; it is replaced, or gone on with where `first` is above 0.
+        first: the first chunk that will be sampled.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+
+    def __init__(self, path: str | Path, first: int = 0):
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = self.path.open("ab" if first else "wb")
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def chunk(self, chunk: int, prompt: str | None, sound: np.ndarray | None, actions: Sequence[int] | None) -> None:
+        """What `chunk` was sampled from.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        line: dict[str, Any] = {"chunk": chunk}
+        if prompt is not None:
+            line["prompt"] = prompt
+        if sound is not None:
+            line["sound"] = base64.b64encode(np.round(sound * SCALE).astype("<i2").tobytes()).decode()
+        if actions is not None:
+            line["actions"] = list(actions)
+        self._write(line)
+
+    def end(self, chunk: int) -> None:
+        """The stream has ended before `chunk`."""
+        self._write({"end": chunk})
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"sink.inputs={self.path}", f"cannot be written ({error.strerror})", "write to a folder that has room"
+        )
+
+
+class Inputs:
+    """A file of inputs, read whole: it drives a stream as the sources did that it was recorded from.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        prompts: by the chunk with which each begins.
+        chunks: how many there are.
+
+    Raises:
+        UserError: the file is missing, or is none of inputs.
+    """
+
+    def __init__(self, path: str | Path):
+        self._name = f"source.inputs={path}"
+        self.prompts: dict[int, str] = {}
+        self.chunks, sound, self._actions = 0, [], []
+        self._first: int | None = None
+        try:
+            with Path(path).open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    self._take(number, line, sound)
+        except OSError as error:
+            raise UserError(self._name, f"cannot be read ({error.strerror})", "give a file of sink.inputs") from error
+        if not self.chunks:
+            raise UserError(self._name, "holds no chunk", "give a file that sink.inputs wrote")
+        self.sound = Recorded(np.concatenate(sound) if sound else np.zeros(0, np.float32)) if sound else None
+        self.actions = RecordedActions(self._actions) if self._actions else None
+
+    def _take(self, number: int, line: bytes, sound: list[np.ndarray]) -> None:
+        if not line.endswith(b"\n"):
+            return  # the run was killed while it wrote
+        try:
+            entry = json.loads(line)
+            if "end" in entry:
+                return
+            if entry["chunk"] != self.chunks:
+                raise ValueError(f"chunk {entry['chunk']} where {self.chunks} is due")
+            if "prompt" in entry:
+                self.prompts[self.chunks] = entry["prompt"]
+            if "sound" in entry:
+                sound.append(np.frombuffer(base64.b64decode(entry["sound"]), "<i2").astype(np.float32) / SCALE)
+            self._actions += entry.get("actions", [])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{self._name} line {number}", f"is no line of inputs ({error})", "give a file that sink.inputs wrote"
+            ) from error
+        self.chunks += 1
+
+
+class Recorded:
+    """Sound that was recorded, as a source."""
+
+    rate = RATE
+
+    def __init__(self, samples: np.ndarray):
+        self._samples, self._at = samples, 0
+        self.duration_s = len(samples) / RATE
+
+    def read(self, samples: int) -> np.ndarray:
+        """The next samples, float32; fewer only at the end."""
+        part = self._samples[self._at : self._at + samples]
+        self._at += len(part)
+        return part
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class RecordedActions:
+    """Actions that were recorded, an index for each video frame, as a source."""
+
+    accepted = None
+
+    def __init__(self, actions: Sequence[int]):
+        self._actions = list(actions)
+        self.ended = False
+
+    def take(self, first_frame: int, count: int) -> list[int]:
+        """The action index of each of `count` frames from `first_frame` on; the last one holds."""
+        end = first_frame + count
+        self.ended = end >= len(self._actions)
+        return [self._actions[min(frame, len(self._actions) - 1)] for frame in range(max(0, first_frame), end)]
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,140 @@
+"""Opening and loading what one worker holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from conf.schema import Config, ModelConfig
+from parallel.plan import Plan
+from runtime import emulated
+from runtime.conditioning import Conditioning
+from runtime.encoders import Encoders, Picture
+from runtime.orders import Open
+from runtime.parts import Parts
+from runtime.pool import BankPool
+from runtime.workload import decoder_of
+from stages.build import build_decoder, build_network, choose_device, torch_dtype
+from stages.codec.base import Decoder, parameter_bytes
+from stages.compiled import compile_decoder, compile_network
+from stages.denoise import fp8, graphs
+from stages.denoise.denoiser import Denoiser
+from stages.denoise.sampler import Sampler
+from stages.post import Upscale
+
+
+def fast_denoiser(config: Config, device: torch.device, picture: Picture, layers: range | None = None) -> Denoiser:
+    """A block of the network, loaded, and made as fast as the configuration asks.
+
+    Raises:
+        UserError: weights cannot be read, or the device cannot.
+    """
+    network = build_network(config.model, device, layers)
+    denoiser = Denoiser(config.model, network, picture.rows, picture.columns)
+    if config.model.fp8:
+        fp8.quantise(network, config.model.fp8)
+    if config.device.compile:
+        compile_network(network)
+    if config.device.graphs != "never":
+        graphs.attach(denoiser, config.device.graphs)
+    return denoiser
+
+
+def fast_decoder(config: Config, device: torch.device) -> Decoder:
+    """The decoder likewise."""
+    decoder = build_decoder(config.model, device)
+    return compile_decoder(decoder) if config.device.compile else decoder
+
+
+def post_of(config: Config) -> Callable[[Tensor], Tensor] | None:
+    """What is done to decoded frames, where anything is."""
+    return Upscale(config.post.scale) if config.post.name == "upscale" and config.sink.needs_frames else None
+
+
+def load_parts(
+    plan: Plan,
+    index: int,
+    config: Config,
+    orders: Iterable[Open] = (),
+    device: torch.device | None = None,
+    stdin: BinaryIO | None = None,
+    progress: Callable[[str], None] = lambda what: None,
+    rank: int = 0,
+) -> Parts:
+    """Open and load what worker `index` needs.
+
+    Args:
+        plan, index, config: the run, and which worker of it this is.
+        orders: streams that are known already.
+        device: None: what `device` in the configuration means here.
+        stdin: where live sources read; None: standard input.
+        progress: told what is being loaded.
+        rank: which of the worker's processes; the first is the worker, the others only share the passes of its blocks.
+
+    Raises:
+        UserError: a source, weight file or output cannot be used.
+    """
+    device = choose_device(config.device.kind) if device is None else device
+    torch.set_num_threads(config.device.threads)
+    model, picture = config.model, Picture.of(config.model, config.stream)
+    parts, known = Parts(device, torch_dtype(model.dtype), Sampler.of(model)), list(orders)
+    if config.device.kind == "emulated":
+        openings = partial(partial, condition, emulated.EmulatedConditioning, config, stdin)
+        emulated.fill(parts, plan, index, config, openings)
+        parts.prepare(known if parts.conditioning else ())
+        return parts
+    if index == plan.encode and rank == 0:
+        progress("sources and encoders")
+        encoders = Encoders(model, device)
+        parts.conditioning = partial(condition, Conditioning, config, stdin, encoders)
+        parts.prepare(known)
+        if not known:
+            encoders.load()
+        parts.weight_bytes += encoders.weight_bytes
+    for block in plan.blocks_of(index):
+        layers = plan.blocks[block]
+        progress(f"layers {layers.start}-{layers.stop - 1}")
+        denoiser = parts.denoisers[block] = fast_denoiser(config, device, picture, layers)
+        parts.weight_bytes += parameter_bytes(denoiser.network)
+        parts.pools[block] = BankPool(denoiser, plan.levels_of(index, block), max(1, len(known)), plan.degree)
+    if index == plan.decode and rank == 0 and config.sink.needs_frames:
+        progress("decoder")
+        parts.decoder = fast_decoder(config, device)
+        parts.weight_bytes += parameter_bytes(parts.decoder)
+        parts.decoder_bytes = decoder_bytes(model, picture)
+    if index == plan.post and rank == 0:
+        parts.post = post_of(config)
+    return parts
+
+
+def condition(
+    kind: type[Conditioning], config: Config, stdin: BinaryIO | None, encoders: Encoders, *opening
+) -> Conditioning:
+    """What drives a stream.
+
+    Args:
+        kind: of conditioning.
+        opening: the order, the stream's prompts and its stop event.
+    """
+    order, prompts, stop = opening
+    state = order.keep.state if order.keep else None
+    return kind(
+        config.model, order.config, order.source, encoders, stdin, stop, state, sink=order.sink, prompts=prompts
+    )
+
+
+def decoder_bytes(model: ModelConfig, picture: Picture) -> int:
+    """What the decoder keeps for one stream, in bytes: found by decoding two chunks that are shapes only."""
+    with torch.device("meta"), torch.inference_mode():
+        decoder = decoder_of(model.codec).to(torch_dtype(model.dtype))
+        latents = torch.empty(
+            1, model.network.in_channels, model.chunk_frames, *picture.latent, dtype=torch_dtype(model.dtype)
+        )
+        state = decoder.start()
+        for _ in range(2):
+            decoder(latents, state)
+    return state.nbytes

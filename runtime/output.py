@@ -1,0 +1,177 @@
+"""The last stage of a stream: latents are hashed, pictures and sound written to its files, its viewer's clock kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conf.schema import ModelConfig
+from runtime.encoders import frames_of
+from runtime.outputs import Outputs
+from runtime.reasons import Reason
+from runtime.report import Timeline, stream_report, versions
+from runtime.saving import Saver, Whole
+from runtime.state import OUTPUT, Keep, write
+from runtime.trace import Trace
+from stages.post import to_pictures
+
+
+@dataclass
+class Sidecar:
+    """What the head sends to the last stages beside a chunk's way.
+
+    Attributes:
+        entered: when the chunk entered, in seconds of this host's clock.
+        accepted: when the control was accepted that first shows in it, likewise; None: nothing is new in it.
+        sound: to be heard with it, float32 [n] at 16 kHz; None: none.
+        motion: with chunk 0 of some models, latents [1, C, m, h, w] of what is taken to have been before it.
+    """
+
+    entered: float
+    accepted: float | None = None
+    sound: Tensor | None = None
+    motion: Tensor | None = None
+
+    @staticmethod
+    def of(tensors: dict[str, Tensor], moments: dict[str, float]) -> Sidecar:
+        """From a message's tensors and moments."""
+        return Sidecar(moments["entered"], moments.get("accepted"), tensors.get("sound"), tensors.get("motion"))
+
+
+class Output:
+    """One stream's last stage. One thread at a time may use it.
+
+    Args:
+        name: of the stream.
+        model: the run's.
+        make: opens the sinks.
+        timeline: what a viewer notices.
+        trace: told how long the sinks took.
+        keep: how the stream's state is kept; None: not.
+        decodes: whether the stream has a decoder, so that its state can go on with pictures.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: ModelConfig,
+        make: Callable[[], Outputs],
+        timeline: Timeline,
+        trace: Trace,
+        keep: Keep | None = None,
+        decodes: bool = False,
+    ):
+        self.name, self.model, self.make, self.timeline, self.trace = name, model, make, timeline, trace
+        self.keep, self.decodes = keep, decodes
+        self.finished = False
+        """Whether the stream came to its own end."""
+        self.outputs: Outputs | None = None
+        self._anchor: Tensor | None = None
+        """The first latent frame, and motion frames behind it, as long as a recalibration still to come needs them."""
+        self._saved: int | None = None
+        self._cut: threading.Event | None = None
+        """Set when the video is on disk up to the latest cut."""
+
+    def open(self) -> None:
+        """Open the sinks, unless they are.
+
+        Raises:
+            UserError: one cannot be opened.
+        """
+        if self.outputs is not None:
+            return
+        self.outputs = self.make()
+        if self.keep and self.keep.state:
+            self._anchor = self.keep.state.anchor
+
+    def write(self, chunk: int, latents: Tensor, frames: Tensor | None, sidecar: Sidecar) -> None:
+        """Put a chunk out.
+
+        Args:
+            chunk: which.
+            latents: its final ones, [1, C, c, h, w].
+            frames: its pictures, [1, 3, n, H, W] in [-1, 1]; None: none are made.
+
+        Raises:
+            UserError: a sink cannot go on.
+        """
+        self.open()
+        recalibrates = self.model.recalibrate_chunk
+        if chunk == 0 and self.keep and recalibrates is not None:
+            motion = () if sidecar.motion is None else [sidecar.motion.to(latents)]
+            self._anchor = torch.cat([latents[:, :, :1], *motion], 2)
+        with self.trace.span("output", chunk):
+            self.outputs.latents(latents)
+            if frames is not None:
+                sound = None if sidecar.sound is None else sidecar.sound.cpu().numpy()
+                self.outputs.pictures(to_pictures(frames), sound)
+        self.timeline.chunk(sidecar.entered, frames_of(self.model, chunk)[1], sidecar.accepted)
+        self._settle()
+
+    def save(
+        self, saver: Saver, stream: int, chunk: int, parts: set[str], files: dict[str, str], then: Callable[[bool], None]
+    ) -> None:
+        """Save what is here of the state before `chunk`, and have the state completed when all parts are there.
+
+        That is put off until the video so far is on disk: who goes on from a state finds all frames before it.
+
+        Args:
+            parts: names of the parts that others write.
+            files: names and sha256 of files that are written already.
+            then: called when the state is whole, or given up.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self.open()
+        if self.model.recalibrate_chunk is None or chunk > self.model.recalibrate_chunk:
+            self._anchor = None
+        tensors = {"anchor": self._anchor} if self._anchor is not None else {}
+        counters, video = self.outputs.progress()
+        content = {"frames": self.timeline.frames, "video": video, "decodes": self.decodes, "versions": versions()}
+        files = files | write(self.keep.part(chunk), OUTPUT, tensors, counters)
+
+        def saved(whole: bool) -> None:
+            self._saved = chunk if whole else self._saved
+            then(whole)
+
+        whole = Whole(stream, chunk, self.keep, parts, files, content, saved)
+        self._settle()  # of an earlier one: what comes before this cut is on disk with it
+        self._cut = whole.ready
+        if not self.outputs.cut():
+            self._settle()
+        saver.complete(whole)
+
+    def _settle(self) -> None:
+        """The video is on disk up to the cut."""
+        if self._cut:
+            self._cut.set()
+            self._cut = None
+
+    def close(self) -> None:
+        """Finish every file.
+
+        Raises:
+            UserError: one could not be finished; the others are.
+        """
+        try:
+            if self.outputs:
+                self.outputs.close()
+        finally:
+            self._settle()
+
+    def report(self, reason: Reason | None = None) -> dict[str, Any]:
+        """The stream's part of `report.json`.
+
+        Args:
+            reason: why it ended before its time; None: it did not.
+        """
+        found = stream_report(self.name, self.timeline, self.outputs) | {"finished": self.finished and reason is None}
+        if self.keep:
+            found["state"] = {"resumed_at": self.keep.first or None, "saved": self._saved, "folder": self.keep.folder}
+        return found | ({"error": reason.to_dict()} if reason else {})

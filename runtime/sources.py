@@ -1,0 +1,150 @@
+"""A stream's sources, opened: sound, actions, picture, given tensors. What the model has no use for is refused."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from torch import Tensor
+
+from conf.errors import UserError
+from conf.schema import ModelConfig, SinkConfig, SourceConfig
+from runtime.encoders import Encoders, Picture
+from runtime.inputs import Inputs, InputsSink, Tap
+from runtime.sound import Sound
+from stages.sources.actions import ActionFile, LiveActions
+from stages.sources.audio import AudioFile, LivePcm, Silence
+from stages.sources.image import load_image
+from stages.sources.tensors import TensorsFile
+
+
+@dataclass
+class Sources:
+    """What drives a stream.
+
+    Attributes:
+        tensors: conditioning that was computed elsewhere; None: none was given.
+        inputs: a recording of another stream's inputs, in place of sound and actions; None likewise.
+        sound: None for a model that does not listen.
+        actions: None for a model without actions, and where none are given.
+        image: the reference picture, float32 [3, H, W] in [-1, 1]; None: there is none.
+        live: whether one of them may have to be waited for.
+        sink: where what is sampled is recorded; None: nowhere.
+    """
+
+    tensors: TensorsFile | None
+    inputs: Inputs | None
+    sound: Sound | None
+    actions: Any
+    image: Tensor | None
+    live: bool
+    sink: InputsSink | None = None
+
+    @property
+    def endless_sound(self) -> bool:
+        """Whether the sound is silence that stands for no source at all."""
+        return self.sound is not None and isinstance(_bare(self.sound.source), Silence)
+
+    def heard(self) -> Any:
+        """Samples read since the last call, float32 [n], where they are recorded; None for a silent model."""
+        return self.sound.source.taken() if self.sound else None
+
+    def close(self) -> None:
+        """Let go of all of them."""
+        for source in (self.sound and self.sound.source, self.actions, self.sink):
+            if source:
+                source.close()
+
+
+def open_sources(
+    model: ModelConfig,
+    source: SourceConfig,
+    sink: SinkConfig,
+    picture: Picture,
+    encoders: Encoders,
+    stdin: BinaryIO,
+    stop: threading.Event,
+    first: int = 0,
+) -> Sources:
+    """Open what a stream is driven by.
+
+    Args:
+        model, source, sink, picture: of the stream.
+        encoders: what hears the sound.
+        stdin: where `-` reads.
+        stop: releases whoever waits for a live source, when set.
+        first: the chunk the stream goes on with; 0: it begins.
+
+    Raises:
+        UserError: a source is missing, broken or of no use to the model. What was opened so far is closed.
+    """
+    tensors = TensorsFile(source.tensors) if source.tensors else None
+    _refuse_unused(model, source, tensors)
+    inputs = Inputs(source.inputs) if source.inputs else None
+    opened = Sources(tensors, inputs, None, None, None, "-" in (source.audio, source.actions))
+    try:
+        opened.sound = _sound(model, source, inputs, encoders, stdin, stop, tap=sink.inputs is not None)
+        opened.actions = _actions(model, source, inputs, stdin, stop)
+        if source.image:
+            opened.image = load_image(source.image, picture.height, picture.width)
+        if sink.inputs:
+            opened.sink = InputsSink(sink.inputs, first)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _sound(
+    model: ModelConfig,
+    source: SourceConfig,
+    inputs: Inputs | None,
+    encoders: Encoders,
+    stdin: BinaryIO,
+    stop: threading.Event,
+    tap: bool,
+) -> Sound | None:
+    if not model.network.audio:
+        return None
+    wav2vec = model.network.audio.wav2vec
+    if source.audio == "-" and wav2vec and wav2vec.whole_file:
+        raise UserError(
+            "model.network.audio.wav2vec.whole_file=true", "live sound has no end to wait for", "set it to false"
+        )
+    if inputs is not None:
+        heard = inputs.sound or Silence()
+    elif source.audio == "-":
+        heard = LivePcm(stdin, stop=stop)
+    else:
+        heard = AudioFile(source.audio) if source.audio else Silence()
+    features = encoders.listen(whole_file=isinstance(heard, AudioFile))
+    return Sound(Tap(heard) if tap else heard, model.fps, features)
+
+
+def _actions(model: ModelConfig, source: SourceConfig, inputs: Inputs | None, stdin: BinaryIO, stop: threading.Event):
+    names = model.network.actions
+    if names and inputs is not None:
+        return inputs.actions
+    if not names or not source.actions:
+        return None
+    return LiveActions(stdin, names, stop=stop) if source.actions == "-" else ActionFile(source.actions, names)
+
+
+def _refuse_unused(model: ModelConfig, source: SourceConfig, tensors: TensorsFile | None) -> None:
+    network = model.network
+    for name, used in (("image", model.reference), ("audio", network.audio), ("actions", network.actions)):
+        value = getattr(source, name)
+        if value and not used:
+            raise UserError(f"source.{name}={value}", f"model={model.name} takes no {name}", f"set source.{name}=null")
+        if value and source.inputs and name != "image":
+            raise UserError(f"source.{name}={value}", "source.inputs brings its own", f"set source.{name}=null")
+    for key, used in (("motion_latents", network.frame_pack), ("pose_latents", network.pose)):
+        if tensors is not None and tensors.has(key) and not used:
+            raise UserError(
+                f"source.tensors: {key}", f"model={model.name} takes no {key.split('_')[0]}", "leave the key out"
+            )
+
+
+def _bare(source: Any) -> Any:
+    return source.source if isinstance(source, Tap) else source

@@ -1,0 +1,81 @@
+"""The threads of a worker's stages: the loop hands a pass over, and is told when its work has been done."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from parallel.message import Message
+from parallel.passes import Pass
+from runtime.guard import Guard
+
+
+@dataclass(frozen=True)
+class Performed:
+    """A stage has done its work.
+
+    Attributes:
+        item: the pass.
+        message: what goes on from it.
+    """
+
+    item: Pass
+    message: Message
+
+
+class StageThread(threading.Thread):
+    """Does the work of a stage, pass by pass in the order in which they are handed over.
+
+    What waits here is bounded by the chunks that the pacer lets in: nothing is handed over that has not entered.
+
+    Args:
+        name: of the stage, as reports say it.
+        work: (pass, message) -> the message that goes on.
+        deliver: takes `Performed`; and an exception that is no stream's, which ends the run.
+        guard: of the worker.
+        turn: makes the context in which the work is done: a turn on the worker's device; None: it needs no device.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[Pass, Message], Message],
+        deliver: Callable[[object], None],
+        guard: Guard,
+        turn: Callable[[], AbstractContextManager] | None = None,
+    ):
+        super().__init__(name=name, daemon=True)
+        self.work, self.deliver, self.guard, self.turn = work, deliver, guard, turn or nullcontext
+        self.at: tuple[Pass, float] | None = None
+        """The pass that is being worked on, and since when, in seconds of `time.monotonic`."""
+        self._items: queue.SimpleQueue[tuple[Pass, Message] | None] = queue.SimpleQueue()
+
+    def put(self, item: Pass, message: Message) -> None:
+        """Have a pass worked on."""
+        self._items.put((item, message))
+
+    def close(self) -> None:
+        """Stop when everything that was handed over has been done."""
+        self._items.put(None)
+        if self.is_alive() and threading.current_thread() is not self:
+            self.join()
+
+    def run(self) -> None:
+        while (taken := self._items.get()) is not None:
+            item, message = taken
+            try:
+                with self.turn():
+                    self.at = item, time.monotonic()
+                    with self.guard(item.stream, f"{self.name} of chunk {item.chunk}"):
+                        self.guard.mark(message)
+                        message = self.work(item, message)
+            except Exception as error:
+                self.deliver(error)
+                return
+            finally:
+                self.at = None
+            self.deliver(Performed(item, self.guard.mark(message)))

@@ -1,0 +1,252 @@
+"""The last stages that a worker owns: decode and post on a thread each, and an output thread for every stream."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from conf.schema import Config
+from parallel.message import Message
+from parallel.pacing import OUTPUT
+from parallel.passes import Pass
+from parallel.plan import Plan
+from runtime.board import Board
+from runtime.decoding import Decoding
+from runtime.guard import Guard
+from runtime.orders import Open
+from runtime.output import Output, Sidecar
+from runtime.outputs import open_outputs
+from runtime.parts import Parts
+from runtime.pulse import Doing
+from runtime.report import Timeline
+from runtime.saving import DECODER_PART, NOTHING, Saver, Whole, parts
+from runtime.stages import StageThread
+from runtime.trace import Trace
+from runtime.turn import STAGE, Turn
+
+STOPPED = "stopped"
+"""What a stream's end says if it came from outside."""
+TOLD_S = 0.25
+"""How often a stream's progress is told, at most."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state of a stream is whole, or was given up."""
+
+    stream: int
+    chunk: int
+
+
+class Tail:
+    """One worker's last stages.
+
+    Args:
+        plan, index: the plan and which of its workers this is.
+        config: the run.
+        held: what the worker holds.
+        trace, board, guard, saver, turn: the worker's.
+        deliver: takes what stages have done, from their threads.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        index: int,
+        config: Config,
+        held: Parts,
+        trace: Trace,
+        board: Board,
+        guard: Guard,
+        saver: Saver,
+        turn: Turn,
+        deliver: Callable[[object], None],
+    ):
+        self.plan, self.index, self.config, self.held = plan, index, config, held
+        self.trace, self.board, self.guard, self.saver, self.deliver = trace, board, guard, saver, deliver
+        self.stages = tuple(stage.name for stage in plan.stages)
+        """Names of the plan's last stages, in order; a pass on the i-th has step S + i."""
+        self._last = plan.workload.steps + max(
+            (i for i, stage in enumerate(plan.stages) if stage.worker == index), default=-1
+        )
+        owned = {stage.name for stage in plan.stages if stage.worker == index}
+        self.sidecars: dict[tuple[int, int], Sidecar] = {}
+        """Of chunks that have not been put out yet, by (stream, chunk)."""
+        self.orders: dict[int, Open] = {}
+        self.decodings: dict[int, Decoding] = {}
+        self.outputs: dict[int, Output] = {}
+        work = {"decode": self._decode, "post": self._post}
+        self.shared = {
+            name: StageThread(name, work[name], deliver, guard, partial(turn, STAGE)) for name in work if name in owned
+        }
+        """Threads that all streams share."""
+        self.own: dict[int, StageThread] = {}
+        """Output threads, by stream."""
+        self._puts_out = "output" in owned
+        self._told: dict[int, float] = {}
+        """When each stream's progress was told last."""
+        for thread in self.shared.values():
+            thread.start()
+
+    # -- what the loop asks -------------------------------------------------------------------------------------------
+
+    def open(self, order: Open) -> None:
+        """A new stream.
+
+        Raises:
+            OSError: the state that it goes on from cannot be read.
+        """
+        stream, keep = order.stream, order.keep
+        self.orders[stream] = order
+        if self._puts_out:
+            made = (keep.first, keep.frames) if keep else (0, 0)
+            timeline = Timeline(self.config.model.fps, self.trace.clock, *made)
+            output = self.outputs[stream] = Output(
+                order.config.id,
+                self.config.model,
+                partial(open_outputs, self.config, order),
+                timeline,
+                self.trace,
+                keep,
+                "decode" in self.stages,
+            )
+            self.own[stream] = StageThread("output", partial(self._output, output), self.deliver, self.guard)
+            self.own[stream].start()
+        if self.held.decoder:
+            state = keep.state if keep else None
+            self.decodings[stream] = Decoding.of(self.held.decoder, self.config.model.codec.prime, state)
+
+    def sidecar(self, message: Message) -> None:
+        """What goes with a chunk has come."""
+        if not message.hollow:
+            self.sidecars[message.stream, message.chunk] = Sidecar.of(message.tensors, message.moments)
+
+    def put(self, item: Pass, message: Message) -> None:
+        """Have a stage's pass worked on; it comes back as `Performed`."""
+        name = self.name(item)
+        (self.shared.get(name) or self.own[item.stream]).put(item, message)
+
+    def name(self, item: Pass) -> str:
+        """The stage of a pass."""
+        return self.stages[item.step - self.plan.workload.steps]
+
+    def forget(self, stream: int) -> None:
+        """A stream has ended here."""
+        self.orders.pop(stream, None)
+        self.outputs.pop(stream, None)
+        self.decodings.pop(stream, None)
+        self._told.pop(stream, None)
+        for key in [key for key in self.sidecars if key[0] == stream]:
+            del self.sidecars[key]
+        if thread := self.own.pop(stream, None):
+            thread.close()
+
+    def close(self) -> None:
+        """Finish every file and end every thread; errors are the streams'."""
+        for thread in (*self.shared.values(), *self.own.values()):
+            thread.close()
+        for stream, output in self.outputs.items():
+            with self.guard(stream, "closing its files"):
+                output.close()
+
+    def doing(self) -> list[Doing]:
+        """What the stages are at."""
+        now = time.monotonic()
+        return [
+            Doing(f"{self.name(item)} of chunk {item.chunk} of stream {item.stream}", now - since)
+            for thread in (*self.shared.values(), *list(self.own.values()))
+            if (at := thread.at) is not None
+            for item, since in (at,)
+        ]
+
+    # -- work, on the stages' threads ---------------------------------------------------------------------------------
+
+    def _decode(self, item: Pass, m: Message) -> Message:
+        stream, chunk = item.stream, item.chunk
+        if item.kind == "save":
+            cut = None if m.hollow else self.decodings[stream].cut(self.orders[stream].keep, chunk)
+            self.saver.part(stream, chunk, DECODER_PART, cut)
+        elif item.kind == "end":
+            self.decodings.pop(stream, None)
+        elif not m.hollow:
+            x, sidecar = m.tensors["x"], self._sidecar(item)
+            with self._timed(m, "decode", chunk):
+                m.tensors = {"x": x, "frames": self.decodings[stream](chunk, x, sidecar.motion)}
+        return m
+
+    def _post(self, item: Pass, m: Message) -> Message:
+        if item.kind == "stage" and not m.hollow:
+            with self._timed(m, "post", item.chunk):
+                m.tensors = m.tensors | {"frames": self.held.post(m.tensors["frames"])}
+        return m
+
+    def _output(self, output: Output, item: Pass, m: Message) -> Message:
+        stream, chunk = item.stream, item.chunk
+        if item.kind == "save":
+            self._save(output, item, m)
+        elif item.kind == "end":
+            self._end(output, item, m)
+        elif not m.hollow:
+            start, sidecar = self.trace.clock(), self._sidecar(item)
+            output.write(chunk, m.tensors["x"], m.tensors.get("frames"), sidecar)
+            m.times[OUTPUT] = self.trace.clock() - start
+            self._tell_progress(stream, output, TOLD_S)
+        m.tensors = {}
+        return m
+
+    def _save(self, output: Output, item: Pass, m: Message) -> None:
+        """Complete a state when its parts are there; of a stream that was given up, wait for its parts to drop them."""
+        stream, chunk, keep = item.stream, item.chunk, self.orders[item.stream].keep
+        level = self.plan.workload.rule.level
+        banks = ((self.plan.owner(cell), cell.block, cell.step) for cell in self.plan.route if level(cell.step) == cell.step)
+        awaited = parts(banks, "decode" in self.stages)
+
+        def then(whole: bool) -> None:
+            self.deliver(Saved(stream, chunk))
+
+        try:
+            if m.hollow:
+                raise OSError(NOTHING)
+            output.save(self.saver, stream, chunk, awaited, json.loads(m.note), then)
+        except OSError as error:
+            whole = Whole(stream, chunk, keep, awaited, {}, {}, then, failure=str(error))
+            whole.ready.set()
+            self.saver.complete(whole)
+
+    def _end(self, output: Output, item: Pass, m: Message) -> None:
+        """Finish a stream's files, and tell its user how it went."""
+        stream, keep = item.stream, self.orders[item.stream].keep
+        with self.guard(stream, "closing its files"):
+            output.finished = m.note != STOPPED and not m.hollow
+            if keep and keep.first and not m.hollow:
+                output.open()  # it may go on from its end, with nothing to add
+            output.close()
+        self._tell_progress(stream, output)
+        self.board.event({"event": "ended", "stream": stream, "report": output.report(self.board.refused(stream))})
+
+    # -- small things -------------------------------------------------------------------------------------------------
+
+    def _sidecar(self, item: Pass) -> Sidecar:
+        """What came with a chunk; the last stage here lets go of it."""
+        key = item.stream, item.chunk
+        return self.sidecars.pop(key) if item.step == self._last else self.sidecars[key]
+
+    @contextmanager
+    def _timed(self, m: Message, stage: str, chunk: int) -> Iterator[None]:
+        """Note what a stage spends on a chunk: its time is the worker's, whose device it uses."""
+        start = self.trace.clock()
+        yield
+        took = self.trace.clock() - start
+        self.trace.add(stage, chunk, start, took)
+        m.times[self.index] = m.times.get(self.index, 0.0) + took
+
+    def _tell_progress(self, stream: int, output: Output, every_s: float = 0.0) -> None:
+        """Tell where a stream is, unless that was told just now; chunks may be much faster than anyone reads."""
+        now = self.trace.clock()
+        if output.timeline.chunks and now - self._told.get(stream, -every_s) >= every_s:
+            self._told[stream] = now
+            self.board.tell(f"progress/{stream}", output.timeline.progress()._asdict())
