@@ -36,7 +36,7 @@ def message_of(index: int, way: str) -> Message:
         {"context": noise.half()[::2]},
     ][index % 4]
     kind = ("step", "commit", "done", "sound")[index % 4]
-    return Message(kind, stream=1, chunk=index, step=index % 5, times={0: index / 3}, tensors=tensors)
+    return Message(kind, stream=1, chunk=index, step=index % 5, times={0: index / 4}, tensors=tensors)
 
 
 def same(a: Message, b: Message) -> bool:
