@@ -14,7 +14,7 @@ import torch
 from conf.schema import Config
 from runtime.outputs import Outputs
 from runtime.trace import Samples, Trace
-from stages.sinks.latents import LatentsHash
+from stages.sinks.latents_hash import LatentsHash
 
 
 def versions() -> dict[str, str]:

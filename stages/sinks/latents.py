@@ -1,4 +1,4 @@
-"""Final latents to a safetensors file that can be loaded after every write, and their hash.
+"""Final latents to a safetensors file that can be loaded after every write.
 
 A safetensors file is: the header's length (8 bytes, little-endian), a JSON header, the tensors' bytes. The header may
 end in spaces, so room is kept for entries to come: a write appends the bytes and then puts one entry over the
@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,49 +19,11 @@ import torch
 from torch import Tensor
 
 from conf.errors import UserError
-from stages.sinks.sha256 import Sha256
+from stages.sinks.latents_hash import raw
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 RESERVE = 1 << 16  # bytes of header: room for about 600 chunks
 LARGEST_HEADER = 100_000_000  # what safetensors reads
-
-
-class LatentsHash:
-    """sha256 over the raw bytes of latents, in the order they are added. A thread computes it, beside the stream.
-
-    Args:
-        resumable: whether `progress` will be asked for.
-        progress: of another, to go on from.
-
-    Raises:
-        UserError: it is to be resumable, and there is no OpenSSL here.
-    """
-
-    def __init__(self, resumable: bool = False, progress: bytes | None = None):
-        self._hash = Sha256(progress) if resumable or progress is not None else hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hash")
-        self._last: Future | None = None
-
-    def add(self, latents: Tensor) -> None:
-        """Take in one chunk, of any shape and dtype; it must stay as it is."""
-        self._wait()
-        self._last = self._thread.submit(lambda: self._hash.update(_raw(latents)))
-
-    @property
-    def hexdigest(self) -> str:
-        """Of everything so far."""
-        self._wait()
-        return self._hash.hexdigest()
-
-    @property
-    def progress(self) -> bytes:
-        """What another goes on from; a few bytes, whatever was added. Only of a resumable one."""
-        self._wait()
-        return self._hash.progress
-
-    def _wait(self) -> None:
-        if self._last:
-            self._last.result()
 
 
 class LatentsSink:
@@ -114,21 +75,21 @@ class LatentsSink:
             raise ValueError(f"latents are float32, float16 or bfloat16, not {latents.dtype}")
         if self._file is None:
             raise ValueError(f"{self.path} is closed")
-        raw = _raw(latents)
+        data = raw(latents)
         entry = {
             "dtype": DTYPES[latents.dtype],
             "shape": list(latents.shape),
-            "data_offsets": [self._data, self._data + len(raw)],
+            "data_offsets": [self._data, self._data + len(data)],
         }
         text = f'"{_key(self._next)}":' + json.dumps(entry, separators=(",", ":"))
         text = ("," if self.chunks else "") + text + "}"
         try:
             while self._header + len(text) > self._reserve:
                 self._grow()
-            self._append(raw, text.encode())
+            self._append(data, text.encode())
         except OSError as error:
             raise self._unwritable(error) from error
-        self._data += len(raw)
+        self._data += len(data)
         self._header += len(text) - 1
         self.chunks += 1
         self._next += 1
@@ -168,12 +129,12 @@ class LatentsSink:
             return True
         return False
 
-    def _append(self, raw: memoryview, entry: bytes) -> None:
+    def _append(self, data: memoryview, entry: bytes) -> None:
         """Tensor bytes to the end, then their entry into the header; all of it or nothing."""
         end = 8 + self._reserve + self._data
         try:
             self._file.seek(end)
-            self._file.write(raw)
+            self._file.write(data)
             self._file.flush()
             self._file.seek(8 + self._header)
             self._file.write(entry)
@@ -228,8 +189,3 @@ def _sha256(file: BinaryIO, length: int) -> str | None:
         found.update(block)
         length -= len(block)
     return found.hexdigest()
-
-
-def _raw(latents: Tensor) -> memoryview:
-    """The tensor's bytes in row-major order."""
-    return memoryview(latents.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
