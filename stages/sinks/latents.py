@@ -18,7 +18,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from conf.errors import UserError
+from conf import disk
 from stages.sinks.latents_hash import raw
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -30,7 +30,7 @@ class LatentsSink:
     """Chunks as they come, under the keys `chunk.000000`, `chunk.000001`, ...
 
     Args:
-        path: the file; it is replaced.
+        path: the file; it is replaced, and its folder made.
         reserve: bytes of header to begin with.
         first: number of the first chunk to come.
         digest: sha256 of the chunks before it. If the file begins with just these, they stay, what lies behind them is
@@ -48,21 +48,19 @@ class LatentsSink:
         self._reserve = max(16, (reserve + 7) // 8 * 8)
         self._header = 1  # bytes of JSON before its closing brace
         self._data = 0  # bytes of tensors
-        existed = self.path.exists()
-        try:
-            if first and existed and self._continue(first, digest):
+        with self._writing():
+            disk.prepare(self.path)
+            if first and self.path.exists() and self._continue(first, digest):
                 return
             self._file = self.path.open("w+b")
             try:
                 self._file.write(self._reserve.to_bytes(8, "little") + b"{}".ljust(self._reserve))
                 self._file.flush()
             except OSError:
-                self._file.close()
-                if not existed:
-                    self.path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self._file.close()
+                disk.remove(self.path)
                 raise
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def write(self, latents: Tensor) -> None:
         """Append one chunk [1, C, c, h, w] in its own dtype: float32, float16 or bfloat16.
@@ -83,24 +81,27 @@ class LatentsSink:
         }
         text = f'"{_key(self._next)}":' + json.dumps(entry, separators=(",", ":"))
         text = ("," if self.chunks else "") + text + "}"
-        try:
+        with self._writing():
             while self._header + len(text) > self._reserve:
                 self._grow()
             self._append(data, text.encode())
-        except OSError as error:
-            raise self._unwritable(error) from error
         self._data += len(data)
         self._header += len(text) - 1
         self.chunks += 1
         self._next += 1
 
     def close(self) -> None:
-        """Let go of the file, and remove it if nothing was written. Closing again does nothing."""
+        """Let go of the file, and remove it if nothing was written. Closing again does nothing.
+
+        Raises:
+            UserError: the disk refused in the end what it had taken.
+        """
         file, self._file = self._file, None
         if file is not None:
-            file.close()
-            if not self.chunks and self.path.is_file():
-                self.path.unlink(missing_ok=True)
+            with self._writing():
+                file.close()
+            if not self.chunks:
+                disk.remove(self.path)
 
     def _continue(self, first: int, digest: str | None) -> bool:
         """Open a file that begins with chunks 0 .. first - 1, and cut it behind them; False: it does not."""
@@ -139,12 +140,14 @@ class LatentsSink:
             self._file.seek(8 + self._header)
             self._file.write(entry)
             self._file.flush()
+            self.path.stat()  # an open file can be written whose folder is gone
         except OSError:
             # The buffer still holds what the disk refused: let it go with its file, and cut off what did arrive.
             with contextlib.suppress(OSError):
                 self._file.close()
-            os.truncate(self.path, end)
-            self._file = self.path.open("r+b")
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, end)
+                self._file = self.path.open("r+b")
             raise
 
     def _grow(self) -> None:
@@ -152,27 +155,19 @@ class LatentsSink:
         reserve = 2 * self._reserve
         if reserve > LARGEST_HEADER:
             raise OSError(f"safetensors holds no more than {self.chunks} chunks in one file")
-        aside = self.path.with_name(f".{self.path.name}.growing")
-        try:
-            with aside.open("w+b") as grown:
-                self._file.seek(8)
-                header = self._file.read(self._header + 1)
-                grown.write(reserve.to_bytes(8, "little") + header.ljust(reserve))
-                self._file.seek(8 + self._reserve)
-                shutil.copyfileobj(self._file, grown, 1 << 20)
-            aside.replace(self.path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
+        with disk.replacing(self.path) as aside, aside.open("w+b") as grown:
+            self._file.seek(8)
+            header = self._file.read(self._header + 1)
+            grown.write(reserve.to_bytes(8, "little") + header.ljust(reserve))
+            self._file.seek(8 + self._reserve)
+            shutil.copyfileobj(self._file, grown, 1 << 20)
         self._file.close()
         self._file = self.path.open("r+b")
         self._reserve = reserve
 
-    def _unwritable(self, error: OSError) -> UserError:
-        remedy = "write to a folder that you may write to and that has room"
-        if self.chunks:
-            remedy = f"the file holds the first {self.chunks} chunks; {remedy}"
-        return UserError(f"sink.latents={self.path}", f"cannot be written ({error.strerror or error})", remedy)
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        kept = f"the file holds the first {self.chunks} chunks; " if self.chunks else ""
+        return disk.writing(f"sink.latents={self.path}", remedy=kept + disk.REMEDY)
 
 
 def _key(chunk: int) -> str:
