@@ -33,7 +33,6 @@ from parallel.plan import Plan
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.pipeline import Pipeline, results
 from runtime.process import over_network, run_worker
-from runtime.trace import join_traces
 from runtime.workload import describe
 
 POLL_S = 0.2
@@ -258,7 +257,6 @@ def stream(config: Config, begin, console: Console, stop: threading.Event, log: 
                 workers = _collect(running, pipeline, begin, stop, plan)
         numbers = {node["NodeID"]: number for number, node in enumerate(nodes())}
         workers = [worker | {"node": numbers.get(worker["node"], -1)} for worker in workers]
-        join_traces(Path(config.output_dir), plan.processes)
         return workers, results(pipeline)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from conf import disk
 from conf.errors import UserError
 from conf.schema import Config
 from launch import control, planning, torchrun
@@ -52,7 +53,7 @@ def _begin(config: Config, resolved: str, console: Console, log: Log) -> Path:
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise, not pictures", style="yellow")
     folder = _folder(config)
-    (folder / "config.yaml").write_text(resolved)
+    disk.write_text(f"output_dir={folder}", folder / "config.yaml", resolved)
     log.begin(folder)
     return folder
 
@@ -61,7 +62,7 @@ def _sequential(config: Config, resolved: str, console: Console, stop: threading
     """The oracle, one stream after the other."""
     engine = SequentialRun(config, stop)
     folder = _begin(config, resolved, console, log)
-    streams, worker = [], {}
+    streams, worker, traces = [], {}, []
     for index in range(config.stream.count):
         running = engine.stream(index, folder)
         with ProgressLine(config.model.name, config.stream.count, running.length, console) as line:
@@ -70,9 +71,8 @@ def _sequential(config: Config, resolved: str, console: Console, stop: threading
                 log.chunk(index, timeline.progress())
         found, worker = running.report()
         streams.append(found)
-    if config.stream.count > 1:
-        join_traces(folder, config.stream.count)
-    return [worker], streams
+        traces += worker["traces"]
+    return [worker | {"traces": traces}], streams
 
 
 def _local(config: Config, resolved: str, console: Console, stop: threading.Event, log: Log) -> Results:
@@ -84,7 +84,6 @@ def _local(config: Config, resolved: str, console: Console, stop: threading.Even
     with Watch(engine.pipeline, config, console, log):
         engine.start(lambda: _begin(config, resolved, console, log))
         workers = engine.wait()
-    join_traces(folder, plan.processes)
     return workers, results(engine.pipeline)
 
 
@@ -99,9 +98,8 @@ def _ray(config: Config, resolved: str, console: Console, stop: threading.Event,
 
 
 def _timeline(config: Config, folder: Path) -> None:
-    """Draw the trace; of several streams that ran one after the other, the first one's."""
-    trace = folder / "trace.json"
-    timeline_png.draw(trace if trace.exists() else folder / "trace.0.json", Path(config.sink.timeline))
+    """Draw the trace."""
+    timeline_png.draw(folder / "trace.json", Path(config.sink.timeline))
     print(f"timeline: {config.sink.timeline}")
 
 
@@ -133,7 +131,8 @@ def stream(config: Config, resolved: str) -> None:
     report = assemble(config, workers, streams)
     write_json(folder / "report.json", report)
     print(f"report: {folder / 'report.json'}")
-    print(f"trace: {folder / 'trace.json'}")
+    if trace := join_traces(folder, [packed for worker in workers for packed in worker["traces"]]):
+        print(f"trace: {trace}")
     for entry in streams:
         for name, path in entry["outputs"].items():
             print(f"{name.replace('_', ' ')}: {path}")

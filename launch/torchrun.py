@@ -33,7 +33,6 @@ from parallel.plan import Plan
 from runtime.board import Board, PeerLost
 from runtime.pipeline import Pipeline, results
 from runtime.process import over_network, run_worker, stop_when
-from runtime.trace import join_traces
 from runtime.workload import describe
 
 RENDEZVOUS_S = 300.0
@@ -178,5 +177,4 @@ def stream(
     if not first:
         return None
     workers: list[dict[str, Any]] = [board.told(f"result/{i}") for i in range(world)]
-    join_traces(Path(config.output_dir), world)
     return workers, results(pipeline)

@@ -140,13 +140,14 @@ def run_worker(
     try:
         ends = connect(inbox, parts.device)
         ends.group.share(parts.denoisers)
-        blocks, trace = parts.blocks(plan, member.worker), worker_trace(folder, index, str(member))
-        if member.rank:
-            result = run_follower(ends.group, parts, blocks, inbox, trace)
-        else:
-            orders.start()
-            blocks = ends.group.lead(blocks)
-            result = Worker(plan, member.worker, config, parts, blocks, ends.senders, inbox, trace, board).run()
+        blocks = parts.blocks(plan, member.worker)
+        with worker_trace(folder, index, str(member), config.sink.trace) as trace:
+            if member.rank:
+                result = run_follower(ends.group, parts, blocks, inbox, trace)
+            else:
+                orders.start()
+                blocks = ends.group.lead(blocks)
+                result = Worker(plan, member.worker, config, parts, blocks, ends.senders, inbox, trace, board).run()
         ends.close()
         return result
     except (PeerLost, ChannelError) as error:

@@ -6,16 +6,11 @@ from dataclasses import dataclass, field
 
 from conf.errors import UserError, choice
 from conf.schema.cluster import ClusterConfig
-from conf.schema.model import (
-    AudioConfig,
-    CodecConfig,
-    LoraConfig,
-    ModelConfig,
-    NetworkConfig,
-    SinkShift,
-    TextConfig,
-    Wav2VecConfig,
-)
+from conf.schema.codec import CodecConfig
+from conf.schema.conditioning import AudioConfig, TextConfig, Wav2VecConfig
+from conf.schema.lora import LoraConfig
+from conf.schema.model import ModelConfig, SinkShift
+from conf.schema.network import NetworkConfig
 from conf.schema.stream import (
     OBJECTIVES,
     DeviceConfig,
@@ -62,9 +57,9 @@ class Config:
     plan: PlanConfig = field(default_factory=PlanConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     objective: str = "fps"
+    """What `plan=auto` looks for: `fps`, `first_frame` or `control_latency`."""
     capacity: float | None = None
     """Of `launch.plan`: share of frames on time with which it asks how many streams a cluster can serve."""
-    """What `plan=auto` looks for: `fps`, `first_frame` or `control_latency`."""
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)

@@ -13,6 +13,7 @@ OBJECTIVES = ("fps", "first_frame", "control_latency")
 LAUNCHERS = ("local", "torchrun", "ray")
 POSTS = ("none", "upscale")
 LOGS = ("none", "wandb")
+TRACES = ("none", "recent", "all")
 GRAPHS = ("never", "auto", "always")
 
 
@@ -97,6 +98,13 @@ class SinkConfig:
     """What was sampled for each chunk, so that another run can be driven by it."""
     timeline: str | None = None
     """A PNG of the pipeline filling and running, drawn from the trace at the end."""
+    trace: str = "recent"
+    """What `trace.json` holds: `none` (it is not written), the `recent` ten minutes, or `all`."""
+
+    def __post_init__(self):
+        choice("sink.trace", self.trace, TRACES)
+        if self.timeline and self.trace == "none":
+            raise UserError("sink.trace=none", f"sink.timeline={self.timeline} is drawn from it", "use recent or all")
 
     @property
     def needs_frames(self) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import av
 
+from conf import disk
 from conf.errors import UserError
 from stages.rate import frame_rate
 from stages.sinks.video import FRAGMENTED
@@ -49,13 +50,10 @@ def join(video: str | Path) -> int:
     found = [(frame, path) for frame, path in segments(video) if path.stat().st_size]
     if not found:
         return 0
-    parts = [(0, video), *found]
-    aside = video.with_name(f".{video.name}.joining")
     try:
-        _write(parts, aside)
-        aside.replace(video)
+        with disk.replacing(video) as aside:
+            _write([(0, video), *found], aside)
     except (OSError, ValueError, av.FFmpegError) as error:
-        aside.unlink(missing_ok=True)
         rule = f"its parts cannot be joined ({getattr(error, 'strerror', None) or error})"
         raise UserError(f"video={video}", rule, "the parts are left as they are") from error
     for _, path in found:

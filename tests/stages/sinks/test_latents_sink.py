@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from conf.errors import UserError
-from stages.sinks.latents import LatentsHash, LatentsSink
+from stages.sinks.latents import LatentsSink
+from stages.sinks.latents_hash import LatentsHash
 
 
 def chunk(seed, dtype=torch.float32, shape=(1, 4, 3, 2, 5)):
