@@ -106,7 +106,7 @@ def load_parts(
         parts.decoder = fast_decoder(config, device)
         parts.weight_bytes += parameter_bytes(parts.decoder)
         parts.decoder_bytes = decoder_bytes(model, picture)
-    if index == plan.post and rank == 0:
+    if rank == 0 and any(stage.name == "post" and stage.worker == index for stage in plan.stages):
         parts.post = post_of(config)
     return parts
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from runtime.orders import Open
 from runtime.output import Output, Sidecar
 from runtime.outputs import open_outputs
 from runtime.parts import Parts
-from runtime.pulse import Doing
 from runtime.report import Timeline
 from runtime.saving import DECODER_PART, NOTHING, Saver, Whole, parts
 from runtime.stages import StageThread
@@ -153,15 +151,10 @@ class Tail:
             with self.guard(stream, "closing its files"):
                 output.close()
 
-    def doing(self) -> list[Doing]:
-        """What the stages are at."""
-        now = time.monotonic()
-        return [
-            Doing(f"{self.name(item)} of chunk {item.chunk} of stream {item.stream}", now - since)
-            for thread in (*self.shared.values(), *list(self.own.values()))
-            if (at := thread.at) is not None
-            for item, since in (at,)
-        ]
+    def doing(self) -> list[tuple[Pass, float]]:
+        """Passes that the stages are at, and since when, in seconds of `time.monotonic`."""
+        threads = (*self.shared.values(), *list(self.own.values()))
+        return [at for thread in threads if (at := thread.at) is not None]
 
     # -- work, on the stages' threads ---------------------------------------------------------------------------------
 

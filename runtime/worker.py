@@ -35,7 +35,7 @@ from runtime.guard import Guard
 from runtime.head import Entry, Head, Opened
 from runtime.orders import Cancel, Close, Open, Order, Prompt, Status
 from runtime.parts import Parts
-from runtime.pulse import Doing, Pulse, Watch
+from runtime.pulse import WAITING, Doing, Pulse, Watch
 from runtime.report import worker_report
 from runtime.saving import Saver
 from runtime.stages import Performed
@@ -85,14 +85,15 @@ class Worker:
             self.head = Head(parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock, self.guard)
             inbox.at_once = self._at_once
         timeout_s = config.launcher.timeout_s
-        self.pulse = Pulse(board, index, timeout_s, self.doing)
-        self.watch = Watch(board, plan.workers, timeout_s, trace.clock)
+        self.pulse = Pulse(board, timeout_s, self.doing)
+        firsts = [plan.group(worker)[0] for worker in range(plan.workers)]
+        self.watch = Watch(board, firsts, timeout_s, trace.clock)
         self._early: dict[int, list[Message]] = defaultdict(list)
         """What came for streams before the order that opens them."""
         self._opened, self._closed = 0, False
         self._at: tuple[Pass, float] | None = None
         self._last: Pass | None = None
-        self._looked = trace.clock()
+        self._looked = self._moved = trace.clock()
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ class Worker:
                     self.head.ask(self.schedule.may_enter)
                 for item, message in self.schedule.staged():
                     self.tail.put(item, message)
-                if not self._compute() and not self._over:
+                if not (self.schedule.ready and self._compute()) and not self._over:
                     self._take_in(block=True)
             whole = True
         except ChannelError as error:
@@ -151,6 +152,7 @@ class Worker:
                     return
                 self._check_owed()
                 continue
+            self._moved = self.trace.clock()
             if block:
                 self.trace.add("wait", -1, start, self.trace.clock() - start)
             self._accept(item, waited=block)
@@ -186,13 +188,17 @@ class Worker:
     def _at_once(self, item: object) -> None:
         """Handles prompts and finished chunks at once, in the receiving thread, not after the current pass."""
         if isinstance(item, Prompt):
-            self.head.steer(item.stream, item.prompt, item.accepted, item.number)
+            self._steer(item)
             return
         message = item.message if isinstance(item, Arrival) else None
         if message is not None and message.kind == "done":
             hops = {HOPS: message.times.get(HOPS, 0.0) + item.at - message.sent} if message.times else {}
             self._left(message, message.times | hops)
             self.head.ask(self.schedule.may_enter)
+
+    def _steer(self, order: Prompt) -> None:
+        with self.guard(order.stream, "a new prompt"):
+            self.head.steer(order.stream, order.prompt, order.accepted, order.number)
 
     def _left(self, message: Message, times: dict[int, float]) -> None:
         """A chunk has left the shared stages, or its stream's output; or a state of its stream was saved."""
@@ -244,11 +250,11 @@ class Worker:
             )
         elif isinstance(order, Prompt):
             if self.head:
-                # Known already, unless it came right behind the order that opens its stream.
-                self.head.steer(order.stream, order.prompt, order.accepted, order.number)
+                self._steer(order)  # known already, unless it came right behind the order that opens its stream
         else:
             for stream in list(self.schedule.streams) if order.stream is None else [order.stream]:
-                self._stop(stream, cancel=isinstance(order, Cancel))
+                with self.guard(stream, "being stopped"):
+                    self._stop(stream, cancel=isinstance(order, Cancel))
 
     def _open(self, order: Open) -> None:
         stream, keep = order.stream, order.keep
@@ -405,10 +411,14 @@ class Worker:
             self.tail.forget(stream)
             self.guard.forget(stream)
 
-    def doing(self) -> list[Doing]:
-        """What the loop and the stages are at."""
-        at, now = self._at, time.monotonic()
-        return self.tail.doing() + ([Doing(self._words(at[0]), now - at[1])] if at else [])
+    def doing(self) -> Doing:
+        """What the loop and the stages are at: of several passes the one that has taken longest so far."""
+        now, moved_s = time.monotonic(), self.trace.clock() - self._moved
+        passes = [*self.tail.doing(), *([self._at] if self._at else [])]
+        if not passes:
+            return Doing(WAITING, 0.0, moved_s)
+        item, since = min(passes, key=lambda at: at[1])
+        return Doing(self._words(item), now - since, moved_s)
 
     def _check_owed(self) -> None:
         """A stream of which nothing moves, though chunks of it are under way, is a failure, unless somebody is just slow.
@@ -420,8 +430,8 @@ class Worker:
             return
         stream, chunk, seconds = overdue
         slow = self.watch.slow()
-        for worker, doing in self.watch.news(slow):
-            log.warning("worker %d is slow: %s has taken %.0f s so far", worker, doing.what, doing.seconds)
+        for worker, doing in self.watch.news(slow).items():
+            log.warning("worker %d is slow: %s has taken %.0f s so far", worker, doing.at, doing.at_s)
         if not slow:
             raise PeerLost(f"nothing moves: chunk {chunk} of stream {stream} is not back; {self._where()}")
 
