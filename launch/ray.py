@@ -242,7 +242,7 @@ def stream(config: Config, begin, console: Console, stop: threading.Event, log: 
         host = stack.enter_context(cluster(config))
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         board = Board(store, -1, plan.processes)
-        pipeline = Pipeline(board, plan.workers)
+        pipeline = Pipeline(board, plan, config)
         control.begin(pipeline, config)
         stdin = None
         if "-" in (config.source.audio, config.source.actions):
@@ -259,6 +259,7 @@ def stream(config: Config, begin, console: Console, stop: threading.Event, log: 
         numbers = {node["NodeID"]: number for number, node in enumerate(nodes())}
         workers = [worker | {"node": numbers.get(worker["node"], -1)} for worker in workers]
         join_traces(Path(config.output_dir), plan.processes)
+        pipeline.leave()
         return workers, results(pipeline)
 
 

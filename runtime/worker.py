@@ -224,7 +224,8 @@ class Worker:
         elif isinstance(order, Close):
             self._closed = True
         elif isinstance(order, Status):
-            self.board.tell(f"status/{order.question}/{self.index}", self._status())
+            status = {"question": order.question, "worker": self.index, "status": self._status()}
+            self.board.event({"event": "status", **status})
         elif isinstance(order, Prompt):
             if self.head:
                 # Known already, unless it came right behind the order that opens its stream.
@@ -281,7 +282,6 @@ class Worker:
     def _refuse(self, stream: int, error: UserError) -> None:
         """A stream cannot go on; the others can."""
         self.board.refuse(stream, error)
-        self.board.order(Cancel(stream))
         self.hollow.add(stream)
 
     def _status(self) -> dict[str, Any]:
@@ -401,7 +401,9 @@ class Worker:
             if finish.keep and finish.keep.first and item.stream not in self.hollow:
                 self._open_sinks(item.stream, finish)  # it may go on from its end, with nothing to add
             finish.close()
-            self.board.tell(f"ended/{item.stream}", finish.report())
+            refused = self.board.refused(item.stream)
+            report = finish.report() | ({"error": refused.to_dict()} if refused else {})
+            self.board.event({"event": "ended", "stream": item.stream, "report": report})
         elif Cell(item.step, item.block) == self.schedule.cells[-1]:
             self.cells.close(item.stream)
         return m
