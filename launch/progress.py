@@ -96,7 +96,7 @@ class Watch:
 
     def _look(self) -> None:
         with suppress(RuntimeError):  # the store may be gone with a worker; that is told elsewhere
-            streams = [order.stream for order in self.pipeline.streams if self._told.get(order.stream) != -1]
+            streams = [stream for stream in self.pipeline.known if self._told.get(stream) != -1]
             found = {stream: self.pipeline.progress(stream) for stream in streams}
             if not self._told and not any(found.values()):
                 loading = [self.board.told(f"loading/{i}") for i in range(self.board.workers)]

@@ -241,7 +241,7 @@ def stream(config: Config, begin, console: Console, stop: threading.Event, log: 
         host = stack.enter_context(cluster(config))
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
         board = Board(store, -1, plan.processes)
-        pipeline = Pipeline(board, plan.workers)
+        pipeline = Pipeline(board, plan, config)
         control.begin(pipeline, config)
         stdin = None
         if "-" in (config.source.audio, config.source.actions):
@@ -257,6 +257,7 @@ def stream(config: Config, begin, console: Console, stop: threading.Event, log: 
                 workers = _collect(running, pipeline, begin, stop, plan)
         numbers = {node["NodeID"]: number for number, node in enumerate(nodes())}
         workers = [worker | {"node": numbers.get(worker["node"], -1)} for worker in workers]
+        pipeline.leave()
         return workers, results(pipeline)
 
 

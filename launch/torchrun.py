@@ -31,6 +31,7 @@ from parallel.builders import build
 from parallel.placement import place
 from parallel.plan import Plan
 from runtime.board import Board, PeerLost
+from runtime.orders import Stop
 from runtime.pipeline import Pipeline, results
 from runtime.process import over_network, run_worker, stop_when
 from runtime.workload import describe
@@ -154,9 +155,9 @@ def stream(
     ranks = list(config.plan.devices or place(plan, [number for number, _ in nodes]))
     index = ranks.index(rank)
     board = Board(store, index, world)
-    pipeline = Pipeline(board, plan.workers)
-    stop_when(stop, pipeline.stop)
+    stop_when(stop, lambda: board.order(Stop()))
     if first:
+        pipeline = Pipeline(board, plan, config)
         try:
             control.begin(pipeline, config)
         except UserError as error:
@@ -177,4 +178,5 @@ def stream(
     if not first:
         return None
     workers: list[dict[str, Any]] = [board.told(f"result/{i}") for i in range(world)]
+    pipeline.leave()
     return workers, results(pipeline)

@@ -34,7 +34,7 @@ class LocalRun:
     def __init__(self, plan: Plan, config: Config, folder: Path, stdin: BinaryIO | None = None):
         self.plan, self.config, self.folder, self.stdin = plan, config, folder, stdin
         self.store = dist.HashStore()
-        self.pipeline = Pipeline(Board(self.store, -1, plan.processes), plan.workers)
+        self.pipeline = Pipeline(Board(self.store, -1, plan.processes), plan, config)
         self._inboxes: list[Inbox] = [Inbox() for _ in plan.members]
         room, patience = credits(plan, config), config.launcher.timeout_s
         first = {member.worker: index for index, member in reversed(list(enumerate(plan.members)))}
@@ -61,6 +61,7 @@ class LocalRun:
             thread.join()
         if self._errors:
             raise next((e for e in self._errors if not isinstance(e, Abandoned)), self._errors[0])
+        self.pipeline.leave()
         return [self._results[i] for i in range(self.plan.processes)]
 
     def _work(self, index: int, begin: Callable[[], None]) -> None:
@@ -76,6 +77,7 @@ class LocalRun:
             )  # fmt: skip
         except Exception as error:
             self._errors.append(error)
+            self.pipeline.lost(error)
             board.first("failed", str(error))
             for group in self._groups:
                 group.abort()

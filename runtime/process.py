@@ -113,8 +113,9 @@ def run_worker(
         Abandoned: another worker failed or saw a failure first, and says so itself.
     """
     inbox, member = Inbox() if inbox is None else inbox, plan.members[index]
+    orders = OrderReader(board, inbox)
     try:
-        known = [order for order in board.orders() if isinstance(order, Open)]
+        known = [order for order in orders.orders() if isinstance(order, Open)]
         parts = load_parts(
             plan,
             member.worker,
@@ -136,7 +137,6 @@ def run_worker(
     except UserError as error:
         board.tell("failed", str(error))
         raise
-    orders = OrderReader(board, inbox)
     try:
         ends = connect(inbox, parts.device)
         ends.group.share(parts.denoisers)
