@@ -15,7 +15,6 @@ import torch
 from parallel.channels import ChannelError
 from parallel.message import Message
 from runtime.board import Abandoned, Board, PeerLost
-from runtime.orders import Cancel
 from runtime.reasons import Reason
 
 log = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ class Guard:
     """Ends streams whose work raises. May be used from any thread.
 
     Args:
-        board: told why a stream cannot go on; the order to drop it goes to every worker.
+        board: told why a stream cannot go on; whoever drives then has every worker drop it.
         name: of this worker, as reasons say it.
 
     Attributes:
@@ -67,7 +66,6 @@ class Guard:
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()  # what the pass had taken is free again, for the others
         self.board.refuse(stream, Reason.of(error, f"{self.name}, {what}"))
-        self.board.order(Cancel(stream))
 
     def mark(self, message: Message) -> Message:
         """Empty a message of a stream that is hollow; returns it."""
