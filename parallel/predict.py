@@ -90,6 +90,8 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
     wire = costs.wire()
     bounds += [(seconds, f"link from worker {a} to {b}") for (a, b), seconds in wire.items()]
     bounds.append((turn / chunks, f"a chunk's round trip, {in_flight} in flight"))
+    output = costs.output_s() / streams
+    bounds.append((output, "output"))
     loop = 0.0
     if plan.workload.commits_every_chunk:
         loop = clean_loop(costs)
@@ -97,15 +99,18 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
     # Bounds that are equal but for rounding: the first, which is the plainest, is named.
     period = max(seconds for seconds, _ in bounds)
     bound = next(name for seconds, name in bounds if seconds >= period * (1 - 1e-6))
-    told = costs.hop_s(plan.decode, plan.encode, 0)
+    told = costs.hop_s(plan.leaves, plan.encode, 0)
     play = demand.frames / demand.fps
     if demand.paced and play >= streams * period:
         gaps, way = [play], turn
+    elif output >= period * (1 - CLOSE):
+        # Its own room lets a chunk in when output will be free for it: it meets nobody.
+        gaps, way = [streams * period], turn
     else:
         gaps = _gaps(costs, in_flight, streams, period, loop)
         way = _way(costs, chunks, streams, period, turn, loop)
-    latency = way - told
-    shown = latency - costs.decode_s() + costs.shown_s()
+    latency = way - told + _behind(costs)
+    shown = latency - costs.shared_s() - costs.output_s() + costs.shown_s()
     return Prediction(
         period_s=period,
         bound=bound,
@@ -122,20 +127,29 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
 
 
 def room(costs: Costs) -> float:
-    """Chunks in flight, in the mean: what the plan allows, or fewer where a chunk's way / slowest stage is less.
+    """Chunks in flight, in the mean: as many as fill the plan, or what it allows if that is less."""
+    return min(costs.plan.most_in_flight, filling(costs))
 
-    As the pacer counts: encode, steps, messages and the last stage; passes off the route take no room.
+
+def filling(costs: Costs, share: float | None = None) -> float:
+    """Chunks in flight, in the mean, that keep the slowest stage busy: a chunk's way / slowest stage.
+
+    As the pacer counts: encode, steps, messages and the last stages but output; passes off the route take no room.
+
+    Args:
+        share: of the full rate that is enough, where only whole chunks fill the plan; None: the plan's own.
     """
     plan = costs.plan
     own = [0.0] * plan.workers
     for cell in plan.route:
         own[plan.owner(cell)] += costs.pass_s("step", plan.owner(cell), cell.block)
-    own[plan.decode] += costs.decode_s()
+    for stage in plan.stages[:-1]:
+        own[stage.worker] += costs.stage_s(stage.name)
     own.append(costs.sample_s() + costs.encode_s())
     if not any(own):
         return plan.in_flight
-    chunks = whole(pace(own)) if plan.returns else max(1.0, pace(own, turnaround(costs) - sum(own)))
-    return min(plan.most_in_flight, chunks)
+    share = plan.share if share is None else share
+    return whole(pace(own), share) if plan.returns else max(1.0, pace(own, turnaround(costs) - sum(own)))
 
 
 def walk(costs: Costs, start: float, ready: Callable[[Cell], float] = lambda cell: 0.0) -> float:
@@ -154,12 +168,24 @@ def walk(costs: Costs, start: float, ready: Callable[[Cell], float] = lambda cel
 
 
 def turnaround(costs: Costs) -> float:
-    """From a chunk's grant to the head knowing that it has left: encode, route, hops, decode, and the way back."""
+    """From a chunk's grant to the head knowing that it has left the shared stages: encode, route, hops, decode, post,
+    and the way back."""
     plan = costs.plan
-    final = walk(costs, costs.sample_s() + costs.encode_s()) + costs.hop_s(
-        plan.tail, plan.decode, plan.workload.latent_bytes
-    )
-    return final + costs.decode_s() + costs.hop_s(plan.decode, plan.encode, 0)
+    final = walk(costs, costs.sample_s() + costs.encode_s()) + _to_stages(costs)
+    return final + costs.shared_s() + costs.hop_s(plan.leaves, plan.encode, 0)
+
+
+def _to_stages(costs: Costs) -> float:
+    """Final latents on their way to the first of the last stages, if streams share it."""
+    plan = costs.plan
+    shared = len(plan.stages) > 1
+    return costs.hop_s(plan.tail, plan.stages[0].worker, plan.workload.latent_bytes) if shared else 0.0
+
+
+def _behind(costs: Costs) -> float:
+    """From leaving the shared stages to being out."""
+    plan = costs.plan
+    return costs.output_s() + costs.hop_s(plan.leaves, plan.stages[-1].worker, plan.workload.latent_bytes)
 
 
 def first_frame(costs: Costs) -> float:
@@ -182,7 +208,7 @@ def first_frame(costs: Costs) -> float:
     final = walk(costs, encoded, lambda cell: filled.get((plan.owner(cell), cell.block), 0.0))
     if not w.commits_every_chunk:
         final += _met(costs)
-    return final + costs.hop_s(plan.tail, plan.decode, w.latent_bytes) + costs.shown_s(first=True)
+    return final + costs.hop_s(plan.tail, plan.stages[0].worker, w.latent_bytes) + costs.shown_s(first=True)
 
 
 def _met(costs: Costs) -> float:
@@ -238,7 +264,7 @@ def idle_periods(costs: Costs, version: Version, period: float) -> float:
     made = final + costs.hop_s(plan.tail, plan.head, w.latent_bytes) + passes
     sampled = costs.sample_s() + costs.encode_s() + begins if plan.encode == plan.head else 0.0
     # Rounding is not idleness.
-    return max(0.0, round((made + sampled) / period - version.holds, 9))
+    return max(0.0, round((made + sampled) / period - version.in_force_from, 9))
 
 
 def _way(costs: Costs, in_flight: float, streams: int, period: float, turn: float, loop: float) -> float:

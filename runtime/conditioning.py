@@ -30,7 +30,7 @@ from stages.denoise.denoiser import ChunkConditioning
 from stages.denoise.draws import Draws
 from stages.denoise.frame_pack import FRAMES as MOTION_FRAMES
 from stages.encode.actions import one_hot
-from stages.sources.actions import ActionFile, LiveActions
+from stages.sources.actions import LiveActions
 
 log = logging.getLogger(__name__)
 

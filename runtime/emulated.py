@@ -62,7 +62,9 @@ class EmulatedConditioning(Conditioning):
         encoders: emulated ones.
     """
 
-    def __init__(self, model: ModelConfig, stream: StreamConfig, source: SourceConfig, encoders: EmulatedEncoders, *rest, **more):
+    def __init__(
+        self, model: ModelConfig, stream: StreamConfig, source: SourceConfig, encoders: EmulatedEncoders, *rest, **more
+    ):
         self._emulated = encoders.emulated
         super().__init__(model, stream, source, encoders, *rest, **more)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from parallel.pacing import Pacer
+from parallel.pacing import OUTPUT, Pacer
 from runtime.conditioning import Conditioning
 from runtime.guard import Guard
 from runtime.parts import Opening
@@ -130,7 +130,7 @@ class Sampler(threading.Thread):
         return {"x": state.anchor, "text": conditioning.first_text()}
 
     def _sample(self, conditioning: Conditioning) -> Entry | None:
-        """Answer every credit with an entry, until the stream ends; returns its end, None where nobody asks any more."""
+        """Answer every credit with an entry, until the stream ends; returns its end; None: nobody asks any more."""
         while (credit := self.credits.get()) is not None:
             chunk, entered = credit
             if (early := entered - self.clock()) > 0:
@@ -307,19 +307,19 @@ class Head:
             now = self.clock()
             self._under_way.pop((stream, chunk), None)
             self._moved[stream] = now
-            self.pacer.out(stream, chunk, times, now)
+            self.pacer.out(stream, chunk, times.get(OUTPUT, 0.0), now)
 
     def saved(self, stream: int) -> None:
         """A state of a stream was saved, or given up: the next one may begin."""
         with self._lock:
             self._saving.discard(stream)
 
-    def overdue(self, limit_s: float) -> tuple[int, int, float] | None:
-        """(stream, oldest chunk, seconds) of a stream of which nothing has moved for `limit_s` while chunks of it are
+    def overdue(self, limit_s: float) -> tuple[int, int] | None:
+        """(stream, oldest chunk) of a stream of which nothing has moved for `limit_s` while chunks of it are
         under way. A stream that waits for its source has none under way, and hides no other."""
         with self._lock:
             now = self.clock()
             for stream, chunk in sorted(self._under_way, key=self._under_way.get):
-                if (still := now - self._moved[stream]) > limit_s:
-                    return stream, chunk, still
+                if now - self._moved[stream] > limit_s:
+                    return stream, chunk
         return None

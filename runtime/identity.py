@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -91,4 +91,6 @@ def keep_of(
         )
     if sink.needs_frames and not state.content["decodes"]:
         raise state.refuse("was saved without pictures, so it has no decoder's state", "set sink.video=null")
-    return Keep(keep.folder, keep.identity, keep.every, keep.on_stop, str(state.folder), state.chunk, state.content["frames"])
+    return Keep(
+        keep.folder, keep.identity, keep.every, keep.on_stop, str(state.folder), state.chunk, state.content["frames"]
+    )

@@ -4,9 +4,9 @@ A line of JSON for each chunk, appended when the chunk is sampled:
 
     {"chunk": 7, "prompt": "...", "sound": "...", "actions": [1, 1, ...]}
 
-`prompt` is there where one begins with the chunk; `sound` is the 16 kHz mono PCM that was read from the source for it, as
-base64 of 16-bit little-endian samples; `actions` is an index for each video frame. Where the stream ended there is a last
-line `{"end": 40}`: chunks before it were all that was made. A run that is driven by the file makes the same latents.
+`prompt` is there where one begins with the chunk; `sound` is the 16 kHz mono PCM that was read from the source for it,
+as base64 of 16-bit little-endian samples; `actions` is an index for each video frame. Where the stream ended there is a
+last line `{"end": 40}`: chunks before it were all that was made. A run that is driven by the file makes the same latents.
 """
 
 from __future__ import annotations

@@ -114,7 +114,13 @@ class Output:
         self._settle()
 
     def save(
-        self, saver: Saver, stream: int, chunk: int, parts: set[str], files: dict[str, str], then: Callable[[bool], None]
+        self,
+        saver: Saver,
+        stream: int,
+        chunk: int,
+        parts: set[str],
+        files: dict[str, str],
+        then: Callable[[bool], None],
     ) -> None:
         """Save what is here of the state before `chunk`, and have the state completed when all parts are there.
 

@@ -21,7 +21,7 @@ from parallel.plan import Plan
 from runtime.board import Abandoned, Board, OrderReader, PeerLost
 from runtime.group import Group, join_group, run_follower
 from runtime.orders import Open
-from runtime.parts import load_parts
+from runtime.loading import load_parts
 from runtime.trace import worker_trace
 from runtime.worker import Worker
 

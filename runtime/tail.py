@@ -195,7 +195,9 @@ class Tail:
         """Complete a state when its parts are there; of a stream that was given up, wait for its parts to drop them."""
         stream, chunk, keep = item.stream, item.chunk, self.orders[item.stream].keep
         level = self.plan.workload.rule.level
-        banks = ((self.plan.owner(cell), cell.block, cell.step) for cell in self.plan.route if level(cell.step) == cell.step)
+        banks = (
+            (self.plan.owner(cell), cell.block, cell.step) for cell in self.plan.route if level(cell.step) == cell.step
+        )
         awaited = parts(banks, "decode" in self.stages)
 
         def then(whole: bool) -> None:

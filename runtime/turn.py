@@ -1,7 +1,7 @@
 """Turns on a device: one holder at a time, the most urgent who waits goes first.
 
-A worker's loop and the threads of its stages share one device. Each takes a turn for one pass, so passes do not slow each
-other down and their times mean something; a stage goes before the next pass of the loop, as the planner counts it.
+A worker's loop and the threads of its stages share one device. Each takes a turn for one pass, so passes do not slow
+each other down and their times mean something; a stage goes before the next pass of the loop, as the planner counts it.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def versions(model: ModelConfig) -> tuple[Version, ...]:
         found += [Version(j, j + 1, "commit") for j in range(model.sink_frames // model.chunk_frames)]
     if model.recalibrate_chunk is not None:
         found.append(Version(0, model.recalibrate_chunk))
-    return tuple(sorted(found, key=lambda v: v.holds))
+    return tuple(sorted(found, key=lambda v: v.in_force_from))
 
 
 def references(model: ModelConfig) -> tuple[Version, ...]:

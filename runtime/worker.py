@@ -5,8 +5,8 @@ gives passes their tensors. Orders (new streams, prompts, the end of streams) co
 take effect between two passes and never wait for a chunk. What is not computing has threads of its own: sources
 (`runtime.head`), the last stages and files (`runtime.tail`), states (`runtime.saving`).
 
-Whatever is done for a stream is guarded (`runtime.guard`): a stream that fails, or is cancelled, goes its way hollow. Its
-messages have no tensors, its passes cost nothing, and its end closes everything in good order behind its last chunk.
+Whatever is done for a stream is guarded (`runtime.guard`): a stream that fails, or is cancelled, goes its way hollow.
+Its messages have no tensors, its passes cost nothing, and its end closes everything in good order behind its last chunk.
 """
 
 from __future__ import annotations
@@ -308,7 +308,7 @@ class Worker:
             "in_flight": self.head.pacer.in_flight if self.head else None,
         }
 
-    # -- what enters ----------------------------------------------------------------------------------------------------
+    # -- what enters --------------------------------------------------------------------------------------------------
 
     def _enter(self, entry: Entry) -> None:
         """A sampled chunk (or the end of its stream) at the head of the route."""
@@ -421,14 +421,14 @@ class Worker:
         return Doing(self._words(item), now - since, moved_s)
 
     def _check_owed(self) -> None:
-        """A stream of which nothing moves, though chunks of it are under way, is a failure, unless somebody is just slow.
+        """Nothing moves of a stream of which chunks are under way: a failure, unless somebody is just slow.
 
         Only the head can tell: it knows what is under way. Dead or silent neighbours are found by the channels.
         """
         self._looked = self.trace.clock()
         if not self.head or (overdue := self.head.overdue(self.config.launcher.timeout_s)) is None:
             return
-        stream, chunk, seconds = overdue
+        stream, chunk = overdue
         slow = self.watch.slow()
         for worker, doing in self.watch.news(slow).items():
             log.warning("worker %d is slow: %s has taken %.0f s so far", worker, doing.at, doing.at_s)

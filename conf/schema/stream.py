@@ -38,7 +38,9 @@ def _plain(name: str, text: str | None, longest: int) -> None:
     if text is None:
         return
     if len(text) > longest:
-        raise UserError(f"{name}={shown(text)}", f"has {len(text)} characters, at most {longest} are read", "shorten it")
+        raise UserError(
+            f"{name}={shown(text)}", f"has {len(text)} characters, at most {longest} are read", "shorten it"
+        )
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UserError(f"{name}={shown(text)}", "holds a NUL or half a character", "give plain Unicode text")
 
@@ -88,7 +90,9 @@ class StreamConfig:
             positive(f"stream.{name}", getattr(self, name))
             _at_most(f"stream.{name}", getattr(self, name))
         if self.seed not in SEEDS:
-            raise UserError(f"stream.seed={shown(self.seed)}", "must be a number of at most 64 bits", "give a smaller one")
+            raise UserError(
+                f"stream.seed={shown(self.seed)}", "must be a number of at most 64 bits", "give a smaller one"
+            )
         _plain("stream.prompt", self.prompt, LONGEST_PROMPT)
         if not re.fullmatch(r"[\w-]+", self.id) or len(self.id.encode()) > LONGEST_NAME:
             raise UserError(
@@ -149,8 +153,6 @@ class SinkConfig:
         choice("sink.trace", self.trace, TRACES)
         if self.timeline and self.trace == "none":
             raise UserError("sink.trace=none", f"sink.timeline={self.timeline} is drawn from it", "use recent or all")
-
-    def __post_init__(self):
         for setting in fields(self):
             _plain(f"sink.{setting.name}", getattr(self, setting.name), LONGEST_PATH)
 
@@ -243,6 +245,8 @@ class PlanConfig:
     """The worker that samples and encodes; null: the first."""
     decode: int | None = None
     """The worker that decodes; null: the last."""
+    post: int | None = None
+    """The worker of the stage behind decode, if there is one; null: beside decode."""
     in_flight: int | None = None
     """Chunks on their way at most; null: as many as keep every worker busy, counted in layers."""
     devices: list[int] | None = None
