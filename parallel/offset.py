@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 Stamp = tuple[float, float, float]
 DRIFT = 15e-6
-"""Seconds that the offset may change by in a second (PHI of RFC 5905): so a good measurement gives way to fresh ones."""
+"""Seconds that the offset may change by in a second (PHI of RFC 5905): so good measurements give way to fresh ones."""
 
 
 class _Measurement(NamedTuple):

@@ -188,7 +188,7 @@ def _both_ends(port: int, timeout_s: float):
 @pytest.mark.parametrize(
     ("sign", "timeout_s", "words"),
     # A death is seen at once, and not when the time is up: it is called a death.
-    [(signal.SIGKILL, 2 * PATIENT, "the process died"), (signal.SIGSTOP, 1.0, "no sign of life for 1 s")],
+    [(signal.SIGKILL, 2 * PATIENT, "the process died"), (signal.SIGSTOP, 2.0, "no sign of life for 2 s")],
 )
 def test_a_dead_or_stopped_peer_is_reported_once_by_name(sign, timeout_s, words):
     with workers(_silent, range(1, 2), timeout_s) as (port, (process,), _):
@@ -212,11 +212,11 @@ def test_a_dead_or_stopped_peer_is_reported_once_by_name(sign, timeout_s, words)
 
 
 def test_idle_for_longer_than_the_timeout_is_no_failure_and_the_close_is_clean(capfd, monkeypatch):
-    timeout_s, hear, beats = 1.5, Offset.hear, queue.SimpleQueue()
+    timeout_s, hear, beats = 2.0, Offset.hear, queue.SimpleQueue()
     with workers(_silent, range(1, 2), timeout_s) as (port, _, join):
         inbox, sender, receiver = _both_ends(port, timeout_s)
         monkeypatch.setattr(Offset, "hear", lambda *said: (hear(*said), beats.put(said[-1])))
-        enough = beats.get(timeout=PATIENT) + 1.5 * timeout_s
+        enough = beats.get(timeout=PATIENT) + 1.25 * timeout_s
         while beats.get(timeout=PATIENT) < enough:
             assert inbox.empty()
         sender.close()
