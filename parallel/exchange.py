@@ -67,9 +67,9 @@ class Exchange(ABC):
     def _abort(self) -> None:
         """Wake whoever waits."""
 
+    @abstractmethod
     def _broken(self) -> bool:
         """Whether the group itself knows of a failure."""
-        return False
 
 
 class GroupExchange(Exchange):
@@ -163,6 +163,9 @@ class LocalExchange(Exchange):
 
     def _abort(self) -> None:
         self._gate.abort()
+
+    def _broken(self) -> bool:
+        return self._gate.broken
 
     def _meet(self, x: Tensor, read):
         """Lay `x` on the table, read what all have laid there, and leave when all have read."""

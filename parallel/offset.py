@@ -8,16 +8,13 @@ they give the offset with a bound of its error, as in the Network Time Protocol 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from math import inf, isnan, nan
 from typing import NamedTuple
 
 Stamp = tuple[float, float, float]
-KEPT = 8
-"""Measurements to choose from."""
 DRIFT = 15e-6
-"""Seconds that the offset may change by in a second (PHI of RFC 5905)."""
+"""Seconds that the offset may change by in a second (PHI of RFC 5905): so good measurements give way to fresh ones."""
 
 
 class _Measurement(NamedTuple):
@@ -48,7 +45,7 @@ class Offset:
         self.seconds, self.bound = 0.0, inf
         self._clock = clock
         self._heard = nan, nan  # when the last stamp that came was sent, and when it came
-        self._measured: deque[_Measurement] = deque(maxlen=KEPT)
+        self._best: _Measurement | None = None
 
     def stamp(self) -> Stamp:
         """What a sign of life carries that leaves now."""
@@ -65,8 +62,9 @@ class Offset:
         if isnan(asked):
             return  # the other end has heard nothing yet
         trip, seconds = (came - asked) - (said - heard), ((asked - heard) + (came - said)) / 2
-        self._measured.append(_Measurement(asked, trip, seconds))
-        best = min(self._measured, key=lambda measurement: measurement.bound(came))
-        bound = best.bound(came)
-        self.seconds = best.seconds if abs(best.seconds) > bound else 0.0
-        self.bound = bound + abs(best.seconds - self.seconds)
+        measurement = _Measurement(asked, trip, seconds)
+        if self._best is None or measurement.bound(came) <= self._best.bound(came):
+            self._best = measurement
+        bound = self._best.bound(came)
+        self.seconds = self._best.seconds if abs(self._best.seconds) > bound else 0.0
+        self.bound = bound + abs(self._best.seconds - self.seconds)

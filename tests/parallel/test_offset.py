@@ -28,26 +28,27 @@ class Clock:
         return self.ahead + self.rate * self.true[0]
 
 
+def hear(hears: Offset, says: Offset, true: list[float], way: float) -> None:
+    """A stamp takes its way, and the error is within the bound."""
+    stamp = says.stamp()
+    true[0] += way
+    now, there = hears._clock(), says._clock()
+    hears.hear(stamp, now)
+    assert abs(there + hears.seconds - now) <= hears.bound + 1e-9
+
+
 def meet(mine: Offset, theirs: Offset, true: list[float], trips: list[tuple[float, float, float]]) -> None:
     """Stamps go there and back, each trip with a way, a wait, and a way."""
     for there, wait, back in trips:
-        stamp = mine.stamp()
-        true[0] += there
-        theirs.hear(stamp, theirs._clock())
+        hear(theirs, mine, true, there)
         true[0] += wait
-        stamp = theirs.stamp()
-        true[0] += back
-        mine.hear(stamp, mine._clock())
+        hear(mine, theirs, true, back)
 
 
 @given(trips, st.floats(-100 * HOURS, 100 * HOURS), st.floats(-DRIFT, DRIFT))
 def test_the_error_is_within_the_bound(trips, ahead, drift):
     true = [0.0]
-    own, other = Clock(true), Clock(true, ahead, 1 + drift)
-    mine, theirs = Offset(own), Offset(other)
-    meet(mine, theirs, true, trips)
-    for offset, mine_now, other_now in ((mine, own(), other()), (theirs, other(), own())):
-        assert abs(other_now + offset.seconds - mine_now) <= offset.bound + 1e-9
+    meet(Offset(Clock(true)), Offset(Clock(true, ahead, 1 + drift)), true, trips)
 
 
 @given(trips, st.floats(0, 100 * HOURS))
