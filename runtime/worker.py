@@ -87,7 +87,7 @@ class Worker:
         """When each stream's progress was told last."""
         self._opened, self._closed = 0, False
         self._at: Pass | None = None
-        self._moved = trace.clock()
+        self._moved = self._since = trace.clock()
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -159,8 +159,8 @@ class Worker:
             raise item
         elif isinstance(item, Closed):
             # In good order; unless the peer has just told everyone why not.
-            if told := self.board.told("lost"):
-                raise Abandoned(told[1])
+            if told := self.board.told("failed"):
+                raise Abandoned(told["line"])
         else:
             self._obey(item)
 
@@ -224,7 +224,8 @@ class Worker:
         elif isinstance(order, Close):
             self._closed = True
         elif isinstance(order, Status):
-            self.board.tell(f"status/{order.question}/{self.index}", self._status())
+            status = {"question": order.question, "worker": self.index, "status": self._status()}
+            self.board.event({"event": "status", **status})
         elif isinstance(order, Prompt):
             if self.head:
                 # Known already, unless it came right behind the order that opens its stream.
@@ -281,7 +282,6 @@ class Worker:
     def _refuse(self, stream: int, error: UserError) -> None:
         """A stream cannot go on; the others can."""
         self.board.refuse(stream, error)
-        self.board.order(Cancel(stream))
         self.hollow.add(stream)
 
     def _status(self) -> dict[str, Any]:
@@ -335,7 +335,7 @@ class Worker:
         return {name: tensor.to(self.parts.device) for name, tensor in tensors.items()}
 
     def _execute(self, item: Pass, message: Message) -> None:
-        self._at = item
+        self._at, self._since = item, self.trace.clock()
         if item.stream in self.hollow:
             message.tensors = {}
         work = {"step": self._step, "final": self._final, "save": self.keeper.run, "end": self._end}
@@ -401,7 +401,9 @@ class Worker:
             if finish.keep and finish.keep.first and item.stream not in self.hollow:
                 self._open_sinks(item.stream, finish)  # it may go on from its end, with nothing to add
             finish.close()
-            self.board.tell(f"ended/{item.stream}", finish.report())
+            refused = self.board.refused(item.stream)
+            report = finish.report() | ({"error": refused.to_dict()} if refused else {})
+            self.board.event({"event": "ended", "stream": item.stream, "report": report})
         elif Cell(item.step, item.block) == self.schedule.cells[-1]:
             self.cells.close(item.stream)
         return m
@@ -441,6 +443,10 @@ class Worker:
 
     def _lost(self, error: ChannelError) -> PeerLost:
         return PeerLost(f"worker {error.peer} is lost ({error.reason}); {self._where()}")
+
+    def look(self) -> tuple[str, float, float]:
+        """The pass that this worker was given last, when that was, and when something last came in, on its clock."""
+        return self._came_to(), self._since, max(self._moved, self._since)
 
     def _where(self) -> str:
         """What this worker did last, for whoever looks for a failure."""

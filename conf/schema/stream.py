@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 
 from conf.errors import UserError, choice, positive
 from conf.paths import found
+from conf.typed import shown
 
 PLANS = ("sequential", "timestep", "layers", "grid", "auto")
 OBJECTIVES = ("fps", "first_frame", "control_latency")
 LAUNCHERS = ("local", "torchrun", "ray")
+THREADS = ("auto", "true", "false")
 LOGS = ("none", "wandb")
+SOURCES = ("image", "audio", "actions", "tensors")
+"""Settings of a source that are files."""
 GRAPHS = ("never", "auto", "always")
+
+
+MOST = 10**12
+"""Chunks, pixels and seconds beyond it are slips of a finger."""
+SEEDS = range(-(1 << 63), 1 << 64)
+LONGEST_PROMPT, LONGEST_PATH, LONGEST_NAME = 100_000, 4096, 128
+"""Characters of a prompt and of a path, bytes of a stream's name."""
+
+
+def _at_most(name: str, value: float | None) -> None:
+    if value is not None and not value <= MOST:
+        raise UserError(f"{name}={shown(value)}", f"must not be above {MOST}", "give less, or null where it may be")
+
+
+def _plain(name: str, text: str | None, longest: int) -> None:
+    """Refuse text that is too long, or that no file and no encoder could take."""
+    if text is None:
+        return
+    if len(text) > longest:
+        raise UserError(
+            f"{name}={shown(text)}", f"has {len(text)} characters, at most {longest} are read", "shorten it"
+        )
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{name}={shown(text)}", "holds a NUL or half a character", "give plain Unicode text")
 
 
 def _not_negative(name: str, value: float | None) -> None:
@@ -30,6 +59,8 @@ class Event:
     def __post_init__(self):
         if self.chunk < 0:
             raise UserError(f"stream.events: chunk={self.chunk}", "chunks count from 0", "use 0 or more")
+        _at_most("stream.events: chunk", self.chunk)
+        _plain("stream.events: prompt", self.prompt, LONGEST_PROMPT)
 
 
 @dataclass
@@ -40,7 +71,7 @@ class StreamConfig:
     seconds: float | None = None
     seed: int = 0
     id: str = "0"
-    """Names the stream; part of the key of every random draw."""
+    """Names the stream, in letters, digits, _ and -; part of the key of every random draw."""
     prompt: str = ""
     height: int | None = None
     width: int | None = None
@@ -56,6 +87,18 @@ class StreamConfig:
     def __post_init__(self):
         for name in ("chunks", "seconds", "height", "width", "count", "max_control_latency_s", "save_every_chunks"):
             positive(f"stream.{name}", getattr(self, name))
+            _at_most(f"stream.{name}", getattr(self, name))
+        if self.seed not in SEEDS:
+            raise UserError(
+                f"stream.seed={shown(self.seed)}", "must be a number of at most 64 bits", "give a smaller one"
+            )
+        _plain("stream.prompt", self.prompt, LONGEST_PROMPT)
+        if not re.fullmatch(r"[\w-]+", self.id) or len(self.id.encode()) > LONGEST_NAME:
+            raise UserError(
+                f"stream.id={shown(self.id)}",
+                f"must be a name of letters, digits, _ and -, of at most {LONGEST_NAME} bytes",
+                "e.g. stream.id=anna",
+            )
         if self.chunks is not None and self.seconds is not None:
             raise UserError(
                 f"stream.chunks={self.chunks}",
@@ -74,12 +117,18 @@ class SourceConfig:
     tensors: str | None = None
 
     def __post_init__(self):
-        for name in ("image", "audio", "actions", "tensors"):
+        for name in SOURCES:
+            _plain(f"source.{name}", getattr(self, name), LONGEST_PATH)
             setattr(self, name, found(getattr(self, name)))
         if self.audio == "-" and self.actions == "-":
             raise UserError(
                 "source.audio=-", "source.actions=- reads standard input too", "give one of the two as a file"
             )
+
+    @property
+    def reads_stdin(self) -> bool:
+        """Whether it reads standard input, which one stream of a run can do."""
+        return "-" in [getattr(self, name) for name in SOURCES]
 
 
 @dataclass
@@ -92,6 +141,10 @@ class SinkConfig:
     contact_sheet: str | None = None
     timeline: str | None = None
     """A PNG of the pipeline filling and running, drawn from the trace at the end."""
+
+    def __post_init__(self):
+        for setting in fields(self):
+            _plain(f"sink.{setting.name}", getattr(self, setting.name), LONGEST_PATH)
 
     @property
     def needs_frames(self) -> bool:
@@ -207,9 +260,14 @@ class LauncherConfig:
     nodes_s: float = 300.0
     """Longest wait for them."""
     timeout_s: float = 60.0
+    threads: str = "auto"
+    """Whether local workers are threads of one process (true) or processes; `auto`: threads, unless there are several
+    GPUs."""
 
     def __post_init__(self):
+        self.threads = self.threads.lower()  # `true` on the command line is a boolean to YAML
         choice("launcher", self.name, LAUNCHERS)
+        choice("launcher.threads", self.threads, THREADS)
         positive("launcher.nodes", self.nodes)
         positive("launcher.nodes_s", self.nodes_s)
         positive("launcher.timeout_s", self.timeout_s)
