@@ -1,29 +1,36 @@
-"""The board: what workers and their user tell each other once, on a key-value store that all of them share.
+"""The board: what workers and whoever drives them tell each other, on a store that all of them share.
 
-Everything that happens per chunk goes over channels; here go having loaded, having failed, orders, progress, results.
+Everything that happens per chunk goes over channels. Here go states (loaded, failed, a stream's progress), which stay
+under their key until they are forgotten, and news, which are gone once they were read: orders go from the driver to a
+box of every worker's, events from all workers to the driver's box. All of it is JSON.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
+import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
-from itertools import count
 from typing import Any
 
 import torch.distributed as dist
 
 from conf.errors import UserError
-from runtime.orders import Close, Order, Stop
+from runtime.orders import Close, Order, Stop, from_json, to_json
+from runtime.reasons import Reason
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.05
 FOREVER = timedelta(hours=1)
-"""One wait for an order; torch warns when it ends without, so it is long."""
+"""One wait for news; torch warns when it ends without, so it is long."""
+DRIVER = -1
+"""Whose box events go to."""
 
 
 class PeerLost(Exception):  # noqa: N818  an event to report, not a programming error
@@ -34,16 +41,90 @@ class Abandoned(Exception):  # noqa: N818  an event, not an error of this worker
     """Another worker failed, or was the first to see a failure, and says so itself."""
 
 
+class Box:
+    """A queue of texts on a store: anybody posts, one reads, and what was read is gone.
+
+    Args:
+        store: a TCPStore (or a part of one), or a HashStore where all are threads.
+        owner: who reads: a worker's number, or `DRIVER`.
+    """
+
+    def __init__(self, store: dist.Store, owner: int):
+        self.store, self.owner, self._key = store, owner, f"box/{owner}"
+
+    def __len__(self) -> int:
+        return self.store.queue_len(self._key)
+
+    def post(self, text: str) -> None:
+        """Add a text behind all others."""
+        self.store.queue_push(self._key, text)
+
+    def take(self, store: dist.Store | None = None) -> str:
+        """The oldest text; waits for one on `store`, a connection that nobody else uses meanwhile."""
+        return (self.store if store is None else store).queue_pop(self._key).decode()
+
+
+class BoxReader(threading.Thread):
+    """Reads a box until it is closed, without polling.
+
+    Args:
+        box: whose texts are read.
+        deliver: takes each, in order, in this thread.
+        gone: called, in this thread, when the store can be reached no more.
+    """
+
+    def __init__(self, box: Box, deliver: Callable[[str], None], gone: Callable[[], None]):
+        super().__init__(name=f"box {box.owner}", daemon=True)
+        self._box, self._deliver, self._gone = box, deliver, gone
+        self._held: list[str] = []
+
+    def known(self) -> list[str]:
+        """All texts so far; does not wait. They are delivered all the same, once the reader has started."""
+        self._held += [self._box.take() for _ in range(len(self._box))]
+        return self._held
+
+    def run(self) -> None:
+        # A connection of its own: whoever waits on a store's connection keeps others from using it.
+        for text in self._held:
+            self._deliver(text)
+        self._held, store = [], self._box.store.clone()
+        store.set_timeout(FOREVER)
+        while True:
+            try:
+                text = self._box.take(store)
+            except dist.DistStoreError:
+                continue  # an hour without news
+            except RuntimeError:
+                self._gone()
+                return
+            if not text:
+                return
+            self._deliver(text)
+
+    def close(self) -> None:
+        """Deliver what was posted so far, then read no more.
+
+        A daemon thread that returns from C++ into a dying interpreter may abort it: end it before.
+        """
+        if not self.is_alive() or threading.current_thread() is self:
+            return
+        with suppress(RuntimeError):
+            self._box.post("")
+        self.join()
+
+
 class Board:
-    """What is told once.
+    """What is told.
 
     Args:
         store: a TCPStore, or a HashStore where all workers are threads.
-        index, workers: who this is (-1: the launcher), and how many workers there are.
+        index, workers: who this is (-1: the launcher), and how many processes there are.
     """
 
     def __init__(self, store: dist.Store, index: int, workers: int):
         self.store, self.index, self.workers = store, index, workers
+
+    # -- states -----------------------------------------------------------------------------------------------------
 
     def tell(self, key: str, value: Any = True) -> None:
         self.store.set(key, json.dumps(value))
@@ -51,6 +132,15 @@ class Board:
     def told(self, key: str) -> Any:
         """What was told under a key; None if nothing was."""
         return json.loads(self.store.get(key)) if self.store.check([key]) else None
+
+    def forget(self, key: str) -> None:
+        """Delete what was told under a key, if anything was."""
+        self.store.delete_key(key)
+
+    def keys(self) -> int:
+        """How much the store holds: keys, and news that nobody has read yet."""
+        boxes = (Box(self.store, owner) for owner in range(DRIVER, self.workers))
+        return self.store.num_keys() + sum(map(len, boxes))
 
     def first(self, key: str, value: Any) -> Any:
         """Tell unless another did before; returns what the first told."""
@@ -79,70 +169,69 @@ class Board:
 
     # -- streams that cannot go on ----------------------------------------------------------------------------------
 
-    def refuse(self, stream: int, error: UserError) -> None:
-        """A stream cannot go on, by a mistake of its user's; the first reason stays."""
-        self.first(f"refused/{stream}", [error.value, error.rule, error.remedy])
+    def refuse(self, stream: int, reason: Reason | UserError) -> None:
+        """A stream cannot go on; the first reason stays, and whoever drives cancels what is left of the stream."""
+        reason = reason if isinstance(reason, Reason) else Reason.of(reason)
+        self.first(f"refused/{stream}", reason.to_dict())
+        self.event({"event": "refused", "stream": stream})
 
-    def refused(self, stream: int) -> UserError | None:
-        """Why a stream could not go on."""
+    def refused(self, stream: int) -> Reason | None:
+        """Why a stream could not go on; known until the driver has heard of its end."""
         told = self.told(f"refused/{stream}")
-        return UserError(*told) if told else None
+        return Reason.from_dict(told) if told else None
 
-    # -- orders -----------------------------------------------------------------------------------------------------
+    # -- news -------------------------------------------------------------------------------------------------------
+
+    def event(self, value: dict[str, Any]) -> None:
+        """Tell the driver something: `{"event": NAME, ...}`."""
+        Box(self.store, DRIVER).post(json.dumps(value))
 
     def order(self, order: Order) -> None:
-        """Say something to all workers."""
-        number = self.store.add("orders", 1) - 1
-        for worker in range(self.workers):
-            self.store.set(f"orders/{worker}/{number}", pickle.dumps(order))
+        """Have the driver give an order to all workers: one gives all orders, so all workers read them in one order."""
+        self.event({"event": "order", "order": to_json(order)})
 
-    def orders(self) -> Iterator[Order]:
-        """All orders to this worker so far; does not wait."""
-        for number in count():
-            if not self.store.check([key := f"orders/{self.index}/{number}"]):
-                return
-            yield pickle.loads(self.store.get(key))
+    def give(self, order: Order, readers: Iterable[int]) -> Order:
+        """Put an order into the boxes of `readers`; for the driver alone. Returns it with its place among all."""
+        order = replace(order, number=self.store.add("orders", 1) - 1)
+        text = to_json(order)
+        for reader in readers:
+            Box(self.store, reader).post(text)
+        return order
+
+    def events(self, deliver: Callable[[dict[str, Any]], None], gone: Callable[[], None]) -> BoxReader:
+        """The reader, not started, of all events; there is one."""
+        return BoxReader(Box(self.store, DRIVER), lambda text: deliver(json.loads(text)), gone)
 
 
-class OrderReader(threading.Thread):
+class OrderReader(BoxReader):
     """Puts every order into a worker's inbox, the first ones first, until it is closed.
 
     Args:
         board: where orders come from.
-        inbox: takes them.
+        inbox: takes them, and whatever its `at_once` raises.
     """
 
     def __init__(self, board: Board, inbox: queue.SimpleQueue):
-        super().__init__(name="orders", daemon=True)
-        self._board, self._inbox, self._closed, self._number = board, inbox, threading.Event(), 0
-        # A connection of its own: whoever waits on a store's connection keeps others from using it.
-        self._store = board.store.clone()
+        super().__init__(Box(board.store, board.index), self._put, self._left)
+        self._inbox = inbox
 
-    @property
-    def _key(self) -> str:
-        return f"orders/{self._board.index}/{self._number}"
+    def orders(self) -> list[Order]:
+        """All orders to this worker so far; does not wait. They go into the inbox all the same."""
+        return [from_json(text) for text in self.known()]
 
-    def run(self) -> None:
-        while not self._closed.is_set():
-            try:
-                self._store.wait([self._key], FOREVER)
-                order = pickle.loads(self._store.get(self._key))
-            except dist.DistStoreError:
-                continue
-            except RuntimeError:
-                # The launcher is gone, and nobody waits for these streams any more.
-                self._inbox.put(Stop())
-                self._inbox.put(Close())
-                return
-            if not self._closed.is_set():
-                self._inbox.put(order)
-            self._number += 1
+    def _put(self, text: str) -> None:
+        try:
+            order = from_json(text)
+        except UserError as error:
+            log.warning("an order was skipped: %s", error)  # not one of this Everframe's
+            return
+        try:
+            self._inbox.put(order)
+        except Exception as error:
+            # The worker hears of it, past its `at_once`, and the orders behind it are read.
+            queue.SimpleQueue.put(self._inbox, error)
 
-    def close(self) -> None:
-        """Read no more. A daemon thread that returns from C++ into a dying interpreter may abort it: end it before."""
-        self._closed.set()
-        with suppress(RuntimeError):
-            # What it waits for, whatever it says.
-            self._board.store.set(self._key, pickle.dumps(Close()))
-        if self.is_alive():
-            self.join()
+    def _left(self) -> None:
+        """The driver is gone, and nobody waits for these streams any more."""
+        self._inbox.put(Stop())
+        self._inbox.put(Close())

@@ -1,106 +1,306 @@
 """A running pipeline as its user sees it: open streams, steer them, end them. Works beside the data, from any process.
 
-A run of `launch.stream` opens `stream.count` streams and closes the pipeline; a server goes on opening.
+A run of `launch.stream` opens `stream.count` streams and closes the pipeline; a server goes on opening. Every stream,
+whoever asks for it, is checked here before a worker hears of it.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
+from conf.errors import UserError, nearest
 from conf.schema import Config, SinkConfig, SourceConfig, StreamConfig
-from runtime.board import Board
+from conf.typed import shown, typed
+from parallel.plan import Plan
+from runtime.admission import Admission
+from runtime.board import Board, PeerLost
 from runtime.identity import keep_of
-from runtime.orders import Cancel, Close, Open, Prompt, Status, Stop
+from runtime.orders import Cancel, Close, Open, Order, Prompt, Status, Stop, from_json, host
 from runtime.outputs import numbered
+from runtime.reasons import Reason
 from runtime.state import Keep
 
-POLL_S = 0.05
+log = logging.getLogger(__name__)
+
+RESULTS = 256
+"""Streams that have ended and whose results are still known; older ones are forgotten."""
+
+
+class Ended(NamedTuple):
+    """What is known of a stream that has ended: its name, its part of `report.json`, and the last of its progress."""
+
+    name: str
+    report: dict[str, Any]
+    progress: dict[str, Any] | None
 
 
 class Pipeline:
-    """Workers that run a plan. One object at a time opens streams.
+    """Workers that run a plan. One object at a time drives them; its methods may be called from any thread.
 
     Args:
         board: the workers'.
-        workers: how many there are; None: as many as processes.
+        plan: theirs.
+        config: the run.
+
+    Attributes:
+        observers: called with the number and the report of every stream that ends, in the thread that reads events.
     """
 
-    def __init__(self, board: Board, workers: int | None = None):
-        self.board, self.workers = board, board.workers if workers is None else workers
-        self.streams: list[Open] = []
-        self._questions = count()
+    def __init__(self, board: Board, plan: Plan, config: Config):
+        self.board, self.plan, self.config = board, plan, config
+        self.observers: list[Callable[[int, dict[str, Any]], None]] = []
+        self._readers = [plan.group(worker)[0] for worker in range(plan.workers)]
+        self._news = threading.Condition()
+        """Held while anything below changes; told of every change."""
+        self._admission = Admission(board, plan, config)
+        self._live: dict[int, Open] = {}
+        self._ended: dict[int, Ended] = {}
+        """In the order in which they ended."""
+        self._kept = max(RESULTS, config.stream.count)
+        self._numbers, self._questions = count(), count()
+        self._answers: dict[int, dict[int, Any]] = {}
+        """By question that is open, what workers have answered."""
+        self._closed = self._over = False
+        self._error: BaseException | None = None
+        self._events = board.events(self._hear, self._cut_off)
+        self._events.start()
+
+    # -- streams ------------------------------------------------------------------------------------------------------
 
     def open(self, stream: StreamConfig, source: SourceConfig, sink: SinkConfig, keep: Keep | None = None) -> int:
         """Begin a stream on the running workers, or go on with one; returns its number.
 
         Banks, seed, epochs and output are its own. If its source or sink cannot be used it ends at once, others go on,
         and `result` says why.
+
+        Raises:
+            UserError: a value is of a wrong type or breaks a rule, a stream of that name is open, the picture is of
+                another size than the run's, a file or standard input is another stream's, or a worker has no room.
         """
-        order = Open(len(self.streams), stream, source, sink, keep)
-        self.streams.append(order)
-        self.board.order(order)
+        order = Open(
+            -1,
+            typed(StreamConfig, stream, "stream"),
+            typed(SourceConfig, source, "source"),
+            typed(SinkConfig, sink, "sink"),
+            typed(Keep | None, keep, "keep"),
+        )
+        with self._news:
+            self._present()
+            if self._closed:
+                raise UserError(f"stream.id={order.config.id}", "the pipeline is closed", "open streams before it is")
+            self._admission.admit(order, list(self._live.values()))
+            order = replace(order, stream=next(self._numbers))
+            self._live[order.stream] = order
+            self._give(order)
         return order.stream
 
     def prompt(self, stream: int, prompt: str) -> None:
-        """Change a stream's prompt, from the next chunk that is sampled on."""
-        self.board.order(Prompt(stream, prompt, time.perf_counter()))
+        """Change a stream's prompt, from the next chunk that is sampled on. One that has ended stays as it is.
+
+        Raises:
+            UserError: the prompt is no text, or too long.
+        """
+        prompt = StreamConfig(prompt=typed(str, prompt, "prompt")).prompt
+        self._give(Prompt(stream, prompt, time.perf_counter(), host()))
 
     def stop(self, stream: int | None = None) -> None:
         """Drain a stream, or all: nothing more is sampled, what is under way is finished."""
-        self.board.order(Stop(stream))
+        self._give(Stop(stream))
 
     def cancel(self, stream: int | None = None) -> None:
         """End a stream, or all, at once: what is under way is thrown away, its files hold what had left."""
-        self.board.order(Cancel(stream))
+        self._give(Cancel(stream))
 
     def close(self) -> None:
         """Say that no stream will be opened any more: workers leave when those that are open have ended."""
-        self.board.order(Close())
+        with self._news:
+            if not self._closed and not self._over:
+                self._closed = True
+                self._give(Close())
+            self._news.notify_all()
+
+    # -- how they stand -----------------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether no stream will be opened any more."""
+        return self._closed or self._over
+
+    @property
+    def streams(self) -> list[Open]:
+        """Streams that have not ended, in the order in which they were opened."""
+        with self._news:
+            return list(self._live.values())
+
+    @property
+    def known(self) -> list[int]:
+        """Numbers of streams that have not ended, and of those that ended last."""
+        with self._news:
+            return sorted([*self._live, *self._ended])
+
+    @property
+    def names(self) -> dict[str, int]:
+        """The number of every stream that is known, by its name; of several, the last that was opened."""
+        with self._news:
+            found = {number: ended.name for number, ended in self._ended.items()}
+            found |= {number: order.config.id for number, order in self._live.items()}
+            return {name: number for number, name in sorted(found.items())}
+
+    def number(self, name: str) -> int:
+        """The number of the stream of that name.
+
+        Raises:
+            UserError: none is open, and none has ended lately.
+        """
+        names = self.names
+        if not isinstance(name, str) or name not in names:
+            remedy = nearest(str(name)[:80], names) if names else "open it first"
+            raise UserError(f"stream={shown(name)}", "there is no such stream", remedy)
+        return names[name]
 
     def progress(self, stream: int) -> dict[str, Any] | None:
         """Chunks, frames, rates and the last chunk's latency of a stream; None before its first chunk has left."""
-        return self.board.told(f"progress/{stream}")
+        with self._news:
+            if stream in self._live:
+                return self.board.told(f"progress/{stream}")
+            return self._ended[stream].progress if stream in self._ended else None
 
     def ended(self, stream: int) -> bool:
         """Whether a stream is over and its files are finished."""
-        return self.board.told(f"ended/{stream}") is not None
+        return stream not in self._live
 
     def result(self, stream: int, timeout_s: float | None = None) -> dict[str, Any]:
         """A stream's part of `report.json`, once it has ended.
 
         Raises:
             UserError: its source or sink could not be used.
-            TimeoutError: it has not ended within `timeout_s`.
+            StreamFailed: it was ended by a fault that is no mistake of its user's.
+            KeyError: it ended too long ago.
+            TimeoutError, PeerLost: as `wait`.
         """
+        report = self.report(stream, timeout_s)
+        if "error" in report:
+            raise Reason.from_dict(report["error"]).error()
+        return report
+
+    def report(self, stream: int, timeout_s: float | None = None) -> dict[str, Any]:
+        """As `result`; of a stream that could not go on, a report that holds the reason as `error`."""
         self.wait(stream, timeout_s)
-        refused = self.board.refused(stream)
-        if refused:
-            raise refused
-        return self.board.told(f"ended/{stream}")
+        return self._ended[stream].report
 
     def wait(self, stream: int, timeout_s: float | None = None) -> None:
-        """Wait until a stream has ended; raises TimeoutError after `timeout_s`."""
-        end = None if timeout_s is None else time.monotonic() + timeout_s
-        while not self.ended(stream):
-            if end is not None and time.monotonic() > end:
-                raise TimeoutError(f"stream {stream} has not ended within {timeout_s:g} s")
-            time.sleep(POLL_S)
+        """Wait until a stream has ended.
+
+        Raises:
+            TimeoutError: it has not within `timeout_s`.
+            Exception: whatever the workers were lost by; PeerLost if they left before its end.
+        """
+        if not self.until(lambda: self.ended(stream), timeout_s):
+            raise TimeoutError(f"stream {stream} has not ended within {timeout_s:g} s")
+
+    def until(self, test: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """Wait until `test` holds; returns whether it does after `timeout_s`. It is asked again whenever a stream ends,
+        and when the pipeline is closed.
+
+        Raises:
+            Exception: whatever the workers were lost by; PeerLost if they have left and it does not hold.
+        """
+        with self._news:
+            self._news.wait_for(lambda: self._over or test(), timeout_s)
+            if not test():
+                self._present()
+            return test()
 
     def status(self, timeout_s: float = 5.0) -> list[dict[str, Any] | None]:
         """How every worker stands: its streams, passes that wait, what it came to last. None: no answer in time."""
-        question = next(self._questions)
-        self.board.order(Status(question))
-        end = time.monotonic() + timeout_s
-        answers: dict[int, Any] = {}
-        while len(answers) < self.workers and time.monotonic() < end:
-            for worker in set(range(self.workers)) - answers.keys():
-                if (told := self.board.told(f"status/{question}/{worker}")) is not None:
-                    answers[worker] = told
-            time.sleep(POLL_S)
-        return [answers.get(worker) for worker in range(self.workers)]
+        with self._news:
+            question, answers = next(self._questions), {}
+            self._answers[question] = answers
+            try:
+                self._give(Status(question))
+                self._news.wait_for(lambda: self._over or len(answers) == self.plan.workers, timeout_s)
+            finally:
+                del self._answers[question]
+        return [answers.get(worker) for worker in range(self.plan.workers)]
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def lost(self, error: BaseException) -> None:
+        """The workers are gone: whoever waits for a stream gets `error`. The first one stays."""
+        with self._news:
+            self._error = self._error or error
+        self.leave()
+
+    def leave(self) -> None:
+        """The workers have left: take in what they told, and listen no more."""
+        self._events.close()
+        with self._news:
+            self._over = True
+            self._news.notify_all()
+
+    def _cut_off(self) -> None:
+        self.lost(PeerLost("the board cannot be reached any more"))
+
+    def _present(self) -> None:
+        """Raise if the workers are gone."""
+        if self._over:
+            raise self._error or PeerLost("the workers have left")
+
+    # -- orders and events --------------------------------------------------------------------------------------------
+
+    def _give(self, order: Order) -> None:
+        with self._news:
+            self._present()
+            self.board.give(order, self._readers)
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        try:
+            self._take_in(**event)
+        except Exception as error:
+            # No other event would ever be heard: better to end than to wait for ever.
+            self.lost(error)
+
+    def _take_in(self, event: str, stream: int = -1, **told: Any) -> None:
+        """Take in what a worker tells."""
+        if event == "ended":
+            self._end(stream, told["report"])
+        elif event == "refused":
+            if self.ended(stream):
+                self._forget(stream)
+            else:
+                self._give(Cancel(stream))
+        elif event == "order":
+            self._give(from_json(told["order"]))
+        elif event == "status" and (answers := self._answers.get(told["question"])) is not None:
+            with self._news:
+                answers[told["worker"]] = told["status"]
+                self._news.notify_all()
+
+    def _end(self, stream: int, report: dict[str, Any]) -> None:
+        with self._news:
+            progress = self.board.told(f"progress/{stream}")
+            self._forget(stream)
+            name = self._live.pop(stream).config.id
+            self._ended[stream] = Ended(name, report, progress)
+            while len(self._ended) > self._kept:
+                del self._ended[next(iter(self._ended))]
+            self._news.notify_all()
+        for observer in self.observers:
+            try:
+                observer(stream, report)
+            except Exception:
+                # Whoever looks on does not end what is looked at.
+                log.exception("stream %s has ended, and who was to be told of it failed", name)
+
+    def _forget(self, stream: int) -> None:
+        for key in ("progress", "refused"):
+            self.board.forget(f"{key}/{stream}")
 
 
 def opens(config: Config) -> list[Open]:
@@ -127,9 +327,12 @@ def run_all(pipeline: Pipeline, config: Config) -> None:
 
 
 def results(pipeline: Pipeline) -> list[dict[str, Any]]:
-    """Every stream's part of `report.json`, once all have ended.
+    """Every stream's part of `report.json`, in the order in which they were opened, once the workers have left.
+
+    One that could not go on has an `error`; it costs nobody else's report. Of more than 256 only the last are here
+    (`observers` hear of all), unless the configuration asked for more.
 
     Raises:
-        UserError: the first mistake that kept a stream from its end, if there was one.
+        PeerLost: a stream has not ended.
     """
-    return [pipeline.result(order.stream, timeout_s=0.0) for order in pipeline.streams]
+    return [pipeline.report(stream, timeout_s=0.0) for stream in pipeline.known]

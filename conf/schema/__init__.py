@@ -60,9 +60,9 @@ class Config:
     plan: PlanConfig = field(default_factory=PlanConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     objective: str = "fps"
+    """What `plan=auto` looks for: `fps`, `first_frame` or `control_latency`."""
     capacity: float | None = None
     """Of `launch.plan`: share of frames on time with which it asks how many streams a cluster can serve."""
-    """What `plan=auto` looks for: `fps`, `first_frame` or `control_latency`."""
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
@@ -79,6 +79,14 @@ class Config:
         choice("objective", self.objective, OBJECTIVES)
         if self.capacity is not None and not 0 < self.capacity <= 1:
             raise UserError(f"capacity={self.capacity}", "is a share of frames, above 0 and up to 1", "use 0.999")
+        if self.source.reads_stdin and self.control == "-":
+            raise UserError("control=-", "a source reads standard input too", "give one of the two as a named pipe")
+        if self.source.reads_stdin and self.stream.count > 1:
+            raise UserError(
+                f"stream.count={self.stream.count}",
+                "one stream alone can read standard input",
+                "give the source as a file",
+            )
         saves = self.stream.save_every_chunks or self.stream.save_on_stop
         if self.device.kind == "emulated" and (self.resume or saves):
             raise UserError("device=emulated", "has no state to save or to resume", "use another device")

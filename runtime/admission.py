@@ -1,0 +1,82 @@
+"""Whether one more stream may be opened on running workers. Asked before any of them hears of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from conf.errors import UserError
+from conf.schema import Config, SinkConfig
+from parallel.plan import Plan
+from runtime.board import Board
+from runtime.encoders import Picture
+from runtime.orders import Open
+from runtime.outputs import FILES
+
+
+class Admission:
+    """What streams must leave to each other: names, files, standard input, bytes.
+
+    Args:
+        board: where each worker tells, as `room/{worker}`, how many bytes it has (see `room`).
+        plan: the workers'.
+        config: the run.
+    """
+
+    def __init__(self, board: Board, plan: Plan, config: Config):
+        self.board, self.plan = board, plan
+        self.model, self.picture = config.model, Picture.of(config.model, config.stream)
+        self._stdin_given = config.control == "-"
+        self._rooms: dict[int, dict[str, Any]] = {}
+
+    def admit(self, order: Open, live: Sequence[Open]) -> None:
+        """Take note of a stream that may be opened beside `live` ones; standard input is given once.
+
+        Raises:
+            UserError: it may not: the value, the rule, the remedy.
+        """
+        name = f"stream.id={order.config.id}"
+        if any(other.config.id == order.config.id for other in live):
+            raise UserError(name, "a stream of that name is open", "give another name, or wait until it has ended")
+        picture = Picture.of(self.model, order.config)
+        if picture != self.picture:
+            raise UserError(
+                f"stream.height={picture.height} stream.width={picture.width}",
+                f"this run makes pictures of {self.picture.height}x{self.picture.width}",
+                "leave both out, or start a run of that size",
+            )
+        taken = {path: other.config.id for other in live for path in files(other.sink).values()}
+        for sink, path in files(order.sink).items():
+            if path in taken:
+                raise UserError(f"sink.{sink}={path}", f"stream {taken[path]} writes it", "give a file of its own")
+        self._check_room(name, len(live) + 1)
+        if order.source.reads_stdin and self._stdin_given:
+            raise UserError("source=-", "standard input is read already", "give a file or a named pipe")
+        self._stdin_given |= order.source.reads_stdin
+
+    def room(self, worker: int) -> dict[str, Any] | None:
+        """What a worker has for streams; None before it has loaded.
+
+        `stream_bytes` that each stream needs there, `pooled` streams that have them already, `free_bytes` for others.
+        """
+        if worker not in self._rooms and (told := self.board.told(f"room/{worker}")):
+            self._rooms[worker] = told
+        return self._rooms.get(worker)
+
+    def _check_room(self, name: str, streams: int) -> None:
+        for worker in range(self.plan.workers):
+            if (room := self.room(worker)) is None:
+                continue
+            missing = max(0, streams - room["pooled"]) * room["stream_bytes"] - room["free_bytes"]
+            if missing > 0:
+                raise UserError(
+                    name,
+                    f"worker {worker} lacks {missing:,} bytes for {streams} streams at once",
+                    "wait until a stream has ended, or use more workers",
+                )
+
+
+def files(sink: SinkConfig) -> dict[str, Path]:
+    """Where a stream's results go, by the name of the setting."""
+    return {name: Path(path).absolute() for name in FILES if (path := getattr(sink, name))}
