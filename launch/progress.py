@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -12,8 +15,10 @@ from rich.text import Text
 
 from conf.schema import Config
 from launch.log import Log
-from runtime.pipeline import Pipeline
 from runtime.report import Progress
+from runtime.running import Running
+
+log = logging.getLogger(__name__)
 
 PLAIN_EVERY_S = 10.0
 WATCH_S = 0.5
@@ -40,8 +45,9 @@ class ProgressLine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
+        with suppress(OSError):  # the terminal may have been closed, which is no reason to lose a report
+            if self._live:
+                self._live.stop()
 
     def __call__(self, stream: int, at: Progress) -> None:
         """Show where a stream is."""
@@ -55,58 +61,96 @@ class ProgressLine:
 
     def show(self, line: str, now: bool = False) -> None:
         """Show a line: at once on a terminal; elsewhere every few seconds, or if `now`."""
-        if self._live:
-            self._live.update(Text(line), refresh=True)
-        elif now or time.monotonic() - self._printed > PLAIN_EVERY_S:
-            self._printed = time.monotonic()
-            self.console.print(line, highlight=False)
+        with suppress(OSError):
+            if self._live:
+                self._live.update(Text(line), refresh=True)
+            elif now or time.monotonic() - self._printed > PLAIN_EVERY_S:
+                self._printed = time.monotonic()
+                self.console.print(line, highlight=False)
 
 
 class Watch:
-    """The progress line of running workers, read off their board while the context is open.
+    """The progress line of running workers while the context is open; remembers live streams alone.
 
     Args:
-        pipeline: theirs.
+        running: the workers.
         config: the run.
         console: where the line goes.
         log: told the same.
     """
 
-    def __init__(self, pipeline: Pipeline, config: Config, console: Console, log: Log):
-        self.pipeline, self.board, self.log = pipeline, pipeline.board, log
+    def __init__(self, running: Running, config: Config, console: Console, log: Log):
+        self.running, self.pipeline, self.log = running, running.pipeline, log
         self.line = ProgressLine(config.model.name, config.stream.count, config.stream.chunks, console)
-        self._told: dict[int, int] = {}
+        self._shown: dict[int, int] = {}
+        """Chunks that were shown of every live stream."""
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
 
     def __enter__(self) -> Watch:
         self.line.__enter__()
+        self.pipeline.observers.append(self._ended)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
-        self._look()
+        self.pipeline.observers.remove(self._ended)
         self.line.__exit__()
 
     def _watch(self) -> None:
         while not self._done.wait(WATCH_S):
-            self._look()
+            with suppress(RuntimeError):  # the store may be gone with a worker; that is told elsewhere
+                self._look()
 
     def _look(self) -> None:
-        with suppress(RuntimeError):  # the store may be gone with a worker; that is told elsewhere
-            streams = [stream for stream in self.pipeline.known if self._told.get(stream) != -1]
-            found = {stream: self.pipeline.progress(stream) for stream in streams}
-            if not self._told and not any(found.values()):
-                loading = [self.board.told(f"loading/{i}") for i in range(self.board.workers)]
-                loaded = sum(bool(self.board.told(f"loaded/{i}")) for i in range(self.board.workers))
-                parts = ", ".join(f"{i}: {what}" for i, what in enumerate(loading) if what)
-                self.line.show(f"loading, {loaded} of {self.board.workers} workers ready  ({parts})")
-            for stream, at in found.items():
-                if at and at["chunks"] > self._told.get(stream, 0):
-                    self._told[stream] = at["chunks"]
-                    self.line(stream, Progress(**at))
-                    self.log.chunk(stream, Progress(**at))
-                elif self.pipeline.ended(stream):
-                    self._told[stream] = -1  # nothing more to ask
+        if not self.running.begun:
+            health = self.running.health()
+            parts = ", ".join(f"{one.worker}: {one.at}" for one in health if not one.loaded)
+            self.line.show(f"{sum(one.loaded for one in health)} of {len(health)} workers ready  ({parts})")
+            return
+        live = [order.stream for order in self.pipeline.streams]
+        self._shown = {stream: self._shown.get(stream, 0) for stream in live}
+        for stream in live:
+            self._show(stream, self.pipeline.progress(stream))
+
+    def _show(self, stream: int, at: dict | None) -> None:
+        if at and at["chunks"] > self._shown.get(stream, 0):
+            self._shown[stream] = at["chunks"]
+            self.line(stream, Progress(**at))
+            self.log.chunk(stream, Progress(**at))
+
+    def _ended(self, stream: int, report: dict) -> None:
+        """A stream's last chunks may be fewer than a look apart from its end."""
+        self._show(stream, self.pipeline.progress(stream))
+        self._shown.pop(stream, None)
+
+
+class Ended:
+    """Tells of streams as they end: one line for each that ended by a fault, and, where streams come and go by orders,
+    one for each in `streams.jsonl`.
+
+    Args:
+        config: the run.
+
+    Attributes:
+        totals: of all streams so far.
+    """
+
+    def __init__(self, config: Config):
+        self._ordered, self._path = config.control is not None, Path(config.output_dir) / "streams.jsonl"
+        self.totals = {"streams": 0, "ended_by_faults": 0, "chunks": 0, "frames": 0}
+
+    def __call__(self, stream: int, report: dict) -> None:
+        error = report.get("error")
+        self.totals["streams"] += 1
+        self.totals["ended_by_faults"] += error is not None
+        for name in ("chunks", "frames"):
+            self.totals[name] += report[name]
+        if not self._ordered:
+            return  # the run's own: told in its report, and by its exit code
+        if error:
+            log.warning("stream %s ended: %s", report["stream"], error["line"])
+        with self._path.open("a") as lines:
+            lines.write(json.dumps(report) + "\n")

@@ -11,51 +11,41 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ray
 import torch
 import torch.distributed as dist
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from rich.console import Console
 
 from conf.errors import UserError
 from conf.schema import Config, DeviceConfig
-from launch import control
-from launch.log import Log
+from launch.local import descriptor
 from launch.meeting import Meeting, attend
-from launch.progress import Watch
 from launch.signals import signals_kept
-from parallel.builders import build
 from parallel.placement import place
 from parallel.plan import Plan
-from runtime.board import Abandoned, Board, PeerLost
-from runtime.pipeline import Pipeline, results
+from runtime.board import Board
 from runtime.process import over_network, run_worker
-from runtime.workload import describe
-
-POLL_S = 0.2
-GRACE_S = 10.0
-"""How long the survivors of a failure may take to finish their files."""
+from runtime.reasons import Reason
+from runtime.running import POLL_S, Running, Start
 
 
 @ray.remote(max_restarts=0)
 class WorkerActor:
     """A worker of a plan, in a process of its own."""
 
-    def run(self, plan, index: int, config: Config, address: tuple[str, int], stdin: tuple[str, int] | None) -> Any:
-        """Be worker `index` until every stream has ended; returns its part of the report, or what went wrong."""
+    def run(self, plan, index: int, config: Config, address: tuple[str, int], stdin: tuple[str, int] | None) -> None:
+        """Be worker `index` until every stream has ended."""
         store, device = _store_at(address, config), _gpu(config)
         stream = (
             socket.create_connection(stdin).makefile("rb") if stdin and index == plan.group(plan.encode)[0] else None
         )
-        try:
-            board, connect = Board(store, index, plan.processes), over_network(plan, index, config, store)
-            result = run_worker(plan, index, config, board, Path(config.output_dir), connect, device, stdin=stream)
-            return result | {"node": ray.get_runtime_context().get_node_id()}
-        except (UserError, PeerLost, Abandoned) as error:
-            return error
+        board, connect = Board(store, index, plan.processes), over_network(plan, index, config, store)
+        node = ray.get_runtime_context().get_node_id()
+        with contextlib.suppress(Exception):  # told on the board, with its traceback
+            run_worker(plan, index, config, board, Path(config.output_dir), connect, device, stream, node=node)
 
 
 @ray.remote(max_restarts=0)
@@ -211,91 +201,80 @@ def actors(kind: Any, plan: Plan, config: Config) -> Iterator[list[Any]]:
         remove_placement_group(group)
 
 
-def _feed(listener: socket.socket) -> None:
-    """Standard input of this process to whoever connects: actors have none of their own."""
-    connection, _ = listener.accept()
-    with connection, contextlib.suppress(OSError):
-        while block := os.read(sys.stdin.fileno(), 65536):
-            connection.sendall(block)
+def _feed(listener: socket.socket, stream: BinaryIO | None) -> None:
+    """What live sources read, to whoever connects: actors have no standard input of their own."""
+    reading = descriptor(stream or sys.stdin.buffer)
+    with contextlib.suppress(OSError):  # the listener was closed: nobody needs it any more
+        connection, _ = listener.accept()
+        with connection:
+            while block := os.read(reading, 65536):
+                connection.sendall(block)
 
 
-def stream(config: Config, begin, console: Console, stop: threading.Event, log: Log) -> tuple[list[dict], list[dict]]:
-    """Run a plan on Ray.
-
-    Args:
-        config: the run.
-        begin: makes the output folder; called once all workers have loaded.
-        console, log: where progress goes.
-        stop: ends the streams when set.
-
-    Returns:
-        Every worker's and every stream's part of the report.
-
-    Raises:
-        UserError: a worker could not load or open something.
-        PeerLost: a worker died; names it.
-    """
-    plan = build(config.plan, describe(config))
+def launched(start: Start) -> Running:
+    """The workers of a run as actors, not started yet; Ray itself is."""
+    config = start.config
     config.output_dir = str(Path(config.output_dir).absolute())
     with contextlib.ExitStack() as stack:
-        host = stack.enter_context(cluster(config))
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        board = Board(store, -1, plan.processes)
-        pipeline = Pipeline(board, plan, config)
-        control.begin(pipeline, config)
+        running = RayRun(start, stack.enter_context(cluster(config)))
+        start.first(running.pipeline)
+        running.held = stack.pop_all()
+    return running
+
+
+class RayRun(Running):
+    """A plan's workers as Ray actors.
+
+    Args:
+        start: what to run.
+        host: this machine's address, as the cluster knows it.
+
+    Attributes:
+        held: what is let go of at the end, the cluster last.
+    """
+
+    def __init__(self, start: Start, host: str):
+        super().__init__(start.plan, start.config, dist.TCPStore(host, 0, is_master=True, wait_for_workers=False))
+        self.held = contextlib.ExitStack()
+        self._start, self._host = start, host
+        self._actors: list[Any] = []
+        self._running: list[ray.ObjectRef] = []
+        self._nodes: dict[str, int] = {}
+
+    def _launch(self) -> None:
         stdin = None
-        if "-" in (config.source.audio, config.source.actions):
-            listener = stack.enter_context(socket.create_server((host, 0)))
-            threading.Thread(target=_feed, args=(listener,), daemon=True).start()
+        if self._start.live:
+            listener = self.held.enter_context(socket.create_server((self._host, 0)))
+            threading.Thread(target=_feed, args=(listener, self._start.stdin), daemon=True).start()
             stdin = listener.getsockname()[:2]
-        with actors(WorkerActor, plan, config) as placed:
-            running = {
-                actor.run.remote(plan, index, config, (host, store.port), stdin): index
-                for index, actor in enumerate(placed)
-            }
-            with Watch(pipeline, config, console, log):
-                workers = _collect(running, pipeline, begin, stop, plan)
-        numbers = {node["NodeID"]: number for number, node in enumerate(nodes())}
-        workers = [worker | {"node": numbers.get(worker["node"], -1)} for worker in workers]
-        pipeline.leave()
-        return workers, results(pipeline)
+        self._nodes = {node["NodeID"]: number for number, node in enumerate(nodes())}
+        self._actors = self.held.enter_context(actors(WorkerActor, self.plan, self.config))
+        self._running = [
+            actor.run.remote(self.plan, index, self.config, (self._host, self.store.port), stdin)
+            for index, actor in enumerate(self._actors)
+        ]
 
+    def _gone(self, index: int) -> str | None:
+        done, _ = ray.wait([self._running[index]], timeout=0)
+        if not done:
+            return None
+        try:
+            ray.get(self._running[index])
+        except ray.exceptions.RayTaskError as error:
+            # Raised by what is round the worker: its own failures it tells itself.
+            self._fail(Reason.of(error.cause, f"worker {self.plan.members[index]}, starting"), index)
+        except ray.exceptions.RayError:
+            return "its process ended"
+        return "its actor ended"
 
-def _collect(running: dict, pipeline: Pipeline, begin, stop: threading.Event, plan: Plan) -> list[dict]:
-    """Wait for every process; the first failure ends the run, once the survivors have finished their files."""
-    board = pipeline.board
-    results: dict[int, Any] = {}
-    begun = stopped = False
-    while running:
-        if not begun and all(board.told(f"loaded/{i}") for i in range(plan.processes)):
-            begin()
-            board.tell("begun")
-            begun = True
-        if stop.is_set() and not stopped:
-            pipeline.stop()
-            stopped = True
-        done, _ = ray.wait(list(running), timeout=POLL_S)
-        for reference in done:
-            index = running.pop(reference)
-            try:
-                results[index] = ray.get(reference)
-            except ray.exceptions.RayError:
-                gone = f"worker {plan.members[index]} is lost (its process ended)"
-                results[index] = PeerLost(board.first("lost", [-1, gone])[1])
-                board.first("failed", str(results[index]))
-            if isinstance(results[index], Exception):
-                ray.wait(list(running), num_returns=len(running), timeout=GRACE_S) if running else None
-                for other, place in running.items():
-                    with contextlib.suppress(ray.exceptions.RayError):
-                        results[place] = ray.get(other, timeout=0.1)
-                raise _worst(list(results.values()), board)
-    return [results[i] for i in range(plan.processes)]
+    def _look(self) -> None:
+        super()._look()
+        for report in self._reports.values():
+            report["node"] = self._nodes.get(report["node"], report["node"])
 
+    def _end(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
 
-def _worst(results: list[Any], board: Board) -> Exception:
-    """The failure to tell: what the user can mend, before who was lost."""
-    for result in results:
-        if isinstance(result, UserError):
-            return result
-    told = board.told("lost")
-    return PeerLost(told[1] if told else str(next(r for r in results if isinstance(r, Exception))))
+    def _release(self) -> None:
+        self.held.close()

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # The imports below take seconds: Ctrl-C ends them at once, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import logging
 import sys
-import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +22,42 @@ from rich.console import Console
 from conf import disk
 from conf.errors import UserError
 from conf.schema import Config
-from launch import control, planning, torchrun
-from launch.cli import run
+from launch import control, planning, running, torchrun
+from launch.cli import EXIT_USER_ERROR, run
 from launch.log import Log, log_of
-from launch.progress import ProgressLine, Watch
-from launch.signals import stop_event
+from launch.progress import Ended, ProgressLine, Watch
+from launch.running import output_folder
+from launch.signals import Stop, give_up, listening
 from parallel import capability
-from parallel.builders import build
 from runtime import timeline_png
 from runtime.board import Abandoned, PeerLost
-from runtime.local import LocalRun
-from runtime.pipeline import results
-from runtime.process import stop_when
+from runtime.pipeline import Pipeline, results
+from runtime.reasons import Reason
 from runtime.report import assemble, write_json
 from runtime.run import SequentialRun
+from runtime.running import Stopped, WorkerFailed
 from runtime.trace import join_traces
-from runtime.workload import describe
 
-EXIT_LOST = 3
+EXIT_FAULT = 1
 
-Results = tuple[list[dict[str, Any]], list[dict[str, Any]]]
-"""Every worker's part of the report, and every stream's."""
-
-
-def _folder(config: Config) -> Path:
-    folder = Path(config.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"output_dir={folder}", f"cannot be made ({error.strerror})", "give a folder you may write to"
-        ) from error
-    return folder
+Results = tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int] | None]
+"""Every worker's part of the report, every stream's, and the totals of streams that came and went."""
 
 
 def _begin(config: Config, resolved: str, console: Console, log: Log) -> Path:
     """The output folder, made once everything is loaded."""
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise, not pictures", style="yellow")
-    folder = _folder(config)
+    folder = output_folder(config)
     disk.write_text(f"output_dir={folder}", folder / "config.yaml", resolved)
     log.begin(folder)
     return folder
 
 
-def _sequential(config: Config, resolved: str, console: Console, stop: threading.Event, log: Log) -> Results:
+def _sequential(config: Config, resolved: str, console: Console, stop: Stop, log: Log) -> Results:
     """The oracle, one stream after the other."""
     engine = SequentialRun(config, stop)
+    stop.then()
     folder = _begin(config, resolved, console, log)
     streams, worker, traces = [], {}, []
     for index in range(config.stream.count):
@@ -72,29 +69,28 @@ def _sequential(config: Config, resolved: str, console: Console, stop: threading
         found, worker = running.report()
         streams.append(found)
         traces += worker["traces"]
-    return [worker | {"traces": traces}], streams
+    return [worker | {"traces": traces}], streams, None
 
 
-def _local(config: Config, resolved: str, console: Console, stop: threading.Event, log: Log) -> Results:
-    """Any plan, its workers as threads of this process."""
-    plan, folder = build(config.plan, describe(config)), Path(config.output_dir)
-    engine = LocalRun(plan, config, folder)
-    control.begin(engine.pipeline, config)
-    stop_when(stop, engine.pipeline.stop)
-    with Watch(engine.pipeline, config, console, log):
-        engine.start(lambda: _begin(config, resolved, console, log))
+def _running(config: Config, resolved: str, console: Console, stop: Stop, log: Log) -> Results | None:
+    """Any plan under any launcher; None where another process of the run tells its results."""
+    ended = Ended(config)
+
+    def first(pipeline: Pipeline) -> None:
+        pipeline.observers.append(ended)
+        control.begin(pipeline, config)
+
+    with ExitStack() as stack:
+        engine = stack.enter_context(
+            running.start(config, begin=lambda: _begin(config, resolved, console, log), first=first)
+        )
+        stop.then(engine.interrupt)
+        if engine.leads:
+            stack.enter_context(Watch(engine, config, console, log))
         workers = engine.wait()
-    return workers, results(engine.pipeline)
-
-
-def _torchrun(config: Config, resolved: str, console: Console, stop: threading.Event, log: Log) -> Results | None:
-    return torchrun.stream(config, lambda: _begin(config, resolved, console, log), console, stop, log)
-
-
-def _ray(config: Config, resolved: str, console: Console, stop: threading.Event, log: Log) -> Results:
-    from launch import ray  # a heavy import that other launchers do without
-
-    return ray.stream(config, lambda: _begin(config, resolved, console, log), console, stop, log)
+    if not engine.leads:
+        return None
+    return workers, results(engine.pipeline), ended.totals
 
 
 def _timeline(config: Config, folder: Path) -> None:
@@ -103,8 +99,10 @@ def _timeline(config: Config, folder: Path) -> None:
     print(f"timeline: {config.sink.timeline}")
 
 
-def stream(config: Config, resolved: str) -> None:
+def stream(config: Config, resolved: str, stop: Stop) -> None:
     """Run every stream of a configuration and say where the results are."""
+    if stop.is_set():
+        return  # the jobs of a multirun before this one were stopped
     console = Console(stderr=True)
     capability.check(config.model.context)
     given, config = config, torchrun.sized(config) if config.launcher.name == "torchrun" else config
@@ -112,23 +110,41 @@ def stream(config: Config, resolved: str) -> None:
     if config is not given:
         resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
     log = log_of(config)
-    alone = config.plan.name == "sequential" and config.plan.sequence_parallel == 1
-    alone &= config.device.kind != "emulated"
-    local = _sequential if alone else _local
-    engine = {"local": local, "torchrun": _torchrun, "ray": _ray}[config.launcher.name]
-    with stop_event() as stop:
-        try:
-            found = engine(config, resolved, console, stop, log)
-        except PeerLost as lost:
-            print(f"error: {lost}", file=sys.stderr)
-            raise SystemExit(EXIT_LOST) from None
-        except Abandoned:
-            raise SystemExit(EXIT_LOST) from None  # whoever failed has said why
-    if found is None:
-        return
-    workers, streams = found
+    alone = config.launcher.name == "local" and config.plan.name == "sequential" and config.plan.sequence_parallel == 1
+    alone &= config.device.kind != "emulated" and config.control is None
+    found = _outcome(partial(_sequential if alone else _running, config, resolved, console, stop, log))
+    if found is not None:
+        _tell(config, log, *found)
+
+
+def _outcome(engine: Callable[[], Results | None]) -> Results | None:
+    """What an engine returns, or the end of this process with one line and an exit code of its own."""
+    try:
+        return engine()
+    except Stopped:
+        give_up(torchrun.speaks())
+    except UserError as error:
+        if torchrun.speaks():
+            raise
+        # This rank's alone: mistakes that all ranks make are found before workers load.
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
+    except PeerLost as lost:
+        print(f"error: {lost}", file=sys.stderr)
+        raise SystemExit(EXIT_FAULT) from None
+    except WorkerFailed as failed:
+        print(f"{failed.traceback}error: {failed}", file=sys.stderr)
+        raise SystemExit(EXIT_FAULT) from None
+    except Abandoned:
+        raise SystemExit(EXIT_FAULT) from None  # whoever failed has said why
+
+
+def _tell(config: Config, log: Log, workers: list[dict], streams: list[dict], totals: dict | None) -> None:
+    """Write the report, say where the results are, and end the process with the exit code of the run's own streams."""
     folder = Path(config.output_dir)
     report = assemble(config, workers, streams)
+    if config.control is not None:
+        report["totals"] = totals
     write_json(folder / "report.json", report)
     print(f"report: {folder / 'report.json'}")
     if trace := join_traces(folder, [packed for worker in workers for packed in worker["traces"]]):
@@ -140,12 +156,19 @@ def stream(config: Config, resolved: str) -> None:
     if config.sink.timeline:
         _timeline(config, folder)
     log.finish(report)
+    faults = [Reason.from_dict(entry["error"]) for entry in streams if "error" in entry and config.control is None]
+    for reason in faults:
+        print(f"error: {reason.error()}", file=sys.stderr)
+    if faults:
+        raise SystemExit(EXIT_USER_ERROR if all(reason.user for reason in faults) else EXIT_FAULT)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    return run("stream", Config, stream, argv, prepare=torchrun.agree, speaks=torchrun.speaks())
+    with listening(**torchrun.hearing()) as stop:
+        job = partial(stream, stop=stop)
+        return run("stream", Config, job, argv, prepare=torchrun.agree, speaks=torchrun.speaks())
 
 
 if __name__ == "__main__":

@@ -9,34 +9,30 @@ import os
 import platform
 import re
 import threading
+import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
-from rich.console import Console
 
 from conf.errors import UserError
 from conf.schema import Config
-from launch import control
-from launch.log import Log
-from launch.progress import Watch
-from parallel.builders import build
+from parallel.channels import ChannelError, Failure, Inbox
 from parallel.placement import place
 from parallel.plan import Plan
-from runtime.board import Board, PeerLost
-from runtime.orders import Stop
-from runtime.pipeline import Pipeline, results
-from runtime.process import over_network, run_worker, stop_when
-from runtime.workload import describe
+from runtime.board import Abandoned, Board, PeerLost
+from runtime.process import over_network, run_worker
+from runtime.reasons import Reason
+from runtime.running import DRIVER, POLL_S, STOPPED, Running, Start, Stopped
 
 RENDEZVOUS_S = 300.0
+TELL_S = 2.0
+"""How long the first rank waits for the others to hear that the run was given up."""
 
 
 def meeting_point(timeout_s: float) -> tuple[dist.Store, int, int]:
@@ -104,6 +100,13 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def hearing() -> dict[str, float]:
+    """How a process hears signals (see `launch.signals.Stop`): under torchrun a rank tells the others of one that comes
+    while they still meet, and torchrun itself passes on what the terminal has sent to all.
+    """
+    return {"patience_s": 8.0, "echo_s": 1.0} if "TORCHELASTIC_RUN_ID" in os.environ else {}
+
+
 def agree(config: DictConfig) -> None:
     """Give all ranks rank 0's output folder: its default holds the time of day."""
     if config.launcher.name != "torchrun":
@@ -135,48 +138,108 @@ def sized(config: Config) -> Config:
     return replace(config, plan=replace(config.plan, workers=workers))
 
 
-def stream(
-    config: Config, begin, console: Console, stop: threading.Event, log: Log
-) -> tuple[list[dict], list[dict]] | None:
-    """Run this rank's worker.
-
-    Args:
-        config: the run.
-        begin: makes the output folder; called on one rank, once all have loaded.
-        console, stop, log: as everywhere.
-
-    Returns:
-        On rank 0 every worker's and every stream's part of the report; None elsewhere.
-    """
+def launched(start: Start) -> Running:
+    """This rank's worker, not started yet; on the first rank with the pipeline of all."""
     store, rank, world = rendezvous()
-    plan, first = build(config.plan, describe(config)), rank == 0
     nodes = nodes_of(store, rank, world)
     # A plan for unequal devices says which of them each process is for; rank i is device i.
-    ranks = list(config.plan.devices or place(plan, [number for number, _ in nodes]))
-    index = ranks.index(rank)
-    board = Board(store, index, world)
-    stop_when(stop, lambda: board.order(Stop()))
-    if first:
-        pipeline = Pipeline(board, plan, config)
+    ranks = list(start.config.plan.devices or place(start.plan, [number for number, _ in nodes]))
+    running = TorchrunRun(start, store, rank, [nodes[r] for r in ranks], ranks)
+    board = Board(store, running.index, world)
+    if running.leads:
         try:
-            control.begin(pipeline, config)
+            start.first(running.pipeline)
         except UserError as error:
-            board.tell("failed", str(error))
+            board.first("failed", {"process": running.index} | Reason.of(error).to_dict())
             raise
     board.tell(f"ordered/{rank}")
     board.wait("ordered/0", RENDEZVOUS_S)
-    with Watch(pipeline, config, console, log) if first else nullcontext():
+    return running
+
+
+class TorchrunRun(Running):
+    """One rank's worker, on a thread. The first rank watches over the others, too; these follow it to the end.
+
+    torchrun's own process sees who dies and ends all ranks, so nobody here does.
+
+    Args:
+        start: what to run.
+        store: that all ranks share.
+        rank: of this process.
+        nodes: number and name of the machine of every process of the plan.
+        ranks: the rank of every process of the plan.
+
+    Attributes:
+        index: this rank's process of the plan.
+    """
+
+    def __init__(self, start: Start, store: dist.Store, rank: int, nodes: list[tuple[int, str]], ranks: list[int]):
+        # A connection of its own: whoever connects with other workers waits on the store's.
+        super().__init__(start.plan, start.config, store.clone(), leads=rank == 0)
+        self._workers_store = store
+        self.index, self._stdin = ranks.index(rank), start.stdin
+        self._nodes, self._inbox = nodes, Inbox()
+        self._failed: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+
+    def _launch(self) -> None:
+        self._thread.start()
+
+    def _work(self) -> None:
+        plan, config, index = self.plan, self.config, self.index
+        store = self._workers_store
         try:
-            result = run_worker(
-                plan, index, config, board, Path(config.output_dir), over_network(plan, index, config, store),
-                device(config), begin=begin if first else None,
+            run_worker(
+                plan, index, config, Board(store, index, plan.processes), Path(config.output_dir),
+                over_network(plan, index, config, store),
+                device(config), self._stdin, self._inbox, self._nodes[index][0],
             )  # fmt: skip
-        except PeerLost as lost:
-            raise PeerLost(with_host(str(lost), plan, [nodes[r][1] for r in ranks])) from lost
-    board.tell(f"result/{index}", result | {"node": nodes[rank][0]})
-    board.meet("finished", config.launcher.timeout_s)
-    if not first:
-        return None
-    workers: list[dict[str, Any]] = [board.told(f"result/{i}") for i in range(world)]
-    pipeline.leave()
-    return workers, results(pipeline)
+        except Exception as error:
+            self._failed = error
+        self._wake.set()
+
+    def _gone(self, index: int) -> str | None:
+        return "its thread ended" if index == self.index and not self._thread.is_alive() else None
+
+    def _until_all_left(self) -> None:
+        if self.leads:
+            super()._until_all_left()
+        else:
+            self._follow()
+
+    def _follow(self) -> None:
+        """Until the first rank says that all is over, or is gone; raises what failed here, or that others failed."""
+        while self._thread.is_alive() or not (self._failed or self._over_for_all()):
+            self._wake.wait(POLL_S)
+            self._wake.clear()
+            told = self.board.told("failed")
+            if told and told["kind"] == STOPPED:
+                self.board.tell(f"left/{self.index}", False)
+                raise Stopped(told["line"])
+        self._left.clear()
+        if self._failed:
+            raise self._named(self._failed)
+
+    def _over_for_all(self) -> bool:
+        """Whether the first rank has all reports, and may have left with the store."""
+        try:
+            return self.board.told("over") is not None
+        except RuntimeError:
+            return True
+
+    def _end(self) -> None:
+        """Give the other ranks time to hear why; each ends its own worker."""
+        self._inbox.put(Failure(self.index, ChannelError(self.index, "the run was ended")))
+        end = time.monotonic() + TELL_S
+        others = self._left - {self.index} if self.leads else set()
+        while not all(self.board.told(f"left/{index}") is not None for index in others) and time.monotonic() < end:
+            time.sleep(POLL_S)
+
+    def _fault(self, reason: Reason, index: int) -> Exception:
+        """Who was the first to fail says so itself; see `launch.stream`."""
+        elsewhere = index not in (self.index, DRIVER)
+        return self._named(Abandoned(reason.line) if elsewhere else self._failed or super()._fault(reason, index))
+
+    def _named(self, error: Exception) -> Exception:
+        hosts = [name for _, name in self._nodes]
+        return PeerLost(with_host(str(error), self.plan, hosts)) if isinstance(error, PeerLost) else error

@@ -6,7 +6,7 @@ A line of JSON for each chunk, appended when the chunk is sampled:
 
 `prompt` is there where one begins with the chunk; `sound` is the 16 kHz mono PCM that was read from the source for it,
 as base64 of 16-bit little-endian samples; `actions` is an index for each video frame. Where the stream ended there is a
-last line `{"end": 40}`: chunks before it were all that was made. A run that is driven by the file makes the same latents.
+last line `{"end": 40}`: chunks before it were all that was made. A run driven by the file makes the same latents.
 """
 
 from __future__ import annotations

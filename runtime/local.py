@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 import torch.distributed as dist
@@ -13,73 +12,67 @@ import torch.distributed as dist
 from conf.schema import Config
 from parallel.channels import ChannelError, Failure, Inbox, LocalChannel
 from parallel.plan import Plan
-from runtime.board import Abandoned, Board
+from runtime.board import Board
 from runtime.group import local_groups
-from runtime.pipeline import Pipeline
 from runtime.process import Ends, credits, run_worker
+from runtime.reasons import Reason
+from runtime.running import Running
 
 
-class LocalRun:
+class LocalRun(Running):
     """A plan's workers as threads of this process.
 
     Args:
         plan, config: what to run.
         folder: for traces.
         stdin: where live sources read; None: standard input.
-
-    Attributes:
-        pipeline: opens and ends streams.
     """
 
     def __init__(self, plan: Plan, config: Config, folder: Path, stdin: BinaryIO | None = None):
-        self.plan, self.config, self.folder, self.stdin = plan, config, folder, stdin
-        self.store = dist.HashStore()
-        self.pipeline = Pipeline(Board(self.store, -1, plan.processes), plan, config)
+        super().__init__(plan, config, dist.HashStore())
+        self.folder, self.stdin = folder, stdin
         self._inboxes: list[Inbox] = [Inbox() for _ in plan.members]
         room, patience = credits(plan, config), config.launcher.timeout_s
         first = {member.worker: index for index, member in reversed(list(enumerate(plan.members)))}
         self._channels = {(a, b): LocalChannel(a, b, self._inboxes[first[b]], room, patience) for a, b in plan.channels}
         self._groups = local_groups(plan, self._inboxes, patience)
-        self._results: dict[int, dict[str, Any]] = {}
-        self._errors: list[Exception] = []
+        self._errors: dict[int, Exception] = {}
         self._threads: list[threading.Thread] = []
 
-    def start(self, begin: Callable[[], None] = lambda: None) -> None:
-        """Start the workers; `begin` is called once all have loaded."""
+    def _launch(self) -> None:
         for index in range(self.plan.processes):
-            thread = threading.Thread(target=self._work, args=(index, begin), name=f"worker-{index}", daemon=True)
+            thread = threading.Thread(target=self._work, args=(index,), name=f"worker-{index}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
-    def wait(self) -> list[dict[str, Any]]:
-        """Wait until the pipeline has been closed and all streams have ended; returns every worker's part of a report.
-
-        Raises:
-            UserError: a source, a weight file or a setting is wrong.
-        """
-        for thread in self._threads:
-            thread.join()
-        if self._errors:
-            raise next((e for e in self._errors if not isinstance(e, Abandoned)), self._errors[0])
-        self.pipeline.leave()
-        return [self._results[i] for i in range(self.plan.processes)]
-
-    def _work(self, index: int, begin: Callable[[], None]) -> None:
+    def _work(self, index: int) -> None:
         def connect(inbox: Inbox, device: torch.device) -> Ends:
             worker, group = self.plan.members[index].worker, self._groups[index]
             return Ends({b: c.sender for (a, b), c in self._channels.items() if a == worker}, group, group.close)
 
         board = Board(self.store, index, self.plan.processes)
         try:
-            self._results[index] = run_worker(
-                self.plan, index, self.config, board, self.folder, connect,
-                stdin=self.stdin, begin=begin if index == 0 else None, inbox=self._inboxes[index],
-            )  # fmt: skip
+            run_worker(
+                self.plan, index, self.config, board, self.folder, connect, stdin=self.stdin, inbox=self._inboxes[index]
+            )
         except Exception as error:
-            self._errors.append(error)
-            self.pipeline.lost(error)
-            board.first("failed", str(error))
-            for group in self._groups:
-                group.abort()
-            for inbox in self._inboxes:
-                inbox.put(Failure(index, ChannelError(index, str(error))))
+            self._errors[index] = error
+            self._break(index, str(error))
+        self._wake.set()
+
+    def _break(self, index: int, why: str) -> None:
+        """Process `index` is gone: what the channels of real processes would notice."""
+        for group in self._groups:
+            group.abort()
+        for inbox in self._inboxes:
+            inbox.put(Failure(index, ChannelError(index, why)))
+
+    def _gone(self, index: int) -> str | None:
+        return None if self._threads[index].is_alive() else "its thread ended"
+
+    def _end(self) -> None:
+        """A thread cannot be ended: it is told, and looks when it has done what it is at."""
+        self._break(-1, "the run was ended")
+
+    def _fault(self, reason: Reason, index: int) -> Exception:
+        return self._errors.get(index) or super()._fault(reason, index)

@@ -5,28 +5,32 @@ thread of one process.
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 
-from conf.errors import UserError
 from conf.schema import Config
 from parallel.channels import ChannelError, Inbox, Sender
 from parallel.p2p import connect_all
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board, OrderReader, PeerLost
 from runtime.group import Group, join_group, run_follower
-from runtime.orders import Open
 from runtime.loading import load_parts
+from runtime.orders import Open
+from runtime.parts import Parts
+from runtime.pulse import Pulse
+from runtime.reasons import Reason
 from runtime.trace import worker_trace
 from runtime.worker import Worker
 
 LOAD_TIMEOUT_S = 3600.0
 """Longest wait for the others to load: a cold disk may need minutes for a 14B model."""
+LOST = PeerLost.__name__
+"""The kind of reason that says who was lost."""
 
 
 class Ends(NamedTuple):
@@ -88,82 +92,125 @@ def run_worker(
     connect: Connect,
     device: torch.device | None = None,
     stdin: BinaryIO | None = None,
-    begin: Callable[[], None] | None = None,
     inbox: Inbox | None = None,
-) -> dict[str, Any]:
-    """Be process `index` of a plan until the pipeline is closed and every stream has ended.
+    node: int | str = 0,
+) -> None:
+    """Be process `index` of a plan until the pipeline is closed and every stream has ended; says on the board how it
+    went: `left/INDEX` is this process's part of the report, or False, and `failed` what failed first in the run.
 
     Args:
         plan, index, config: the run, and who this is.
         board: shared by all processes; orders come from it.
-        folder: for results.
+        folder: for results; made by whoever started the run, once all workers have loaded.
         connect: makes this process's channels.
         device: None: as the configuration says.
         stdin: where live sources read; None: standard input.
-        begin: makes the output folder; called once all workers have loaded, and given to one worker of the run, unless
-            the launcher does it.
         inbox: of this worker; None: a new one.
-
-    Returns:
-        This process's part of the report.
+        node: the machine that this is, for the report.
 
     Raises:
-        UserError: what this worker was to load or open cannot be used.
-        PeerLost: a worker was lost, and this one is the first to see it.
-        Abandoned: another worker failed or saw a failure first, and says so itself.
+        Abandoned: another process failed before this one did.
+        Exception: what went wrong here, and was the first in the run to do so.
     """
-    inbox, member = Inbox() if inbox is None else inbox, plan.members[index]
-    orders = OrderReader(board, inbox)
+    member, left, pulse = plan.members[index], False, Pulse(board, config.launcher.timeout_s)
+    pulse.start()
     try:
-        known = [order for order in orders.orders() if isinstance(order, Open)]
-        parts = load_parts(
-            plan,
-            member.worker,
-            config,
-            known,
-            device,
-            stdin,
-            lambda what: board.tell(f"loading/{index}", what),
-            member.rank,
-        )
-        board.meet("loaded", LOAD_TIMEOUT_S)
-        if begin is not None:
-            begin()
-            board.tell("begun")
-        board.wait("begun", LOAD_TIMEOUT_S)
+        inbox = Inbox() if inbox is None else inbox
+        job = Job(plan, index, config, board, folder, inbox, OrderReader(board, inbox), pulse)
+        parts = job.load(device, stdin)
+        job.meet()
+        left = job.run(parts, connect) | {"node": node}
+    except Exception as error:
+        reason = _reason(error, f"worker {member}, {pulse.look().at}")
+        with suppress(RuntimeError):  # the store is gone: nobody else is there to have failed first
+            first = board.first("failed", {"process": index} | reason.to_dict())
+            if first["process"] != index:
+                raise Abandoned(first["line"]) from error
+        if isinstance(error, ChannelError):
+            raise PeerLost(str(error)) from error
+        raise
+    finally:
+        pulse.close()
+        with suppress(RuntimeError):
+            board.tell(f"left/{index}", left)
+
+
+def _reason(error: Exception, where: str) -> Reason:
+    """Why a process ends. Who was lost is told in its line, not by a traceback."""
+    return Reason(str(error), LOST, where) if isinstance(error, PeerLost | ChannelError) else Reason.of(error, where)
+
+
+class Job(NamedTuple):
+    """What a process of a plan has to do; the arguments are `run_worker`'s."""
+
+    plan: Plan
+    index: int
+    config: Config
+    board: Board
+    folder: Path
+    inbox: Inbox
+    orders: OrderReader
+    pulse: Pulse
+
+    def load(self, device: torch.device | None, stdin: BinaryIO | None) -> Parts:
+        """Load what this process holds. Between two parts it looks whether that is still wanted.
+
+        Raises:
+            Abandoned: another process failed meanwhile, or the run was given up.
+            UserError: what was to be loaded or opened cannot be used.
+        """
+
+        def progress(what: str) -> None:
+            if told := self.board.told("failed"):
+                raise Abandoned(told["line"])
+            self.pulse.at(f"loading {what}")
+
+        # The run's own streams are looked at before weights load. One that was ordered costs nobody else anything.
+        own = self.config.control is None
+        known = [order for order in self.orders.orders() if own and isinstance(order, Open)]
+        member = self.plan.members[self.index]
+        parts = load_parts(self.plan, member.worker, self.config, known, device, stdin, progress, member.rank)
+        self.pulse.at("waiting for the others to load")
+        return parts
+
+    def meet(self) -> None:
+        """Wait until all have loaded and the output folder has been made."""
+        self.board.tell(f"loaded/{self.index}")
+        self.board.wait("begun", LOAD_TIMEOUT_S)
         # What was loaded stays: the collector need not look at it again, in the middle of a chunk.
         gc.collect()
         gc.freeze()
-    except UserError as error:
-        board.tell("failed", str(error))
-        raise
-    try:
-        ends = connect(inbox, parts.device)
-        ends.group.share(parts.denoisers)
-        blocks = parts.blocks(plan, member.worker)
-        with worker_trace(folder, index, str(member), config.sink.trace) as trace:
-            if member.rank:
-                result = run_follower(ends.group, parts, blocks, inbox, trace)
-            else:
-                orders.start()
-                blocks = ends.group.lead(blocks)
-                result = Worker(plan, member.worker, config, parts, blocks, ends.senders, inbox, trace, board).run()
-        ends.close()
-        return result
-    except (PeerLost, ChannelError) as error:
-        teller, line = board.first("lost", [index, str(error)])
-        raise (PeerLost if teller == index else Abandoned)(line) from error
-    finally:
-        orders.close()
 
-
-def stop_when(stop: threading.Event, act: Callable[[], None]) -> threading.Thread:
-    """Call `act` once `stop` is set, from a thread of its own."""
-
-    def wait() -> None:
-        stop.wait()
-        act()
-
-    thread = threading.Thread(target=wait, name="stop", daemon=True)
-    thread.start()
-    return thread
+    def run(self, parts: Parts, connect: Connect) -> dict[str, Any]:
+        """Connect with the others and work; returns this process's part of the report."""
+        self.pulse.at("connecting")
+        member = self.plan.members[self.index]
+        try:
+            ends = connect(self.inbox, parts.device)
+            ends.group.share(parts.denoisers)
+            blocks = parts.blocks(self.plan, member.worker)
+            with worker_trace(self.folder, self.index, str(member), self.config.sink.trace) as trace:
+                if member.rank:
+                    self.pulse.at("following")
+                    report = run_follower(ends.group, parts, blocks, self.inbox, trace)
+                else:
+                    self.orders.start()
+                    blocks = ends.group.lead(blocks)
+                    worker = Worker(
+                        self.plan,
+                        member.worker,
+                        self.config,
+                        parts,
+                        blocks,
+                        ends.senders,
+                        self.inbox,
+                        trace,
+                        self.board,
+                    )
+                    self.pulse.look = worker.look
+                    report = worker.run()
+            self.pulse.at("closing")
+            ends.close()
+            return report
+        finally:
+            self.orders.close()

@@ -1,4 +1,4 @@
-"""A worker's pulse: what it is at and for how long, told on the board now and then by a thread that does nothing else.
+"""A process's pulse: what it is at and for how long, told on the board now and then by a thread that does nothing else.
 
 Who waits for a chunk can then tell a worker that is slow from one that is stuck or gone.
 """
@@ -6,63 +6,73 @@ Who waits for a chunk can then tell a worker that is slow from one that is stuck
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from runtime.board import Board
 
+PULSE_S = 1.0
+"""Between two beats, at most; a short timeout has BEATS of them."""
 BEATS = 4
-"""Beats per timeout."""
-LONGEST_S = 5.0
-"""Between two beats, at most."""
-
-
-WAITING = "waiting"
 
 
 class Doing(NamedTuple):
-    """What a worker is at.
+    """What a process is at; moments are of `time.perf_counter`.
 
     Attributes:
-        at: the pass that it has been at the longest, in words; WAITING: none.
-        at_s: for how many seconds.
-        moved_s: seconds since something came in or was done there.
+        at: the pass that it has been at the longest, or what it came to last, in words.
+        since: when it came to that.
+        moved: when something came in or was done there last.
+        busy: whether it is at a pass.
     """
 
     at: str
-    at_s: float
-    moved_s: float
+    since: float
+    moved: float
+    busy: bool = False
 
 
 class Pulse(threading.Thread):
-    """Tells what a worker is at.
+    """Says on the board, again and again, that a process lives and what it is at.
 
     Args:
-        board: where.
+        board: of the process.
         timeout_s: after which a stream of which nothing moves is looked into.
-        doing: what this process is at.
+
+    Attributes:
+        look: asked each time.
     """
 
-    def __init__(self, board: Board, timeout_s: float, doing: Callable[[], Doing]):
+    def __init__(self, board: Board, timeout_s: float):
         super().__init__(name="pulse", daemon=True)
-        self._board, self._key, self._doing = board, key(board.index), doing
-        self._every_s = min(LONGEST_S, timeout_s / BEATS)
-        self._closed = threading.Event()
-        self._beats = 0
+        self._board, self._beats, self._over = board, 0, threading.Event()
+        self._every_s = min(PULSE_S, timeout_s / BEATS)
+        self.look: Callable[[], Doing]
+        self.at("starting")
+
+    def at(self, what: str) -> None:
+        """The process has come to `what`, and says so at once."""
+        now = time.perf_counter()
+        self.look = lambda: Doing(what, now, now)
+        self._tell()
 
     def run(self) -> None:
-        while not self._closed.wait(self._every_s):
-            self._beats += 1
-            try:
-                self._board.tell(self._key, {"beats": self._beats} | self._doing()._asdict())
-            except RuntimeError:
-                return  # the store is gone, and with it whoever would read this
+        with suppress(RuntimeError):  # the store is gone, and with it whoever listened
+            while not self._over.wait(self._every_s):
+                self._tell()
 
     def close(self) -> None:
-        """Stop, and wait until the thread has ended."""
-        self._closed.set()
-        if self.is_alive():
-            self.join()
+        """Say no more. A daemon thread that returns from C++ into a dying interpreter may abort it: end it before."""
+        self._over.set()
+        self.join()
+
+    def _tell(self) -> None:
+        doing, now = self.look(), time.perf_counter()
+        self._beats += 1
+        told = {"beats": self._beats, "at": doing.at, "at_s": now - doing.since, "moved_s": now - doing.moved}
+        self._board.tell(key(self._board.index), told | {"busy": doing.busy})
 
 
 def key(process: int) -> str:
@@ -86,8 +96,8 @@ class Watch:
         """The last beat of each worker that differed from the one before, and when it was seen."""
         self._named: dict[int, str] = {}
 
-    def slow(self) -> dict[int, Doing]:
-        """Every worker that is alive and has been at one pass for long, and what it is at.
+    def slow(self) -> dict[int, tuple[str, float]]:
+        """Every worker that is alive and has been at one pass for long: (the pass in words, seconds so far).
 
         Empty if there is none: then what is waited for is stuck, and will not come.
         """
@@ -100,12 +110,12 @@ class Watch:
             if pulse["beats"] != beats:
                 since = now
                 self._seen[worker] = pulse["beats"], now
-            doing = Doing(pulse["at"], pulse["at_s"] + now - since, pulse["moved_s"])
-            if now - since <= self._limit_s and doing.at != WAITING and doing.at_s >= self._limit_s / 2:
-                found[worker] = doing
+            at_s = pulse["at_s"] + now - since
+            if now - since <= self._limit_s and pulse["busy"] and at_s >= self._limit_s / 2:
+                found[worker] = pulse["at"], at_s
         return found
 
-    def news(self, slow: dict[int, Doing]) -> dict[int, Doing]:
+    def news(self, slow: dict[int, tuple[str, float]]) -> dict[int, tuple[str, float]]:
         """Those of `slow` that were not in it the last time, or were at something else."""
-        known, self._named = self._named, {worker: doing.at for worker, doing in slow.items()}
-        return {worker: doing for worker, doing in slow.items() if known.get(worker) != doing.at}
+        known, self._named = self._named, {worker: at for worker, (at, _) in slow.items()}
+        return {worker: found for worker, found in slow.items() if known.get(worker) != found[0]}

@@ -1,7 +1,7 @@
 """Writing states beside the work: a thread of each worker puts snapshots on disk, and one makes each state whole.
 
 A mark cuts every bank, decoder and output of a stream at its own moment, and each cut is a *part*: a name and tensors
-that nothing changes any more. The mark goes on at once; the part is written here, and what came of it is told on the board.
+that nothing changes any more. The mark goes on at once; the part is written here, and the board is told what came of it.
 Where the mark ends, all parts are awaited, and the state is renamed into place or removed.
 """
 

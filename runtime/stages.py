@@ -51,7 +51,7 @@ class StageThread(threading.Thread):
         super().__init__(name=name, daemon=True)
         self.work, self.deliver, self.guard, self.turn = work, deliver, guard, turn or nullcontext
         self.at: tuple[Pass, float] | None = None
-        """The pass that is being worked on, and since when, in seconds of `time.monotonic`."""
+        """The pass that is being worked on, and since when, in seconds of `time.perf_counter`."""
         self._items: queue.SimpleQueue[tuple[Pass, Message] | None] = queue.SimpleQueue()
 
     def put(self, item: Pass, message: Message) -> None:
@@ -69,7 +69,7 @@ class StageThread(threading.Thread):
             item, message = taken
             try:
                 with self.turn():
-                    self.at = item, time.monotonic()
+                    self.at = item, time.perf_counter()
                     with self.guard(item.stream, f"{self.name} of chunk {item.chunk}"):
                         self.guard.mark(message)
                         message = self.work(item, message)

@@ -152,7 +152,7 @@ class Tail:
                 output.close()
 
     def doing(self) -> list[tuple[Pass, float]]:
-        """Passes that the stages are at, and since when, in seconds of `time.monotonic`."""
+        """Passes that the stages are at, and since when, in seconds of `time.perf_counter`."""
         threads = (*self.shared.values(), *list(self.own.values()))
         return [at for thread in threads if (at := thread.at) is not None]
 

@@ -6,7 +6,7 @@ take effect between two passes and never wait for a chunk. What is not computing
 (`runtime.head`), the last stages and files (`runtime.tail`), states (`runtime.saving`).
 
 Whatever is done for a stream is guarded (`runtime.guard`): a stream that fails, or is cancelled, goes its way hollow.
-Its messages have no tensors, its passes cost nothing, and its end closes everything in good order behind its last chunk.
+Its messages have no tensors, its passes cost nothing, and its end closes everything in order behind its last chunk.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from runtime.guard import Guard
 from runtime.head import Entry, Head, Opened
 from runtime.orders import Cancel, Close, Open, Order, Prompt, Status
 from runtime.parts import Parts
-from runtime.pulse import WAITING, Doing, Pulse, Watch
+from runtime.pulse import Doing, Watch
 from runtime.report import worker_report
 from runtime.saving import Saver
 from runtime.stages import Performed
@@ -84,10 +84,8 @@ class Worker:
         if index == plan.encode:
             self.head = Head(parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock, self.guard)
             inbox.at_once = self._at_once
-        timeout_s = config.launcher.timeout_s
-        self.pulse = Pulse(board, timeout_s, self.doing)
         firsts = [plan.group(worker)[0] for worker in range(plan.workers)]
-        self.watch = Watch(board, firsts, timeout_s, trace.clock)
+        self.watch = Watch(board, firsts, config.launcher.timeout_s, trace.clock)
         self._early: dict[int, list[Message]] = defaultdict(list)
         """What came for streams before the order that opens them."""
         self._opened, self._closed = 0, False
@@ -104,7 +102,6 @@ class Worker:
             PeerLost: a peer failed, or owed work did not come within `launcher.timeout_s`.
         """
         self.saver.start()
-        self.pulse.start()
         whole = False
         try:
             while not self._over:
@@ -136,7 +133,6 @@ class Worker:
             self.head.close()
         self.tail.close()
         self.saver.close(wait=whole)
-        self.pulse.close()
         self.trace.close()
 
     def _take_in(self, block: bool) -> None:
@@ -180,8 +176,8 @@ class Worker:
             raise item
         elif isinstance(item, Closed):
             # In good order; unless the peer has just told everyone why not.
-            if told := self.board.told("lost"):
-                raise Abandoned(told[1])
+            if told := self.board.told("failed"):
+                raise Abandoned(told["line"])
         else:
             self._obey(item)
 
@@ -355,9 +351,11 @@ class Worker:
             if taken is None:
                 return False
             item, message = taken
-            self._at, self._last = (item, time.monotonic()), item
-            if self.head and item.kind == "step" and item[3:5] == (0, 0):
-                self.head.ask(self.schedule.may_enter)
+            self._at, self._last = (item, time.perf_counter()), item
+            if item.kind == "step" and item[3:5] == (0, 0):
+                self.schedule.entered(item.stream, item.chunk)
+                if self.head:
+                    self.head.ask(self.schedule.may_enter)
             with self.guard(item.stream, f"{self.cells.name(item)} of chunk {item.chunk}"):
                 message = self.cells.run(item, self.guard.mark(message))
             self._at = None
@@ -411,14 +409,13 @@ class Worker:
             self.tail.forget(stream)
             self.guard.forget(stream)
 
-    def doing(self) -> Doing:
+    def look(self) -> Doing:
         """What the loop and the stages are at: of several passes the one that has taken longest so far."""
-        now, moved_s = time.monotonic(), self.trace.clock() - self._moved
         passes = [*self.tail.doing(), *([self._at] if self._at else [])]
         if not passes:
-            return Doing(WAITING, 0.0, moved_s)
+            return Doing(self._came_to(), self._moved, self._moved)
         item, since = min(passes, key=lambda at: at[1])
-        return Doing(self._words(item), now - since, moved_s)
+        return Doing(self._words(item), since, self._moved, busy=True)
 
     def _check_owed(self) -> None:
         """Nothing moves of a stream of which chunks are under way: a failure, unless somebody is just slow.
@@ -430,8 +427,8 @@ class Worker:
             return
         stream, chunk = overdue
         slow = self.watch.slow()
-        for worker, doing in self.watch.news(slow).items():
-            log.warning("worker %d is slow: %s has taken %.0f s so far", worker, doing.at, doing.at_s)
+        for worker, (at, seconds) in self.watch.news(slow).items():
+            log.warning("worker %d is slow: %s has taken %.0f s so far", worker, at, seconds)
         if not slow:
             raise PeerLost(f"nothing moves: chunk {chunk} of stream {stream} is not back; {self._where()}")
 

@@ -14,6 +14,7 @@ PLANS = ("sequential", "timestep", "layers", "grid", "auto")
 OBJECTIVES = ("fps", "first_frame", "control_latency")
 LAUNCHERS = ("local", "torchrun", "ray")
 POSTS = ("none", "upscale")
+THREADS = ("auto", "true", "false")
 LOGS = ("none", "wandb")
 TRACES = ("none", "recent", "all")
 SOURCES = ("image", "audio", "actions", "tensors", "inputs")
@@ -272,9 +273,14 @@ class LauncherConfig:
     nodes_s: float = 300.0
     """Longest wait for them."""
     timeout_s: float = 60.0
+    threads: str = "auto"
+    """Whether local workers are threads of one process (true) or processes; `auto`: threads, unless there are several
+    GPUs."""
 
     def __post_init__(self):
+        self.threads = self.threads.lower()  # `true` on the command line is a boolean to YAML
         choice("launcher", self.name, LAUNCHERS)
+        choice("launcher.threads", self.threads, THREADS)
         positive("launcher.nodes", self.nodes)
         positive("launcher.nodes_s", self.nodes_s)
         positive("launcher.timeout_s", self.timeout_s)

@@ -1,0 +1,148 @@
+"""Workers on this machine: threads of this process, or processes of their own.
+
+Threads share a device. Processes are for several GPUs, and for whoever wants a worker's death to be its own alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+
+from conf.schema import Config
+from runtime.local import LocalRun
+from runtime.running import Running, Start
+
+HOST = "127.0.0.1"
+LAST_LINES = 20
+"""Of a worker's standard error, kept for the line about its death."""
+LEAVE_S = 10.0
+"""How long a process that has done its part may take to end."""
+
+
+def launched(start: Start) -> Running:
+    """The workers of a run, as `launcher.threads` says, not started yet."""
+    if threads(start.config):
+        running = LocalRun(start.plan, start.config, Path(start.config.output_dir), start.stdin)
+    else:
+        running = LocalProcesses(start)
+    start.first(running.pipeline)
+    return running
+
+
+def threads(config: Config) -> bool:
+    """Whether workers are threads of this process: unless asked, where there are not several devices for them."""
+    if config.launcher.threads != "auto":
+        return config.launcher.threads == "true"
+    return not (config.device.may_be_gpu and torch.cuda.device_count() > 1)
+
+
+class LocalProcesses(Running):
+    """A plan's workers as processes of this machine. They meet on a store on the loopback address, and end with this
+    process.
+
+    """
+
+    def __init__(self, start: Start):
+        super().__init__(start.plan, start.config, dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False))
+        self._live, self._stdin = start.live, start.stdin
+        self._workers: list[subprocess.Popen] = []
+        self._said: list[deque[str]] = []
+        self._readers: list[threading.Thread] = []
+
+    def _launch(self) -> None:
+        for index in range(self.plan.processes):
+            reads = self._live and index == self.plan.group(self.plan.encode)[0]
+            self._spawn(index, descriptor(self._stdin or sys.stdin.buffer) if reads else None)
+
+    def _spawn(self, index: int, live: int | None) -> None:
+        paths = os.pathsep.join(p for p in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if p)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "launch.worker"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(self.config.device.threads)},
+            pass_fds=() if live is None else (live,),
+            # Ctrl-C is for this process: it says what its workers are to do.
+            start_new_session=True,
+        )
+        given = {
+            "config": OmegaConf.to_container(OmegaConf.structured(self.config)),
+            "index": index,
+            "store": [HOST, self.store.port],
+            "live": live,
+        }
+        # It may be dead already: that is seen by who looks after it. The pipe stays open: its end is this process's.
+        with suppress(BrokenPipeError):
+            worker.stdin.write(json.dumps(given).encode() + b"\n")
+            worker.stdin.flush()
+        said: deque[str] = deque(maxlen=LAST_LINES)
+        reader = threading.Thread(target=_pass_on, args=(worker.stderr, said), name=f"stderr {index}", daemon=True)
+        reader.start()
+        self._workers.append(worker)
+        self._said.append(said)
+        self._readers.append(reader)
+
+    def _gone(self, index: int) -> str | None:
+        code = self._workers[index].poll()
+        if code is None:
+            return None
+        self._wake.set()
+        self._readers[index].join(LEAVE_S)
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        last = next((line for line in reversed(self._said[index]) if line.strip()), "")
+        return f"its process ended {how}" + (f": {last.strip()[:200]}" if code > 0 and last else "")
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+
+    def _release(self) -> None:
+        for worker in self._workers:
+            try:
+                worker.wait(LEAVE_S)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+            with suppress(BrokenPipeError):
+                worker.stdin.close()
+        for reader, worker in zip(self._readers, self._workers, strict=True):
+            reader.join(LEAVE_S)
+            worker.stderr.close()
+
+
+def descriptor(stream: BinaryIO) -> int:
+    """A file descriptor that gives what a stream gives, which may be a buffer of this process."""
+    with suppress(OSError):  # io.UnsupportedOperation is one
+        return stream.fileno()
+    reading, writing = os.pipe()
+
+    def feed() -> None:
+        with os.fdopen(writing, "wb") as pipe, suppress(BrokenPipeError):
+            while block := stream.read(65536):
+                pipe.write(block)
+                pipe.flush()
+
+    threading.Thread(target=feed, name="stdin", daemon=True).start()
+    return reading
+
+
+def _pass_on(stream: BinaryIO, said: deque[str]) -> None:
+    """Repeat what a worker says on standard error, and remember the last lines."""
+    for line in stream:
+        text = line.decode(errors="replace")
+        said.append(text)
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()

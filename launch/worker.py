@@ -1,0 +1,75 @@
+"""A worker in a process of its own, for `launch.local`: `python -m launch.worker`.
+
+What it is to do comes as one line of JSON on standard input. That stays open as long as whoever started it lives: at
+its end this process ends, too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+
+from conf.schema import Config
+from launch.signals import SIGNALS
+from parallel.builders import build
+from runtime.board import Abandoned, Board
+from runtime.process import over_network, run_worker
+from runtime.workload import describe
+
+
+def main() -> int:
+    """Be one worker; returns the exit code. What fails is told on the board, and printed by whoever started this."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # they are for whoever started this
+    given = json.loads(_line(sys.stdin.fileno()))
+    threading.Thread(target=_end_with_parent, args=(sys.stdin.fileno(),), name="parent", daemon=True).start()
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(given["config"])))
+    plan, index = build(config.plan, describe(config)), given["index"]
+    patience = timedelta(seconds=config.launcher.timeout_s)
+    store = dist.TCPStore(*given["store"], is_master=False, timeout=patience)
+    live = None if given["live"] is None else os.fdopen(given["live"], "rb")
+    connect = over_network(plan, index, config, store)
+    board = Board(store, index, plan.processes)
+    try:
+        run_worker(plan, index, config, board, Path(config.output_dir), connect, _device(config, index), live)
+    except Abandoned:
+        return 1
+    except Exception:
+        return 1  # told on the board, with its traceback
+    return 0
+
+
+def _device(config: Config, index: int) -> torch.device | None:
+    """This worker's GPU, where there are GPUs: its own, as long as there are enough."""
+    if not (config.device.may_be_gpu and torch.cuda.is_available()):
+        return None
+    device = torch.device("cuda", index % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _line(descriptor: int) -> bytes:
+    """A line, and not a byte more: a buffer would be locked by whoever waits for what follows."""
+    with open(descriptor, "rb", buffering=0, closefd=False) as file:
+        return file.readline()
+
+
+def _end_with_parent(descriptor: int) -> None:
+    while os.read(descriptor, 64):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""A running pipeline as whoever started it holds it: `start(config) -> Running`, whatever the launcher.
+
+A thread watches over the workers: it says when all have loaded and streaming may begin, notices who has ended, and ends
+the others if one failed. Launchers say how workers are started, found to be gone, and ended.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import torch.distributed as dist
+
+from conf.schema import Config
+from parallel.plan import Plan
+from runtime.board import DRIVER, Board, PeerLost
+from runtime.pipeline import Pipeline
+from runtime.process import LOST
+from runtime.reasons import Reason
+
+LOADING_POLL_S, POLL_S = 0.05, 0.2
+"""How often workers are looked after, before streams go and then; a launcher may know sooner."""
+GRACE_S = 10.0
+"""How long the survivors of a failure may take to finish their files."""
+STOPPED = "Stopped"
+
+
+class Stopped(Exception):  # noqa: N818  what was asked for, not an error
+    """The run was told to end before anything was streamed, or to end at once."""
+
+
+class WorkerFailed(Exception):  # noqa: N818  an event to report, not an error of whoever waits
+    """A worker raised what no worker should. One line: where, and what.
+
+    Attributes:
+        traceback: the worker's.
+    """
+
+    def __init__(self, reason: Reason):
+        self.traceback = reason.traceback
+        super().__init__(f"{reason.where}: {reason.line}")
+
+
+@dataclass(frozen=True)
+class Health:
+    """How one process of a plan is.
+
+    Attributes:
+        worker: its name in the plan.
+        alive: it is there, and was heard of within `launcher.timeout_s`.
+        loaded: it holds its weights.
+        at: what it is at, in words.
+        at_s: seconds since it came to that, when it was heard of last.
+        moved_s: seconds since something came in or was done there.
+        lost: why it is lost; None: it is not.
+    """
+
+    worker: str
+    alive: bool
+    loaded: bool
+    at: str
+    at_s: float
+    moved_s: float
+    lost: str | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a launcher is told.
+
+    Attributes:
+        plan, config: what to run.
+        stdin: where live sources read; None: standard input.
+        first: opens the first streams, before anything is loaded: bad input shows before weights do.
+    """
+
+    plan: Plan
+    config: Config
+    stdin: BinaryIO | None
+    first: Callable[[Pipeline], None]
+
+    @property
+    def live(self) -> bool:
+        """Whether a source of the run reads standard input."""
+        return self.config.source.reads_stdin
+
+
+class Running(ABC):
+    """Workers of a plan, and the pipeline that they are.
+
+    Args:
+        plan, config: what runs.
+        store: that all workers share.
+
+    Attributes:
+        pipeline: opens, steers and ends streams.
+        leads: whether the run's results are for this process to tell: it is the only one that holds the run, or the
+            first of several (torchrun). The others only wait.
+    """
+
+    pipeline: Pipeline
+
+    def __init__(self, plan: Plan, config: Config, store: dist.Store, leads: bool = True):
+        self.plan, self.config, self.store, self.leads = plan, config, store, leads
+        self.board = Board(store, DRIVER, plan.processes)
+        if leads:
+            self.pipeline = Pipeline(self.board, plan, config)
+        self._left = set(range(plan.processes))
+        self._reports: dict[int, dict[str, Any]] = {}
+        self._lost: dict[int, str] = {}
+        self._heard: dict[int, tuple[int, float]] = {}
+        self._begin: Callable[[], None] = lambda: None
+        self._begun = self._closed = self._draining = self._ending = False
+        self._error: BaseException | None = None
+        self._wake, self._over = threading.Event(), threading.Event()
+        self._watching = threading.Thread(target=self._watch, name="running", daemon=True)
+
+    # -- what its holder does -----------------------------------------------------------------------------------------
+
+    def start(self, begin: Callable[[], None] = lambda: None) -> Running:
+        """Start the workers; `begin` makes the output folder, once all have loaded, in another thread."""
+        self._begin = begin
+        self._launch()
+        self._watching.start()
+        return self
+
+    def health(self) -> list[Health]:
+        """How every process is, as far as it has been heard of."""
+        return [self._health(index) for index in range(self.plan.processes)]
+
+    @property
+    def begun(self) -> bool:
+        """Whether all workers have loaded and streams go."""
+        return self._begun
+
+    def close(self, now: bool = False) -> None:
+        """Open no more streams: workers leave when those that are open have ended. `now`: they end at once."""
+        if now:
+            self._ending = True
+            self._wake.set()
+        elif not self._closed:
+            self._closed = True
+            self.pipeline.close()
+
+    def interrupt(self) -> None:
+        """Stop every stream at its next chunk, and open no more; before anything was streamed, end at once."""
+        self.board.tell("interrupt")
+        self._wake.set()
+
+    def wait(self, timeout_s: float | None = None) -> list[dict[str, Any]]:
+        """Wait until the pipeline has been closed and all streams have ended; returns every process's part of a report.
+
+        Raises:
+            UserError: a source, a weight file or a setting is wrong.
+            PeerLost: a worker was lost; names it.
+            WorkerFailed: a worker raised something else (or just that, where workers are threads of this process).
+            Stopped: the run was ended before its time by its holder.
+            TimeoutError: it goes on after `timeout_s`.
+        """
+        if not self._over.wait(timeout_s):
+            raise TimeoutError(f"the run has not ended within {timeout_s:g} s")
+        if self._error:
+            raise self._error
+        return [self._reports[index] for index in sorted(self._reports)]
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End at once what is still running, and wait for that."""
+        self.close(now=True)
+        if self._watching.is_alive():
+            self._over.wait()
+
+    # -- what a launcher says -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _launch(self) -> None:
+        """Start all workers; each is to call `run_worker`."""
+
+    @abstractmethod
+    def _gone(self, index: int) -> str | None:
+        """How a process ended; None: as far as is known it has not."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """End all workers at once, those that have left too."""
+
+    def _release(self) -> None:  # noqa: B027  most have nothing
+        """Let go of everything, when all workers have left or were ended."""
+
+    def _fault(self, reason: Reason, index: int) -> Exception:
+        """The exception for what process `index` was the first to fail of."""
+        if reason.user:
+            return reason.error()
+        return PeerLost(reason.line) if reason.kind == LOST else WorkerFailed(reason)
+
+    # -- watching -----------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        try:
+            self._until_all_left()
+        except BaseException as error:
+            self._error = error
+        try:
+            if self._left:
+                self._end()
+            self._release()
+        except BaseException as error:
+            self._error = self._error or error
+        if self.leads:
+            self.pipeline.lost(self._error) if self._error else self.pipeline.leave()
+        with suppress(RuntimeError):  # the store may have ended with a worker
+            self.board.tell("over")
+        self._over.set()
+
+    def _until_all_left(self) -> None:
+        """Until every process has left; raises what failed first."""
+        end = None
+        while self._left:
+            self._wake.wait(POLL_S if self._begun else LOADING_POLL_S)
+            self._wake.clear()
+            self._look()
+            told = self.board.told("failed")
+            if told is None:
+                self._go_on()
+            elif told["kind"] == STOPPED:
+                raise Stopped(told["line"])
+            elif end is None:
+                end = time.monotonic() + GRACE_S
+            elif time.monotonic() > end:
+                break
+        if told := self.board.told("failed"):
+            index = told.pop("process")
+            raise self._error or self._fault(Reason.from_dict(told), index)
+
+    def _look(self) -> None:
+        """See who has left, in good order or not."""
+        for index in sorted(self._left):
+            gone = self._gone(index)
+            report = self.board.told(f"left/{index}")
+            if report is None and gone is None:
+                continue
+            self._left.discard(index)
+            if report:
+                self._reports[index] = report
+            elif report is None:
+                self._lost[index] = gone
+                self._fail(Reason(f"worker {self.plan.members[index]} is lost ({gone})", LOST), index)
+
+    def _go_on(self) -> None:
+        interrupted = self.board.told("interrupt")
+        if self._ending:
+            self._fail(Reason("ended at once", STOPPED))
+        elif not self._begun:
+            if interrupted:
+                self._fail(Reason("stopped before anything was streamed", STOPPED))
+            elif all(self.board.told(f"loaded/{index}") for index in range(self.plan.processes)):
+                self._begin_now()
+        elif interrupted and not self._draining:
+            self._draining = True
+            self.pipeline.stop()
+            self.close()
+
+    def _begin_now(self) -> None:
+        try:
+            self._begin()
+        except Exception as error:
+            self._error = error
+            self._fail(Reason.of(error, "the output folder"))
+            return
+        self._begun = True
+        self.board.tell("begun")
+
+    def _fail(self, reason: Reason, index: int = DRIVER) -> None:
+        self.board.first("failed", {"process": index} | reason.to_dict())
+        self._wake.set()
+
+    def _health(self, index: int) -> Health:
+        name, now = str(self.plan.members[index]), time.monotonic()
+        pulse = self.board.told(f"pulse/{index}") or {"beats": 0, "at": "nothing yet", "at_s": 0.0, "moved_s": 0.0}
+        beats, heard = self._heard.get(index, (-1, now))
+        if pulse["beats"] != beats:
+            heard = now
+        self._heard[index] = pulse["beats"], heard
+        alive = index in self._left and now - heard <= self.config.launcher.timeout_s
+        loaded = bool(self.board.told(f"loaded/{index}"))
+        return Health(name, alive, loaded, pulse["at"], pulse["at_s"], pulse["moved_s"], self._lost.get(index))
