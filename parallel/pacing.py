@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from parallel.plan import Plan, pace, whole
+from parallel.plan import FULL, Plan, pace, whole
 
 RECENT = 8
 """Chunks whose stage times set the pace."""
@@ -64,12 +64,18 @@ class Pacer:
         most: at any time; None: the same.
         returns: whether chunks come back to workers that they have left.
         ring: seconds, or any unit, that each worker of the ring at the head spends on a chunk; empty: there is none.
+        share: of the full rate that is enough, where only whole chunks fill the pipeline.
     """
 
     def __init__(
-        self, in_flight: int, most: int | None = None, returns: bool = False, ring: dict[int, float] | None = None
+        self,
+        in_flight: int,
+        most: int | None = None,
+        returns: bool = False,
+        ring: dict[int, float] | None = None,
+        share: float = FULL,
     ):
-        self.most = in_flight if most is None else most
+        self.most, self.share = in_flight if most is None else most, share
         self.returns, self.ring = returns, tuple(ring or ())
         self._turns = whole(pace(ring.values())) if ring else 0
         """Chunks that fill the ring."""
@@ -93,7 +99,7 @@ class Pacer:
         # Only who runs the first cells sees chunks come back to them.
         circles = plan.returns and len(row) > 1 and plan.encode == plan.head
         ring = {worker: load[worker] for worker in row} if circles else {}
-        return cls(plan.in_flight, plan.most_in_flight, plan.returns, ring)
+        return cls(plan.in_flight, plan.most_in_flight, plan.returns, ring, plan.share)
 
     def open(self, stream: int, live: bool = False, first: int = 0) -> None:
         """A stream that wants to sample from chunk `first` on."""
@@ -152,7 +158,7 @@ class Pacer:
         if any(ring := [typical.get(worker, 0) for worker in self.ring]):
             self._turns = whole(pace(ring))
         if self.returns:
-            chunks = whole(pace(typical.values()))
+            chunks = whole(pace(typical.values()), self.share)
         else:
             chunks = max(1, max(sum(entry.values()) for entry in self._times) / slowest)
         chunks = min(self.most, chunks)

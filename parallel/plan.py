@@ -249,6 +249,12 @@ class Plan:
         return len(visits) > len(set(visits))
 
     @property
+    def share(self) -> float:
+        """Share of the full rate at which it counts as full, where only whole chunks fill it. A limit was chosen with the
+        times known, so all that it admits may be used."""
+        return FULL if self.limit is None else 1.0
+
+    @property
     def in_flight(self) -> int:
         """Chunks on their way at most, before anything was measured: ceil(sum of loads / slowest)."""
         if self.limit is not None:
@@ -287,9 +293,10 @@ def pace(times: Iterable[float], hops: float = 0.0) -> float:
 
 
 FULL = 0.98
-"""Share of the full rate at which a pipeline counts as full, where only whole chunks can fill it."""
+"""Share of the full rate at which a pipeline counts as full, where only whole chunks can fill it: times vary, and one
+chunk more is one period more of latency."""
 
 
-def whole(chunks: float) -> int:
-    """The next whole number of chunks, unless the last 2 % of the rate are all that the last of them brings."""
-    return max(1, math.ceil(FULL * chunks))
+def whole(chunks: float, share: float = FULL) -> int:
+    """The fewest whole chunks that bring `share` of the rate which `chunks` in flight bring."""
+    return max(1, math.ceil(round(share * chunks, 6)))

@@ -122,9 +122,17 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
 
 
 def room(costs: Costs) -> float:
-    """Chunks in flight, in the mean: what the plan allows, or fewer where a chunk's way / slowest stage is less.
+    """Chunks in flight, in the mean: as many as fill the plan, or what it allows if that is less."""
+    return min(costs.plan.most_in_flight, filling(costs))
+
+
+def filling(costs: Costs, share: float | None = None) -> float:
+    """Chunks in flight, in the mean, that keep the slowest stage busy: a chunk's way / slowest stage.
 
     As the pacer counts: encode, steps, messages and the last stage; passes off the route take no room.
+
+    Args:
+        share: of the full rate that is enough, where only whole chunks fill the plan; None: the plan's own.
     """
     plan = costs.plan
     own = [0.0] * plan.workers
@@ -134,8 +142,8 @@ def room(costs: Costs) -> float:
     own.append(costs.sample_s() + costs.encode_s())
     if not any(own):
         return plan.in_flight
-    chunks = whole(pace(own)) if plan.returns else max(1.0, pace(own, turnaround(costs) - sum(own)))
-    return min(plan.most_in_flight, chunks)
+    share = plan.share if share is None else share
+    return whole(pace(own), share) if plan.returns else max(1.0, pace(own, turnaround(costs) - sum(own)))
 
 
 def walk(costs: Costs, start: float, ready: Callable[[Cell], float] = lambda cell: 0.0) -> float:
