@@ -1,7 +1,7 @@
 """Random clusters and models: the planner against every contiguous plan. `python -m benchmarks.planner [CASES]`.
 
-Bar: in each of 2,000 cases the planner's plan has the period of the best plan that brute force finds. Periods that differ
-by a thousandth count as equal, as they do in the planner's own ranking.
+Bar: in each of 2,000 cases the planner's plan has the period of the best plan that brute force finds. Periods that
+differ by a thousandth count as equal, as they do in the planner's own ranking.
 """
 
 from __future__ import annotations

@@ -250,8 +250,8 @@ class Plan:
 
     @property
     def share(self) -> float:
-        """Share of the full rate at which it counts as full, where only whole chunks fill it. A limit was chosen with the
-        times known, so all that it admits may be used."""
+        """Share of the full rate at which it counts as full, where only whole chunks fill it: all of it where the limit
+        was chosen."""
         return FULL if self.limit is None else 1.0
 
     @property

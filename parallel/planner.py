@@ -249,9 +249,9 @@ def of_shape(
     for layers in _partitions(costs, Memory(costs, demand.streams)):
         config = shape.config(layers, devices=_unless_plain(placement), **more)
         costs = Costs(build(config, workload), cluster, placement, ranges)
-        for config in _with_room(config, costs):
-            costs.plan = replace(costs.plan, limit=config.in_flight)
-            yield _choice(config, costs, demand)
+        for limited in _with_room(config, costs):
+            costs.plan = replace(costs.plan, limit=limited.in_flight)
+            yield _choice(limited, costs, demand)
 
 
 def _unless_plain(placement: tuple[int, ...]) -> list[int] | None:
