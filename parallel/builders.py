@@ -54,43 +54,71 @@ def degree_of(config: PlanConfig, workload: Workload) -> int:
     return degree
 
 
-def _alone(config: PlanConfig, workload: Workload) -> bool:
-    """Whether `plan.workers` leaves a process that the last stage has for itself."""
-    degree = config.sequence_parallel
-    return config.workers % degree == 1 if degree > 1 else workload.decodes and config.workers > 2
+PLACED = ("encode", "decode", "post")
+"""Settings that place a stage."""
+
+
+def _given(config: PlanConfig) -> list[int]:
+    """Workers that were named for a stage."""
+    return [worker for setting in PLACED if (worker := getattr(config, setting)) is not None]
+
+
+def _apart(config: PlanConfig, workload: Workload, cells: int, decodes: bool) -> int:
+    """Workers without cells, if `cells` have some: those named for a stage, and one for decode where none is named."""
+    named = {worker for worker in _given(config) if worker >= cells}
+    return len(named) + (decodes and config.decode is None and workload.decodes)
+
+
+def _with_cells(config: PlanConfig, workload: Workload) -> int:
+    """How many of `plan.workers` run cells, where the plan is free to choose."""
+    degree, workers = config.sequence_parallel, config.workers
+    if degree > 1:
+        return workers // degree
+    for cells in range(workers, 0, -1):
+        if cells + _apart(config, workload, cells, decodes=workers > 2) == workers:
+            return cells
+    return workers
 
 
 def _grid(config: PlanConfig, workload: Workload, steps: list[int], layers: list[int]) -> Plan:
     """Step groups x blocks: every other plan is a grid with one row or one column.
 
-    `plan.workers` counts processes: those of the cells, and one more for the last stage where there is one to spare.
+    `plan.workers` counts processes: those of the cells, and one more for every worker that has nothing but stages.
     """
     degree, cells = degree_of(config, workload), len(steps) * len(layers)
-    processes = cells * degree
-    wanted = processes + workload.decodes if config.workers is None else config.workers
+    processes, named = cells * degree, _given(config)
+    needed = max([cells + _apart(config, workload, cells, decodes=True), *(worker + 1 for worker in named)])
+    wanted = processes + needed - cells if config.workers is None else config.workers
     workers = cells + max(0, wanted - processes)
     encode = 0 if config.encode is None else config.encode
-    decode = workers - 1 if config.decode is None else config.decode
-    if not processes <= wanted <= processes + 1 + (encode >= cells) or not set(range(cells, workers)) <= {
-        encode,
-        decode,
-    }:
+    free = [w for w in range(cells, workers) if w not in named] if workload.decodes else []
+    decode = config.decode if config.decode is not None else (free or [workers - 1])[-1]
+    _check_stages(config, workload, workers)
+    idle = set(range(cells, workers)) - {encode, decode, config.post}
+    if wanted < processes or idle:
         grouped = f" in groups of {degree}" if degree > 1 else ""
         raise UserError(
             f"plan.workers={wanted}",
             f"plan={config.name} here is {processes} workers{grouped}, or {processes + 1} with decode on its own",
             f"use plan.workers={processes + 1}, or other sizes",
         )
-    for setting, worker in (("encode", encode), ("decode", decode)):
-        if not 0 <= worker < workers:
-            raise UserError(
-                f"plan.{setting}={worker}", f"workers are 0 to {workers - 1}", f"use plan.{setting}={workers - 1}"
-            )
     owners = []
     for group, count in enumerate(steps):
         owners += [tuple(group * len(layers) + b for b in range(len(layers)))] * count
     ranges = _ranges(layers)
-    return Plan(config.name, workload, ranges, tuple(owners), encode, decode, workers, degree, config.in_flight)
+    limit = config.in_flight
+    return Plan(config.name, workload, ranges, tuple(owners), encode, decode, workers, degree, limit, config.post)
+
+
+def _check_stages(config: PlanConfig, workload: Workload, workers: int) -> None:
+    """Refuse a stage on a worker that there is not, or that there is no such stage."""
+    if config.post is not None and not workload.posts:
+        raise UserError(f"plan.post={config.post}", "there is no post stage", "leave plan.post out, or choose a post")
+    for setting in PLACED:
+        worker = getattr(config, setting)
+        if worker is not None and not 0 <= worker < workers:
+            rule = f"workers are 0 to {workers - 1}" if workers > 1 else "there is one worker, 0"
+            raise UserError(f"plan.{setting}={worker}", rule, f"use plan.{setting}={workers - 1}")
 
 
 def sequential(config: PlanConfig, workload: Workload) -> Plan:
@@ -99,12 +127,13 @@ def sequential(config: PlanConfig, workload: Workload) -> Plan:
     if config.workers not in (None, degree):
         rule = f"here is {degree} workers in one group" if degree > 1 else "is one worker"
         raise UserError(f"plan.workers={config.workers}", f"plan=sequential {rule}", "use plan=timestep")
+    _check_stages(config, workload, 1)
     whole = (range(workload.layers),)
     return Plan("sequential", workload, whole, ((0,),) * workload.steps, 0, 0, 1, degree, config.in_flight)
 
 
 def timestep(config: PlanConfig, workload: Workload) -> Plan:
-    """A step, or a few neighbouring ones, per worker; decode beside the last, or on its own where there is room."""
+    """A step, or a few neighbouring ones, per worker; stages beside them, or on their own where there is room."""
     if config.steps:
         groups = len(config.steps)
     elif config.workers is None:
@@ -122,7 +151,7 @@ def layers(config: PlanConfig, workload: Workload) -> Plan:
     elif config.workers is None:
         blocks = 2
     else:
-        blocks = max(1, (config.workers - _alone(config, workload)) // config.sequence_parallel)
+        blocks = max(1, _with_cells(config, workload))
     sizes = _sizes("plan.layers", config.layers, workload.layers, blocks, "layers")
     return _grid(config, workload, [workload.steps], sizes)
 

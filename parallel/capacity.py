@@ -51,7 +51,7 @@ def share_on_time(plan: Plan, durations: Durations, streams: int, service: Servi
     """
     simulator, draw = Simulator(plan, durations), random.Random(service.seed)
     # Many streams are many samples: they are watched for less long.
-    settled = 2 * max((v.holds for v in plan.workload.versions), default=0)
+    settled = 2 * max((v.in_force_from for v in plan.workload.versions), default=0)
     length = settled + max(SHORTEST, min(round(service.seconds / service.play_s), ENOUGH // streams))
     for stream in range(streams):
         opened = draw.random() * service.play_s

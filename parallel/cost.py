@@ -13,7 +13,7 @@ import numpy as np
 from conf.schema.cluster import StageTimes
 from parallel.cluster import Cluster
 from parallel.partition import prefix_ranges
-from parallel.plan import Plan, Workload
+from parallel.plan import Plan, Stage, Workload
 
 EXCHANGES = 2
 """All-to-alls of a layer under sequence parallelism: q, k and v in one, and the result."""
@@ -48,12 +48,12 @@ class Ranges:
         # Times of this degree were measured with all that it costs; others are divided.
         share = 1.0 if times.degree == degree else times.serial + (1 - times.serial) / degree
         layers = np.array(times.layers(count))
-        whole = {"commit": times.commit_s, "recache": times.commit_s, "prefill": times.prefill_s}.get(kind)
+        declared = self.workload.passes[kind]
+        whole = {"commit": times.commit_s, "prefill": times.prefill_s}.get(declared.timed)
         if whole is not None:
             # Spread over the layers as a step is.
             layers = layers * (whole / layers.sum()) if layers.sum() else np.full(count, whole / count)
-        if kind == "recache":
-            layers = layers * self.workload.recache_chunks
+        layers = layers * declared.chunks(self.workload)
         matrix = prefix_ranges(layers * share) + times.pass_s
         matrix[0, :] += times.first_s
         matrix[:, count] += times.last_s
@@ -96,7 +96,7 @@ class Costs:
     # -- passes -------------------------------------------------------------------------------------------------------
 
     def pass_s(self, kind: str, worker: int, block: int) -> float:
-        """One pass (`step`, `commit`, `prefill`, `recache`) over a block, on one level."""
+        """One pass over a block, on one level."""
         layers = self.plan.blocks[block]
         return float(self.ranges(kind, worker)[layers.start, layers.stop])
 
@@ -115,20 +115,40 @@ class Costs:
         t = self.times_of(self.plan.encode)
         return self._scaled(self.plan.encode, t.encode_s if not first or t.first_encode_s is None else t.first_encode_s)
 
-    def decode_s(self, first: bool = False) -> float:
-        """Decoding a chunk, and what follows on its worker until it is out; 0 where no pictures are made."""
-        if not self.plan.workload.decodes:
+    def stage_s(self, name: str, first: bool = False) -> float:
+        """One of the last stages (`decode`, `post`, `output`), for a chunk; 0 where there is none. Without pictures
+        output takes nothing."""
+        stage = self._stages.get(name)
+        if stage is None or not self.plan.workload.decodes:
             return 0.0
-        t = self.times_of(self.plan.decode)
+        t = self.times_of(stage.worker)
         decode = t.decode_s if not first or t.first_decode_s is None else t.first_decode_s
-        return self._scaled(self.plan.decode, decode + t.post_s)
+        return self._scaled(stage.worker, {"decode": decode, "post": t.post_s, "output": t.output_s}[name])
+
+    def decode_s(self, first: bool = False) -> float:
+        """Decoding a chunk; 0 where no pictures are made."""
+        return self.stage_s("decode", first)
+
+    def output_s(self) -> float:
+        """A chunk's output, beside what its worker's device does."""
+        return self.stage_s("output")
+
+    def shared_s(self, first: bool = False) -> float:
+        """The last stages that streams share (all but output), and what is between them."""
+        stages, size = self.plan.stages, self.plan.workload.picture_bytes
+        hops = sum(self.hop_s(a.worker, b.worker, size) for a, b in pairwise(stages))
+        return sum(self.stage_s(stage.name, first) for stage in stages[:-1]) + hops
 
     def shown_s(self, first: bool = False) -> float:
-        """From the beginning of decode to the chunk's first frame."""
-        t = self.times_of(self.plan.decode)
-        if t.shown_s is None or not self.plan.workload.decodes:
-            return self.decode_s(first)
-        return min(self.decode_s(first), self._scaled(self.plan.decode, t.shown_s + t.post_s))
+        """From final latents at the first of the last stages to the chunk's first frame being out."""
+        shown = self.times_of(self.plan.decode).shown_s
+        decode = self.decode_s(first)
+        sooner = decode if shown is None else min(decode, self._scaled(self.plan.decode, shown))
+        return self.shared_s(first) + self.output_s() - decode + sooner
+
+    @cached_property
+    def _stages(self) -> dict[str, Stage]:
+        return {stage.name: stage for stage in self.plan.stages}
 
     def times_of(self, worker: int) -> StageTimes:
         """Of a worker's first device, where its stages run."""
@@ -158,7 +178,7 @@ class Costs:
         for cell in plan.route:
             following = plan.after(cell)
             if following is None:
-                found.append((plan.owner(cell), plan.decode, w.latent_bytes))
+                found.append((plan.owner(cell), plan.stages[0].worker, w.latent_bytes))
             else:
                 size = w.latent_bytes + (w.hidden_bytes if following.block else 0)
                 found.append((plan.owner(cell), plan.owner(following), size))
@@ -166,14 +186,17 @@ class Costs:
             for row in plan.rows:
                 found.append((plan.tail, row[0], w.latent_bytes))
                 found += [(a, b, w.latent_bytes + w.hidden_bytes) for a, b in pairwise(row)]
-        found += [(plan.encode, plan.decode, 0), (plan.decode, plan.encode, 0)]
+        found += [(a.worker, b.worker, w.picture_bytes) for a, b in pairwise(plan.stages)]
+        found += [(plan.encode, worker, 0) for worker in plan.stage_workers]
+        found += [(worker, plan.encode, 0) for worker in (plan.leaves, plan.stages[-1].worker)]
         return tuple(m for m in found if m[0] != m[1])
 
     # -- sums ---------------------------------------------------------------------------------------------------------
 
     def fixed_s(self, worker: int) -> float:
-        """What a worker spends on one chunk however many layers it has: stages and messages."""
-        stages = self.encode_s() * (worker == self.plan.encode) + self.decode_s() * (worker == self.plan.decode)
+        """What a worker spends on one chunk however many layers it has: stages on its device, and messages."""
+        stages = self.encode_s() * (worker == self.plan.encode)
+        stages += sum(self.stage_s(stage.name) for stage in self.plan.stages[:-1] if stage.worker == worker)
         return stages + self.handling_s(worker) * sum((m[0] == worker) + (m[1] == worker) for m in self.traffic)
 
     def layers_s(self, worker: int, block: int) -> np.ndarray:

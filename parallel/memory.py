@@ -60,8 +60,9 @@ class Memory:
         if plan.blocks_of(worker):
             estimate = WORKSPACE * plan.workload.hidden_bytes / plan.degree
             total += estimate if times.step_bytes is None else times.step_bytes
-        if worker == plan.decode and plan.workload.decodes:
-            total += self.streams * (times.decode_bytes or 0.0)
+        for stage in plan.stages:
+            own = {"decode": times.decode_bytes, "post": times.post_bytes}.get(stage.name)
+            total += self.streams * (own or 0.0) * (stage.worker == worker)
         if worker == plan.encode:
             total += times.encode_bytes or 0.0
         largest: dict[tuple[int, int], float] = {}
@@ -77,5 +78,4 @@ class Memory:
         matrix = prefix_ranges([own + banks for own in w.layer_bytes])
         matrix[0, :] += w.first_bytes
         matrix[:, w.layers] += w.last_bytes
-        stages = w.encode_bytes * (worker == plan.encode) + w.decode_bytes * (worker == plan.decode)
-        return matrix + w.range_bytes + stages + self.working(worker)
+        return matrix + w.range_bytes + plan.stage_bytes(worker) + self.working(worker)

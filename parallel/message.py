@@ -21,7 +21,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-KINDS = ("step", "prefill", "commit", "final", "sound", "done", "end", "call", "beat", "save", "recache")
+KINDS = (
+    "step",
+    "prefill",
+    "commit",
+    "final",
+    "sound",
+    "done",
+    "end",
+    "call",
+    "beat",
+    "save",
+    "recache",
+    "stage",
+    "sidecar",
+)
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 HEADER_BYTES = 4096
 # Vector loads and every dtype want alignment; 64 bytes is a cache line and more than any dtype needs.

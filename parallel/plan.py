@@ -1,24 +1,28 @@
 """Plans: which worker runs which cell, and everything that follows from it. Data, checked before anything loads.
 
 A cell is one denoising step over one block of layers. A chunk's *route* visits the cells in the order that
-reads and writes allow: step 0 block 0, step 0 block 1, ..., last step last block, then decode. A *row* is the
-way a pass over all layers takes through the workers that hold one step's banks; passes that write a bank
-outside the route (prefill, commit, recache) run along every row, so that every worker that reads a bank also wrote it.
-A worker is one process, or where passes are shared (sequence parallelism) as many as the plan's *degree*.
+reads and writes allow: step 0 block 0, step 0 block 1, ..., last step last block. Behind it come the *last stages*:
+decode and post where pictures are made, and output. A *row* is the way a pass over all layers takes through the workers
+that hold one step's banks; passes that write a bank outside the route (prefill, commit, recache) run along every row,
+so that every worker that reads a bank also wrote it. Which passes there are is said in `parallel.passes`. A worker is
+one process, or where passes are shared (sequence parallelism) as many as the plan's *degree*.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
+from conf.contexts import CONTEXTS, ContextRule
+from parallel.passes import PASSES, Pass, Passes
+
 
 class Cell(NamedTuple):
-    """One step over one block."""
+    """One step over one block. The last stages are cells, too: number i of them has step S + i and block 0."""
 
     step: int
     block: int
@@ -34,14 +38,21 @@ class Member(NamedTuple):
         return f"{self.worker}.{self.rank}" if self.rank else str(self.worker)
 
 
+class Stage(NamedTuple):
+    """One of the last stages: `decode`, `post` or `output`, and its worker."""
+
+    name: str
+    worker: int
+
+
 class Version(NamedTuple):
-    """A version of the attention sink: made from chunk `source` (-1: the reference), in force from chunk `holds`.
+    """A version of the attention sink: made from chunk `source` (-1: the reference), in force from the chunk named.
 
     `kind` is the pass that makes it: a `prefill` of a reference frame, or the `commit` of a chunk that joins the sink.
     """
 
     source: int
-    holds: int
+    in_force_from: int
     kind: str = "prefill"
 
 
@@ -51,16 +62,19 @@ class Workload:
 
     Attributes:
         steps, layers: of one chunk.
-        context: the context rule.
+        context: the context rule's name.
         versions: of the attention sink, in order.
-        decodes: whether pictures are made (else the last stage only hashes and keeps latents).
+        decodes: whether pictures are made (else output hashes and keeps latents, and that is all).
+        posts: whether pictures pass another stage before output.
         latent_bytes, hidden_bytes: of a message between steps, and between blocks (latents travel along).
+        picture_bytes: of a chunk's pictures, from decode to post.
         layer_bytes: weights of each layer.
         range_bytes: weights every block range needs besides its layers; `first_bytes`, `last_bytes` those of the
-            network's two ends; `encode_bytes`, `decode_bytes` those of the other stages.
+            network's two ends; `encode_bytes`, `decode_bytes`, `post_bytes` those of the other stages.
         bank_bytes: of one layer's bank at one level.
         heads, tokens_per_frame: what sharing a pass divides; 0: not known, and not checked.
         recache_chunks: finished chunks that a new prompt runs again, at most; 0: it runs none.
+        passes: the table of pass kinds.
     """
 
     steps: int
@@ -68,23 +82,32 @@ class Workload:
     context: str = "same_level"
     versions: tuple[Version, ...] = ()
     decodes: bool = True
+    posts: bool = False
     latent_bytes: int = 0
     hidden_bytes: int = 0
+    picture_bytes: int = 0
     layer_bytes: tuple[int, ...] = ()
     range_bytes: int = 0
     first_bytes: int = 0
     last_bytes: int = 0
     encode_bytes: int = 0
     decode_bytes: int = 0
+    post_bytes: int = 0
     bank_bytes: int = 0
     heads: int = 0
     tokens_per_frame: int = 0
     recache_chunks: int = 0
+    passes: Passes = field(default=PASSES, repr=False)
+
+    @property
+    def rule(self) -> ContextRule:
+        """What the context rule means."""
+        return CONTEXTS[self.context]
 
     @property
     def commits_every_chunk(self) -> bool:
         """Whether chunk i + 1 waits for the clean pass of chunk i."""
-        return self.context == "clean"
+        return self.rule.commits
 
 
 class Hop(NamedTuple):
@@ -105,10 +128,11 @@ class Plan:
         workload: what is spread.
         blocks: layer ranges, in order, covering all layers.
         owners: owners[step][block] is a worker's index.
-        encode, decode: workers of the two other stages.
+        encode, decode: workers of these stages; where no pictures are made, decode is that of output.
         workers: how many there are.
-        degree: processes of every worker that owns cells; a worker that only encodes or decodes is one process.
+        degree: processes of every worker that owns cells; a worker without cells is one process.
         limit: chunks in flight at most, where it is known better than from counting layers.
+        post: the worker of the stage behind decode; None: decode's.
     """
 
     name: str
@@ -120,9 +144,28 @@ class Plan:
     workers: int
     degree: int = 1
     limit: int | None = None
+    post: int | None = None
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The last stages, in order. Output is beside the one before it."""
+        w, post = self.workload, self.decode if self.post is None else self.post
+        found = [Stage("decode", self.decode)] * w.decodes + [Stage("post", post)] * w.posts
+        return (*found, Stage("output", found[-1].worker if found else self.decode))
+
+    def stage_of(self, item: Pass) -> str:
+        """The name of the last stage that a pass is at."""
+        return self.stages[item.step - self.workload.steps].name
+
+    @cached_property
+    def stage_workers(self) -> tuple[int, ...]:
+        """Workers of the last stages."""
+        return tuple(dict.fromkeys(stage.worker for stage in self.stages))
 
     def owner(self, cell: Cell) -> int:
-        return self.owners[cell.step][cell.block]
+        """The worker of a cell, or of one of the last stages."""
+        steps = self.workload.steps
+        return self.owners[cell.step][cell.block] if cell.step < steps else self.stages[cell.step - steps].worker
 
     @cached_property
     def route(self) -> tuple[Cell, ...]:
@@ -131,8 +174,14 @@ class Plan:
 
     def after(self, cell: Cell) -> Cell | None:
         """The next cell of the route; None after the last, where the latents are final."""
-        index = cell.step * len(self.blocks) + cell.block + 1
-        return self.route[index] if index < len(self.route) else None
+        following = self.onward.get(cell)
+        return None if following is None or following.step == self.workload.steps else following
+
+    @cached_property
+    def onward(self) -> dict[Cell, Cell]:
+        """The way of a mark: behind every cell the next, then one of the last stages after another."""
+        stages = (Cell(self.workload.steps + i, 0) for i in range(len(self.stages)))
+        return dict(pairwise((*self.route, *stages)))
 
     @cached_property
     def rows(self) -> tuple[tuple[int, ...], ...]:
@@ -148,9 +197,8 @@ class Plan:
         return tuple(s for s, row in enumerate(self.owners) if row[block] == worker)
 
     def levels_of(self, worker: int, block: int) -> tuple[int, ...]:
-        """Banks a worker holds for a block: one per step under `same_level`, one in all under `clean`."""
-        steps = self.steps_of(worker, block)
-        return steps if self.workload.context == "same_level" else steps[:1] and (0,)
+        """Banks a worker holds for a block: those that its steps read."""
+        return tuple(dict.fromkeys(self.workload.rule.level(step) for step in self.steps_of(worker, block)))
 
     @cached_property
     def members(self) -> tuple[Member, ...]:
@@ -178,11 +226,16 @@ class Plan:
         """The worker where latents become final."""
         return self.owners[-1][-1]
 
+    @property
+    def leaves(self) -> int:
+        """The worker where a chunk leaves what streams share: all but output."""
+        return self.stages[-2].worker if len(self.stages) > 1 else self.tail
+
     @cached_property
     def hops(self) -> tuple[Hop, ...]:
         """What travels between different workers, and how much per message."""
-        w = self.workload
-        found = [Hop(self.encode, self.head, "conditioning", 0), Hop(self.tail, self.decode, "latents", w.latent_bytes)]
+        w, first, last = self.workload, self.stages[0].worker, self.stages[-1].worker
+        found = [Hop(self.encode, self.head, "conditioning", 0), Hop(self.tail, first, "latents", w.latent_bytes)]
         for cell in self.route:
             following = self.after(cell)
             if following is not None:
@@ -197,7 +250,9 @@ class Plan:
             found.extend(Hop(a, b, "hidden", w.hidden_bytes) for a, b in pairwise(row))
             if w.commits_every_chunk or any(v.source >= 0 for v in w.versions):
                 found.append(Hop(self.tail, row[0], "sink or commit", w.latent_bytes))
-        found += [Hop(self.encode, self.decode, "sound", 0), Hop(self.decode, self.encode, "done", 0)]
+        found += [Hop(a.worker, b.worker, "pictures", w.picture_bytes) for a, b in pairwise(self.stages)]
+        found += [Hop(self.encode, worker, "sidecar", 0) for worker in self.stage_workers]
+        found += [Hop(worker, self.encode, "done", 0) for worker in (self.leaves, last)]
         return tuple(dict.fromkeys(h for h in found if h.source != h.target))
 
     @cached_property
@@ -215,8 +270,13 @@ class Plan:
             block = self.blocks[b]
             total += w.range_bytes + sum(w.layer_bytes[i] for i in block)
             total += w.first_bytes * (block.start == 0) + w.last_bytes * (block.stop == w.layers)
-        stages = w.encode_bytes * (worker == self.encode) + w.decode_bytes * (worker == self.decode)
-        return total + stages * (rank == 0)
+        return total + self.stage_bytes(worker) * (rank == 0)
+
+    def stage_bytes(self, worker: int) -> int:
+        """Weights of the stages beside cells that a worker has."""
+        w, names = self.workload, {stage.name for stage in self.stages if stage.worker == worker}
+        own = {"decode": w.decode_bytes, "post": w.post_bytes}
+        return w.encode_bytes * (worker == self.encode) + sum(size for name, size in own.items() if name in names)
 
     def bank_bytes(self, worker: int) -> int:
         """Banks of one stream in each process of a worker: each holds an equal part of the heads."""
@@ -227,10 +287,10 @@ class Plan:
         """Time each worker spends on one chunk, in units of one step of the whole network.
 
         Args:
-            times: durations of `step` (all layers, shared as this plan shares it), `encode` and `decode`; None: a step
-                is 1, the others are 0.
+            times: durations of `step` (all layers, shared as this plan shares it), `encode`, `decode` and `post`; None:
+                a step is 1, the others are 0.
         """
-        times = {"step": 1.0, "encode": 0.0, "decode": 0.0} | (times or {})
+        times = {"step": 1.0} | (times or {})
         load = [0.0] * self.workers
         passes = [(row, 1) for row in self.owners]
         if self.workload.commits_every_chunk:
@@ -238,14 +298,16 @@ class Plan:
         for row, count in passes:
             for b, worker in enumerate(row):
                 load[worker] += count * times["step"] * len(self.blocks[b]) / self.workload.layers
-        load[self.encode] += times["encode"]
-        load[self.decode] += times["decode"]
+        load[self.encode] += times.get("encode", 0.0)
+        for stage in self.stages:
+            load[stage.worker] += times.get(stage.name, 0.0)
         return load
 
     @cached_property
     def returns(self) -> bool:
         """Whether a chunk comes back to a worker that it has left, as in a ring."""
-        visits = [worker for worker, _ in groupby([*(self.owner(cell) for cell in self.route), self.decode])]
+        route = (self.owner(cell) for cell in self.route)
+        visits = [worker for worker, _ in groupby([*route, *(stage.worker for stage in self.stages)])]
         return len(visits) > len(set(visits))
 
     @property
@@ -259,8 +321,10 @@ class Plan:
         """Chunks on their way at most, before anything was measured: ceil(sum of loads / slowest)."""
         if self.limit is not None:
             return self.limit
-        alone = self.workload.decodes and self.decode not in {worker for row in self.owners for worker in row}
-        return whole(pace(self.load({"decode": max(self.load()) if alone else 0.0})))
+        owners, period = {worker for row in self.owners for worker in row}, max(self.load())
+        # A stage on a worker of its own counts as one that takes a period.
+        alone = {stage.name: period for stage in self.stages[:-1] if stage.worker not in owners}
+        return whole(pace(self.load(alone)))
 
     @property
     def most_in_flight(self) -> int:
@@ -278,7 +342,7 @@ class Plan:
             return 0.0
         period = max(self.load())
         final = version.source + self.workload.steps / period
-        return max(0.0, final + 1 / period - version.holds)
+        return max(0.0, final + 1 / period - version.in_force_from)
 
 
 def pace(times: Iterable[float], hops: float = 0.0) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from conf.errors import UserError
 from conf.schema import PlanConfig
-from parallel.builders import build, split_evenly
+from parallel.builders import PLACED, build, split_evenly
 from parallel.cluster import Cluster
 from parallel.cost import Costs, Ranges
 from parallel.memory import Bytes, Memory
@@ -210,7 +210,7 @@ def _gb(size: float) -> str:
 
 def _check_wanted(wanted: PlanConfig, cluster: Cluster) -> None:
     """`plan=auto` chooses what other plans are told."""
-    for setting in ("steps", "layers", "grid", "encode", "decode"):
+    for setting in ("steps", "layers", "grid", *PLACED):
         if getattr(wanted, setting) is not None:
             raise UserError(
                 f"plan.{setting}={getattr(wanted, setting)}", "is chosen by plan=auto", "leave it out, or name a plan"

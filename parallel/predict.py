@@ -90,6 +90,8 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
     wire = costs.wire()
     bounds += [(seconds, f"link from worker {a} to {b}") for (a, b), seconds in wire.items()]
     bounds.append((turn / chunks, f"a chunk's round trip, {in_flight} in flight"))
+    output = costs.output_s() / streams
+    bounds.append((output, "output"))
     loop = 0.0
     if plan.workload.commits_every_chunk:
         loop = clean_loop(costs)
@@ -97,15 +99,18 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
     # Bounds that are equal but for rounding: the first, which is the plainest, is named.
     period = max(seconds for seconds, _ in bounds)
     bound = next(name for seconds, name in bounds if seconds >= period * (1 - 1e-6))
-    told = costs.hop_s(plan.decode, plan.encode, 0)
+    told = costs.hop_s(plan.leaves, plan.encode, 0)
     play = demand.frames / demand.fps
     if demand.paced and play >= streams * period:
         gaps, way = [play], turn
+    elif output >= period * (1 - CLOSE):
+        # Its own room lets a chunk in when output will be free for it: it meets nobody.
+        gaps, way = [streams * period], turn
     else:
         gaps = _gaps(costs, in_flight, streams, period, loop)
         way = _way(costs, chunks, streams, period, turn, loop)
-    latency = way - told
-    shown = latency - costs.decode_s() + costs.shown_s()
+    latency = way - told + _behind(costs)
+    shown = latency - costs.shared_s() - costs.output_s() + costs.shown_s()
     return Prediction(
         period_s=period,
         bound=bound,
@@ -129,7 +134,7 @@ def room(costs: Costs) -> float:
 def filling(costs: Costs, share: float | None = None) -> float:
     """Chunks in flight, in the mean, that keep the slowest stage busy: a chunk's way / slowest stage.
 
-    As the pacer counts: encode, steps, messages and the last stage; passes off the route take no room.
+    As the pacer counts: encode, steps, messages and the last stages but output; passes off the route take no room.
 
     Args:
         share: of the full rate that is enough, where only whole chunks fill the plan; None: the plan's own.
@@ -138,7 +143,8 @@ def filling(costs: Costs, share: float | None = None) -> float:
     own = [0.0] * plan.workers
     for cell in plan.route:
         own[plan.owner(cell)] += costs.pass_s("step", plan.owner(cell), cell.block)
-    own[plan.decode] += costs.decode_s()
+    for stage in plan.stages[:-1]:
+        own[stage.worker] += costs.stage_s(stage.name)
     own.append(costs.sample_s() + costs.encode_s())
     if not any(own):
         return plan.in_flight
@@ -162,12 +168,24 @@ def walk(costs: Costs, start: float, ready: Callable[[Cell], float] = lambda cel
 
 
 def turnaround(costs: Costs) -> float:
-    """From a chunk's grant to the head knowing that it has left: encode, route, hops, decode, and the way back."""
+    """From a chunk's grant to the head knowing that it has left the shared stages: encode, route, hops, decode, post,
+    and the way back."""
     plan = costs.plan
-    final = walk(costs, costs.sample_s() + costs.encode_s()) + costs.hop_s(
-        plan.tail, plan.decode, plan.workload.latent_bytes
-    )
-    return final + costs.decode_s() + costs.hop_s(plan.decode, plan.encode, 0)
+    final = walk(costs, costs.sample_s() + costs.encode_s()) + _to_stages(costs)
+    return final + costs.shared_s() + costs.hop_s(plan.leaves, plan.encode, 0)
+
+
+def _to_stages(costs: Costs) -> float:
+    """Final latents on their way to the first of the last stages, if streams share it."""
+    plan = costs.plan
+    shared = len(plan.stages) > 1
+    return costs.hop_s(plan.tail, plan.stages[0].worker, plan.workload.latent_bytes) if shared else 0.0
+
+
+def _behind(costs: Costs) -> float:
+    """From leaving the shared stages to being out."""
+    plan = costs.plan
+    return costs.output_s() + costs.hop_s(plan.leaves, plan.stages[-1].worker, plan.workload.latent_bytes)
 
 
 def first_frame(costs: Costs) -> float:
@@ -190,7 +208,7 @@ def first_frame(costs: Costs) -> float:
     final = walk(costs, encoded, lambda cell: filled.get((plan.owner(cell), cell.block), 0.0))
     if not w.commits_every_chunk:
         final += _met(costs)
-    return final + costs.hop_s(plan.tail, plan.decode, w.latent_bytes) + costs.shown_s(first=True)
+    return final + costs.hop_s(plan.tail, plan.stages[0].worker, w.latent_bytes) + costs.shown_s(first=True)
 
 
 def _met(costs: Costs) -> float:
@@ -246,7 +264,7 @@ def idle_periods(costs: Costs, version: Version, period: float) -> float:
     made = final + costs.hop_s(plan.tail, plan.head, w.latent_bytes) + passes
     sampled = costs.sample_s() + costs.encode_s() + begins if plan.encode == plan.head else 0.0
     # Rounding is not idleness.
-    return max(0.0, round((made + sampled) / period - version.holds, 9))
+    return max(0.0, round((made + sampled) / period - version.in_force_from, 9))
 
 
 def _way(costs: Costs, in_flight: float, streams: int, period: float, turn: float, loop: float) -> float:
@@ -256,8 +274,8 @@ def _way(costs: Costs, in_flight: float, streams: int, period: float, turn: floa
         if loop:
             # A chunk is granted when its context is clean, so it waits only for other streams.
             return turn if streams == 1 else max(turn, min(in_flight * period, turn + streams * period - loop))
-        if costs.load()[plan.head] >= period * (1 - CLOSE):
-            # A head that is never idle hears of room between two passes, and then begins the chunk at once.
+        if plan.returns and costs.load()[plan.head] >= period * (1 - CLOSE):
+            # A head that is never idle lets a chunk in between two passes, and then begins it at once.
             return turn
     return max(turn, in_flight * period)
 

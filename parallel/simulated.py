@@ -32,7 +32,7 @@ def simulated(costs: Costs, demand: Demand) -> Prediction:
     play = demand.frames / demand.fps
     for stream in range(demand.streams):
         simulator.open(stream, live=(lambda chunk: chunk * play) if demand.paced else None)
-    settled = max((v.holds for v in costs.plan.workload.versions), default=0)
+    settled = max((v.in_force_from for v in costs.plan.workload.versions), default=0)
     # Chunks may leave in bursts as long as there are blocks or chunks in flight: whole ones are counted.
     turn = demand.streams * said.in_flight * len(costs.plan.blocks)
     count, warm = turn * ceil(LEAST / turn), demand.streams * settled + FILLINGS * turn

@@ -1,13 +1,15 @@
 """A plan executed in virtual time: event by event, by the workers' own schedule and pacing, without sleeping.
 
 Every worker takes in what has come, then runs the pass that others wait for most, as `runtime.worker` does; only work
-and messages are durations. Any kind of number counts time (floats, or fractions where equality matters).
+and messages are durations. A stage beside cells has its worker's device in turn with them, and goes first; output is
+beside the device, in order for each stream. Any kind of number counts time (floats, or fractions where equality
+matters).
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
@@ -15,8 +17,9 @@ from typing import NamedTuple, Protocol
 
 from parallel.cost import Costs
 from parallel.pacing import ENCODE, HOPS, Pacer
+from parallel.passes import LEFT, MARKS, OUT, STAGES, Pass, entering
 from parallel.plan import Plan
-from parallel.schedule import Pass, Schedule, rows
+from parallel.schedule import Schedule
 
 
 class Durations(Protocol):
@@ -43,7 +46,7 @@ class Durations(Protocol):
         ...
 
     def shown(self, item: Pass) -> float:
-        """From the beginning of a `final` pass to the chunk's first frame."""
+        """From the beginning of a chunk's first pass on the last stages to its first frame being out."""
         ...
 
 
@@ -60,15 +63,16 @@ class PlanDurations:
         self._known: dict[tuple, float] = {}
 
     def work(self, worker: int, item: Pass) -> float:
-        key = worker, item.kind, item.block, item.kind == "final" and item.chunk == 0
+        path = self.plan.workload.passes[item.kind].path
+        key = worker, item.kind, item.block, *((item.step, item.chunk == 0) if path == STAGES else ())
         if key not in self._known:
-            self._known[key] = self._work(worker, item)
+            self._known[key] = self._work(worker, item, path)
         return self._known[key] * self.factor(worker, item)
 
-    def _work(self, worker: int, item: Pass) -> float:
-        if item.kind == "final":
-            return self.costs.decode_s(first=item.chunk == 0)
-        return 0.0 if item.kind == "end" else self.costs.pass_s(item.kind, worker, item.block)
+    def _work(self, worker: int, item: Pass, path: str) -> float:
+        if path == STAGES:
+            return self.costs.stage_s(self.plan.stage_of(item), first=item.chunk == 0)
+        return 0.0 if path == MARKS else self.costs.pass_s(item.kind, worker, item.block)
 
     def sample(self, stream: int, chunk: int) -> float:
         return self.costs.sample_s()
@@ -81,13 +85,9 @@ class PlanDurations:
 
     def travel(self, source: int, target: int, item: Pass) -> tuple[float, float]:
         link = self.costs.cluster.link(self.costs.groups[source][0], self.costs.groups[target][0])
-        return self._bytes(item) / link.bandwidth, link.latency_s
-
-    def _bytes(self, item: Pass) -> float:
-        w = self.plan.workload
-        latents = w.latent_bytes if item.kind in ("step", "final", "commit") else 0
-        hidden = w.hidden_bytes * (w.recache_chunks if item.kind == "recache" else 1)
-        return latents + (hidden if item.block and item.kind != "end" else 0)
+        passes = self.plan.workload.passes
+        size = passes[item.kind].cargo(self.plan.workload, item) if item.kind in passes else 0
+        return size / link.bandwidth, link.latency_s
 
     def shown(self, item: Pass) -> float:
         return self.costs.shown_s(first=item.chunk == 0)
@@ -117,7 +117,10 @@ class Chunk:
 @dataclass
 class _Worker:
     schedule: Schedule
-    inbox: deque[tuple[str, Pass]] = field(default_factory=deque)
+    inbox: deque[tuple[str, Pass, int | None]] = field(default_factory=deque)
+    """What has come: an `entry`, a `message` from a worker, or `finished` output."""
+    stages: dict[int, deque[Pass]] = field(default_factory=dict)
+    """What the last stages on this device are to do, by step."""
     encodes: deque[Chunk] = field(default_factory=deque)
     """Chunks whose sampling waits for the device."""
     free_at: float = 0.0
@@ -146,7 +149,8 @@ class Simulator:
     Attributes:
         now: the present moment.
         chunks: those that have left, in that order.
-        spans: what was done, if kept, in the order of beginnings.
+        spans: what devices did, if kept, in the order of beginnings.
+        most_held: messages on each channel that had not been taken in, at most; what a credit is needed for.
     """
 
     def __init__(self, plan: Plan, durations: Durations, spans: bool = False):
@@ -159,7 +163,13 @@ class Simulator:
         self._keep = spans
         self._under_way: dict[tuple[int, int], Chunk] = {}
         self._times: dict[tuple[int, int], dict[int, float]] = {}
-        """What each worker has spent on a chunk so far, as messages carry it."""
+        """What each worker has spent on a chunk so far, as messages carry it; until it has left the shared stages."""
+        self._output_s: dict[tuple[int, int], float] = {}
+        """What output spent on a chunk, until that is told."""
+        self._output_free: dict[int, float] = {}
+        """When each stream's output is free."""
+        self._held: Counter[tuple[int, int]] = Counter()
+        self.most_held: dict[tuple[int, int], int] = defaultdict(int)
         self._links: dict[tuple[int, int], float] = {}
         """When each link is free."""
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -179,7 +189,7 @@ class Simulator:
         """A stream that begins at a moment.
 
         Args:
-            chunks: how many; None: endless.
+            chunks: how many, then the stream ends; None: endless.
             live: chunk -> the moment before which its conditioning is not there; None: it waits for nothing.
             prompts: chunks with which a new prompt begins.
         """
@@ -208,9 +218,6 @@ class Simulator:
         self._woken.add(self.plan.encode)
 
     def _may_enter(self, stream: int, chunk: int) -> bool:
-        lane = self.lanes[stream]
-        if lane.chunks is not None and chunk >= lane.chunks:
-            return False
         return self.workers[self.plan.encode].schedule.may_enter(stream, chunk)
 
     def _ask(self) -> None:
@@ -227,9 +234,18 @@ class Simulator:
         lane.sampling = True
         chunk = lane.asked.popleft()
         there = max(self.now, chunk.granted)
+        if lane.chunks is not None and chunk.number >= lane.chunks:
+            self._at(there, lambda: self._enter_end(chunk))
+            return
         if lane.live is not None:
             there = max(there, lane.live(chunk.number))
         self._at(there, lambda: self._draw(chunk))
+
+    def _enter_end(self, chunk: Chunk) -> None:
+        """The stream's source has no such chunk."""
+        del self._under_way[chunk.stream, chunk.number]
+        self.workers[self.plan.encode].inbox.append(("entry", Pass("end", chunk.stream, chunk.number), None))
+        self._woken.add(self.plan.encode)
 
     def _draw(self, chunk: Chunk) -> None:
         """What drives the chunk is there: from here on nothing can change it."""
@@ -260,23 +276,62 @@ class Simulator:
             if worker.encodes:
                 self._go_on(index)
                 return
-        taken = worker.schedule.next()
-        if taken is None:
+        self._hand_over(index)
+        item = self._next(worker)
+        if item is None:
             return
-        item = taken[0]
-        if item[0] == "step" and item[3:5] == (0, 0):
+        if item.kind == "step" and item[3:5] == (0, 0):
             worker.schedule.entered(item.stream, item.chunk)
             if index == self.plan.encode:
                 self._ask()
-        length, chunk = self.durations.work(index, item), self._under_way.get((item.stream, item.chunk))
+        length = self.durations.work(index, item)
         if self._keep:
             self.spans.append(Span(index, item, self.now, self.now + length))
-        if item.kind == "final" and chunk:
-            chunk.shown = self.now + self.durations.shown(item)
-        if item.kind in ("step", "final"):
+        self._began(item)
+        if self.plan.workload.passes[item.kind].carries_chunk:
             spent = self._times.setdefault((item.stream, item.chunk), {})
             spent[index] = spent.get(index, 0) + length
         self._keep_busy(index, length, lambda: self._done(index, item))
+
+    @staticmethod
+    def _next(worker: _Worker) -> Pass | None:
+        """What has the device next: a stage before cells, and of stages the last."""
+        for step in sorted(worker.stages, reverse=True):
+            if worker.stages[step]:
+                return worker.stages[step].popleft()
+        taken = worker.schedule.next()
+        return taken and taken[0]
+
+    def _began(self, item: Pass) -> None:
+        first = item.kind == "stage" and item.step == self.plan.workload.steps
+        if first and (chunk := self._under_way.get((item.stream, item.chunk))):
+            chunk.shown = self.now + self.durations.shown(item)
+
+    def _hand_over(self, index: int) -> None:
+        """Give the last stages what is ready for them. Output has a thread for every stream."""
+        worker, output = self.workers[index], self.plan.workload.steps + len(self.plan.stages) - 1
+        for item, _ in worker.schedule.staged():
+            if item.step == output:
+                self._output(index, item)
+            else:
+                worker.stages.setdefault(item.step, deque()).append(item)
+
+    def _output(self, index: int, item: Pass) -> None:
+        begins = max(self.now, self._output_free.get(item.stream, self.now))
+        length = self.durations.work(index, item)
+        self._output_free[item.stream] = begins + length
+
+        def over() -> None:
+            if item.kind == "stage":
+                chunk = self._under_way.pop((item.stream, item.chunk))
+                chunk.left = self.now
+                self.chunks.append(chunk)
+                self._output_s[item.stream, item.chunk] = length
+            self.workers[index].inbox.append(("finished", item, None))
+            self._woken.add(index)
+
+        self._at(begins, lambda: self._began(item))
+        self._at(begins + length, over)
 
     def _keep_busy(self, index: int, length: float, then: Callable[[], None]) -> None:
         worker = self.workers[index]
@@ -299,7 +354,7 @@ class Simulator:
             lane = self.lanes[chunk.stream]
             lane.sampling = False
             self._sample(lane)
-            self.workers[index].inbox.append(("entry", Pass("step", chunk.stream, chunk.number)))
+            self.workers[index].inbox.append(("entry", Pass("step", chunk.stream, chunk.number), None))
 
         self._keep_busy(index, length, entered)
 
@@ -307,51 +362,70 @@ class Simulator:
         """Move what has come to the schedule; returns what that takes."""
         worker, spent = self.workers[index], 0
         while worker.inbox:
-            how, item = worker.inbox.popleft()
+            how, item, source = worker.inbox.popleft()
             if how == "entry":
-                self.pacer.entered(item.stream)
                 spent += self._enter(index, item)
+            elif how == "finished":
+                spent += self._follow(index, item, spent)
             else:
+                self._held[source, index] -= 1
                 spent += self.durations.handling(index)
                 if item.kind != "done":
                     self._deliver(index, item)
+        self._hand_over(index)
         return spent
 
     def _enter(self, index: int, item: Pass) -> float:
-        """A sampled chunk goes on its way; returns what sending took."""
-        spent, plan = 0, self.plan
-        if item.chunk == 0 and any(v.source < 0 for v in plan.workload.versions):
-            for target, prefill in rows(plan, Pass("prefill", item.stream, 0)):
-                spent += self._send(index, target, prefill, spent)
-        epoch = max((e for e in self.lanes[item.stream].prompts if e <= item.chunk), default=0)
-        item = item._replace(epoch=epoch)
-        if plan.workload.recache_chunks and 0 < item.chunk == epoch:
-            for target, recache in rows(plan, item._replace(kind="recache")):
-                spent += self._send(index, target, recache, spent)
-        spent += self._send(index, plan.decode, Pass("sound", item.stream, item.chunk), spent)
-        return spent + self._send(index, plan.head, item, spent)
+        """A sampled chunk goes on its way, or its stream's end; returns what sending took."""
+        stream = item.stream
+        if item.kind == "end":
+            self.pacer.end(stream)
+            spent = self._send(index, self.plan.head, item, 0)
+            self._look_at_head(stream)
+            return spent
+        self.pacer.entered(stream)
+        epoch, spent = max((e for e in self.lanes[stream].prompts if e <= item.chunk), default=0), 0
+        for target, entered in entering(self.plan, stream, item.chunk, epoch):
+            spent += self._send(index, target, entered, spent)
+        return spent
 
     def _deliver(self, index: int, item: Pass) -> None:
         schedule = self.workers[index].schedule
-        if item.kind == "sound":
-            schedule.companion(item.stream, item.chunk)
-        elif item.kind == "done":
-            self.pacer.done(item.stream, item.chunk, self._times.pop((item.stream, item.chunk)), self.now)
-        else:
-            schedule.arrive(item)
+        if item.kind == "done":
+            self._told(item)
+        elif item.stream in schedule.streams:
+            if item.kind == "sidecar":
+                schedule.sidecar(item.stream, item.chunk)
+            else:
+                schedule.arrive(item)
+
+    def _told(self, item: Pass) -> None:
+        """The head hears where a chunk is."""
+        key = item.stream, item.chunk
+        if item.step == LEFT:
+            self.pacer.done(*key, self._times.pop(key), self.now)
+        elif item.step == OUT:
+            self.pacer.out(*key, self._output_s.pop(key), self.now)
+        self._look_at_head(item.stream)
+
+    def _look_at_head(self, stream: int) -> None:
+        if self.pacer.over(stream):
+            self.workers[self.plan.encode].schedule.close(stream, "head")
 
     def _done(self, index: int, item: Pass) -> None:
-        if item.kind == "final":
-            chunk = self._under_way.pop((item.stream, item.chunk))
-            chunk.left = self.now
-            self.chunks.append(chunk)
         if index == self.plan.encode and self.workers[index].schedule.passes_last(item):
-            self.pacer.rounded()
-        spent = 0
-        for target, following in self.workers[index].schedule.done(item):
-            spent += self._send(index, target, following, spent)
+            self.pacer.passed()
+        spent = self._follow(index, item, 0)
+        self._hand_over(index)
         if spent:
             self._keep_busy(index, spent, lambda: None)
+
+    def _follow(self, index: int, item: Pass, after: float) -> float:
+        """Send what follows from a pass, `after` from now on; returns what that takes."""
+        spent = 0
+        for target, following in self.workers[index].schedule.done(item):
+            spent += self._send(index, target, following, after + spent)
+        return spent
 
     def _send(self, source: int, target: int, item: Pass, after: float) -> float:
         """Send a message `after` from now on; returns what that costs the worker."""
@@ -362,20 +436,31 @@ class Simulator:
         busy, late = self.durations.travel(source, target, item)
         begins = max(self.now + after + cost, self._links.get((source, target), 0))
         self._links[source, target] = begins + busy
-        if item.kind in ("step", "final", "done"):
-            spent = self._times.setdefault((item.stream, item.chunk), {})
-            spent[HOPS] = spent.get(HOPS, 0) + begins + busy + late - self.now - after
+        self._count_hop(item, begins + busy + late - self.now - after)
+        self._held[source, target] += 1
+        self.most_held[source, target] = max(self.most_held[source, target], self._held[source, target])
 
         def arrive() -> None:
             if item.kind == "done":
                 # Heard of at once, whatever the worker is at.
                 self._deliver(target, item)
                 self._ask()
-            self.workers[target].inbox.append(("message", item))
+            self.workers[target].inbox.append(("message", item, source))
             self._woken.add(target)
 
         self._at(begins + busy + late, arrive)
         return cost
+
+    def _count_hop(self, item: Pass, seconds: float) -> None:
+        """A chunk's message is part of its way."""
+        key, w = (item.stream, item.chunk), self.plan.workload
+        if item.kind == "done" and item.step == OUT:
+            self._output_s[key] += seconds
+            return
+        output = w.steps + len(self.plan.stages) - 1
+        shared = item.step < output and item.kind in w.passes and w.passes[item.kind].carries_chunk
+        if shared or item.kind == "done":
+            self._times[key][HOPS] = self._times[key].get(HOPS, 0) + seconds
 
     def _at(self, when: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when, next(self._order), action))

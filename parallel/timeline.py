@@ -3,7 +3,7 @@
 Time is exact (fractions) and counted in *periods*: the time of the slowest worker per chunk. A cell takes its share
 of the layers; every pass that writes an attention sink or a clean context counts as a whole step, which is the most
 it can take; what travels arrives at once. A decoder with a worker of its own takes one period, as `Plan.in_flight`
-presumes; one that shares a worker takes no time.
+presumes, and so does post; a stage that shares a worker takes no time, nor does output.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
+from parallel.passes import MARKS, ROWS, STAGES, Pass
 from parallel.plan import Cell, Plan
-from parallel.schedule import Pass
 from parallel.simulator import Simulator
 from parallel.simulator import Span as Done
 
@@ -28,8 +28,8 @@ class Span(NamedTuple):
 
     Attributes:
         worker: who.
-        what: `step`, `sink`, `commit` or `decode`.
-        chunk: of a step, commit or decode; of a sink the chunk from which it holds.
+        what: `step`, `sink`, `commit`, or one of the last stages.
+        chunk: which; of a sink the first chunk that reads it.
         start, end: in periods.
     """
 
@@ -49,12 +49,15 @@ class Periods:
 
     def __init__(self, plan: Plan):
         self.plan, self._step = plan, 1 / period_steps(plan)
-        self._decode = Fraction(not plan.blocks_of(plan.decode))
+        self._stages = [Fraction(not plan.blocks_of(stage.worker)) for stage in plan.stages[:-1]] + [Fraction(0)]
 
     def work(self, worker: int, item: Pass) -> Fraction:
-        """A share of a step, or one period for a decoder of its own."""
-        if item.kind == "final":
-            return self._decode
+        """A share of a step, or one period for a stage with a worker of its own; marks take nothing."""
+        kind = self.plan.workload.passes[item.kind]
+        if kind.path == STAGES:
+            return self._stages[item.step - self.plan.workload.steps]
+        if kind.path == MARKS:
+            return Fraction(0)
         return self._step * Fraction(len(self.plan.blocks[item.block]), self.plan.workload.layers)
 
     def sample(self, stream: int, chunk: int) -> Fraction:
@@ -75,7 +78,7 @@ class Periods:
 
     def shown(self, item: Pass) -> Fraction:
         """With its last."""
-        return self._decode
+        return sum(self._stages)
 
 
 def period_steps(plan: Plan) -> Fraction:
@@ -104,9 +107,10 @@ def simulate(plan: Plan, periods: int) -> list[Span]:
 def _span(plan: Plan, span: Done) -> Span:
     """As it is drawn: whatever makes an attention sink is one, `commit` is the clean context's."""
     worker, item, start, end = span
-    if item.writes_bank and not (item.kind == "commit" and plan.workload.commits_every_chunk):
+    path = plan.workload.passes[item.kind].path
+    if path == ROWS and not (item.kind == "commit" and plan.workload.commits_every_chunk):
         return Span(worker, "sink", item.chunk + (item.kind == "commit"), start, end)
-    return Span(worker, {"final": "decode"}.get(item.kind, item.kind), item.chunk, start, end)
+    return Span(worker, plan.stage_of(item) if path == STAGES else item.kind, item.chunk, start, end)
 
 
 def entries(plan: Plan, chunks: int) -> list[Fraction]:
@@ -124,7 +128,7 @@ def entries(plan: Plan, chunks: int) -> list[Fraction]:
 
 def pace_of(plan: Plan) -> Fraction:
     """Periods per chunk in steady running: 1 unless chunks wait for each other."""
-    last = max((v.holds for v in plan.workload.versions), default=0)
+    last = max((v.in_force_from for v in plan.workload.versions), default=0)
     # Long after the pipeline has filled and the last version has come; chunks may enter in bursts, hence the average.
     first, turn = last + 2 * plan.in_flight, 2 * plan.in_flight
     when = entries(plan, first + turn + 1)

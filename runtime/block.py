@@ -154,7 +154,7 @@ class Block:
         held = stream_held.banks[level]
         load_bank(state, level, held.bank, self.denoiser.share)
         held.commits = state.chunk
-        held.reference = max((v.holds for v in self.references if v.holds < state.chunk), default=-1)
+        held.reference = max((v.in_force_from for v in self.references if v.in_force_from < state.chunk), default=-1)
         if stream_held.finished.most:
             stream_held.finished.restore(state.read(FINISHED)[0], latents=self.denoiser.network.first)
 
@@ -165,7 +165,7 @@ class Block:
         """Drop text that no bank here will be asked for again: epochs only rise, bank by bank."""
         oldest = min(s.epoch for s in held.banks.values())
         needed = {epoch for _, epoch in held.given.values()}
-        if any(v.source >= 0 and s.reference < v.holds for v in self.references for s in held.banks.values()):
+        if any(v.source >= 0 and s.reference < v.in_force_from for v in self.references for s in held.banks.values()):
             needed.add(0)  # a recalibration is made from chunk 0, and read with its text
         for epoch in [e for e in held.texts if e < oldest and e not in needed]:
             del held.texts[epoch]

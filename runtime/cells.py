@@ -9,8 +9,8 @@ from torch import Tensor
 
 from conf.schema import StreamConfig
 from parallel.message import Message
+from parallel.passes import MARKS, ROUTE, STAGES, Pass
 from parallel.plan import Plan
-from parallel.schedule import Pass
 from runtime.block import Block
 from runtime.parts import Parts
 from runtime.state import State
@@ -82,7 +82,7 @@ class Cells:
         return self.draws[item.stream].noise(item.chunk, step, tensors["x"].shape) if given is None else given
 
     def write(self, item: Pass, m: Message) -> Message:
-        """A prefill, commit or recache of one bank."""
+        """A pass along rows: of one bank of a block."""
         if not m.tensors:
             return m
         start, block, tensors = self.trace.clock(), self.blocks[item.block], m.tensors
@@ -90,15 +90,22 @@ class Cells:
         incoming = None if incoming is None else incoming.to(self.parts.dtype)
         if "text" in tensors:
             block.set_text(item.stream, m.epoch, tensors["text"])
-        if item.kind == "prefill":
-            out = block.prefill(item.stream, item.level, item.chunk, m.epoch, incoming)
-        elif item.kind == "recache":
-            out = block.recache(item.stream, item.level, item.chunk, m.epoch, incoming, m.distances[0])
-        else:
-            out = block.commit(item.stream, item.level, item.chunk, incoming, m.distances[-1])
+        out = getattr(self, f"_{item.kind}")(block, item, m, incoming)
         self._timed(item, start)
         # Not changed in place: passes on other levels may be made from the same message.
         return replace(m, tensors={} if out is None else tensors | {"hidden": out})
+
+    @staticmethod
+    def _prefill(block: Block, item: Pass, m: Message, incoming: Tensor) -> Tensor:
+        return block.prefill(item.stream, item.level, item.chunk, m.epoch, incoming)
+
+    @staticmethod
+    def _recache(block: Block, item: Pass, m: Message, incoming: Tensor | None) -> Tensor | None:
+        return block.recache(item.stream, item.level, item.chunk, m.epoch, incoming, m.distances[0])
+
+    @staticmethod
+    def _commit(block: Block, item: Pass, m: Message, incoming: Tensor) -> Tensor:
+        return block.commit(item.stream, item.level, item.chunk, incoming, m.distances[-1])
 
     def save(self, item: Pass, folder: Path) -> dict[str, str]:
         """The bank of a cell to a state; returns the files' names and sha256. A bank that steps
@@ -116,10 +123,13 @@ class Cells:
     # -- small things -------------------------------------------------------------------------------------------------
 
     def name(self, item: Pass) -> str:
-        """A stage as reports call it: `step0`, `step0.block1`, `commit.block0`, `prefill`, `final`."""
-        if item.kind in ("final", "end", "save"):
+        """A pass as reports call it: `step0`, `step0.block1`, `commit.block0`, `prefill`, `decode`, `output`, `end`."""
+        path = self.plan.workload.passes[item.kind].path
+        if path == STAGES:
+            return self.plan.stage_of(item)
+        if path == MARKS:
             return item.kind
-        stage = f"step{item.step}" if item.kind == "step" else item.kind
+        stage = f"{item.kind}{item.step}" if path == ROUTE else item.kind
         return stage if len(self.plan.blocks) == 1 else f"{stage}.block{item.block}"
 
     def _timed(self, item: Pass, start: float) -> float:

@@ -24,6 +24,7 @@ from parallel.channels import Arrival, ChannelError, Closed, Event, Failure, Loc
 from parallel.exchange import Exchange, GroupExchange, local_group
 from parallel.message import Message
 from parallel.p2p import link
+from parallel.passes import PASSES, ROUTE, ROWS
 from parallel.plan import Member, Plan
 from runtime.block import Block
 from runtime.board import PeerLost
@@ -33,7 +34,7 @@ from runtime.trace import Trace
 from stages.denoise.denoiser import ChunkConditioning, Denoiser
 from stages.denoise.share import Ulysses
 
-CALLS = ("set_text", "step", "prefill", "commit", "recache", "save", "restore", "close")
+CALLS = ("set_text", *PASSES.on(ROUTE, ROWS), "save", "restore", "close")
 """What changes a block. All that is asked of it besides, followers need not hear."""
 
 CREDITS = 4

@@ -216,16 +216,21 @@ class Head:
             else:
                 self.pacer.entered(stream)
 
-    def rounded(self) -> None:
+    def passed(self) -> None:
         """A chunk has passed the first cells for the last time."""
         with self._lock:
-            self.pacer.rounded()
+            self.pacer.passed()
 
     def done(self, stream: int, chunk: int, times: dict[int, float]) -> None:
         """A chunk has left the last stage; `times` is what each worker spent on it."""
         with self._lock:
             self._asked.pop((stream, chunk), None)
             self.pacer.done(stream, chunk, times, self.clock())
+
+    def out(self, stream: int, chunk: int, seconds: float) -> None:
+        """A stream's output has written a chunk, in `seconds`."""
+        with self._lock:
+            self.pacer.out(stream, chunk, seconds, self.clock())
 
     def over(self, stream: int) -> bool:
         """Whether all of a stream has left; its source is let go of then."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from parallel.message import Message
-from parallel.schedule import Pass
+from parallel.passes import Pass
 from runtime.cells import Cells
 from runtime.conditioning import Progress
 from runtime.finish import Finish
@@ -57,7 +57,7 @@ class Keeper:
 
     def run(self, item: Pass, mark: Message) -> Message:
         """Save what is here; returns the mark as it goes on."""
-        if not mark.tensors:
+        if not mark.tensors or item.step > self.cells.plan.workload.steps:
             return mark
         keep, files = self.keeps[item.stream], json.loads(bytes(mark.tensors["files"].cpu().numpy()))
         try:

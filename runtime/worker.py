@@ -23,8 +23,9 @@ from conf.schema import Config
 from parallel.channels import Arrival, ChannelError, Closed, Failure, Sender
 from parallel.message import Message
 from parallel.pacing import ENCODE, HOPS, Pacer
+from parallel.passes import LEFT, ROUTE, ROWS, STAGES, Pass, along_rows, entering
 from parallel.plan import Cell, Plan
-from parallel.schedule import Pass, Schedule, rows
+from parallel.schedule import Schedule
 from runtime.block import Block
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.cells import Cells
@@ -102,6 +103,8 @@ class Worker:
                 self._take_in(block=False)
                 if self.head:
                     self.head.ask(self.schedule.may_enter)
+                for item, load in self.schedule.staged():
+                    self._execute(item, load)
                 taken = self.schedule.next()
                 if taken is not None:
                     self._execute(*taken)
@@ -174,7 +177,7 @@ class Worker:
         message = item.message if isinstance(item, Arrival) else None
         if message is not None and message.kind == "done":
             hops = {HOPS: message.times.get(HOPS, 0.0) + item.at - message.sent} if message.times else {}
-            self.head.done(message.stream, message.chunk, message.times | hops)
+            self._hear(message, message.times | hops)
             self.head.ask(self.schedule.may_enter)
 
     def _deliver(self, message: Message) -> None:
@@ -186,13 +189,20 @@ class Worker:
             return  # it has ended here; nothing more is wanted of it
         elif message.kind == "done":
             if not message.sent:  # else it was heard of when it came
-                self.head.done(stream, chunk, message.times)
+                self._hear(message, message.times)
             self._look_at_head(stream)
-        elif message.kind == "sound":
+        elif message.kind == "sidecar":
             self._announce(message)
         else:
             item = Pass(message.kind, stream, chunk, message.step, message.block, epoch=message.epoch)
             self.schedule.arrive(item, message)
+
+    def _hear(self, message: Message, times: dict[int, float]) -> None:
+        """A chunk has left the shared stages, or is out."""
+        if message.step == LEFT:
+            self.head.done(message.stream, message.chunk, times)
+        else:
+            self.head.out(message.stream, message.chunk, 0.0)
 
     def _announce(self, message: Message) -> None:
         """A chunk is on its way to the last stage; the first one opens the sinks."""
@@ -200,7 +210,7 @@ class Worker:
         finish.companions[message.chunk] = Companion.of(message.tensors)
         if stream not in self.hollow:
             self._open_sinks(stream, finish)
-        self.schedule.companion(stream, message.chunk)
+        self.schedule.sidecar(stream, message.chunk)
 
     def _open_sinks(self, stream: int, finish: Finish) -> None:
         try:
@@ -243,7 +253,7 @@ class Worker:
             self.schedule.resume(stream, state.chunk)
             self.cells.resume(stream, state)
         self.keeper.open(stream, order.keep)
-        if "finish" in self.schedule.roles:
+        if "stages" in self.schedule.roles:
             sinks = partial(open_outputs, self.config, order)
             made = (state.chunk, state.content["frames"]) if state else (0, 0)
             self.finishes[stream] = Finish(
@@ -310,24 +320,20 @@ class Worker:
             self._look_at_head(stream)
             return
         self.trace.add("encode", chunk, entry.began, entry.took_s)
-        if entry.reference:
-            self._prefill(stream, 0, entry.reference)
-        if self.plan.workload.recache_chunks and 0 < chunk == entry.epoch:
-            text = {} if stream in self.hollow else self._placed({"text": entry.tensors["text"]})
-            for worker, item in rows(self.plan, Pass("recache", stream, chunk)):
-                self._send(worker, self._message(item, text, epoch=chunk, distances=entry.distances))
-        companion = self._placed(entry.companion)
-        self._send(self.plan.decode, Message("sound", stream=stream, chunk=chunk, tensors=companion))
-        tensors = {} if stream in self.hollow else self._placed(entry.tensors)
-        times = {ENCODE: entry.took_s} if tensors else {}
-        step = Pass("step", stream, chunk)
-        self._send(
-            self.plan.head, self._message(step, tensors, epoch=entry.epoch, distances=entry.distances, times=times)
-        )
+        hollow = stream in self.hollow
+        text = {"text": entry.tensors["text"]} if "text" in entry.tensors else {}
+        tensors = {"sidecar": entry.companion, "prefill": entry.reference, "recache": text, "step": entry.tensors}
+        for worker, item in entering(self.plan, stream, chunk, entry.epoch):
+            if item.kind == "prefill" and not entry.reference:
+                continue
+            empty = hollow and item.kind in ("recache", "step")
+            placed = {} if empty else self._placed(tensors[item.kind])
+            times = {ENCODE: entry.took_s} if item.kind == "step" and placed else {}
+            self._send(worker, self._message(item, placed, epoch=item.epoch, distances=entry.distances, times=times))
 
     def _prefill(self, stream: int, holds: int, reference: dict[str, Tensor]) -> None:
         """Send every bank a reference that holds from chunk `holds`."""
-        for worker, item in rows(self.plan, Pass("prefill", stream, holds)):
+        for worker, item in along_rows(self.plan, Pass("prefill", stream, holds)):
             self._send(worker, self._message(item, self._placed(reference)))
 
     def _placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -338,13 +344,14 @@ class Worker:
         self._at = item
         if item.stream in self.hollow:
             message.tensors = {}
-        work = {"step": self._step, "final": self._final, "save": self.keeper.run, "end": self._end}
-        work = work.get(item.kind, self.cells.write)
+        path = self.plan.workload.passes[item.kind].path
+        work = {ROUTE: self._step, ROWS: self.cells.write, STAGES: self._final}.get(path)
+        work = work or {"save": self.keeper.run, "end": self._end}[item.kind]
         message = work(item, message)
         for worker, following in self.schedule.done(item):
             self._send(worker, self._following(item, following, message))
         if self.head and self.schedule.passes_last(item):
-            self.head.rounded()
+            self.head.passed()
         if item.kind == "end":
             self._forget(item.stream)
 
@@ -358,7 +365,8 @@ class Worker:
             tensors = {"x": torch.cat([x[:, :, :1], *motion], 2) if following.kind == "prefill" else x}
         # A bank made from a chunk carries that chunk's text: a recalibration epoch 0, which began with chunk 0.
         epoch = message.epoch if item.kind == following.kind else 0
-        times = times if following.kind in ("step", "final", "done") else {}
+        times = times if following.kind in ("step", "stage", "done") else {}
+        tensors = {} if following.kind == "done" else tensors
         return self._message(
             following, tensors, epoch=epoch, times=times, distances=message.distances, note=message.note
         )
@@ -376,6 +384,8 @@ class Worker:
         return self.cells.step(item, m)
 
     def _final(self, item: Pass, m: Message) -> Message:
+        if item.step > self.plan.workload.steps:
+            return m  # all is done at the first of the last stages
         start, finish = self.trace.clock(), self.finishes[item.stream]
         if not m.tensors or finish.outputs is None:
             finish.skip(item.chunk)
@@ -394,7 +404,7 @@ class Worker:
 
     def _end(self, item: Pass, m: Message) -> Message:
         """The end of a stream passes the route behind its last chunk."""
-        if item.step == self.plan.workload.steps:
+        if item.step == self.plan.workload.steps + len(self.plan.stages) - 1:
             self._tell_progress(item.stream)
             finish = self.finishes.pop(item.stream)
             finish.finished = m.note != STOPPED and item.stream not in self.hollow
@@ -402,7 +412,7 @@ class Worker:
                 self._open_sinks(item.stream, finish)  # it may go on from its end, with nothing to add
             finish.close()
             self.board.tell(f"ended/{item.stream}", finish.report())
-        elif Cell(item.step, item.block) == self.schedule.cells[-1]:
+        elif self.schedule.cells and Cell(item.step, item.block) == self.schedule.cells[-1]:
             self.cells.close(item.stream)
         return m
 

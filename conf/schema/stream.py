@@ -181,7 +181,9 @@ class PlanConfig:
     encode: int | None = None
     """The worker that samples and encodes; null: the first."""
     decode: int | None = None
-    """The worker that decodes; null: the last."""
+    """The worker that decodes; null: the last that was named for nothing else."""
+    post: int | None = None
+    """The worker of the stage behind decode, if there is one; null: beside decode."""
     in_flight: int | None = None
     """Chunks on their way at most; null: as many as keep every worker busy, counted in layers."""
     devices: list[int] | None = None
