@@ -14,6 +14,7 @@ from benchmarks import (
     loading,
     owned,
     pipeline,
+    planner,
     prediction,
     published,
     sequence_parallel,
@@ -23,7 +24,7 @@ from benchmarks import (
 
 BENCHES = (
     hashes, decoder, step, constant, exact, sequence_parallel, owned, loading, pipeline, kill, efficiency, prediction,
-    published, uneven,
+    published, planner, uneven,
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from rich import box
 from rich.console import Console
@@ -47,8 +48,8 @@ def holds(plan: Plan, worker: int) -> str:
     for block in plan.blocks_of(worker):
         steps, layers = plan.steps_of(worker, block), plan.blocks[block]
         found.append(f"step{'s' * (len(steps) > 1)} {_run(steps)} of layer{'s' * (len(layers) > 1)} {_run(layers)}")
-    last = "decode" if plan.workload.decodes else "latents out"
-    return ", ".join(found + [last] * (worker == plan.decode))
+    own = [stage.name for stage in plan.stages if stage.worker == worker]
+    return ", ".join(found + own)
 
 
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -77,11 +78,12 @@ def _route(plan: Plan) -> Counter[Hop]:
     for cell in plan.route:
         following = plan.after(cell)
         if following is None:
-            found[Hop(plan.owner(cell), plan.decode, "latents", w.latent_bytes)] += 1
+            found[Hop(plan.owner(cell), plan.stages[0].worker, "latents", w.latent_bytes)] += 1
         elif following.block:
             found[Hop(plan.owner(cell), plan.owner(following), "hidden", w.latent_bytes + w.hidden_bytes)] += 1
         else:
             found[Hop(plan.owner(cell), plan.owner(following), "latents", w.latent_bytes)] += 1
+    found.update(Hop(a.worker, b.worker, "pictures", w.picture_bytes) for a, b in pairwise(plan.stages))
     return Counter({hop: count for hop, count in found.items() if hop.source != hop.target})
 
 
@@ -122,7 +124,7 @@ def loads(plan: Plan) -> Table:
     for worker, own in enumerate(load):
         share = own / max(load)
         if not plan.blocks_of(worker):
-            table.add_row(f"worker {worker}", "(decode: known once it is measured)", "-", "-")
+            table.add_row(f"worker {worker}", f"({holds(plan, worker)}: known once it is measured)", "-", "-")
             continue
         bar = "#" * max(1, round(BAR * share))
         table.add_row(f"worker {worker}", f"{bar:.<{BAR}}", number(own), f"{share:.0%}")
@@ -152,11 +154,11 @@ def slowest(plan: Plan) -> str:
 
 
 def _free_from(plan: Plan, version: Version) -> int:
-    """The first chunk from which a version could hold without a wait."""
-    holds = version.holds
-    while plan.idle_periods(Version(version.source, holds)) > 0:
-        holds += 1
-    return holds
+    """The first chunk from which a version could be in force without a wait."""
+    first = version.in_force_from
+    while plan.idle_periods(Version(version.source, first)) > 0:
+        first += 1
+    return first
 
 
 def _origin(version: Version) -> str:
@@ -173,20 +175,20 @@ def idleness(plan: Plan) -> Table:
     table = _table("attention sink", "holds from", "idle periods", "what happens", right=("idle periods",))
     table.columns[3].no_wrap = False
     for version in plan.workload.versions:
-        idle = plan.idle_periods(version)
+        idle, first = plan.idle_periods(version), version.in_force_from
         if version.source < 0:
             said = "Is made before chunk 0 enters, so no chunk waits for it."
         elif idle == 0:
-            said = f"Chunk {version.source} is finished, and the sink made of it, before chunk {version.holds} enters."
+            said = f"Chunk {version.source} is finished, and the sink made of it, before chunk {first} enters."
         elif version.kind == "prefill":
             free = _free_from(plan, version)
             said = (
-                f"Chunk {version.holds} waits for the sink made of chunk {version.source}, once; "
+                f"Chunk {first} waits for the sink made of chunk {version.source}, once; "
                 f"with model.recalibrate_chunk={free} it would not."
             )
         else:
-            said = f"Chunk {version.holds} waits until chunk {version.source} is finished and in every bank, once."
-        table.add_row(_origin(version), f"chunk {version.holds}", number(idle), said)
+            said = f"Chunk {first} waits until chunk {version.source} is finished and in every bank, once."
+        table.add_row(_origin(version), f"chunk {first}", number(idle), said)
     return table
 
 
@@ -197,8 +199,9 @@ def legend(plan: Plan) -> str:
         marks.append(f"{timeline.SINK} makes an attention sink (drawn as a whole step)")
     if plan.workload.commits_every_chunk:
         marks.append(f"{timeline.COMMIT} clean pass of a finished chunk")
-    if not plan.blocks_of(plan.decode):
-        marks.append("decode drawn as one period")
+    for stage in plan.stages[:-1]:
+        if not plan.blocks_of(stage.worker):
+            marks.append(f"{stage.name} drawn as one period")
     return "; ".join(marks)
 
 

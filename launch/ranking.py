@@ -30,6 +30,8 @@ def overrides(choice: Choice) -> str:
         said.append(f"plan.encode={plan.encode}")
     if plan.decode != plan.workers - 1:
         said.append(f"plan.decode={plan.decode}")
+    if plan.post is not None:
+        said.append(f"plan.post={plan.post}")
     if c.devices:
         said.append(f"plan.devices=[{','.join(map(str, c.devices))}]")
     if plan.in_flight != replace(plan, limit=None).in_flight:
@@ -47,7 +49,8 @@ def spread(choice: Choice) -> str:
         parts.append("layers " + "+".join(str(len(b)) for b in plan.blocks))
     if plan.degree > 1:
         parts.append(f"sequence x{plan.degree}")
-    alone = [name for name, w in (("encode", plan.encode), ("decode", plan.decode)) if not plan.blocks_of(w)]
+    placed = [("encode", plan.encode), *(plan.stages[:-1] or [("decode", plan.decode)])]
+    alone = [name for name, worker in placed if not plan.blocks_of(worker)]
     if alone:
         parts.append(" and ".join(alone) + " apart")
     return ", ".join(parts) or "all on one"

@@ -4,7 +4,8 @@ A cell is one denoising step over one block of layers. A chunk's *route* visits 
 reads and writes allow: step 0 block 0, step 0 block 1, ..., last step last block. Behind it come the *last stages*:
 decode and post where pictures are made, and output. A *row* is the way a pass over all layers takes through the workers
 that hold one step's banks; passes that write a bank outside the route (prefill, commit, recache) run along every row,
-so that every worker that reads a bank also wrote it. Which passes there are is said in `parallel.passes`. A worker is one process, or where passes are shared (sequence parallelism) as many as the plan's *degree*.
+so that every worker that reads a bank also wrote it. Which passes there are is said in `parallel.passes`. A worker is
+one process, or where passes are shared (sequence parallelism) as many as the plan's *degree*.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Stage(NamedTuple):
 
 
 class Version(NamedTuple):
-    """A version of the attention sink: made from chunk `source` (-1: the reference), read from chunk `in_force_from` on.
+    """A version of the attention sink: made from chunk `source` (-1: the reference), in force from the chunk named.
 
     `kind` is the pass that makes it: a `prefill` of a reference frame, or the `commit` of a chunk that joins the sink.
     """

@@ -15,14 +15,14 @@ import numpy as np
 
 from conf.errors import UserError
 from conf.schema import PlanConfig
-from parallel.builders import build, split_evenly
+from parallel.builders import PLACED, build, split_evenly
 from parallel.cluster import Cluster
 from parallel.cost import Costs, Ranges
 from parallel.memory import Bytes, Memory
 from parallel.partition import least_bottleneck, least_sum
 from parallel.placement import place
-from parallel.plan import Plan, Workload
-from parallel.predict import Demand, Prediction, predict, room
+from parallel.plan import FULL, Plan, Workload
+from parallel.predict import Demand, Prediction, filling, predict
 from parallel.shapes import Shape, orders, shapes
 
 CLOSE = 1e-3
@@ -210,7 +210,7 @@ def _gb(size: float) -> str:
 
 def _check_wanted(wanted: PlanConfig, cluster: Cluster) -> None:
     """`plan=auto` chooses what other plans are told."""
-    for setting in ("steps", "layers", "grid", "encode", "decode"):
+    for setting in ("steps", "layers", "grid", *PLACED):
         if getattr(wanted, setting) is not None:
             raise UserError(
                 f"plan.{setting}={getattr(wanted, setting)}", "is chosen by plan=auto", "leave it out, or name a plan"
@@ -249,7 +249,9 @@ def of_shape(
     for layers in _partitions(costs, Memory(costs, demand.streams)):
         config = shape.config(layers, devices=_unless_plain(placement), **more)
         costs = Costs(build(config, workload), cluster, placement, ranges)
-        yield _choice(_with_room(config, costs), costs, demand)
+        for limited in _with_room(config, costs):
+            costs.plan = replace(costs.plan, limit=limited.in_flight)
+            yield _choice(limited, costs, demand)
 
 
 def _unless_plain(placement: tuple[int, ...]) -> list[int] | None:
@@ -275,13 +277,15 @@ def _partitions(costs: Costs, memory: Memory) -> list[list[int]]:
     return found[:1] if found[0] == found[1] else found
 
 
-def _with_room(config: PlanConfig, costs: Costs) -> PlanConfig:
-    """With as many chunks in flight as keep every worker busy, now that their times are known."""
+def _with_room(config: PlanConfig, costs: Costs) -> list[PlanConfig]:
+    """With as many chunks in flight as keep the slowest stage busy, and as many as nearly do, for less latency.
+
+    A plan's own limit takes all layers and all devices for equal. Here their times are known, so it does not count.
+    """
     if config.in_flight is not None:
-        return config
-    config = replace(config, in_flight=ceil(round(room(costs), 6)))
-    costs.plan = replace(costs.plan, limit=config.in_flight)
-    return config
+        return [config]
+    rooms = {ceil(round(filling(costs, share), 6)) for share in (1.0, FULL)}
+    return [replace(config, in_flight=room) for room in sorted(rooms)]
 
 
 def _choice(config: PlanConfig, costs: Costs, demand: Demand) -> Choice:

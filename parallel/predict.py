@@ -274,8 +274,8 @@ def _way(costs: Costs, in_flight: float, streams: int, period: float, turn: floa
         if loop:
             # A chunk is granted when its context is clean, so it waits only for other streams.
             return turn if streams == 1 else max(turn, min(in_flight * period, turn + streams * period - loop))
-        if costs.load()[plan.head] >= period * (1 - CLOSE):
-            # A head that is never idle hears of room between two passes, and then begins the chunk at once.
+        if plan.returns and costs.load()[plan.head] >= period * (1 - CLOSE):
+            # A head that is never idle lets a chunk in between two passes, and then begins it at once.
             return turn
     return max(turn, in_flight * period)
 

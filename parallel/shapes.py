@@ -27,6 +27,7 @@ class Shape:
         degree: processes of a worker that owns cells.
         encode, decode: workers.
         alone: workers without cells.
+        post: the worker of the stage behind decode; None: decode's, or there is none.
     """
 
     steps: tuple[int, ...]
@@ -35,6 +36,7 @@ class Shape:
     encode: int
     decode: int
     alone: int
+    post: int | None = None
 
     @property
     def cells(self) -> int:
@@ -70,6 +72,7 @@ class Shape:
             sequence_parallel=self.degree,
             encode=self.encode,
             decode=self.decode,
+            post=self.post,
             **more,
         )
 
@@ -81,18 +84,17 @@ def shapes(workload: Workload, most: int, exactly: int | None = None, degree: in
         exactly: processes; None: any number up to `most`.
         degree: of sequence parallelism; None: any.
     """
-    stages = bool(workload.encode_bytes)
     for p in [degree] if degree else _degrees(workload, most):
         for groups in range(1, workload.steps + 1):
             for blocks in range(1, workload.layers + 1):
                 cells = groups * blocks
                 if cells * p > most:
                     break
-                for encode, decode, alone in _places(cells, workload.decodes, stages):
+                for encode, decode, post, alone in _places(cells, workload):
                     total = cells * p + alone
                     if total <= most and exactly in (None, total):
                         for steps in compositions(workload.steps, groups):
-                            yield Shape(steps, blocks, p, encode, decode, alone)
+                            yield Shape(steps, blocks, p, encode, decode, alone, post)
 
 
 def _degrees(workload: Workload, most: int) -> list[int]:
@@ -108,16 +110,18 @@ def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
         yield tuple(b - a for a, b in pairwise(edges))
 
 
-def _places(cells: int, decodes: bool, stages: bool) -> Iterator[tuple[int, int, int]]:
-    """(encode, decode, workers without cells). Encode leaves the head only if it is more than a table look-up."""
+def _places(cells: int, workload: Workload) -> Iterator[tuple[int, int, int | None, int]]:
+    """(encode, decode, post, workers without cells). Encode leaves the head only if it is more than a table look-up."""
     beside = range(cells) if cells <= CELLS else (0, cells - 1)
-    for decode in (*beside, cells) if decodes else (cells - 1,):
-        alone = int(decode == cells)
-        yield 0, decode, alone
-        if stages:
-            if alone:
-                yield cells, decode, 1
-            yield cells + alone, decode, alone + 1
+    for decode in (*beside, cells) if workload.decodes else (cells - 1,):
+        own = cells + (decode == cells)
+        for post in (None, own) if workload.posts else (None,):
+            alone = own - cells + (post is not None)
+            yield 0, decode, post, alone
+            if workload.encode_bytes:
+                if decode == cells:
+                    yield cells, decode, post, alone
+                yield cells + alone, decode, post, alone + 1
 
 
 def orders(cluster: Cluster, sizes: Sequence[int], fixed: Sequence[int] | None = None) -> list[tuple[int, ...]]:

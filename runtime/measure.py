@@ -30,7 +30,7 @@ from stages.post import to_pictures
 
 PREFILLS = 3
 Durations = dict[str, list[float]]
-"""Seconds by stage: `encode`, `encode.first`, `prefill`, `step0` ..., `commit`, `decode`, `decode.first`, `post`; and
+"""Seconds by stage: `encode`, `encode.first`, `prefill`, `step0` ..., `commit`, `decode`, `decode.first`, `output`; and
 of every pass of a step its parts `layer0` ..., `first` (patch embedding), `last` (head, sampler), `pass` (the rest)."""
 
 
@@ -165,7 +165,7 @@ def stage_durations(config: Config, chunks: int) -> Durations:
                 if parts.decoder:
                     with book.stage(f"decode{first}", counts or chunk == 0):
                         frames = parts.decoder(x, state)
-                with book.stage("post", counts):
+                with book.stage("output", counts):
                     outputs.latents(x)
                     if parts.decoder:
                         outputs.pictures(to_pictures(frames), sound)
@@ -217,6 +217,6 @@ def stage_times(config: Config, durations: Durations, kind: str, source: str) ->
         first_encode_s=typical["encode.first"],
         decode_s=typical.get("decode", 0.0),
         first_decode_s=typical.get("decode.first"),
-        post_s=typical["post"],
+        output_s=typical["output"],
         **around,
     )

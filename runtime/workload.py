@@ -9,7 +9,7 @@ from torch import nn
 
 from conf.schema import CodecConfig, Config
 from parallel.plan import Workload
-from runtime.encoders import Picture
+from runtime.encoders import Picture, frames_of
 from runtime.versions import versions
 from stages.build import audio_encoder, text_encoder, torch_dtype, wan_width
 from stages.codec.base import parameter_bytes
@@ -61,6 +61,8 @@ def describe(config: Config) -> Workload:
         context=model.context,
         versions=versions(model),
         decodes=config.sink.needs_frames,
+        posts=config.sink.needs_frames and config.post.factor > 1,
+        picture_bytes=3 * frames_of(model, 1)[1] * picture.height * picture.width * dtype.itemsize,
         latent_bytes=latent + sound,
         hidden_bytes=model.chunk_frames * tokens * network.dim * dtype.itemsize,
         layer_bytes=tuple(layers(i, i + 1) - bare - _end(i, n, ends) for i in range(n)),

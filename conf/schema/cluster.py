@@ -107,13 +107,15 @@ class StageTimes:
         sample_s: drawing a chunk's noise, on the host, beside whatever the device does.
         encode_s: of a chunk's conditioning; `first_encode_s` of chunk 0 (text, reference); null: the same.
         decode_s: of a chunk; `first_decode_s` of chunk 0; null: the same.
-        shown_s: decode time until a chunk's first frame is out, where frames leave as they are made; null: the whole.
-        post_s: of a chunk, after decode on its worker: pixels to the host, sinks.
+        shown_s: decode time until a chunk's first frame is made, where frames leave as they are made; null: the whole.
+        post_s: of a chunk on the stage between decode and output, where there is one.
+        output_s: of a chunk, from its pixels until it is out: to the host, sinks. Beside the device's work, on a thread
+            of its own for every stream.
         hop_s: what a worker itself spends on sending or receiving one message, on top of what the link takes.
         serial: share of a layer's time that sequence parallelism does not shorten, in 0 to 1.
         step_bytes: memory one pass needs while it runs; null: estimated from the size of hidden states.
         decode_bytes: memory of a stream's decoder state and of decoding; null: estimated as none.
-        encode_bytes: the same for encode.
+        post_bytes, encode_bytes: the same for post and encode.
     """
 
     model: str = ""
@@ -139,10 +141,12 @@ class StageTimes:
     first_decode_s: float | None = None
     shown_s: float | None = None
     post_s: float = 0.0
+    output_s: float = 0.0
     hop_s: float = 0.0
     serial: float = 0.1
     step_bytes: float | None = None
     decode_bytes: float | None = None
+    post_bytes: float | None = None
     encode_bytes: float | None = None
 
     def __post_init__(self):
@@ -156,7 +160,8 @@ class StageTimes:
             )  # fmt: skip
         for key in (
             "step_s", "pass_s", "first_s", "last_s", "commit_s", "prefill_s", "encode_s", "first_encode_s",
-            "decode_s", "first_decode_s", "shown_s", "post_s", "hop_s", "step_bytes", "decode_bytes", "encode_bytes",
+            "decode_s", "first_decode_s", "shown_s", "post_s", "output_s", "hop_s", "step_bytes", "decode_bytes",
+            "post_bytes", "encode_bytes",
         ):  # fmt: skip
             _not_negative(f"{name}.{key}", getattr(self, key))
         for value in self.layer_s or []:

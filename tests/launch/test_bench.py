@@ -21,7 +21,7 @@ def test_stage_times_of_a_model(tmp_path):
     assert (found["model"], found["kind"], found["basis"], found["steps"]) == ("nano", "cpu", "measured", 4)
     assert len(found["layer_s"]) == 6
     assert min(found["layer_s"]) > 0
-    assert min(found[key] for key in ("encode_s", "decode_s", "post_s")) > 0
+    assert min(found[key] for key in ("encode_s", "decode_s", "output_s")) > 0
     # A difference of two medians: on a busy machine it may come out as nothing.
     assert found["prefill_s"] >= 0
     spread = json.loads((tmp_path / "measured.json").read_text())["seconds"]

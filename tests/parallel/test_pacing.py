@@ -18,6 +18,12 @@ def pacer_of(in_flight: int, streams: int, live: bool = False) -> Pacer:
     return pacer
 
 
+def leave(pacer: Pacer, stream: int, chunk: int, times: dict[int, float], now: float) -> None:
+    """A chunk has left the shared stages, and its output takes no time."""
+    pacer.done(stream, chunk, times, now)
+    pacer.out(stream, chunk, 0.0, now)
+
+
 def granted(pacer: Pacer, now: float = 0.0) -> list[tuple[int, int]]:
     """(stream, chunk) of what may be sampled, whenever."""
     return [(grant.stream, grant.chunk) for grant in pacer.grants(always, now)]
@@ -37,7 +43,7 @@ def test_streams_take_turns_within_one_limit():
     pacer = pacer_of(5, 2)
     assert fill(pacer) == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]
     assert fill(pacer) == []
-    pacer.done(1, 0, {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}, 0.0)
+    leave(pacer, 1, 0, {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}, 0.0)
     assert fill(pacer) == [(1, 2)]
 
 
@@ -57,7 +63,7 @@ def test_a_source_that_is_waited_for_takes_nobody_elses_room():
     pacer.entered(1)
     # Both rooms are taken; what stream 2 was granted may still come.
     assert (pacer.in_flight, granted(pacer)) == (2, [])
-    pacer.done(0, 0, {0: 1.0, 1: 1.0}, 0.0)
+    leave(pacer, 0, 0, {0: 1.0, 1: 1.0}, 0.0)
     assert granted(pacer) == [(0, 1), (1, 1)]
 
 
@@ -65,7 +71,7 @@ def test_the_slowest_worker_sets_the_limit():
     pacer = pacer_of(9, 1)
     assert len(fill(pacer)) == 9
     for chunk in range(9):
-        pacer.done(0, chunk, {0: 1.0, 1: 1.0, 2: 4.0}, 0.0)
+        leave(pacer, 0, chunk, {0: 1.0, 1: 1.0, 2: 4.0}, 0.0)
     assert len(fill(pacer)) == 2
 
 
@@ -76,7 +82,7 @@ def test_messages_are_a_stage_that_keeps_nobody_busy():
         pacer.open(0)
         assert len(fill(pacer)) == 5
         for chunk in range(5):
-            pacer.done(0, chunk, dict.fromkeys(range(5), 1.0) | {HOPS: 0.2}, 0.0)
+            leave(pacer, 0, chunk, dict.fromkeys(range(5), 1.0) | {HOPS: 0.2}, 0.0)
         assert len(fill(pacer)) == limit
 
 
@@ -86,14 +92,14 @@ def test_the_last_room_stays_empty_for_the_missing_part_of_a_period():
     pacer.open(0)
     fill(pacer)
     for chunk in range(5):
-        pacer.done(0, chunk, dict.fromkeys(range(5), 1.0) | {HOPS: 0.2}, 10.0 + chunk)
+        leave(pacer, 0, chunk, dict.fromkeys(range(5), 1.0) | {HOPS: 0.2}, 10.0 + chunk)
     at = []
     while given := pacer.grants(always, 14.1):
         at += [grant.at for grant in given]
         pacer.entered(0)
     assert at[:-1] == [14.1] * 5
     assert at[-1] == pytest.approx(14.0 + 0.8)
-    pacer.done(0, 5, dict.fromkeys(range(5), 1.0) | {HOPS: 0.2}, 15.0)
+    leave(pacer, 0, 5, dict.fromkeys(range(5), 1.0) | {HOPS: 0.2}, 15.0)
     # Asked later than that, it may be sampled at once.
     assert [grant.at for grant in pacer.grants(always, 16.0)] == [16.0]
 
@@ -103,13 +109,13 @@ def test_the_longest_of_the_recent_ways_counts():
     pacer.open(0)
     fill(pacer)
     for chunk, first in enumerate([1.0, 1.0, 3.0, 1.0, 1.0]):
-        pacer.done(0, chunk, dict.fromkeys(range(1, 5), 1.0) | {0: first}, 0.0)
+        leave(pacer, 0, chunk, dict.fromkeys(range(1, 5), 1.0) | {0: first}, 0.0)
     assert len(fill(pacer)) == 7
     for chunk, room in zip(range(5, 11), [7] * 5 + [5], strict=True):
-        pacer.done(0, chunk, dict.fromkeys(range(5), 1.0), 0.0)
+        leave(pacer, 0, chunk, dict.fromkeys(range(5), 1.0), 0.0)
         fill(pacer)
         assert pacer.in_flight == max(room, 6)
-    pacer.done(0, 11, dict.fromkeys(range(5), 1.0), 0.0)
+    leave(pacer, 0, 11, dict.fromkeys(range(5), 1.0), 0.0)
     assert (fill(pacer), pacer.in_flight) == ([], 5)
 
 
@@ -119,7 +125,7 @@ def test_whole_chunks_fill_a_ring():
     pacer.open(0)
     fill(pacer)
     for chunk in range(2):
-        pacer.done(0, chunk, {0: 2.0, 1: 2.0, HOPS: 0.4}, 1.0)
+        leave(pacer, 0, chunk, {0: 2.0, 1: 2.0, HOPS: 0.4}, 1.0)
     grant = pacer.grants(always, 1.0)[0]
     pacer.entered(0)
     assert (grant.at, len(fill(pacer))) == (1.0, 1)
@@ -131,35 +137,35 @@ def test_a_ring_takes_in_what_fills_it_and_the_next_when_one_is_past_the_head():
     for stream in range(2):
         pacer.open(stream)
     assert fill(pacer) == [(0, 0), (1, 0)]
-    pacer.rounded()
+    pacer.passed()
     assert fill(pacer) == [(0, 1)]
-    pacer.rounded()
+    pacer.passed()
     assert (fill(pacer), pacer.in_flight) == ([], 3)
-    pacer.done(0, 0, {0: 2.0, 1: 2.0, 2: 1.0}, 0.0)
+    leave(pacer, 0, 0, {0: 2.0, 1: 2.0, 2: 1.0}, 0.0)
     assert fill(pacer) == [(1, 1)]
     # What was asked for and does not come leaves the ring, too.
-    pacer.rounded()
-    pacer.done(1, 0, {0: 2.0, 1: 2.0, 2: 1.0}, 0.0)
+    pacer.passed()
+    leave(pacer, 1, 0, {0: 2.0, 1: 2.0, 2: 1.0}, 0.0)
     assert granted(pacer) == [(0, 2)]
-    assert pacer.circling == 2
+    assert pacer.in_ring == 2
     pacer.end(0)
-    assert pacer.circling == 1
+    assert pacer.in_ring == 1
 
 
 def test_a_first_chunk_measures_nothing():
     """Workers are cold: its slow decoder says nothing of the ones to come."""
     pacer = pacer_of(4, 1)
     fill(pacer)
-    pacer.done(0, 0, {0: 1.0, 1: 1.0, 2: 1.0, 3: 9.0}, 0.0)
+    leave(pacer, 0, 0, {0: 1.0, 1: 1.0, 2: 1.0, 3: 9.0}, 0.0)
     assert len(fill(pacer)) == 1
-    pacer.done(0, 1, {0: 1.0, 1: 1.0, 2: 1.0, 3: 9.0}, 0.0)
+    leave(pacer, 0, 1, {0: 1.0, 1: 1.0, 2: 1.0, 3: 9.0}, 0.0)
     assert (fill(pacer), pacer.in_flight) == ([], 3)
 
 
 def test_a_cancelled_chunk_measures_nothing():
     pacer = pacer_of(3, 1)
     fill(pacer)
-    pacer.done(0, 0, {}, 0.0)
+    leave(pacer, 0, 0, {}, 0.0)
     assert len(fill(pacer)) == 1
 
 
@@ -169,7 +175,7 @@ def test_a_stream_is_forgotten_when_all_of_it_has_left():
     pacer.entered(0)
     pacer.end(0)
     assert not pacer.over(0)
-    pacer.done(0, 0, {0: 1.0}, 0.0)
+    leave(pacer, 0, 0, {0: 1.0}, 0.0)
     assert pacer.over(0)
     assert pacer.lanes == {}
 
@@ -183,4 +189,4 @@ def test_never_more_in_flight_than_there_is_room_for(room, streams, finished):
         assert sum(map(len, under_way.values())) == pacer.in_flight == room
         stream %= streams
         if under_way[stream]:
-            pacer.done(stream, under_way[stream].pop(0), dict.fromkeys(range(room), 1.0), 0.0)
+            leave(pacer, stream, under_way[stream].pop(0), dict.fromkeys(range(room), 1.0), 0.0)

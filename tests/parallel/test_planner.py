@@ -1,7 +1,7 @@
 """The planner: as good as trying every plan, and refusing what cannot be."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.uneven import best_by_hand
@@ -36,6 +36,10 @@ def test_one_of_five_devices_is_slower(slow):
     st.integers(1, 3),
     st.sampled_from([0.0, 0.3, 1.1]),
 )
+# Three of the four workers do most of the work: a limit that takes layers and devices for equal admits too few chunks.
+@example([0.5, 0.5, 0.5, 1.0], [0.1, 0.1, 0.1, 0.2], 3, 0.3)
+# Two in flight bring 98.6 % of the rate.
+@example([0.5, 0.5, 2.0], [0.1, 0.35, 0.1, 0.35, 0.2], 3, 1.1)
 def test_unequal_devices_and_layers_equal_brute_force(speeds, layer_s, steps, decode_s):
     n = len(layer_s)
     found = choose(

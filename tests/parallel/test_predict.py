@@ -95,8 +95,8 @@ def test_a_slow_link_sets_the_pace():
 
 def test_handling_a_message_is_work():
     p = predicted(PlanConfig("timestep", workers=2), cluster(1, 1, hop_s=0.1))
-    # Worker 1: latents in, done out; sound in.
-    assert p.load == near((2 + 0.3, 2 + 0.3))
+    # Worker 1: latents and a sidecar in; out, that a chunk has left the shared stages and that it is out.
+    assert p.load == near((2 + 0.4, 2 + 0.4))
 
 
 def test_clean_context_serialises_one_stream():

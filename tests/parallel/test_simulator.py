@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from conf.schema import PlanConfig
 from parallel.builders import build
 from parallel.capacity import Service, lateness, most_streams, share_on_time
+from parallel.passes import Pass
 from parallel.plan import Plan, Version, Workload
-from parallel.schedule import Pass
 from parallel.simulator import Chunk, Simulator
 from parallel.timeline import Periods
 from runtime.local import LocalRun
@@ -29,8 +29,10 @@ class Given:
         self.plan, self.decode, self.hop = plan, decode, hop
 
     def work(self, worker: int, item: Pass) -> int:
-        if item.kind == "final":
-            return self.decode
+        if item.kind == "stage":
+            return {"decode": self.decode, "output": 0}[self.plan.stage_of(item)]
+        if item.kind == "end":
+            return 0
         return 12 * len(self.plan.blocks[item.block]) // self.plan.workload.layers
 
     def sample(self, stream: int, chunk: int) -> int:
@@ -146,12 +148,12 @@ def test_its_order_is_the_real_workers(tmp_path, monkeypatch, plan):
     for worker, passes in real.items():
         # When latents are finished beside steps is free.
         def route(items):
-            return [i for i in items if i.kind not in ("final", "end")]
+            return [i for i in items if i.kind not in ("stage", "end")]
 
         assert route(passes) == route(s.item for s in simulator.spans if s.worker == worker)
         assert [i.chunk for i in passes if i.kind == "recache"] == prompts * len(built.blocks_of(worker))
-        finals = [i for i in passes if i.kind == "final"]
-        assert finals == [s.item for s in simulator.spans if s.worker == worker and s.item.kind == "final"]
+        finals = [i for i in passes if i.kind == "stage"]
+        assert finals == [s.item for s in simulator.spans if s.worker == worker and s.item.kind == "stage"]
 
 
 def test_lateness_is_counted_from_the_first_frame():

@@ -29,7 +29,7 @@ def test_a_pipeline_that_stands_still_ends_with_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Schedule,
         "_is_ready",
-        lambda self, held, item: not (item.chunk >= 2 and item.step >= 2) and ready(self, held, item),
+        lambda self, held, entry: not (entry.item.chunk >= 2 and entry.item.step >= 2) and ready(self, held, entry),
     )
     engine = local_run(tmp_path, "plan.workers=2", "stream.chunks=6", "launcher.timeout_s=1")
     with pytest.raises(PeerLost, match="nothing moves: chunk 2 of stream 0 is not back"):
