@@ -76,6 +76,9 @@ class Output:
         self._saved: int | None = None
         self._cut: threading.Event | None = None
         """Set when the video is on disk up to the latest cut."""
+        self._saving: set[int] = set()
+        """Chunks before which states are being saved."""
+        self._changed = threading.Condition()
 
     def open(self) -> None:
         """Open the sinks, unless they are.
@@ -143,12 +146,16 @@ class Output:
         files = files | write(self.keep.part(chunk), OUTPUT, tensors, counters)
 
         def saved(whole: bool) -> None:
-            self._saved = chunk if whole else self._saved
+            with self._changed:
+                self._saved = chunk if whole else self._saved
+                self._saving.discard(chunk)
+                self._changed.notify_all()
             then(whole)
 
         whole = Whole(stream, chunk, self.keep, parts, files, content, saved)
         self._settle()  # of an earlier one: what comes before this cut is on disk with it
         self._cut = whole.ready
+        self._saving.add(chunk)
         if not self.outputs.cut():
             self._settle()
         saver.complete(whole)
@@ -170,6 +177,11 @@ class Output:
                 self.outputs.close()
         finally:
             self._settle()
+
+    def wait_saved(self) -> None:
+        """Wait until every state that was begun is whole or given up. Close the files before: states wait for them."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._saving)
 
     def report(self, reason: Reason | None = None) -> dict[str, Any]:
         """The stream's part of `report.json`.

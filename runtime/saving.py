@@ -1,7 +1,7 @@
 """Writing states beside the work: a thread of each worker puts snapshots on disk, and one makes each state whole.
 
 A mark cuts every bank, decoder and output of a stream at its own moment, and each cut is a *part*: a name and tensors
-that nothing changes any more. The mark goes on at once; the part is written here, and the board is told what came of it.
+that nothing changes any more. The mark goes on at once; the part is written here, and the board is told how it went.
 Where the mark ends, all parts are awaited, and the state is renamed into place or removed.
 """
 
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from runtime.board import Board
@@ -61,18 +62,21 @@ class Saver(threading.Thread):
     def __init__(self, board: Board):
         super().__init__(name="saver", daemon=True)
         self.board = board
-        self._parts: queue.SimpleQueue[tuple[str, str, Write | None] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: list[Whole] = []
-        self._lock, self._wait = threading.Lock(), True
+        self._lock, self._wait, self._over = threading.Lock(), True, False
 
     def part(self, stream: int, chunk: int, name: str, write: Write | None) -> None:
         """Write a part of a state; None: there is nothing to write, and the state does not become whole."""
-        self._parts.put((key(stream, chunk, name), name, write))
+        self._jobs.put(partial(self._write, key(stream, chunk, name), name, write))
 
     def complete(self, whole: Whole) -> None:
         """Make a state whole once its parts are there and `whole.ready` is set. States of a stream come in order."""
         with self._lock:
-            self._waiting.append(whole)
+            if not self._over:
+                self._jobs.put(partial(self._waiting.append, whole))
+                return
+        self._drop(whole)
 
     def close(self, wait: bool = True) -> None:
         """Write what was cut, and stop.
@@ -81,27 +85,48 @@ class Saver(threading.Thread):
             wait: for parts that others still write, so that states become whole; else those are given up.
         """
         self._wait = wait
-        self._parts.put(None)
+        self._jobs.put(None)
         if self.is_alive():
             self.join()
 
     def run(self) -> None:
+        try:
+            self._work()
+        except RuntimeError:
+            log.warning("no state is saved any more: the board cannot be reached")
+        self._give_up()
+
+    def _work(self) -> None:
         while True:
             try:
-                item = self._parts.get(timeout=LOOK_S if self._waiting else None)
+                job = self._jobs.get(timeout=LOOK_S if self._waiting else None)
             except queue.Empty:
                 self._look()
                 continue
-            if item is None:
+            if job is None:
                 break
-            self._write(*item)
+            job()
             self._look()
         for whole in self._waiting:
             whole.ready.set()
         while self._look() and self._wait:
             time.sleep(LOOK_S)
+
+    def _give_up(self) -> None:
+        """Drop what is left, and from now on whatever is asked for."""
+        with self._lock:
+            self._over = True
+        while not self._jobs.empty():
+            job = self._jobs.get()
+            if job is not None and job.func == self._waiting.append:
+                job()
         for whole in self._waiting:
-            whole.keep.drop(whole.chunk)
+            self._drop(whole)
+        self._waiting.clear()
+
+    def _drop(self, whole: Whole) -> None:
+        whole.keep.drop(whole.chunk)
+        whole.then(False)
 
     def _write(self, where: str, name: str, write: Write | None) -> None:
         try:
@@ -112,15 +137,12 @@ class Saver(threading.Thread):
 
     def _look(self) -> bool:
         """Complete what can be completed; returns whether something is left."""
-        with self._lock:
-            waiting = list(self._waiting)
         blocked: set[int] = set()
-        for whole in waiting:
+        for whole in list(self._waiting):
             if whole.stream in blocked or not self._settled(whole):
                 blocked.add(whole.stream)
                 continue
-            with self._lock:
-                self._waiting.remove(whole)
+            self._waiting.remove(whole)
             self._finish(whole)
         return bool(self._waiting)
 

@@ -220,6 +220,7 @@ class Tail:
             if keep and keep.first and not m.hollow:
                 output.open()  # it may go on from its end, with nothing to add
             output.close()
+            output.wait_saved()
         self._tell_progress(stream, output)
         self.board.event({"event": "ended", "stream": stream, "report": output.report(self.board.refused(stream))})
 

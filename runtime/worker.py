@@ -131,8 +131,10 @@ class Worker:
         """
         if self.head:
             self.head.close()
+        if not whole:
+            self.saver.close(wait=False)  # some parts may never come, and outputs wait for their states
         self.tail.close()
-        self.saver.close(wait=whole)
+        self.saver.close()
         self.trace.close()
 
     def _take_in(self, block: bool) -> None:

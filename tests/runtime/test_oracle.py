@@ -29,10 +29,10 @@ def test_a_prompt_that_is_heard_again_or_late_changes_nothing():
     conditioning = Conditioning(config.model, config.stream, config.source, Encoders(config.model, torch.device("cpu")))
     epochs = []
     for chunk, heard in enumerate(
-        [(), (("b", 5.0), ("b", 5.0)), (("b", 5.0),), (("a", 4.0),), (("c", -1.0), ("d", 6.0))]
+        [(), (("b", 5), ("b", 5)), (("b", 5),), (("a", 4),), (("c", 3), ("d", 6))]
     ):
-        for prompt, accepted in heard:
-            conditioning.steer(prompt, accepted)
+        for prompt, number in heard:
+            conditioning.prompts.steer(prompt, 0.0, number)
         conditioning.chunk(chunk)
         epochs.append(conditioning.epoch(chunk))
     assert epochs == [0, 1, 1, 1, 4]
