@@ -87,6 +87,7 @@ def test_no_more_is_sampled_than_may_be_in_flight():
     time.sleep(0.05)
     assert source.asked == [0, 1, 2]
     head.done(0, 0, {0: 1.0, 1: 1.0, 2: 1.0})
+    head.out(0, 0, 0.0)
     head.ask(always)
     assert [e.chunk for e in take(head, arrived, 1)] == [3]
 
@@ -98,6 +99,7 @@ def test_measured_times_set_the_pace():
     take(head, arrived, 5)
     for chunk in range(5):
         head.done(0, chunk, {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0})
+        head.out(0, chunk, 0.0)
     head.ask(always)
     assert [e.chunk for e in take(head, arrived, 3)] == [5, 6, 7]
     assert arrived.empty()
