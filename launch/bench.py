@@ -119,7 +119,8 @@ def efficiency(config: BenchConfig) -> Found:
     streams = report.get("streams", [report])
     plan = build(replace(config.plan, workers=report["workers"]), describe(config))
     e = config.device.emulated
-    load = plan.load({"step": e.block_s(range(plan.workload.layers), plan.workload.layers), "decode": e.decode_s})
+    step_s = e.block_s(range(plan.workload.layers), plan.workload.layers)
+    load = plan.load({"step": step_s, "encode": e.encode_s, "decode": e.decode_s, "post": e.post_s})
     period = max(own / (e.speeds[w] if w < len(e.speeds) else 1.0) for w, own in enumerate(load))
     rate = sum(s["fps"] * s["chunks"] / s["frames"] for s in streams)
     Console(stderr=True).print(

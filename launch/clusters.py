@@ -95,6 +95,8 @@ def emulated(config: Config, count: int) -> ClusterConfig:
         sample_s=NOISE_S,
         encode_s=e.encode_s,
         decode_s=e.decode_s,
+        post_s=e.post_s,
+        output_s=e.output_s,
     )
     return ClusterConfig(
         name="emulated",

@@ -11,6 +11,7 @@ one process, or where passes are shared (sequence parallelism) as many as the pl
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -331,6 +332,20 @@ class Plan:
         """Chunks on their way at most, whatever is measured: by loads, and a quarter more for what messages take."""
         spare = max(1, round(0.25 * self.in_flight)) if self.limit is None and self.workers > 1 else 0
         return self.in_flight + spare
+
+    def credits(self, streams: int, marks: int = 1) -> int:
+        """Messages that a channel holds at most, so that no worker ever waits for room on one: a ring of full channels
+        would wait for ever.
+
+        Every chunk on its way may have a message of each kind on a channel. Chunks on their way are those in flight,
+        and one of each stream that waited for a live source while others took the room. Marks take no room.
+
+        Args:
+            streams: open at once.
+            marks: of a stream between two chunks: its end, and a state.
+        """
+        kinds = max(Counter(hop[:2] for hop in self.hops).values(), default=1) + marks - 1
+        return kinds * (self.most_in_flight + streams) + marks * streams
 
     def idle_periods(self, version: Version) -> float:
         """Periods the head waits for an attention-sink version at most, beyond what the pipeline takes anyway.

@@ -149,7 +149,7 @@ class Simulator:
     Attributes:
         now: the present moment.
         chunks: those that have left, in that order.
-        spans: what devices did, if kept, in the order of beginnings.
+        spans: what was done, if kept, in the order of beginnings; output is beside its worker's device.
         most_held: messages on each channel that had not been taken in, at most; what a credit is needed for.
     """
 
@@ -285,9 +285,7 @@ class Simulator:
             if index == self.plan.encode:
                 self._ask()
         length = self.durations.work(index, item)
-        if self._keep:
-            self.spans.append(Span(index, item, self.now, self.now + length))
-        self._began(item)
+        self._began(index, item, length)
         if self.plan.workload.passes[item.kind].carries_chunk:
             spent = self._times.setdefault((item.stream, item.chunk), {})
             spent[index] = spent.get(index, 0) + length
@@ -302,7 +300,9 @@ class Simulator:
         taken = worker.schedule.next()
         return taken and taken[0]
 
-    def _began(self, item: Pass) -> None:
+    def _began(self, index: int, item: Pass, length: float) -> None:
+        if self._keep:
+            self.spans.append(Span(index, item, self.now, self.now + length))
         first = item.kind == "stage" and item.step == self.plan.workload.steps
         if first and (chunk := self._under_way.get((item.stream, item.chunk))):
             chunk.shown = self.now + self.durations.shown(item)
@@ -330,7 +330,7 @@ class Simulator:
             self.workers[index].inbox.append(("finished", item, None))
             self._woken.add(index)
 
-        self._at(begins, lambda: self._began(item))
+        self._at(begins, lambda: self._began(index, item, length))
         self._at(begins + length, over)
 
     def _keep_busy(self, index: int, length: float, then: Callable[[], None]) -> None:

@@ -49,12 +49,14 @@ class Connect(Protocol):
         ...
 
 
-def credits(plan: Plan, config: Config) -> int:
-    """Messages a channel may hold: with room for every chunk in flight, a full ring cannot block itself.
+STREAMS = 64
+"""Streams that may be open at once without a worker ever waiting for another to take in messages."""
 
-    As much again where states are saved: a mark may go behind every chunk.
-    """
-    return plan.most_in_flight * (2 if config.stream.save_every_chunks else 1) + 3
+
+def credits(plan: Plan, config: Config) -> int:
+    """Messages a channel may hold: as many as there can be."""
+    marks = 2 if config.stream.save_every_chunks or config.stream.save_on_stop else 1
+    return plan.credits(max(STREAMS, config.stream.count), marks)
 
 
 def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> Connect:

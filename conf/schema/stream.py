@@ -176,7 +176,9 @@ class EmulatedConfig:
     """A pass that writes the reference; null: as a step."""
     encode_s: float = 0.0
     decode_s: float = 0.0
-    """Of a chunk each."""
+    post_s: float = 0.0
+    output_s: float = 0.0
+    """Of a chunk each. Output holds no device, only its stream."""
     speeds: list[float] = field(default_factory=list)
     """Of worker 0, 1, ...: times are divided by it. Workers that are not listed have speed 1."""
     jitter: float = 0.0
@@ -189,7 +191,7 @@ class EmulatedConfig:
     """Of hidden states between blocks; null likewise."""
 
     def __post_init__(self):
-        for name in ("step_s", "commit_s", "prefill_s", "encode_s", "decode_s", "jitter"):
+        for name in ("step_s", "commit_s", "prefill_s", "encode_s", "decode_s", "post_s", "output_s", "jitter"):
             _not_negative(f"device.emulated.{name}", getattr(self, name))
         for name in ("latent_bytes", "hidden_bytes"):
             positive(f"device.emulated.{name}", getattr(self, name))

@@ -1,0 +1,193 @@
+"""The table of passes: what a row means to the schedule and to the simulator, and that a new kind is a new row."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conf.schema import PlanConfig
+from parallel.builders import build
+from parallel.passes import LEFT, OUT, PASSES, ROWS, Kind, Pass, entering
+from parallel.plan import Plan, Version, Workload
+from parallel.schedule import Schedule
+from parallel.simulator import Simulator
+from parallel.timeline import Periods
+
+PROBE = Kind(
+    "probe",
+    ROWS,
+    reads=lambda due, item: {"chunk": item.chunk},
+    counter="probes",
+    on_final=lambda workload, chunk: [chunk],
+)
+"""Along every row of banks after every finished chunk; the next chunk's steps wait for it."""
+
+
+def plan_of(config: PlanConfig, **changes) -> Plan:
+    return build(config, Workload(**{"steps": 3, "layers": 4} | changes))
+
+
+def execute(plan: Plan, chunks: int, choose) -> dict[int, list[Pass]]:
+    """What every worker does for one stream, in that order, if `choose` picks who goes on next.
+
+    Channels are queues, nothing takes time, and the head lets in what its schedule allows.
+    """
+    schedules = [Schedule(plan, worker) for worker in range(plan.workers)]
+    for schedule in schedules:
+        schedule.open(0)
+    channels: dict[tuple[int, int], deque[Pass]] = defaultdict(deque)
+    done: dict[int, list[Pass]] = {worker: [] for worker in range(plan.workers)}
+    entered, out = 0, []
+
+    def send(source: int, sent) -> None:
+        for target, item in sent:
+            channels[source, target].append(item)
+
+    def take(source: int, target: int) -> None:
+        item, schedule = channels[source, target].popleft(), schedules[target]
+        if item.kind == "done":
+            out.append((item.chunk, item.step))
+        elif item.kind == "sidecar":
+            schedule.sidecar(0, item.chunk)
+        else:
+            schedule.arrive(item)
+
+    def run(worker: int, item: Pass) -> None:
+        done[worker].append(item)
+        if item.kind == "step" and item[3:5] == (0, 0):
+            schedules[worker].entered(0, item.chunk)
+        send(worker, schedules[worker].done(item))
+
+    while True:
+        for worker, schedule in enumerate(schedules):
+            for item, _ in list(schedule.staged()):
+                run(worker, item)
+        may: list = [(take, pair) for pair, queue in channels.items() if queue]
+        head = schedules[plan.encode]
+        if entered <= chunks and (entered == chunks or head.may_enter(0, entered)):
+            may.append((None, ()))
+        may += [(worker, ()) for worker, schedule in enumerate(schedules) if schedule._ready]
+        if not may:
+            break
+        what, pair = choose(may)
+        if what is None:
+            sent = entering(plan, 0, entered) if entered < chunks else [(plan.head, Pass("end", 0, chunks))]
+            send(plan.encode, sent)
+            entered += 1
+        elif what is take:
+            take(*pair)
+        else:
+            run(what, schedules[what].next()[0])
+    assert sorted(out) == [(chunk, told) for chunk in range(chunks) for told in (LEFT, OUT)]
+    schedules[plan.encode].close(0, "head")
+    assert not any(schedule.streams for schedule in schedules)
+    return done
+
+
+configs = st.sampled_from([
+    PlanConfig("sequential"), PlanConfig("timestep"), PlanConfig("timestep", workers=2),
+    PlanConfig("layers", workers=3), PlanConfig("grid", grid=[2, 2]), PlanConfig("grid", grid=[2, 2], decode=0, encode=4),
+])  # fmt: skip
+contexts = st.sampled_from([
+    ("same_level", ()), ("clean", ()), ("same_level", (Version(-1, 0), Version(0, 3))),
+    ("same_level", (Version(0, 1, "commit"),)), ("same_level", (Version(0, 1, "commit"), Version(0, 1))),
+])  # fmt: skip
+
+
+def on_banks(passes: list[Pass], kinds: tuple[str, ...]) -> dict[tuple[int, int], list[tuple[str, int, int]]]:
+    """(kind, chunk, step) of passes, in order, by the (block, level) of their bank."""
+    found = defaultdict(list)
+    for item in passes:
+        if item.kind in kinds:
+            found[item.block, item.level].append((item.kind, item.chunk, item.step if item.kind == "step" else 0))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(configs, contexts, st.data())
+def test_the_order_on_every_bank_is_the_same_whoever_goes_on_first(config, context, data):
+    plan = plan_of(config, context=context[0], versions=context[1])
+    kinds = (*PASSES.on(ROWS), "step")
+    first = execute(plan, 5, lambda may: may[0])
+    other = execute(plan, 5, lambda may: data.draw(st.sampled_from(may)))
+    for worker, passes in first.items():
+        assert on_banks(passes, kinds) == on_banks(other[worker], kinds)
+        stages = [i for i in passes if i.step >= 3]
+        assert stages == [i for i in other[worker] if i.step >= 3]
+        assert [i.chunk for i in stages if i.kind == "stage" and i.step == 3] in ([], [0, 1, 2, 3, 4])
+
+
+@settings(max_examples=40, deadline=None)
+@given(configs, contexts, st.data())
+def test_a_new_kind_is_a_row_for_the_schedule(config, context, data):
+    plan = plan_of(config, context=context[0], versions=context[1], passes=PASSES.also(PROBE))
+    done = execute(plan, 4, lambda may: data.draw(st.sampled_from(may)))
+    probed_in_order(plan, done, 4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(configs, contexts)
+def test_and_for_the_simulator(config, context):
+    plan = plan_of(config, context=context[0], versions=context[1], passes=PASSES.also(PROBE))
+    simulator = Simulator(plan, Periods(plan), spans=True)
+    simulator.open(0, chunks=4)
+    simulator.run(lambda: False)
+    assert [chunk.number for chunk in simulator.chunks] == [0, 1, 2, 3]
+    done = {w: [span.item for span in simulator.spans if span.worker == w] for w in range(plan.workers)}
+    probed_in_order(plan, done, 4)
+    assert not any(worker.schedule.streams for worker in simulator.workers)
+
+
+def probed_in_order(plan: Plan, done: dict[int, list[Pass]], chunks: int) -> None:
+    """Every bank is probed once after every chunk, between its steps and those of the next."""
+    for worker, passes in done.items():
+        banks = on_banks(passes, ("step", "probe"))
+        assert set(banks) == {(b, level) for b in plan.blocks_of(worker) for level in plan.levels_of(worker, b)}
+        for order in banks.values():
+            assert [chunk for _, chunk, _ in order] == sorted(chunk for _, chunk, _ in order)
+            assert [chunk for kind, chunk, _ in order if kind == "probe"] == list(range(chunks))
+            probes = [i for i, (kind, _, _) in enumerate(order) if kind == "probe"]
+            assert all(order[i + 1][1] == order[i][1] + 1 for i in probes[:-1])
+
+
+def test_what_enters_for_a_chunk():
+    versions = (Version(-1, 0), Version(0, 4))
+    plan = plan_of(PlanConfig("timestep", workers=4), versions=versions)
+    assert entering(plan, 7, 0) == [
+        (3, Pass("sidecar", 7, 0)),
+        *((row, Pass("prefill", 7, 0, step=row)) for row in range(3)),
+        (0, Pass("step", 7, 0)),
+    ]
+    assert entering(plan, 7, 4) == [(3, Pass("sidecar", 7, 4)), (0, Pass("step", 7, 4))]
+    clean = plan_of(PlanConfig("layers", workers=2), context="clean", recache_chunks=4)
+    assert entering(clean, 0, 5, epoch=5) == [
+        (1, Pass("sidecar", 0, 5)), (0, Pass("recache", 0, 5, epoch=5)), (0, Pass("step", 0, 5, epoch=5)),
+    ]  # fmt: skip
+    assert [item.kind for _, item in entering(clean, 0, 6, epoch=5)] == ["sidecar", "step"]
+
+
+@pytest.mark.parametrize("config", [PlanConfig("timestep", workers=3), PlanConfig("grid", grid=[3, 2])], ids=str)
+def test_a_stream_goes_on_where_a_state_left_it(config):
+    """Banks wait for nothing but what is in force only from then on."""
+    plan = plan_of(config, versions=(Version(-1, 0), Version(0, 6)))
+    schedule = Schedule(plan, 0)
+    schedule.open(0)
+    schedule.resume(0, 6)
+    schedule.arrive(Pass("step", 0, 6))
+    assert schedule.next() is None
+    schedule.arrive(Pass("prefill", 0, 6))
+    assert schedule.next()[0].kind == "prefill"
+    schedule.done(Pass("prefill", 0, 6))
+    assert schedule.next()[0] == Pass("step", 0, 6)
+    assert schedule.waiting == 0
+
+
+def test_a_table_is_a_value():
+    plan = plan_of(PlanConfig("timestep", workers=3))
+    other = replace(plan, workload=replace(plan.workload, passes=PASSES.also(PROBE)))
+    assert plan != other and "probe" not in PASSES and "probe" in other.workload.passes
+    assert PASSES.on(ROWS) == ("prefill", "recache", "commit")
