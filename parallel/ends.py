@@ -335,20 +335,8 @@ class GroupReceiver(_End, Receiver):
 
         if not self._over:
             at = self._link.clock()
-            by_this_clock(message, self.offset, at)
+            self._link.offset.correct(message, at)
             self._inbox.put(Arrival(self.peer, message, once(release), at, borrowed=buffer is not None))
-
-
-def by_this_clock(message: Message, offset: float, at: float) -> None:
-    """Turn moments of a message's sender into moments of the receiver.
-
-    Args:
-        offset: seconds to be added.
-        at: when it came, which is never before it was sent.
-    """
-    if message.sent:
-        message.sent = min(message.sent + offset, at)
-    message.moments = {name: moment + offset for name, moment in message.moments.items()}
 
 
 def _abandon(link: Link, out: queue.SimpleQueue, threads: list[threading.Thread]) -> None:

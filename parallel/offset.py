@@ -12,6 +12,8 @@ from collections.abc import Callable
 from math import inf, isnan, nan
 from typing import NamedTuple
 
+from parallel.message import Message
+
 Stamp = tuple[float, float, float]
 DRIFT = 15e-6
 """Seconds that the offset may change by in a second (PHI of RFC 5905): so good measurements give way to fresh ones."""
@@ -68,3 +70,13 @@ class Offset:
         bound = self._best.bound(came)
         self.seconds = self._best.seconds if abs(self._best.seconds) > bound else 0.0
         self.bound = bound + abs(self._best.seconds - self.seconds)
+
+    def correct(self, message: Message, at: float) -> None:
+        """Turn the moments of a message from the other end into moments of this end's clock.
+
+        Args:
+            at: when it came, which is never before it was sent.
+        """
+        if message.sent:
+            message.sent = min(message.sent + self.seconds, at)
+        message.moments = {name: moment + self.seconds for name, moment in message.moments.items()}

@@ -15,7 +15,7 @@ import torch
 from torch.distributed import TCPStore
 
 from parallel import p2p
-from parallel.channels import CREDITS, Arrival, ChannelError, Closed, Failure, LocalChannel
+from parallel.channels import CREDITS, Arrival, ChannelError, Closed, Failure, Inbox, LocalChannel
 from parallel.message import Message
 from parallel.offset import Offset
 from tests.processes import PATIENT, PROCESSES, store_at, workers
@@ -97,6 +97,18 @@ def test_a_closed_local_receiver_wakes_the_sender():
     threading.Timer(0.05, channel.receiver.close).start()
     with pytest.raises(ChannelError, match="worker 1: has closed the channel"):
         channel.sender.send(Message("step"))
+
+
+def test_what_a_receiver_does_at_once_and_fails_is_no_failure_of_its_peer():
+    inbox, error = Inbox(), KeyError("a bug")
+
+    def fail(item: object) -> None:
+        raise error
+
+    inbox.at_once = fail
+    LocalChannel(0, 1, inbox).sender.send(Message("step", chunk=3))
+    assert inbox.get() is error
+    assert inbox.get().message.chunk == 3
 
 
 def test_workers_do_not_send_beats():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel.message import Message
 from parallel.offset import DRIFT, Offset
 
 HOURS = 3600.0
@@ -82,3 +83,18 @@ def test_nothing_is_known_before_the_first_answer():
     offset.hear(Offset(lambda: 3.0).stamp(), 7.0)
     assert (offset.seconds, offset.bound) == (0.0, float("inf"))
     assert offset.stamp() == (3.0, 7.0, 7.0)
+
+
+def test_moments_are_corrected_and_nothing_was_sent_after_it_came():
+    true = [100.0]
+    mine, theirs = Offset(Clock(true)), Offset(Clock(true, HOURS))
+    meet(mine, theirs, true, [(0.0, 0.0, 0.0)])
+    message = Message("step", sent=HOURS + 90.0, moments={"a": HOURS, "b": HOURS + 200.0})
+    mine.correct(message, 100.0)
+    assert (message.sent, message.moments) == (90.0, {"a": 0.0, "b": 200.0})
+    late = Message("step", sent=HOURS + 101.0)
+    mine.correct(late, 100.0)
+    assert late.sent == 100.0
+    unsent = Message("step")
+    mine.correct(unsent, 100.0)
+    assert (unsent.sent, unsent.moments) == (0.0, {})
