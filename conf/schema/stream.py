@@ -36,7 +36,9 @@ def _plain(name: str, text: str | None, longest: int) -> None:
     if text is None:
         return
     if len(text) > longest:
-        raise UserError(f"{name}={shown(text)}", f"has {len(text)} characters, at most {longest} are read", "shorten it")
+        raise UserError(
+            f"{name}={shown(text)}", f"has {len(text)} characters, at most {longest} are read", "shorten it"
+        )
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UserError(f"{name}={shown(text)}", "holds a NUL or half a character", "give plain Unicode text")
 
@@ -86,7 +88,9 @@ class StreamConfig:
             positive(f"stream.{name}", getattr(self, name))
             _at_most(f"stream.{name}", getattr(self, name))
         if self.seed not in SEEDS:
-            raise UserError(f"stream.seed={shown(self.seed)}", "must be a number of at most 64 bits", "give a smaller one")
+            raise UserError(
+                f"stream.seed={shown(self.seed)}", "must be a number of at most 64 bits", "give a smaller one"
+            )
         _plain("stream.prompt", self.prompt, LONGEST_PROMPT)
         if not re.fullmatch(r"[\w-]+", self.id) or len(self.id.encode()) > LONGEST_NAME:
             raise UserError(
