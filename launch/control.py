@@ -89,17 +89,7 @@ class Control(threading.Thread):
             for number, line in enumerate(self._lines, 1):
                 if self.pipeline.closed:
                     return
-                try:
-                    if line is None:
-                        raise UserError("the line", f"is longer than {LONGEST_LINE} bytes", "one order a line")
-                    if line.strip():
-                        self.obey(line)
-                except UserError as error:
-                    log.warning("control line %d skipped: %s", number, error)
-                except Exception as error:
-                    # Whatever a line may bring about: those behind it are read. Lost workers are told by who runs them.
-                    if not self.pipeline.closed:
-                        log.warning("control line %d skipped: %s", number, Reason.of(error).line)
+                self.take(number, line)
         except OSError as error:
             log.warning("control=%s ended early: %s", self.config.control, error.strerror)
         finally:
@@ -113,6 +103,20 @@ class Control(threading.Thread):
 
     def _close(self) -> None:
         self.pipeline.close()
+
+    def take(self, number: int, line: bytes | None) -> None:
+        """Obey a line, or skip it with one warning; None stands for one that was too long to keep."""
+        try:
+            if line is None:
+                raise UserError("the line", f"is longer than {LONGEST_LINE} bytes", "give one order a line")
+            if line.strip():
+                self.obey(line)
+        except UserError as error:
+            log.warning("control line %d skipped: %s", number, error)
+        except Exception as error:
+            # Whatever it may bring about, lines behind it are read. That workers are lost is told by who runs them.
+            if not self.pipeline.closed:
+                log.warning("control line %d skipped: %s", number, Reason.of(error).line)
 
     def obey(self, line: bytes | str) -> None:
         """Give one order.

@@ -100,6 +100,7 @@ class Pipeline:
             order = replace(order, stream=next(self._numbers))
             self._live[order.stream] = order
             self._give(order)
+            self._news.notify_all()
         return order.stream
 
     def prompt(self, stream: int, prompt: str) -> None:
@@ -207,8 +208,8 @@ class Pipeline:
             raise TimeoutError(f"stream {stream} has not ended within {timeout_s:g} s")
 
     def until(self, test: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Wait until `test` holds; returns whether it does after `timeout_s`. It is asked again whenever a stream ends,
-        and when the pipeline is closed.
+        """Wait until `test` holds; returns whether it does after `timeout_s`. It is asked again whenever a stream is
+        opened or ends, and when the pipeline is closed.
 
         Raises:
             Exception: whatever the workers were lost by; PeerLost if they have left and it does not hold.

@@ -115,23 +115,28 @@ def test_a_cancelled_stream_costs_no_more_work(tmp_path, monkeypatch):
 
 def test_a_prompt_changes_a_running_stream(tmp_path, nano, monkeypatch):
     """From the next sampled chunk on, on every worker: the same as an event at that chunk."""
-    asked, epochs = Conditioning.epoch, []
+    asked, epochs, changed = Conditioning.epoch, [], threading.Event()
 
     def noted(self, chunk):
         epochs.append(asked(self, chunk))
+        if epochs[-1]:
+            changed.set()
         return epochs[-1]
 
     monkeypatch.setattr(Conditioning, "epoch", noted)
     with Running(tmp_path, "plan=grid", "stream.prompt=hello") as running:
-        stream = running.open("a", 12)
+        stream = running.open("a", None)
         running.until(stream, 1)
         running.pipeline.prompt(stream, "other")
+        assert changed.wait(30)
+        running.until(stream, max(epochs) + 2)
+        running.pipeline.stop(stream)
         result = running.pipeline.result(stream, timeout_s=30)
     assert result["control_to_frame_s"]["p50"] > 0
-    began, changed = sorted(set(epochs))
+    began, then = sorted(set(epochs))
     assert began == 0
-    event = f"stream.events=[{{chunk: {changed}, prompt: other}}]"
-    assert result["latents_sha256"] == nano("stream.id=a", "stream.chunks=12", "stream.prompt=hello", event)
+    changes = ("stream.prompt=hello", f"stream.events=[{{chunk: {then}, prompt: other}}]")
+    assert result["latents_sha256"] == nano("stream.id=a", f"stream.chunks={result['chunks']}", *changes)
 
 
 def test_a_bad_source_or_sink_ends_its_own_stream_only(tmp_path, nano):
