@@ -117,7 +117,7 @@ def _sound(
     elif source.audio == "-":
         heard = LivePcm(stdin, stop=stop)
     else:
-        heard = AudioFile(source.audio) if source.audio else Silence()
+        heard = AudioFile(source.audio, stop) if source.audio else Silence()
     features = encoders.listen(whole_file=isinstance(heard, AudioFile))
     return Sound(Tap(heard) if tap else heard, model.fps, features)
 
@@ -128,7 +128,7 @@ def _actions(model: ModelConfig, source: SourceConfig, inputs: Inputs | None, st
         return inputs.actions
     if not names or not source.actions:
         return None
-    return LiveActions(stdin, names, stop=stop) if source.actions == "-" else ActionFile(source.actions, names)
+    return LiveActions(stdin, names, stop=stop) if source.actions == "-" else ActionFile(source.actions, names, stop)
 
 
 def _refuse_unused(model: ModelConfig, source: SourceConfig, tensors: TensorsFile | None) -> None:

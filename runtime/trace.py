@@ -294,10 +294,13 @@ def _events(folder: Path, packed: dict[str, Any]) -> Iterator[str]:
         yield _title(packed["worker"], packed["track"])
         yield from (span.event(packed["track"]) for span in _spans(packed))
         return
-    with contextlib.suppress(FileNotFoundError), (folder / packed["part"]).open() as lines:
+    part = folder / packed["part"]
+    if not part.is_file():
+        return
+    with part.open() as lines:
         for line in lines:
             event = line.strip().rstrip(",")
-            if event.startswith("{") and event.endswith("}"):
+            if event.startswith("{") and event.endswith("}}"):  # a whole one
                 yield event
 
 

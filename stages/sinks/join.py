@@ -27,10 +27,18 @@ def segment(video: str | Path, frame: int) -> Path:
 
 
 def segments(video: str | Path) -> list[tuple[int, Path]]:
-    """(first frame, file) of the segments beside a video, in order."""
+    """(first frame, file) of the segments beside a video, in order; none where its folder is not there yet.
+
+    Raises:
+        UserError: its folder cannot be read.
+    """
     video = Path(video)
+    if not video.parent.is_dir():
+        return []
     pattern = re.compile(rf"{re.escape(video.stem)}\.from-(\d+){re.escape(video.suffix)}")
-    found = ((pattern.fullmatch(path.name), path) for path in video.parent.iterdir())
+    with disk.writing(f"sink.video={video}"):
+        beside = list(video.parent.iterdir())
+    found = ((pattern.fullmatch(path.name), path) for path in beside)
     return sorted((int(match[1]), path) for match, path in found if match)
 
 

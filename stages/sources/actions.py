@@ -6,6 +6,7 @@ with the same lines give the same actions. Live lines without `frame` mean "now"
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from conf.errors import UserError, nearest
-from stages.sources.live import LiveBytes
+from stages.sources.live import LiveBytes, PipeFile
 
 log = logging.getLogger(__name__)
 
@@ -46,34 +47,35 @@ class ActionFile:
     Args:
         path: the file of JSON lines, with frames in rising order.
         actions: the names that the model knows, `none` among them.
+        stop: where `path` is a pipe, a set event ends it and releases a blocked `take`; `close` does so, too.
 
     Raises:
         UserError: the file is missing, or a line of it is wrong (also from `take` where `path` is a pipe).
     """
 
-    def __init__(self, path: str | Path, actions: Sequence[str]):
+    def __init__(self, path: str | Path, actions: Sequence[str], stop: threading.Event | None = None):
         self._path, self._actions = Path(path), tuple(actions)
         self._timeline = _Timeline(self._actions)
         name = f"source.actions={path}"
         try:
-            if self._path.is_file():
-                with self._path.open("rb") as file:
-                    for _ in self._parsed(file):
-                        pass
-            self._file = self._path.open("rb")
+            if self._path.is_fifo():
+                self._raw: io.RawIOBase = PipeFile(self._path, stop)
+            else:
+                self._check()
+                self._raw = self._path.open("rb", buffering=0)
         except FileNotFoundError as error:
             raise UserError(name, "there is no such file", f"give a file of lines like {EXAMPLE}, or -") from error
         except OSError as error:
             raise UserError(
                 name, f"cannot be read ({error.strerror})", f"give a file of lines like {EXAMPLE}"
             ) from error
-        self._lines = self._parsed(self._file)
+        self._lines = self._parsed(io.BufferedReader(self._raw))
         self.ended = False
 
     def take(self, first_frame: int, count: int) -> list[int]:
         """The action index of each of `count` frames from `first_frame` on."""
         while not self.ended and self._timeline.horizon < first_frame + count:
-            line = next(self._lines, None)
+            line = self._next()
             if line is None:
                 self.ended = True
             else:
@@ -83,7 +85,21 @@ class ActionFile:
     def close(self) -> None:
         """Close the file; the last action holds."""
         self.ended = True
-        self._file.close()
+        self._raw.close()
+
+    def _next(self) -> tuple[int, int] | None:
+        try:
+            return next(self._lines, None)
+        except (ValueError, UserError):  # closed in another thread, or stopped in the middle of a line
+            if self.ended or getattr(self._raw, "abandoned", False):
+                return None
+            raise
+
+    def _check(self) -> None:
+        if self._path.is_file():
+            with self._path.open("rb") as file:
+                for _ in self._parsed(file):
+                    pass
 
     def _parsed(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
         """(frame, action index) of every line."""
