@@ -101,8 +101,6 @@ def _timeline(config: Config, folder: Path) -> None:
 
 def stream(config: Config, resolved: str, stop: Stop) -> None:
     """Run every stream of a configuration and say where the results are."""
-    if stop.is_set():
-        return  # the jobs of a multirun before this one were stopped
     console = Console(stderr=True)
     capability.check(config.model.context)
     given, config = config, torchrun.sized(config) if config.launcher.name == "torchrun" else config
@@ -115,14 +113,14 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
     found = _outcome(partial(_sequential if alone else _running, config, resolved, console, stop, log))
     if found is not None:
         _tell(config, log, *found)
+    if stop.is_set():
+        raise SystemExit(0)  # no other job of a multirun is to begin
 
 
 def _outcome(engine: Callable[[], Results | None]) -> Results | None:
     """What an engine returns, or the end of this process with one line and an exit code of its own."""
     try:
         return engine()
-    except Stopped:
-        give_up(torchrun.speaks())
     except UserError as error:
         if torchrun.speaks():
             raise
@@ -167,8 +165,12 @@ def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with listening(**torchrun.hearing()) as stop:
-        job = partial(stream, stop=stop)
-        return run("stream", Config, job, argv, prepare=torchrun.agree, speaks=torchrun.speaks())
+        prepare = partial(torchrun.agree, stop=stop)
+        try:
+            return run("stream", Config, partial(stream, stop=stop), argv, prepare=prepare, speaks=torchrun.speaks())
+        except Stopped:
+            give_up(torchrun.speaks())
+            return 0
 
 
 if __name__ == "__main__":

@@ -22,15 +22,16 @@ from omegaconf import DictConfig
 
 from conf.errors import UserError
 from conf.schema import Config
+from launch.signals import Stop, give_up
 from parallel.channels import ChannelError, Failure, Inbox
 from parallel.placement import place
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.process import over_network, run_worker
 from runtime.reasons import Reason
-from runtime.running import DRIVER, POLL_S, STOPPED, Running, Start, Stopped
+from runtime.running import DRIVER, INTERRUPT, POLL_S, STOPPED, Running, Start, Stopped
 
-RENDEZVOUS_S = 300.0
+RENDEZVOUS_S, MEET_POLL_S = 300.0, 0.05
 TELL_S = 2.0
 """How long the first rank waits for the others to hear that the run was given up."""
 
@@ -74,10 +75,30 @@ def rendezvous() -> tuple[dist.Store, int, int]:
     return meeting_point(RENDEZVOUS_S)
 
 
+def heard(store: dist.Store, key: str) -> bytes:
+    """What a rank has said under a key; waits for it.
+
+    Raises:
+        Stopped: a rank was told to stop meanwhile.
+        Abandoned: a rank has failed meanwhile.
+        PeerLost: nothing was said within `RENDEZVOUS_S`.
+    """
+    end = time.monotonic() + RENDEZVOUS_S
+    while not store.check([key]):
+        if store.check([INTERRUPT]):
+            raise Stopped
+        if store.check(["failed"]):
+            raise Abandoned(store.get("failed").decode())
+        if time.monotonic() > end:
+            raise PeerLost(f"nothing was heard of {key} for {RENDEZVOUS_S:.0f} s")
+        time.sleep(MEET_POLL_S)
+    return store.get(key)
+
+
 def nodes_of(store: dist.Store, rank: int, world: int) -> list[tuple[int, str]]:
     """The machine of every rank: numbered by the torchruns that started them, and its name. Waits for all ranks."""
     store.set(f"node/{rank}", f"{os.environ.get('GROUP_RANK', 0)} {platform.node()}")
-    told = [store.get(f"node/{other}").decode().split(" ", 1) for other in range(world)]
+    told = [heard(store, f"node/{other}").decode().split(" ", 1) for other in range(world)]
     return [(int(number), name) for number, name in told]
 
 
@@ -101,20 +122,27 @@ def speaks() -> bool:
 
 
 def hearing() -> dict[str, float]:
-    """How a process hears signals (see `launch.signals.Stop`): under torchrun a rank tells the others of one that comes
-    while they still meet, and torchrun itself passes on what the terminal has sent to all.
+    """How a process hears signals (see `launch.signals.Stop`): under torchrun a rank first meets the others to tell
+    them, and torchrun itself passes on what the terminal has sent to all.
     """
     return {"patience_s": 8.0, "echo_s": 1.0} if "TORCHELASTIC_RUN_ID" in os.environ else {}
 
 
-def agree(config: DictConfig) -> None:
-    """Give all ranks rank 0's output folder: its default holds the time of day."""
+def agree(config: DictConfig, stop: Stop | None = None) -> None:
+    """Give all ranks rank 0's output folder: its default holds the time of day. A stop ends all ranks from here on."""
     if config.launcher.name != "torchrun":
         return
     store, rank, _ = rendezvous()
+
+    def give_up_together() -> None:
+        store.set(INTERRUPT, "true")
+        give_up(speaks())
+
+    if stop is not None:
+        stop.then(give_up_together)
     if rank == 0:
         store.set("output_dir", config.output_dir)
-    config.output_dir = store.get("output_dir").decode()
+    config.output_dir = heard(store, "output_dir").decode()
 
 
 def device(config: Config) -> torch.device | None:
@@ -153,7 +181,7 @@ def launched(start: Start) -> Running:
             board.first("failed", {"process": running.index} | Reason.of(error).to_dict())
             raise
     board.tell(f"ordered/{rank}")
-    board.wait("ordered/0", RENDEZVOUS_S)
+    heard(store, "ordered/0")
     return running
 
 

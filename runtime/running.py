@@ -29,6 +29,8 @@ LOADING_POLL_S, POLL_S = 0.05, 0.2
 GRACE_S = 10.0
 """How long the survivors of a failure may take to finish their files."""
 STOPPED = "Stopped"
+INTERRUPT = "interrupt"
+"""The key under which any process of a run asks for its end."""
 
 
 class Stopped(Exception):  # noqa: N818  what was asked for, not an error
@@ -150,7 +152,7 @@ class Running(ABC):
 
     def interrupt(self) -> None:
         """Stop every stream at its next chunk, and open no more; before anything was streamed, end at once."""
-        self.board.tell("interrupt")
+        self.board.tell(INTERRUPT)
         self._wake.set()
 
     def wait(self, timeout_s: float | None = None) -> list[dict[str, Any]]:
@@ -255,7 +257,7 @@ class Running(ABC):
                 self._fail(Reason(f"worker {self.plan.members[index]} is lost ({gone})", LOST), index)
 
     def _go_on(self) -> None:
-        interrupted = self.board.told("interrupt")
+        interrupted = self.board.told(INTERRUPT)
         if self._ending:
             self._fail(Reason("ended at once", STOPPED))
         elif not self._begun:
