@@ -11,7 +11,7 @@ from conf.schema import CodecConfig, Config
 from parallel.plan import Workload
 from runtime.encoders import Picture, frames_of
 from runtime.versions import versions
-from stages.build import TEMPORAL_STRIDE, audio_encoder, text_encoder, torch_dtype, wan_width
+from stages.build import audio_encoder, text_encoder, torch_dtype, wan_width
 from stages.codec.base import parameter_bytes
 from stages.codec.small import SmallDecoder, SmallEncoder, read_config
 from stages.codec.taehv import TaehvDecoder
@@ -64,7 +64,6 @@ def describe(config: Config) -> Workload:
         posts=config.sink.needs_frames and config.post.factor > 1,
         picture_bytes=3 * frames_of(model, 1)[1] * picture.height * picture.width * dtype.itemsize,
         latent_bytes=latent + sound,
-        picture_bytes=3 * model.chunk_frames * TEMPORAL_STRIDE * picture.height * picture.width * dtype.itemsize,
         hidden_bytes=model.chunk_frames * tokens * network.dim * dtype.itemsize,
         layer_bytes=tuple(layers(i, i + 1) - bare - _end(i, n, ends) for i in range(n)),
         range_bytes=bare,

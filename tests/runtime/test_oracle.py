@@ -28,9 +28,7 @@ def test_a_prompt_that_is_heard_again_or_late_changes_nothing():
     config = config_of("model=nano", *BASE)
     conditioning = Conditioning(config.model, config.stream, config.source, Encoders(config.model, torch.device("cpu")))
     epochs = []
-    for chunk, heard in enumerate(
-        [(), (("b", 5), ("b", 5)), (("b", 5),), (("a", 4),), (("c", 3), ("d", 6))]
-    ):
+    for chunk, heard in enumerate([(), (("b", 5), ("b", 5)), (("b", 5),), (("a", 4),), (("c", 3), ("d", 6))]):
         for prompt, number in heard:
             conditioning.prompts.steer(prompt, 0.0, number)
         conditioning.chunk(chunk)
