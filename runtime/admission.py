@@ -19,7 +19,7 @@ class Admission:
     """What streams must leave to each other: names, files, standard input, bytes.
 
     Args:
-        board: where each worker tells, as `room/{worker}`, how many bytes it has (see `room`).
+        board: where each worker tells, as `room/{worker}`, how many bytes it has (see `runtime.room`).
         plan: the workers'.
         config: the run.
     """
@@ -56,20 +56,22 @@ class Admission:
         self._stdin_given |= order.source.reads_stdin
 
     def room(self, worker: int) -> dict[str, Any] | None:
-        """What a worker has for streams; None before it has loaded.
-
-        `stream_bytes` that each stream needs there, `pooled` streams that have them already, `free_bytes` for others.
-        """
+        """What a worker has for streams, as `runtime.room.room` says it; None before it has loaded."""
         if worker not in self._rooms and (told := self.board.told(f"room/{worker}")):
             self._rooms[worker] = told
         return self._rooms.get(worker)
 
     def _check_room(self, name: str, streams: int) -> None:
+        """Hold what so many streams need in every memory against what was free there when the workers had loaded."""
+        needed: dict[str, int] = {}
+        free: dict[str, int] = {}
         for worker in range(self.plan.workers):
             if (room := self.room(worker)) is None:
                 continue
-            missing = max(0, streams - room["pooled"]) * room["stream_bytes"] - room["free_bytes"]
-            if missing > 0:
+            memory, more = room["memory"], max(0, streams - room["pooled"])
+            needed[memory] = needed.get(memory, 0) + more * room["stream_bytes"]
+            free[memory] = min(room["free_bytes"], free.get(memory, room["free_bytes"]))
+            if (missing := needed[memory] - free[memory]) > 0:
                 raise UserError(
                     name,
                     f"worker {worker} lacks {missing:,} bytes for {streams} streams at once",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from parallel.device import use
 from parallel.pacing import OUTPUT, Pacer
 from runtime.conditioning import Conditioning
 from runtime.guard import Guard
@@ -107,6 +108,7 @@ class Sampler(threading.Thread):
         self.credits: queue.SimpleQueue[tuple[int, float] | None] = queue.SimpleQueue()
 
     def run(self) -> None:
+        use(self.opening.device)
         first, conditioning = self.keep.first if self.keep else 0, None
         opened = Opened(self.stream, first=first, failed=True)
         with self.guard(self.stream, "opening"):

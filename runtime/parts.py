@@ -28,11 +28,13 @@ class Opening:
         prompts: may be steered from any thread.
         stop: ends the stream at its next chunk, and releases its live sources.
         make: opens the sources; raises UserError where one cannot be used.
+        device: of the encoders.
     """
 
     prompts: Prompts
     stop: threading.Event
     make: Callable[[], Conditioning]
+    device: torch.device
 
 
 @dataclass
@@ -102,4 +104,4 @@ class Parts:
         if order.stream in self.prepared:
             return self.prepared.pop(order.stream)
         prompts, stop = Prompts(order.config), threading.Event()
-        return Opening(prompts, stop, lambda: self.conditioning(order, prompts, stop))
+        return Opening(prompts, stop, lambda: self.conditioning(order, prompts, stop), self.device)

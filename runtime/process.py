@@ -24,6 +24,7 @@ from runtime.orders import Open
 from runtime.parts import Parts
 from runtime.pulse import Pulse
 from runtime.reasons import Reason
+from runtime.room import room
 from runtime.trace import worker_trace
 from runtime.worker import Worker
 
@@ -172,6 +173,8 @@ class Job(NamedTuple):
         known = [order for order in self.orders.orders() if own and isinstance(order, Open)]
         member = self.plan.members[self.index]
         parts = load_parts(self.plan, member.worker, self.config, known, device, stdin, progress, member.rank)
+        if member.rank == 0:
+            self.board.tell(f"room/{member.worker}", room(parts))
         self.pulse.at("waiting for the others to load")
         return parts
 

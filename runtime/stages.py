@@ -9,9 +9,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import torch
+
+from parallel.device import use
 from parallel.message import Message
 from parallel.passes import Pass
 from runtime.guard import Guard
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class StageThread(threading.Thread):
         work: (pass, message) -> the message that goes on.
         deliver: takes `Performed`; and an exception that is no stream's, which ends the run.
         guard: of the worker.
-        turn: makes the context in which the work is done: a turn on the worker's device; None: it needs no device.
+        turn: makes the context in which the work is done: a turn on the worker's device; None: it needs none.
+        device: of the tensors.
     """
 
     def __init__(
@@ -47,9 +53,11 @@ class StageThread(threading.Thread):
         deliver: Callable[[object], None],
         guard: Guard,
         turn: Callable[[], AbstractContextManager] | None = None,
+        device: torch.device = CPU,
     ):
         super().__init__(name=name, daemon=True)
         self.work, self.deliver, self.guard, self.turn = work, deliver, guard, turn or nullcontext
+        self.device = device
         self.at: tuple[Pass, float] | None = None
         """The pass that is being worked on, and since when, in seconds of `time.perf_counter`."""
         self._items: queue.SimpleQueue[tuple[Pass, Message] | None] = queue.SimpleQueue()
@@ -65,6 +73,7 @@ class StageThread(threading.Thread):
             self.join()
 
     def run(self) -> None:
+        use(self.device)
         while (taken := self._items.get()) is not None:
             item, message = taken
             try:

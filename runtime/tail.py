@@ -79,7 +79,9 @@ class Tail:
         self.outputs: dict[int, Output] = {}
         work = {"decode": self._decode, "post": self._post}
         self.shared = {
-            name: StageThread(name, work[name], deliver, guard, partial(turn, STAGE)) for name in work if name in owned
+            name: StageThread(name, work[name], deliver, guard, partial(turn, STAGE), held.device)
+            for name in work
+            if name in owned
         }
         """Threads that all streams share."""
         self.own: dict[int, StageThread] = {}
@@ -112,7 +114,9 @@ class Tail:
                 keep,
                 "decode" in self.stages,
             )
-            self.own[stream] = StageThread("output", partial(self._output, output), self.deliver, self.guard)
+            self.own[stream] = StageThread(
+                "output", partial(self._output, output), self.deliver, self.guard, device=self.held.device
+            )
             self.own[stream].start()
         if self.held.decoder:
             state = keep.state if keep else None

@@ -78,7 +78,7 @@ class Reasons:
 
 
 def opening_of(make) -> Opening:
-    return Opening(Prompts(StreamConfig()), threading.Event(), make)
+    return Opening(Prompts(StreamConfig()), threading.Event(), make, torch.device("cpu"))
 
 
 def head_of(source: Source, in_flight: int = 5):

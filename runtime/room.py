@@ -1,0 +1,51 @@
+"""What a worker has for streams: bytes that one more of them needs there, and bytes that are free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.orders import host
+from runtime.parts import Parts
+
+CGROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
+
+
+def room(parts: Parts) -> dict[str, Any]:
+    """What a worker that has loaded `parts` tells: plain values.
+
+    `stream_bytes` that each stream needs there, `pooled` streams that have them already, `free_bytes` for others in
+    `memory`: workers that name the same memory share what is free in it.
+    """
+    pooled = min((pool.allocated for pool in parts.pools.values()), default=0)
+    memory, free = free_bytes(parts.device)
+    return {"stream_bytes": parts.stream_bytes, "pooled": pooled, "memory": memory, "free_bytes": free}
+
+
+def free_bytes(device: torch.device) -> tuple[str, int]:
+    """(which memory, bytes that are free in it) of a device; of a processor what its host, or its container, has left."""
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return f"{host()}/{torch.cuda.get_device_properties(index).uuid}", torch.cuda.mem_get_info(device)[0]
+    return host(), min(_host_bytes(), _container_bytes())
+
+
+def _host_bytes() -> int:
+    """Bytes that Linux says can be had without swapping; no limit where it says nothing."""
+    if MEMINFO.exists():
+        for line in MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 1 << 62
+
+
+def _container_bytes() -> int:
+    """What a control group leaves; no limit where there is none."""
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return 1 << 62 if limit == "max" else max(0, int(limit) - int(used))
+    except (OSError, ValueError):
+        return 1 << 62
