@@ -127,6 +127,8 @@ class Group:
             sender.close()
         if self.receiver is not None:
             self.receiver.close()
+        if self.exchange is not None:
+            self.exchange.close()
 
     def _lost(self, error: ChannelError) -> PeerLost:
         return PeerLost(f"worker {error.peer} is lost ({error.reason}); worker {self.member} was following it")

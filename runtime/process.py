@@ -73,7 +73,8 @@ def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> C
         senders, receivers = {}, []
         for name, link in connect_all(store, worker, peers, device, patience, expected).items():
             if int(name[:4]) == worker:
-                senders[link.peer] = link.sender(inbox, credits(plan, config))
+                check = group.exchange.check if group.exchange else None
+                senders[link.peer] = link.sender(inbox, credits(plan, config), check=check)
             else:
                 receivers.append(link.receiver(inbox))
 

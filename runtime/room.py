@@ -26,7 +26,7 @@ def room(parts: Parts) -> dict[str, Any]:
 
 
 def free_bytes(device: torch.device) -> tuple[str, int]:
-    """(which memory, bytes that are free in it) of a device; of a processor what its host, or its container, has left."""
+    """(which memory, bytes free in it) of a device; of a processor what its host, or its container, has left."""
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         return f"{host()}/{torch.cuda.get_device_properties(index).uuid}", torch.cuda.mem_get_info(device)[0]
