@@ -1,8 +1,8 @@
 """Streams that fail, one after the other, beside one that runs: `python -m benchmarks.islands [threads torchrun ray]`.
 
 On one long-lived pipeline per launcher stream `a` runs while streams `b` come and fail by injection
-(`benchmarks.faults`): every seam with every error. `a` must be what the oracle makes of it, bit for bit; every `b` must end with its own error
-as the reason; nothing may hang. A second pipeline with `clean` context covers the passes that only it has.
+(`benchmarks.faults`): every seam with every error. `a` must be what the oracle makes of it, bit for bit; every `b` must
+end with its own error as the reason; nothing may hang. A second pipeline with `clean` context covers the passes that only it has.
 """
 
 from __future__ import annotations
@@ -151,12 +151,11 @@ class Scenario:
         return path
 
     def _until(self, stream: int, chunks: int) -> None:
-        self.pipeline.until(
-            lambda: (
-                self.pipeline.ended(stream) or (self.pipeline.progress(stream) or {"chunks": 0})["chunks"] >= chunks
-            ),
-            WAIT_S,
-        )
+        end = time.monotonic() + WAIT_S
+        while not self.pipeline.ended(stream) and time.monotonic() < end:
+            if (self.pipeline.progress(stream) or {"chunks": 0})["chunks"] >= chunks:
+                return
+            time.sleep(0.02)
 
 
 def type_event(chunk: int) -> Any:

@@ -275,8 +275,9 @@ class Head:
         """Give credit to sample where there is room in flight and the first cell is `ready(stream, chunk)`."""
 
         def may_enter(stream: int, chunk: int) -> bool:
-            keep = self.samplers[stream].keep
-            return not (stream in self._saving and keep.due(chunk)) and ready(stream, chunk)
+            sampler = self.samplers[stream]
+            saving = stream in self._saving and sampler.keep.due(chunk) and not sampler.opening.stop.is_set()
+            return not saving and ready(stream, chunk)
 
         with self._lock:
             for stream, chunk, at in self.pacer.grants(may_enter, self.clock()):

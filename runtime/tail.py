@@ -211,10 +211,12 @@ class Tail:
             if m.hollow:
                 raise OSError(NOTHING)
             output.save(self.saver, stream, chunk, awaited, json.loads(m.note), then)
-        except OSError as error:
+        except Exception as error:
             whole = Whole(stream, chunk, keep, awaited, {}, {}, then, failure=str(error))
             whole.ready.set()
             self.saver.complete(whole)
+            if not isinstance(error, OSError):
+                raise  # a disk that refuses costs the state, anything else the stream
 
     def _end(self, output: Output, item: Pass, m: Message) -> None:
         """Finish a stream's files, and tell its user how it went."""
