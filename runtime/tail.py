@@ -165,8 +165,11 @@ class Tail:
     def _decode(self, item: Pass, m: Message) -> Message:
         stream, chunk = item.stream, item.chunk
         if item.kind == "save":
-            cut = None if m.hollow else self.decodings[stream].cut(self.orders[stream].keep, chunk)
-            self.saver.part(stream, chunk, DECODER_PART, cut)
+            cut = None
+            try:
+                cut = None if m.hollow else self.decodings[stream].cut(self.orders[stream].keep, chunk)
+            finally:
+                self.saver.part(stream, chunk, DECODER_PART, cut)
         elif item.kind == "end":
             self.decodings.pop(stream, None)
         elif not m.hollow:

@@ -140,10 +140,12 @@ def test_a_prompt_changes_a_running_stream(tmp_path, nano, monkeypatch):
 
 
 def test_a_bad_source_or_sink_ends_its_own_stream_only(tmp_path, nano):
+    blocked = tmp_path / "a file where a folder is wanted"
+    blocked.touch()
     with Running(tmp_path, "plan=timestep") as running:
         good = running.open("a", 6)
         no_image = running.open("b", 6, source=replace(running.config.source, image="missing.png"))
-        no_latents = running.open("c", 6, sink=replace(running.config.sink, latents=str(tmp_path / "no" / "x.bin")))
+        no_latents = running.open("c", 6, sink=replace(running.config.sink, latents=str(blocked / "x.bin")))
         assert running.hash(good) == nano("stream.id=a", "stream.chunks=6")
         for stream, what in ((no_image, "missing.png"), (no_latents, "x.bin")):
             with pytest.raises(UserError, match=what):
