@@ -90,7 +90,8 @@ def execute(plan: Plan, chunks: int, choose) -> dict[int, list[Pass]]:
 
 configs = st.sampled_from([
     PlanConfig("sequential"), PlanConfig("timestep"), PlanConfig("timestep", workers=2),
-    PlanConfig("layers", workers=3), PlanConfig("grid", grid=[2, 2]), PlanConfig("grid", grid=[2, 2], decode=0, encode=4),
+    PlanConfig("layers", workers=3), PlanConfig("grid", grid=[2, 2]),
+    PlanConfig("grid", grid=[2, 2], decode=0, encode=4),
 ])  # fmt: skip
 contexts = st.sampled_from([
     ("same_level", ()), ("clean", ()), ("same_level", (Version(-1, 0), Version(0, 3))),
