@@ -74,7 +74,8 @@ def _with_cells(config: PlanConfig, workload: Workload) -> int:
     degree, workers = config.sequence_parallel, config.workers
     if degree > 1:
         return workers // degree
-    for cells in range(workers, 0, -1):
+    # A worker named for a stage has nothing else, if those behind it have not either.
+    for cells in range(1, workers):
         if cells + _apart(config, workload, cells, decodes=workers > 2) == workers:
             return cells
     return workers

@@ -86,8 +86,8 @@ class Room:
             else:
                 chunks = max(1, max(sum(entry.values()) for entry in self._times) / slowest)
             chunks = min(self.most, chunks)
-            self.size = math.ceil(chunks)
-            self.delay = (self.size - chunks) * slowest
+            self.size = math.ceil(round(chunks, 6))
+            self.delay = max(0.0, self.size - chunks) * slowest
         return typical
 
 
@@ -185,7 +185,11 @@ class Pacer:
             if self.room.full or (self.ring and self.in_ring >= self._ring_size):
                 break
             if not lane.room.full and ready(stream, lane.asked):
-                found.append(Grant(stream, lane.asked, max(self.room.opens(now), lane.room.opens(now))))
+                at = self.room.opens(now)
+                if len(self.lanes) == 1:
+                    # A chunk that is put off takes its place in the shared room: not while others want it.
+                    at = max(at, lane.room.opens(now))
+                found.append(Grant(stream, lane.asked, at))
                 del self._idle[stream]
                 lane.asked += 1
                 self._take(lane, not lane.live)

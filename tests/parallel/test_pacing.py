@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.pacing import HOPS, Pacer
+from parallel.pacing import HOPS, Pacer, Room
 
 
 def always(stream, chunk):
@@ -190,3 +190,110 @@ def test_never_more_in_flight_than_there_is_room_for(room, streams, finished):
         stream %= streams
         if under_way[stream]:
             leave(pacer, stream, under_way[stream].pop(0), dict.fromkeys(range(room), 1.0), 0.0)
+
+
+def test_a_slow_output_leaves_its_stream_as_many_chunks_as_keep_it_busy():
+    """Three stages of 1 and an output of 4: a way of 7, so two of its chunks are under way, whoever else is there."""
+    pacer = Pacer(3)
+    for stream in range(2):
+        pacer.open(stream)
+    for chunk in range(4):
+        fill(pacer)
+        for stream, output in ((0, 4.0), (1, 0.0)):
+            pacer.done(stream, chunk, {0: 1.0, 1: 1.0, 2: 1.0}, 10.0 * chunk)
+            pacer.out(stream, chunk, output, 10.0 * chunk)
+    assert (pacer.lanes[0].room.size, pacer.lanes[1].room.size) == (2, 5)
+    # A quarter of an output's time after the last was out: 7 / 4 in the mean.
+    assert pacer.lanes[0].room.delay == pytest.approx(1.0)
+    fill(pacer)
+    for stream, lane in pacer.lanes.items():
+        for chunk in range(lane.left, lane.entered):
+            pacer.done(stream, chunk, {0: 1.0, 1: 1.0, 2: 1.0}, 50.0)
+    # Nothing is out yet: the first stream gets no more than two, the other one the rest.
+    found = [stream for stream, _ in fill(pacer)]
+    assert pacer.lanes[0].room.taken == 2
+    assert found.count(1) == 3 - found.count(0)
+
+
+def test_what_output_does_not_hold_back_only_the_shared_room_does():
+    pacer = pacer_of(3, 1)
+    for chunk in range(4):
+        fill(pacer)
+        pacer.done(0, chunk, {0: 1.0, 1: 1.0, 2: 1.0}, 0.0)
+        pacer.out(0, chunk, 0.5, 0.0)
+    own = pacer.lanes[0].room
+    assert (own.size, own.delay) == (own.most, 0.0)
+
+
+def test_a_lane_may_be_opened_ended():
+    """Of a stream that was refused nothing is ever granted, and it is over at once."""
+    pacer = pacer_of(3, 0)
+    pacer.open(0, ended=True)
+    assert granted(pacer) == []
+    assert pacer.over(0) and not pacer.over(0)
+
+
+events = st.lists(st.tuples(st.sampled_from(["fill", "left", "out", "end", "cancel"]), st.integers(0, 3)), max_size=80)
+times = st.dictionaries(st.integers(0, 3), st.floats(0.1, 5), min_size=1)
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.booleans(), events, times, st.floats(0, 9))
+def test_no_room_is_exceeded_and_all_that_was_taken_is_given_back(room, streams, live, events, times, output):
+    pacer = pacer_of(room, streams, live)
+    lanes = dict(pacer.lanes)
+    waiting: dict[int, int] = {}
+    hollow: set[int] = set()
+    now = 0.0
+
+    def left(stream: int) -> None:
+        lane = lanes[stream]
+        if stream in pacer.lanes and lane.left < lane.entered:
+            pacer.done(stream, lane.left, {} if stream in hollow else times, now)
+
+    def out(stream: int) -> None:
+        lane = lanes[stream]
+        if stream in pacer.lanes and lane.out < lane.left:
+            pacer.out(stream, lane.out, 0.0 if stream in hollow else output, now)
+            pacer.over(stream)
+
+    for what, stream in events:
+        now += 1
+        stream %= streams
+        lane = lanes[stream]
+        if what == "fill":
+            before = pacer.in_flight, {s: held.room.taken for s, held in pacer.lanes.items()}
+            for grant in pacer.grants(always, now):
+                waiting[grant.stream] = grant.chunk
+                assert grant.at >= now
+            # Beyond what was there before (rooms may have become smaller) no room is exceeded.
+            assert pacer.in_flight <= max(pacer.room.size, before[0])
+            assert all(h.room.taken <= max(h.room.size, before[1][s]) for s, h in pacer.lanes.items())
+            if stream in waiting:
+                del waiting[stream]
+                pacer.entered(stream)
+        elif what == "left":
+            left(stream)
+        elif what == "out":
+            out(stream)
+        elif not lane.ended:
+            hollow |= {stream} if what == "cancel" else set()
+            waiting.pop(stream, None)
+            pacer.end(stream)
+            pacer.over(stream)
+        assert 0 <= pacer.in_flight <= pacer.room.most + live * streams
+    for stream, lane in lanes.items():
+        if not lane.ended:
+            waiting.pop(stream, None)
+            pacer.end(stream)
+        while lane.out < lane.entered:
+            left(stream)
+            out(stream)
+        pacer.over(stream)
+    assert (pacer.lanes, pacer.in_flight, pacer.in_ring) == ({}, 0, sum(lane.entered for lane in lanes.values()))
+    assert all(lane.room.taken == 0 and not lane.times for lane in lanes.values())
+
+
+def test_a_room_is_a_way_over_its_slowest_stage():
+    room = Room(5, most=9)
+    assert room.measure({0: 1.0, 1: 2.0, HOPS: 0.5}) == {0: 1.0, 1: 2.0}
+    assert (room.size, room.delay) == (2, pytest.approx(0.5))

@@ -1,5 +1,7 @@
 """Plans as data: what they cover, what they predict, what they refuse."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from conf.errors import UserError
 from conf.schema import PlanConfig
 from parallel.builders import build, split_evenly
-from parallel.plan import Cell, Member, Version, Workload, pace, whole
+from parallel.plan import Cell, Hop, Member, Version, Workload, pace, whole
 
 
 def workload(**changes) -> Workload:
@@ -61,6 +63,67 @@ def test_named_plans():
     assert ring.channels == ((0, 1), (1, 0))
     grid = build(PlanConfig("grid"), workload())
     assert (grid.workers, grid.owners) == (5, ((0, 1), (0, 1), (2, 3), (2, 3)))
+
+
+STAGED = {"posts": True, "encode_bytes": 1, "decode_bytes": 5, "post_bytes": 9, "picture_bytes": 77, "latent_bytes": 3}
+
+
+@pytest.mark.parametrize("name", ["timestep", "layers", "grid"])
+@pytest.mark.parametrize(
+    "placed", [(0, 0, 0), (1, 2, 0), (4, 0, 2), (0, 4, None), (0, 4, 5), (4, 5, 6), (4, 4, 4)], ids=str
+)
+def test_stages_are_beside_cells_or_alone_under_every_plan(name, placed):
+    encode, decode, post = placed
+    more = {"layers": {"layers": [2, 2, 1, 1]}, "grid": {"grid": [2, 2]}}.get(name, {})
+    plan = build(PlanConfig(name, encode=encode, decode=decode, post=post, **more), workload(**STAGED))
+    post = decode if post is None else post
+    assert [tuple(stage) for stage in plan.stages] == [("decode", decode), ("post", post), ("output", post)]
+    assert plan.workers == max(4, *(worker + 1 for worker in (encode, decode, post)))
+    assert len({worker for row in plan.owners for worker in row}) == 4
+    # Channels for what goes to and between the stages, and back from where a chunk leaves.
+    due = {(plan.tail, decode), (decode, post), (encode, decode), (encode, post), (post, encode)}
+    assert {(a, b) for a, b in due if a != b} <= set(plan.channels)
+    assert (Hop(decode, post, "pictures", 77) in plan.hops) == (decode != post)
+    stages = [(encode, 1), (decode, 5), (post, 9)]
+    cells = build(PlanConfig(name, encode=encode, decode=decode, **more), workload(latent_bytes=3))
+    for worker in range(plan.workers):
+        own = sum(size for at, size in stages if at == worker)
+        assert plan.stage_bytes(worker) == own
+        held = cells.weight_bytes(worker) if worker < cells.workers else 0
+        assert plan.weight_bytes(worker) == held + own
+    assert plan.in_flight <= plan.workers
+    # The same by the number of workers.
+    assert build(
+        PlanConfig(name, workers=plan.workers, encode=encode, decode=decode, post=post, **more), plan.workload
+    ) == (replace(plan, post=post))
+
+
+@pytest.mark.parametrize("name", ["sequential", "timestep", "layers", "grid"])
+@pytest.mark.parametrize("setting", ["encode", "decode", "post"])
+def test_a_stage_on_a_worker_that_there_is_not_is_refused(name, setting):
+    workers = None if name == "sequential" else 5
+    with pytest.raises(UserError, match=rf"plan\.{setting}=7.*use plan\.{setting}="):
+        build(PlanConfig(name, workers=workers, **{setting: 7}), workload(**STAGED))
+
+
+def test_a_post_stage_that_there_is_not_is_refused():
+    with pytest.raises(UserError, match=r"plan\.post=1: there is no post stage"):
+        build(PlanConfig("timestep", post=1), workload())
+
+
+@pytest.mark.parametrize(("workers", "more", "cells"), [
+    (6, {}, 5), (6, {"decode": 0}, 6), (6, {"encode": 4}, 4), (6, {"encode": 5}, 4), (6, {"encode": 5, "decode": 5}, 5),
+    (6, {"encode": 4, "decode": 5}, 4), (6, {"post": 3, "encode": 4, "decode": 5}, 3), (2, {}, 2), (1, {}, 1),
+])  # fmt: skip
+def test_layers_go_to_workers_that_were_named_for_nothing(workers, more, cells):
+    plan = build(PlanConfig("layers", workers=workers, **more), workload(posts="post" in more))
+    assert (len(plan.blocks), plan.workers) == (cells, workers)
+
+
+def test_without_pictures_output_is_the_only_stage():
+    plan = build(PlanConfig("timestep"), workload(decodes=False))
+    assert [tuple(stage) for stage in plan.stages] == [("output", 3)]
+    assert plan.leaves == plan.tail == 3
 
 
 def test_weights_are_counted_once_per_holder():

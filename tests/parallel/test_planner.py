@@ -85,6 +85,16 @@ def test_equal_devices_are_taken_in_order():
     assert choice.plan.decode == 4
 
 
+def test_a_post_stage_is_placed_where_it_does_not_hold_others_back():
+    w = workload(posts=True, picture_bytes=1000)
+    choice = choose(w, cluster(*[1] * 6, decode_s=0.7, post_s=0.7), Demand())
+    # Four steps, decode and post, each with a device of its own.
+    assert (choice.plan.decode, choice.plan.post, choice.prediction.period_s) == (4, 5, pytest.approx(1.0))
+    assert build(choice.config, w) == choice.plan
+    beside = choose(w, cluster(*[1] * 6, decode_s=0.2, post_s=0.2), Demand())
+    assert (beside.plan.stages[1].worker, beside.plan.processes) == (beside.plan.decode, 5)
+
+
 def test_objectives():
     w, devices = workload(heads=4, tokens_per_frame=4), cluster(*[1] * 4, decode_s=0.2, serial=0.0)
     best = {

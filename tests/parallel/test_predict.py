@@ -66,6 +66,40 @@ def test_frames_that_leave_as_they_are_made_show_sooner():
     assert p.control_worst_s == near(4.6 + 4.2)
 
 
+def test_output_is_beside_the_device_and_sets_the_pace_of_its_stream():
+    p = predicted(PlanConfig("timestep"), cluster(*[1] * 5, decode_s=0.5, output_s=0.75))
+    # On the way of a chunk, and no worker's load.
+    assert (p.period_s, p.load[4], p.first_frame_s) == (near(1.0), near(0.5), near(5.25))
+    slow = cluster(*[1] * 5, decode_s=0.5, output_s=2.0)
+    p = predicted(PlanConfig("timestep"), slow)
+    assert (p.period_s, p.bound, p.chunk_latency_s) == (near(2.0), "output", near(6.5))
+    # Each stream has its own: two together are held back by the pipeline again.
+    assert predicted(PlanConfig("timestep"), slow, Demand(streams=2)).period_s == near(1.0)
+    # Nothing is made of latents that are only kept.
+    assert predicted(PlanConfig("timestep"), slow, decodes=False).period_s == near(1.0)
+
+
+def test_post_is_a_stage_where_the_plan_puts_it():
+    times, more = {"decode_s": 0.5, "post_s": 0.75}, {"posts": True, "picture_bytes": 1_000_000}
+    beside = predicted(PlanConfig("timestep"), cluster(*[1] * 5, **times), **more)
+    assert (beside.load[4], beside.first_frame_s) == (near(1.25), near(5.25))
+    link = Link(bandwidth=10e6)
+    apart = predicted(PlanConfig("timestep", post=5), cluster(*[1] * 6, link=link, **times), **more)
+    assert (apart.load[3:], apart.first_frame_s) == (near((1.0, 0.5, 0.75)), near(5.35))
+
+
+@pytest.mark.parametrize("more", [{"decode_s": 0.04, "output_s": 0.05}, {"decode_s": 0.04, "output_s": 0.25}], ids=str)
+@pytest.mark.parametrize("config", [PlanConfig("timestep"), PlanConfig("timestep", post=5)], ids=["beside", "apart"])
+def test_formulas_and_execution_agree_about_the_last_stages(config, more):
+    w = workload(posts=True, picture_bytes=400_000, latent_bytes=400_000)
+    made = build(config, w)
+    link = Link(latency_s=0.001, bandwidth=1e9)
+    costs = Costs(made, cluster(*[1] * made.processes, link=link, step_s=0.1, post_s=0.03, hop_s=0.0002, **more))
+    said, done = predict(costs, Demand()), simulated(costs, Demand())
+    for value in ("period_s", "first_frame_s", "chunk_latency_s", "control_mean_s"):
+        assert getattr(said, value) == near(getattr(done, value), rel=0.02), value
+
+
 def test_the_slowest_worker_sets_the_pace():
     p = predicted(PlanConfig("timestep"), cluster(1, 1, 0.5, 1, 1))
     assert (p.period_s, p.first_frame_s) == (near(2.0), near(5.0)) and p.bound == "worker 2"

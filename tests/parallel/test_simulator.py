@@ -23,14 +23,16 @@ from tests.helpers import config_of
 
 
 class Given:
-    """Whole numbers: a step of all layers takes 12 per step, hops 1, encode 2, decode what is said."""
+    """Whole numbers: a step of all layers takes 12 per step, hops 1, encode 2, decode what is said, post 4, and output
+    what is said of the stream."""
 
-    def __init__(self, plan: Plan, decode: int = 3, hop: int = 1):
-        self.plan, self.decode, self.hop = plan, decode, hop
+    def __init__(self, plan: Plan, decode: int = 3, hop: int = 1, outputs: dict[int, int] | None = None):
+        self.plan, self.decode, self.hop, self.outputs = plan, decode, hop, outputs or {}
 
     def work(self, worker: int, item: Pass) -> int:
         if item.kind == "stage":
-            return {"decode": self.decode, "output": 0}[self.plan.stage_of(item)]
+            output = self.outputs.get(item.stream, 0)
+            return {"decode": self.decode, "post": 4, "output": output}[self.plan.stage_of(item)]
         if item.kind == "end":
             return 0
         return 12 * len(self.plan.blocks[item.block]) // self.plan.workload.layers
@@ -109,9 +111,120 @@ def test_every_chunk_of_every_stream_leaves_once_and_in_order(config, context, v
     simulator.run(lambda: False)
     for stream in range(streams):
         assert [c.number for c in simulator.chunks if c.stream == stream] == list(range(8))
+    assert not any(worker.schedule.streams for worker in simulator.workers)
     for worker in range(plan.workers):
         own = sorted((s.start, s.end) for s in simulator.spans if s.worker == worker and s.item.step <= 4)
         assert all(a[1] <= b[0] for a, b in pairwise(own))
+
+
+@pytest.mark.parametrize(
+    "placed", [{"decode": 0, "post": 1}, {"decode": 4, "post": 5}, {"decode": 3, "post": 0}], ids=str
+)
+def test_stages_share_their_workers_device_and_go_first(placed):
+    plan = plan_of(PlanConfig("timestep", steps=[1, 1, 1, 1], **placed), posts=True)
+    simulator = Simulator(plan, Given(plan), spans=True)
+    simulator.open(0, chunks=20)
+    simulator.run(lambda: False)
+    assert [chunk.number for chunk in simulator.chunks] == list(range(20))
+    for stage, (name, worker) in enumerate(plan.stages[:-1]):
+        own = [s for s in simulator.spans if s.item.kind == "stage" and s.item.step == 4 + stage]
+        assert [(s.worker, s.item.chunk, s.end - s.start) for s in own] == [
+            (worker, chunk, {"decode": 3, "post": 4}[name]) for chunk in range(20)
+        ]
+    for worker in range(plan.workers):
+        own = [(s.start, s.end) for s in simulator.spans if s.worker == worker and s.item.step < 6]
+        assert all(a[1] <= b[0] for a, b in pairwise(own))
+    # A worker with cells and a stage does both for every chunk; where they collide, that costs something more.
+    loads = [12 * len(plan.blocks_of(w)) + 2 * (w == plan.encode) for w in range(plan.workers)]
+    for name, worker in plan.stages[:-1]:
+        loads[worker] += {"decode": 3, "post": 4}[name]
+    steady = simulator.chunks[8:17]
+    assert max(loads) <= (steady[-1].left - steady[0].left) / 8 <= 1.25 * max(loads)
+
+
+@pytest.mark.parametrize("plan", [PlanConfig("timestep"), PlanConfig("layers", workers=3), PlanConfig("grid")], ids=str)
+def test_a_slow_output_slows_its_own_stream_alone(plan):
+    """Beside a stream whose output takes five steps of time, another has what the first one leaves."""
+    plan = plan_of(plan)
+    slow = Given(plan, outputs={0: 60})
+
+    def rates(streams: list[int], durations: Given) -> dict[int, float]:
+        simulator = Simulator(plan, durations)
+        for stream in streams:
+            simulator.open(stream)
+        # From when rooms have been measured on.
+        simulator.run(lambda: simulator.now > 6000)
+        left = [c.stream for c in simulator.chunks if c.left > 2000]
+        return {stream: left.count(stream) / 4000 for stream in streams}
+
+    alone, both = rates([1], Given(plan)), rates([0, 1], slow)
+    # It takes its turn in the shared room, so its output is not always busy.
+    assert 0.8 / 60 <= both[0] <= 1 / 60 + 1 / 4000
+    assert both[1] >= alone[1] / 2
+    # Together they use all there is.
+    assert sum(both.values()) >= 0.97 * alone[1]
+    # Alone, too, its output sets its pace, and nothing waits before it for long.
+    simulator = Simulator(plan, slow)
+    simulator.open(0, chunks=60)
+    simulator.run(lambda: False)
+    assert simulator.chunks[-1].left - simulator.chunks[-2].left == pytest.approx(60, abs=1)
+    way = simulator.chunks[0].left - simulator.chunks[0].granted
+    assert all(chunk.left - chunk.granted <= way + 60 for chunk in simulator.chunks[20:])
+
+
+class Drawn(Given):
+    """Work of any length, on workers of any speed."""
+
+    def __init__(self, plan: Plan, draw):
+        super().__init__(plan)
+        self._draw = draw
+        self._speed = [draw(st.sampled_from([1, 1, 1, 10, 40])) for _ in range(plan.workers)]
+        self._random = draw(st.randoms(use_true_random=False))
+
+    def work(self, worker: int, item: Pass) -> int:
+        if item.kind == "stage":
+            return self._random.choice([0, 3, 30, 300])
+        return 0 if item.kind == "end" else 12 * self._speed[worker] * self._random.choice([1, 1, 2])
+
+    def encode(self, stream: int, chunk: int) -> int:
+        return self._random.choice([0, 2, 50])
+
+    def handling(self, worker: int) -> int:
+        return self._random.choice([0, 1])
+
+    def travel(self, source: int, target: int, item: Pass) -> tuple[int, int]:
+        return self._random.choice([0, 1]), 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from([
+        PlanConfig("timestep"), PlanConfig("timestep", workers=3), PlanConfig("layers", workers=3), PlanConfig("grid"),
+        PlanConfig("timestep", steps=[2, 1, 1], encode=3, decode=2), PlanConfig("grid", decode=0),
+    ]),
+    st.sampled_from(["same_level", "clean"]),
+    st.sampled_from([(), (Version(-1, 0),), (Version(-1, 0), Version(0, 4)), (Version(0, 1, "commit"),)]),
+    st.booleans(),
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from([0, 0, 5, 100]), st.booleans()), min_size=1, max_size=16),
+    st.data(),
+)  # fmt: skip
+def test_no_channel_ever_holds_more_than_its_credits(config, context, versions, decodes, streams, data):
+    """Of every kind of message, ends and references of many streams at once included; and nothing is left in the end.
+
+    So no worker waits for another to take messages in, and a ring of workers cannot wait for each other.
+    """
+    versions = tuple(v for v in versions if v.kind == "prefill" or context == "same_level")
+    plan = plan_of(config, context=context, versions=versions, decodes=decodes, recache_chunks=3 * (context == "clean"))
+    simulator = Simulator(plan, Drawn(plan, data.draw))
+    for stream, (chunks, at, live) in enumerate(streams):
+        source = (lambda chunk, at=at: at + 40 * chunk) if live else None
+        simulator.open(stream, at, chunks, source, prompts=(2, 3))
+    simulator.run(lambda: False)
+    for stream, (chunks, _, _) in enumerate(streams):
+        assert [c.number for c in simulator.chunks if c.stream == stream] == list(range(chunks))
+    assert max(simulator.most_held.values(), default=0) <= plan.credits(len(streams))
+    assert simulator.pacer.lanes == {} and simulator.pacer.in_flight == 0
+    assert not any(worker.schedule.streams for worker in simulator.workers)
 
 
 @pytest.mark.parametrize(
