@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from functools import partial
 from typing import Any
 
@@ -25,16 +26,16 @@ class Driven:
 
     Attributes:
         boards: of the workers.
-        inboxes: orders, as each has read them.
     """
 
     def __init__(self, *overrides: str, brief: bool = False):
         self.config = config_of("model=nano", "plan=timestep", "plan.workers=2", "output_dir=x", *overrides)
         store, self.brief, self._live = dist.HashStore(), brief, {}
         self.boards = [Board(store, worker, 2) for worker in range(2)]
-        self.inboxes = [Inbox() for _ in self.boards]
-        self._readers = [OrderReader(*pair) for pair in zip(self.boards, self.inboxes, strict=True)]
-        for worker, inbox in enumerate(self.inboxes):
+        self._heard: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        inboxes = [Inbox() for _ in self.boards]
+        self._readers = [OrderReader(*pair) for pair in zip(self.boards, inboxes, strict=True)]
+        for worker, inbox in enumerate(inboxes):
             inbox.at_once = partial(self._hear, worker)
         plan = build(self.config.plan, describe(self.config))
         self.pipeline = Pipeline(Board(store, DRIVER, 2), plan, self.config)
@@ -50,11 +51,15 @@ class Driven:
         self.pipeline.leave()
 
     def orders(self) -> list[Order]:
-        """All orders that were given so far, as the first worker has read them."""
+        """All orders that were given since the last call, as the first worker has read them."""
         self.pipeline.status()  # behind them; once it is answered all have been read
-        inbox, found = self.inboxes[0], []
-        while not inbox.empty():
-            found.append(inbox.get())
+        return self.heard()
+
+    def heard(self) -> list[Order]:
+        """Those that it has read already."""
+        found = []
+        while not self._heard.empty():
+            found.append(self._heard.get())
         return [order for order in found if not isinstance(order, Status)]
 
     def end(self, stream: int, **report: Any) -> None:
@@ -63,6 +68,8 @@ class Driven:
         self.boards[0].event({"event": "ended", "stream": stream, "report": {"stream": name, **report}})
 
     def _hear(self, worker: int, order: Order) -> None:
+        if worker == 0:
+            self._heard.put(order)
         if isinstance(order, Status):
             status = {"event": "status", "question": order.question, "worker": worker, "status": {"worker": worker}}
             self.boards[worker].event(status)
