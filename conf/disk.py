@@ -41,6 +41,21 @@ def writing(
         raise unwritable(value, error, file, remedy) from error
 
 
+def folder(path: str | Path) -> Path:
+    """Make a folder, and those that it is in.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        # "File exists" would be said of something that is in the folder's place.
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+    return path
+
+
 def prepare(path: str | Path) -> Path:
     """Make the folder of a file that will be written, and look now whether it can be: some are written at the end.
 
@@ -48,7 +63,7 @@ def prepare(path: str | Path) -> Path:
         OSError: the folder cannot be made or written, or a folder has the file's name.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder(path.parent)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not os.access(path if path.exists() else path.parent, os.W_OK):

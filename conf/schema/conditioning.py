@@ -83,7 +83,7 @@ class AudioConfig:
     lookahead_s: float = 0.0
     """How far a frame's features may look ahead of the frame's end."""
     adain: bool = False
-    """Whether one more token per latent frame scales and shifts what asks for the others."""
+    """Use AdaIN: one more audio token per latent frame scales and shifts the queries."""
     wav2vec: Wav2VecConfig | None = None
     """Listen with wav2vec2 instead of log-mel features."""
 

@@ -21,10 +21,10 @@ class FramesSink:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder, self._name = Path(folder), f"sink.frames={folder}"
+        self._name = f"sink.frames={folder}"
         self.frames = 0  # written so far
         with disk.writing(self._name):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder = disk.folder(folder)
 
     def write(self, frames: np.ndarray) -> None:
         """Append frames, uint8 [n, H, W, 3] RGB.

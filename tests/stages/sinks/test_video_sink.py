@@ -157,7 +157,7 @@ def test_what_a_user_can_get_wrong(tmp_path):
         ("a.mp4", 65, 64, "stream.height=65: H.264 needs even sizes; use 64 or 66"),
         ("a.mp4", 64, 33, "stream.width=33"),
         ("a.avi", 64, 64, "name it a.mp4"),
-        ("folder.mp4/../file/a.mp4", 64, 64, "Not a directory"),
+        ("file/a.mp4", 64, 64, "Not a directory"),
         ("folder.mp4", 64, 64, "Is a directory"),
         ("a" * 300 + ".mp4", 64, 64, "cannot be written"),
         ("a.mp4", 40000, 40000, "cannot be written"),

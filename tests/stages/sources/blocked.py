@@ -6,13 +6,20 @@ LIMIT_S = 60.0
 """Only a test that fails waits as long."""
 
 
+def settle(live, size):
+    """Wait until `size` bytes have arrived."""
+    with live._changed:
+        assert live._changed.wait_for(lambda: len(live._buffer) >= size, LIMIT_S), "they do not arrive"
+
+
 class Blocked:
-    """Starts `call` in a thread and waits until it is about to wait for bytes that are not there.
+    """Starts `call` in a thread, once `size` bytes have arrived, and waits until it is about to wait for more.
 
     Calling it releases the call by `act` and gives what the call returned.
     """
 
-    def __init__(self, live, call):
+    def __init__(self, live, call, size=0):
+        settle(live, size)
         self._made, waits, changed = [], threading.Event(), live._changed
         wait = changed.wait
 
