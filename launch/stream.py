@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from conf import disk
@@ -117,10 +117,13 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
         raise SystemExit(0)  # no other job of a multirun is to begin
 
 
-def _outcome(engine: Callable[[], Results | None]) -> Results | None:
-    """What an engine returns, or the end of this process with one line and an exit code of its own."""
+def _outcome(work: Callable[[], Any]) -> Any:
+    """What some work of the run returns, or the end of this process with one line and an exit code of its own."""
     try:
-        return engine()
+        return work()
+    except Stopped:
+        give_up(torchrun.speaks())
+        raise SystemExit(0) from None
     except UserError as error:
         if torchrun.speaks():
             raise
@@ -165,12 +168,11 @@ def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with listening(**torchrun.hearing()) as stop:
-        prepare = partial(torchrun.agree, stop=stop)
-        try:
-            return run("stream", Config, partial(stream, stop=stop), argv, prepare=prepare, speaks=torchrun.speaks())
-        except Stopped:
-            give_up(torchrun.speaks())
-            return 0
+
+        def agree(config: DictConfig) -> None:
+            _outcome(lambda: torchrun.agree(config, stop))
+
+        return run("stream", Config, partial(stream, stop=stop), argv, prepare=agree, speaks=torchrun.speaks())
 
 
 if __name__ == "__main__":

@@ -57,9 +57,9 @@ class Health:
         worker: its name in the plan.
         alive: it is there, and was heard of within `launcher.timeout_s`.
         loaded: it holds its weights.
-        at: what it is at, in words.
-        at_s: seconds since it came to that, when it was heard of last.
-        moved_s: seconds since something came in or was done there.
+        at: what it was at when it was heard of last, in words.
+        at_s: seconds since it came to that.
+        moved_s: seconds since something came in or was done there, as far as has been heard.
         lost: why it is lost; None: it is not.
     """
 
@@ -292,5 +292,6 @@ class Running(ABC):
             heard = now
         self._heard[index] = pulse["beats"], heard
         alive = index in self._left and now - heard <= self.config.launcher.timeout_s
-        loaded = bool(self.board.told(f"loaded/{index}"))
-        return Health(name, alive, loaded, pulse["at"], pulse["at_s"], pulse["moved_s"], self._lost.get(index))
+        loaded, since = bool(self.board.told(f"loaded/{index}")), now - heard
+        at_s, moved_s = pulse["at_s"] + since, pulse["moved_s"] + since
+        return Health(name, alive, loaded, pulse["at"], at_s, moved_s, self._lost.get(index))
