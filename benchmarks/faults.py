@@ -1,7 +1,7 @@
 """Faults on demand: a stream named `b-SEAM-ERROR-N` fails with that error at that seam; all others run as ever.
 
 Nothing of the product knows of this. `arm` wraps the functions at the seams in the process that calls it; `in_children`
-makes an environment in which every Python process that imports `runtime.worker` arms itself (Ray's actors do).
+makes an environment in which every Python process that imports `runtime.worker` arms itself, as Ray's actors do.
 """
 
 from __future__ import annotations
@@ -82,8 +82,13 @@ def name_of(seam: str, error: str, number: int = 0) -> str:
     return f"b-{seam.replace(' ', '_')}-{error}-{number}"
 
 
-def arm() -> None:
-    """Wrap every seam, and what tells for which stream a thread works."""
+def working_for() -> str:
+    """The name of the stream that this thread works for; empty where it works for none, or `note` was not called."""
+    return getattr(_here, "name", "")
+
+
+def note() -> None:
+    """From now on it is known for which stream a thread works: guards, which are round all such work, note it."""
     guard = importlib.import_module("runtime.guard").Guard
     worker = importlib.import_module("runtime.worker").Worker
     plain_call, plain_open = guard.__call__, worker._open
@@ -99,7 +104,7 @@ def arm() -> None:
             self.context, self.name = context, _names.get(stream, "")
 
         def __enter__(self) -> None:
-            self.before = getattr(_here, "name", "")
+            self.before = working_for()
             _here.name = self.name
             return self.context.__enter__()
 
@@ -109,6 +114,11 @@ def arm() -> None:
 
     guard.__call__ = lambda self, stream, what: Noted(plain_call(self, stream, what), stream)
     worker._open = opened
+
+
+def arm() -> None:
+    """Wrap every seam."""
+    note()
     for seam, where in SEAMS.items():
         module = importlib.import_module(where.module)
         owner = getattr(module, where.owner) if where.owner else module
@@ -119,7 +129,7 @@ def _failing(seam: str, where: Seam, work: Callable) -> Callable:
     calls: dict[str, int] = {}
 
     def wrapped(*args: Any, **more: Any) -> Any:
-        name = getattr(_here, "name", "")
+        name = working_for()
         if name.startswith(f"b-{seam.replace(' ', '_')}-"):
             calls[name] = calls.get(name, 0) + 1
             if calls[name] > where.after:
@@ -130,7 +140,7 @@ def _failing(seam: str, where: Seam, work: Callable) -> Callable:
 
 
 HOOK = '''
-import importlib.abc, importlib.util, sys
+import importlib, importlib.abc, importlib.util, sys
 
 class Arm(importlib.abc.MetaPathFinder):
     """Arms a process when it has imported the worker."""
@@ -144,8 +154,7 @@ class Arm(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             run(module)
-            from benchmarks import faults
-            faults.arm()
+            importlib.import_module("%s").arm()
 
         spec.loader.exec_module = exec_module
         return spec
@@ -154,9 +163,13 @@ sys.meta_path.insert(0, Arm())
 '''
 
 
-def in_children(folder: Path) -> dict[str, str]:
-    """The environment of processes that arm themselves; `folder` gets the hook that Python runs at its start."""
+def in_children(folder: Path, module: str = "benchmarks.faults") -> dict[str, str]:
+    """The environment of processes that arm themselves, by the `arm` of a module.
+
+    Args:
+        folder: gets the hook that Python runs at its start.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sitecustomize.py").write_text(HOOK)
+    (folder / "sitecustomize.py").write_text(HOOK % module)
     paths = (str(folder), os.environ.get("PYTHONPATH", ""))
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
