@@ -210,7 +210,7 @@ class OrderReader(BoxReader):
 
     Args:
         board: where orders come from.
-        inbox: takes them, and whatever its `at_once` raises.
+        inbox: takes them.
     """
 
     def __init__(self, board: Board, inbox: queue.SimpleQueue):
@@ -227,11 +227,7 @@ class OrderReader(BoxReader):
         except UserError as error:
             log.warning("an order was skipped: %s", error)  # not one of this Everframe's
             return
-        try:
-            self._inbox.put(order)
-        except Exception as error:
-            # The worker hears of it, past its `at_once`, and the orders behind it are read.
-            queue.SimpleQueue.put(self._inbox, error)
+        self._inbox.put(order)
 
     def _left(self) -> None:
         """The driver is gone, and nobody waits for these streams any more."""

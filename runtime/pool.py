@@ -18,13 +18,13 @@ class BankPool:
         denoiser: the block's.
         levels: that the block's steps read and write here.
         streams: sets of banks that are allocated now; more are allocated when they are asked for.
-        parts: how many processes share the heads.
+        parts: how many processes share the heads; None: as the denoiser says.
 
     Raises:
         torch.OutOfMemoryError, RuntimeError: the device has no room.
     """
 
-    def __init__(self, denoiser: Denoiser, levels: Sequence[int], streams: int, parts: int = 1):
+    def __init__(self, denoiser: Denoiser, levels: Sequence[int], streams: int, parts: int | None = None):
         self.denoiser, self.levels, self.parts = denoiser, tuple(levels), parts
         self._free = [denoiser.open(self.levels, parts) for _ in range(streams)]
         self.allocated = streams

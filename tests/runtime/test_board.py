@@ -64,16 +64,17 @@ def test_what_at_once_raises_reaches_the_worker_and_later_orders_are_heard(store
     board, inbox = Board(store, DRIVER, 1), Inbox()
 
     def at_once(item):
-        if isinstance(item, Prompt | Exception):
+        if isinstance(item, Prompt):
             raise KeyError(item.stream)
 
     inbox.at_once = at_once
     reader = OrderReader(Board(store, 0, 1), inbox)
     reader.start()
-    board.give(Prompt(5, "hi", 0.0), [0])
+    prompt = board.give(Prompt(5, "hi", 0.0), [0])
     after = board.give(Close(), [0])
     error = inbox.get(timeout=PATIENCE_S)
     assert isinstance(error, KeyError) and error.args == (5,)
+    assert inbox.get(timeout=PATIENCE_S).number == prompt.number
     assert inbox.get(timeout=PATIENCE_S) == after
     reader.close()
 

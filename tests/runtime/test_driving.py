@@ -73,8 +73,8 @@ def test_standard_input_is_given_once(driven):
 
 def test_a_stream_needs_the_bytes_that_a_worker_has_not(driven):
     """One fits into what was pooled at load, one more into what is free, a third nowhere, until one has ended."""
-    driven.boards[0].tell("room/0", {"stream_bytes": 10, "free_bytes": 1000, "pooled": 0})
-    driven.boards[1].tell("room/1", {"stream_bytes": 1500, "free_bytes": 2000, "pooled": 1})
+    driven.boards[0].tell("room/0", {"stream_bytes": 10, "free_bytes": 1000, "pooled": 0, "memory": "here"})
+    driven.boards[1].tell("room/1", {"stream_bytes": 1500, "free_bytes": 2000, "pooled": 1, "memory": "there"})
     first = opened(driven, "a")
     opened(driven, "b")
     with pytest.raises(UserError, match=r"stream\.id=c: worker 1 lacks 1,000 bytes for 3 streams at once"):

@@ -58,17 +58,19 @@ def chunk_of(block: Block, index: int) -> torch.Tensor:
     """One chunk as a worker makes it: every pass that it takes, the output of each the input of the next."""
     sampler, denoiser = block.denoiser.sampler, block.denoiser
     epoch = index // 6
+    if index == 0:
+        block.open(0)
     if index % 6 == 0:
         block.set_text(0, epoch, random(epoch, 1, 5, 16))
     if index == 0:
-        for level in block.levels:
+        for level in block.pool.levels:
             block.prefill(0, level, 0, 0, random(2, 1, 4, 1, 2 * ROWS, 2 * COLUMNS))
     given = ChunkConditioning(random(3 + index, 1, 3, 4, 8), random(30 + index, 1, 3, 8))
     x = random(60 + index, 1, 4, 3, 2 * ROWS, 2 * COLUMNS)
     for step in range(STEPS):
         x = sampler.update(step, x, block.step(0, index, step, epoch, x, given, 5))
     if denoiser.commits(index):
-        for level in block.levels:
+        for level in block.pool.levels:
             block.commit(0, level, index, x, 5)
     return x
 
