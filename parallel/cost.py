@@ -13,6 +13,7 @@ import numpy as np
 from conf.schema.cluster import StageTimes
 from parallel.cluster import Cluster
 from parallel.partition import prefix_ranges
+from parallel.passes import Pass
 from parallel.plan import Plan, Stage, Workload
 
 EXCHANGES = 2
@@ -182,10 +183,11 @@ class Costs:
             else:
                 size = w.latent_bytes + (w.hidden_bytes if following.block else 0)
                 found.append((plan.owner(cell), plan.owner(following), size))
-        if w.commits_every_chunk:
+        for kind in w.every_chunk:
+            first, beyond = (kind.cargo(w, Pass(kind.name, 0, 0, block=block)) for block in (0, 1))
             for row in plan.rows:
-                found.append((plan.tail, row[0], w.latent_bytes))
-                found += [(a, b, w.latent_bytes + w.hidden_bytes) for a, b in pairwise(row)]
+                found.append((plan.tail, row[0], first))
+                found += [(a, b, beyond) for a, b in pairwise(row)]
         found += [(a.worker, b.worker, w.picture_bytes) for a, b in pairwise(plan.stages)]
         found += [(plan.encode, worker, 0) for worker in plan.stage_workers]
         found += [(worker, plan.encode, 0) for worker in (plan.leaves, plan.stages[-1].worker)]
@@ -203,8 +205,8 @@ class Costs:
         """What a worker spends on the passes of one chunk over a block, for any range of layers it might be."""
         plan = self.plan
         total = len(plan.steps_of(worker, block)) * self.ranges("step", worker)
-        if plan.workload.commits_every_chunk:
-            total = total + len(plan.levels_of(worker, block)) * self.ranges("commit", worker)
+        for kind in plan.workload.every_chunk:
+            total = total + len(plan.levels_of(worker, block)) * self.ranges(kind.name, worker)
         return total
 
     def load(self) -> list[float]:

@@ -127,6 +127,8 @@ class Kind:
         on_entry: (workload, chunk, epoch) -> chunks of the passes that start when a chunk enters.
         on_final: (workload, chunk) -> chunks of the passes that start when a chunk's latents are final.
         ends: whether nothing comes to a block after it: it waits for all banks there, and for all that is announced.
+        brings: what travels to banks, in words, where it starts as a chunk enters; `makes`: where it starts as latents
+            are final. Empty: its name.
     """
 
     name: str
@@ -144,6 +146,8 @@ class Kind:
     on_entry: Callable[[Workload, int, int], Iterable[int]] = _nothing
     on_final: Callable[[Workload, int], Iterable[int]] = _nothing
     ends: bool = False
+    brings: str = ""
+    makes: str = ""
 
     @property
     def carries_chunk(self) -> bool:
@@ -277,13 +281,15 @@ PASSES = Passes((
          on_final=_every_chunk),
     # The attention sink at t = 0, from the given reference or from a generated frame.
     Kind("prefill", ROWS, _made, "reference", due=_reference_due, again=True, urgency=BANK, cargo=_hidden,
-         timed="prefill", on_entry=_given_references, on_final=_generated_references),
+         timed="prefill", on_entry=_given_references, on_final=_generated_references,
+         brings="reference", makes="sink or commit"),
     # The bank made anew with another prompt, from the chunks in its window.
     Kind("recache", ROWS, _settled_but_for_the_prompt, "epoch", 0, _epoch, _epoch_due, again=True, urgency=BANK,
-         cargo=_hidden_of_all, timed="commit", chunks=_recached, on_entry=_new_prompts),
+         cargo=_hidden_of_all, timed="commit", chunks=_recached, on_entry=_new_prompts,
+         brings="prompt"),
     # The clean write of a finished chunk, into the ring or the attention sink.
     Kind("commit", ROWS, _finished_here, "commits", 0, _next, _commits_due, urgency=BANK, cargo=_latents_and_hidden,
-         timed="commit", on_final=_clean_or_sink),
+         timed="commit", on_final=_clean_or_sink, makes="sink or commit"),
     # One denoising step over one block.
     Kind("step", ROUTE, _settled, "chunk", urgency=PLACE, cargo=_latents_and_hidden, on_entry=_every_chunk),
     # Between two chunks: the state before the next, and the end of the stream.

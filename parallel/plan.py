@@ -19,7 +19,7 @@ from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from conf.contexts import CONTEXTS, ContextRule
-from parallel.passes import PASSES, Pass, Passes
+from parallel.passes import PASSES, ROWS, Kind, Pass, Passes
 
 
 class Cell(NamedTuple):
@@ -109,6 +109,28 @@ class Workload:
     def commits_every_chunk(self) -> bool:
         """Whether chunk i + 1 waits for the clean pass of chunk i."""
         return self.rule.commits
+
+    @cached_property
+    def brought(self) -> tuple[Kind, ...]:
+        """Kinds of passes along rows that start when some chunk enters."""
+        first = (kind for kind in self.passes if kind.path == ROWS)
+        return tuple(k for k in first if any(tuple(k.on_entry(self, chunk, chunk)) for chunk in (0, 1)))
+
+    @cached_property
+    def made(self) -> tuple[Kind, ...]:
+        """Kinds of passes along rows that start when some chunk's latents are final."""
+        some = range(self._steady + 1)
+        return tuple(k for k in self.passes if k.path == ROWS and any(tuple(k.on_final(self, c)) for c in some))
+
+    @cached_property
+    def every_chunk(self) -> tuple[Kind, ...]:
+        """Those of `made` that start for every chunk. The next chunk of the stream waits for them."""
+        return tuple(kind for kind in self.made if tuple(kind.on_final(self, self._steady)))
+
+    @property
+    def _steady(self) -> int:
+        """A chunk that no version of the attention sink is made from, nor any later one."""
+        return 1 + max((v.source for v in self.versions), default=0)
 
 
 class Hop(NamedTuple):
@@ -244,13 +266,9 @@ class Plan:
                 size = w.latent_bytes + (w.hidden_bytes if inside else 0)
                 found.append(Hop(self.owner(cell), self.owner(following), "hidden" if inside else "latents", size))
         for row in self.rows:
-            if any(v.source < 0 for v in w.versions):
-                found.append(Hop(self.encode, row[0], "reference", 0))
-            if w.recache_chunks:
-                found.append(Hop(self.encode, row[0], "prompt", 0))
+            found.extend(Hop(self.encode, row[0], kind.brings or kind.name, 0) for kind in w.brought)
             found.extend(Hop(a, b, "hidden", w.hidden_bytes) for a, b in pairwise(row))
-            if w.commits_every_chunk or any(v.source >= 0 for v in w.versions):
-                found.append(Hop(self.tail, row[0], "sink or commit", w.latent_bytes))
+            found.extend(Hop(self.tail, row[0], kind.makes or kind.name, w.latent_bytes) for kind in w.made)
         found += [Hop(a.worker, b.worker, "pictures", w.picture_bytes) for a, b in pairwise(self.stages)]
         found += [Hop(self.encode, worker, "sidecar", 0) for worker in self.stage_workers]
         found += [Hop(worker, self.encode, "done", 0) for worker in (self.leaves, last)]
@@ -293,12 +311,9 @@ class Plan:
         """
         times = {"step": 1.0} | (times or {})
         load = [0.0] * self.workers
-        passes = [(row, 1) for row in self.owners]
-        if self.workload.commits_every_chunk:
-            passes += [(row, 1) for row in self.rows]
-        for row, count in passes:
+        for row in [*self.owners, *self.rows * len(self.workload.every_chunk)]:
             for b, worker in enumerate(row):
-                load[worker] += count * times["step"] * len(self.blocks[b]) / self.workload.layers
+                load[worker] += times["step"] * len(self.blocks[b]) / self.workload.layers
         load[self.encode] += times.get("encode", 0.0)
         for stage in self.stages:
             load[stage.worker] += times.get(stage.name, 0.0)

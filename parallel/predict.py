@@ -93,7 +93,7 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
     output = costs.output_s() / streams
     bounds.append((output, "output"))
     loop = 0.0
-    if plan.workload.commits_every_chunk:
+    if plan.workload.every_chunk:
         loop = clean_loop(costs)
         bounds.append((loop / streams, f"chunks that wait for clean context, {streams} in turn"))
     # Bounds that are equal but for rounding: the first, which is the plainest, is named.
@@ -206,7 +206,7 @@ def first_frame(costs: Costs) -> float:
                     # The first level's hidden states go on; the worker fills its other levels meanwhile.
                     now += one + costs.hop_s(worker, row[b + 1], w.hidden_bytes)
     final = walk(costs, encoded, lambda cell: filled.get((plan.owner(cell), cell.block), 0.0))
-    if not w.commits_every_chunk:
+    if not w.every_chunk:
         final += _met(costs)
     return final + costs.hop_s(plan.tail, plan.stages[0].worker, w.latent_bytes) + costs.shown_s(first=True)
 
@@ -240,7 +240,7 @@ def clean_loop(costs: Costs) -> float:
     for row in plan.rows:
         now = costs.hop_s(plan.tail, row[0], w.latent_bytes)
         for b, worker in enumerate(row):
-            now += costs.pass_s("commit", worker, b)
+            now += sum(costs.pass_s(kind.name, worker, b) for kind in w.every_chunk)
             committed[worker, b] = now
             if b + 1 < len(row):
                 now += costs.hop_s(worker, row[b + 1], w.latent_bytes + w.hidden_bytes)

@@ -84,7 +84,7 @@ class Periods:
 def period_steps(plan: Plan) -> Fraction:
     """A period in steps of the whole network."""
     total = [Fraction(0)] * plan.workers
-    passes = [*plan.owners, *(plan.rows if plan.workload.commits_every_chunk else ())]
+    passes = [*plan.owners, *plan.rows * len(plan.workload.every_chunk)]
     for row in passes:
         for block, worker in enumerate(row):
             total[worker] += Fraction(len(plan.blocks[block]), plan.workload.layers)
@@ -140,8 +140,7 @@ def slots(plan: Plan) -> int:
     load = plan.load()
     slowest = load.index(max(load))
     passes = sum(row.count(slowest) for row in plan.owners)
-    if plan.workload.commits_every_chunk:
-        passes += sum(row.count(slowest) for row in plan.rows)
+    passes += len(plan.workload.every_chunk) * sum(row.count(slowest) for row in plan.rows)
     return min(passes, MOST_SLOTS)
 
 

@@ -10,10 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.schema import PlanConfig
+from conf.schema.cluster import ClusterConfig, DeviceGroup, DeviceKind, StageTimes
 from parallel.builders import build
+from parallel.cluster import Cluster, Subject
+from parallel.cost import Costs
 from parallel.passes import LEFT, OUT, PASSES, ROWS, Kind, Pass, entering
 from parallel.plan import Plan, Version, Workload
+from parallel.predict import Demand
 from parallel.schedule import Schedule
+from parallel.simulated import simulated
 from parallel.simulator import Simulator
 from parallel.timeline import Periods
 from runtime.cells import Cells
@@ -183,6 +188,26 @@ def probed_in_order(plan: Plan, done: dict[int, list[Pass]], chunks: int) -> Non
             assert [chunk for kind, chunk, _ in order if kind == "probe"] == list(range(chunks))
             probes = [i for i, (kind, _, _) in enumerate(order) if kind == "probe"]
             assert all(order[i + 1][1] == order[i][1] + 1 for i in probes[:-1])
+
+
+@pytest.mark.parametrize("context", ["same_level", "clean"])
+@pytest.mark.parametrize(
+    "config", [PlanConfig("timestep"), PlanConfig("layers", workers=3)], ids=["timestep", "layers"]
+)
+def test_and_for_costs_channels_and_predictions(config, context):
+    """A pass more of the whole network along every row for each chunk, which costs what a step does."""
+    plans = [plan_of(config, context=context, passes=passes) for passes in (PASSES, PASSES.also(PROBE))]
+    kind = DeviceKind(memory_bytes=1e12)
+    devices = [DeviceGroup(count=plans[0].processes)]
+    times = [StageTimes(model="any", step_s=1.0)]
+    machine = Cluster.of(ClusterConfig(kinds={"gpu": kind}, devices=devices, times=times), Subject("any"))
+    loads = [Costs(plan, machine).load() for plan in plans]
+    for worker, (before, after) in enumerate(zip(*loads, strict=True)):
+        more = sum(len(plans[0].blocks[b]) * len(plans[0].levels_of(worker, b)) / 4 for b in plans[0].blocks_of(worker))
+        assert after - before == pytest.approx(more)
+    assert {(plans[1].tail, row[0]) for row in plans[1].rows if row[0] != plans[1].tail} <= set(plans[1].channels)
+    periods = [simulated(Costs(plan, machine), Demand()).period_s for plan in plans]
+    assert periods[1] > periods[0]
 
 
 def test_what_enters_for_a_chunk():
