@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.constant import resident_bytes
+from benchmarks.constant import PORTRAIT, resident_bytes
 from benchmarks.control_lines import MAIN, lines
 from benchmarks.launched import run
 from benchmarks.record import bar, record
@@ -26,7 +26,7 @@ from launch.running import start
 LINES, SEED, GROWTH = 10_000, 0, 0.02
 BEFORE = 0.1
 """Share of the lines after which everything that grows once has grown: memory is compared from there on."""
-BASE = ("model=nano", "device=cpu", "sink.video=null")
+BASE = ("model=nano", "device=cpu", "sink.video=null", f"source.image={PORTRAIT}")
 
 
 class Warnings(logging.Handler):
