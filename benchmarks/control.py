@@ -1,8 +1,8 @@
 """Control lines against a running pipeline: `python -m benchmarks.control [LINES]`.
 
 10,000 generated lines go to two workers of `nano` with one stream under way: wrong types, unknown names, huge values,
-broken JSON; one in fifty opens a stream of one chunk, and some stop, steer or wait for those just as they end. Bars: the
-stream's latents are the oracle's, every bad line gets one warning and no good one does, and memory stays.
+broken JSON; one in fifty opens a stream of one chunk, and some stop, steer or wait for those just as they end. Bars:
+the stream's latents are the oracle's, every bad line gets one warning and no good one does, and memory stays.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from launch.running import start
 
 LINES, SEED, GROWTH = 10_000, 0, 0.02
 EARLY, LATE = (0.1, 0.3), (0.8, 1.0)
-"""Shares of the lines between which memory is sampled, to be compared by the median: banks of brief ones come and go."""
+"""Shares of the lines between which memory is sampled; medians are compared, since banks of brief streams come and go."""
 BASE = ("model=nano", "device=cpu", "sink.video=null", f"source.image={PORTRAIT}")
 
 
