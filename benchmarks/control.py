@@ -26,7 +26,7 @@ from launch.running import start
 
 LINES, SEED, GROWTH = 10_000, 0, 0.02
 EARLY, LATE = (0.1, 0.3), (0.8, 1.0)
-"""Shares of the lines between which memory is sampled; medians are compared, since banks of brief streams come and go."""
+"""Shares of the lines between which memory is sampled; medians are compared, as banks of brief streams come and go."""
 BASE = ("model=nano", "device=cpu", "sink.video=null", f"source.image={PORTRAIT}")
 
 
