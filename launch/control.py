@@ -41,25 +41,20 @@ LONGEST_LINE = 1 << 20
 BLOCK = 1 << 16
 
 
-def begin(pipeline: Pipeline, config: Config) -> Control | None:
+def begin(pipeline: Pipeline, config: Config) -> None:
     """Open a run's streams: those of its configuration, or, with `control`, those that are ordered from now on.
-
-    Returns:
-        Whoever reads the orders, to be stopped when the run is; None without `control`.
 
     Raises:
         UserError: a stream cannot be opened, or the orders cannot be read.
     """
     if config.control is None:
         run_all(pipeline, config)
-        return None
-    control = Control(pipeline, config)
-    control.start()
-    return control
+        return
+    Control(pipeline, config).start()
 
 
 class Control(threading.Thread):
-    """Gives a pipeline the orders of a file, line by line.
+    """Gives a pipeline the orders of a file, line by line, until the lines end or the pipeline is closed.
 
     Args:
         pipeline: who takes them.
@@ -72,7 +67,7 @@ class Control(threading.Thread):
     def __init__(self, pipeline: Pipeline, config: Config):
         super().__init__(name="control", daemon=True)
         self.pipeline, self.config = pipeline, config
-        self._lines = Lines(config.control)
+        self.lines = Lines(config.control)
         self.acts = {
             "open": self._open,
             "prompt": self._prompt,
@@ -81,28 +76,21 @@ class Control(threading.Thread):
             "wait": self._wait,
             "status": self._status,
         }
-        pipeline.observers.append(self._tell)
+        # The writer of a pipe may be idle, or never come.
+        pipeline.closers.append(self.lines.stop)
 
     def run(self) -> None:
         """Read to the end, then close the pipeline."""
         try:
-            for number, line in enumerate(self._lines, 1):
+            for number, line in enumerate(self.lines, 1):
                 if self.pipeline.closed:
                     return
                 self.take(number, line)
         except OSError as error:
             log.warning("control=%s ended early: %s", self.config.control, error.strerror)
         finally:
-            self._lines.close()
-            self._close()
-
-    def stop(self) -> None:
-        """Read no more lines, even while the writer of a pipe is idle or has not come, and close the pipeline."""
-        self._lines.stop()
-        self._close()
-
-    def _close(self) -> None:
-        self.pipeline.close()
+            self.lines.close()
+            self.pipeline.close()
 
     def take(self, number: int, line: bytes | None) -> None:
         """Obey a line, or skip it with one warning; None stands for one that was too long to keep."""
@@ -163,10 +151,6 @@ class Control(threading.Thread):
             for name, number in self.pipeline.names.items()
         }
         print(json.dumps({"streams": streams, "workers": self.pipeline.status()}), flush=True)
-
-    def _tell(self, stream: int, report: dict[str, Any]) -> None:
-        if "error" in report:
-            log.warning("stream %s ended: %s", report["stream"], Reason.from_dict(report["error"]))
 
 
 def _parsed(line: bytes | str) -> dict[str, Any]:

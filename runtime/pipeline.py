@@ -52,11 +52,13 @@ class Pipeline:
 
     Attributes:
         observers: called with the number and the report of every stream that ends, in the thread that reads events.
+        closers: called when no stream can be opened any more, for those that would go on opening some.
     """
 
     def __init__(self, board: Board, plan: Plan, config: Config):
         self.board, self.plan, self.config = board, plan, config
         self.observers: list[Callable[[int, dict[str, Any]], None]] = []
+        self.closers: list[Callable[[], None]] = []
         self._readers = [plan.group(worker)[0] for worker in range(plan.workers)]
         self._news = threading.Condition()
         """Held while anything below changes; told of every change."""
@@ -127,6 +129,7 @@ class Pipeline:
                 self._closed = True
                 self._news.notify_all()
                 self._give(Close())
+        self._tell_closers()
 
     # -- how they stand -----------------------------------------------------------------------------------------------
 
@@ -246,6 +249,11 @@ class Pipeline:
         with self._news:
             self._over = True
             self._news.notify_all()
+        self._tell_closers()
+
+    def _tell_closers(self) -> None:
+        for closer in self.closers:
+            closer()
 
     def _cut_off(self) -> None:
         self.lost(PeerLost(CUT_OFF))

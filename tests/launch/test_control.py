@@ -155,8 +155,8 @@ def test_lines_are_whole_however_they_come(tmp_path):
 
 
 @pytest.mark.parametrize("writer", ["never comes", "is idle"])
-def test_orders_end_when_they_are_stopped(tmp_path, writer):
-    """Whether the writer of a named pipe never comes, or keeps it open; the pipeline is closed by it."""
+def test_orders_end_when_the_pipeline_is_closed(tmp_path, writer):
+    """Also if the writer of a named pipe never comes, or keeps it open; so a run that is stopped by a signal ends."""
     pipe = tmp_path / "orders"
     os.mkfifo(pipe)
     with Driven(f"control={pipe}") as driven:
@@ -166,7 +166,7 @@ def test_orders_end_when_they_are_stopped(tmp_path, writer):
             held = os.open(pipe, os.O_WRONLY)
             os.write(held, b'{"open": "a"}\n')
             driven.pipeline.until(lambda: bool(driven.pipeline.names), 30)
-        control.stop()
+        driven.pipeline.close()
         control.join(30)
         assert not control.is_alive()
         assert driven.orders()[-1] == Close(number=ANY)
