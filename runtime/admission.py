@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,4 +80,4 @@ class Admission:
 
 def files(sink: SinkConfig) -> dict[str, Path]:
     """Where a stream's results go, by the name of the setting."""
-    return {name: Path(path).absolute() for name in FILES if (path := getattr(sink, name))}
+    return {name: Path(os.path.normpath(Path(path).absolute())) for name in FILES if (path := getattr(sink, name))}

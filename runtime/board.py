@@ -58,6 +58,8 @@ class Box:
     def post(self, text: str) -> None:
         """Add a text behind all others."""
         self.store.queue_push(self._key, text)
+        # A HashStore's queue wakes one of those who wait, whatever for; its `set` wakes all.
+        self.store.set("posted", "")
 
     def take(self, store: dist.Store | None = None) -> str:
         """The oldest text; waits for one on `store`, a connection that nobody else uses meanwhile."""

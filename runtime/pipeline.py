@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 RESULTS = 256
 """Streams that have ended and whose results are still known; older ones are forgotten."""
+CUT_OFF = "the board that is shared with the workers cannot be reached any more"
 
 
 class Ended(NamedTuple):
@@ -50,11 +52,13 @@ class Pipeline:
 
     Attributes:
         observers: called with the number and the report of every stream that ends, in the thread that reads events.
+        closers: called when no stream can be opened any more, for those that would go on opening some.
     """
 
     def __init__(self, board: Board, plan: Plan, config: Config):
         self.board, self.plan, self.config = board, plan, config
         self.observers: list[Callable[[int, dict[str, Any]], None]] = []
+        self.closers: list[Callable[[], None]] = []
         self._readers = [plan.group(worker)[0] for worker in range(plan.workers)]
         self._news = threading.Condition()
         """Held while anything below changes; told of every change."""
@@ -98,6 +102,7 @@ class Pipeline:
             order = replace(order, stream=next(self._numbers))
             self._live[order.stream] = order
             self._give(order)
+            self._news.notify_all()
         return order.stream
 
     def prompt(self, stream: int, prompt: str) -> None:
@@ -119,11 +124,12 @@ class Pipeline:
 
     def close(self) -> None:
         """Say that no stream will be opened any more: workers leave when those that are open have ended."""
-        with self._news:
-            if not self._closed and not self._over:
+        with self._news, suppress(PeerLost):
+            if not self.closed:
                 self._closed = True
+                self._news.notify_all()
                 self._give(Close())
-            self._news.notify_all()
+        self._tell_closers()
 
     # -- how they stand -----------------------------------------------------------------------------------------------
 
@@ -205,8 +211,8 @@ class Pipeline:
             raise TimeoutError(f"stream {stream} has not ended within {timeout_s:g} s")
 
     def until(self, test: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Wait until `test` holds; returns whether it does after `timeout_s`. It is asked again whenever a stream ends,
-        and when the pipeline is closed.
+        """Wait until `test` holds; returns whether it does after `timeout_s`. It is asked again whenever a stream is
+        opened or ends, and when the pipeline is closed.
 
         Raises:
             Exception: whatever the workers were lost by; PeerLost if they have left and it does not hold.
@@ -243,9 +249,14 @@ class Pipeline:
         with self._news:
             self._over = True
             self._news.notify_all()
+        self._tell_closers()
+
+    def _tell_closers(self) -> None:
+        for closer in self.closers:
+            closer()
 
     def _cut_off(self) -> None:
-        self.lost(PeerLost("the board cannot be reached any more"))
+        self.lost(PeerLost(CUT_OFF))
 
     def _present(self) -> None:
         """Raise if the workers are gone."""
@@ -257,7 +268,10 @@ class Pipeline:
     def _give(self, order: Order) -> None:
         with self._news:
             self._present()
-            self.board.give(order, self._readers)
+            try:
+                self.board.give(order, self._readers)
+            except RuntimeError as error:
+                raise PeerLost(CUT_OFF) from error
 
     def _hear(self, event: dict[str, Any]) -> None:
         try:

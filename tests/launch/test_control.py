@@ -2,14 +2,22 @@
 
 import json
 import os
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from benchmarks.control_lines import MAIN, lines
 from conf.errors import UserError
-from launch.control import Control
-from tests.helpers import config_of
+from launch.control import BLOCK, LONGEST_LINE, Control, Lines
+from runtime.board import PeerLost
+from runtime.orders import Close, Open, Stop
 from tests.launch.test_launchers import report_of, start
+from tests.runtime.driven import Driven
 
 SCRIPT = """
 {"open": "a", "chunks": 9}
@@ -47,63 +55,235 @@ def test_streams_come_and_go_on_running_processes(tmp_path, nano, launcher):
     assert len(load_file(tmp_path / "c.safetensors")) == found["c"]["chunks"]
     assert {"video.a.mp4", "video.endless.mp4", "video.b.mp4"} <= {path.name for path in folder.iterdir()}
     status = next(json.loads(line) for line in out.splitlines() if line.startswith("{"))
-    assert status["streams"]["a"] == {"ended": True} | status["streams"]["a"]
+    assert status["streams"]["a"]["ended"] and status["streams"]["a"]["chunks"] == 9
+    assert status["streams"]["endless"]["ended"]
     assert len(status["workers"]) == 3
     assert all(worker["streams"] == [] for worker in status["workers"])
 
 
-class Orders:
-    """A pipeline that remembers."""
-
-    def __init__(self):
-        self.given = []
-
-    def open(self, stream, source, sink, keep):
-        self.given.append((stream, source, sink, keep))
-        return len(self.given) - 1
-
-    def prompt(self, *order):
-        self.given.append(order)
-
-    stop = cancel = prompt
+@pytest.fixture
+def driven(tmp_path):
+    orders = tmp_path / "orders"
+    orders.write_text("")
+    with Driven(f"control={orders}") as driven:
+        yield driven
 
 
 @pytest.fixture
-def control(tmp_path):
-    orders = tmp_path / "orders"
-    orders.write_text("")
-    return Control(Orders(), config_of("model=nano", f"control={orders}", "output_dir=x"))
+def control(driven):
+    return Control(driven.pipeline, driven.config)
 
 
-def test_an_opened_stream_is_what_the_configuration_says_with_changes(control):
+def test_an_opened_stream_is_what_the_configuration_says_with_changes(driven, control):
     control.obey('{"open": "a", "seconds": 5, "sink": {"latents": "l.bin"}}')
     control.obey('{"prompt": "hello", "stream": "a"}')
-    (stream, _, sink, keep), prompt = control.pipeline.given
-    assert keep is None
-    assert (stream.id, stream.seconds, sink.video, sink.latents) == ("a", 5, "x/video.a.mp4", "l.bin")
-    assert prompt == (0, "hello")
+    opened, prompt = driven.orders()
+    assert opened.keep is None
+    found = (opened.config.id, opened.config.seconds, opened.sink.video, opened.sink.latents)
+    assert found == ("a", 5, "x/video.a.mp4", "l.bin")
+    assert (prompt.stream, prompt.prompt) == (0, "hello")
 
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
         ("hello", "is not JSON"),
-        ('{"opne": "a"}', "is no order; use one of open"),
-        ('{"open": "../a"}', "must be a new name"),
+        ("[" * 20_000, "is not JSON"),
+        (b"\xff", "is not JSON"),
+        ('{"stop": NaN}', "NaN is no number"),
+        ('{"stop": "a", "stop": "b"}', "a key stands twice"),
+        ("5", "is no order"),
+        ("{}", "is no order"),
+        ('{"opne": "a"}', "is no order; did you mean open"),
+        ('{"open": "../a"}', "must be a name of letters"),
+        ('{"open": ["a"]}', "stream.id=.*: must be text"),
+        ('{"open": "a", "id": "b"}', "stream.id: is not for an order to say"),
         ('{"open": "a", "sedonds": 5}', "stream.sedonds: there is no such key; did you mean seconds"),
-        ('{"open": "a", "seconds": "x"}', "is of a wrong type"),
+        ('{"open": "a", "seconds": "x"}', 'stream.seconds="x": must be a number; give a number'),
         ('{"open": "a", "seconds": -1}', "must be above zero"),
+        ('{"open": "a", "prompt": 5}', "stream.prompt=5: must be text"),
+        (
+            '{"open": "a", "chunks": 1%s}' % ("0" * 30),
+            "stream.chunks=1000.*: must be a whole number of at most 64 bits",
+        ),
+        ('{"open": "a", "height": 512, "width": 512}', "this run makes pictures of"),
+        ('{"open": "a", "events": 5}', "stream.events=5: must be a list"),
+        ('{"open": "a", "source": null}', "source=null: must be an object"),
         ('{"open": "a", "resume": "nowhere"}', "there is no whole state of stream a in it"),
+        ('{"open": "a", "resume": 5}', "resume=5: must be text"),
         ('{"open": "a", "sink": {"vdeo": "x"}}', "did you mean video"),
-        ('{"stop": "b"}', "stream=b: there is no such stream"),
+        ('{"stop": "b"}', 'stream="b": there is no such stream'),
+        ('{"stop": []}', "there is no such stream"),
+        ('{"wait": {}}', "there is no such stream"),
+        ('{"stop": null, "cancel": "b"}', "there is no such key; leave it out"),
         ('{"prompt": "x"}', "there is no such stream"),
     ],
 )
-def test_a_wrong_line_is_told(control, line, complaint):
+def test_a_wrong_line_is_told(driven, control, line, complaint):
     with pytest.raises(UserError, match=complaint):
         control.obey(line)
-    assert not control.pipeline.given
+    assert not driven.orders()
 
 
-def test_no_file_of_orders(job):
-    assert "control=missing: there is no such file" in job.fails("model=nano", "plan=timestep", "control=missing")
+def test_a_name_is_free_again_once_its_stream_has_ended(driven, control):
+    control.obey('{"open": "a"}')
+    with pytest.raises(UserError, match="a stream of that name is open"):
+        control.obey('{"open": "a"}')
+    control.obey('{"stop": "a"}')
+    control.obey('{"wait": "a"}')
+    control.obey('{"stop": "a"}')  # it has just ended: nothing to stop, and nothing wrong
+    control.obey('{"open": "a"}')
+    assert [type(order) for order in driven.orders()] == [Open, Stop, Stop, Open]
+    assert driven.pipeline.names == {"a": 1}
+
+
+def read(path: Path, text: bytes) -> list[bytes | None]:
+    path.write_bytes(text)
+    lines = Lines(str(path))
+    try:
+        return list(lines)
+    finally:
+        lines.close()
+
+
+def test_lines_are_whole_however_they_come(tmp_path):
+    long = b"y" * LONGEST_LINE
+    text = b"a\n\n" + b"x" * (BLOCK + 5) + b"\n" + long + b"\n" + long + b"z\nb\nlast"
+    assert read(tmp_path / "lines", text) == [b"a", b"", b"x" * (BLOCK + 5), long, None, b"b", b"last"]
+    assert read(tmp_path / "lines", b"a\n" + long + b"zz") == [b"a", None]
+    assert read(tmp_path / "lines", b"") == []
+
+
+@pytest.mark.parametrize("writer", ["never comes", "is idle"])
+def test_orders_end_when_the_pipeline_is_closed(tmp_path, writer):
+    """Also if the writer of a named pipe never comes, or keeps it open; so a run that is stopped by a signal ends."""
+    pipe = tmp_path / "orders"
+    os.mkfifo(pipe)
+    with Driven(f"control={pipe}") as driven:
+        control = Control(driven.pipeline, driven.config)
+        control.start()
+        if writer == "is idle":
+            held = os.open(pipe, os.O_WRONLY)
+            os.write(held, b'{"open": "a"}\n')
+            driven.pipeline.until(lambda: bool(driven.pipeline.names), 30)
+        driven.pipeline.close()
+        control.join(30)
+        assert not control.is_alive()
+        assert driven.orders()[-1] == Close(number=ANY)
+        if writer == "is idle":
+            os.close(held)
+
+
+@pytest.mark.parametrize("end", ["close", "lost"])
+def test_waiting_ends_with_the_pipeline(driven, end):
+    """A line that waits for an endless stream holds nobody up when the pipeline is closed, or its workers are lost."""
+    orders = Path(driven.config.control)
+    orders.write_text('{"open": "a"}\n{"wait": "a"}\n{"open": "b"}\n')
+    control = Control(driven.pipeline, driven.config)
+    control.start()
+    driven.pipeline.until(lambda: bool(driven.pipeline.names), 30)
+    if end == "close":
+        driven.pipeline.close()
+    else:
+        driven.pipeline.lost(PeerLost("worker 1 is lost"))
+    control.join(30)
+    assert not control.is_alive()
+    assert list(driven.pipeline.names) == ["a"]
+
+
+def warnings(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "launch.control"]
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["a", "main", "-"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(
+    [
+        "open",
+        "prompt",
+        "stop",
+        "cancel",
+        "wait",
+        "status",
+        "stream",
+        "chunks",
+        "seconds",
+        "events",
+        "source",
+        "sink",
+        "id",
+    ]
+)
+LINES = (
+    st.binary(max_size=60)
+    | JUNK.map(json.dumps).map(str.encode)
+    | st.dictionaries(KEYS, JUNK).map(lambda order: json.dumps(order).encode())
+)
+
+
+def test_whatever_a_line_holds_the_next_one_is_obeyed(tmp_path, caplog):
+    """At most one warning each, nothing raised, and nothing but whole orders for the workers."""
+    orders = tmp_path / "orders"
+    orders.write_text("")
+    with Driven(f"control={orders}", brief=True) as driven:
+        control = Control(driven.pipeline, driven.config)
+
+        @settings(max_examples=400, deadline=None)
+        @given(LINES)
+        def holds(line):
+            caplog.clear()
+            control.take(1, line)
+            assert len(warnings(caplog)) <= 1
+            caplog.clear()
+            control.take(2, b'{"open": "next"}')
+            control.take(3, b'{"wait": "next"}')
+            assert not warnings(caplog)
+            *_, opened = driven.heard()  # it has ended, so its order was read
+            assert isinstance(opened, Open) and opened.config.id == "next"
+
+        holds()
+
+
+def test_every_bad_line_gets_one_warning_and_the_good_ones_are_obeyed(tmp_path, caplog):
+    """As `benchmarks.control` asks of running workers."""
+    orders, written = tmp_path / "orders", list(lines(1500, seed=1))
+    orders.write_bytes(b"\n".join(line.text for line in written) + b"\n")
+    with Driven(f"control={orders}") as driven:
+        config = driven.config
+        main = driven.pipeline.open(replace(config.stream, id=MAIN), config.source, config.sink)
+        control = Control(driven.pipeline, config)
+        for number, (line, at) in enumerate(zip(written, Lines(str(orders)), strict=True), 1):
+            if b'"wait"' in line.text and line.good:
+                driven.pipeline.cancel(driven.pipeline.number(json.loads(line.text)["wait"]))
+            caplog.clear()
+            control.take(number, at)
+            assert len(warnings(caplog)) == (not line.good), line
+        assert not driven.pipeline.ended(main)
+        heard = driven.orders()
+        assert not any(getattr(order, "stream", None) == main for order in heard[1:])
+        opened = [order for order in heard if isinstance(order, Open)]
+        assert len(opened) == 1 + sum(b'"open"' in line.text and line.good for line in written)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "forbidden"])
+def test_orders_that_cannot_be_read_are_a_mistake(job, tmp_path, kind, monkeypatch):
+    path, rule = (
+        tmp_path / "orders",
+        {"missing": "no such file", "folder": "is a folder", "forbidden": "cannot be read"},
+    )
+    if kind == "folder":
+        path.mkdir()
+    if kind == "forbidden":  # root may read everything
+        path.write_text("")
+        opened = os.open
+
+        def refuse(name, *rest):
+            if name == str(path):
+                raise PermissionError(13, "Permission denied")
+            return opened(name, *rest)
+
+        monkeypatch.setattr(os, "open", refuse)
+    assert rule[kind] in job.fails("model=nano", "plan=timestep", f"control={path}")

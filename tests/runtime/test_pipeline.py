@@ -9,6 +9,7 @@ import pytest
 from conf.errors import UserError
 from parallel.builders import build
 from runtime.block import Block
+from runtime.conditioning import Conditioning
 from runtime.identity import keep_of
 from runtime.local import LocalRun
 from runtime.workload import describe
@@ -112,17 +113,30 @@ def test_a_cancelled_stream_costs_no_more_work(tmp_path, monkeypatch):
         assert len(ran) - before <= 4
 
 
-def test_a_prompt_changes_a_running_stream(tmp_path, nano):
+def test_a_prompt_changes_a_running_stream(tmp_path, nano, monkeypatch):
     """From the next sampled chunk on, on every worker: the same as an event at that chunk."""
+    asked, epochs, changed = Conditioning.epoch, [], threading.Event()
+
+    def noted(self, chunk):
+        epochs.append(asked(self, chunk))
+        if epochs[-1]:
+            changed.set()
+        return epochs[-1]
+
+    monkeypatch.setattr(Conditioning, "epoch", noted)
     with Running(tmp_path, "plan=grid", "stream.prompt=hello") as running:
-        stream = running.open("a", 12)
+        stream = running.open("a", None)
         running.until(stream, 1)
         running.pipeline.prompt(stream, "other")
+        assert changed.wait(30)
+        running.until(stream, max(epochs) + 2)
+        running.pipeline.stop(stream)
         result = running.pipeline.result(stream, timeout_s=30)
     assert result["control_to_frame_s"]["p50"] > 0
-    base = ("stream.id=a", "stream.chunks=12", "stream.prompt=hello")
-    events = {chunk: nano(*base, f"stream.events=[{{chunk: {chunk}, prompt: other}}]") for chunk in range(2, 12)}
-    assert result["latents_sha256"] in events.values()
+    began, then = sorted(set(epochs))
+    assert began == 0
+    changes = ("stream.prompt=hello", f"stream.events=[{{chunk: {then}, prompt: other}}]")
+    assert result["latents_sha256"] == nano("stream.id=a", f"stream.chunks={result['chunks']}", *changes)
 
 
 def test_a_bad_source_or_sink_ends_its_own_stream_only(tmp_path, nano):
