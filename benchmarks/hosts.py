@@ -2,7 +2,9 @@
 
 `nano`, 20 chunks, plans `timestep` and `grid` on four workers, two a host: the oracle's `latents_sha256`. Then the
 cable of the second host is pulled in the middle of a stream, for 20 s: the error must name that host within
-`launcher.timeout_s`, here 10 s, and both torchruns must end by themselves.
+`launcher.timeout_s`, here 10 s, and both torchruns must end by themselves. And two mistakes must be found before
+anything is streamed, in one line each: a first host that knows itself by a loopback address, and an output folder that
+the second host does not share.
 """
 
 from __future__ import annotations
@@ -26,8 +28,20 @@ PORT = 29500
 TIMEOUT_S, CUT_S = 10.0, 20.0
 
 
-def start(members: list[Host], module: str, *overrides: str, per_host: int = 2) -> list[subprocess.Popen]:
-    """One torchrun on every host."""
+def start(
+    members: list[Host],
+    module: str,
+    *overrides: str,
+    per_host: int = 2,
+    by_name: bool = False,
+    before: tuple[str, ...] = ("", ""),
+) -> list[subprocess.Popen]:
+    """One torchrun on every host.
+
+    Args:
+        by_name: whether hosts tell each other their names, not their addresses.
+        before: what a shell does first, on every host.
+    """
     torchrun = (
         sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(members)}", f"--nproc-per-node={per_host}",
         "--rdzv-backend=c10d", "--rdzv-id=hosts", f"--rdzv-endpoint={members[0].address}:{PORT}",
@@ -35,13 +49,15 @@ def start(members: list[Host], module: str, *overrides: str, per_host: int = 2) 
     return [
         subprocess.Popen(
             host.command(
-                *torchrun, f"--rdzv-conf=is_host={int(host is members[0])}", f"--local-addr={host.address}",
+                *("sh", "-c", f'{first or "true"} && exec "$@"', "sh"),
+                *torchrun, f"--rdzv-conf=is_host={int(host is members[0])}",
+                f"--local-addr={host.name if by_name else host.address}",
                 "-m", module, "launcher=torchrun", *overrides,
             ),
             cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, start_new_session=True,
         )
-        for host in members
+        for host, first in zip(members, before, strict=True)
     ]  # fmt: skip
 
 
@@ -96,9 +112,33 @@ def cut(folder: Path) -> dict[str, Any]:
     }
 
 
+def mistakes(folder: Path) -> dict[str, Any]:
+    """Hosts that were set up wrongly."""
+    found = {}
+    unshared = folder / "unshared"
+    unshared.mkdir()
+    cases = {
+        # As Debian has it in /etc/hosts.
+        "loopback address": ("the others would connect with themselves", {"by_name": True}),
+        # What is mounted in a host's namespace is seen there alone.
+        "folder not shared": ("does not see", {"before": ("", f"mount -t tmpfs none {unshared}")}),
+    }
+    for name, (words, how) in cases.items():
+        with hosts(2) as members:
+            if "by_name" in how:
+                members[0].knows(members[0].name, "127.0.1.1")
+            output = f"output_dir={unshared / name.split()[0]}"
+            processes = start(members, "launch.stream", *BASE, "plan=timestep", output, **how)
+            said = [process.communicate(timeout=300)[1] for process in processes]
+        lines = [line for text in said for line in text.splitlines() if line.startswith("error: ")]
+        right = len(lines) == 1 and words in lines[0] and not any((unshared / name.split()[0]).glob("*.mp4"))
+        found[name] = bar(lines, f"one line: {words}", right)
+    return found
+
+
 def main() -> bool:
     with tempfile.TemporaryDirectory() as temporary:
-        measured = exact(Path(temporary)) | cut(Path(temporary))
+        measured = exact(Path(temporary)) | cut(Path(temporary)) | mistakes(Path(temporary))
     record("hosts", "python -m benchmarks.hosts", {"base": BASE, "timeout_s": TIMEOUT_S, "cut_s": CUT_S}, measured)
     return all(m["passed"] for m in measured.values())
 

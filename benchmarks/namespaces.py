@@ -35,6 +35,12 @@ class Host(NamedTuple):
         """Put its cable in (`up`) or pull it (`down`)."""
         _ip("link", "set", self.outside, state)
 
+    def knows(self, name: str, address: str) -> None:
+        """Resolve a name to another address there, for whatever starts from now on."""
+        file = NETNS / self.name / "hosts"
+        others = [line for line in file.read_text().splitlines() if name not in line.split()]
+        file.write_text("\n".join([*others, f"{address} {name}", ""]))
+
     def block(self, first: int, last: int) -> None:
         """Let no connection out to these ports of others."""
         for family in ("-4", "-6"):

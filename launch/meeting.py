@@ -6,7 +6,6 @@ import platform
 import queue
 import socket
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ import torch.distributed as dist
 
 from conf.schema import Config
 from launch.checks import Finding, existing, fingerprint, local
-from parallel.address import own_address
+from parallel.address import home, misplaced, own_address, told_address
 from parallel.channels import ChannelError
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board, PeerLost
+from runtime.folder import strangers
 from runtime.links import Ends, fit
 
 SIZES = (1024, 1 << 22)
@@ -63,12 +63,15 @@ class Meeting:
         """Say what is here, wait for the others, and try the links to them."""
         decodes = self.index == self.plan.group(self.plan.decode)[0]
         findings = local(self.config, decodes, self.device)
-        self._leave_sign()
-        self.board.tell(f"here/{self.index}", {"host": self.host, "code": fingerprint(), "found": findings})
+        network = [home("net"), told_address(self.board.store)]
+        here = {"host": self.host, "code": fingerprint(), "found": findings, "network": network}
+        self.board.tell(f"here/{self.index}", here)
         self.board.wait("present", self.patience + SLACK_S)
-        self.board.tell(f"sign/{self.index}", self._sees_sign())
-        self._remove_sign()
-        self._links(self.board.told("present"))
+        present = self.board.told("present")
+        folder = existing(Path(self.config.output_dir).absolute())
+        wrong = strangers(self.board, folder, present, self.index == present[0], self.patience)
+        self.board.tell(f"folder/{self.index}", wrong.get(self.index))
+        self._links(present)
         self.board.tell(f"over/{self.index}")
 
     def gather(self) -> dict[str, list[Finding]]:
@@ -92,11 +95,18 @@ class Meeting:
             found[name] = [Finding(*f) for f in here[index]["found"]]
             rule = rule if remedy else "the same everywhere"
             found[name].append(Finding("Everframe", here[index]["code"], rule, remedy))
+        for position in misplaced([here[index]["network"] for index in present]):
+            index = present[position]
+            remedy = "give --local-addr=ADDRESS and MASTER_ADDR of the network that all share, or GLOO_SOCKET_IFNAME"
+            address = here[index]["network"][1]
+            found[f"worker {index} on {here[index]['host']}"].append(
+                Finding("address", f"{address} is told to other hosts", "is no loopback address", remedy)
+            )
         self._until({f"over/{i}" for i in present}, (self.patience + SLACK_S) * max(1, len(present)))
         for index in present:
-            if self.board.told(f"sign/{index}") is False:
+            if why := self.board.told(f"folder/{index}"):
                 remedy = "use a file system that all hosts share"
-                value = f"{self.config.output_dir}: worker {index} does not see worker {first}'s"
+                value = f"{self.config.output_dir}: worker {index} {why}"
                 found[f"worker {index} on {here[index]['host']}"].append(
                     Finding("output folder", value, "is one for all", remedy)
                 )
@@ -115,31 +125,6 @@ class Meeting:
         while keys and time.monotonic() < end:
             keys = {key for key in keys if self.board.told(key) is None}
             time.sleep(0.05)
-
-    # -- one folder for all -----------------------------------------------------------------------------------------
-
-    @property
-    def _sign(self) -> Path | None:
-        name = self.board.told("sign")
-        return existing(Path(self.config.output_dir).absolute()) / name if name else None
-
-    def _leave_sign(self) -> None:
-        """Worker 0 puts a file where the results will be; it is removed when all have looked."""
-        if self.index == 0:
-            name = f".everframe-{uuid.uuid4().hex}"
-            try:
-                (existing(Path(self.config.output_dir).absolute()) / name).touch()
-            except OSError:
-                return
-            self.board.tell("sign", name)
-
-    def _sees_sign(self) -> bool | None:
-        return self._sign.exists() if self._sign else None
-
-    def _remove_sign(self) -> None:
-        if self.index == 0 and self._sign:
-            self._until({f"sign/{i}" for i in self.board.told("present")}, SLACK_S)
-            self._sign.unlink(missing_ok=True)
 
     # -- links ------------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class ChannelError(Exception):
 
 @dataclass(frozen=True)
 class Arrival:
-    """A message from `peer` that came at `at`, by this process's `time.perf_counter`.
+    """A message from `peer` that came at `at`. All its moments are by this process's clock.
 
     `borrowed`: its tensors are in memory of the channel's, which is used again after `give_back`.
     """
@@ -87,21 +87,32 @@ Event = Arrival | Closed | Failure
 
 
 class Inbox(queue.SimpleQueue):
-    """Where everything for one worker comes in. `at_once` sees every item first, in the thread that brings it."""
+    """Where everything for one worker comes in. `at_once` sees every item first, in the thread that brings it. What it
+    raises is put before the item: it is no fault of the thread, or of the peer that sent the item.
+    """
 
     def __init__(self):
         self.at_once: Callable[[object], None] = lambda item: None
 
     def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
         """Show an item to `at_once`, and queue it."""
-        self.at_once(item)
+        try:
+            self.at_once(item)
+        except Exception as error:
+            super().put(error)
         super().put(item)
 
 
 class Sender(ABC):
-    """The sending end of a channel to `peer`."""
+    """The sending end of a channel to `peer`. Any thread may send.
+
+    Attributes:
+        peer: who is at the other end.
+        offset: seconds to be added to a moment of the peer's clock, to have it by this end's.
+    """
 
     peer: Peer
+    offset: float = 0.0
 
     @abstractmethod
     def send(self, message: Message) -> None:
@@ -118,9 +129,14 @@ class Sender(ABC):
 
 
 class Receiver(ABC):
-    """The receiving end of a channel from `peer`; what comes goes to the inbox it was made with."""
+    """The receiving end of a channel from `peer`; what comes goes to the inbox it was made with.
+
+    Attributes:
+        peer, offset: as of the sending end.
+    """
 
     peer: Peer
+    offset: float = 0.0
 
     @abstractmethod
     def close(self) -> None:

@@ -2,7 +2,8 @@
 
 A group has a process group of its own, made over the shared store, so it needs no default group and a death in it takes
 nothing else down. A peer that dies or is silent ends the transfer that waits for it with a `ChannelError`. On CUDA
-nothing waits on the host, so it shows elsewhere (in a channel's beats), and `abort` then frees the device.
+nothing waits on the host, so it shows elsewhere (in a channel's beats), and `abort` then frees the device. What the
+device goes on to compute is garbage, and `check` says so.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from parallel.address import gloo_device
 from parallel.channels import ChannelError
-from parallel.p2p import why
+from parallel.failures import why
 
 
 class Exchange(ABC):
@@ -30,6 +31,7 @@ class Exchange(ABC):
 
     def __init__(self, worker: int, rank: int, size: int):
         self.worker, self.rank, self.size = worker, rank, size
+        self._failed = False
 
     @abstractmethod
     def all_to_all(self, x: Tensor) -> Tensor:
@@ -43,9 +45,31 @@ class Exchange(ABC):
     def gather(self, x: Tensor) -> Tensor | None:
         """Contiguous [...] of every member to [size, ...] on member 0; None on the others. Raises as `all_to_all`."""
 
-    @abstractmethod
     def abort(self) -> None:
         """Fail whatever waits in this group, in any thread, and whatever is asked of it later."""
+        self._failed = True  # before: who is freed by it looks here next
+        self._abort()
+
+    def check(self) -> None:
+        """To be called when everything that was computed from exchanges is there, before it is used any further.
+
+        Raises:
+            ChannelError: the group has failed, and what was computed may be garbage.
+        """
+        if self._failed or self._broken():
+            raise ChannelError(self.worker, f"among its {self.size} processes: an exchange was cut off")
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what the group holds. All members call it, after the last exchange has come out well."""
+
+    @abstractmethod
+    def _abort(self) -> None:
+        """Wake whoever waits."""
+
+    @abstractmethod
+    def _broken(self) -> bool:
+        """Whether the group itself knows of a failure."""
 
 
 class GroupExchange(Exchange):
@@ -96,9 +120,16 @@ class GroupExchange(Exchange):
         self._do(lambda: self._group.gather(parts, [_bytes(x)]))
         return out
 
-    def abort(self) -> None:
+    def close(self) -> None:
+        if self._cuda and not self._failed:
+            self._group.shutdown()
+
+    def _abort(self) -> None:
         if self._cuda:
             self._group.abort()  # gloo finds a closed connection by itself, and waits no longer than its timeout
+
+    def _broken(self) -> bool:
+        return self._cuda and self._group.get_error().name != "SUCCESS"
 
     def _do(self, begin) -> None:
         try:
@@ -127,8 +158,14 @@ class LocalExchange(Exchange):
     def gather(self, x: Tensor) -> Tensor | None:
         return self._meet(x, lambda: torch.stack(list(self._table)) if self.rank == 0 else None)
 
-    def abort(self) -> None:
+    def close(self) -> None:
+        """Threads hold nothing."""
+
+    def _abort(self) -> None:
         self._gate.abort()
+
+    def _broken(self) -> bool:
+        return self._gate.broken
 
     def _meet(self, x: Tensor, read):
         """Lay `x` on the table, read what all have laid there, and leave when all have read."""

@@ -4,7 +4,7 @@ The header announces everything about the body, so the receiver can provide memo
 both have one form for every kind of message. All tensors of a message travel as one buffer: one transfer per
 hop, whatever the number of tensors.
 
-    header [HEADER_BYTES] uint8, host:  fields | JSON [[name, dtype, shape, offset], ...] | note | distances | times
+    header [HEADER_BYTES] uint8, host:  fields | JSON of names and shapes | note | distances | moments | times
     body   [n] uint8, the tensors' device: each tensor contiguous, at an offset that is a multiple of ALIGN bytes
 """
 
@@ -15,23 +15,20 @@ import math
 import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-KINDS = ("step", "prefill", "commit", "final", "sound", "done", "end", "call", "beat", "save", "recache")
-_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 HEADER_BYTES = 4096
+KIND_BYTES = 16
 # Vector loads and every dtype want alignment; 64 bytes is a cache line and more than any dtype needs.
 ALIGN = 64
 
-_MAGIC = b"EVF2"
-# magic, kind, lengths of note and JSON, bytes of the body; stream, chunk, step, block, epoch; when it was sent; how
-# many distances and times.
-_FIELDS = struct.Struct("<4sBxHIQ5qdHH")
-_DISTANCE, _TIME = struct.Struct("<q"), struct.Struct("<qd")
+_MAGIC = b"EVF3"
+# magic, kind, whether it is hollow, lengths of note and JSON, bytes of the body; stream, chunk, step, block, epoch;
+# when it was sent; how many distances, moments and times.
+_FIELDS = struct.Struct(f"<4s{KIND_BYTES}s?xHIQ5qdHHH")
 _FORMS = 256
 """Forms of messages remembered: a stream has a handful."""
 _DTYPES = {
@@ -48,12 +45,15 @@ class Message:
     """One item of the route.
 
     Attributes:
-        kind: one of KINDS; `beat` is the channels' own sign of life and is never delivered.
+        kind: what it is, in ASCII, at most KIND_BYTES; `beat` is the channels' own sign of life and is never delivered.
         stream, chunk, step, block, epoch: what it is about, signed 64-bit.
-        times: seconds spent so far, by worker index; a handful. `sent`: when it was, by the sender's clock.
-        distances: of the attention sink from the chunk, for every forward; read on the host.
-        note: anything else that is read on the host; short.
+        times: seconds spent so far, by worker index (signed 16-bit); they travel as float32.
         tensors: by name, all on one device; any shape, and any dtype of the table in this module. May be empty.
+        note: anything else that is read on the host; short.
+        distances: of the attention sink from the chunk, for every forward; read on the host.
+        sent: when it was sent, in seconds; 0: it was not. By the sender's clock; channels turn it into the receiver's.
+        moments: by name, in seconds of the same clock as `sent`; a few.
+        hollow: its stream was cancelled or has failed: the message keeps its place in the order and has no tensors.
     """
 
     kind: str
@@ -67,6 +67,8 @@ class Message:
     note: str = ""
     distances: tuple[int, ...] = ()
     sent: float = 0.0
+    moments: dict[str, float] = field(default_factory=dict)
+    hollow: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind} of stream {self.stream} chunk {self.chunk} step {self.step} block {self.block}"
@@ -76,7 +78,8 @@ def pack(message: Message) -> tuple[Tensor, Tensor | None]:
     """(header, body) of a message; the body is None if it has no tensors.
 
     Raises:
-        ValueError: unknown kind, dtype or number too large, tensors on several devices, or a header too long.
+        ValueError: a kind that is no short name, a dtype that cannot travel, a number too large, tensors on several
+            devices or in a hollow message, or a header too long.
     """
     return pack_header(message), pack_body(message)
 
@@ -88,20 +91,24 @@ def unpack(header: Tensor, body: Tensor | None) -> Message:
         ValueError: not a header of ours, or a body that is shorter than announced.
     """
     raw = header.numpy().data
-    kind, noted, length, size, *numbers, sent, distances, times = _fields(raw)
+    kind, hollow, noted, length, size, *numbers, sent, distances, moments, times = _fields(raw)
     have = 0 if body is None else body.numel()
     if have < size:
         raise ValueError(f"body of {have} bytes: the header announces {size}")
-    ends = list(accumulate((_FIELDS.size, length, noted, distances * _DISTANCE.size, times * _TIME.size)))
-    text, note, far, spent = (raw[start:end] for start, end in pairwise(ends))
+    text, note = _FIELDS.size + length, _FIELDS.size + length + noted
+    values = _numbers(distances, moments, times).unpack_from(raw, note)
+    far, when, spent = values[:distances], values[distances : distances + moments], values[distances + moments :]
+    places, names = _places(bytes(raw[_FIELDS.size : text]))
     return Message(
-        KINDS[kind],
+        kind.rstrip(b"\0").decode(),
         *numbers,
-        dict(_TIME.iter_unpack(spent)),
-        {name: body[start:end].view(dtype).view(shape) for name, dtype, shape, start, end in _places(bytes(text))},
-        str(note, "utf-8"),
-        tuple(distance for (distance,) in _DISTANCE.iter_unpack(far)),
-        sent,
+        times=dict(zip(spent[:times], spent[times:], strict=True)),
+        tensors={name: body[start:end].view(dtype).view(shape) for name, dtype, shape, start, end in places},
+        note=str(raw[text:note], "utf-8"),
+        distances=far,
+        sent=sent,
+        moments=dict(zip(names, when, strict=True)),
+        hollow=hollow,
     )
 
 
@@ -111,7 +118,7 @@ def body_bytes(header: Tensor) -> int:
     Raises:
         ValueError: not a header of ours.
     """
-    return _fields(header.numpy().data)[3]
+    return _fields(header.numpy().data)[4]
 
 
 def pack_header(message: Message) -> Tensor:
@@ -120,29 +127,39 @@ def pack_header(message: Message) -> Tensor:
     Raises:
         ValueError: see `pack`.
     """
-    if message.kind not in _NUMBERS:
-        raise ValueError(f"message kind {message.kind!r}: must be one of {', '.join(KINDS)}")
+    kind = message.kind.encode()
+    if not (0 < len(kind) <= KIND_BYTES and message.kind.isascii() and message.kind.isprintable()):
+        raise ValueError(f"message kind {message.kind!r}: must be 1 to {KIND_BYTES} printable ASCII characters")
+    if message.hollow and message.tensors:
+        raise ValueError(f"{message}: it is hollow, but has tensors {', '.join(message.tensors)}")
     try:
         form = _form_of(message)
     except ValueError as error:
         raise ValueError(f"{message}: {error}") from None
-    note = message.note.encode()
-    rest = message.sent, len(message.distances), len(message.times)
+    note, text = message.note.encode(), form.text
+    counts = len(message.distances), len(message.moments), len(message.times)
+    packed = _numbers(*counts)
+    needed = len(text) + len(note) + packed.size
+    if needed > HEADER_BYTES - _FIELDS.size:
+        raise ValueError(
+            f"{message}: names, shapes, note, distances, moments and times of {counts[-1]} workers need {needed} bytes "
+            f"of header, there are {HEADER_BYTES - _FIELDS.size}"
+        )
     numbers = message.stream, message.chunk, message.step, message.block, message.epoch
+    header = bytearray(HEADER_BYTES)
     try:
-        content = b"".join((
-            _FIELDS.pack(_MAGIC, _NUMBERS[message.kind], len(note), len(form.text), form.size, *numbers, *rest),
-            form.text,
-            note,
-            *(_DISTANCE.pack(distance) for distance in message.distances),
-            *(_TIME.pack(worker, seconds) for worker, seconds in message.times.items()),
-        ))  # fmt: skip
-    except struct.error as error:
-        raise ValueError(f"{message}: its numbers must be signed 64-bit integers ({error})") from None
-    if len(content) > HEADER_BYTES:
-        needed, room = len(content) - _FIELDS.size, HEADER_BYTES - _FIELDS.size
-        raise ValueError(f"{message}: names, shapes, times and note need {needed} bytes of header, there are {room}")
-    return torch.frombuffer(bytearray(content.ljust(HEADER_BYTES, b"\0")), dtype=torch.uint8)
+        _FIELDS.pack_into(
+            *(header, 0, _MAGIC, kind, message.hollow, len(note), len(text), form.size), *numbers, message.sent, *counts
+        )
+        start = _FIELDS.size + len(text)
+        header[_FIELDS.size : start] = text
+        header[start : start + len(note)] = note
+        values = (*message.distances, *message.moments.values(), *message.times, *message.times.values())
+        packed.pack_into(header, start + len(note), *values)
+    except (struct.error, OverflowError) as error:
+        rule = "its numbers must be signed 64-bit integers, workers signed 16-bit and times float32"
+        raise ValueError(f"{message}: {rule} ({error})") from None
+    return torch.frombuffer(header, dtype=torch.uint8)
 
 
 def pack_body(message: Message, buffer: Tensor | None = None) -> Tensor | None:
@@ -164,10 +181,10 @@ def pack_body(message: Message, buffer: Tensor | None = None) -> Tensor | None:
 
 
 class _Form(NamedTuple):
-    """What messages with tensors of the same names, shapes and dtypes share. Made once: packing is on every hop's way.
+    """What messages with the same names, shapes and dtypes share. Made once: packing is on every hop's way.
 
     Attributes:
-        text: JSON of the header.
+        text: JSON of the header: [[[name, dtype, shape, offset] of every tensor], [names of moments]].
         offsets: of each tensor in the body.
         size: of the body, in bytes. Empty tensors still make one: it tells the device.
     """
@@ -178,11 +195,12 @@ class _Form(NamedTuple):
 
 
 def _form_of(message: Message) -> _Form:
-    return _form(tuple((name, t.dtype, t.shape, t.device) for name, t in message.tensors.items()))
+    tensors = tuple((name, t.dtype, t.shape, t.device) for name, t in message.tensors.items())
+    return _form(tensors, tuple(message.moments))
 
 
 @lru_cache(_FORMS)
-def _form(tensors: tuple[tuple[str, torch.dtype, torch.Size, torch.device], ...]) -> _Form:
+def _form(tensors: tuple[tuple[str, torch.dtype, torch.Size, torch.device], ...], moments: tuple[str, ...]) -> _Form:
     devices = {str(device) for *_, device in tensors}
     if len(devices) > 1:
         raise ValueError(f"its tensors must be on one device, not on {', '.join(sorted(devices))}")
@@ -194,21 +212,31 @@ def _form(tensors: tuple[tuple[str, torch.dtype, torch.Size, torch.device], ...]
         start = -(-end // ALIGN) * ALIGN
         entries.append([name, known, list(shape), start])
         end = start + math.prod(shape) * dtype.itemsize
-    text = json.dumps(entries, separators=(",", ":")).encode()
+    text = json.dumps([entries, moments], separators=(",", ":")).encode()
     return _Form(text, tuple(entry[3] for entry in entries), max(end, ALIGN) if tensors else 0)
 
 
 @lru_cache(_FORMS)
-def _places(text: bytes) -> list[tuple[str, torch.dtype, list[int], int, int]]:
-    """Name, dtype, shape, start and end of every tensor in a body."""
-    return [
+def _places(text: bytes) -> tuple[list[tuple[str, torch.dtype, list[int], int, int]], list[str]]:
+    """Name, dtype, shape, start and end of every tensor in a body; names of moments."""
+    entries, moments = json.loads(text)
+    places = [
         (name, _DTYPES[dtype], shape, start, start + math.prod(shape) * _DTYPES[dtype].itemsize)
-        for name, dtype, shape, start in json.loads(text)
+        for name, dtype, shape, start in entries
     ]
+    return places, moments
 
 
-def _fields(raw: memoryview) -> tuple[int, ...]:
-    magic, kind, *rest = _FIELDS.unpack_from(raw)
-    if magic != _MAGIC or kind >= len(KINDS):
-        raise ValueError(f"not a message header of this version: it starts with {bytes(raw[:5]).hex()}")
-    return kind, *rest
+@lru_cache(_FORMS)
+def _numbers(distances: int, moments: int, times: int) -> struct.Struct:
+    """How so many distances, moments, workers and their times are packed. Workers have 16 bits and times 32: of 600
+    workers they fit into a header, and a time is right to a ten millionth.
+    """
+    return struct.Struct(f"<{distances}q{moments}d{times}h{times}f")
+
+
+def _fields(raw: memoryview) -> tuple:
+    magic, *rest = _FIELDS.unpack_from(raw)
+    if magic != _MAGIC:
+        raise ValueError(f"not a message header of this version: it starts with {bytes(raw[:4]).hex()}")
+    return tuple(rest)

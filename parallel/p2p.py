@@ -1,34 +1,12 @@
-"""Channels between processes, over torch.distributed point-to-point: gloo on CPU, NCCL for bodies on CUDA.
+"""Connects pairs of processes over torch.distributed point-to-point: gloo on CPU, NCCL for bodies on CUDA.
 
-Every channel has a two-member process group of its own, so a dead peer takes no other channel down. Three kinds of
-transfer share it, told apart by their tag:
-
-    sender -> receiver   frame    uint8, host: a header (a message, a beat, or all zeros: the end) and the body if there
-                                  is *room* for it; its receive is posted ahead, for the longest frame there may be
-    sender -> receiver   body     uint8, the device's: one there was no room for; its receive is posted only then
-    receiver -> sender   credit   [1] int64, host: how many messages were released, 0 a beat, -1 the end
-
-Between hosts' memories there is room from the start for what the plan expects, and a body that found none makes room
-for all that follow, at both ends: then a message is one transfer. With dozens of workers on a machine the wake-ups of
-threads cost more than copies do, so there the worker's own thread begins the transfer, too. On CUDA bodies always
-travel by themselves.
-
-Each end runs two daemon threads, one out and one in, because a gloo transfer cannot be polled. An idle out thread
-sends beats; an in thread that hears nothing for `timeout_s`, or sees the connection closed, breaks the channel and
-reports it once. Backpressure is the credits alone: in threads always keep reading, so a peer that computes for long
-is not mistaken for a dead one. (A peer whose Python cannot run, stopped or in C code that keeps the GIL, is.)
-
-Closing: the sender sends its end after all messages and the receiver answers with its own, or the other way round.
-An end that has sent one and heard one is done, and nothing is in the air when the sockets close.
+Every channel has a two-member process group of its own, so a dead peer takes no other channel down. Its two ends are in
+`parallel.ends`.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -39,69 +17,94 @@ from torch import Tensor
 
 from parallel import channels
 from parallel.address import gloo_device
-from parallel.buffers import Buffers, Leases
-from parallel.channels import Arrival, ChannelError, Closed, Credits, Failure, Inbox, Peer, Receiver, Sender, once
+from parallel.channels import ChannelError, Inbox, Peer, Receiver, Sender
 from parallel.edges import Edges
-from parallel.message import HEADER_BYTES, Message, body_bytes, pack_body, pack_header, unpack
+from parallel.ends import BODY, CLOCK, CUT, GroupReceiver, GroupSender
+from parallel.failures import one_line
+from parallel.message import HEADER_BYTES
+from parallel.offset import Offset
 
-FRAME, BODY, CREDIT, CUT = range(4)  # tags
-BEAT, END = 0, -1  # credits
-END_HEADER = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
-# Beats of an idle end per timeout.
-BEATS = 4
-# Frames that may still be on their way when the next one is begun.
-AHEAD = 2
 # Bytes beside an expected body: of sound, actions and whatever else is small and goes along.
 SMALL = 1 << 16
-# Credits go back when this part of them has been released: every transfer wakes four threads.
-SHARE = 4
-# Longest wait of close() for a peer that answers nothing; in good order it takes milliseconds.
-CLOSE_S = 5.0
+# Round trips by which the two ends compare their clocks before the first message.
+TRIPS = 4
 
 
 class Link:
     """The connected pair behind one channel, made by `connect`.
 
     Each member makes one end of it, soon after connecting: until then the other hears nothing from it.
+
+    Args:
+        peer, name: who is at the other end, and what errors call the channel.
+        side: 0 or 1, of this process in the groups.
+        group: two processes that exchange host tensors.
+        bodies: the same two, for bodies; `group` itself where those are host tensors, too.
+        device: of bodies.
+        timeout_s: longest wait for the peer.
+        expected: bytes of the longest body that is foreseen.
+        clock: seconds that never go back.
+
+    Attributes:
+        room: bytes of the longest frame at first.
+        offset: of the peer's clock, kept fresh by the ends.
     """
 
     def __init__(
         self,
         peer: Peer,
         name: str,
-        rank: int,
-        store: dist.Store,
+        side: int,
+        group: dist.Backend,
+        bodies: dist.Backend,
         device: torch.device,
         timeout_s: float,
         expected: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
     ):
-        self.peer, self.name, self.timeout_s, self.device = peer, name, timeout_s, device
-        self.edges = Edges(device)
-        self._other, self._timeout = 1 - rank, timedelta(seconds=timeout_s)
-        options = dist.ProcessGroupGloo._Options()
-        options._devices = [gloo_device(store)]
-        options._threads = 1  # they serve collectives, of which there are none
-        options._timeout = self._timeout
-        self._group = self._bodies = dist.ProcessGroupGloo(store, rank, 2, options)
-        self.room = HEADER_BYTES
-        if device.type != "cuda":
-            self.room += expected + SMALL * bool(expected)
-        else:
-            # Its watchdog ends the process, so it comes last: the beats notice first, and `cut` aborts the transfer.
-            limit = 3 * self._timeout
-            self._bodies = dist.ProcessGroupNCCL(dist.PrefixStore("bodies", store), rank, 2, limit)
-            # The first transfers make the communicator and need the store; afterwards nothing does.
-            for transfer in ((self.send, self.receive), (self.receive, self.send))[rank]:
-                with self.edges.after(None):
-                    transfer(torch.zeros(64, dtype=torch.uint8, device=device), BODY)
+        self.peer, self.name, self.timeout_s, self.device, self.clock = peer, name, timeout_s, device, clock
+        self.edges, self.offset = Edges(device), Offset(clock)
+        self._side, self._other, self._timeout = side, 1 - side, timedelta(seconds=timeout_s)
+        self._group, self._bodies, self._cut = group, bodies, False
+        self.room = HEADER_BYTES + (expected + SMALL if expected and self.host else 0)
 
-    def sender(self, inbox: Inbox | None = None, credits: int = channels.CREDITS) -> Sender:
-        """The sending end. With an inbox the peer's failure or close is put there too, not only raised by `send`."""
-        return _GroupSender(self, inbox, credits)
+    def sender(
+        self, inbox: Inbox | None = None, credits: int = channels.CREDITS, check: Callable[[], None] | None = None
+    ) -> Sender:
+        """The sending end.
+
+        Args:
+            inbox: the peer's failure or close is put there too, not only raised by `send`.
+            credits: messages that may be under way.
+            check: raises if what was computed may be wrong; called before a message leaves, once its tensors are there.
+        """
+        return GroupSender(self, inbox, credits, check)
 
     def receiver(self, inbox: Inbox) -> Receiver:
         """The receiving end; what comes is put into the inbox."""
-        return _GroupReceiver(self, inbox)
+        return GroupReceiver(self, inbox)
+
+    def meet(self) -> None:
+        """Compare clocks, and make what the first transfers make. Both members call it, before any other transfer."""
+        stamp = torch.empty(3, dtype=torch.float64)
+
+        def say() -> None:
+            self.send(torch.tensor(self.offset.stamp(), dtype=torch.float64), CLOCK)
+
+        def hear() -> None:
+            self.receive(stamp, CLOCK)
+            self.offset.hear(tuple(stamp.tolist()), self.clock())
+
+        first, second = ((say, hear), (hear, say))[self._side]
+        for _ in range(TRIPS):
+            first()
+            second()
+        if self.host:
+            return
+        # The first transfers of bodies make the communicator and need the store; afterwards nothing does.
+        for transfer in ((self.send, self.receive), (self.receive, self.send))[self._side]:
+            with self.edges.after(None):
+                transfer(torch.zeros(64, dtype=torch.uint8, device=self.device), BODY)
 
     def send(self, tensor: Tensor, tag: int) -> None:
         """Send a contiguous tensor; done on return (gloo) or in the order of the current stream (NCCL)."""
@@ -109,8 +112,7 @@ class Link:
 
     def begin(self, tensor: Tensor, tag: int) -> dist.Work:
         """Begin to send a contiguous tensor, which must stay as it is until the work was waited for."""
-        group = self._bodies if tag == BODY else self._group
-        return group.send([tensor], self._other, tag)
+        return self._of(tag).send([tensor], self._other, tag)
 
     def receive(self, tensor: Tensor, tag: int) -> None:
         """Receive into a contiguous tensor; done on return (gloo) or in the order of the current stream (NCCL)."""
@@ -118,8 +120,7 @@ class Link:
 
     def post(self, tensor: Tensor, tag: int) -> dist.Work:
         """Begin to receive into a contiguous tensor."""
-        group = self._bodies if tag == BODY else self._group
-        return group.recv([tensor], self._other, tag)
+        return self._of(tag).recv([tensor], self._other, tag)
 
     def wait(self, work: dist.Work, tag: int) -> None:
         """Wait for a transfer. Raises RuntimeError if it did not end in time or the connection closed."""
@@ -128,6 +129,15 @@ class Link:
         else:
             work.wait(self._timeout)
 
+    def check(self) -> None:
+        """Raise RuntimeError if a body that was received may be garbage. On CUDA a transfer that was aborted ends like
+        any other; the cut is noted before the abort, so whoever has waited for the transfer sees it.
+        """
+        if self._cut:
+            raise RuntimeError("the transfer was cut off")
+        if not self.host and (state := self._bodies.get_error()).name != "SUCCESS":
+            raise RuntimeError(f"NCCL reports {state.name}")
+
     @property
     def host(self) -> bool:
         """Whether bodies travel between hosts' memories."""
@@ -135,11 +145,20 @@ class Link:
 
     def cut(self) -> None:
         """Break the pair: whatever waits on it, in any thread and at the peer, fails now."""
+        self._cut = True
         # gloo's abort() wakes nobody, but a wait that runs out of time closes the pair.
         with suppress(RuntimeError):
             self._group.recv([torch.empty(1)], self._other, CUT).wait(timedelta(milliseconds=1))
         if not self.host:
             self._bodies.abort()
+
+    def shut(self) -> None:
+        """Give back what NCCL holds, when both ends have ended in good order."""
+        if not self.host and not self._cut:
+            self._bodies.shutdown()
+
+    def _of(self, tag: int) -> dist.Backend:
+        return self._bodies if tag == BODY else self._group
 
 
 def connect(
@@ -150,6 +169,7 @@ def connect(
     device: torch.device | str,
     timeout_s: float,
     expected: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Link:
     """Connect with `peer`, which calls this with the same name at about the same time; blocks until it does.
 
@@ -163,6 +183,7 @@ def connect(
         device: where bodies are packed and arrive, whatever the device of what is sent.
         timeout_s: longest wait for the peer, here and from then on.
         expected: bytes of the longest body that is foreseen, the same for both; longer ones travel, too.
+        clock: of this worker, in seconds; all moments of its messages are by it.
 
     Raises:
         ChannelError: the peer did not come in time, or the store is gone.
@@ -170,17 +191,39 @@ def connect(
     """
     if me == peer:
         raise ValueError(f"channel {name}: worker {me} talks to itself; use a LocalChannel")
-    return link(store, int(me > peer), peer, name, torch.device(device), timeout_s, expected)
+    return link(store, int(me > peer), peer, name, torch.device(device), timeout_s, expected, clock)
 
 
 def link(
-    store: dist.Store, side: int, peer: Peer, name: str, device: torch.device, timeout_s: float, expected: int = 0
+    store: dist.Store,
+    side: int,
+    peer: Peer,
+    name: str,
+    device: torch.device,
+    timeout_s: float,
+    expected: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Link:
     """One side, 0 or 1, of a new pair; the rest is as for `connect`."""
+    store, timeout = dist.PrefixStore(name, store), timedelta(seconds=timeout_s)
     try:
-        return Link(peer, name, side, dist.PrefixStore(name, store), device, timeout_s, expected)
+        group = bodies = _gloo(store, side, timeout)
+        if device.type == "cuda":
+            # Its watchdog ends the process, so it comes last: the beats notice first, and `cut` aborts the transfer.
+            bodies = dist.ProcessGroupNCCL(dist.PrefixStore("bodies", store), side, 2, 3 * timeout)
+        made = Link(peer, name, side, group, bodies, device, timeout_s, expected, clock)
+        made.meet()
+        return made
     except RuntimeError as error:
-        raise ChannelError(peer, f"channel {name} not connected in {timeout_s:g} s ({_line(error)})") from error
+        raise ChannelError(peer, f"channel {name} not connected in {timeout_s:g} s ({one_line(error)})") from error
+
+
+def _gloo(store: dist.Store, side: int, timeout: timedelta) -> dist.ProcessGroupGloo:
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [gloo_device(store)]
+    options._threads = 1  # they serve collectives, of which there are none
+    options._timeout = timeout
+    return dist.ProcessGroupGloo(store, side, 2, options)
 
 
 def connect_all(
@@ -190,6 +233,7 @@ def connect_all(
     device: torch.device | str,
     timeout_s: float,
     expected: Mapping[str, int] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Link]:
     """`connect` all channels of a worker, given as name -> peer, in the order that cannot deadlock.
 
@@ -198,237 +242,6 @@ def connect_all(
     """
     bodies = expected or {}
     return {
-        name: connect(store, me, peers[name], name, device, timeout_s, bodies.get(name, 0)) for name in sorted(peers)
+        name: connect(store, me, peers[name], name, device, timeout_s, bodies.get(name, 0), clock)
+        for name in sorted(peers)
     }
-
-
-class _End:
-    """What both ends share: threads, beats, the one report of a failure, and the close."""
-
-    def __init__(self, link: Link, inbox: Inbox | None, beat: tuple, last: tuple[Tensor, int]):
-        self.peer, self._link, self._inbox = link.peer, link, inbox
-        self._beat, self._last = beat, last  # what to transmit when idle; the end: tensor and tag
-        self._out: queue.SimpleQueue = queue.SimpleQueue()  # what to transmit; None: the end
-        self._lock = threading.Lock()
-        self._over = False  # ended, or broken and reported: what happens later is a consequence
-        self._closing = False
-        self._threads = [
-            threading.Thread(target=self._guard, args=(loop,), name=f"{link.name} {loop.__name__}", daemon=True)
-            for loop in (self._send_all, self._receive_all)
-        ]
-        for thread in self._threads:
-            thread.start()
-        # A daemon thread that returns from C++ into a dying interpreter may abort the process: end it before.
-        weakref.finalize(self, _abandon, link, self._out, self._threads)
-
-    def close(self) -> None:
-        self._closing = True
-        self._out.put(None)
-        deadline = time.monotonic() + min(CLOSE_S, self._link.timeout_s)
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        _abandon(self._link, self._out, self._threads)
-
-    def _send_all(self) -> None:
-        item = self._beat
-        while item is not None:
-            self._transmit(*item)
-            try:
-                item = self._out.get(timeout=self._link.timeout_s / BEATS)
-            except queue.Empty:
-                item = self._beat
-        self._link.send(*self._last)
-        self._over = True
-
-    def _guard(self, loop: Callable[[], None]) -> None:
-        try:
-            loop()
-        except Exception as error:
-            error = ChannelError(self.peer, f"channel {self._link.name}: {why(error, self._link.timeout_s)}")
-            self._finish(error.reason, Failure(self.peer, error))
-            self._link.cut()
-
-    def _finish(self, reason: str, event: Closed | Failure) -> None:
-        """The peer is gone: let the out thread end, and tell the worker unless it knows."""
-        with self._lock:
-            known, self._over = self._over or (self._closing and isinstance(event, Closed)), True
-        self._out.put(None)
-        self._stop(reason)
-        if not known and self._inbox is not None:
-            self._inbox.put(event)
-
-    def _stop(self, reason: str) -> None:
-        """Refuse work from now on."""
-
-
-class _GroupSender(_End, Sender):
-    def __init__(self, link: Link, inbox: Inbox | None, credits: int):
-        self._credits, self._room = Credits(link.peer, credits), link.room
-        self._buffers = Buffers(link.device, link.room if link.host else 0)
-        self._under_way: deque[tuple[list[dist.Work], Tensor]] = deque()
-        # The receiver learns from the first beat how many credits there are.
-        beat = pack_header(Message("beat", chunk=credits))
-        super().__init__(link, inbox, (beat, None, None), (END_HEADER, FRAME))
-
-    def send(self, message: Message) -> None:
-        header = channels.header_of(message)
-        self._credits.take(self._link.timeout_s)
-        if not self._link.host:
-            self._out.put((header, message, self._link.edges.mark()))
-            return
-        try:
-            self._begin(header, message)
-        except RuntimeError as error:
-            raise ChannelError(self.peer, f"channel {self._link.name}: {why(error, self._link.timeout_s)}") from error
-
-    def close(self) -> None:
-        self._stop("this end of the channel is closed")
-        super().close()
-        with suppress(RuntimeError):
-            self._settle(0)
-
-    def _begin(self, header: Tensor, message: Message) -> None:
-        """Begin to transfer a message, in the worker's own thread."""
-        self._settle(AHEAD - 1)
-        length = HEADER_BYTES + body_bytes(header)
-        frame = self._buffers.take(length)
-        frame[:HEADER_BYTES] = header
-        pack_body(message, frame[HEADER_BYTES:])
-        if length <= self._room:
-            works = [self._link.begin(frame[:length], FRAME)]
-        else:
-            body = frame[HEADER_BYTES:length]
-            works = [self._link.begin(frame[:HEADER_BYTES], FRAME), self._link.begin(body, BODY)]
-            self._room = length
-        self._under_way.append((works, frame))
-
-    def _settle(self, left: int) -> None:
-        """Wait until no more than so many transfers are under way."""
-        while len(self._under_way) > left:
-            works, frame = self._under_way.popleft()
-            for work in works:
-                self._link.wait(work, FRAME)
-            self._buffers.give(frame)
-
-    def _stop(self, reason: str) -> None:
-        self._credits.stop(reason)
-
-    def _transmit(self, header: Tensor, message: Message | None, computed: torch.cuda.Event | None) -> None:
-        """On the out thread: beats, and on CUDA all messages."""
-        if message is None or not message.tensors:
-            self._link.send(header, FRAME)
-            return
-        buffer = self._buffers.take(body_bytes(header))
-        with self._link.edges.after(computed, buffer, *message.tensors.values()):
-            # Packed here, and not on the worker's thread, which has the next pass to begin.
-            body = pack_body(message, buffer)
-            announced = self._link.begin(header, FRAME)
-            self._link.send(body, BODY)
-            self._link.wait(announced, FRAME)
-        self._buffers.give(buffer)
-
-    def _receive_all(self) -> None:
-        credit = torch.tensor([BEAT])
-        while (count := int(credit.item())) != END:
-            for _ in range(count):
-                self._credits.give()
-            self._link.receive(credit, CREDIT)
-        self._finish("has closed the channel", Closed(self.peer))
-
-
-class _GroupReceiver(_End, Receiver):
-    def __init__(self, link: Link, inbox: Inbox):
-        self._batch, self._released, self._room = 1, 0, link.room
-        self._frames, self._bodies = Leases(link.room), Buffers(link.device)
-        self._read: tuple[Tensor, ...] = ()
-        """Buffers of messages that were released and not told yet."""
-        super().__init__(link, inbox, (BEAT, (), None), (torch.tensor([END]), CREDIT))
-
-    def close(self) -> None:
-        self._over = True  # what still comes is dropped
-        super().close()
-
-    def _transmit(self, count: int, used: tuple[Tensor, ...], read: torch.cuda.Event | None) -> None:
-        if used:
-            with self._link.edges.after(read):
-                for buffer in used:
-                    self._bodies.give(buffer)
-        self._link.send(torch.tensor([count]), CREDIT)
-
-    def _receive_all(self) -> None:
-        frame, work = self._expect()
-        while True:
-            self._link.wait(work, FRAME)
-            header = frame[:HEADER_BYTES]
-            if not header[0]:
-                break
-            size = body_bytes(header)
-            within = 0 < size <= self._room - HEADER_BYTES
-            body = frame[HEADER_BYTES:] if within else self._receive_body(size)
-            # Posted before this message is looked at: the next one may be on its way.
-            following = self._expect()
-            message = unpack(header, body)
-            if message.kind != "beat":
-                self._deliver(message, None if self._link.host else body)
-            else:
-                self._batch = max(1, message.chunk // SHARE)
-            del header, body, message  # or this thread would keep their memory until the next one comes
-            frame, work = following
-        self._finish("", Closed(self.peer))
-
-    def _expect(self) -> tuple[Tensor, dist.Work]:
-        """Post the receive of the next frame; gloo lets it be shorter than there is room for."""
-        frame = self._frames.take(self._room)
-        return frame, self._link.post(frame[: self._room], FRAME)
-
-    def _receive_body(self, size: int) -> Tensor | None:
-        if not size:
-            return None
-        with self._link.edges.after(None):
-            buffer = (self._frames if self._link.host else self._bodies).take(size)
-            self._link.receive(buffer[:size], BODY)
-        if self._link.host:
-            self._room = HEADER_BYTES + size
-        return buffer
-
-    def _deliver(self, message: Message, buffer: Tensor | None) -> None:
-        """`buffer`: memory of the channel's that the message borrows."""
-
-        def release() -> None:
-            used = () if buffer is None else (buffer,)
-            mark = self._link.edges.mark(*used)
-            with self._lock:
-                self._read += used
-                self._released += 1
-                if self._released < self._batch:
-                    return
-                count, used, self._released, self._read = self._released, self._read, 0, ()
-            self._out.put((count, used, mark))
-
-        if not self._over:
-            self._inbox.put(Arrival(self.peer, message, once(release), borrowed=buffer is not None))
-
-
-def _abandon(link: Link, out: queue.SimpleQueue, threads: list[threading.Thread]) -> None:
-    """End the threads of an end that its peer does not let end."""
-    if any(thread.is_alive() for thread in threads):
-        out.put(None)
-        link.cut()
-        for thread in threads:
-            thread.join(1.0)
-
-
-def why(error: Exception, timeout_s: float) -> str:
-    """What a transfer's error means, in a few words."""
-    text = str(error).lower()
-    if "timed out" in text or "timeout" in text:
-        return f"no sign of life for {timeout_s:g} s"
-    if any(word in text for word in ("closed by peer", "reset by peer", "broken pipe")):
-        return "the connection is closed: the process died or gave up"
-    return _line(error)
-
-
-def _line(error: Exception) -> str:
-    """An error of the library in one line, without the place in its sources."""
-    text = " ".join(str(error).split()).split("] ", 1)[-1]
-    return f"{type(error).__name__}: {text[:200]}"

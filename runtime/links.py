@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from conf.schema.cluster import Link
 from parallel.channels import Arrival, Failure
+from parallel.device import use
 from parallel.message import Message
 from parallel.p2p import connect_all
 
@@ -93,6 +94,7 @@ def answer_locally(folder: str, cuda: bool, timeout_s: float) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", 2)
     device = torch.device("cuda", 1 % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    use(device)
     ends = Ends(store, 1, 0, device, timeout_s)
     ends.answer()
     ends.close()

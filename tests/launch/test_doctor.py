@@ -5,13 +5,18 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 
 import pytest
+from torch.distributed import TCPStore
 
 from benchmarks import namespaces
-from launch import doctor
+from launch import doctor, meeting
 from launch.checks import PACKAGES, Finding, merged
-from launch.meeting import rounds
+from launch.meeting import Meeting, attend, rounds
+from runtime import folder
+from tests.helpers import config_of
 from tests.launch.test_stream import ROOT
 
 COMMAND = (sys.executable, "-m", "launch.doctor", "launcher=torchrun", "model=nano", "device=cpu")
@@ -93,6 +98,42 @@ def test_blocked_ports_between_hosts_are_found(tmp_path):
     assert f"no connection on {hosts[0].name} and {hosts[1].name}" in found[0]
     assert "worker 1 cannot reach port" in found[0] or "worker 0 cannot reach port" in found[0]
     assert found[0].endswith("workers 0 and 1")
+
+
+def test_hosts_with_a_loopback_address_and_folders_of_their_own_are_found(tmp_path, monkeypatch):
+    """Two workers as threads, each on what it takes for a host of its own."""
+    mine, store = threading.local(), TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for module in (meeting, folder):
+        monkeypatch.setattr(module, "home", lambda namespace: mine.host)
+    monkeypatch.setattr(meeting, "told_address", lambda store: "127.0.1.1" if mine.host == "first" else "10.0.0.2")
+    monkeypatch.setattr(meeting, "local", lambda *args: [])
+    monkeypatch.setattr(folder, "LOOK_S", 0.0)
+
+    config = config_of("model=nano", "plan=timestep", "plan.workers=2")
+
+    def member(index: int, host: str) -> Meeting:
+        own = replace(config, output_dir=str(tmp_path / host))
+        return Meeting(store.clone(), index, doctor._plan(own), own, host=host)
+
+    def come(index: int, host: str) -> None:
+        (tmp_path / host).mkdir()
+        mine.host = host
+        attend(member(index, host))
+
+    threads = [threading.Thread(target=come, args=who) for who in enumerate(("first", "second"))]
+    for thread in threads:
+        thread.start()
+    found = member(0, "first").gather()
+    for thread in threads:
+        thread.join()
+    wrong = [(where, f) for where, f in merged(found) if not f.ok]
+    assert [(where, f.what) for where, f in wrong] == [
+        ("worker 0 on first", "address"),
+        ("worker 1 on second", "output folder"),
+    ]
+    assert wrong[0][1].value == "127.0.1.1 is told to other hosts"
+    assert "does not see" in wrong[1][1].value
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_ports_of_ray_are_tried():

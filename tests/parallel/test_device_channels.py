@@ -1,0 +1,191 @@
+"""Channels and exchanges as on CUDA, over fakes: nothing that is wrong is delivered or sent on, every thread uses its
+device, and a good end shuts NCCL down.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import pytest
+import torch
+
+from parallel import device
+from parallel.channels import Arrival, ChannelError, Closed, Failure
+from parallel.ends import BODY, FRAME
+from parallel.exchange import GroupExchange, local_group
+from parallel.message import Message, pack, unpack
+from parallel.p2p import Link
+from tests.parallel import fake_nccl
+from tests.processes import PATIENT
+
+
+def connected() -> list[Link]:
+    """Both sides, which have compared clocks and made the communicator."""
+    links = fake_nccl.pair(PATIENT)
+    threads = [threading.Thread(target=link.meet) for link in links]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return links
+
+
+def calls(links: list[Link]) -> list[list[str]]:
+    return [link._bodies.calls for link in links]
+
+
+def kinds_sent(link: Link) -> list[str]:
+    """Kinds of the messages that left and were not received."""
+    return [unpack(header, torch.empty(1 << 16, dtype=torch.uint8)).kind for header in link._group.wire.sent[0, FRAME]]
+
+
+def test_bodies_arrive_in_order_and_a_good_end_shuts_both_sides_down():
+    links, inbox = connected(), queue.SimpleQueue()
+    sender, receiver = links[0].sender(), links[1].receiver(inbox)
+    for index in range(20):
+        sender.send(Message("step", chunk=index, tensors={"x": torch.full((index + 1,), index)} if index % 3 else {}))
+        arrival = inbox.get(timeout=PATIENT)
+        message = arrival.take()
+        assert message.chunk == index
+        assert all(x.tolist() == [index] * (index + 1) for x in message.tensors.values())
+        assert len(message.tensors) == bool(index % 3)
+    sender.close()
+    assert inbox.get(timeout=PATIENT) == Closed(0)
+    receiver.close()
+    assert calls(links) == [["shutdown"], ["shutdown"]]
+
+
+def announced(link: Link) -> None:
+    """Send a header whose body does not come."""
+    header, _ = pack(Message("step", tensors={"x": torch.ones(4)}))
+    link.send(header, FRAME)
+
+
+def test_a_body_that_was_aborted_is_not_delivered():
+    links, inbox = connected(), queue.SimpleQueue()
+    links[1]._bodies.waits.clear()
+    receiver = links[1].receiver(inbox)
+    announced(links[0])
+    assert links[1]._bodies.waits.wait(PATIENT)
+    links[1].cut()
+    failure = inbox.get(timeout=PATIENT)
+    assert isinstance(failure, Failure), failure
+    assert "cut off" in str(failure.error)
+    receiver.close()
+    assert inbox.empty()
+    assert "shutdown" not in links[1]._bodies.calls
+
+
+def test_a_body_is_not_delivered_once_the_group_reports_an_error():
+    links, inbox = connected(), queue.SimpleQueue()
+    links[1]._bodies.error.name = "COMM_ERROR"
+    receiver = links[1].receiver(inbox)
+    announced(links[0])
+    links[0].send(torch.zeros(64, dtype=torch.uint8), BODY)
+    failure = inbox.get(timeout=PATIENT)
+    assert isinstance(failure, Failure), failure
+    assert "NCCL reports COMM_ERROR" in str(failure.error)
+    receiver.close()
+    assert inbox.empty()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_was_computed_is_checked_when_it_is_there_and_before_it_leaves(broken):
+    links, inbox, exchange = connected(), queue.SimpleQueue(), local_group(3, 2)[0]
+    links[0].edges.computed = threading.Event()
+    sender = links[0].sender(inbox, check=exchange.check)
+    sender.send(Message("step", tensors={"x": torch.ones(4)}))
+    if broken:  # after it was sent, while it is still being computed
+        exchange.abort()
+    links[0].edges.computed.set()
+    if not broken:
+        arrivals = queue.SimpleQueue()
+        receiver = links[1].receiver(arrivals)
+        assert isinstance(arrivals.get(timeout=PATIENT), Arrival)
+        sender.close()
+        receiver.close()
+        return
+    failure = inbox.get(timeout=PATIENT)
+    assert str(failure.error) == "worker 3: among its 2 processes: an exchange was cut off"
+    assert set(kinds_sent(links[0])) <= {"beat"}
+    with pytest.raises(ChannelError, match="an exchange was cut off"):
+        sender.send(Message("step"))
+    sender.close()
+
+
+def test_every_thread_of_a_channel_uses_its_device_first(monkeypatch):
+    used = queue.SimpleQueue()
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: used.put((threading.current_thread().name, device)))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    links, gpu = fake_nccl.pair(PATIENT), torch.device("cuda", 3)
+    links = [Link(link.peer, "gpu", i, link._group, link._bodies, gpu, PATIENT) for i, link in enumerate(links)]
+    sender, receiver = links[0].sender(), links[1].receiver(queue.SimpleQueue())
+    sender.close()
+    receiver.close()
+    found = sorted(used.get_nowait() for _ in range(used.qsize()))
+    assert found == [(f"gpu {loop}", gpu) for loop in ("_receive_all", "_receive_all", "_send_all", "_send_all")]
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_what_has_no_number_is_not_chosen(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: pytest.fail("there is nothing to choose"))
+    device.use(torch.device(name))
+
+
+# --- exchanges
+
+
+class DeviceExchange(GroupExchange):
+    """A member on CUDA, over a fake."""
+
+    def __init__(self, nccl: fake_nccl.Nccl):
+        self.nccl = nccl
+        super().__init__(None, 3, 0, 2, torch.device("cuda"), PATIENT)
+
+    def _connect(self, store, device, timeout):
+        return self.nccl
+
+
+@pytest.fixture
+def exchange() -> DeviceExchange:
+    return DeviceExchange(fake_nccl.Nccl(fake_nccl.Wire(), 0))
+
+
+def test_an_exchange_that_came_out_well_is_shut_down(exchange):
+    exchange.check()
+    exchange.close()
+    assert exchange.nccl.calls == ["shutdown"]
+
+
+def test_an_aborted_exchange_says_so(exchange):
+    exchange.abort()
+    with pytest.raises(ChannelError, match=r"^worker 3: among its 2 processes: an exchange was cut off"):
+        exchange.check()
+    exchange.close()
+    assert exchange.nccl.calls == ["abort"]
+
+
+def test_an_exchange_whose_group_reports_an_error_says_so(exchange):
+    exchange.nccl.error.name = "REMOTE_ERROR"
+    with pytest.raises(ChannelError, match="an exchange was cut off"):
+        exchange.check()
+
+
+def test_whoever_is_woken_by_an_abort_finds_the_exchange_failed():
+    first, second = local_group(1, 2, PATIENT)
+    found = []
+
+    def wait() -> None:
+        with pytest.raises(ChannelError, match="has ended or stands still"):
+            first.all_to_all(torch.zeros(2, 1))
+        with pytest.raises(ChannelError, match="cut off") as raised:
+            first.check()
+        found.append(raised.value.peer)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    second.check()
+    second.abort()
+    thread.join(PATIENT)
+    assert found == [1]
