@@ -19,7 +19,8 @@ from conf.schema import Config
 from parallel.channels import ChannelError, Inbox, Sender
 from parallel.p2p import connect_all
 from parallel.plan import Plan
-from runtime.board import Abandoned, Board, OrderReader, PeerLost
+from runtime.board import DRIVER, Abandoned, Board, OrderReader, PeerLost
+from runtime.folder import require_shared
 from runtime.group import Group, join_group, run_follower
 from runtime.orders import Open
 from runtime.parts import Parts, load_parts
@@ -32,6 +33,8 @@ LOAD_TIMEOUT_S = 3600.0
 PULSE_S = 1.0
 """How often a process says that it lives, and what it is at."""
 
+ONE_HOST, SEVERAL_HOSTS = "one host", "several hosts"
+"""What is told as `begun`: where a run's processes may be."""
 LOST = PeerLost.__name__
 """The kind of reason that says who was lost."""
 
@@ -139,6 +142,7 @@ def run_worker(
     stdin: BinaryIO | None = None,
     inbox: Inbox | None = None,
     node: int | str = 0,
+    first: Callable[[], None] = lambda: None,
 ) -> None:
     """Be process `index` of a plan until the pipeline is closed and every stream has ended; says on the board how it
     went: `left/INDEX` is this process's part of the report, or False, and `failed` what failed first in the run.
@@ -152,6 +156,7 @@ def run_worker(
         stdin: where live sources read; None: standard input.
         inbox: of this worker; None: a new one.
         node: the machine that this is, for the report.
+        first: called before anything is loaded; what it raises is this process's failure.
 
     Raises:
         Abandoned: another process failed before this one did.
@@ -162,6 +167,7 @@ def run_worker(
     try:
         inbox = Inbox() if inbox is None else inbox
         job = Job(plan, index, config, board, folder, inbox, OrderReader(board, inbox), pulse)
+        first()
         parts = job.load(device, stdin)
         job.meet()
         left = job.run(parts, connect) | {"node": node}
@@ -183,6 +189,16 @@ def run_worker(
 def _reason(error: Exception, where: str) -> Reason:
     """Why a process ends. Who was lost is told in its line, not by a traceback."""
     return Reason(str(error), LOST, where) if isinstance(error, PeerLost | ChannelError) else Reason.of(error, where)
+
+
+def share_folder(board: Board, config: Config) -> None:
+    """Refuse an output folder that not all processes of a run see, the launcher (who has made it) included.
+
+    Raises:
+        UserError: a process is on a host that does not share it.
+    """
+    members = range(DRIVER, board.workers)
+    require_shared(board, Path(config.output_dir), members, board.index == DRIVER, config.launcher.timeout_s)
 
 
 class Job(NamedTuple):
@@ -219,9 +235,15 @@ class Job(NamedTuple):
         return parts
 
     def meet(self) -> None:
-        """Wait until all have loaded and the output folder has been made."""
+        """Wait until all have loaded and the output folder has been made.
+
+        Raises:
+            UserError: that folder is not everybody's.
+        """
         self.board.tell(f"loaded/{self.index}")
         self.board.wait("begun", LOAD_TIMEOUT_S)
+        if self.board.told("begun") == SEVERAL_HOSTS:
+            share_folder(self.board, self.config)
         # What was loaded stays: the collector need not look at it again, in the middle of a chunk.
         gc.collect()
         gc.freeze()
