@@ -104,9 +104,9 @@ def recalibrated(folder: Path, step_s: float) -> dict:
     config = nano(folder, CHUNKS)
     plan = build(config.plan, describe(config))
     with patch.object(Block, "step", held(step_s, Block.step)):
-        streamed(plan, config, folder)
+        workers, _ = streamed(plan, config, folder)
     idle, predicted = (
-        head_idle(folder, plan.workers) / step_s,
+        head_idle(folder, workers) / step_s,
         max(plan.idle_periods(v) for v in plan.workload.versions),
     )
     rule = f"<= {predicted:.2f} as the plan predicts"
@@ -126,7 +126,7 @@ def paced(folder: Path) -> dict:
     growth = memory[max(memory)] / memory[early] - 1
     stages = {name: s for r in workers for name, s in r["stages"].items() if name not in ("wait", "send", "prefill")}
     typical = {name: s["time_s"]["p50"] for name, s in stages.items()}
-    last = typical["decode"] + typical["sink"]
+    last = typical["decode"] + typical["output"]
     limit = (sum(typical.values()) + last) * 1.15
     p99 = found["chunk_latency_s"]["p99"]
     return {
@@ -141,12 +141,13 @@ def paced(folder: Path) -> dict:
     }
 
 
-def head_idle(folder: Path, workers: int) -> float:
+def head_idle(folder: Path, workers: list[dict]) -> float:
     """Idle time of the first worker between its steps of chunks e - 1 and e, beyond what it waits anyway, in seconds.
 
     The chunks after e, in a pipeline that is full and paced alike, say what it waits anyway.
     """
-    events = json.loads(join_traces(folder, workers).read_text())
+    trace = join_traces(folder, [packed for worker in workers for packed in worker["traces"]])
+    events = json.loads(trace.read_text())
     steps = {e["args"]["chunk"]: e for e in events if e["name"] == "step0"}
 
     def gap(chunk: int) -> float:

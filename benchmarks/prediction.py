@@ -59,7 +59,7 @@ def measured(workers: int, folder: Path, every_s: float, *overrides: str) -> dic
     """The report of a run that is steered every so often."""
     pipe = folder.with_suffix(".orders")
     os.mkfifo(pipe)
-    settings = (*BASE, *overrides, f"stream.chunks={CHUNKS}", f"control={pipe}")
+    settings = (*BASE, *overrides, f"stream.chunks={CHUNKS}", f"control={pipe}", "sink.trace=all")
     process = start("torchrun", workers, folder, *settings)
     with pipe.open("w") as orders:
         orders.write('{"open": "0"}\n')

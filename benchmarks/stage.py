@@ -172,9 +172,9 @@ class Machine:
 def fps(model: ModelConfig, step_s: float, decode_s: float) -> float:
     """Frames per second of one stream under plan `timestep`, a worker for each step and one for the decoder.
 
-    Under `clean` the next chunk waits for this one's steps and its commit, so all of them are its period.
+    Where finished chunks are committed, the next one waits for this one's steps and commit: all are its period.
     """
-    period = step_s if model.context == "same_level" else step_s * (model.step_count + 1)
+    period = step_s if model.rule.overlap else step_s * (model.step_count + 1)
     return model.chunk_frames * FRAMES_PER_LATENT / max(period, decode_s)
 
 

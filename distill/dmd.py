@@ -20,7 +20,7 @@ from distill.reward import REWARDS, weights
 from distill.rollout import ROLLOUTS
 from distill.sample import guided
 from distill.sharding import Learner
-from distill.stages import Stage, frozen
+from distill.stage import Stage, frozen
 
 SMALLEST = 0.02
 """Lower bound of the normaliser: on nearly still clips the teacher's error would vanish and the gradient explode."""

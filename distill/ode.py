@@ -23,7 +23,7 @@ from distill.clip import frames_of
 from distill.clips import Library
 from distill.model import Batch, Trainee
 from distill.rollout import SameLevel
-from distill.stages import Stage, frozen
+from distill.stage import Stage, frozen
 from stages.denoise.sampler import Sampler
 
 SALT = 0x0DE

@@ -20,7 +20,7 @@ from conf.errors import UserError
 from conf.schema.distill import DistillConfig
 from distill.clips import Library, codec_half
 from distill.sample import decode, statistics, strip
-from distill.stages import Stage
+from distill.stage import Stage
 
 
 class Trainer:

@@ -1,4 +1,4 @@
-"""Who else is told how a run goes, beside the progress line and the report: nobody, unless asked for."""
+"""Where a run is logged beside its progress line and its report: nowhere, unless the configuration names a logger."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runtime.report import Progress
 
 
 class Log:
-    """Tells nobody; those who do tell someone say what they need of the three."""
+    """A logger that does nothing. Others have the same three methods."""
 
     def begin(self, folder: Path) -> None:
         """Everything is loaded, and the output folder is there."""

@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from conf import disk
 from conf.errors import UserError
 from conf.schema import Config
 from launch import control, planning, running, torchrun
@@ -48,7 +49,7 @@ def _begin(config: Config, resolved: str, console: Console, log: Log) -> Path:
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise, not pictures", style="yellow")
     folder = output_folder(config)
-    (folder / "config.yaml").write_text(resolved)
+    disk.write_text(f"output_dir={folder}", folder / "config.yaml", resolved)
     log.begin(folder)
     return folder
 
@@ -58,7 +59,7 @@ def _sequential(config: Config, resolved: str, console: Console, stop: Stop, log
     engine = SequentialRun(config, stop)
     stop.then()
     folder = _begin(config, resolved, console, log)
-    streams, worker = [], {}
+    streams, worker, traces = [], {}, []
     for index in range(config.stream.count):
         running = engine.stream(index, folder)
         with ProgressLine(config.model.name, config.stream.count, running.length, console) as line:
@@ -67,9 +68,8 @@ def _sequential(config: Config, resolved: str, console: Console, stop: Stop, log
                 log.chunk(index, timeline.progress())
         found, worker = running.report()
         streams.append(found)
-    if config.stream.count > 1:
-        join_traces(folder, config.stream.count)
-    return [worker], streams, None
+        traces += worker["traces"]
+    return [worker | {"traces": traces}], streams, None
 
 
 def _running(config: Config, resolved: str, console: Console, stop: Stop, log: Log) -> Results | None:
@@ -90,14 +90,12 @@ def _running(config: Config, resolved: str, console: Console, stop: Stop, log: L
         workers = engine.wait()
     if not engine.leads:
         return None
-    join_traces(Path(config.output_dir), engine.plan.processes)
     return workers, results(engine.pipeline), ended.totals
 
 
 def _timeline(config: Config, folder: Path) -> None:
-    """Draw the trace; of several streams that ran one after the other, the first one's."""
-    trace = folder / "trace.json"
-    timeline_png.draw(trace if trace.exists() else folder / "trace.0.json", Path(config.sink.timeline))
+    """Draw the trace."""
+    timeline_png.draw(folder / "trace.json", Path(config.sink.timeline))
     print(f"timeline: {config.sink.timeline}")
 
 
@@ -150,7 +148,8 @@ def _tell(config: Config, log: Log, workers: list[dict], streams: list[dict], to
         report["totals"] = totals
     write_json(folder / "report.json", report)
     print(f"report: {folder / 'report.json'}")
-    print(f"trace: {folder / 'trace.json'}")
+    if trace := join_traces(folder, [packed for worker in workers for packed in worker["traces"]]):
+        print(f"trace: {trace}")
     for entry in streams:
         for name, path in entry["outputs"].items():
             print(f"{name.replace('_', ' ')}: {path}")

@@ -12,12 +12,11 @@ from typing import Any
 
 from conf.errors import UserError
 from conf.schema import Config
-from launch.log import Log
 from runtime.report import Progress
 
 
-class WandbLog(Log):
-    """One run of Weights & Biases.
+class WandbLog:
+    """A log (the three methods of `launch.log.Log`) that is one run of Weights & Biases.
 
     Args:
         config: the run's; kept with it.

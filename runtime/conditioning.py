@@ -151,7 +151,7 @@ class Conditioning:
         if source.audio == "-":
             heard = LivePcm(self._stdin, stop=self.stop)
         else:
-            heard = AudioFile(source.audio) if source.audio else Silence()
+            heard = AudioFile(source.audio, self.stop) if source.audio else Silence()
         return Sound(heard, self.model.fps, self.encoders.listen(whole_file=isinstance(heard, AudioFile)))
 
     def _open_actions(self, source: SourceConfig):
@@ -160,7 +160,7 @@ class Conditioning:
             return None
         if source.actions == "-":
             return LiveActions(self._stdin, names, stop=self.stop)
-        return ActionFile(source.actions, names)
+        return ActionFile(source.actions, names, self.stop)
 
     def _encode_reference(self) -> None:
         """What is not given of the reference and the motion frames: the image held still, mid-grey where none is given.

@@ -116,7 +116,7 @@ class Finish:
                     self.decoder(companion.motion[:, :, : self.primes], self.state)
             with self.trace.span("decode", chunk):
                 pictures = to_pictures(self.decoder(latents, self.state))
-            with self.trace.span("sink", chunk):
+            with self.trace.span("output", chunk):
                 self.outputs.pictures(pictures, companion.sound)
         self.timeline.chunk(companion.entered, companion.frames, companion.accepted)
         self._settle()

@@ -18,7 +18,8 @@ from runtime.state import Keep, State
 from stages.sinks.contact_sheet import ContactSheet
 from stages.sinks.frames import FramesSink
 from stages.sinks.join import join, segment, segments
-from stages.sinks.latents import LatentsHash, LatentsSink
+from stages.sinks.latents import LatentsSink
+from stages.sinks.latents_hash import LatentsHash
 from stages.sinks.video import VideoSink
 
 log = logging.getLogger(__name__)

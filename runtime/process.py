@@ -19,13 +19,14 @@ from conf.schema import Config
 from parallel.channels import ChannelError, Inbox, Sender
 from parallel.p2p import connect_all
 from parallel.plan import Plan
+from runtime.block import Block
 from runtime.board import DRIVER, Abandoned, Board, OrderReader, PeerLost
 from runtime.folder import require_shared
 from runtime.group import Group, join_group, run_follower
 from runtime.orders import Open
 from runtime.parts import Parts, load_parts
 from runtime.reasons import Reason
-from runtime.trace import worker_trace
+from runtime.trace import Trace, worker_trace
 from runtime.worker import Worker
 
 LOAD_TIMEOUT_S = 3600.0
@@ -256,21 +257,24 @@ class Job(NamedTuple):
             ends = connect(self.inbox, parts.device)
             ends.group.share(parts.denoisers)
             blocks = parts.blocks(self.plan, member.worker)
-            trace = worker_trace(self.folder, self.index, str(member))
-            if member.rank:
-                self.pulse.at("following")
-                report = run_follower(ends.group, parts, blocks, self.inbox, trace)
-            else:
-                self.orders.start()
-                blocks = ends.group.lead(blocks)
-                senders = ends.senders
-                worker = Worker(
-                    self.plan, member.worker, self.config, parts, blocks, senders, self.inbox, trace, self.board
-                )
-                self.pulse.look = worker.look
-                report = worker.run()
+            with worker_trace(self.folder, self.index, str(member), self.config.sink.trace) as trace:
+                report = self._work(ends, parts, blocks, trace)
             self.pulse.at("closing")
             ends.close()
             return report
         finally:
             self.orders.close()
+
+    def _work(self, ends: Ends, parts: Parts, blocks: dict[int, Block], trace: Trace) -> dict[str, Any]:
+        """Be the worker, or one of those who share its passes."""
+        member = self.plan.members[self.index]
+        if member.rank:
+            self.pulse.at("following")
+            return run_follower(ends.group, parts, blocks, self.inbox, trace)
+        self.orders.start()
+        blocks = ends.group.lead(blocks)
+        worker = Worker(
+            self.plan, member.worker, self.config, parts, blocks, ends.senders, self.inbox, trace, self.board
+        )
+        self.pulse.look = worker.look
+        return worker.run()

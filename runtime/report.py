@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from conf import disk
 from conf.schema import Config
 from runtime.outputs import Outputs
 from runtime.trace import Samples, Trace
-from stages.sinks.latents import LatentsHash
+from stages.sinks.latents_hash import LatentsHash
 
 
 def versions() -> dict[str, str]:
@@ -121,7 +122,8 @@ class Timeline:
 
 
 def worker_report(trace: Trace, weight_bytes: int, bank_bytes: int, device: torch.device) -> dict[str, Any]:
-    """What one process contributes to a report; `bank_bytes` is of one stream."""
+    """What one process contributes to a report; `bank_bytes` is of one stream, `traces` is for `join_traces`."""
+    packed = trace.pack()
     return {
         "worker": trace.worker,
         "device": str(device),
@@ -129,17 +131,27 @@ def worker_report(trace: Trace, weight_bytes: int, bank_bytes: int, device: torc
         "bank_bytes": bank_bytes,
         "peak_memory_bytes": peak_memory_bytes(device),
         "stages": trace.busy(trace.clock() - trace.opened),
+        "traces": [packed] if packed else [],
     }
 
 
-def assemble(config: Config, workers: list[dict[str, Any]], streams: list[dict[str, Any]]) -> dict[str, Any]:
+def assemble(
+    config: Config,
+    workers: list[dict[str, Any]],
+    streams: list[dict[str, Any]],
+    total: int | None = None,
+    failed: int | None = None,
+) -> dict[str, Any]:
     """The content of `report.json`.
 
     Args:
         config: the run.
         workers: `worker_report` of each.
-        streams: per stream, its timeline, hash and outputs; the only one's keys stand at the top level.
+        streams: `stream_report` of those that are told of here; the only one's keys stand at the top level.
+        total, failed: streams that ended, and those of them that an error ended; None: as many as are in `streams`.
     """
+    total = len(streams) if total is None else total
+    failed = sum("error" in s for s in streams) if failed is None else failed
     common = {
         "model": config.model.name,
         "plan": config.plan.name,
@@ -155,21 +167,35 @@ def assemble(config: Config, workers: list[dict[str, Any]], streams: list[dict[s
         "stages": {name: stage for w in workers for name, stage in w["stages"].items() if name not in WAITING}
         | {f"{name}.{w['worker']}": w["stages"][name] for w in workers for name in WAITING if name in w["stages"]},
         "versions": versions(),
+        "streams_total": total,
+        "streams_failed": failed,
     }
-    if len(streams) == 1:
+    if len(streams) == total == 1:
         return common | streams[0]
     return common | {"finished": all(s["finished"] for s in streams), "streams": streams}
 
 
-def stream_report(name: str, timeline: Timeline, outputs: Outputs | None) -> dict[str, Any]:
-    """What one stream contributes to a report; `outputs` None: it ended before anything was made."""
+def stream_report(
+    name: str, timeline: Timeline, outputs: Outputs | None, error: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What one stream contributes to a report.
+
+    Args:
+        name: its id.
+        timeline: what its viewer noticed.
+        outputs: None: it ended before anything was made.
+        error: the reason that ended it, as a dictionary; None: it came to its end, or was stopped.
+    """
     paths = {sink: str(path) for sink, path in outputs.paths.items()} if outputs else {}
     digest = (outputs.hash if outputs else LatentsHash()).hexdigest
-    return {"stream": name, **timeline.summary(), "latents_sha256": digest, "outputs": paths}
+    found = {"stream": name, **timeline.summary(), "latents_sha256": digest, "outputs": paths}
+    return found | ({"error": error} if error else {})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(path)
+    """Write a file of the output folder whole or not at all.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    disk.write_text(f"output_dir={path.parent}", path, json.dumps(content, indent=2) + "\n")

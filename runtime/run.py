@@ -20,7 +20,7 @@ from runtime.parts import fast_decoder, fast_denoiser, open_outputs
 from runtime.pipeline import opens
 from runtime.report import Timeline, worker_report
 from runtime.state import FINISHED, State, write
-from runtime.trace import Trace, worker_trace
+from runtime.trace import worker_trace
 from stages.build import choose_device
 from stages.codec.base import parameter_bytes
 from stages.denoise.finished import Finished
@@ -73,8 +73,8 @@ class Stream:
     def __init__(self, run: SequentialRun, index: int, folder: Path):
         self._run, self._conditioning, order = run, run.conditionings[index], run.orders[index]
         self.length = self._conditioning.length()
-        # Several streams are several tracks, joined when all have ended.
-        self._trace = worker_trace(folder, index) if len(run.orders) > 1 else Trace(folder / "trace.json")
+        # Every stream has a track of its own.
+        self._trace = worker_trace(folder, index, keep=run.config.sink.trace)
         model, self._keep = run.config.model, order.keep
         state = self._keep.state if self._keep else None
         made = (state.chunk, state.content["frames"]) if state else (0, 0)

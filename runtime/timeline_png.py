@@ -1,6 +1,6 @@
 """A picture of the pipeline as it fills and runs, drawn from `trace.json`: one track per worker, one box per span.
 
-Reads what `runtime.trace` writes, also of a run that was killed in the middle of a line. Pillow only.
+Reads what `runtime.trace` writes, also where the end is missing. Pillow only.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from conf.errors import UserError
+from conf import disk
 
 FIRST_CHUNKS = 8
-"""Without a given time the picture ends with this many chunks: filling, and steady running."""
+"""Without a given time the picture ends with this many chunks of the trace: filling, and steady running."""
 
 # Pixels.
 WIDTH, MARGIN = 1600, 36
@@ -27,12 +27,20 @@ TICK_EVERY = 110
 
 PAPER, LANE, INK, FAINT, GRID = (250, 249, 246), (241, 239, 234), (52, 52, 56), (120, 120, 124), (224, 221, 214)
 WAITING = {"wait": (231, 228, 221), "send": (205, 200, 190)}
-DECODE, SINK, ENCODE = (94, 158, 96), (158, 196, 150), (150, 150, 160)
+DECODE, POST, OUTPUT, ENCODE = (94, 158, 96), (126, 178, 122), (158, 196, 150), (150, 150, 160)
 ACCENT = (214, 84, 62)
 # Light blue to dark violet: neighbours on a route look alike, the first and the last do not.
 STEPS = ((133, 190, 228), (92, 146, 214), (88, 100, 190), (104, 68, 158))
-KNOWN = {"decode": DECODE, "sink": SINK, "encode": ENCODE, "prefill": ACCENT, "commit": ACCENT, "recache": ACCENT}
-LAST = ("prefill", "commit", "recache", "encode", "decode", "sink", "wait", "send")
+KNOWN = {
+    "encode": ENCODE,
+    "prefill": ACCENT,
+    "commit": ACCENT,
+    "recache": ACCENT,
+    "decode": DECODE,
+    "post": POST,
+    "output": OUTPUT,
+}
+LAST = ("prefill", "commit", "recache", "encode", "decode", "post", "output", "wait", "send")
 """The legend's order, after the steps."""
 
 
@@ -89,7 +97,8 @@ def shown(boxes: list[Box], first_s: float | None) -> tuple[float, float]:
     begin = min(b.start for b in work)
     if first_s is not None:
         return begin, begin + first_s
-    return begin, max((b.end for b in work if 0 <= b.chunk < FIRST_CHUNKS), default=max(b.end for b in work))
+    first = min((b.chunk for b in work if b.chunk >= 0), default=0)
+    return begin, max((b.end for b in work if 0 <= b.chunk - first < FIRST_CHUNKS), default=max(b.end for b in work))
 
 
 def colour(stage: str, steps: int) -> tuple[int, int, int]:
@@ -196,9 +205,5 @@ def draw(trace_json: Path, png: Path, first_s: float | None = None) -> None:
         picture.box(box)
     chunks = len({b.chunk for b in boxes if b.chunk >= 0 and b.start < end})
     picture.legend(f"The first {end - begin:.2f} s, {chunks} chunk{'s' * (chunks != 1)}")
-    try:
-        Path(png).parent.mkdir(parents=True, exist_ok=True)
-        picture.image.save(png, format="PNG")
-    except OSError as error:
-        rule = f"cannot be written ({error.strerror or error})"
-        raise UserError(f"sink.timeline={png}", rule, "write to a folder that has room") from error
+    with disk.writing(f"sink.timeline={png}"), disk.replacing(disk.prepare(png)) as aside:
+        picture.image.save(aside, format="PNG")

@@ -1,31 +1,42 @@
-"""Where the time goes: spans of work, written as they end, and statistics of bounded size.
+"""Where the time goes: spans of work, and statistics of bounded size.
 
-`trace.json` is the Trace Event format (one track per worker) that Perfetto and chrome://tracing open, also
-when the run was killed and the closing bracket is missing.
+A worker keeps its latest spans in memory (`Ring`) and hands them over with its report; `sink.trace=all` writes every
+span to a file instead (`PartFile`). `trace.json` joins them, one track per worker, in the Trace Event format that
+Perfetto and chrome://tracing open.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
+import threading
 import time
+import zlib
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
-RECENT = 1000
+import numpy as np
+
+from conf import disk
+from conf.errors import UserError
+
+SAMPLES = 1000
 """Samples behind every percentile: the latest this many, so that memory does not grow with the stream."""
-
-
+RECENT_S, RECENT_SPANS = 600.0, 1 << 15
+"""A ring holds the spans of the last ten minutes, and at most so many (0.9 MB)."""
 TOGETHER = 64
-"""Spans written at once."""
+"""Spans written to a part file at once: code that runs only now and then is slow each time."""
 
 
 class Samples:
     """Recent durations, and the sum of all."""
 
     def __init__(self):
-        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.recent: deque[float] = deque(maxlen=SAMPLES)
         self.total, self.count = 0.0, 0
 
     def add(self, value: float) -> None:
@@ -52,27 +63,148 @@ class Samples:
         return {"p50": self.percentile(50), "p99": self.percentile(99)}
 
 
+class Span(NamedTuple):
+    """Work of a stage for a chunk (-1: for none); times in seconds."""
+
+    stage: str
+    chunk: int
+    start: float
+    duration: float
+
+    def event(self, track: int) -> str:
+        """As Trace Event JSON, whose times are microseconds."""
+        return (
+            f'{{"name": "{self.stage}", "ph": "X", "pid": 0, "tid": {track}, "ts": {round(self.start * 1e6)}, '
+            f'"dur": {round(self.duration * 1e6)}, "args": {{"chunk": {self.chunk}}}}}'
+        )
+
+
+def _title(worker: str, track: int) -> str:
+    """The event that names a track."""
+    return json.dumps({"name": "thread_name", "ph": "M", "pid": 0, "tid": track, "args": {"name": worker}})
+
+
+class Ring:
+    """The latest spans: those that ended in the last `RECENT_S` seconds, and `RECENT_SPANS` of them at most."""
+
+    KIND = np.dtype([("stage", "<u4"), ("chunk", "<i8"), ("start", "<f8"), ("duration", "<f8")])
+
+    def __init__(self):
+        self._spans = np.zeros(RECENT_SPANS, self.KIND)
+        self._stages: dict[str, int] = {}
+        self._count = 0
+
+    def add(self, span: Span) -> None:
+        number = self._stages.setdefault(span.stage, len(self._stages))
+        self._spans[self._count % RECENT_SPANS] = (number, *span[1:])
+        self._count += 1
+
+    def pack(self, now: float) -> dict[str, Any]:
+        """The spans as JSON can hold them: stage names, and zlib-compressed records of `KIND` in base64."""
+        oldest = max(0, self._count - RECENT_SPANS)
+        kept = self._spans[np.arange(oldest, self._count) % RECENT_SPANS]
+        recent = kept[kept["start"] + kept["duration"] >= now - RECENT_S]
+        return {"stages": [*self._stages], "spans": base64.b64encode(zlib.compress(recent.tobytes())).decode()}
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Any]) -> Iterator[Span]:
+        """The spans that `pack` gave away, oldest first."""
+        content = zlib.decompress(base64.b64decode(packed["spans"]))
+        for stage, chunk, start, duration in np.frombuffer(content, cls.KIND).tolist():
+            yield Span(packed["stages"][stage], chunk, start, duration)
+
+
+class PartFile:
+    """Every span, to a file that Perfetto opens also where its end is missing.
+
+    Raises:
+        UserError: the file cannot be made.
+    """
+
+    def __init__(self, path: Path, worker: str, track: int):
+        self.path, self.track = path, track
+        self.refused: UserError | None = None
+        """Why nothing is written any more: a disk that refuses spans does not end the streams they are of."""
+        self._waiting: list[str] = []
+        with self._writing():
+            self._file = disk.prepare(path).open("w")
+        self._file.write("[\n" + _title(worker, track))
+
+    def add(self, span: Span) -> None:
+        if self.refused is None:
+            self._waiting.append(",\n" + span.event(self.track))
+            if len(self._waiting) == TOGETHER:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, unless the disk refused before."""
+        waiting, self._waiting = "".join(self._waiting), []
+        if self.refused or self._file.closed:
+            return
+        try:
+            with self._writing():
+                self._file.write(waiting)
+                self._file.flush()
+                self.path.stat()  # an open file can be written whose folder is gone
+        except UserError as error:
+            self.refused = error
+
+    def close(self) -> None:
+        """Write the rest, and the end that makes it JSON."""
+        self._waiting.append("\n]\n")
+        self.flush()
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return disk.writing(f"output_dir={self.path.parent}", self.path.name)
+
+
 class Trace:
-    """Spans of one worker.
+    """Statistics of one worker's stages, and its spans. Threads may share it.
+
+    As a context that an exception leaves, it writes its ring to the part file, which Perfetto opens as it is: whoever
+    looks for the cause has it.
 
     Args:
-        path: trace file; None: statistics only.
         worker, track: the track's name and number.
-        clock: seconds, monotonic, and the same in every process of a machine.
+        keep: which spans: `none`, the `recent` ones (in memory), or `all` (in the part file).
+        part: the part file; None: spans are never written by this process.
+        clock: seconds, monotonic, and the same in every process of a host.
+
+    Attributes:
+        offset: seconds to add to this host's clock for that of the first worker's host; applied to spans when they
+            are handed over or written.
+
+    Raises:
+        UserError: the part file cannot be made.
     """
 
     def __init__(
-        self, path: str | Path | None = None, worker: str = "worker0", track: int = 0, clock=time.perf_counter
+        self,
+        worker: str = "worker0",
+        track: int = 0,
+        keep: str = "none",
+        part: Path | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ):
         self.stages: dict[str, Samples] = defaultdict(Samples)
-        self._spans: list[tuple[str, int, float, float]] = []
         self.worker, self.track, self.clock, self.opened = worker, track, clock, clock()
-        self._file = Path(path).open("w") if path else None  # noqa: SIM115  held open while the stream lasts
-        self._write({"name": "thread_name", "ph": "M", "pid": 0, "tid": track, "args": {"name": worker}}, "[\n")
+        self.offset = 0.0
+        self._lock, self._part = threading.Lock(), part
+        self._kept: Ring | PartFile | None = None
+        if keep == "recent":
+            self._kept = Ring()
+        elif keep == "all" and part:
+            self._kept = PartFile(part, worker, track)
 
-    def _write(self, event: dict, before: str = ",\n") -> None:
-        if self._file:
-            self._file.write(before + json.dumps(event))
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        if kind is not None:
+            self._leave_behind()
+        self.close()
 
     @contextmanager
     def span(self, stage: str, chunk: int) -> Iterator[None]:
@@ -83,58 +215,123 @@ class Trace:
 
     def add(self, stage: str, chunk: int, start: float, duration: float) -> None:
         """A span that was timed elsewhere; times on this trace's clock."""
-        self.stages[stage].add(duration)
-        if self._file:
-            self._spans.append((stage, chunk, start, duration))
-            if len(self._spans) == TOGETHER:
-                self._write_spans()
-
-    def _write_spans(self) -> None:
-        """Several at a time: there are some on every hop, and code that runs now and then is slow each time."""
-        for stage, chunk, start, duration in self._spans:
-            self._file.write(
-                f',\n{{"name": "{stage}", "ph": "X", "pid": 0, "tid": {self.track}, "ts": {round(start * 1e6)}, '
-                f'"dur": {round(duration * 1e6)}, "args": {{"chunk": {chunk}}}}}'
-            )
-        self._spans.clear()
+        with self._lock:
+            self.stages[stage].add(duration)
+            if isinstance(self._kept, PartFile):
+                start += self.offset
+            if self._kept:
+                self._kept.add(Span(stage, chunk, start, duration))
 
     def flush(self) -> None:
-        if self._file:
-            self._write_spans()
-            self._file.flush()
+        """Write what waits for the part file."""
+        if isinstance(self._kept, PartFile):
+            with self._lock:
+                self._kept.flush()
 
     def close(self) -> None:
-        if self._file:
-            self._write_spans()
-            self._file.write("\n]\n")
-            self._file.close()
-            self._file = None
+        """Let go of the part file; spans in memory stay until they are packed."""
+        if isinstance(self._kept, PartFile):
+            with self._lock:
+                self._kept.close()
+
+    def pack(self) -> dict[str, Any] | None:
+        """What `join_traces` takes, as JSON can hold it, 2 MB at most; None where no spans are kept."""
+        track = {"worker": self.worker, "track": self.track, "offset": self.offset}
+        with self._lock:
+            if isinstance(self._kept, Ring):
+                return track | self._kept.pack(self.clock())
+            if self._kept:
+                refused = self._kept.refused
+                return track | {
+                    "part": self._kept.path.name,
+                    "refused": refused and [refused.value, refused.rule, refused.remedy],
+                }
+        return None
 
     def busy(self, wall_s: float) -> dict[str, dict]:
         """Per stage: worker, share of `wall_s` spent in it, and recent durations."""
+        with self._lock:
+            stages = dict(self.stages)
         return {
             name: {"worker": self.worker, "busy_fraction": s.total / wall_s if wall_s else None, "time_s": s.summary()}
-            for name, s in self.stages.items()
+            for name, s in stages.items()
         }
 
+    def _leave_behind(self) -> None:
+        """Write the ring to the part file, as far as the disk lets it: the exception under way matters more."""
+        packed = self.pack()
+        if not self._part or not packed or "spans" not in packed:
+            return
+        with contextlib.suppress(UserError):
+            file = PartFile(self._part, self.worker, self.track)
+            for span in _spans(packed):
+                file.add(span)
+            file.close()
 
-def worker_trace(folder: Path, index: int, name: str | None = None) -> Trace:
-    """The trace of process `index` of several, in a part file of its own; `name`: of its worker, if not the same."""
-    return Trace(folder / f"trace.{index}.part", f"worker{index if name is None else name}", index)
+
+def worker_trace(folder: Path, index: int, name: str | None = None, keep: str = "recent") -> Trace:
+    """The trace of process `index` of several.
+
+    Args:
+        folder: where its part file goes, `trace.INDEX.part`; one that an earlier run left there is removed.
+        index: the number of its track.
+        name: of its worker, if that has another number.
+        keep: as `sink.trace`.
+    """
+    part = Path(folder) / f"trace.{index}.part"
+    disk.remove(part)
+    return Trace(f"worker{index if name is None else name}", index, keep, part)
 
 
-def join_traces(folder: Path, workers: int) -> Path:
-    """Join the workers' part files to `trace.json`, one track each, and remove them."""
-    target = folder / "trace.json"
-    with target.open("w") as joined:
+def _spans(packed: dict[str, Any]) -> Iterator[Span]:
+    """Spans of a ring on the first worker's clock."""
+    return (span._replace(start=span.start + packed["offset"]) for span in Ring.unpack(packed))
+
+
+def _events(folder: Path, packed: dict[str, Any]) -> Iterator[str]:
+    """A worker's events as JSON, one each; none of a part file that is not there (it is on another host)."""
+    if "spans" in packed:
+        yield _title(packed["worker"], packed["track"])
+        yield from (span.event(packed["track"]) for span in _spans(packed))
+        return
+    part = folder / packed["part"]
+    if not part.is_file():
+        return
+    with part.open() as lines:
+        for line in lines:
+            event = line.strip().rstrip(",")
+            if event.startswith("{") and event.endswith("}}"):  # a whole one
+                yield event
+
+
+def join_traces(folder: Path, traces: Iterable[dict[str, Any]]) -> Path | None:
+    """Join what workers packed, and their part files, to `trace.json`, and remove these.
+
+    Args:
+        folder: the run's.
+        traces: `Trace.pack` of every worker that has one.
+
+    Returns:
+        The file; None where no worker kept spans.
+
+    Raises:
+        UserError: the disk refuses this file, or refused a part of it.
+    """
+    traces, target = list(traces), Path(folder) / "trace.json"
+    if not traces:
+        return None
+    with disk.writing(f"output_dir={folder}", target.name), disk.replacing(target) as aside, aside.open("w") as joined:
         joined.write("[\n")
-        for index in range(workers):
-            part = folder / f"trace.{index}.part"
-            with part.open() as lines:
-                for line in lines:
-                    event = line.strip().rstrip(",")
-                    if event.startswith("{"):
-                        joined.write((",\n" if joined.tell() > 2 else "") + event)
-            part.unlink()
+        between = ""
+        for packed in traces:
+            for event in _events(target.parent, packed):
+                joined.write(between + event)
+                between = ",\n"
         joined.write("\n]\n")
+    for packed in traces:
+        if "part" in packed:
+            disk.remove(target.parent / packed["part"])
+    for packed in traces:
+        if refused := packed.get("refused"):
+            raise UserError(*refused)
     return target

@@ -13,7 +13,7 @@ from parallel.plan import Version
 def versions(model: ModelConfig) -> tuple[Version, ...]:
     """All versions, in the order they take effect."""
     found = [Version(-1, 0)] if model.reference else []
-    if model.context == "same_level":
+    if not model.rule.commits:
         found += [Version(j, j + 1, "commit") for j in range(model.sink_frames // model.chunk_frames)]
     if model.recalibrate_chunk is not None:
         found.append(Version(0, model.recalibrate_chunk))

@@ -117,7 +117,7 @@ class EmulatedDenoiser:
 
     def level(self, step: int) -> int:
         """The bank a step reads and writes."""
-        return step if self.model.context == "same_level" else 0
+        return self.model.rule.level(step)
 
     def open(self, levels: Iterable[int] | None = None) -> StreamBanks:
         """Banks that hold nothing; `levels` None: all."""
@@ -159,7 +159,7 @@ class EmulatedDenoiser:
 
     def commits(self, chunk: int) -> bool:
         """Whether `chunk` is committed when it is finished."""
-        return self.model.context == "clean" or chunk * self.model.chunk_frames < self.model.sink_frames
+        return self.model.rule.commits or chunk * self.model.chunk_frames < self.model.sink_frames
 
     def _hold(self, seconds: float, chunk: int, what: str) -> None:
         """Processes that share a pass take equal parts of its time; what they exchange takes none here."""

@@ -6,16 +6,11 @@ from dataclasses import dataclass, field
 
 from conf.errors import UserError, choice
 from conf.schema.cluster import ClusterConfig
-from conf.schema.model import (
-    AudioConfig,
-    CodecConfig,
-    LoraConfig,
-    ModelConfig,
-    NetworkConfig,
-    SinkShift,
-    TextConfig,
-    Wav2VecConfig,
-)
+from conf.schema.codec import CodecConfig
+from conf.schema.conditioning import AudioConfig, TextConfig, Wav2VecConfig
+from conf.schema.lora import LoraConfig
+from conf.schema.model import ModelConfig, SinkShift
+from conf.schema.network import NetworkConfig
 from conf.schema.stream import (
     OBJECTIVES,
     DeviceConfig,

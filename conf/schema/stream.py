@@ -17,6 +17,7 @@ THREADS = ("auto", "true", "false")
 LOGS = ("none", "wandb")
 SOURCES = ("image", "audio", "actions", "tensors")
 """Settings of a source that are files."""
+TRACES = ("none", "recent", "all")
 GRAPHS = ("never", "auto", "always")
 
 
@@ -141,10 +142,15 @@ class SinkConfig:
     contact_sheet: str | None = None
     timeline: str | None = None
     """A PNG of the pipeline filling and running, drawn from the trace at the end."""
+    trace: str = "recent"
+    """What `trace.json` holds: `none` (it is not written), the `recent` ten minutes, or `all`."""
 
     def __post_init__(self):
         for setting in fields(self):
             _plain(f"sink.{setting.name}", getattr(self, setting.name), LONGEST_PATH)
+        choice("sink.trace", self.trace, TRACES)
+        if self.timeline and self.trace == "none":
+            raise UserError("sink.trace=none", f"sink.timeline={self.timeline} is drawn from it", "use recent or all")
 
     @property
     def needs_frames(self) -> bool:

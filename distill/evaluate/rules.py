@@ -60,7 +60,7 @@ class NoisySink(Denoiser):
         positions = range(-frames, 0)
         noise = torch.randn(reference.shape, generator=torch.Generator().manual_seed(0)).to(reference)
         for level, bank in stream.banks.items():
-            step = level if self.model.context == "same_level" else self.sampler.steps - 1
+            step = level if self.model.rule.bank_per_step else self.sampler.steps - 1
             sigma = self.sampler.sigmas[step]
             x = ((1 - sigma) * reference + sigma * noise).to(self.network.device, self.network.dtype)
             attend = BankPass(bank, self.rope.table(positions), positions, [(0, 0, frames)], frames, self.core)

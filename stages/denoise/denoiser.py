@@ -118,7 +118,7 @@ class Denoiser:
 
     def level(self, step: int) -> int:
         """The bank a step reads and writes."""
-        return step if self.model.context == "same_level" else 0
+        return self.model.rule.level(step)
 
     def open(self, levels: Iterable[int] | None = None) -> StreamBanks:
         """Empty banks for a new stream; `levels` None: all."""
@@ -203,7 +203,7 @@ class Denoiser:
 
     def commits(self, chunk: int) -> bool:
         """Whether `chunk` is committed when it is finished."""
-        return self.model.context == "clean" or chunk * self.model.chunk_frames < self.model.sink_frames
+        return self.model.rule.commits or chunk * self.model.chunk_frames < self.model.sink_frames
 
     def _first_and_others(self, stream: StreamBanks) -> tuple[Bank, list[Bank]]:
         first, *others = stream.banks.values()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from conf.errors import UserError
+from conf import disk
 from stages.rate import frame_rate
 
 MARGIN, GAP, LINE = 24, 12, 20  # pixels
@@ -52,7 +52,7 @@ class ContactSheet:
         return [number for number, _ in self._chosen()]
 
     def save(self, path: str | Path) -> None:
-        """Write the sheet as PNG; without a single frame nothing is written.
+        """Write the sheet as PNG, in a folder that is made; without a single frame nothing is written.
 
         Raises:
             UserError: the file cannot be written.
@@ -60,14 +60,8 @@ class ContactSheet:
         chosen = self._chosen()
         if not chosen:
             return
-        path = Path(path)
-        try:
-            self._drawn(chosen).save(path, format="PNG")
-        except OSError as error:
-            if path.is_file():
-                path.unlink()
-            rule = f"cannot be written ({error.strerror or error})"
-            raise UserError(f"contact sheet {path}", rule, "write to a folder that has room") from error
+        with disk.writing(f"sink.contact_sheet={path}"), disk.replacing(disk.prepare(path)) as aside:
+            self._drawn(chosen).save(aside, format="PNG")
 
     def _chosen(self) -> list[tuple[int, Image.Image]]:
         """At most as many of the kept frames as there are cells, first and last among them."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from conf.errors import UserError
+from conf import disk
 
 
 class FramesSink:
@@ -21,12 +21,10 @@ class FramesSink:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self._name = f"sink.frames={folder}"
         self.frames = 0  # written so far
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
+        with disk.writing(self._name):
+            self.folder = disk.folder(folder)
 
     def write(self, frames: np.ndarray) -> None:
         """Append frames, uint8 [n, H, W, 3] RGB.
@@ -40,16 +38,9 @@ class FramesSink:
             raise ValueError(f"frames must be uint8 [n, H, W, 3], got {frames.dtype} {list(frames.shape)}")
         for frame in frames:
             path = self.folder / f"frame.{self.frames:08d}.png"
-            try:
-                Image.fromarray(frame).save(path, compress_level=1)
-            except OSError as error:
-                path.unlink(missing_ok=True)
-                raise self._unwritable(error) from error
+            with disk.writing(self._name), disk.replacing(path) as aside:
+                Image.fromarray(frame).save(aside, format="PNG", compress_level=1)
             self.frames += 1
 
     def close(self) -> None:
         """Nothing is held open."""
-
-    def _unwritable(self, error: OSError) -> UserError:
-        rule = f"cannot be written ({error.strerror or error})"
-        return UserError(f"sink.frames={self.folder}", rule, "give a folder that you may write to and that has room")

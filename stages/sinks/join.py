@@ -14,6 +14,7 @@ from pathlib import Path
 
 import av
 
+from conf import disk
 from conf.errors import UserError
 from stages.rate import frame_rate
 from stages.sinks.video import FRAGMENTED
@@ -26,10 +27,18 @@ def segment(video: str | Path, frame: int) -> Path:
 
 
 def segments(video: str | Path) -> list[tuple[int, Path]]:
-    """(first frame, file) of the segments beside a video, in order."""
+    """(first frame, file) of the segments beside a video, in order; none where its folder is not there yet.
+
+    Raises:
+        UserError: its folder cannot be read.
+    """
     video = Path(video)
+    if not video.parent.is_dir():
+        return []
     pattern = re.compile(rf"{re.escape(video.stem)}\.from-(\d+){re.escape(video.suffix)}")
-    found = ((pattern.fullmatch(path.name), path) for path in video.parent.iterdir())
+    with disk.writing(f"sink.video={video}"):
+        beside = list(video.parent.iterdir())
+    found = ((pattern.fullmatch(path.name), path) for path in beside)
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
@@ -49,13 +58,10 @@ def join(video: str | Path) -> int:
     found = [(frame, path) for frame, path in segments(video) if path.stat().st_size]
     if not found:
         return 0
-    parts = [(0, video), *found]
-    aside = video.with_name(f".{video.name}.joining")
     try:
-        _write(parts, aside)
-        aside.replace(video)
+        with disk.replacing(video) as aside:
+            _write([(0, video), *found], aside)
     except (OSError, ValueError, av.FFmpegError) as error:
-        aside.unlink(missing_ok=True)
         rule = f"its parts cannot be joined ({getattr(error, 'strerror', None) or error})"
         raise UserError(f"video={video}", rule, "the parts are left as they are") from error
     for _, path in found:

@@ -1,4 +1,4 @@
-"""Final latents to a safetensors file that can be loaded after every write, and their hash.
+"""Final latents to a safetensors file that can be loaded after every write.
 
 A safetensors file is: the header's length (8 bytes, little-endian), a JSON header, the tensors' bytes. The header may
 end in spaces, so room is kept for entries to come: a write appends the bytes and then puts one entry over the
@@ -12,64 +12,25 @@ import hashlib
 import json
 import os
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from conf.errors import UserError
-from stages.sinks.sha256 import Sha256
+from conf import disk
+from stages.sinks.latents_hash import raw
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 RESERVE = 1 << 16  # bytes of header: room for about 600 chunks
 LARGEST_HEADER = 100_000_000  # what safetensors reads
 
 
-class LatentsHash:
-    """sha256 over the raw bytes of latents, in the order they are added. A thread computes it, beside the stream.
-
-    Args:
-        resumable: whether `progress` will be asked for.
-        progress: of another, to go on from.
-
-    Raises:
-        UserError: it is to be resumable, and there is no OpenSSL here.
-    """
-
-    def __init__(self, resumable: bool = False, progress: bytes | None = None):
-        self._hash = Sha256(progress) if resumable or progress is not None else hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hash")
-        self._last: Future | None = None
-
-    def add(self, latents: Tensor) -> None:
-        """Take in one chunk, of any shape and dtype; it must stay as it is."""
-        self._wait()
-        self._last = self._thread.submit(lambda: self._hash.update(_raw(latents)))
-
-    @property
-    def hexdigest(self) -> str:
-        """Of everything so far."""
-        self._wait()
-        return self._hash.hexdigest()
-
-    @property
-    def progress(self) -> bytes:
-        """What another goes on from; a few bytes, whatever was added. Only of a resumable one."""
-        self._wait()
-        return self._hash.progress
-
-    def _wait(self) -> None:
-        if self._last:
-            self._last.result()
-
-
 class LatentsSink:
     """Chunks as they come, under the keys `chunk.000000`, `chunk.000001`, ...
 
     Args:
-        path: the file; it is replaced.
+        path: the file; it is replaced, and its folder made.
         reserve: bytes of header to begin with.
         first: number of the first chunk to come.
         digest: sha256 of the chunks before it. If the file begins with just these, they stay, what lies behind them is
@@ -87,21 +48,19 @@ class LatentsSink:
         self._reserve = max(16, (reserve + 7) // 8 * 8)
         self._header = 1  # bytes of JSON before its closing brace
         self._data = 0  # bytes of tensors
-        existed = self.path.exists()
-        try:
-            if first and existed and self._continue(first, digest):
+        with self._writing():
+            disk.prepare(self.path)
+            if first and self.path.exists() and self._continue(first, digest):
                 return
             self._file = self.path.open("w+b")
             try:
                 self._file.write(self._reserve.to_bytes(8, "little") + b"{}".ljust(self._reserve))
                 self._file.flush()
             except OSError:
-                self._file.close()
-                if not existed:
-                    self.path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self._file.close()
+                disk.remove(self.path)
                 raise
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def write(self, latents: Tensor) -> None:
         """Append one chunk [1, C, c, h, w] in its own dtype: float32, float16 or bfloat16.
@@ -114,32 +73,35 @@ class LatentsSink:
             raise ValueError(f"latents are float32, float16 or bfloat16, not {latents.dtype}")
         if self._file is None:
             raise ValueError(f"{self.path} is closed")
-        raw = _raw(latents)
+        data = raw(latents)
         entry = {
             "dtype": DTYPES[latents.dtype],
             "shape": list(latents.shape),
-            "data_offsets": [self._data, self._data + len(raw)],
+            "data_offsets": [self._data, self._data + len(data)],
         }
         text = f'"{_key(self._next)}":' + json.dumps(entry, separators=(",", ":"))
         text = ("," if self.chunks else "") + text + "}"
-        try:
+        with self._writing():
             while self._header + len(text) > self._reserve:
                 self._grow()
-            self._append(raw, text.encode())
-        except OSError as error:
-            raise self._unwritable(error) from error
-        self._data += len(raw)
+            self._append(data, text.encode())
+        self._data += len(data)
         self._header += len(text) - 1
         self.chunks += 1
         self._next += 1
 
     def close(self) -> None:
-        """Let go of the file, and remove it if nothing was written. Closing again does nothing."""
+        """Let go of the file, and remove it if nothing was written. Closing again does nothing.
+
+        Raises:
+            UserError: the disk refused in the end what it had taken.
+        """
         file, self._file = self._file, None
         if file is not None:
-            file.close()
-            if not self.chunks and self.path.is_file():
-                self.path.unlink(missing_ok=True)
+            with self._writing():
+                file.close()
+            if not self.chunks:
+                disk.remove(self.path)
 
     def _continue(self, first: int, digest: str | None) -> bool:
         """Open a file that begins with chunks 0 .. first - 1, and cut it behind them; False: it does not."""
@@ -168,22 +130,24 @@ class LatentsSink:
             return True
         return False
 
-    def _append(self, raw: memoryview, entry: bytes) -> None:
+    def _append(self, data: memoryview, entry: bytes) -> None:
         """Tensor bytes to the end, then their entry into the header; all of it or nothing."""
         end = 8 + self._reserve + self._data
         try:
             self._file.seek(end)
-            self._file.write(raw)
+            self._file.write(data)
             self._file.flush()
             self._file.seek(8 + self._header)
             self._file.write(entry)
             self._file.flush()
+            self.path.stat()  # an open file can be written whose folder is gone
         except OSError:
             # The buffer still holds what the disk refused: let it go with its file, and cut off what did arrive.
             with contextlib.suppress(OSError):
                 self._file.close()
-            os.truncate(self.path, end)
-            self._file = self.path.open("r+b")
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, end)
+                self._file = self.path.open("r+b")
             raise
 
     def _grow(self) -> None:
@@ -191,27 +155,19 @@ class LatentsSink:
         reserve = 2 * self._reserve
         if reserve > LARGEST_HEADER:
             raise OSError(f"safetensors holds no more than {self.chunks} chunks in one file")
-        aside = self.path.with_name(f".{self.path.name}.growing")
-        try:
-            with aside.open("w+b") as grown:
-                self._file.seek(8)
-                header = self._file.read(self._header + 1)
-                grown.write(reserve.to_bytes(8, "little") + header.ljust(reserve))
-                self._file.seek(8 + self._reserve)
-                shutil.copyfileobj(self._file, grown, 1 << 20)
-            aside.replace(self.path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
+        with disk.replacing(self.path) as aside, aside.open("w+b") as grown:
+            self._file.seek(8)
+            header = self._file.read(self._header + 1)
+            grown.write(reserve.to_bytes(8, "little") + header.ljust(reserve))
+            self._file.seek(8 + self._reserve)
+            shutil.copyfileobj(self._file, grown, 1 << 20)
         self._file.close()
         self._file = self.path.open("r+b")
         self._reserve = reserve
 
-    def _unwritable(self, error: OSError) -> UserError:
-        remedy = "write to a folder that you may write to and that has room"
-        if self.chunks:
-            remedy = f"the file holds the first {self.chunks} chunks; {remedy}"
-        return UserError(f"sink.latents={self.path}", f"cannot be written ({error.strerror or error})", remedy)
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        kept = f"the file holds the first {self.chunks} chunks; " if self.chunks else ""
+        return disk.writing(f"sink.latents={self.path}", remedy=kept + disk.REMEDY)
 
 
 def _key(chunk: int) -> str:
@@ -228,8 +184,3 @@ def _sha256(file: BinaryIO, length: int) -> str | None:
         found.update(block)
         length -= len(block)
     return found.hexdigest()
-
-
-def _raw(latents: Tensor) -> memoryview:
-    """The tensor's bytes in row-major order."""
-    return memoryview(latents.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -17,6 +17,7 @@ import av
 import numpy as np
 from av.container import Flags
 
+from conf import disk
 from conf.errors import UserError
 from stages.rate import frame_rate
 
@@ -25,6 +26,8 @@ TRACK_RATE = 48000  # of the track: AAC delays by 1024 samples of this
 X264 = {"preset": "veryfast", "tune": "zerolatency", "crf": "20", "threads": "1", "sc_threshold": "0"}
 FRAGMENTED = {"movflags": "delay_moov+default_base_moof+frag_keyframe+skip_trailer"}
 BT709, LIMITED_RANGE = 1, 1
+REFUSED = (OSError, av.FFmpegError)
+"""What a file that cannot be written raises: not all of FFmpeg's errors are the system's."""
 
 
 class VideoSink:
@@ -34,7 +37,7 @@ class VideoSink:
     ahead of it waits, and when the sink is closed the sound is filled up with silence or cut to the picture's length.
 
     Args:
-        path: the file, `*.mp4`; it is replaced.
+        path: the file, `*.mp4`; it is replaced, and its folder made.
         fps: frames per second.
         height: of the picture in pixels, even.
         width: of the picture in pixels, even.
@@ -53,6 +56,7 @@ class VideoSink:
         self._container = self._made = None
         try:
             self._check()
+            disk.prepare(self.path)
             # The encoders are opened before the file is touched.
             self._container = av.open(f"file:{self.path}", "w", format="mp4", options=FRAGMENTED)
             self._container.flags |= Flags.flush_packets.value
@@ -61,7 +65,7 @@ class VideoSink:
             self._made = not self.path.exists()
             self.path.open("ab").close()
             self._container.start_encoding()
-        except (OSError, ValueError, av.FFmpegError) as error:
+        except (*REFUSED, ValueError) as error:
             self._discard(remove=self._made)
             raise self._unwritable(error) from error
 
@@ -71,7 +75,7 @@ class VideoSink:
         In the long run m is 16000 n / fps; from call to call it may differ. None is silence for these frames.
 
         Raises:
-            UserError: the file cannot be written any more; what was written so far stays playable.
+            UserError: the file cannot be written any more; what was written so far stays, if there is a second of it.
             ValueError: the frames are of another size than the sink's, or sound was given to a sink without.
         """
         frames = np.asarray(frames)
@@ -152,36 +156,29 @@ class VideoSink:
             if pixels < 2 or pixels % 2:
                 even = max(2, pixels // 2 * 2)
                 raise UserError(f"stream.{side}={pixels}", "H.264 needs even sizes", f"use {even} or {even + 2}")
-        if not self.path.parent.is_dir():
-            raise UserError(name, f"there is no folder {self.path.parent}", "create it, or write elsewhere")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Turn what the disk refuses into a user's error, with the file cut after its last whole fragment."""
         try:
             yield
-        except (OSError, av.FFmpegError) as error:
-            container, self._container = self._container, None
-            with contextlib.suppress(OSError, av.FFmpegError):
-                container.close()
+        except REFUSED as error:
+            self._discard(remove=not self._whole)
             with contextlib.suppress(OSError):
                 os.truncate(self.path, self._whole)
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: Exception) -> UserError:
-        rule = f"cannot be written ({getattr(error, 'strerror', None) or error})"
-        remedy = "write to a folder that you may write to and that has room"
-        if self.frames:
-            remedy = f"the file plays up to about frame {self.frames}; {remedy}"
-        return UserError(f"sink.video={self.path}", rule, remedy)
+        kept = f"the file plays up to about frame {self.frames}; " if self._whole else ""
+        return disk.unwritable(f"sink.video={self.path}", error, remedy=kept + disk.REMEDY)
 
     def _discard(self, remove: bool) -> None:
         container, self._container = self._container, None
         if container is not None:
-            with contextlib.suppress(OSError, av.FFmpegError):
+            with contextlib.suppress(*REFUSED):
                 container.close()
         if remove:
-            self.path.unlink(missing_ok=True)
+            disk.remove(self.path)
 
 
 class _SoundTrack:

@@ -6,6 +6,7 @@ with the same lines give the same actions. Live lines without `frame` mean "now"
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from conf.errors import UserError, nearest
-from stages.sources.live import LiveBytes
+from stages.sources.live import LiveBytes, PipeFile
 
 log = logging.getLogger(__name__)
 
@@ -46,44 +47,59 @@ class ActionFile:
     Args:
         path: the file of JSON lines, with frames in rising order.
         actions: the names that the model knows, `none` among them.
+        stop: where `path` is a pipe, a set event ends it and releases a blocked `take`; `close` does so, too.
 
     Raises:
         UserError: the file is missing, or a line of it is wrong (also from `take` where `path` is a pipe).
     """
 
-    def __init__(self, path: str | Path, actions: Sequence[str]):
+    def __init__(self, path: str | Path, actions: Sequence[str], stop: threading.Event | None = None):
         self._path, self._actions = Path(path), tuple(actions)
-        self._timeline = _Timeline(self._actions)
+        self._keyframes = _Keyframes(self._actions)
         name = f"source.actions={path}"
         try:
-            if self._path.is_file():
-                with self._path.open("rb") as file:
-                    for _ in self._parsed(file):
-                        pass
-            self._file = self._path.open("rb")
+            if self._path.is_fifo():
+                self._raw: io.RawIOBase = PipeFile(self._path, stop)
+            else:
+                self._check()
+                self._raw = self._path.open("rb", buffering=0)
         except FileNotFoundError as error:
             raise UserError(name, "there is no such file", f"give a file of lines like {EXAMPLE}, or -") from error
         except OSError as error:
             raise UserError(
                 name, f"cannot be read ({error.strerror})", f"give a file of lines like {EXAMPLE}"
             ) from error
-        self._lines = self._parsed(self._file)
+        self._lines = self._parsed(io.BufferedReader(self._raw))
         self.ended = False
 
     def take(self, first_frame: int, count: int) -> list[int]:
         """The action index of each of `count` frames from `first_frame` on."""
-        while not self.ended and self._timeline.horizon < first_frame + count:
-            line = next(self._lines, None)
+        while not self.ended and self._keyframes.horizon < first_frame + count:
+            line = self._next()
             if line is None:
                 self.ended = True
             else:
-                self._timeline.add(*line)
-        return self._timeline.walk(first_frame, count)
+                self._keyframes.add(*line)
+        return self._keyframes.walk(first_frame, count)
 
     def close(self) -> None:
         """Close the file; the last action holds."""
         self.ended = True
-        self._file.close()
+        self._raw.close()
+
+    def _next(self) -> tuple[int, int] | None:
+        try:
+            return next(self._lines, None)
+        except (ValueError, UserError):  # closed in another thread, or stopped in the middle of a line
+            if self.ended or getattr(self._raw, "abandoned", False):
+                return None
+            raise
+
+    def _check(self) -> None:
+        if self._path.is_file():
+            with self._path.open("rb") as file:
+                for _ in self._parsed(file):
+                    pass
 
     def _parsed(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
         """(frame, action index) of every line."""
@@ -117,7 +133,7 @@ class LiveActions:
 
     def __init__(self, stream: BinaryIO, actions: Sequence[str], stop: threading.Event | None = None):
         self._actions = tuple(actions)
-        self._timeline = _Timeline(self._actions)
+        self._keyframes = _Keyframes(self._actions)
         self._bytes = LiveBytes(stream, limit=16 * LONGEST_LINE, stop=stop)
         self._partial, self._number, self._too_long = b"", 0, False
         self._seen = self._awaited = False  # any line so far; the last one had a frame
@@ -130,8 +146,8 @@ class LiveActions:
         """The action index of each of `count` frames from `first_frame` on."""
         came = None
         while not self.ended:
-            behind = self._awaited and self._timeline.horizon < first_frame + count
-            if not behind and self._timeline.pending >= AHEAD:
+            behind = self._awaited and self._keyframes.horizon < first_frame + count
+            if not behind and self._keyframes.pending >= AHEAD:
                 break
             wait = behind or not self._seen
             came = self._bytes.oldest if came is None else came
@@ -148,17 +164,17 @@ class LiveActions:
                 break
         now, self._now = self._now, None
         self.accepted = came if now is not None else None
-        return self._timeline.walk(first_frame, count, now)
+        return self._keyframes.walk(first_frame, count, now)
 
     @property
     def progress(self) -> dict[str, Any]:
         """What another goes on from: the action in force and those to come."""
-        return {"seen": self._seen, "awaited": self._awaited, **self._timeline.progress}
+        return {"seen": self._seen, "awaited": self._awaited, **self._keyframes.progress}
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Go on from the progress of another; the lines that follow are live."""
         self._seen, self._awaited = progress["seen"], progress["awaited"]
-        self._timeline.resume(progress)
+        self._keyframes.resume(progress)
 
     def close(self) -> None:
         """Stop listening; the last action holds."""
@@ -186,7 +202,7 @@ class LiveActions:
                 return
             frame, action = parsed
             if frame is not None:
-                _refuse_going_back(frame, max(0, self._timeline.horizon), where)
+                _refuse_going_back(frame, max(0, self._keyframes.horizon), where)
         except UserError as error:
             log.warning("skipped: %s", error)
             return
@@ -194,7 +210,7 @@ class LiveActions:
         if frame is None:
             self._now = action
         else:
-            self._timeline.add(frame, action)
+            self._keyframes.add(frame, action)
 
 
 def parse_line(line: bytes, actions: Sequence[str], where: str) -> tuple[int | None, int] | None:
@@ -226,7 +242,7 @@ def _refuse_going_back(frame: int, last: int, where: str) -> None:
         raise UserError(f"{where}: frame={frame}", f"comes after frame {last}", "put the lines in the order of frames")
 
 
-class _Timeline:
+class _Keyframes:
     """The action in force, and those to come."""
 
     def __init__(self, actions: tuple[str, ...]):

@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from conf.errors import UserError
-from stages.sources.live import LiveBytes
+from stages.sources.live import LiveBytes, PipeFile
 
 log = logging.getLogger(__name__)
 
@@ -67,24 +67,32 @@ class AudioFile:
 
     Args:
         path: the file.
+        stop: where it is a named pipe, a set event ends it and releases a blocked `read`; `close` does so, too.
 
     Raises:
         UserError: the file is missing, unreadable, or has no sound in it.
     """
 
     rate = RATE
+    duration_s: float | None = None
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, stop: threading.Event | None = None):
         self.path = Path(path)
         self._name = f"source.audio={path}"
+        self._blocks, self._held, self._container = iter(()), NOTHING, None
+        self._lock = threading.Lock()
+        """Held while the container is used: FFmpeg's are of one thread at a time."""
         if not self.path.exists():
             raise UserError(self._name, "there is no such file", "give the path of an audio or video file, or -")
+        self._pipe = PipeFile(self.path, stop) if self.path.is_fifo() else None
         try:
-            self._container = av.open(f"file:{self.path}")
-        except (OSError, ValueError) as error:
-            raise self._unreadable(_reason(error)) from error
-        try:
+            self._container = av.open(self._pipe or f"file:{self.path}")
             self._open_track()
+        except (OSError, ValueError, UserError) as error:
+            self.close()
+            if self._pipe and stop is not None and stop.is_set():
+                return  # nobody will hear it
+            raise error if isinstance(error, UserError) else self._unreadable(_reason(error)) from error
         except BaseException:
             self.close()
             raise
@@ -94,7 +102,6 @@ class AudioFile:
             raise UserError(self._name, "the file has no audio track", "give a file with sound, or leave it out")
         track = self._container.streams.audio[0]
         track.codec_context.thread_count = 1
-        self.duration_s = None
         if track.duration is not None:
             self.duration_s = float(track.duration * track.time_base)
         elif self._container.duration is not None:
@@ -110,18 +117,23 @@ class AudioFile:
 
     def read(self, samples: int) -> np.ndarray:
         """The next samples, float32 [<= samples]; fewer only at the end of the file."""
-        parts, have = [self._held], len(self._held)
-        while have < samples and (block := next(self._blocks, None)) is not None:
-            parts.append(block)
-            have += len(block)
-        joined = np.concatenate(parts)
-        self._held = joined[samples:].copy()
-        return joined[:samples]
+        with self._lock:
+            parts, have = [self._held], len(self._held)
+            while have < samples and (block := next(self._blocks, None)) is not None:
+                parts.append(block)
+                have += len(block)
+            joined = np.concatenate(parts)
+            self._held = joined[samples:].copy()
+            return joined[:samples]
 
     def close(self) -> None:
-        """Close the file; `read` gives nothing any more."""
-        self._blocks, self._held = iter(()), NOTHING
-        self._container.close()
+        """Close the file; `read` gives nothing any more. Any thread may do so."""
+        if self._pipe:
+            self._pipe.close()
+        with self._lock:
+            self._blocks, self._held = iter(()), NOTHING
+            if self._container:
+                self._container.close()
 
     def _decode(self, track: av.AudioStream):
         """Blocks of 16 kHz samples, from the file's start to its end."""

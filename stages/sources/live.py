@@ -1,22 +1,26 @@
 """Bytes from a live stream (standard input, a pipe, a socket's file), without ever being stuck in it.
 
 A thread reads into a bounded buffer and stops reading while it is full, so the writer is slowed down and memory
-does not grow. Whoever waits for bytes is released by the stream's end, by `close` and by the stop event.
+does not grow. Whoever waits for bytes is released by the stream's end, by `close` in any thread, and by the stop event.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import select
 import threading
 import time
+from pathlib import Path
 from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05  # how late a stop event may be noticed
 BLOCK = 4096
+PIPE_BYTES = 1 << 16
+"""Held of a named pipe."""
 
 
 class LiveBytes:
@@ -58,7 +62,12 @@ class LiveBytes:
     @property
     def over(self) -> bool:
         """True once nothing will be added to the buffer any more: end of input, closed or stopped."""
-        return self._at_end or self._closed or self._stop.is_set()
+        return self._at_end or self.abandoned
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether `close` or the stop event ended it."""
+        return self._closed or self._stop.is_set()
 
     @property
     def ended(self) -> bool:
@@ -73,7 +82,7 @@ class LiveBytes:
             return len(self._buffer)
 
     def close(self) -> None:
-        """Stop reading. The stream itself stays open: it belongs to whoever opened it."""
+        """Stop reading and release whoever waits. The stream itself stays open: it belongs to whoever opened it."""
         with self._changed:
             self._closed = True
             self._buffer.clear()
@@ -119,3 +128,37 @@ class LiveBytes:
         if not select.select([descriptor], [], [], POLL_S)[0]:
             return None
         return os.read(descriptor, size)
+
+
+class PipeFile(io.RawIOBase):
+    """A named pipe as a file. Unlike one that is opened as usual, neither opening nor reading it is stuck without a
+    writer: `close` in any thread and the stop event end it.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: str | Path, stop: threading.Event | None = None):
+        self._pipe = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)  # noqa: SIM115, PTH123
+        self._bytes = LiveBytes(self._pipe, PIPE_BYTES, stop)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether `close` or the stop event ended it, and not its writer."""
+        return self._bytes.abandoned
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        """Wait for bytes, then take what fits; 0 at the end."""
+        block = self._bytes.take(1, len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+    def close(self) -> None:
+        """End it, for whoever reads as well."""
+        if not self.closed:
+            self._bytes.close()
+            self._pipe.close()
+        super().close()

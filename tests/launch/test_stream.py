@@ -65,8 +65,8 @@ def test_a_run_leaves_everything_it_promises(job, speech):
     assert Image.open(job.folder / "sheet.png").size[0] > 100
     assert (job.folder / "config.yaml").read_text().startswith("model:")
     trace = json.loads((job.folder / "trace.json").read_text())
-    assert {e["name"] for e in trace} >= {"encode", "prefill", "step0", "step3", "decode", "sink"}
-    assert set(report["stages"]) == {"encode", "prefill", "step0", "step1", "step2", "step3", "decode", "sink"}
+    assert {e["name"] for e in trace} >= {"encode", "prefill", "step0", "step3", "decode", "output"}
+    assert set(report["stages"]) == {"encode", "prefill", "step0", "step1", "step2", "step3", "decode", "output"}
     expected = {
         "model", "plan", "launcher", "device", "workers", "chunks", "frames", "fps", "realtime_factor",
         "time_to_first_frame_s", "control_to_frame_s", "chunk_latency_s", "frame_jitter_s", "peak_memory_bytes",

@@ -94,6 +94,6 @@ def test_a_plan_makes_the_same_video_and_report(job):
     report = job("model=nano", "stream.chunks=4", "plan=timestep")
     assert report["workers"] == 5
     assert report["frames"] == sequential["frames"] == decoded(job.folder / "video.mp4")[0]
-    assert {"encode", "step0", "step1", "step2", "step3", "decode", "sink", "prefill"} <= set(report["stages"])
+    assert {"encode", "step0", "step1", "step2", "step3", "decode", "output", "prefill"} <= set(report["stages"])
     assert report["stages"]["step2"]["worker"] == "worker2"
     assert report["latents_sha256"] == sequential["latents_sha256"]

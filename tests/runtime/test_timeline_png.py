@@ -7,14 +7,15 @@ from PIL import Image
 
 from conf.errors import UserError
 from runtime.timeline_png import ACCENT, colour, draw, read, shown
-from runtime.trace import join_traces, worker_trace
+from runtime.trace import Trace, join_traces
 
 
 @pytest.fixture
 def trace(tmp_path):
     """Three workers: a prefill on each, then twelve chunks of two steps and a decode; nothing for 5 s before."""
+    traces = []
     for worker in range(3):
-        t = worker_trace(tmp_path, worker)
+        t = Trace(f"worker{worker}", worker, "recent", clock=lambda: 120.0)
         t.add("wait", -1, 100.0, 5.0 + worker)
         if worker < 2:
             t.add("prefill", 0, 105.0, 0.5)
@@ -22,8 +23,8 @@ def trace(tmp_path):
             start = 105.5 + chunk + worker
             t.add(("step0", "step1", "decode")[worker], chunk, start, 0.9)
             t.add("send", chunk, start + 0.9, 0.05)
-        t.close()
-    return join_traces(tmp_path, 3)
+        traces.append(t.pack())
+    return join_traces(tmp_path, traces)
 
 
 def colours(png) -> set:

@@ -1,6 +1,6 @@
 """Streaming through banks equals one forward over the whole clip, whatever the window, sink and positions."""
 
-import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from conf.schema import ModelConfig, NetworkConfig
 from stages.denoise.bank import Bank, Layout
 from stages.denoise.denoiser import ChunkConditioning, Denoiser
-from stages.denoise.layers import Modulation
 from stages.denoise.network import Drive, Network, TimeTerms
 from stages.denoise.passes import ClipPass, same_level_views
 from stages.denoise.rope import Rope, rotate
@@ -230,13 +229,17 @@ def test_re_rotation_composes():
 
 
 def test_modulation_is_constant_per_step():
-    """What `Denoiser` computes at load is what a forward would compute."""
+    """What `Denoiser` computes at load is what a forward would compute, for every step and for t = 0."""
     denoiser = build(model_of())
-    network = denoiser.network
-    with torch.no_grad():
-        fresh = network.time_terms(network.time_embeddings(torch.full((1, 1), denoiser.sampler.timestep(1))))
-    for i in network.layers:
-        for a, b in zip(fresh.layers[i], denoiser._terms[1].layers[i], strict=True):
-            assert torch.equal(a, b)
-    assert all(len(Modulation._fields) == 6 for _ in fresh.layers)
-    assert dataclasses.is_dataclass(fresh)
+    network, sampler = denoiser.network, denoiser.sampler
+    times = [*(sampler.timestep(step) for step in range(sampler.steps)), 0.0]
+    assert len(denoiser._terms) == len(times)
+    for time, kept in zip(times, denoiser._terms, strict=True):
+        with torch.no_grad():
+            fresh = network.time_terms(network.time_embeddings(torch.full((1, 1), time)))
+        assert kept.layers.keys() == fresh.layers.keys() == set(network.layers)
+        for i in network.layers:
+            assert all(torch.equal(a, b) for a, b in zip(fresh.layers[i], kept.layers[i], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(fresh.head, kept.head, strict=True))
+    for one, other in pairwise(denoiser._terms):
+        assert not any(torch.equal(a, b) for a, b in zip(one.layers[0], other.layers[0], strict=True))

@@ -7,31 +7,92 @@ import gc
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from conf.errors import UserError
 from stages.denoise.denoiser import ChunkConditioning, Denoiser
 from stages.denoise.graphs import Graphs, attach
 from tests.stages.denoise.test_s2v import TEXT, build, latents, model_of, normal
 
+aten = torch.ops.aten
+WAITS = (aten.item.default, aten.is_nonzero.default, aten._local_scalar_dense.default)
+"""Operations that give the host a number."""
+
+
+class Tape(TorchDispatchMode):
+    """The operations of some work, with the tensors and numbers they were given. Playing it runs no Python of the
+    work again: it reads and writes the same memory, as a CUDA graph does, and every number of the host stays what it
+    was when it was recorded."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation in WAITS:
+            raise RuntimeError("a graph cannot wait for the device")
+        made = operation(*args, **(kwargs or {}))
+        self.operations.append((operation, args, kwargs or {}, made))
+        return made
+
+    def play(self):
+        for operation, args, kwargs, recorded in self.operations:
+            made = operation(*args, **kwargs)
+            for new, place in zip(tree_leaves(made), tree_leaves(recorded), strict=True):
+                if isinstance(new, torch.Tensor) and new.data_ptr() != place.data_ptr():
+                    place.copy_(new)
+
 
 class Replays:
-    """Records like a CUDA graph: work is told once, runs later on the tensors it was told with, into one result."""
+    """Records like a CUDA graph: the work's Python runs once, its operations run again on the tensors it was given."""
 
     def __init__(self):
         self.recorded = self.replayed = 0
 
     def __call__(self, work):
         self.recorded += 1
-        out = []
+        with Tape() as tape:
+            out = work()
 
         def replay():
             self.replayed += 1
-            made = work()
-            if not out:
-                out.append(made.clone())
-            return out[0].copy_(made)
+            tape.play()
+            return out
 
         return replay
+
+
+def run(graphs, bank, work, x):
+    with torch.inference_mode():
+        return graphs(bank, "key", work, {}, {"x": x})
+
+
+def test_the_recorder_shows_what_is_baked_in():
+    """Numbers of the host are; tensors that enter, and memory that the work reads in place, are not."""
+    host, memory, bank = [1.0], torch.zeros(3), build(model_of()).open([0]).banks[0]
+    graphs = Graphs(Replays())
+
+    def work(text, entering):
+        return entering["x"] * 2 + memory + host[0]
+
+    for i in range(4):
+        memory.fill_(10.0 * i)
+        host[0] = float(i)
+        out = run(graphs, bank, work, torch.full((3,), float(i)))
+        baked = max(i, 1) if i < 2 else 1  # the first runs as it is, the second is recorded
+        assert torch.equal(out, torch.full((3,), 2.0 * i + 10.0 * i + (baked if i else 0)))
+
+
+def test_the_recorder_refuses_to_wait():
+    graphs, bank = Graphs(Replays()), build(model_of()).open([0]).banks[0]
+
+    def work(text, entering):
+        return entering["x"] * entering["x"].sum().item()
+
+    run(graphs, bank, work, torch.ones(3))
+    with pytest.raises(RuntimeError, match="cannot wait"):
+        run(graphs, bank, work, torch.ones(3))
 
 
 def stream(denoiser: Denoiser, chunks: int, levels=(0,), width: int = 48) -> list[torch.Tensor]:

@@ -63,5 +63,6 @@ def test_nothing_to_show_and_nowhere_to_write(tmp_path):
     sheet.save(tmp_path / "sheet.png")
     assert not list(tmp_path.iterdir())
     sheet.add(frames(1))
-    with pytest.raises(UserError, match=r"contact sheet .*cannot be written"):
-        sheet.save(tmp_path / "nowhere" / "sheet.png")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"sink.contact_sheet=.*cannot be written"):
+        sheet.save(tmp_path / "file" / "sheet.png")

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from conf.errors import UserError
-from stages.sinks.latents import LatentsHash, LatentsSink
+from stages.sinks.latents import LatentsSink
+from stages.sinks.latents_hash import LatentsHash
 
 
 def chunk(seed, dtype=torch.float32, shape=(1, 4, 3, 2, 5)):
@@ -84,7 +85,7 @@ def test_no_space_is_one_line_and_leaves_a_valid_file(tmp_path, limit, reserve):
 
 def test_what_a_user_can_get_wrong(tmp_path):
     (tmp_path / "file").write_text("")
-    for path in ("nowhere/a.safetensors", "file/a.safetensors", "."):
+    for path in ("file/a.safetensors", "."):
         with pytest.raises(UserError, match=r"sink.latents=.*: cannot be written"):
             LatentsSink(tmp_path / path)
 

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import threading
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from conf.errors import UserError
 from stages.sources.actions import AHEAD, ActionFile, LiveActions
+from tests.stages.sources.blocked import Blocked, settle
 
 ACTIONS = ("none", "forward", "back", "left", "right")
 NONE, FORWARD, BACK, LEFT, RIGHT = range(5)
@@ -48,13 +48,6 @@ def pipe():
         source.close()
     for end in open_ends:
         os.close(end)
-
-
-def settle(source, size):
-    """Wait until `size` bytes have arrived."""
-    deadline = time.monotonic() + 2
-    while source._bytes.buffered < size and time.monotonic() < deadline:
-        time.sleep(0.005)
 
 
 def test_an_action_holds_until_it_is_changed(tmp_path):
@@ -130,22 +123,22 @@ def test_a_file_that_cannot_be_read(tmp_path):
 def test_stamped_lines_are_awaited(pipe):
     source, write = pipe
     write(line("left", 1))
-    threading.Timer(0.15, write, [line("right", 4)]).start()
-    assert source.take(0, 4) == [NONE, LEFT, LEFT, LEFT]
-    assert source._timeline.horizon == 4  # it did wait for the second line
-    threading.Timer(0.1, write, [None]).start()
-    assert source.take(4, 2) == [RIGHT, RIGHT] and source.ended
+    waiting = Blocked(source._bytes, lambda: source.take(0, 4), len(line("left", 1)))
+    assert waiting(lambda: write(line("right", 4))) == [NONE, LEFT, LEFT, LEFT]
+    waiting = Blocked(source._bytes, lambda: source.take(4, 2))
+    assert waiting(lambda: write(None)) == [RIGHT, RIGHT] and source.ended
 
 
 def test_now_is_applied_to_the_next_take_and_never_awaited(pipe):
     source, write = pipe
-    threading.Timer(0.1, write, [line("forward")]).start()
-    assert source.take(0, 2) == [FORWARD, FORWARD]  # the first take waits for the first line
-    start = time.monotonic()
-    assert source.take(2, 2) == [FORWARD, FORWARD] and time.monotonic() - start < 5.0
+    first = Blocked(source._bytes, lambda: source.take(0, 2))  # waits for the first line
+    assert first(lambda: write(line("forward"))) == [FORWARD, FORWARD]
+    asked, take = [], source._bytes.take
+    source._bytes.take = lambda least, most: (asked.append(least), take(least, most))[1]
+    assert source.take(2, 2) == [FORWARD, FORWARD] and set(asked) == {0}  # bytes that it would wait for
     keys = line("left") + line("back")
     write(keys)
-    settle(source, len(keys))
+    settle(source._bytes, len(keys))
     assert source.take(4, 2) == [BACK, BACK] and not source.ended
 
 
@@ -153,16 +146,47 @@ def test_now_and_stamped_lines_together(pipe):
     source, write = pipe
     text = line("left", 0) + line("right", 6) + line("forward")
     write(text)
-    settle(source, len(text))
+    settle(source._bytes, len(text))
     assert source.take(0, 4) == [FORWARD] * 4
     assert source.take(4, 4) == [FORWARD, FORWARD, RIGHT, RIGHT]
 
 
-def test_a_stop_event_releases_a_blocked_take(pipe):
+@pytest.mark.parametrize("by", ["stop", "close"])
+def test_a_blocked_take_is_released(pipe, by):
     source, write = pipe
     write(line("left", 0))
-    threading.Timer(0.1, source.stop.set).start()
-    assert source.take(0, 2) == [LEFT, LEFT] and source.ended
+    waiting = Blocked(source._bytes, lambda: source.take(0, 2), len(line("left", 0)))
+    assert waiting(source.stop.set if by == "stop" else source.close) == [LEFT, LEFT] and source.ended
+
+
+def test_a_named_pipe_is_a_file(tmp_path):
+    path = tmp_path / "actions"
+    os.mkfifo(path)
+    text = "".join(line(ACTIONS[i % 5], 3 * i) for i in range(400))
+    file = ActionFile(action_file(tmp_path, text), ACTIONS)
+    source = ActionFile(path, ACTIONS)  # does not wait for a writer
+    writer = threading.Thread(target=lambda: path.write_text(text))
+    writer.start()
+    assert source.take(0, 1500) == file.take(0, 1500) and source.ended
+    writer.join()
+    source.close()
+
+
+@pytest.mark.parametrize("by", ["stop", "close"])
+@pytest.mark.parametrize("written", [None, "", line("left", 0), '{"frame": 0, "ac'])
+def test_a_blocked_take_from_a_named_pipe_is_released(tmp_path, by, written):
+    path, stop, writing = tmp_path / "actions", threading.Event(), None
+    os.mkfifo(path)
+    if written is not None:
+        writing = os.open(path, os.O_RDWR)  # without waiting for a reader
+        os.write(writing, written.encode())
+    source = ActionFile(path, ACTIONS, stop)
+    waiting = Blocked(source._raw._bytes, lambda: source.take(0, 2), len(written or ""))
+    expected = [LEFT, LEFT] if written == line("left", 0) else [NONE, NONE]
+    assert waiting(stop.set if by == "stop" else source.close) == expected and source.ended
+    source.close()
+    if writing is not None:
+        os.close(writing)
 
 
 def test_wrong_live_lines_are_skipped_with_a_warning(pipe, caplog):
@@ -191,7 +215,7 @@ def test_memory_is_bounded_when_lines_come_far_ahead():
     text = "".join(line(ACTIONS[action], frame) for frame, action in enumerate(expected)).encode()
     source = LiveActions(io.BytesIO(text), ACTIONS)
     assert source.take(0, 2) == expected[:2]
-    assert source._timeline.pending <= 2 * AHEAD and source._bytes.buffered <= 65536
+    assert source._keyframes.pending <= 2 * AHEAD and source._bytes.buffered <= 65536
     assert source.take(2, 3 * AHEAD - 2) == expected[2:]
     source.close()
 

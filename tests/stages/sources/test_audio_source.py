@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import wave
 
 import av
@@ -14,6 +13,8 @@ import pytest
 
 from conf.errors import UserError
 from stages.sources.audio import RATE, AudioFile, LivePcm, Silence
+from stages.sources.live import LiveBytes
+from tests.stages.sources.blocked import Blocked
 
 
 def write_wav(path, samples, rate=RATE, channels=1):
@@ -149,35 +150,80 @@ def test_live_pcm_waits_for_the_writer_and_holds_little():
         source = LivePcm(stream, buffer_s=0.05)
         written = 0
         os.set_blocking(writing, False)
-        deadline = time.monotonic() + 0.3
-        while time.monotonic() < deadline:
+        while True:
             try:
                 written += os.write(writing, b"\1\0" * 500)
             except BlockingIOError:
-                time.sleep(0.01)
+                if source._bytes.buffered == 1600:
+                    break
         assert written < 80_000 and source._bytes.buffered <= 1600  # the pipe's own 64 KiB and ours
         assert len(source.read(written // 2)) == written // 2
-        later = threading.Timer(0.1, os.write, (writing, b"\1\0" * 10))
-        later.start()
-        assert len(source.read(10)) == 10
+        release = Blocked(source._bytes, lambda: source.read(10))
+        assert len(release(lambda: os.write(writing, b"\1\0" * 10))) == 10
         os.close(writing)
         assert not len(source.read(10))
         source.close()
 
 
-def test_a_stop_event_releases_a_blocked_read():
+@pytest.mark.parametrize("by", ["stop", "close"])
+def test_a_blocked_read_is_released(by):
     reading, writing = os.pipe()
     stop = threading.Event()
     with open(reading, "rb") as stream:  # noqa: PTH123
         source = LivePcm(stream, stop)
-        os.write(writing, b"\1\0" * 3)
-        threading.Timer(0.1, stop.set).start()
-        start = time.monotonic()
-        assert len(source.read(100)) == 3
-        assert time.monotonic() - start < 5.0
+        os.write(writing, b"\1\0" * 4)
+        release = Blocked(source._bytes, lambda: source.read(100), 8)
+        heard = release(stop.set if by == "stop" else source.close)
+        assert len(heard) == 4
+        assert not len(source.read(1))
         source.close()
         assert not source._bytes._thread.is_alive()
     os.close(writing)
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    path = tmp_path / "sound"
+    os.mkfifo(path)
+    return path
+
+
+def test_a_named_pipe_is_a_file(tmp_path, fifo):
+    file = write_wav(tmp_path / "a.wav", np.random.default_rng(0).uniform(-1, 1, RATE))
+    writer = threading.Thread(target=lambda: fifo.write_bytes(file.read_bytes()))
+    writer.start()
+    piped = AudioFile(fifo)
+    assert np.array_equal(read_all(piped), read_all(AudioFile(file)))
+    writer.join()
+    piped.close()
+
+
+@pytest.mark.parametrize("seconds", [None, 0.0, 0.5], ids=["none", "silent", "half"])
+def test_a_named_pipe_without_a_writer_is_released(tmp_path, fifo, monkeypatch, seconds):
+    """Opening it waits for sound to come; when the stream is stopped, what came is all there is."""
+    content = write_wav(tmp_path / "a.wav", np.zeros(RATE)).read_bytes()
+    stop, waits, take = threading.Event(), threading.Event(), LiveBytes.take
+
+    def noted(live, least, most):
+        if not live.buffered:
+            waits.set()
+        return take(live, least, most)
+
+    monkeypatch.setattr(LiveBytes, "take", noted)
+    opened, writing = [], None
+    if seconds is not None:
+        writing = os.open(fifo, os.O_RDWR)  # without waiting for a reader
+        os.write(writing, content[: round(seconds * 2 * RATE)])
+    thread = threading.Thread(target=lambda: opened.append(AudioFile(fifo, stop)), daemon=True)
+    thread.start()
+    assert waits.wait(60)
+    stop.set()
+    thread.join(60)
+    assert len(opened[0].read(RATE)) <= (seconds or 0.0) * RATE
+    assert not len(opened[0].read(1))
+    opened[0].close()
+    if writing is not None:
+        os.close(writing)
 
 
 def test_a_process_ends_cleanly_while_its_standard_input_is_silent():

@@ -1,18 +1,10 @@
-"""Sound as the hidden states of a wav2vec2 model, one set for every video frame.
-
-wav2vec2 (arXiv 2006.11477) looks both ways along the whole of what it is given and gives a state every 20 ms.
-Wan2.2-S2V and Live Avatar give it a whole file and read the states at 30 frames a second, of which a video frame takes
-the nearest. `WholeFile` is that. `Listening` is the same for sound that is still going on: it looks at the last few
-seconds for every chunk, so memory and time are constant and the only wait is the lookahead.
-"""
+"""Sound in, hidden states of video frames out: from a whole file, or from sound that goes on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,129 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conf.errors import UserError
 from conf.schema import Wav2VecConfig
+from stages.encode.wav2vec.model import FIELD, HOP, RATE, Wav2Vec
 from stages.rate import frame_rate
-from stages.weights import initialise
 
-RATE, HOP, FIELD = 16000, 320, 400
-"""Samples in a second, from one state to the next, and under one state."""
 STATES_PER_SECOND = RATE // HOP
 READ_PER_SECOND = 30
 """How often the published models read the states: what a video frame gets is the nearest of these."""
-GROUPS, POSITIONS = 16, 128
-"""Of the convolution that gives wav2vec2 its positions."""
-
-
-class Wav2Vec:
-    """A wav2vec2 model, float32.
-
-    Args:
-        config: sizes, and where it lies.
-        folder: as transformers writes it (config.json, weights, with or without a head on top); None: random weights.
-        seed: of random weights.
-        device: where it runs.
-
-    Raises:
-        UserError: transformers is not installed, the folder cannot be read, or its sizes are not the network's.
-    """
-
-    def __init__(self, config: Wav2VecConfig, folder: str | Path | None, seed: int, device: torch.device | str):
-        self.config = config
-        self.model = (self._random(seed) if folder is None else self._read(Path(folder))).eval()
-        self.model.requires_grad_(False).to(device)
-
-    def _random(self, seed: int) -> torch.nn.Module:
-        _, settings, model = _transformers()
-        with torch.random.fork_rng([]):
-            made = model(settings(**_sizes(self.config)))
-        initialise(made, seed, "wav2vec.")
-        return made
-
-    def _read(self, folder: Path) -> torch.nn.Module:
-        library, settings, model = _transformers()
-        name = f"model.network.audio.wav2vec.checkpoint={folder}"
-        if not (folder / "config.json").is_file():
-            raise UserError(name, "holds no config.json", "give a folder as transformers writes it")
-        try:
-            found = settings.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise UserError(name, f"its config.json cannot be read ({error})", "download it again") from error
-        wanted, sizes = (self.config.layers, self.config.dim), (found.num_hidden_layers + 1, found.hidden_size)
-        if sizes != wanted:
-            raise UserError(
-                name,
-                f"gives {sizes[0]} hidden states of width {sizes[1]}, the network takes {wanted[0]} of {wanted[1]}",
-                "give the model that the network was trained with",
-            )
-        try:
-            with _quiet(library.utils.logging):
-                loaded, info = model.from_pretrained(
-                    folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-                )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(name, f"cannot be loaded ({error})", "download it again") from error
-        # Without gradients nothing is masked.
-        if missing := sorted(set(info["missing_keys"]) - {"masked_spec_embed"}):
-            raise UserError(name, f"lacks {len(missing)} keys, first {missing[0]}", "download it again")
-        return loaded
-
-    @torch.inference_mode()
-    def states(self, samples: Tensor) -> Tensor:
-        """All hidden states [layers, T, dim] of normalised samples [n], n >= 400; the first is the embedding's."""
-        device = next(self.model.parameters()).device
-        found = self.model(samples[None].to(device, torch.float32), output_hidden_states=True).hidden_states
-        return torch.cat(found)
-
-
-@contextmanager
-def _quiet(logging) -> Iterator[None]:
-    """No progress bar, and no warning about the keys of a head that is not wanted."""
-    said, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(said)
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _transformers():
-    try:
-        import transformers
-        from transformers import Wav2Vec2Config, Wav2Vec2Model
-    except ImportError as error:
-        raise UserError(
-            "model.network.audio.wav2vec", "needs transformers", "pip install 'everframe[wan]', or give audio_features"
-        ) from error
-    return transformers, Wav2Vec2Config, Wav2Vec2Model
-
-
-def _sizes(config: Wav2VecConfig) -> dict:
-    """Settings of a model of these sizes, in the proportions of wav2vec2-large-xlsr-53."""
-    return {
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.layers - 1,
-        "num_attention_heads": max(1, config.dim // 64),
-        "intermediate_size": 4 * config.dim,
-        "conv_dim": (config.dim // 2,) * 7,
-        "conv_bias": True,
-        "feat_extract_norm": "layer",
-        "do_stable_layer_norm": True,
-        "num_conv_pos_embeddings": POSITIONS,
-        "num_conv_pos_embedding_groups": math.gcd(GROUPS, config.dim),
-    }
-
-
-def parameter_count(config: Wav2VecConfig) -> int:
-    """Parameters of a model of the published proportions, known without making it: 315,438,720 at 25 x 1024."""
-    d, c = config.dim, config.dim // 2
-    extractor = 13 * c + 4 * (3 * c * c + 3 * c) + 2 * (2 * c * c + 3 * c)
-    projection = 2 * c + c * d + d
-    positions = d * (d // math.gcd(GROUPS, d)) * POSITIONS + POSITIONS + d
-    return extractor + projection + positions + (config.layers - 1) * (12 * d * d + 13 * d) + 3 * d
 
 
 def normalised(samples: Tensor, mean: float, variance: float) -> Tensor:

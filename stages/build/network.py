@@ -1,0 +1,19 @@
+"""The diffusion transformer, whole or a range of its layers."""
+
+from __future__ import annotations
+
+import torch
+
+from conf.schema import ModelConfig
+from stages.build.checkpoint import Checkpoint, empty, filled
+from stages.build.device import torch_dtype
+from stages.denoise.network import Network
+
+
+def build_network(
+    model: ModelConfig, device: torch.device, layers: range | None = None, checkpoint: Checkpoint | None = None
+) -> Network:
+    """The network, or the block range `layers` of it; `checkpoint` where it is open already."""
+    network = empty(lambda: Network(model.network, layers, model.attention), device, torch_dtype(model.dtype))
+    # Before the weights are read, so that they are never held twice.
+    return filled(network.fuse(), model, "", checkpoint)
