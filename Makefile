@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo demo-world test test-slurm lint bars clean
+.PHONY: install demo demo-world test test-all test-slurm lint bars clean
 
 install: $(STAMP)
 
@@ -27,6 +27,10 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# With what takes long: every launcher, signal and phase as real processes.
+test-all: lint
+	$(BIN)/python -m pytest -m ""
 
 # Real batch jobs on two SLURM nodes of this machine; as root, since it installs SLURM where it is missing.
 test-slurm: $(STAMP)

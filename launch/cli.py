@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
@@ -113,7 +114,7 @@ def run(
         speaks: whether mistakes are printed by this process (one of several that all make the same).
 
     Returns:
-        The exit code: 0, or 2 with one line on standard error for a user's mistake.
+        The exit code: 0, 2 with one line on standard error for a user's mistake, or 130 where Ctrl-C ended it.
     """
     ConfigStore.instance().store(f"{name}_schema", schema)
     arguments = clusters.arguments(sys.argv[1:] if argv is None else argv)
@@ -141,6 +142,8 @@ def run(
         return refuse(error)
     except SystemExit as end:
         return end.code or 0
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     finally:
         sys.argv = program
     return 0

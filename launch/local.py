@@ -54,6 +54,8 @@ class LocalProcesses(Running):
 
     """
 
+    one_host = True
+
     def __init__(self, start: Start):
         super().__init__(start.plan, start.config, dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False))
         self._live, self._stdin = start.live, start.stdin

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -24,6 +25,7 @@ from conf.schema import Config, DeviceConfig
 from launch.local import descriptor
 from launch.meeting import Meeting, attend
 from launch.signals import signals_kept
+from parallel.address import refuse_loopback
 from parallel.placement import place
 from parallel.plan import Plan
 from runtime.board import Board
@@ -45,7 +47,10 @@ class WorkerActor:
         board, connect = Board(store, index, plan.processes), over_network(plan, index, config, store)
         node = ray.get_runtime_context().get_node_id()
         with contextlib.suppress(Exception):  # told on the board, with its traceback
-            run_worker(plan, index, config, board, Path(config.output_dir), connect, device, stream, node=node)
+            run_worker(
+                plan, index, config, board, Path(config.output_dir), connect, device, stream, node=node,
+                first=partial(refuse_loopback, store, index, plan.processes),
+            )  # fmt: skip
 
 
 @ray.remote(max_restarts=0)

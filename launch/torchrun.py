@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from conf.errors import UserError
 from conf.schema import Config
 from launch.signals import Stop, give_up
+from parallel.address import refuse_loopback
 from parallel.channels import ChannelError, Failure, Inbox
 from parallel.placement import place
 from parallel.plan import Plan
@@ -221,6 +222,7 @@ class TorchrunRun(Running):
                 plan, index, config, Board(store, index, plan.processes), Path(config.output_dir),
                 over_network(plan, index, config, store),
                 device(config), self._stdin, self._inbox, self._nodes[index][0],
+                partial(refuse_loopback, store, index, plan.processes),
             )  # fmt: skip
         except Exception as error:
             self._failed = error

@@ -28,6 +28,8 @@ class LocalRun(Running):
         stdin: where live sources read; None: standard input.
     """
 
+    one_host = True
+
     def __init__(self, plan: Plan, config: Config, folder: Path, stdin: BinaryIO | None = None):
         super().__init__(plan, config, dist.HashStore())
         self.folder, self.stdin = folder, stdin

@@ -17,7 +17,9 @@ from conf.schema import Config
 from parallel.channels import ChannelError, Inbox, Sender
 from parallel.p2p import connect_all
 from parallel.plan import Plan
-from runtime.board import Abandoned, Board, OrderReader, PeerLost
+from runtime.block import Block
+from runtime.board import DRIVER, Abandoned, Board, OrderReader, PeerLost
+from runtime.folder import require_shared
 from runtime.group import Group, join_group, run_follower
 from runtime.loading import load_parts
 from runtime.orders import Open
@@ -25,11 +27,13 @@ from runtime.parts import Parts
 from runtime.pulse import Pulse
 from runtime.reasons import Reason
 from runtime.room import room
-from runtime.trace import worker_trace
+from runtime.trace import Trace, worker_trace
 from runtime.worker import Worker
 
 LOAD_TIMEOUT_S = 3600.0
 """Longest wait for the others to load: a cold disk may need minutes for a 14B model."""
+ONE_HOST, SEVERAL_HOSTS = "one host", "several hosts"
+"""What is told as `begun`: where a run's processes may be."""
 LOST = PeerLost.__name__
 """The kind of reason that says who was lost."""
 
@@ -98,6 +102,7 @@ def run_worker(
     stdin: BinaryIO | None = None,
     inbox: Inbox | None = None,
     node: int | str = 0,
+    first: Callable[[], None] = lambda: None,
 ) -> None:
     """Be process `index` of a plan until the pipeline is closed and every stream has ended; says on the board how it
     went: `left/INDEX` is this process's part of the report, or False, and `failed` what failed first in the run.
@@ -111,6 +116,7 @@ def run_worker(
         stdin: where live sources read; None: standard input.
         inbox: of this worker; None: a new one.
         node: the machine that this is, for the report.
+        first: called before anything is loaded; what it raises is this process's failure.
 
     Raises:
         Abandoned: another process failed before this one did.
@@ -121,6 +127,7 @@ def run_worker(
     try:
         inbox = Inbox() if inbox is None else inbox
         job = Job(plan, index, config, board, folder, inbox, OrderReader(board, inbox), pulse)
+        first()
         parts = job.load(device, stdin)
         job.meet()
         left = job.run(parts, connect) | {"node": node}
@@ -142,6 +149,16 @@ def run_worker(
 def _reason(error: Exception, where: str) -> Reason:
     """Why a process ends. Who was lost is told in its line, not by a traceback."""
     return Reason(str(error), LOST, where) if isinstance(error, PeerLost | ChannelError) else Reason.of(error, where)
+
+
+def share_folder(board: Board, config: Config) -> None:
+    """Refuse an output folder that not all processes of a run see, the launcher (who has made it) included.
+
+    Raises:
+        UserError: a process is on a host that does not share it.
+    """
+    members = range(DRIVER, board.workers)
+    require_shared(board, Path(config.output_dir), members, board.index == DRIVER, config.launcher.timeout_s)
 
 
 class Job(NamedTuple):
@@ -180,9 +197,15 @@ class Job(NamedTuple):
         return parts
 
     def meet(self) -> None:
-        """Wait until all have loaded and the output folder has been made."""
+        """Wait until all have loaded and the output folder has been made.
+
+        Raises:
+            UserError: that folder is not everybody's.
+        """
         self.board.tell(f"loaded/{self.index}")
         self.board.wait("begun", LOAD_TIMEOUT_S)
+        if self.board.told("begun") == SEVERAL_HOSTS:
+            share_folder(self.board, self.config)
         # What was loaded stays: the collector need not look at it again, in the middle of a chunk.
         gc.collect()
         gc.freeze()
@@ -196,27 +219,23 @@ class Job(NamedTuple):
             ends.group.share(parts.denoisers)
             blocks = parts.blocks(self.plan, member.worker)
             with worker_trace(self.folder, self.index, str(member), self.config.sink.trace) as trace:
-                if member.rank:
-                    self.pulse.at("following")
-                    report = run_follower(ends.group, parts, blocks, self.inbox, trace)
-                else:
-                    self.orders.start()
-                    blocks = ends.group.lead(blocks)
-                    worker = Worker(
-                        self.plan,
-                        member.worker,
-                        self.config,
-                        parts,
-                        blocks,
-                        ends.senders,
-                        self.inbox,
-                        trace,
-                        self.board,
-                    )
-                    self.pulse.look = worker.look
-                    report = worker.run()
+                report = self._work(ends, parts, blocks, trace)
             self.pulse.at("closing")
             ends.close()
             return report
         finally:
             self.orders.close()
+
+    def _work(self, ends: Ends, parts: Parts, blocks: dict[int, Block], trace: Trace) -> dict[str, Any]:
+        """Be the worker, or one of those who share its passes."""
+        member = self.plan.members[self.index]
+        if member.rank:
+            self.pulse.at("following")
+            return run_follower(ends.group, parts, blocks, self.inbox, trace)
+        self.orders.start()
+        blocks = ends.group.lead(blocks)
+        worker = Worker(
+            self.plan, member.worker, self.config, parts, blocks, ends.senders, self.inbox, trace, self.board
+        )
+        self.pulse.look = worker.look
+        return worker.run()

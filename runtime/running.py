@@ -17,11 +17,12 @@ from typing import Any, BinaryIO
 
 import torch.distributed as dist
 
+from conf.errors import UserError
 from conf.schema import Config
 from parallel.plan import Plan
-from runtime.board import DRIVER, Board, PeerLost
+from runtime.board import DRIVER, Abandoned, Board, PeerLost
 from runtime.pipeline import Pipeline
-from runtime.process import LOST
+from runtime.process import LOST, ONE_HOST, SEVERAL_HOSTS, share_folder
 from runtime.reasons import Reason
 
 LOADING_POLL_S, POLL_S = 0.05, 0.2
@@ -107,6 +108,8 @@ class Running(ABC):
     """
 
     pipeline: Pipeline
+    one_host = False
+    """Whether all processes are on this host whatever happens, and so share its files."""
 
     def __init__(self, plan: Plan, config: Config, store: dist.Store, leads: bool = True):
         self.plan, self.config, self.store, self.leads = plan, config, store, leads
@@ -278,7 +281,12 @@ class Running(ABC):
             self._fail(Reason.of(error, "the output folder"))
             return
         self._begun = True
-        self.board.tell("begun")
+        self.board.tell("begun", ONE_HOST if self.one_host else SEVERAL_HOSTS)
+        if not self.one_host:
+            with suppress(
+                Abandoned, PeerLost, UserError
+            ):  # each process finds the same, and the first to do so says it
+                share_folder(self.board, self.config)
 
     def _fail(self, reason: Reason, index: int = DRIVER) -> None:
         self.board.first("failed", {"process": index} | reason.to_dict())

@@ -151,11 +151,11 @@ class SinkConfig:
     """What `trace.json` holds: `none` (it is not written), the `recent` ten minutes, or `all`."""
 
     def __post_init__(self):
+        for setting in fields(self):
+            _plain(f"sink.{setting.name}", getattr(self, setting.name), LONGEST_PATH)
         choice("sink.trace", self.trace, TRACES)
         if self.timeline and self.trace == "none":
             raise UserError("sink.trace=none", f"sink.timeline={self.timeline} is drawn from it", "use recent or all")
-        for setting in fields(self):
-            _plain(f"sink.{setting.name}", getattr(self, setting.name), LONGEST_PATH)
 
     @property
     def needs_frames(self) -> bool:
