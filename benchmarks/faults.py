@@ -119,10 +119,16 @@ def note() -> None:
 def arm() -> None:
     """Wrap every seam."""
     note()
-    for seam, where in SEAMS.items():
-        module = importlib.import_module(where.module)
-        owner = getattr(module, where.owner) if where.owner else module
-        setattr(owner, where.function, _failing(seam, where, getattr(owner, where.function)))
+    for seam in SEAMS:
+        fail_at(seam, setattr)
+
+
+def fail_at(seam: str, put: Callable[[Any, str, Any], None]) -> None:
+    """Wrap the function at a seam; `put` sets an attribute."""
+    where = SEAMS[seam]
+    module = importlib.import_module(where.module)
+    owner = getattr(module, where.owner) if where.owner else module
+    put(owner, where.function, _failing(seam, where, getattr(owner, where.function)))
 
 
 def _failing(seam: str, where: Seam, work: Callable) -> Callable:

@@ -1,0 +1,64 @@
+"""What was sampled for each chunk drives another run to the same latents."""
+
+import json
+import os
+import threading
+
+import pytest
+
+from conf.errors import UserError
+from runtime.inputs import Inputs
+from tests.runtime.test_worker import local_run
+
+
+def live(tmp_path, *overrides: str) -> dict:
+    """A stream driven by sound through a pipe, its inputs recorded."""
+    reading, writing = os.pipe()
+
+    def speak() -> None:
+        for part in range(25):
+            os.write(writing, bytes(range(part, part + 200)) * 20)
+        os.close(writing)
+
+    with os.fdopen(reading, "rb") as stdin:
+        recorded = f"sink.inputs={tmp_path / 'inputs.jsonl'}"
+        engine = local_run(tmp_path, "plan.workers=2", "source.audio=-", recorded, *overrides, stdin=stdin)
+        threading.Thread(target=speak).start()
+        engine.wait()
+    return engine.pipeline.report(0)
+
+
+def test_a_recording_gives_the_same_hash_under_any_plan(tmp_path, nano):
+    report = live(tmp_path, "stream.prompt=hello", "stream.events=[{chunk: 1, prompt: other}]")
+    assert report["chunks"] >= 3
+    lines = [json.loads(line) for line in (tmp_path / "inputs.jsonl").read_text().splitlines()]
+    assert [line.get("chunk") for line in lines] == [*range(report["chunks"]), None]
+    assert lines[-1] == {"end": report["chunks"]}
+    assert [line.get("prompt") for line in lines[:3]] == ["hello", "other", None]
+    again = f"source.inputs={tmp_path / 'inputs.jsonl'}"
+    assert nano(again) == nano(again, "plan=layers", "plan.workers=2") == report["latents_sha256"]
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+    path = tmp_path / "inputs.jsonl"
+    path.write_text('{"chunk":0,"prompt":"a"}\n{"chunk":1}\n{"chu')
+    found = Inputs(path)
+    assert (found.chunks, found.prompts) == (2, {0: "a"})
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("", "holds no chunk"), ("[1]\n", "line 1: is no line of inputs"), ('{"chunk": 4}\n', "chunk 4 where 0 is due")],
+)
+def test_what_is_no_recording_is_refused(tmp_path, text, complaint):
+    path = tmp_path / "inputs.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=complaint):
+        Inputs(path)
+
+
+def test_sources_beside_a_recording_are_refused(tmp_path, job):
+    path = tmp_path / "inputs.jsonl"
+    path.write_text('{"chunk":0}\n')
+    line = job.fails("model=nano", f"source.inputs={path}", "source.actions=-")
+    assert "source.inputs brings its own" in line
