@@ -16,6 +16,7 @@ from parallel.plan import Plan
 from runtime.board import Board
 from runtime.decoding import Decoding
 from runtime.guard import Guard
+from runtime.messages import STOPPED
 from runtime.orders import Open
 from runtime.output import Output, Sidecar
 from runtime.outputs import open_outputs
@@ -26,8 +27,6 @@ from runtime.stages import StageThread
 from runtime.trace import Trace
 from runtime.turn import STAGE, Turn
 
-STOPPED = "stopped"
-"""What a stream's end says if it came from outside."""
 TOLD_S = 0.25
 """How often a stream's progress is told, at most."""
 

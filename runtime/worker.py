@@ -11,21 +11,17 @@ Its messages have no tensors, its passes cost nothing, and its end closes everyt
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import time
 from collections import defaultdict
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from conf.schema import Config
 from parallel.channels import Arrival, ChannelError, Closed, Failure, Sender
 from parallel.message import Message
-from parallel.pacing import ENCODE, HOPS, Pacer
-from parallel.passes import LEFT, OUT, SAVED, Pass, along_rows, entering
+from parallel.pacing import HOPS, Pacer
+from parallel.passes import LEFT, OUT, SAVED, Pass
 from parallel.plan import Plan
 from parallel.schedule import Schedule
 from runtime.block import Block
@@ -33,13 +29,14 @@ from runtime.board import Abandoned, Board, PeerLost
 from runtime.cells import Cells
 from runtime.guard import Guard
 from runtime.head import Entry, Head, Opened
+from runtime.messages import Messages
 from runtime.orders import Cancel, Close, Open, Order, Prompt, Status
 from runtime.parts import Parts
 from runtime.pulse import Doing, Watch
 from runtime.report import worker_report
 from runtime.saving import Saver
 from runtime.stages import Performed
-from runtime.tail import STOPPED, Saved, Tail
+from runtime.tail import Saved, Tail
 from runtime.trace import Trace
 from runtime.turn import CELL, Turn
 
@@ -77,6 +74,7 @@ class Worker:
         self.plan, self.index, self.config, self.parts = plan, index, config, parts
         self.senders, self.inbox, self.trace, self.board = senders, inbox, trace, board
         self.schedule, self.guard = Schedule(plan, index), Guard(board, f"worker {index}")
+        self.messages = Messages(plan, parts.device, self.guard)
         self.turn, self.saver = Turn(), Saver(board)
         self.cells = Cells(plan, index, parts, blocks, trace, self.saver)
         self.tail = Tail(plan, index, config, parts, trace, board, self.guard, self.saver, self.turn, inbox.put)
@@ -279,11 +277,10 @@ class Worker:
         """A stream's sources are open, or failed to: then its end enters at once."""
         stream = opened.stream
         with self.guard(stream, "opening"):
-            if opened.reference and stream not in self.guard.hollow:
-                reference = self._placed(opened.reference)
-                item = Pass("prefill", stream, self.config.model.recalibrate_chunk)
-                for worker, prefill in along_rows(self.plan, item):
-                    self._send(worker, self._message(prefill, reference))
+            if opened.reference:
+                again = self.messages.again(stream, self.config.model.recalibrate_chunk, opened.reference)
+                for worker, message in again:
+                    self._send(worker, message)
         self.head.begin(opened)
         if opened.failed:
             self._enter(Entry(stream, opened.first))
@@ -306,43 +303,15 @@ class Worker:
             "in_flight": self.head.pacer.in_flight if self.head else None,
         }
 
-    # -- what enters --------------------------------------------------------------------------------------------------
-
     def _enter(self, entry: Entry) -> None:
         """A sampled chunk (or the end of its stream) at the head of the route."""
-        stream, chunk = entry.stream, entry.chunk
         self.head.entered(entry)
-        if entry.files is not None:
-            mark = Message("save", stream=stream, chunk=chunk, note=json.dumps(entry.files))
-            self._send(self.plan.head, self.guard.mark(mark))
+        for worker, message in self.messages.entering(entry):
+            self._send(worker, message)
         if entry.tensors is None:
-            note = STOPPED if entry.stopped else ""
-            self._send(self.plan.head, self.guard.mark(Message("end", stream=stream, chunk=chunk, note=note)))
-            self._look_at_head(stream)
-            return
-        self.trace.add("encode", chunk, entry.began, entry.took_s)
-        placed: dict[str, dict[str, Tensor]] = {}
-        with self.guard(stream, f"entering chunk {chunk}"):
-            placed = {
-                "step": self._placed(entry.tensors),
-                "sidecar": self._placed(entry.sidecar),
-                "prefill": self._placed(entry.reference),
-            }
-            placed["recache"] = {"text": placed["step"]["text"]} if "text" in entry.tensors else {}
-        for worker, item in entering(self.plan, stream, chunk, entry.epoch):
-            message = self._message(
-                item,
-                placed.get(item.kind, {}),
-                epoch=entry.epoch,
-                distances=entry.distances,
-                times={ENCODE: entry.took_s} if item.kind == "step" else {},
-                moments=entry.moments if item.kind == "sidecar" else {},
-            )
-            self._send(worker, self.guard.mark(message))
-
-    def _placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors on this worker's device: all of a message travel in one buffer."""
-        return {name: tensor.to(self.parts.device) for name, tensor in tensors.items()}
+            self._look_at_head(entry.stream)
+        else:
+            self.trace.add("encode", entry.chunk, entry.began, entry.took_s)
 
     # -- work ---------------------------------------------------------------------------------------------------------
 
@@ -367,35 +336,11 @@ class Worker:
     def _followed(self, item: Pass, message: Message) -> None:
         """Send on what follows from a pass that has run, here or on a stage's thread."""
         for worker, following in self.schedule.done(item):
-            self._send(worker, self._following(item, following, message))
+            self._send(worker, self.messages.following(item, following, message))
         if self.head and self.schedule.passes_last(item):
             self.head.passed()
         if item.kind == "end":
             self._forget(item.stream)
-
-    def _following(self, item: Pass, following: Pass, message: Message) -> Message:
-        """What goes out to a pass that follows from `item`, whose outcome is `message`."""
-        tensors, times = message.tensors, message.times
-        if tensors and item.kind == "step" and following.kind != "step":
-            # Latents are final: on to the last stages, and to every bank that is made from them.
-            x = tensors["x"]
-            motion = [tensors["motion"]] if "motion" in tensors else []
-            tensors = {"x": torch.cat([x[:, :, :1], *motion], 2) if following.kind == "prefill" else x}
-        if following.kind == "done":
-            tensors = {}
-        # A bank made from a chunk carries that chunk's text: a recalibration epoch 0, which began with chunk 0.
-        epoch = message.epoch if item.kind == following.kind else 0
-        times = times if following.kind == "done" or self.plan.workload.passes[following.kind].carries_chunk else {}
-        made = self._message(
-            following, tensors, epoch=epoch, times=times, distances=message.distances, note=message.note
-        )
-        made.hollow = message.hollow
-        return made
-
-    @staticmethod
-    def _message(item: Pass, tensors: dict[str, Tensor], **rest: Any) -> Message:
-        """What makes a worker run a pass. Messages are built once and then changed: there are some on every hop."""
-        return Message(item.kind, item.stream, item.chunk, item.step, item.block, tensors=dict(tensors), **rest)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

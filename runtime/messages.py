@@ -1,0 +1,98 @@
+"""The messages that make workers run passes: what enters with a chunk, and what follows from a pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallel.message import Message
+from parallel.pacing import ENCODE
+from parallel.passes import Pass, along_rows, entering
+from parallel.plan import Plan
+from runtime.guard import Guard
+from runtime.head import Entry
+
+STOPPED = "stopped"
+"""What a stream's end says if it came from outside."""
+
+
+class Messages:
+    """Makes one worker's messages. Those of a hollow stream are hollow.
+
+    Args:
+        plan: the plan.
+        device: of this worker: all tensors of a message travel in one buffer.
+        guard: of this worker.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device, guard: Guard):
+        self.plan, self.device, self.guard = plan, device, guard
+
+    def entering(self, entry: Entry) -> Iterator[tuple[int, Message]]:
+        """What a sampled chunk, or the end of its stream, sends off: (worker, message), in that order."""
+        stream, chunk, head = entry.stream, entry.chunk, self.plan.head
+        if entry.files is not None:
+            yield head, self._marked(Message("save", stream=stream, chunk=chunk, note=json.dumps(entry.files)))
+        if entry.tensors is None:
+            note = STOPPED if entry.stopped else ""
+            yield head, self._marked(Message("end", stream=stream, chunk=chunk, note=note))
+            return
+        placed: dict[str, dict[str, Tensor]] = {}
+        with self.guard(stream, f"entering chunk {chunk}"):
+            given = {"step": entry.tensors, "sidecar": entry.sidecar, "prefill": entry.reference}
+            placed = {kind: self.placed(tensors) for kind, tensors in given.items()}
+            placed["recache"] = {name: placed["step"][name] for name in ("text",) if name in entry.tensors}
+        for worker, item in entering(self.plan, stream, chunk, entry.epoch):
+            message = message_of(
+                item,
+                placed.get(item.kind, {}),
+                epoch=entry.epoch,
+                distances=entry.distances,
+                times={ENCODE: entry.took_s} if item.kind == "step" else {},
+                moments=entry.moments if item.kind == "sidecar" else {},
+            )
+            yield worker, self._marked(message)
+
+    def again(self, stream: int, chunk: int, reference: dict[str, Tensor]) -> Iterator[tuple[int, Message]]:
+        """A recalibration that was made before a stream's state was saved, and is in force from `chunk` on."""
+        placed = self.placed(reference)
+        for worker, item in along_rows(self.plan, Pass("prefill", stream, chunk)):
+            yield worker, self._marked(message_of(item, placed))
+
+    def following(self, item: Pass, following: Pass, message: Message) -> Message:
+        """What goes out to a pass that follows from `item`, whose outcome is `message`."""
+        tensors = message.tensors
+        if following.kind == "done":
+            tensors = {}
+        elif tensors and item.kind == "step" and following.kind != "step":
+            # Latents are final: on to the last stages, and to every bank that is made from them.
+            x = tensors["x"]
+            motion = [tensors["motion"]] if "motion" in tensors else []
+            tensors = {"x": torch.cat([x[:, :, :1], *motion], 2) if following.kind == "prefill" else x}
+        travels = following.kind == "done" or self.plan.workload.passes[following.kind].carries_chunk
+        return message_of(
+            following,
+            tensors,
+            # A bank made from a chunk carries that chunk's text: a recalibration epoch 0, which began with chunk 0.
+            epoch=message.epoch if item.kind == following.kind else 0,
+            times=message.times if travels else {},
+            distances=message.distances,
+            note=message.note,
+            hollow=message.hollow,
+        )
+
+    def placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors on this worker's device."""
+        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+    def _marked(self, message: Message) -> Message:
+        return self.guard.mark(message)
+
+
+def message_of(item: Pass, tensors: dict[str, Tensor], **rest: Any) -> Message:
+    """What makes a worker run a pass. Messages are built once and then changed: there are some on every hop."""
+    return Message(item.kind, item.stream, item.chunk, item.step, item.block, tensors=dict(tensors), **rest)
