@@ -47,11 +47,10 @@ def groups(schema: type) -> list[str]:
 def _explain(error: Exception, overrides: list[str], schema: type) -> UserError:
     """Hydra's or OmegaConf's complaint as value, rule and remedy."""
     chain: list[BaseException] = [error]
-    while chain[-1].__cause__ is not None:
+    while not isinstance(chain[-1], UserError) and chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
-    for cause in chain:
-        if isinstance(cause, UserError):
-            return cause
+    if isinstance(chain[-1], UserError):
+        return chain[-1]
     text = " ".join(str(error).split())
     known = [*keys(schema), *groups(schema)]
 

@@ -92,7 +92,9 @@ class AudioFile:
             self.close()
             if self._pipe and stop is not None and stop.is_set():
                 return  # nobody will hear it
-            raise error if isinstance(error, UserError) else self._unreadable(_reason(error)) from error
+            if isinstance(error, UserError):
+                raise
+            raise self._unreadable(_reason(error)) from error
         except BaseException:
             self.close()
             raise
