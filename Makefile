@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo demo-world test test-all test-slurm lint bars clean
+.PHONY: install demo demo-world test test-all test-train test-slurm lint bars clean
 
 install: $(STAMP)
 
@@ -30,7 +30,12 @@ test: lint
 
 # With what takes long: every launcher, signal and phase as real processes.
 test-all: lint
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "not train"
+
+# Training over several processes, with DeepSpeed, which nothing else needs.
+test-train: lint
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train]'
+	$(BIN)/python -m pytest -m train tests/distill
 
 # Real batch jobs on two SLURM nodes of this machine; as root, since it installs SLURM where it is missing.
 test-slurm: $(STAMP)

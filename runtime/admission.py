@@ -15,6 +15,14 @@ from runtime.encoders import Picture
 from runtime.orders import Open
 from runtime.outputs import FILES
 
+STREAMS = 64
+"""Streams that may be open at once: channels have room for the messages of so many."""
+
+
+def most_streams(config: Config) -> int:
+    """Streams of a run that may be open at once."""
+    return max(STREAMS, config.stream.count)
+
 
 class Admission:
     """What streams must leave to each other: names, files, standard input, bytes.
@@ -28,7 +36,7 @@ class Admission:
     def __init__(self, board: Board, plan: Plan, config: Config):
         self.board, self.plan = board, plan
         self.model, self.picture = config.model, Picture.of(config.model, config.stream)
-        self._stdin_given = config.control == "-"
+        self._stdin_given, self._most = config.control == "-", most_streams(config)
         self._rooms: dict[int, dict[str, Any]] = {}
 
     def admit(self, order: Open, live: Sequence[Open]) -> None:
@@ -38,6 +46,8 @@ class Admission:
             UserError: it may not: the value, the rule, the remedy.
         """
         name = f"stream.id={order.config.id}"
+        if len(live) >= self._most:
+            raise UserError(name, f"{len(live)} streams are open", "wait until one has ended")
         if any(other.config.id == order.config.id for other in live):
             raise UserError(name, "a stream of that name is open", "give another name, or wait until it has ended")
         picture = Picture.of(self.model, order.config)

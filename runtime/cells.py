@@ -24,6 +24,8 @@ from stages.denoise.draws import Draws
 
 Work = Callable[[Pass, Message], Message]
 """Does what a pass of one kind is for; returns the message that goes on."""
+Row = Callable[[Block, Pass, Message, Tensor | None], Tensor | None]
+"""Does that for a kind along rows: on a block, with latents or hidden states; returns what the next block takes in."""
 
 
 class Cells:
@@ -37,7 +39,7 @@ class Cells:
         saver: writes what marks cut.
 
     Attributes:
-        work: by kind of pass.
+        work: by kind of pass; of a kind along rows it is the method `_KIND`.
     """
 
     def __init__(self, plan: Plan, index: int, parts: Parts, blocks: dict[int, Block], trace: Trace, saver: Saver):
@@ -45,14 +47,9 @@ class Cells:
         self.sampler, self.saver = parts.sampler, saver
         self.draws: dict[int, Draws] = {}
         self.keeps: dict[int, Keep] = {}
-        self.work: dict[str, Work] = {
-            "step": self._step,
-            "prefill": partial(self._write, self._prefill),
-            "commit": partial(self._write, self._commit),
-            "recache": partial(self._write, self._recache),
-            "save": self._save,
-            "end": self._end,
-        }
+        own = {"step": self._step, "save": self._save, "end": self._end}
+        rows = plan.workload.passes.on(ROWS)
+        self.work: dict[str, Work] = own | {kind: partial(self._write, getattr(self, f"_{kind}")) for kind in rows}
         self._last = max((cell for cell in plan.route if plan.owner(cell) == index), default=None)
 
     # -- streams ------------------------------------------------------------------------------------------------------
@@ -113,26 +110,29 @@ class Cells:
         given = tensors.get(f"noise{step}")
         return self.draws[item.stream].noise(item.chunk, step, tensors["x"].shape) if given is None else given
 
-    def _write(self, run: Callable[[Pass, Message, Tensor | None], Tensor | None], item: Pass, m: Message) -> Message:
-        """A pass that writes one bank outside the route."""
-        start, tensors = self.trace.clock(), m.tensors
+    def _write(self, run: Row, item: Pass, m: Message) -> Message:
+        """A pass along rows, over one bank."""
+        start, tensors, block = self.trace.clock(), m.tensors, self.blocks[item.block]
         incoming = tensors.get("hidden", tensors.get("x"))
         incoming = None if incoming is None else incoming.to(self.parts.dtype)
         if "text" in tensors:
-            self.blocks[item.block].set_text(item.stream, m.epoch, tensors["text"])
-        out = run(item, m, incoming)
+            block.set_text(item.stream, m.epoch, tensors["text"])
+        out = run(block, item, m, incoming)
         self._timed(item, start)
         # Not changed in place: passes on other levels may be made from the same message.
         return replace(m, tensors={} if out is None else tensors | {"hidden": out})
 
-    def _prefill(self, item: Pass, m: Message, x: Tensor | None) -> Tensor | None:
-        return self.blocks[item.block].prefill(item.stream, item.level, item.chunk, m.epoch, x)
+    @staticmethod
+    def _prefill(block: Block, item: Pass, m: Message, x: Tensor | None) -> Tensor | None:
+        return block.prefill(item.stream, item.level, item.chunk, m.epoch, x)
 
-    def _commit(self, item: Pass, m: Message, x: Tensor | None) -> Tensor | None:
-        return self.blocks[item.block].commit(item.stream, item.level, item.chunk, x, m.distances[-1])
+    @staticmethod
+    def _commit(block: Block, item: Pass, m: Message, x: Tensor | None) -> Tensor | None:
+        return block.commit(item.stream, item.level, item.chunk, x, m.distances[-1])
 
-    def _recache(self, item: Pass, m: Message, x: Tensor | None) -> Tensor | None:
-        return self.blocks[item.block].recache(item.stream, item.level, item.chunk, m.epoch, x, m.distances[0])
+    @staticmethod
+    def _recache(block: Block, item: Pass, m: Message, x: Tensor | None) -> Tensor | None:
+        return block.recache(item.stream, item.level, item.chunk, m.epoch, x, m.distances[0])
 
     def _save(self, item: Pass, m: Message) -> Message:
         """Cut the bank of a cell; it is written later, on another thread. A bank that steps share is that of step 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from conf.schema import Config, ModelConfig, SourceConfig, StreamConfig
 from parallel.plan import Plan
 from runtime.conditioning import Conditioning
 from runtime.encoders import Encoders, Picture
+from runtime.orders import Open
+from runtime.outputs import Outputs, open_outputs
 from runtime.parts import Parts
 from runtime.pool import BankPool
 from stages.build import SPATIAL_STRIDE
@@ -82,6 +85,41 @@ class EmulatedConditioning(Conditioning):
         return latent_shape(self.model, self._emulated.config, self.model.chunk_frames, *self.picture.latent)
 
 
+class EmulatedPost:
+    """A post stage that holds its device, and leaves the frames that there are none of as they are.
+
+    Args:
+        device: what is held.
+    """
+
+    def __init__(self, device: EmulatedDevice):
+        self.device, self._chunks = device, 0
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """The frames as they came."""
+        self._chunks += 1
+        self.device.hold(self.device.config.post_s, self._chunks, "post")
+        return frames
+
+
+class EmulatedOutputs(Outputs):
+    """Sinks that take their time with every chunk, beside the device."""
+
+    seconds = 0.0
+
+    def latents(self, latents: Tensor) -> None:
+        """Hash and keep a chunk's latents."""
+        time.sleep(self.seconds)
+        super().latents(latents)
+
+
+def emulated_outputs(config: Config, order: Open) -> Outputs:
+    """Sinks of a stream; raises as `Outputs` does."""
+    made = open_outputs(config, order, EmulatedOutputs)
+    made.seconds = config.device.emulated.output_s
+    return made
+
+
 def fill(parts: Parts, plan: Plan, index: int, config: Config, encoders: Callable[[Encoders], Any]) -> None:
     """Give worker `index` emulated stages; nothing is loaded, so its weights are 0 bytes.
 
@@ -98,5 +136,8 @@ def fill(parts: Parts, plan: Plan, index: int, config: Config, encoders: Callabl
         layers = plan.blocks[block]
         parts.denoisers[block] = EmulatedDenoiser(device, model, layers, picture.rows, picture.columns)
         parts.pools[block] = BankPool(parts.denoisers[block], plan.levels_of(index, block), 0)
+    parts.outputs = emulated_outputs
+    if any(stage == ("post", index) for stage in plan.stages):
+        parts.post = EmulatedPost(device)
     if index == plan.decode and config.sink.needs_frames:
         parts.decoder = EmulatedDecoder(device, model, picture.height, picture.width)

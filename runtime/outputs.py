@@ -149,8 +149,8 @@ def _made(state: State) -> tuple[int, bytes]:
     return counters["frames"], bytes.fromhex(counters["hash"])
 
 
-def open_outputs(config: Config, order: Open) -> Outputs:
+def open_outputs(config: Config, order: Open, kind: type[Outputs] = Outputs) -> Outputs:
     """Sinks of a stream; raises as `Outputs` does."""
     picture = Picture.of(config.model, order.config)
     height, width = (side * config.post.factor for side in (picture.height, picture.width))
-    return Outputs(order.sink, config.model.fps, height, width, config.model.network.audio is not None, order.keep)
+    return kind(order.sink, config.model.fps, height, width, config.model.network.audio is not None, order.keep)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from conf.schema import Config
 from parallel.plan import Plan
 from runtime.block import Block
 from runtime.conditioning import Conditioning
 from runtime.orders import Open
+from runtime.outputs import Outputs, open_outputs
 from runtime.pool import BankPool
 from runtime.prompts import Prompts
 from stages.codec.base import Decoder
@@ -50,6 +52,7 @@ class Parts:
         pools: banks, per block held.
         decoder: on the decode worker, where pictures are wanted.
         post: on the post worker, where there is a post stage: frames [1, 3, n, H, W] to frames.
+        outputs: opens a stream's sinks: (config, order) -> sinks.
         weight_bytes: of everything held.
         decoder_bytes: that the decoder keeps for one stream.
     """
@@ -63,6 +66,7 @@ class Parts:
     pools: dict[int, BankPool] = field(default_factory=dict)
     decoder: Decoder | None = None
     post: Callable[[Tensor], Tensor] | None = None
+    outputs: Callable[[Config, Open], Outputs] = open_outputs
     weight_bytes: int = 0
     decoder_bytes: int = 0
 

@@ -17,6 +17,7 @@ from conf.schema import Config
 from parallel.channels import ChannelError, Inbox, Sender
 from parallel.p2p import connect_all
 from parallel.plan import Plan
+from runtime.admission import most_streams
 from runtime.block import Block
 from runtime.board import DRIVER, Abandoned, Board, OrderReader, PeerLost
 from runtime.folder import require_shared
@@ -34,6 +35,8 @@ LOAD_TIMEOUT_S = 3600.0
 """Longest wait for the others to load: a cold disk may need minutes for a 14B model."""
 ONE_HOST, SEVERAL_HOSTS = "one host", "several hosts"
 """What is told as `begun`: where a run's processes may be."""
+MARKS = 2
+"""Marks of one stream that may be under way: a state's and the end's."""
 LOST = PeerLost.__name__
 """The kind of reason that says who was lost."""
 
@@ -54,14 +57,9 @@ class Connect(Protocol):
         ...
 
 
-STREAMS = 64
-"""Streams that may be open at once without a worker ever waiting for another to take in messages."""
-
-
 def credits(plan: Plan, config: Config) -> int:
-    """Messages a channel may hold: as many as there can be."""
-    marks = 2 if config.stream.save_every_chunks or config.stream.save_on_stop else 1
-    return plan.credits(max(STREAMS, config.stream.count), marks)
+    """Messages a channel may hold: as many as there can be, so that no worker waits for another to take them in."""
+    return plan.credits(most_streams(config), MARKS)
 
 
 def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> Connect:

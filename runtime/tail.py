@@ -19,7 +19,6 @@ from runtime.guard import Guard
 from runtime.messages import STOPPED
 from runtime.orders import Open
 from runtime.output import Output, Sidecar
-from runtime.outputs import open_outputs
 from runtime.parts import Parts
 from runtime.report import Timeline
 from runtime.saving import DECODER_PART, NOTHING, Saver, Whole, parts
@@ -107,7 +106,7 @@ class Tail:
             output = self.outputs[stream] = Output(
                 order.config.id,
                 self.config.model,
-                partial(open_outputs, self.config, order),
+                partial(self.held.outputs, self.config, order),
                 timeline,
                 self.trace,
                 keep,

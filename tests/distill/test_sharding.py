@@ -1,6 +1,5 @@
 """Two processes under ZeRO take the steps that one process takes, and go on after a stop."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -20,9 +19,6 @@ from distill.stages import registry
 from distill.trainer import Trainer
 
 HERE = Path(__file__).parent
-needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (pip install 'everframe[train]')"
-)
 
 
 def processes(folder, out, name, stage, steps, stop_after=99):
@@ -102,7 +98,7 @@ def emulated(folder, name, steps):
     return stage
 
 
-@needs_deepspeed
+@pytest.mark.train
 @pytest.mark.parametrize(("name", "zero"), [("teacher", 2), ("dmd", 2), ("dmd", 3)])
 def test_two_processes_take_the_steps_of_one(before, tmp_path, name, zero):
     for folder in ("plain", "zero"):
@@ -116,7 +112,7 @@ def test_two_processes_take_the_steps_of_one(before, tmp_path, name, zero):
         assert torch.allclose(found[key], value, atol=2e-6), key
 
 
-@needs_deepspeed
+@pytest.mark.train
 def test_a_sharded_run_resumes(before, tmp_path):
     for folder in ("once", "twice"):
         shutil.copytree(before, tmp_path / folder)
