@@ -17,6 +17,7 @@ from runtime.encoders import Encoders, Picture
 from runtime.orders import Open
 from runtime.parts import Parts
 from runtime.pool import BankPool
+from runtime.warm import warm_block, warm_decoder
 from runtime.workload import decoder_of
 from stages.build import build_decoder, build_network, choose_device, torch_dtype
 from stages.codec.base import Decoder, parameter_bytes
@@ -106,6 +107,12 @@ def load_parts(
         parts.decoder = fast_decoder(config, device)
         parts.weight_bytes += parameter_bytes(parts.decoder)
         parts.decoder_bytes = decoder_bytes(model, picture)
+    if config.device.compile:
+        progress("what is compiled")
+        for pool in parts.pools.values():
+            warm_block(pool)
+        if parts.decoder:
+            warm_decoder(parts.decoder, model, picture.latent)
     if rank == 0 and any(stage.name == "post" and stage.worker == index for stage in plan.stages):
         parts.post = post_of(config)
     return parts

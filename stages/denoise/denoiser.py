@@ -88,6 +88,7 @@ class Denoiser:
         rows, columns: tokens of a latent frame.
 
     Attributes:
+        grid: height and width of a latent frame.
         share: the part of the tokens and heads that is computed here; set it before streams are opened.
         runner: how the work of a chunk's pass is started (`stages.denoise.graphs`); likewise.
         stream_bytes: of the banks of one stream here; 0 before one was opened.
@@ -101,7 +102,7 @@ class Denoiser:
         self.sampler = Sampler.of(model)
         self.rope = Rope(model.network.head_dim, rows, columns, network.device)
         _, ph, pw = model.network.patch
-        self._grid = rows * ph, columns * pw
+        self.grid = rows * ph, columns * pw
         self.layout = Layout.of(model, rows * columns)
         # Motion tokens are never moved, and the reference is prefilled where it was trained to stand beside them; alone
         # it sees only itself, and its position means nothing.
@@ -270,4 +271,4 @@ class Denoiser:
         return share.gather(own, frames)
 
     def _shape(self, frames: int) -> torch.Size:
-        return torch.Size((1, self.model.network.in_channels, frames, *self._grid))
+        return torch.Size((1, self.model.network.in_channels, frames, *self.grid))
