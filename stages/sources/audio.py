@@ -88,16 +88,15 @@ class AudioFile:
         try:
             self._container = av.open(self._pipe or f"file:{self.path}")
             self._open_track()
-        except (OSError, ValueError, UserError) as error:
+        except BaseException as error:
             self.close()
+            if not isinstance(error, OSError | ValueError | UserError):
+                raise
             if self._pipe and stop is not None and stop.is_set():
                 return  # nobody will hear it
             if isinstance(error, UserError):
                 raise
             raise self._unreadable(_reason(error)) from error
-        except BaseException:
-            self.close()
-            raise
 
     def _open_track(self) -> None:
         if not self._container.streams.audio:
