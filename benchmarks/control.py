@@ -1,13 +1,14 @@
 """Control lines against a running pipeline: `python -m benchmarks.control [LINES]`.
 
 10,000 generated lines go to two workers of `nano` with one stream under way: wrong types, unknown names, huge values,
-broken JSON; one in fifty opens a stream of one chunk, and some stop, steer or wait for those just as they end. Bars: the
-stream's latents are the oracle's, every bad line gets one warning and no good one does, and memory stays.
+broken JSON; one in fifty opens a stream of one chunk, and some stop, steer or wait for those just as they end. Bars:
+the stream's latents are the oracle's, every bad line gets one warning and no good one does, and memory stays.
 """
 
 from __future__ import annotations
 
 import logging
+import statistics
 import sys
 import tempfile
 import time
@@ -24,8 +25,8 @@ from launch.control import Control
 from launch.running import start
 
 LINES, SEED, GROWTH = 10_000, 0, 0.02
-BEFORE = 0.1
-"""Share of the lines after which everything that grows once has grown: memory is compared from there on."""
+EARLY, LATE = (0.1, 0.3), (0.8, 1.0)
+"""Shares of the lines between which memory is sampled; medians are compared, as banks of brief streams come and go."""
 BASE = ("model=nano", "device=cpu", "sink.video=null", f"source.image={PORTRAIT}")
 
 
@@ -53,15 +54,15 @@ def measure(folder: Path, number: int) -> dict:
     with start(config) as running:
         pipeline = running.pipeline
         main = pipeline.open(replace(config.stream, id=MAIN), config.source, config.sink)
-        control, memory, wrong, began = Control(pipeline, config), 0, [], time.monotonic()
+        control, memory, wrong, began = Control(pipeline, config), [], [], time.monotonic()
         for at, (line, text) in enumerate(zip(written, control.lines, strict=True), 1):
             before = heard.number
             control.take(at, text)
             if heard.number - before != (not line.good):
                 wrong.append(at)
-            if at == int(BEFORE * number):
-                memory = resident_bytes()
-        took, growth = time.monotonic() - began, resident_bytes() / memory - 1
+            memory.append(resident_bytes())
+        early, late = (statistics.median(memory[int(a * number) : int(b * number)]) for a, b in (EARLY, LATE))
+        took, growth = time.monotonic() - began, late / early - 1
         under_way = not pipeline.ended(main)
         pipeline.stop(main)
         pipeline.close()
