@@ -42,7 +42,7 @@ class EmulatedDevice:
         self._late = _timer_late()
 
     def hold(self, seconds: float, chunk: int, what: str) -> None:
-        """Keep the device, and whoever calls, for `seconds` at speed 1."""
+        """Occupy the device for `seconds` at speed 1; the caller waits."""
         seconds = seconds / self.speed * self._factor(chunk, what)
         if seconds <= 0:
             return
@@ -192,7 +192,7 @@ class EmulatedDecoder:
     Args:
         device: what is held.
         model: its picture is `model.width` wide unless `width` says otherwise.
-        height, width: of the pictures there are none of, in pixels.
+        height, width: of its pictures, in pixels; it makes none of them.
     """
 
     spatial_stride, temporal_stride = 8, 4

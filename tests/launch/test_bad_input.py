@@ -41,6 +41,8 @@ NANO = ("model=nano", "stream.chunks=2")
         (["model.reference=false", "model.recalibrate_chunk=4"], "this model has none"),
         (["stream.seconds=4"], "give one of the two"),
         (["model.network.heads=5"], "model.network.heads=5: must divide dim=48"),
+        (["sink.trace=some"], "sink.trace=some: must be one of none, recent, all"),
+        (["sink.trace=none", "sink.timeline=t.png"], "sink.trace=none: sink.timeline=t.png is drawn from it"),
         (["source.audio=-", "source.actions=-"], "source.actions=- reads standard input too"),
         (["stream.events=[{chunk: 3, prompt: a}, {chunk: 3, prompt: b}]"], "two events are at the same chunk"),
         (["stream.events=[{chunk: -1, prompt: a}]"], "chunks count from 0"),
