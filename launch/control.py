@@ -124,7 +124,9 @@ class Control(threading.Thread):
         source, sink, resume = order.pop("source", {}), order.pop("sink", {}), order.pop("resume", None)
         if taken := order.keys() & {"id", "count"}:
             raise UserError(f"stream.{min(taken)}", "is not for an order to say", 'the name stands in {"open": NAME}')
-        stream = _changed(config.stream, "stream", order | {"id": name, "count": 1})
+        # A length that is ordered takes the place of the configured one, whichever of the two ways it is given in.
+        free = {"chunks": None, "seconds": None} if order.keys() & {"chunks", "seconds"} else {}
+        stream = _changed(config.stream, "stream", free | order | {"id": name, "count": 1})
         sinks = _changed(numbered(config.sink, stream.id), "sink", sink)
         source = _changed(config.source, "source", source)
         keep = keep_of(config, stream, sinks, stream.id, typed(str | None, resume, "resume"))

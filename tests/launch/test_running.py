@@ -225,10 +225,11 @@ def test_a_stream_that_ends_costs_no_other_its_report(tmp_path, monkeypatch, cap
 def test_streams_by_orders_are_lines(tmp_path, capsys, caplog):
     """The plan that a run has by default obeys orders; a stream that ends by a fault is one warning, no exit code."""
     orders = tmp_path / "orders"
-    opened = [{"open": "a", "chunks": 2}, {"wait": "a"}, {"open": "b", "source": {"image": "/nowhere.png"}}]
+    opened = [{"open": "a", "seconds": 1.2}, {"wait": "a"}, {"open": "b", "source": {"image": "/nowhere.png"}}]
     orders.write_text("".join(json.dumps(order) + "\n" for order in opened))
     folder = tmp_path / "run"
-    assert stream.main(["model=nano", "sink.video=null", f"control={orders}", f"output_dir={folder}"]) == 0
+    base = ("model=nano", "sink.video=null", "stream.chunks=7")
+    assert stream.main([*base, f"control={orders}", f"output_dir={folder}"]) == 0
     lines = [json.loads(line) for line in (folder / "streams.jsonl").read_text().splitlines()]
     assert [one["stream"] for one in lines] == ["a", "b"]
     assert "error" not in lines[0]
