@@ -13,7 +13,7 @@ from parallel.plan import Plan
 from runtime.board import Board
 from runtime.encoders import Picture
 from runtime.orders import Open
-from runtime.outputs import FILES
+from runtime.outputs import OWN
 
 STREAMS = 64
 """Streams that may be open at once: channels have room for the messages of so many."""
@@ -92,4 +92,4 @@ class Admission:
 
 def files(sink: SinkConfig) -> dict[str, Path]:
     """Where a stream's results go, by the name of the setting."""
-    return {name: Path(os.path.normpath(Path(path).absolute())) for name in FILES if (path := getattr(sink, name))}
+    return {name: Path(os.path.normpath(Path(path).absolute())) for name in OWN if (path := getattr(sink, name))}

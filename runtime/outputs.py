@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from conf import disk
 from conf.errors import UserError
 from conf.schema import Config, SinkConfig
 from runtime.encoders import Picture
@@ -26,6 +28,9 @@ from stages.sinks.video import VideoSink
 log = logging.getLogger(__name__)
 
 FILES = ("video", "latents", "frames", "contact_sheet")
+"""Settings of sinks that are files of results."""
+OWN = (*FILES, "inputs")
+"""Settings of sinks that are files of one stream alone."""
 
 
 def numbered(sink: SinkConfig, number: int | str) -> SinkConfig:
@@ -34,7 +39,7 @@ def numbered(sink: SinkConfig, number: int | str) -> SinkConfig:
     def path(name: str | None) -> str | None:
         return str(Path(name).with_stem(f"{Path(name).stem}.{number}")) if name else None
 
-    return replace(sink, **{name: path(getattr(sink, name)) for name in FILES})
+    return replace(sink, **{name: path(getattr(sink, name)) for name in OWN})
 
 
 class Outputs:
@@ -57,9 +62,13 @@ class Outputs:
         self.hash = LatentsHash(keep is not None, progress)
         self._keep, self._joins = keep, None
         self.paths = {name: Path(path) for name in FILES if (path := getattr(sink, name))}
-        self._sheet = ContactSheet(fps=fps) if sink.contact_sheet else None
+        self._sheet: ContactSheet | None = None
         self._opened: list = []
         try:
+            if sink.contact_sheet:
+                with disk.writing(f"sink.contact_sheet={sink.contact_sheet}"):
+                    disk.prepare(sink.contact_sheet)
+                self._sheet = ContactSheet(fps=fps)
             before = self.hash.hexdigest if state else None
             self._latents = self._open(LatentsSink, "latents", first=self.first, digest=before)
             video = self.paths.get("video")
@@ -68,13 +77,14 @@ class Outputs:
                 self._joins, self.paths["video"] = video, segment(video, self.frames)
             elif video:
                 for _, left in segments(video):
-                    left.unlink()  # of another video, which is replaced
+                    disk.remove(left)  # of another video, which is replaced
             self._video = self._open(VideoSink, "video", fps, height, width, sound)
             self._frames = self._open(FramesSink, "frames")
             if self._frames:
                 self._frames.frames = self.frames
         except BaseException:
-            self.close()
+            with suppress(UserError):  # what came first is told
+                self.close()
             raise
 
     def _open(self, kind, name: str, *rest, **more):

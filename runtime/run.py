@@ -118,29 +118,32 @@ class Stream:
 
     def __iter__(self) -> Iterator[Timeline]:
         """Yields after every chunk. However it ends, what was written so far is finished and playable."""
-        run, conditioning, trace = self._run, self._conditioning, self._trace
-        chunk = self._memory.chunk
         try:
-            progress, entered = conditioning.progress(chunk), trace.clock()
-            for latents in generate(run.denoiser, conditioning, trace, self._memory):
-                self._finish(chunk, latents, entered)
-                chunk += 1
-                progress = conditioning.progress(chunk)
-                self._save(chunk, progress)
-                trace.flush()
-                yield self.timeline
-                entered = trace.clock()
-            self._output.finished = conditioning.finished(chunk)
-            conditioning.ended(chunk)
-            self._save(chunk, progress, stopped=not self._output.finished)
+            with self._trace:
+                yield from self._chunks()
         finally:
-            conditioning.close()
+            self._conditioning.close()
             try:
                 self._output.close()
             finally:
                 if self._saver:
                     self._saver.close()
-                trace.close()
+
+    def _chunks(self) -> Iterator[Timeline]:
+        run, conditioning, trace = self._run, self._conditioning, self._trace
+        chunk = self._memory.chunk
+        progress, entered = conditioning.progress(chunk), trace.clock()
+        for latents in generate(run.denoiser, conditioning, trace, self._memory):
+            self._finish(chunk, latents, entered)
+            chunk += 1
+            progress = conditioning.progress(chunk)
+            self._save(chunk, progress)
+            trace.flush()
+            yield self.timeline
+            entered = trace.clock()
+        self._output.finished = conditioning.finished(chunk)
+        conditioning.ended(chunk)
+        self._save(chunk, progress, stopped=not self._output.finished)
 
     def _finish(self, chunk: int, latents: torch.Tensor, entered: float) -> None:
         """Decode a chunk and put it out."""
