@@ -28,6 +28,7 @@ from rich.table import Table
 from conf.schema.bench import BenchConfig
 from launch import stream, torchrun
 from launch.cli import run
+from launch.signals import stop_event
 from parallel.builders import build
 from runtime.links import Ends, Trips, answer_locally, fit
 from runtime.measure import percentile, stage_durations, stage_times
@@ -112,7 +113,8 @@ def efficiency(config: BenchConfig) -> Found:
     """Chunks that leave per slowest stage's time, in steady running on emulated devices: 1 would be perfect."""
     emulated = replace(config.device, kind="emulated")
     config = replace(config, device=emulated, stream=replace(config.stream, chunks=config.bench.chunks))
-    stream.stream(config, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    with stop_event() as stop:
+        stream.stream(config, OmegaConf.to_yaml(OmegaConf.structured(config)), stop)
     if not torchrun.speaks():
         return {}, {}
     report = json.loads((Path(config.output_dir) / "report.json").read_text())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -226,8 +227,8 @@ class Head:
         """When each chunk entered that has not been put out yet, by (stream, chunk)."""
         self._moved: dict[int, float] = {}
         """When something of each stream entered or was put out last."""
-        self._saving: set[int] = set()
-        """Streams of which a state is being saved: they wait with the chunk before which the next one is due."""
+        self._saving: Counter[int] = Counter()
+        """States that are being saved, by stream: it waits with the chunk before which the next one is due."""
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
@@ -256,11 +257,12 @@ class Head:
     def over(self, stream: int) -> bool:
         """Whether all of a stream has left, asked for the first time: its sampler is let go of then."""
         with self._lock:
-            if not self.pacer.over(stream):
+            # Who saves a state tells of it, so this worker stays to hear that.
+            if self._saving[stream] or not self.pacer.over(stream):
                 return False
             self.samplers.pop(stream, None)
             self._moved.pop(stream, None)
-            self._saving.discard(stream)
+            del self._saving[stream]
             return True
 
     def close(self) -> None:
@@ -276,7 +278,7 @@ class Head:
 
         def may_enter(stream: int, chunk: int) -> bool:
             sampler = self.samplers[stream]
-            saving = stream in self._saving and sampler.keep.due(chunk) and not sampler.opening.stop.is_set()
+            saving = self._saving[stream] and sampler.keep.due(chunk) and not sampler.opening.stop.is_set()
             return not saving and ready(stream, chunk)
 
         with self._lock:
@@ -287,7 +289,7 @@ class Head:
         """A chunk was sampled, or its stream ended before it."""
         with self._lock:
             if entry.files is not None:
-                self._saving.add(entry.stream)
+                self._saving[entry.stream] += 1
             if entry.tensors is None:
                 self.pacer.end(entry.stream)
                 return
@@ -315,7 +317,7 @@ class Head:
     def saved(self, stream: int) -> None:
         """A state of a stream was saved, or given up: the next one may begin."""
         with self._lock:
-            self._saving.discard(stream)
+            self._saving[stream] -= 1
 
     def overdue(self, limit_s: float) -> tuple[int, int] | None:
         """(stream, oldest chunk) of a stream of which nothing has moved for `limit_s` while chunks of it are

@@ -106,7 +106,8 @@ def test_processes_give_the_numbers_of_one(degree, name):
     # What the leader closed is gone everywhere; while it was there, each held its part.
     assert followers == [(0, part)] * (degree - 1)
     whole = block_of(name, Group(plan_of(1).members[0]))
-    assert part * degree == sum(bank.bank.nbytes for bank in whole.stream(0).banks.values())
+    whole.open(0)
+    assert part * degree == sum(bank.bank.nbytes for bank in whole.streams[0].banks.values())
 
 
 def test_threads_give_the_numbers_of_one():
