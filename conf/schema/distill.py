@@ -185,7 +185,7 @@ class DistillConfig:
     """DeepSpeed ZeRO under torchrun: 2 spreads optimizer state and gradients over the processes, 3 weights too; 0: one
     process."""
     bf16: bool = True
-    """Matrix products in bfloat16; weights, norms and losses stay in float32."""
+    """Matrix products in bfloat16 on devices that gain by it; weights, norms and losses stay in float32."""
     export: str | None = None
     """Write the stage's averaged weights to this file and do nothing else."""
 
