@@ -126,6 +126,8 @@ class DmdConfig(StageConfig):
     reward_beta: float = 0.5
     forward_kl: float = 0.0
     """Weight of the flow-matching loss on data, at the first step's level: it holds motion against collapse."""
+    steering: float = 0.0
+    """Weight of the camera's verdict on decoded frames where latents meet: whether they show what the action asks."""
     dropout: float = 0.0
 
     def __post_init__(self):
