@@ -25,6 +25,7 @@ from conf.schema.distill import ClipsConfig
 from distill.data import avatar, sound, world
 from distill.data.people import BACKGROUNDS, EMOTIONS
 from distill.model import Batch
+from distill.precision import autocast
 from stages.codec.small import SPATIAL_STRIDE, SmallEncoder, load_half
 from stages.denoise.network import FRAMES_PER_LATENT
 from stages.encode.actions import one_hot
@@ -82,7 +83,7 @@ def pixels(video: np.ndarray) -> Tensor:
 @torch.inference_mode()
 def encode(encoder: SmallEncoder, video: np.ndarray) -> np.ndarray:
     """Video to latents float16 [n, C, F, h, w]; a still (one frame) is held for the time of a latent frame."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu"):
         return _latents(encoder, pixels(video)).numpy().astype(np.float16)
 
 

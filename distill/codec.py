@@ -19,6 +19,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from conf.errors import UserError, nearest
 from distill.codec_quality import SETS, Codec, clips, export, psnr, strip
 from distill.muon import Muon
+from distill.precision import autocast
 from stages.codec.small import SmallConfig
 
 
@@ -86,7 +88,7 @@ def loss_of(made: Tensor, video: Tensor, latents: Tensor, settings: Settings) ->
     return pixels + settings.edges * edges + settings.moments * moments
 
 
-def rate(step: int, settings: Settings) -> float:
+def rate(step: int, settings: Any) -> float:
     """The learning rate: up over the warm-up, level, then linearly down to zero."""
     left = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
     return settings.lr * min(1.0, (step + 1) / settings.warmup, max(left, 0.0))
@@ -153,7 +155,7 @@ class Run:
         shares = {"avatar": s.faces, "world": s.batch - s.faces}
         parts = [clips(kind, 10_000_000 + self.step * n, n, s.frames, s.size) for kind, n in shares.items()]
         video = torch.cat(parts)
-        with torch.autocast("cpu", torch.bfloat16, enabled=s.bf16):
+        with autocast("cpu", s.bf16):
             made, latents = self.codec(video, s.noise)
         loss = loss_of(made, video, latents, s)
         self.optimizer.zero_grad(set_to_none=True)
@@ -200,14 +202,14 @@ class Run:
         print(line, flush=True)
 
 
-def parse(words: list[str]) -> Settings:
-    """`name=value` words over the defaults."""
-    settings = Settings()
+def parse(words: list[str], settings: Any = None, what: str = "the codec's training") -> Any:
+    """`name=value` words over the defaults, or over other settings of a training of `what`."""
+    settings = settings or Settings()
     kinds = {f.name: type(getattr(settings, f.name)) for f in fields(settings)}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in kinds:
-            raise UserError(word, "is not a setting of the codec's training", nearest(name, kinds))
+            raise UserError(word, f"is not a setting of {what}", nearest(name, kinds))
         made = value.lower() in ("true", "1") if kinds[name] is bool else kinds[name](value)
         settings = replace(settings, **{name: made})
     return settings

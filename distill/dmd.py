@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conf.errors import UserError
 from conf.schema.distill import DistillConfig
-from distill import flow
-from distill.clips import Library
+from distill import flow, steering
+from distill.clips import Library, codec_half
 from distill.model import Batch, Trainee
 from distill.optim import average, optimizer_of, rate
 from distill.reward import REWARDS, weights
@@ -53,6 +54,14 @@ class Dmd(Stage):
         optimizer = optimizer_of(self.critic, self.settings, self.settings.critic_lr)
         self.critic_learner = self.learner_of("critic", self.critic, optimizer)
         self.teacher_learner = self.learner_of("teacher", self.teacher, None)
+        if self.settings.steering:
+            if not self.model.network.actions:
+                raise UserError(
+                    f"stages.dmd.steering={self.settings.steering}",
+                    f"{self.model.name} is not steered by actions",
+                    "set it to 0",
+                )
+            self.decoder = codec_half(config.clips.codec, "decoder", config.clips.kind).to(self.device)
 
     def _teacher(self) -> Trainee:
         teacher = Trainee(self.model).to(self.device)
@@ -115,6 +124,11 @@ class Dmd(Stage):
             extra = flow.loss(self.student, self.clip, batch, chance, self.shift)[0]
             value = value + self.settings.forward_kl * extra
             numbers["forward_kl"] = extra.item()
+        if self.settings.steering:
+            first = chance.index(x.shape[2] - steering.WINDOW + 1)
+            extra = steering.steering(self.decoder, x, batch.actions, first)
+            value = value + self.settings.steering * extra
+            numbers["steering"] = extra.item()
         return value, numbers
 
     def _weights(self, x: Tensor, batch: Batch) -> Tensor:

@@ -13,14 +13,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from distill.precision import bfloat16_pays
+
 # Coefficients of Jordan et al.: steep at zero, so that small singular values grow fast; exact ones are not needed.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """[rows, columns] to about its nearest semi-orthogonal matrix, computed in bfloat16."""
+    """[rows, columns] to about its nearest semi-orthogonal matrix, computed in bfloat16 where that is faster."""
     a, b, c = QUINTIC
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if bfloat16_pays(matrix.device.type) else matrix.float()
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.mT

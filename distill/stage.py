@@ -17,6 +17,7 @@ from distill.clip import WholeClip
 from distill.clips import Library
 from distill.model import Batch, Trainee, begin
 from distill.optim import average, optimizer_of, rate
+from distill.precision import autocast
 from distill.sample import stream
 from distill.sharding import Learner, Ranks, check, learner
 from stages.codec.small import SPATIAL_STRIDE
@@ -93,8 +94,8 @@ class Stage:
         yield from ()
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 for matrix products, where the run wants it."""
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.config.bf16)
+        """bfloat16 for matrix products, where the run wants it and the device gains by it."""
+        return autocast(self.device, self.config.bf16)
 
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """Everything a checkpoint holds, by name."""

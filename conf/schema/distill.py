@@ -126,6 +126,8 @@ class DmdConfig(StageConfig):
     reward_beta: float = 0.5
     forward_kl: float = 0.0
     """Weight of the flow-matching loss on data, at the first step's level: it holds motion against collapse."""
+    steering: float = 0.0
+    """Weight of the camera's verdict on decoded frames where latents meet: whether they show what the action asks."""
     dropout: float = 0.0
 
     def __post_init__(self):
@@ -185,7 +187,7 @@ class DistillConfig:
     """DeepSpeed ZeRO under torchrun: 2 spreads optimizer state and gradients over the processes, 3 weights too; 0: one
     process."""
     bf16: bool = True
-    """Matrix products in bfloat16; weights, norms and losses stay in float32."""
+    """Matrix products in bfloat16 on devices that gain by it; weights, norms and losses stay in float32."""
     export: str | None = None
     """Write the stage's averaged weights to this file and do nothing else."""
 

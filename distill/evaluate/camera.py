@@ -94,25 +94,28 @@ def explained(frames: np.ndarray) -> np.ndarray:
 
     The order is that of `maze.ACTIONS`.
     """
+    pictures = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    before, after = pictures[:-1].split(TOGETHER), pictures[1:].split(TOGETHER)
+    return torch.cat([unexplained(*pair) for pair in zip(before, after, strict=True)]).numpy()
+
+
+def unexplained(before: Tensor, after: Tensor) -> Tensor:
+    """As `explained`, of pairs of pictures [n, 3, H, W] in 0 ... 255; gradients flow to the pictures."""
     # A little blur: half a pixel of error at a sharp edge should not outweigh everything else.
-    pictures = F.avg_pool2d(torch.from_numpy(frames).permute(0, 3, 1, 2).float(), 3, 1, 1, count_include_pad=False)
-    maps, rows = _maps(frames.shape[1]), []
-    for lo in range(0, len(pictures) - 1, TOGETHER):
-        after = pictures[lo + 1 : lo + 1 + TOGETHER]
-        before = pictures[lo : lo + len(after)]
-        still = (after - before).abs().mean(dim=(1, 2, 3))
-        turns = _errors(before, after, maps["turns"]).mean(-1)
-        steps = _errors(before, after, maps["steps"]).unflatten(1, (2, len(SLIDES + SLOW), len(DEPTHS)))
-        # The best depth of every column, then the best slide.
-        shape = steps.shape
-        steps = F.avg_pool1d(steps.flatten(0, 3)[:, None], WALL, 1, WALL // 2, count_include_pad=False).view(shape)
-        steps = steps.amin(3).mean(-1)
-        slow = steps[:, :, len(SLIDES) :].amin((1, 2)) + SLOW_COST * still
-        fast = steps[:, :, : len(SLIDES)].amin(2) + COST * still[:, None]
-        found = {NONE: torch.minimum(still, slow), FORWARD: fast[:, 0], BACK: fast[:, 1]}
-        found |= {LEFT: turns[:, 0], RIGHT: turns[:, 1]}
-        rows.append(torch.stack([found[action] for action in range(len(found))], 1))
-    return torch.cat(rows).numpy()
+    before, after = (F.avg_pool2d(p, 3, 1, 1, count_include_pad=False) for p in (before, after))
+    maps = _maps(before.shape[-1])
+    still = (after - before).abs().mean(dim=(1, 2, 3))
+    turns = _errors(before, after, maps["turns"]).mean(-1)
+    steps = _errors(before, after, maps["steps"]).unflatten(1, (2, len(SLIDES + SLOW), len(DEPTHS)))
+    # The best depth of every column, then the best slide.
+    shape = steps.shape
+    steps = F.avg_pool1d(steps.flatten(0, 3)[:, None], WALL, 1, WALL // 2, count_include_pad=False).view(shape)
+    steps = steps.amin(3).mean(-1)
+    slow = steps[:, :, len(SLIDES) :].amin((1, 2)) + SLOW_COST * still
+    fast = steps[:, :, : len(SLIDES)].amin(2) + COST * still[:, None]
+    found = {NONE: torch.minimum(still, slow), FORWARD: fast[:, 0], BACK: fast[:, 1]}
+    found |= {LEFT: turns[:, 0], RIGHT: turns[:, 1]}
+    return torch.stack([found[action] for action in range(len(found))], 1)
 
 
 def motion(frames: np.ndarray) -> np.ndarray:
