@@ -51,3 +51,16 @@ def test_waiting_for_a_live_source_is_no_failure(tmp_path):
         threading.Thread(target=speak).start()
         engine.wait()
     assert results(engine.pipeline)[0]["chunks"] == 3
+
+
+def test_a_stage_that_is_slow_is_named_and_not_lost(tmp_path, caplog):
+    """A decoder that takes longer than the timeout is alive: the run goes on, and says who holds it up."""
+    engine = local_run(
+        tmp_path, "plan.workers=3", "plan.steps=[2,2]", "device=emulated", "device.emulated.step_s=0",
+        "device.emulated.decode_s=1.2", "stream.chunks=2", "launcher.timeout_s=0.4",
+        f"sink.video={tmp_path / 'v.mp4'}",
+    )  # fmt: skip
+    engine.wait()
+    assert results(engine.pipeline)[0]["chunks"] == 2
+    said = [record.getMessage() for record in caplog.records if "is slow" in record.getMessage()]
+    assert said and all(line.startswith("worker 2 is slow: decode of chunk") for line in said)
