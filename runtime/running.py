@@ -27,6 +27,8 @@ from runtime.reasons import Reason
 
 LOADING_POLL_S, POLL_S = 0.05, 0.2
 """How often workers are looked after, before streams go and then; a launcher may know sooner."""
+SETTLE_S = 0.5
+"""How long after a process has gone its report may still come."""
 GRACE_S = 10.0
 """How long the survivors of a failure may take to finish their files."""
 STOPPED = "Stopped"
@@ -119,6 +121,7 @@ class Running(ABC):
         self._left = set(range(plan.processes))
         self._reports: dict[int, dict[str, Any]] = {}
         self._lost: dict[int, str] = {}
+        self._gone_since: dict[int, float] = {}
         self._heard: dict[int, tuple[int, float]] = {}
         self._begin: Callable[[], None] = lambda: None
         self._begun = self._closed = self._draining = self._ending = False
@@ -250,7 +253,7 @@ class Running(ABC):
         for index in sorted(self._left):
             gone = self._gone(index)
             report = self.board.told(f"left/{index}")
-            if report is None and gone is None:
+            if report is None and (gone is None or not self._settled(index)):
                 continue
             self._left.discard(index)
             if report:
@@ -258,6 +261,11 @@ class Running(ABC):
             elif report is None:
                 self._lost[index] = gone
                 self._fail(Reason(f"worker {self.plan.members[index]} is lost ({gone})", LOST), index)
+
+    def _settled(self, index: int) -> bool:
+        """Whether a process has been gone for long enough: what it told last is on its way on another connection."""
+        now = time.monotonic()
+        return now - self._gone_since.setdefault(index, now) >= SETTLE_S
 
     def _go_on(self) -> None:
         interrupted = self.board.told(INTERRUPT)
