@@ -33,7 +33,6 @@ class Open:
         stream: its number; streams are numbered in the order in which they are opened.
         config, source, sink: what it is, what drives it, where it goes.
         keep: how its state is kept, and what it goes on from; None: neither.
-        early: whether its sources are opened before weights load, so that a mistake in them ends the run then.
         number: the order's place among all orders.
     """
 
@@ -42,7 +41,6 @@ class Open:
     source: SourceConfig
     sink: SinkConfig
     keep: Keep | None = None
-    early: bool = False
     number: int = -1
 
 

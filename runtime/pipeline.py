@@ -77,18 +77,11 @@ class Pipeline:
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
-    def open(
-        self,
-        stream: StreamConfig,
-        source: SourceConfig,
-        sink: SinkConfig,
-        keep: Keep | None = None,
-        early: bool = False,
-    ) -> int:
+    def open(self, stream: StreamConfig, source: SourceConfig, sink: SinkConfig, keep: Keep | None = None) -> int:
         """Begin a stream on the running workers, or go on with one; returns its number.
 
         Banks, seed, epochs and output are its own. If its source or sink cannot be used it ends at once, others go on,
-        and `result` says why; that of an `early` one, which is the run's own, ends the run before weights load.
+        and `result` says why.
 
         Raises:
             UserError: a value is of a wrong type or breaks a rule, a stream of that name is open, the picture is of
@@ -100,7 +93,6 @@ class Pipeline:
             typed(SourceConfig, source, "source"),
             typed(SinkConfig, sink, "sink"),
             typed(Keep | None, keep, "keep"),
-            early,
         )
         with self._news:
             self._present()
@@ -344,7 +336,7 @@ def opens(config: Config) -> list[Open]:
 def run_all(pipeline: Pipeline, config: Config) -> None:
     """Open every stream of a run, and say that these are all."""
     for order in opens(config):
-        pipeline.open(order.config, order.source, order.sink, order.keep, early=True)
+        pipeline.open(order.config, order.source, order.sink, order.keep)
     pipeline.close()
 
 

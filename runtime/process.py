@@ -185,7 +185,8 @@ class Job(NamedTuple):
             self.pulse.at(f"loading {what}")
 
         # The run's own streams are looked at before weights load. One that was ordered costs nobody else anything.
-        known = [order for order in self.orders.orders() if isinstance(order, Open) and order.early]
+        own = self.config.control is None
+        known = [order for order in self.orders.orders() if own and isinstance(order, Open)]
         member = self.plan.members[self.index]
         parts = load_parts(self.plan, member.worker, self.config, known, device, stdin, progress, member.rank)
         if member.rank == 0:
