@@ -81,11 +81,16 @@ def _explain(error: Exception, overrides: list[str], schema: type) -> UserError:
     return UserError("configuration", text, "see --help")
 
 
-def compose(name: str, schema: type, overrides: list[str]) -> Any:
-    """The typed configuration that a command line of `overrides` gives, for those who are not the command line."""
+def composed(name: str, schema: type, overrides: list[str]) -> DictConfig:
+    """The configuration that a command line of `overrides` gives."""
     ConfigStore.instance().store(f"{name}_schema", schema)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_object(hydra.compose(name, clusters.arguments(overrides)))
+        return hydra.compose(name, clusters.arguments(overrides))
+
+
+def compose(name: str, schema: type, overrides: list[str]) -> Any:
+    """The same as typed data, for those who are not the command line."""
+    return OmegaConf.to_object(composed(name, schema, overrides))
 
 
 def _job_folder(config: DictConfig) -> None:
@@ -115,7 +120,6 @@ def run(
     Returns:
         The exit code: 0, 2 with one line on standard error for a user's mistake, or 130 where Ctrl-C ended it.
     """
-    ConfigStore.instance().store(f"{name}_schema", schema)
     arguments = clusters.arguments(sys.argv[1:] if argv is None else argv)
     # Hydra would print its own, longer, account of an error and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -127,16 +131,23 @@ def run(
 
     def typed(config: DictConfig) -> None:
         try:
-            _job_folder(config)
             prepare(config)
             job(OmegaConf.to_object(config), OmegaConf.to_yaml(config, resolve=True))
         except (OmegaConfBaseException, UserError) as error:
             # Not an exception to Hydra, which would announce it in words of its own.
             raise SystemExit(refuse(error)) from None
 
+    def hydras(config: DictConfig) -> None:
+        _job_folder(config)
+        typed(config)
+
     program, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(typed)()
+        if any(a.startswith(("-", "hydra")) for a in arguments):
+            ConfigStore.instance().store(f"{name}_schema", schema)
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(hydras)()
+        else:  # Hydra's own command line composes twice
+            typed(composed(name, schema, arguments))
     except (HydraException, OmegaConfBaseException) as error:
         return refuse(error)
     except SystemExit as end:

@@ -18,7 +18,6 @@ from runtime.orders import Open
 from runtime.parts import Parts
 from runtime.pool import BankPool
 from runtime.warm import warm_block, warm_decoder
-from runtime.workload import decoder_of
 from stages.build import build_decoder, build_network, choose_device, torch_dtype
 from stages.codec.base import Decoder, parameter_bytes
 from stages.compiled import compile_decoder, compile_network
@@ -45,10 +44,11 @@ def fast_denoiser(config: Config, device: torch.device, picture: Picture, layers
     return denoiser
 
 
-def fast_decoder(config: Config, device: torch.device) -> Decoder:
-    """The decoder likewise."""
+def fast_decoder(config: Config, device: torch.device) -> tuple[Decoder, int]:
+    """The decoder likewise, and what it keeps for one stream, in bytes."""
     decoder = build_decoder(config.model, device)
-    return compile_decoder(decoder) if config.device.compile else decoder
+    held = decoder_bytes(decoder, config.model, Picture.of(config.model, config.stream), device)
+    return (compile_decoder(decoder) if config.device.compile else decoder), held
 
 
 def post_of(config: Config) -> Callable[[Tensor], Tensor] | None:
@@ -104,9 +104,8 @@ def load_parts(
         parts.pools[block] = BankPool(denoiser, plan.levels_of(index, block), max(1, len(known)), plan.degree)
     if index == plan.decode and rank == 0 and config.sink.needs_frames:
         progress("decoder")
-        parts.decoder = fast_decoder(config, device)
+        parts.decoder, parts.decoder_bytes = fast_decoder(config, device)
         parts.weight_bytes += parameter_bytes(parts.decoder)
-        parts.decoder_bytes = decoder_bytes(model, picture)
     if config.device.compile:
         progress("what is compiled")
         for pool in parts.pools.values():
@@ -134,14 +133,14 @@ def condition(
     )
 
 
-def decoder_bytes(model: ModelConfig, picture: Picture) -> int:
-    """What the decoder keeps for one stream, in bytes: found by decoding two chunks that are shapes only."""
-    with torch.device("meta"), torch.inference_mode():
-        decoder = decoder_of(model.codec).to(torch_dtype(model.dtype))
-        latents = torch.empty(
-            1, model.network.in_channels, model.chunk_frames, *picture.latent, dtype=torch_dtype(model.dtype)
-        )
-        state = decoder.start()
-        for _ in range(2):
-            decoder(latents, state)
-    return state.nbytes
+@torch.inference_mode()
+def decoder_bytes(decoder: Decoder, model: ModelConfig, picture: Picture, device: torch.device) -> int:
+    """What a decoder keeps for one stream, in bytes: all of it is pictures, so that one place of them tells."""
+    place = torch.zeros(
+        1, model.network.in_channels, model.chunk_frames, 1, 1, dtype=torch_dtype(model.dtype), device=device
+    )
+    state = decoder.start()
+    # After the second chunk it no longer grows.
+    for _ in range(2):
+        decoder(place, state)
+    return state.nbytes * picture.latent[0] * picture.latent[1]

@@ -64,7 +64,7 @@ class SequentialRun:
         picture = Picture.of(config.model, config.stream)
         self.denoiser = fast_denoiser(config, self.device, picture)
         self.network = self.denoiser.network
-        self.decoder = fast_decoder(config, self.device) if config.sink.needs_frames else None
+        self.decoder = fast_decoder(config, self.device)[0] if config.sink.needs_frames else None
         self.post = post_of(config)
         held = sum(parameter_bytes(p) for p in (self.network, self.decoder) if p is not None)
         self.weight_bytes = held + encoders.weight_bytes

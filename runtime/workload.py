@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import nn
 
 from conf.schema import CodecConfig, Config
@@ -21,12 +20,13 @@ from stages.denoise.fp8 import quantise
 from stages.denoise.network import Network
 from stages.encode import umt5
 from stages.encode.wav2vec import parameter_count
+from stages.weights import outline
 
 FLOAT = 4
 
 
 def _meta(build) -> int:
-    with torch.device("meta"):
+    with outline():
         return parameter_bytes(build())
 
 
@@ -36,7 +36,7 @@ def describe(config: Config) -> Workload:
     network, scale = model.network, dtype.itemsize / FLOAT
 
     def layers(start: int, stop: int) -> int:
-        with torch.device("meta"):
+        with outline():
             part = Network(network, range(start, stop)).to(dtype)
             return parameter_bytes(quantise(part.fuse(), model.fp8) if model.fp8 else part)
 

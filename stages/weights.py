@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from conf.errors import UserError
 from stages.weight_file import WeightFile
@@ -17,6 +20,35 @@ IGNORED = re.compile(r"(.*\.)?(freqs(_cis|_cos|_sin)?|token_freqs|inv_freq|_extr
 
 Change = Callable[[str, slice, Tensor], Tensor]
 """change(name, rows, values) -> values: what to make of some rows as they are read."""
+
+
+class _Unset(TorchFunctionMode):
+    """Leaves weights as they are where a module would draw its first ones."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return None  # what a module draws into is there already
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def outline() -> Iterator[None]:
+    """Modules that are made inside have shapes and no values: they take neither memory nor time.
+
+    Drawing first weights even of nothing would import the compiler, which takes seconds.
+    """
+    with torch.device("meta"), _Unset():
+        yield
+
+
+def empty(make: Callable[[], nn.Module], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    """A module in its place and type, with room for its weights and nothing else."""
+    with outline():
+        module = make().to(dtype)
+    # `Module.to_empty` asks a tensor without values for its like, which imports sympy: most of a second.
+    room = {name: torch.empty(t.shape, dtype=t.dtype, device=device) for name, t in module.state_dict().items()}
+    module.load_state_dict(room, assign=True)
+    return module
 
 
 def initialise(module: nn.Module, seed: int, prefix: str = "") -> None:

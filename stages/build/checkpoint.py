@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -15,7 +13,7 @@ from stages.encode.causal_audio import CausalAudioEncoder
 from stages.encode.text import TextEncoder
 from stages.lora import Loras
 from stages.weight_file import WeightFile
-from stages.weights import check, initialise, load
+from stages.weights import check, initialise, load, outline
 
 
 def text_encoder(model: ModelConfig) -> tuple[TextEncoder, str] | None:
@@ -39,7 +37,7 @@ def audio_encoder(model: ModelConfig) -> tuple[AudioEncoder | CausalAudioEncoder
 
 def whole(model: ModelConfig) -> dict[str, torch.Size]:
     """Name and shape of every weight of a model's file, whoever holds it."""
-    with torch.device("meta"):
+    with outline():
         parts = filter(None, [(Network(model.network), ""), text_encoder(model), audio_encoder(model)])
     return {prefix + name: value.shape for part, prefix in parts for name, value in part.state_dict().items()}
 
@@ -63,13 +61,6 @@ class Checkpoint:
     def fill(self, module: nn.Module, prefix: str = "") -> None:
         """Read a module's own weights, and no others."""
         load(module, self.file, prefix, self.loras)
-
-
-def empty(make: Callable[[], nn.Module], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
-    """A module in its place and type, with room for its weights and nothing else."""
-    with torch.device("meta"):
-        module = make()
-    return module.to(dtype).to_empty(device=device)
 
 
 def filled(module: nn.Module, model: ModelConfig, prefix: str, checkpoint: Checkpoint | None = None) -> nn.Module:

@@ -10,7 +10,6 @@ from torch import nn
 
 from conf.errors import UserError
 from conf.schema import CodecConfig, ModelConfig
-from stages.build.checkpoint import empty
 from stages.build.device import torch_dtype
 from stages.codec import taehv, wan_keys
 from stages.codec.base import Decoder, Encoder
@@ -18,7 +17,7 @@ from stages.codec.small import SmallDecoder, SmallEncoder, load_half
 from stages.codec.taehv import TaehvDecoder
 from stages.codec.wan import WanDecoder, WanEncoder
 from stages.weight_file import WeightFile
-from stages.weights import check, initialise, load
+from stages.weights import check, empty, initialise, load, outline
 
 SPATIAL_STRIDE, TEMPORAL_STRIDE = 8, 4
 """Of every codec here: video pixels per latent pixel, video frames per latent frame."""
@@ -65,7 +64,7 @@ def _build_wan(model: ModelConfig, codec: CodecConfig, half: str, device: torch.
     if codec.checkpoint is None:
         initialise(module, model.init_seed, f"codec.{half}.")
         return module
-    with torch.device("meta"):
+    with outline():
         names = {k: v.shape for kind in halves.values() for k, v in kind(base=width).state_dict().items()}
     file = _wan_file(codec)
     check(file, names)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from conf.schema import ModelConfig
-from stages.build.checkpoint import Checkpoint, empty, filled
+from stages.build.checkpoint import Checkpoint, filled
 from stages.build.device import torch_dtype
 from stages.denoise.network import Network
+from stages.weights import empty
 
 
 def build_network(

@@ -237,7 +237,7 @@ class Layer(nn.Module):
         self.cross_attn = Attention(dim, heads, eps)
         self.norm3 = nn.LayerNorm(dim, eps)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
-        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.modulation = nn.Parameter(torch.empty(1, 6, dim))
         self.fused: Weights | None = None
         self.regions = Regions()
 

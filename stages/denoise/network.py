@@ -218,7 +218,7 @@ class Head(nn.Module):
         super().__init__()
         self.eps = eps
         self.head = nn.Linear(dim, out)
-        self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+        self.modulation = nn.Parameter(torch.empty(1, 2, dim))
 
     def terms(self, e: Tensor) -> tuple[Tensor, Tensor]:
         """(shift, 1 + scale), as `per_token` shapes them, from unprojected time embeddings [.., f, d]."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from conf.errors import UserError
 from conf.published import read_json
 from stages.weight_file import WeightFile
-from stages.weights import check, load
+from stages.weights import check, empty, load
 
 KEYS = (
     (r"token_embedding\.", "embed_tokens."),
@@ -140,9 +140,8 @@ def _filled(file: WeightFile, path: Path, text_dim: int, dtype: torch.dtype, dev
         )
     said = path / "config.json"
     told = read_json(said, SETTING) if said.is_file() else {}
-    with torch.device("meta"):
-        stack = transformers.UMT5EncoderModel(transformers.UMT5Config.from_dict(told | sizes)).encoder
-    stack = stack.to(dtype).to_empty(device=device)
+    settings = transformers.UMT5Config.from_dict(told | sizes)
+    stack = empty(lambda: transformers.UMT5EncoderModel(settings).encoder, device, dtype)
     check(file, {name: value.shape for name, value in stack.state_dict().items()})
     load(stack, file)
     return stack.eval().requires_grad_(False)
