@@ -29,12 +29,15 @@ from parallel.placement import place
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.process import over_network, run_worker
+from runtime.pulse import PULSE_S
 from runtime.reasons import Reason
 from runtime.running import DRIVER, INTERRUPT, POLL_S, STOPPED, Running, Start, Stopped
 
 RENDEZVOUS_S, MEET_POLL_S = 300.0, 0.05
 TELL_S = 2.0
 """How long the first rank waits for the others to hear that the run was given up."""
+SILENT_S = 3 * PULSE_S
+"""How long nothing is heard of a rank that has not survived a failure."""
 
 
 def meeting_point(timeout_s: float) -> tuple[dist.Store, int, int]:
@@ -229,7 +232,11 @@ class TorchrunRun(Running):
         self._wake.set()
 
     def _gone(self, index: int) -> str | None:
-        return "its thread ended" if index == self.index and not self._thread.is_alive() else None
+        if index == self.index:
+            return None if self._thread.is_alive() else "its thread ended"
+        # Nobody tells of other ranks: who is silent after a failure has not survived it.
+        silent = self.board.told("failed") is not None and self._pulse(index)[1] > SILENT_S
+        return "nothing is heard of it" if silent else None
 
     def _until_all_left(self) -> None:
         if self.leads:

@@ -23,6 +23,7 @@ from parallel.plan import Plan
 from runtime.board import DRIVER, Abandoned, Board, PeerLost
 from runtime.pipeline import Pipeline
 from runtime.process import LOST, ONE_HOST, SEVERAL_HOSTS, share_folder
+from runtime.pulse import key
 from runtime.reasons import Reason
 
 LOADING_POLL_S, POLL_S = 0.05, 0.2
@@ -300,14 +301,19 @@ class Running(ABC):
         self.board.first("failed", {"process": index} | reason.to_dict())
         self._wake.set()
 
-    def _health(self, index: int) -> Health:
-        name, now = str(self.plan.members[index]), time.monotonic()
-        pulse = self.board.told(f"pulse/{index}") or {"beats": 0, "at": "nothing yet", "at_s": 0.0, "moved_s": 0.0}
+    def _pulse(self, index: int) -> tuple[dict[str, Any], float]:
+        """What a process has told of itself last, and how many seconds ago that was heard."""
+        now = time.monotonic()
+        pulse = self.board.told(key(index)) or {"beats": 0, "at": "nothing yet", "at_s": 0.0, "moved_s": 0.0}
         beats, heard = self._heard.get(index, (-1, now))
         if pulse["beats"] != beats:
             heard = now
         self._heard[index] = pulse["beats"], heard
-        alive = index in self._left and now - heard <= self.config.launcher.timeout_s
-        loaded, since = bool(self.board.told(f"loaded/{index}")), now - heard
+        return pulse, now - heard
+
+    def _health(self, index: int) -> Health:
+        name, (pulse, since) = str(self.plan.members[index]), self._pulse(index)
+        alive = index in self._left and since <= self.config.launcher.timeout_s
+        loaded = bool(self.board.told(f"loaded/{index}"))
         at_s, moved_s = pulse["at_s"] + since, pulse["moved_s"] + since
         return Health(name, alive, loaded, pulse["at"], at_s, moved_s, self._lost.get(index))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -30,6 +31,11 @@ def start(launcher: str, workers: int, *overrides: str, **options) -> subprocess
     )  # fmt: skip
     STARTED.append(process)
     return process
+
+
+def report_of(folder: Path) -> dict:
+    """What a run has reported."""
+    return json.loads((folder / "report.json").read_text())
 
 
 def end_all() -> None:

@@ -16,7 +16,7 @@ from conf.errors import UserError
 from launch.control import BLOCK, LONGEST_LINE, Control, Lines
 from runtime.board import PeerLost
 from runtime.orders import Close, Open, Stop
-from tests.launch.test_launchers import report_of, start
+from tests.launch.started import report_of, start
 from tests.runtime.driven import Driven
 
 SCRIPT = """
@@ -34,8 +34,8 @@ SCRIPT = """
 """
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "ray"])
-def test_streams_come_and_go_on_running_processes(tmp_path, nano, launcher):
+def come_and_go(nano, folder: Path, launcher: str, *overrides: str) -> dict[str, int]:
+    """Obey `SCRIPT` on three processes, and say which node each of them was on."""
     alone = {
         "a": nano("stream.id=a", "stream.chunks=9"),
         "b": nano(
@@ -43,23 +43,28 @@ def test_streams_come_and_go_on_running_processes(tmp_path, nano, launcher):
             "stream.events=[{chunk: 2, prompt: other}]",
         ),
     }  # fmt: skip
-    folder, orders = tmp_path / "run", tmp_path / "orders"
+    orders, run = folder / "orders", folder / "run"
     os.mkfifo(orders)
-    process = start(launcher, 3, "model=nano", "plan=timestep", f"output_dir={folder}", f"control={orders}")
-    orders.write_text(SCRIPT % tmp_path)
+    process = start(launcher, 3, "model=nano", "plan=timestep", f"output_dir={run}", f"control={orders}", *overrides)
+    orders.write_text(SCRIPT % folder)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "control line 8 skipped" in err
-    found = {s["stream"]: s for s in report_of(folder)["streams"]}
+    found = {s["stream"]: s for s in report_of(run)["streams"]}
     assert {name: found[name]["latents_sha256"] for name in alone} == alone
-    assert len(load_file(tmp_path / "c.safetensors")) == found["c"]["chunks"]
-    assert {"video.a.mp4", "video.endless.mp4", "video.b.mp4"} <= {path.name for path in folder.iterdir()}
+    assert len(load_file(folder / "c.safetensors")) == found["c"]["chunks"]
+    assert {"video.a.mp4", "video.endless.mp4", "video.b.mp4"} <= {path.name for path in run.iterdir()}
     status = next(json.loads(line) for line in out.splitlines() if line.startswith("{"))
     assert status["streams"]["a"]["ended"] and status["streams"]["a"]["chunks"] == 9
     assert status["streams"]["endless"]["ended"]
     assert len(status["workers"]) == 3
     # Streams are numbered as they were opened; of those that ended before others came nothing is left.
     assert all(set(worker["streams"]) <= {2, 3} for worker in status["workers"])
+    return report_of(run)["nodes"]
+
+
+def test_streams_come_and_go_on_running_processes(tmp_path, nano):
+    come_and_go(nano, tmp_path, "torchrun")
 
 
 @pytest.fixture

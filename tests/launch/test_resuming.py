@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from benchmarks.kill import is_worker
-from tests.launch.test_launchers import report_of
-from tests.launch.test_launchers import start as start_workers
+from tests.launch.started import report_of
+from tests.launch.started import start as start_workers
 from tests.launch.test_stream import decoded, finish, start, wait_for
 
 SINKS = ("sink.latents=${output_dir}/latents.safetensors",)
@@ -76,8 +76,9 @@ def test_a_signal_saves_the_state_where_it_stops(job, tmp_path, number):
     assert report["latents_sha256"] == whole["latents_sha256"]
 
 
-def test_from_torchrun_to_ray(job, tmp_path):
-    """One rank of a torchrun is told to stop; Ray goes on with blocks of layers where it had steps."""
+@pytest.mark.parametrize("launcher", ["local", pytest.param("ray", marks=pytest.mark.long)])
+def test_from_torchrun_to_another(job, tmp_path, launcher):
+    """One rank of a torchrun is told to stop; others go on with blocks of layers where it had steps."""
     folder, base = tmp_path / "run", ("model=nano", "model.recalibrate_chunk=4", *SINKS)
     process = start_workers("torchrun", 3, *base, "plan=timestep", "stream.save_on_stop=true", f"output_dir={folder}")
     deadline = time.monotonic() + 90
@@ -92,14 +93,12 @@ def test_from_torchrun_to_ray(job, tmp_path):
     stopped = report_of(folder)
     chunks = stopped["chunks"] + 3
     assert stopped["finished"] is False and stopped["state"]["saved"] == stopped["chunks"]
-    process = start_workers(
-        "ray", 2, *base, "plan=layers", f"stream.chunks={chunks}", f"resume={folder}", f"output_dir={folder}"
-    )
-    _, err = process.communicate(timeout=90)
-    assert process.returncode == 0, err
-    report = report_of(folder)
-    assert report["finished"] and report["launcher"] == "ray"
+    job.folder = folder
+    more = (f"launcher={launcher}", "plan=layers", "plan.workers=2", f"stream.chunks={chunks}", f"resume={folder}")
+    report = job(*base, *more)
+    assert report["finished"] and report["launcher"] == launcher
     check_joined(folder, chunks)
+    job.folder = tmp_path / "whole"
     whole = job("model=nano", "model.recalibrate_chunk=4", "sink.video=null", f"stream.chunks={chunks}")
     assert report["latents_sha256"] == whole["latents_sha256"]
 
