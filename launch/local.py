@@ -37,7 +37,7 @@ def launched(start: Start) -> Running:
         running = LocalRun(start.plan, start.config, Path(start.config.output_dir), start.stdin)
     else:
         running = LocalProcesses(start)
-    start.first(running.pipeline)
+    running.open_first(start.first)
     return running
 
 

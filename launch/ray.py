@@ -222,7 +222,7 @@ def launched(start: Start) -> Running:
     config.output_dir = str(Path(config.output_dir).absolute())
     with contextlib.ExitStack() as stack:
         running = RayRun(start, stack.enter_context(cluster(config)))
-        start.first(running.pipeline)
+        running.open_first(start.first)
         running.held = stack.pop_all()
     return running
 

@@ -180,7 +180,7 @@ def launched(start: Start) -> Running:
     board = Board(store, running.index, world)
     if running.leads:
         try:
-            start.first(running.pipeline)
+            running.open_first(start.first)
         except UserError as error:
             board.first("failed", {"process": running.index} | Reason.of(error).to_dict())
             raise

@@ -200,6 +200,11 @@ class Board:
             Box(self.store, reader).post(text)
         return order
 
+    @property
+    def given(self) -> int:
+        """How many orders have been given."""
+        return self.store.add("orders", 0)
+
     def events(self, deliver: Callable[[dict[str, Any]], None], gone: Callable[[], None]) -> BoxReader:
         """The reader, not started, of all events; there is one."""
         return BoxReader(Box(self.store, DRIVER), lambda text: deliver(json.loads(text)), gone)

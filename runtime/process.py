@@ -35,6 +35,8 @@ LOAD_TIMEOUT_S = 3600.0
 """Longest wait for the others to load: a cold disk may need minutes for a 14B model."""
 ONE_HOST, SEVERAL_HOSTS = "one host", "several hosts"
 """What is told as `begun`: where a run's processes may be."""
+OWN = "own"
+"""The key under which a run tells how many of the first orders are its own."""
 MARKS = 2
 """Marks of one stream that may be under way: a state's and the end's."""
 LOST = PeerLost.__name__
@@ -184,9 +186,9 @@ class Job(NamedTuple):
                 raise Abandoned(told["line"])
             self.pulse.at(f"loading {what}")
 
-        # The run's own streams are looked at before weights load. One that was ordered costs nobody else anything.
-        own = self.config.control is None
-        known = [order for order in self.orders.orders() if own and isinstance(order, Open)]
+        # The run's own streams are looked at before weights load. One that came later costs nobody else anything.
+        own = self.board.told(OWN) or 0
+        known = [order for order in self.orders.orders() if isinstance(order, Open) and order.number < own]
         member = self.plan.members[self.index]
         parts = load_parts(self.plan, member.worker, self.config, known, device, stdin, progress, member.rank)
         if member.rank == 0:

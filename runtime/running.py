@@ -22,7 +22,7 @@ from conf.schema import Config
 from parallel.plan import Plan
 from runtime.board import DRIVER, Abandoned, Board, PeerLost
 from runtime.pipeline import Pipeline
-from runtime.process import LOST, ONE_HOST, SEVERAL_HOSTS, share_folder
+from runtime.process import LOST, ONE_HOST, OWN, SEVERAL_HOSTS, share_folder
 from runtime.pulse import key
 from runtime.reasons import Reason
 
@@ -129,6 +129,15 @@ class Running(ABC):
         self._error: BaseException | None = None
         self._wake, self._over = threading.Event(), threading.Event()
         self._watching = threading.Thread(target=self._watch, name="running", daemon=True)
+
+    def open_first(self, first: Callable[[Pipeline], None]) -> None:
+        """Have `first` open the run's own streams, before workers start: what is wrong with one is the run's mistake.
+
+        All that are opened later, or by orders of `control`, are guests: a mistake ends that stream and nothing else.
+        """
+        first(self.pipeline)
+        if self.config.control is None:
+            self.board.tell(OWN, self.board.given)
 
     # -- what its holder does -----------------------------------------------------------------------------------------
 

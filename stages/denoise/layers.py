@@ -238,6 +238,7 @@ class Layer(nn.Module):
         self.norm3 = nn.LayerNorm(dim, eps)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.empty(1, 6, dim))
+        nn.init.normal_(self.modulation, std=dim**-0.5)
         self.fused: Weights | None = None
         self.regions = Regions()
 

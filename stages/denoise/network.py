@@ -219,6 +219,7 @@ class Head(nn.Module):
         self.eps = eps
         self.head = nn.Linear(dim, out)
         self.modulation = nn.Parameter(torch.empty(1, 2, dim))
+        nn.init.normal_(self.modulation, std=dim**-0.5)
 
     def terms(self, e: Tensor) -> tuple[Tensor, Tensor]:
         """(shift, 1 + scale), as `per_token` shapes them, from unprojected time embeddings [.., f, d]."""

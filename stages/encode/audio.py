@@ -23,6 +23,7 @@ class AudioEncoder(nn.Module):
             nn.Linear(config.features, 2 * config.dim), nn.GELU(), nn.Linear(2 * config.dim, config.dim)
         )
         self.position = nn.Parameter(torch.empty(FRAMES_PER_LATENT, config.dim))
+        nn.init.normal_(self.position, std=0.5)
 
     def tokens(self, features: Tensor) -> Tensor:
         """Features [B, 1, rows * bands, 4 f] of a chunk's video frames to tokens [B, f, 4, dim]."""

@@ -182,6 +182,19 @@ def test_mistakes_show_before_the_folder_is_made(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("launcher", LOCAL)
+def test_a_mistake_of_a_stream_that_comes_while_weights_load_is_its_own(tmp_path, nano, launcher):
+    with begin(tmp_path / "run", *LOCAL[launcher]) as run:
+        config = run.config
+        bad = replace(config.source, image="/nowhere.png")
+        number = run.pipeline.open(replace(config.stream, id="bad"), bad, config.sink)
+        assert not run.begun
+        good = open_one(run, "good", 2)
+        with pytest.raises(UserError, match=r"source.image=/nowhere.png"):
+            run.pipeline.result(number, PATIENCE_S)
+        assert run.pipeline.result(good, PATIENCE_S)["latents_sha256"] == nano("stream.id=good", "stream.chunks=2")
+
+
 def test_live_input_reaches_the_process_that_encodes(tmp_path, nano, speech):
     """Standard input goes to the worker that samples, whatever kind of stream it is given as."""
     expected = nano(f"source.audio={speech}")

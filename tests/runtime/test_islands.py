@@ -7,7 +7,7 @@ from benchmarks.islands import SEAMS_OF, Scenario, configuration
 from launch.running import start
 
 SAMPLE = {
-    "same_level": ("image", "step", "decode", "post", "video", "decoder cut", "prompt", "stop"),
+    "same_level": ("image", "step", "decode", "video", "stop"),
     "clean": ("commit", "recache"),
 }
 
