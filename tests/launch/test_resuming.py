@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from benchmarks.kill import is_worker
+from tests.helpers import thorough
 from tests.launch.started import report_of
 from tests.launch.started import start as start_workers
 from tests.launch.test_stream import decoded, finish, start, wait_for
@@ -54,7 +55,7 @@ def test_a_killed_run_goes_on_from_its_last_state_and_loses_nothing(job, tmp_pat
     assert report["latents_sha256"] == job("model=nano", "sink.video=null", *base)["latents_sha256"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, thorough(signal.SIGTERM)])
 def test_a_signal_saves_the_state_where_it_stops(job, tmp_path, number):
     folder = tmp_path / "run"
     process = start(f"output_dir={folder}", *SINKS, "stream.save_on_stop=true")
@@ -76,7 +77,7 @@ def test_a_signal_saves_the_state_where_it_stops(job, tmp_path, number):
     assert report["latents_sha256"] == whole["latents_sha256"]
 
 
-@pytest.mark.parametrize("launcher", ["local", pytest.param("ray", marks=pytest.mark.long)])
+@pytest.mark.parametrize("launcher", ["local", thorough("ray")])
 def test_from_torchrun_to_another(job, tmp_path, launcher):
     """One rank of a torchrun is told to stop; others go on with blocks of layers where it had steps."""
     folder, base = tmp_path / "run", ("model=nano", "model.recalibrate_chunk=4", *SINKS)
@@ -103,6 +104,7 @@ def test_from_torchrun_to_another(job, tmp_path, launcher):
     assert report["latents_sha256"] == whole["latents_sha256"]
 
 
+@pytest.mark.long
 def test_a_state_of_another_stream_is_refused_by_every_launcher(tmp_path, job):
     folder = tmp_path / "saved"
     job.folder = folder

@@ -18,7 +18,7 @@ from runtime.running import Running, Stopped, WorkerFailed
 from runtime.worker import Worker
 from stages.sinks.video import VideoSink
 from stages.sources.audio import AudioFile
-from tests.helpers import config_of
+from tests.helpers import config_of, thorough
 from tests.launch.started import start as start_job
 
 LOCAL = {"threads": ("launcher.threads=true",), "processes": ("launcher.threads=false",)}
@@ -110,7 +110,7 @@ def test_health_says_what_everyone_is_at_and_who_is_lost(tmp_path, nano, launche
         assert not any(one.alive for one in run.health())
 
 
-@pytest.mark.parametrize("launcher", ["threads", pytest.param("processes", marks=pytest.mark.long)])
+@pytest.mark.parametrize("launcher", ["threads", thorough("processes")])
 def test_closed_now_it_ends_at_once(tmp_path, launcher):
     with begin(tmp_path / "run", *LOCAL[launcher]) as run:
         number = open_one(run, "endless", None)
@@ -182,7 +182,7 @@ def test_mistakes_show_before_the_folder_is_made(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("launcher", LOCAL)
+@pytest.mark.parametrize("launcher", ["threads", thorough("processes")])
 def test_a_mistake_of_a_stream_that_comes_while_weights_load_is_its_own(tmp_path, nano, launcher):
     with begin(tmp_path / "run", *LOCAL[launcher]) as run:
         config = run.config

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from launch.progress import ProgressLine
 from launch.signals import SIGNALS, Stop, descendants, listening, stop_event
 from runtime import process
 from stages.sinks.video import VideoSink
+from tests.helpers import sampled
 from tests.launch.test_stream import decoded
 
 ROOT = Path(__file__).parents[2]
@@ -174,8 +176,10 @@ def test_while_weights_load(tmp_path, monkeypatch, left, capsys, number):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    ("plan", "number"),
+    sampled(product(PLANS, SIGNALS), {("sequential", signal.SIGINT), *product(["threads"], SIGNALS)}),
+)
 def test_while_streaming(tmp_path, monkeypatch, left, plan, number):
     once(monkeypatch, ProgressLine, "__call__", number)
     assert stream.main(["model=nano", f"output_dir={tmp_path}", *PLANS[plan]]) == 0

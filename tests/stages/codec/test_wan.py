@@ -11,6 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 
 TOLERANCE = 2e-5  # max abs in float32; outputs have a standard deviation of about 0.4
 CHUNK = 3  # latents
+MANY = 60
 CHUNKS = 8
 CLIP = CHUNK * CHUNKS
 
@@ -155,19 +156,19 @@ def test_frame_counts(decoder, encoder, latents, frames):
         assert (half.channels, half.temporal_stride, half.spatial_stride) == (16, 4, 8)
 
 
-def test_state_is_constant_over_200_chunks():
+def test_state_is_constant_over_many_chunks():
     torch.manual_seed(0)
     decoder, encoder = WanDecoder(base=4), WanEncoder(base=4)
     decoding, encoding = decoder.start(), encoder.start()
     sizes = set()
-    for chunk in range(200):
+    for chunk in range(MANY):
         latents = noise(1, 16, CHUNK, 1, 1, seed=chunk)
         frames = decoder(latents, decoding)
         encoded = encoder(frames, encoding)
         assert frames.isfinite().all() and frames.abs().max() <= 1 and encoded.isfinite().all()
         sizes.add((decoding.nbytes, encoding.nbytes))
     assert len(sizes) == 1
-    assert decoding.steps == encoding.steps == 200 * CHUNK
+    assert decoding.steps == encoding.steps == MANY * CHUNK
     for state, slots in ((decoding, 32), (encoding, 24)):
         assert len(state.cache) == slots
         for past in state.cache:
