@@ -44,11 +44,19 @@ LOST = PeerLost.__name__
 
 
 class Ends(NamedTuple):
-    """A process's connections: its worker's senders by peer, those who share its passes, and what closes everything."""
+    """A process's connections.
+
+    Attributes:
+        senders: its worker's, by peer.
+        group: those who share its passes.
+        close: closes everything.
+        clocks: by peer, seconds to be added to a moment of its clock, to have it by this process's.
+    """
 
     senders: dict[int, Sender]
     group: Group
     close: Callable[[], None]
+    clocks: Callable[[], dict[int, float]] = dict
 
 
 class Connect(Protocol):
@@ -86,7 +94,10 @@ def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> C
             for end in (group, *senders.values(), *receivers):
                 end.close()
 
-        return Ends(senders, group, close)
+        def clocks() -> dict[int, float]:
+            return {end.peer: end.offset for end in (*senders.values(), *receivers)}
+
+        return Ends(senders, group, close, clocks)
 
     return connect
 
@@ -220,6 +231,8 @@ class Job(NamedTuple):
             blocks = parts.blocks(self.plan, member.worker)
             with worker_trace(self.folder, self.index, str(member), self.config.sink.trace) as trace:
                 report = self._work(ends, parts, blocks, trace)
+            for packed in report["traces"]:
+                packed.update(of=member.worker, clocks=ends.clocks())
             self.pulse.at("closing")
             ends.close()
             return report

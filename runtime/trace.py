@@ -172,10 +172,6 @@ class Trace:
         part: the part file; None: spans are never written by this process.
         clock: seconds, monotonic, and the same in every process of a host.
 
-    Attributes:
-        offset: seconds to add to this host's clock for that of the first worker's host; applied to spans when they
-            are handed over or written.
-
     Raises:
         UserError: the part file cannot be made.
     """
@@ -190,7 +186,6 @@ class Trace:
     ):
         self.stages: dict[str, Samples] = defaultdict(Samples)
         self.worker, self.track, self.clock, self.opened = worker, track, clock, clock()
-        self.offset = 0.0
         self._lock, self._part = threading.Lock(), part
         self._kept: Ring | PartFile | None = None
         if keep == "recent":
@@ -217,8 +212,6 @@ class Trace:
         """A span that was timed elsewhere; times on this trace's clock."""
         with self._lock:
             self.stages[stage].add(duration)
-            if isinstance(self._kept, PartFile):
-                start += self.offset
             if self._kept:
                 self._kept.add(Span(stage, chunk, start, duration))
 
@@ -236,7 +229,7 @@ class Trace:
 
     def pack(self) -> dict[str, Any] | None:
         """What `join_traces` takes, as JSON can hold it, 2 MB at most; None where no spans are kept."""
-        track = {"worker": self.worker, "track": self.track, "offset": self.offset}
+        track = {"worker": self.worker, "track": self.track}
         with self._lock:
             if isinstance(self._kept, Ring):
                 return track | self._kept.pack(self.clock())
@@ -264,7 +257,7 @@ class Trace:
             return
         with contextlib.suppress(UserError):
             file = PartFile(self._part, self.worker, self.track)
-            for span in _spans(packed):
+            for span in Ring.unpack(packed):
                 file.add(span)
             file.close()
 
@@ -283,16 +276,35 @@ def worker_trace(folder: Path, index: int, name: str | None = None, keep: str = 
     return Trace(f"worker{index if name is None else name}", index, keep, part)
 
 
-def _spans(packed: dict[str, Any]) -> Iterator[Span]:
-    """Spans of a ring on the first worker's clock."""
-    return (span._replace(start=span.start + packed["offset"]) for span in Ring.unpack(packed))
+def offsets(traces: Iterable[dict[str, Any]]) -> dict[int, float]:
+    """By worker, the seconds to be added to a moment of its clock, to have it by the first worker's.
+
+    Clocks are known between workers that a channel joins, and so along channels between all.
+
+    Args:
+        traces: `of`, a worker's number, and its `clocks`, as `runtime.process.Ends` has them.
+    """
+    apart: dict[int, dict[int, float]] = defaultdict(dict)
+    for packed in traces:
+        for peer, seconds in packed.get("clocks", {}).items():
+            apart[packed["of"]][int(peer)] = seconds
+            apart[int(peer)].setdefault(packed["of"], -seconds)
+    found, reached = {0: 0.0}, deque([0])
+    while reached:
+        worker = reached.popleft()
+        for peer in apart[worker].keys() - found.keys():
+            found[peer] = found[worker] + apart[worker][peer]
+            reached.append(peer)
+    return found
 
 
-def _events(folder: Path, packed: dict[str, Any]) -> Iterator[str]:
-    """A worker's events as JSON, one each; none of a part file that is not there (it is on another host)."""
+def _events(folder: Path, packed: dict[str, Any], offset: float) -> Iterator[str]:
+    """A worker's events as JSON, one each, its clock put right by `offset` seconds; none of a part file that is not
+    there (it is on another host)."""
     if "spans" in packed:
         yield _title(packed["worker"], packed["track"])
-        yield from (span.event(packed["track"]) for span in _spans(packed))
+        for span in Ring.unpack(packed):
+            yield span._replace(start=span.start + offset).event(packed["track"])
         return
     part = folder / packed["part"]
     if not part.is_file():
@@ -301,7 +313,12 @@ def _events(folder: Path, packed: dict[str, Any]) -> Iterator[str]:
         for line in lines:
             event = line.strip().rstrip(",")
             if event.startswith("{") and event.endswith("}}"):  # a whole one
-                yield event
+                yield _shifted(event, offset) if offset else event
+
+
+def _shifted(event: str, offset: float) -> str:
+    values = json.loads(event)
+    return json.dumps(values | ({"ts": values["ts"] + round(offset * 1e6)} if "ts" in values else {}))
 
 
 def join_traces(folder: Path, traces: Iterable[dict[str, Any]]) -> Path | None:
@@ -320,11 +337,12 @@ def join_traces(folder: Path, traces: Iterable[dict[str, Any]]) -> Path | None:
     traces, target = list(traces), Path(folder) / "trace.json"
     if not traces:
         return None
+    clocks = offsets(traces)
     with disk.writing(f"output_dir={folder}", target.name), disk.replacing(target) as aside, aside.open("w") as joined:
         joined.write("[\n")
         between = ""
         for packed in traces:
-            for event in _events(target.parent, packed):
+            for event in _events(target.parent, packed, clocks.get(packed.get("of", 0), 0.0)):
                 joined.write(between + event)
                 between = ",\n"
         joined.write("\n]\n")

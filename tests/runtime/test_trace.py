@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from runtime import trace as module
-from runtime.trace import RECENT_S, RECENT_SPANS, Ring, Trace, join_traces, worker_trace
+from runtime.trace import RECENT_S, RECENT_SPANS, Ring, Trace, join_traces, offsets, worker_trace
 
 
 class Clock:
@@ -42,12 +42,19 @@ def test_what_is_added_is_in_the_file(tmp_path, keep):
 
 
 @pytest.mark.parametrize("keep", ["recent", "all"])
-def test_spans_of_another_host_are_on_the_first_ones_clock(tmp_path, keep):
-    trace = worker_trace(tmp_path, 0, keep=keep)
-    trace.clock, trace.offset = Clock(10.0), 3600.0
-    trace.add("step0", 0, 8.0, 1.0)
-    trace.close()
-    assert joined(tmp_path, trace) == [(0, "step0", 0, 3608.0, 1.0)]
+def test_spans_of_other_hosts_are_on_the_first_ones_clock(tmp_path, keep):
+    """Worker 1's clock is an hour behind, worker 2's is two minutes before worker 1's, and has no channel to 0."""
+    packed = []
+    for worker, (clocks, starts) in enumerate((({}, 8.0), ({0: -3600.0, 2: -120.0}, 8.0), ({1: 120.0}, 8.0))):
+        trace = worker_trace(tmp_path, worker, keep=keep)
+        trace.clock = Clock(10.0)
+        trace.add("step0", 0, starts, 1.0)
+        trace.close()
+        packed.append(json.loads(json.dumps(trace.pack() | {"of": worker, "clocks": clocks})))
+    assert offsets(packed) == {0: 0.0, 1: 3600.0, 2: 3480.0}
+    join_traces(tmp_path, packed)
+    events = json.loads((tmp_path / "trace.json").read_text())
+    assert [e["ts"] / 1e6 for e in events if e["ph"] == "X"] == [8.0, 3608.0, 3488.0]
 
 
 @pytest.mark.parametrize("count", [1, RECENT_SPANS - 1, RECENT_SPANS, RECENT_SPANS + 1, 3 * RECENT_SPANS + 7])
