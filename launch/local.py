@@ -66,7 +66,15 @@ class LocalProcesses(Running):
     def _launch(self) -> None:
         for index in range(self.plan.processes):
             reads = self._live and index == self.plan.group(self.plan.encode)[0]
-            self._spawn(index, descriptor(self._stdin or sys.stdin.buffer) if reads else None)
+            self._spawn(index, self._reading() if reads else None)
+
+    def _reading(self) -> int | None:
+        """The descriptor that live sources read; None where this process has no standard input."""
+        if self._stdin:
+            return descriptor(self._stdin)
+        with suppress(OSError, AttributeError):
+            return sys.stdin.fileno()
+        return None
 
     def _spawn(self, index: int, live: int | None) -> None:
         paths = os.pathsep.join(p for p in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if p)

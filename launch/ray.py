@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -41,9 +41,7 @@ class WorkerActor:
     def run(self, plan, index: int, config: Config, address: tuple[str, int], stdin: tuple[str, int] | None) -> None:
         """Be worker `index` until every stream has ended."""
         store, device = _store_at(address, config), _gpu(config)
-        stream = (
-            socket.create_connection(stdin).makefile("rb") if stdin and index == plan.group(plan.encode)[0] else None
-        )
+        stream = Feed(stdin) if stdin and index == plan.group(plan.encode)[0] else None
         board, connect = Board(store, index, plan.processes), over_network(plan, index, config, store)
         node = ray.get_runtime_context().get_node_id()
         with contextlib.suppress(Exception):  # told on the board, with its traceback
@@ -206,11 +204,25 @@ def actors(kind: Any, plan: Plan, config: Config) -> Iterator[list[Any]]:
         remove_placement_group(group)
 
 
+class Feed:
+    """Standard input of whoever started the run. It is taken from there when a source first reads it."""
+
+    def __init__(self, address: tuple[str, int]):
+        self._address = address
+
+    @cached_property
+    def _connection(self) -> socket.socket:
+        return socket.create_connection(self._address)
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+
 def _feed(listener: socket.socket, stream: BinaryIO | None) -> None:
     """What live sources read, to whoever connects: actors have no standard input of their own."""
-    reading = descriptor(stream or sys.stdin.buffer)
     with contextlib.suppress(OSError):  # the listener was closed: nobody needs it any more
         connection, _ = listener.accept()
+        reading = descriptor(stream or sys.stdin.buffer)
         with connection:
             while block := os.read(reading, 65536):
                 connection.sendall(block)

@@ -93,8 +93,8 @@ class Start:
 
     @property
     def live(self) -> bool:
-        """Whether a source of the run reads standard input."""
-        return self.config.source.reads_stdin
+        """Whether sources may read standard input: those of the run, or of streams that are opened later."""
+        return self.config.control != "-"
 
 
 class Running(ABC):

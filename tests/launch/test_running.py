@@ -199,9 +199,9 @@ def test_live_input_reaches_the_process_that_encodes(tmp_path, nano, speech):
     """Standard input goes to the worker that samples, whatever kind of stream it is given as."""
     expected = nano(f"source.audio={speech}")
     pcm = (AudioFile(speech).read(10**6) * 32768).round().astype("<i2").tobytes()
-    config = config_of(*BASE, f"output_dir={tmp_path}/run", "source.audio=-", "launcher.threads=false")
+    config = config_of(*BASE, f"output_dir={tmp_path}/run", "launcher.threads=false")
     with running.start(config, stdin=io.BytesIO(pcm)) as run:
-        number = run.pipeline.open(config.stream, config.source, config.sink)
+        number = run.pipeline.open(config.stream, replace(config.source, audio="-"), config.sink)
         assert run.pipeline.result(number, PATIENCE_S)["latents_sha256"] == expected
 
 
