@@ -2,6 +2,7 @@
 
 import pytest
 
+from launch.stream import main
 from tests.launch.test_control import come_and_go
 
 BASE = ("launcher=ray", "model=nano", "plan=timestep", "plan.workers=2", "device=cpu")
@@ -26,12 +27,20 @@ def test_streams_come_and_go_on_two_nodes(tmp_path, nano, two_nodes):
     assert first == second != third
 
 
-def test_a_mistake_is_one_line(job, two_nodes):
-    assert job.fails(*BASE, two_nodes, "source.image=/nowhere.png") == (
-        "source.image=/nowhere.png: there is no such file; give a picture such as png, jpeg or webp"
+def complaint(capsys, folder, *overrides: str) -> str:
+    """The one error of a run that comes to nothing; how many workers are ready may stand before it."""
+    assert main([*BASE, f"output_dir={folder}/run", *overrides]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "workers ready" not in line]
+    assert not (folder / "run").exists()
+    return line
+
+
+def test_a_mistake_is_one_line(capsys, tmp_path, two_nodes):
+    assert complaint(capsys, tmp_path, two_nodes, "source.image=/nowhere.png") == (
+        "error: source.image=/nowhere.png: there is no such file; give a picture such as png, jpeg or webp"
     )
 
 
-def test_nodes_that_do_not_come_are_missed(job, two_nodes):
-    complaint = job.fails(*BASE, two_nodes, "launcher.nodes=3", "launcher.nodes_s=1")
-    assert complaint.startswith("launcher.nodes=3: the Ray cluster has 2 after 1 s")
+def test_nodes_that_do_not_come_are_missed(capsys, tmp_path, two_nodes):
+    found = complaint(capsys, tmp_path, two_nodes, "launcher.nodes=3", "launcher.nodes_s=1")
+    assert found.startswith("error: launcher.nodes=3: the Ray cluster has 2 after 1 s")

@@ -8,8 +8,6 @@ frames a chunk may read. Keys that a bank would keep are made again each time.
 import av
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -38,14 +36,17 @@ def given():
     return tensors
 
 
-class Masked(WanAttnProcessor):
+class Masked:
     """diffusers' attention, with a mask where tokens attend to each other."""
 
     mask = None
 
+    def __init__(self, attention):
+        self.attention = attention
+
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
         mask = self.mask if encoder_hidden_states is None else None
-        return super().__call__(attn, hidden_states, encoder_hidden_states, mask, rotary_emb)
+        return self.attention(attn, hidden_states, encoder_hidden_states, mask, rotary_emb)
 
 
 def readable(window: int, sink: int, chunks: int) -> torch.Tensor:
@@ -61,13 +62,16 @@ def readable(window: int, sink: int, chunks: int) -> torch.Tensor:
 @torch.no_grad()
 def recomputed(given, window: int, sink: int) -> list[torch.Tensor]:
     """Final latents of every chunk."""
+    from diffusers import WanTransformer3DModel  # seconds to import, for every process of the suite
+    from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+
     tensors = random_tensors(t2v_shapes(CONFIG))
     model = WanTransformer3DModel(
         num_attention_heads=4, attention_head_dim=12, ffn_dim=80, num_layers=4, freq_dim=32, text_dim=24,
         rope_max_seq_len=32,
     ).eval()  # fmt: skip
     model.load_state_dict({k: tensors[original_name(k)] for k in model.state_dict()})
-    masked = Masked()
+    masked = Masked(WanAttnProcessor())
     model.set_attn_processor(masked)
     text = torch.nn.functional.pad(given["context"], (0, 0, 0, 8 - 5))
     clean: list[torch.Tensor] = []

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
 from runtime.pool import BankPool
 from runtime.warm import warm_block, warm_decoder
@@ -13,17 +12,20 @@ from tests.helpers import config_of
 
 
 @pytest.fixture(autouse=True)
-def fresh():
+def counters():
+    """What the compiler counts, from zero."""
+    from torch._dynamo.utils import counters  # seconds to import, for every process of the suite
+
     torch._dynamo.reset()
     counters.clear()
     compiled.regions.cache_clear()
-    yield
+    yield counters
     torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("context", ["same_level", "clean"])
 @pytest.mark.parametrize("layers", [range(3), range(3, 6)], ids=["first block", "last block"])
-def test_no_pass_of_a_stream_is_compiled_anew(context, layers):
+def test_no_pass_of_a_stream_is_compiled_anew(counters, context, layers):
     model = config_of("model=nano", f"model.context={context}").model
     network = build_network(model, torch.device("cpu"), layers)
     compiled.compile_network(network, backend="aot_eager")

@@ -4,8 +4,6 @@ import shutil
 
 import pytest
 import torch
-import torch._inductor.config
-from torch._dynamo.utils import counters
 
 from conf.errors import UserError
 from stages import compiled
@@ -20,16 +18,19 @@ NO_COMPILER = not any(map(shutil.which, ("g++", "clang++", "c++")))
 
 
 @pytest.fixture(autouse=True)
-def fresh():
+def counters():
+    """What the compiler counts, from zero."""
+    from torch._dynamo.utils import counters  # seconds to import, for every process of the suite
+
     torch._dynamo.reset()
     counters.clear()
     compiled.regions.cache_clear()
-    yield
+    yield counters
     torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("eight", [False, True])
-def test_a_stream_is_the_same_and_little_is_compiled(eight):
+def test_a_stream_is_the_same_and_little_is_compiled(counters, eight):
     """Traced as for the compiler, run by torch itself: quick, and says what would be compiled how often."""
     plain, ours = (build(model_of(dim=64, heads=2) if eight else model_of()) for _ in range(2))
     if eight:
@@ -61,7 +62,7 @@ def test_compiled_is_within_1e_5():
     torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-5)
 
 
-def test_a_compiled_decoder_is_the_same():
+def test_a_compiled_decoder_is_the_same(counters):
     plain, ours = (WanDecoder(base=4, multipliers=(1, 2), blocks=1, temporal=(True,)).eval() for _ in range(2))
     for decoder in (plain, ours):
         initialise(decoder, 3)

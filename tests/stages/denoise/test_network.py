@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from conf.schema import NetworkConfig
 from stages.denoise.attention import backend
@@ -24,6 +23,8 @@ SHAPES = [
 def reference(shape):
     dim, heads, layers, patch, channels, _, text_dim, ffn = shape
     torch.manual_seed(dim)
+    from diffusers import WanTransformer3DModel  # seconds to import
+
     model = WanTransformer3DModel(
         patch_size=patch,
         num_attention_heads=heads,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+import transformers
 
 from conf.errors import UserError
 from conf.schema import TextConfig
@@ -26,7 +26,7 @@ def published(tmp_path_factory):
     """The same weights in the original layout and, beside them, in transformers'; with its model."""
     folder = tmp_path_factory.mktemp("umt5")
     weights = write_text_encoder(folder)
-    model = UMT5EncoderModel(UMT5Config(**CONFIG)).eval()
+    model = transformers.UMT5EncoderModel(transformers.UMT5Config(**CONFIG)).eval()
     own = model.state_dict()
     # Written down a second time, the other way round from the table that is tested.
     named = {"shared.weight": "token_embedding", "encoder.final_layer_norm.weight": "norm"}
@@ -42,7 +42,7 @@ def published(tmp_path_factory):
     model.load_state_dict({theirs: weights[f"{ours}.weight"] for theirs, ours in named.items()})
     model.save_pretrained(folder / "text_encoder")
     write_tokenizer(folder / "tokenizer")
-    return folder, UMT5EncoderModel.from_pretrained(folder / "text_encoder").eval()
+    return folder, transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder").eval()
 
 
 def encoder(folder, weights=ORIGINAL, tokenizer=TOKENIZER, text_dim=T5["dim"], rows=ROWS):
@@ -60,7 +60,7 @@ def upstream(model, tokenizer, prompt):
 @pytest.mark.parametrize("layout", [(ORIGINAL, TOKENIZER), ("text_encoder", "tokenizer")], ids=["original", "folder"])
 def test_every_layout_is_transformers_own_loading(layout, published):
     folder, model = published
-    tokenizer, ours = AutoTokenizer.from_pretrained(folder / "tokenizer"), encoder(folder, *layout)
+    tokenizer, ours = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer"), encoder(folder, *layout)
     weights = {n.removeprefix("encoder."): p for n, p in model.state_dict().items() if n != "shared.weight"}
     for name, value in ours.stack.state_dict().items():
         assert torch.equal(value, weights.pop(name)), name
