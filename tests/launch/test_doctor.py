@@ -60,6 +60,7 @@ def test_a_missing_peer_is_named(tmp_path):
     assert found[0].endswith("worker 1")
 
 
+@pytest.mark.long
 def test_a_port_that_is_taken_is_named():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

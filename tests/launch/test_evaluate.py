@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from launch.evaluate import main
+from tests.helpers import thorough
 
 SHORT = ["cases=1", "minutes=0", "decoder_clips=4"]
 
@@ -19,7 +20,8 @@ def one_thread():
 
 
 @pytest.mark.parametrize(
-    ("model", "seconds", "number"), [("avatar", 0.75, "mouth correlation"), ("world", 1.5, "action following")]
+    ("model", "seconds", "number"),
+    [thorough("avatar", 0.75, "mouth correlation"), ("world", 1.5, "action following")],
 )
 def test_an_evaluation_leaves_its_numbers(model, seconds, number, tmp_path, capsys):
     assert main([f"model=pocket_{model}", f"seconds={seconds}", f"output_dir={tmp_path}", *SHORT]) == 0

@@ -10,21 +10,21 @@ BASE = ("launcher=ray", "model=nano", "plan=timestep", "plan.workers=2", "device
 
 @pytest.fixture(scope="module")
 def two_nodes():
-    """The address of a Ray cluster of two nodes on this machine, two processors each."""
+    """The address of a Ray cluster of two nodes on this machine, a processor each."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     from launch.signals import signals_kept
 
     with signals_kept():
-        cluster = cluster_utils.Cluster(True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        cluster.add_node(num_cpus=2)
+        cluster = cluster_utils.Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        cluster.add_node(num_cpus=1)
     yield f"launcher.address={cluster.address}"
     cluster.shutdown()
 
 
 def test_streams_come_and_go_on_two_nodes(tmp_path, nano, two_nodes):
     nodes = come_and_go(nano, tmp_path, "ray", two_nodes, "launcher.nodes=2", "device=cpu")
-    first, second, third = nodes.values()
-    assert first == second != third
+    first, second = nodes.values()
+    assert first != second
 
 
 def complaint(capsys, folder, *overrides: str) -> str:
