@@ -32,7 +32,7 @@ from runtime.block import Block
 from runtime.local import LocalRun
 from runtime.outputs import Outputs
 from runtime.pipeline import results, run_all
-from runtime.trace import join_traces
+from runtime.trace_file import join_traces
 from runtime.workload import describe
 
 CHUNKS, PAIRS = 40, 3

@@ -30,7 +30,7 @@ from launch import stream, torchrun
 from launch.cli import run
 from launch.signals import stop_event
 from parallel.builders import build
-from runtime.links import Ends, Trips, answer_locally, fit
+from runtime.links import BothWays, Trips, answer_locally, fit
 from runtime.measure import percentile, stage_durations, stage_times
 from runtime.report import write_json
 from runtime.workload import describe
@@ -87,7 +87,7 @@ def _local_trips(config: BenchConfig, sizes: list[int]) -> list[Trips]:
         )
         process.start()
         device = torch.device("cuda", 0) if cuda else torch.device("cpu")
-        ends = Ends(dist.FileStore(f"{folder}/store", 2), 0, 1, device, patience)
+        ends = BothWays(dist.FileStore(f"{folder}/store", 2), 0, 1, device, patience)
         trips = [ends.ask(size, config.bench.rounds) for size in sizes]
         ends.close()
         process.join(patience)
@@ -103,7 +103,7 @@ def _torchrun_trips(config: BenchConfig, sizes: list[int]) -> tuple[str, list[Tr
     trips: list[Trips] = []
     if rank in (0, last) and last:
         device = torchrun.device(config) or torch.device("cpu")
-        ends = Ends(store, rank, last - rank, device, config.launcher.timeout_s)
+        ends = BothWays(store, rank, last - rank, device, config.launcher.timeout_s)
         trips = [ends.ask(size, config.bench.rounds) for size in sizes] if rank == 0 else ends.answer() or []
         ends.close()
     return key, trips

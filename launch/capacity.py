@@ -20,9 +20,9 @@ from launch import planning, ranking
 from parallel.capacity import Service, most_streams
 from parallel.cluster import Cluster
 from parallel.cost import Costs
+from parallel.durations import PlanDurations
 from parallel.memory import Memory
 from parallel.planner import Choice, rank
-from parallel.simulator import PlanDurations
 
 SIZES = (1, 2, 3, 4, 5, 6, 8)
 """Devices that one copy of a plan may take."""

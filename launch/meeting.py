@@ -20,7 +20,7 @@ from parallel.channels import ChannelError
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.folder import strangers
-from runtime.links import Ends, fit
+from runtime.links import BothWays, fit
 
 SIZES = (1024, 1 << 22)
 """Bytes of the messages that are timed."""
@@ -146,7 +146,7 @@ class Meeting:
         if told := self._unreachable(a, b):
             return told
         try:
-            ends = Ends(self.board.store, self.index, b if self.index == a else a, device, self.patience, "meeting")
+            ends = BothWays(self.board.store, self.index, b if self.index == a else a, device, self.patience, "meeting")
             try:
                 if self.index == b:
                     return ends.answer()

@@ -36,7 +36,7 @@ from runtime.reasons import Reason
 from runtime.report import assemble, write_json
 from runtime.run import SequentialRun
 from runtime.running import Stopped, WorkerFailed
-from runtime.trace import join_traces
+from runtime.trace_file import join_traces
 
 EXIT_FAULT = 1
 

@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from parallel.durations import Durations
 from parallel.plan import Plan
-from parallel.simulator import Chunk, Durations, Simulator
+from parallel.simulator import Chunk, Simulator
 
 SHORTEST, ENOUGH = 12, 8000
 """Chunks of a stream that are watched at least; and of all streams together, about."""

@@ -10,8 +10,9 @@ from itertools import pairwise
 from math import ceil
 
 from parallel.cost import Costs
+from parallel.durations import PlanDurations
 from parallel.predict import Demand, Prediction, predict
-from parallel.simulator import Chunk, PlanDurations, Simulator
+from parallel.simulator import Chunk, Simulator
 
 FILLINGS = 6
 """Times the pipeline is filled before anything counts."""

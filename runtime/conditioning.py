@@ -35,7 +35,7 @@ from stages.sources.actions import LiveActions
 log = logging.getLogger(__name__)
 
 
-class Progress(NamedTuple):
+class ConditioningState(NamedTuple):
     """Where what drives a stream stands between two chunks: plain values, and the sound that is held."""
 
     content: dict[str, Any]
@@ -142,7 +142,7 @@ class Conditioning:
 
     # -- going on ------------------------------------------------------------------------------------------------
 
-    def progress(self, chunk: int) -> Progress:
+    def progress(self, chunk: int) -> ConditioningState:
         """Where the stream stands before `chunk` is sampled. Made of what never changes later, so it costs nothing."""
         content: dict[str, Any] = self.prompts.progress(chunk)
         arrays: dict[str, np.ndarray] = {}
@@ -150,7 +150,7 @@ class Conditioning:
             content["sound"], arrays = self.sound.progress
         if isinstance(self.actions, LiveActions):
             content["actions"] = self.actions.progress
-        return Progress(content, arrays)
+        return ConditioningState(content, arrays)
 
     def _resume(self, state: State, source: SourceConfig) -> None:
         """Put every source where it stood; the text in force is given out again with the first chunk."""

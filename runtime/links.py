@@ -36,7 +36,7 @@ class Trips:
     handled: list[float]
 
 
-class Ends:
+class BothWays:
     """Both directions between this worker and another.
 
     Args:
@@ -95,7 +95,7 @@ def answer_locally(folder: str, cuda: bool, timeout_s: float) -> None:
     store = dist.FileStore(f"{folder}/store", 2)
     device = torch.device("cuda", 1 % torch.cuda.device_count()) if cuda else torch.device("cpu")
     use(device)
-    ends = Ends(store, 1, 0, device, timeout_s)
+    ends = BothWays(store, 1, 0, device, timeout_s)
     ends.answer()
     ends.close()
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from conf.schema import Config
 from runtime.banks import cut_bank, load_bank, write_cut
 from runtime.board import Board
-from runtime.conditioning import Conditioning, Progress
+from runtime.conditioning import Conditioning, ConditioningState
 from runtime.decoding import Decoding
 from runtime.encoders import Encoders, Picture
 from runtime.loading import fast_decoder, fast_denoiser, post_of
@@ -162,7 +162,7 @@ class Stream:
                     frames = run.post(frames)
         self._output.write(chunk, latents, frames, sidecar)
 
-    def _save(self, chunk: int, progress: Progress, stopped: bool = False) -> None:
+    def _save(self, chunk: int, progress: ConditioningState, stopped: bool = False) -> None:
         """Save the state before `chunk`, if it is due there and was not saved."""
         keep, stream, parts = self._keep, self._index, set()
         if not (keep and keep.due(chunk, stopped)) or self._saved == chunk:

@@ -7,7 +7,8 @@ from PIL import Image
 
 from conf.errors import UserError
 from runtime.timeline_png import ACCENT, colour, draw, read, shown
-from runtime.trace import Trace, join_traces
+from runtime.trace import Trace
+from runtime.trace_file import join_traces
 
 
 @pytest.fixture

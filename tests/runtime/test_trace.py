@@ -6,7 +6,8 @@ import threading
 import pytest
 
 from runtime import trace as module
-from runtime.trace import RECENT_S, RECENT_SPANS, Ring, Trace, join_traces, offsets, worker_trace
+from runtime.trace import RECENT_S, RECENT_SPANS, Ring, Trace, worker_trace
+from runtime.trace_file import join_traces, offsets
 
 
 class Clock:

@@ -16,7 +16,8 @@ from conf import disk
 from conf.errors import UserError
 from runtime.report import write_json
 from runtime.timeline_png import draw
-from runtime.trace import Trace, join_traces
+from runtime.trace import Trace
+from runtime.trace_file import join_traces
 from stages.sinks.contact_sheet import ContactSheet
 from stages.sinks.frames import FramesSink
 from stages.sinks.latents import LatentsSink
