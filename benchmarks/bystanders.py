@@ -24,43 +24,18 @@ from benchmarks import faults
 from benchmarks.islands import LAUNCHERS, WAIT_S
 from benchmarks.launched import ROOT
 from benchmarks.record import bar, record
+from benchmarks.slowness import ARRIVALS, FILES_S, OPENING_S, arm
 from conf.schema import Config
 from launch.cli import compose
 from launch.running import start
-from runtime.emulated import EmulatedEncoders
-from runtime.output import Output
 
-ARRIVALS = "EVERFRAME_ARRIVALS"
-"""The environment variable that names the file of moments at which chunks of `a` were put out."""
-PLAY_S, RATE = 12 / 16, 16000
-OPENING_S, FILES_S = 2.0, 3 * PLAY_S
+RATE = 16000
 ALONE, BESIDE = 24, 48
 """Chunks of `a` before the others come, and in all."""
 OVERRIDES = [
     "model=nano", "plan=timestep", "plan.steps=[2,2]", "plan.workers=3", "device=emulated",
     "device.emulated.step_s=0.05", "device.emulated.decode_s=0.05", "source.audio=-", "launcher.timeout_s=60",
 ]  # fmt: skip
-
-
-def arm() -> None:
-    """Make everything of streams `b` slow, and note when chunks of `a` are put out."""
-    faults.note()
-    still, write = EmulatedEncoders.still, Output.write
-
-    def opening(self: Any, *args: Any) -> Any:
-        if faults.working_for().startswith("b"):
-            time.sleep(OPENING_S)
-        return still(self, *args)
-
-    def written(self: Any, *args: Any) -> None:
-        if self.name.startswith("b"):
-            time.sleep(FILES_S)
-        write(self, *args)
-        if self.name == "a":
-            with Path(os.environ[ARRIVALS]).open("a") as file:
-                file.write(f"{time.perf_counter()}\n")
-
-    EmulatedEncoders.still, Output.write = opening, written
 
 
 def speak(pipe: int, over: threading.Event) -> None:
@@ -114,7 +89,7 @@ def launched(launcher: str, folder: Path) -> dict[str, Any]:
     command = [sys.executable, *module]
     if launcher == "torchrun":
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", *module]
-    hook = faults.in_children(folder / "hook", "benchmarks.bystanders") if launcher == "ray" else dict(os.environ)
+    hook = faults.in_children(folder / "hook", "benchmarks.slowness") if launcher == "ray" else dict(os.environ)
     given = hook | {"OMP_NUM_THREADS": "1", ARRIVALS: str(folder / "arrivals")}
     done = subprocess.run(command, cwd=ROOT, env=given, stderr=subprocess.PIPE, text=True, timeout=600)
     if done.returncode:
