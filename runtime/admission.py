@@ -61,7 +61,7 @@ class Admission:
         for sink, path in files(order.sink).items():
             if path in taken:
                 raise UserError(f"sink.{sink}={path}", f"stream {taken[path]} writes it", "give a file of its own")
-        self._check_room(name, len(live) + 1)
+        self.check_room(name, len(live) + 1)
         if order.source.reads_stdin and self._stdin_given:
             raise UserError("source=-", "standard input is read already", "give a file or a named pipe")
         self._stdin_given |= order.source.reads_stdin
@@ -72,7 +72,7 @@ class Admission:
             self._rooms[worker] = told
         return self._rooms.get(worker)
 
-    def _check_room(self, name: str, streams: int) -> None:
+    def check_room(self, name: str, streams: int) -> None:
         """Hold what so many streams need in every memory against what was free there when the workers had loaded."""
         needed: dict[str, int] = {}
         free: dict[str, int] = {}

@@ -97,8 +97,8 @@ class Conditioning:
         self.live = self.sources.live
         self._last_text: int | None = None
         channels, latent = self.model.network.in_channels, self.picture.latent
-        self._reference = self._given("reference_latent", (1, channels, 1, *latent))
-        self._motion = self._given("motion_latents", (1, channels, None, *latent))
+        self._reference = self._given("reference_latent", (1, channels, 1, *latent), torch.float32)
+        self._motion = self._given("motion_latents", (1, channels, None, *latent), torch.float32)
         if self.sources.inputs:
             self.prompts.plan(self.sources.inputs.prompts)
         self.text_encoder = None if self._has("context") else self.encoders.text

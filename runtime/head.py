@@ -319,12 +319,10 @@ class Head:
         with self._lock:
             self._saving[stream] -= 1
 
-    def overdue(self, limit_s: float) -> tuple[int, int] | None:
-        """(stream, oldest chunk) of a stream of which nothing has moved for `limit_s` while chunks of it are
-        under way. A stream that waits for its source has none under way, and hides no other."""
+    def overdue(self, limit_s: float) -> dict[int, int]:
+        """The oldest chunk under way of every stream of which none has entered or come back for `limit_s`. A stream
+        that waits for its source has none under way, and hides no other."""
         with self._lock:
             now = self.clock()
-            for stream, chunk in sorted(self._under_way, key=self._under_way.get):
-                if now - self._moved[stream] > limit_s:
-                    return stream, chunk
-        return None
+            late = [at for at in self._under_way if now - self._moved[at[0]] > limit_s]
+            return dict(sorted(late, reverse=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ from runtime.board import Board
 from runtime.group import local_groups
 from runtime.process import Ends, credits, run_worker
 from runtime.reasons import Reason
-from runtime.running import Running
+from runtime.running import GRACE_S, Running
 
 
 class LocalRun(Running):
@@ -75,6 +76,11 @@ class LocalRun(Running):
     def _end(self) -> None:
         """A thread cannot be ended: it is told, and looks when it has done what it is at."""
         self._break(-1, "the run was ended")
+
+    def _release(self) -> None:
+        end = time.monotonic() + GRACE_S
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _fault(self, reason: Reason, index: int) -> Exception:
         return self._errors.get(index) or super()._fault(reason, index)

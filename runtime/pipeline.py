@@ -105,6 +105,17 @@ class Pipeline:
             self._news.notify_all()
         return order.stream
 
+    def check_room(self) -> None:
+        """Refuse what was opened before workers had loaded and has no room there: the latest streams first."""
+        with self._news:
+            live = sorted(self._live)
+            while live:
+                try:
+                    self._admission.check_room(f"stream.id={self._live[live[-1]].config.id}", len(live))
+                    return
+                except UserError as error:
+                    self.board.refuse(live.pop(), error)
+
     def prompt(self, stream: int, prompt: str) -> None:
         """Change a stream's prompt, from the next chunk that is sampled on. One that has ended stays as it is.
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from math import inf
+from typing import Any, NamedTuple
 
 from runtime.board import Board
 
@@ -26,12 +27,14 @@ class Doing(NamedTuple):
         since: when it came to that.
         moved: when something came in or was done there last.
         busy: whether it is at a pass.
+        streams: when something came in or was done there last, by stream.
     """
 
     at: str
     since: float
     moved: float
     busy: bool = False
+    streams: Mapping[int, float] = {}
 
 
 class Pulse(threading.Thread):
@@ -72,7 +75,8 @@ class Pulse(threading.Thread):
         doing, now = self.look(), time.perf_counter()
         self._beats += 1
         told = {"beats": self._beats, "at": doing.at, "at_s": now - doing.since, "moved_s": now - doing.moved}
-        self._board.tell(key(self._board.index), told | {"busy": doing.busy})
+        streams = {stream: now - moved for stream, moved in doing.streams.items()}
+        self._board.tell(key(self._board.index), told | {"busy": doing.busy, "streams": streams})
 
 
 def key(process: int) -> str:
@@ -101,7 +105,21 @@ class Watch:
 
         Empty if there is none: then what is waited for is stuck, and will not come.
         """
-        found, now = {}, self._clock()
+        found = {}
+        for worker, pulse, ago in self._alive():
+            at_s = pulse["at_s"] + ago
+            if pulse["busy"] and at_s >= self._limit_s / 2:
+                found[worker] = pulse["at"], at_s
+        return found
+
+    def moves(self, stream: int) -> bool:
+        """Whether anything came or was done for a stream within the limit, anywhere: short passes add up, too."""
+        moved = (pulse["streams"].get(str(stream), inf) + ago for _, pulse, ago in self._alive())
+        return min(moved, default=inf) <= self._limit_s
+
+    def _alive(self) -> Iterator[tuple[int, dict[str, Any], float]]:
+        """(worker, its pulse, seconds since that was heard) of every worker that has been heard within the limit."""
+        now = self._clock()
         for worker, process in enumerate(self._processes):
             pulse = self._board.told(key(process))
             if pulse is None:
@@ -110,10 +128,8 @@ class Watch:
             if pulse["beats"] != beats:
                 since = now
                 self._seen[worker] = pulse["beats"], now
-            at_s = pulse["at_s"] + now - since
-            if now - since <= self._limit_s and pulse["busy"] and at_s >= self._limit_s / 2:
-                found[worker] = pulse["at"], at_s
-        return found
+            if now - since <= self._limit_s:
+                yield worker, pulse, now - since
 
     def news(self, slow: dict[int, tuple[str, float]]) -> dict[int, tuple[str, float]]:
         """Those of `slow` that were not in it the last time, or were at something else."""

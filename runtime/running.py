@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -23,7 +24,7 @@ from parallel.plan import Plan
 from runtime.board import DRIVER, Abandoned, Board, PeerLost
 from runtime.pipeline import Pipeline
 from runtime.process import LOST, ONE_HOST, OWN, SEVERAL_HOSTS, share_folder
-from runtime.pulse import key
+from runtime.pulse import PULSE_S, key
 from runtime.reasons import Reason
 
 LOADING_POLL_S, POLL_S = 0.05, 0.2
@@ -124,6 +125,7 @@ class Running(ABC):
         self._lost: dict[int, str] = {}
         self._gone_since: dict[int, float] = {}
         self._heard: dict[int, tuple[int, float]] = {}
+        self._felt = -inf
         self._begin: Callable[[], None] = lambda: None
         self._begun = self._closed = self._draining = self._ending = False
         self._error: BaseException | None = None
@@ -259,7 +261,11 @@ class Running(ABC):
             raise self._error or self._fault(Reason.from_dict(told), index)
 
     def _look(self) -> None:
-        """See who has left, in good order or not."""
+        """See who has left, in good order or not, and whose pulse goes on."""
+        if time.monotonic() - self._felt > PULSE_S:
+            self._felt = time.monotonic()
+            for index in self._left:
+                self._pulse(index)
         for index in sorted(self._left):
             gone = self._gone(index)
             report = self.board.told(f"left/{index}")
@@ -288,10 +294,12 @@ class Running(ABC):
                 self._begin_now()
         elif interrupted and not self._draining:
             self._draining = True
-            self.pipeline.stop()
+            # In this order no stream can be opened in between that nobody stops.
             self.close()
+            self.pipeline.stop()
 
     def _begin_now(self) -> None:
+        self.pipeline.check_room()
         try:
             self._begin()
         except Exception as error:

@@ -87,6 +87,8 @@ class Worker:
         self._early: dict[int, list[Message]] = defaultdict(list)
         """What came for streams before the order that opens them."""
         self._opened, self._closed = 0, False
+        self._moves: dict[int, float] = {}
+        """By stream, when something came for it or was done for it here last."""
         self._at: tuple[Pass, float] | None = None
         self._last: Pass | None = None
         self._looked = self._moved = trace.clock()
@@ -211,9 +213,11 @@ class Worker:
         stream, chunk = message.stream, message.chunk
         if stream >= self._opened:
             self._early[stream].append(message)
-        elif stream not in self.schedule.streams:
+            return
+        if stream not in self.schedule.streams:
             return  # it has ended here; nothing more is wanted of it
-        elif message.kind == "done":
+        self._moves[stream] = self.trace.clock()
+        if message.kind == "done":
             if not message.sent:  # else it was heard of when it came
                 self._left(message, message.times)
             self._look_at_head(stream)
@@ -230,7 +234,11 @@ class Worker:
             self._deliver(message)
             return
         message.sent = self.trace.clock()
-        self.senders[target].send(message)
+        try:
+            self.senders[target].send(message)
+        except ValueError as error:  # it cannot travel: what its stream has made is of a kind that no channel carries
+            self.guard.fail(message.stream, f"sending {message.kind} of chunk {message.chunk}", error)
+            self.senders[target].send(self.guard.mark(message))
         self.trace.add("send", message.chunk, message.sent, self.trace.clock() - message.sent)
 
     # -- orders -----------------------------------------------------------------------------------------------------
@@ -335,6 +343,7 @@ class Worker:
 
     def _followed(self, item: Pass, message: Message) -> None:
         """Send on what follows from a pass that has run, here or on a stage's thread."""
+        self._moves[item.stream] = self.trace.clock()
         for worker, following in self.schedule.done(item):
             self._send(worker, self.messages.following(item, following, message))
         if self.head and self.schedule.passes_last(item):
@@ -355,14 +364,15 @@ class Worker:
             self.cells.close(stream)
             self.tail.forget(stream)
             self.guard.forget(stream)
+            self._moves.pop(stream, None)
 
     def look(self) -> Doing:
         """What the loop and the stages are at: of several passes the one that has taken longest so far."""
         passes = [*self.tail.doing(), *([self._at] if self._at else [])]
         if not passes:
-            return Doing(self._came_to(), self._moved, self._moved)
+            return Doing(self._came_to(), self._moved, self._moved, streams=dict(self._moves))
         item, since = min(passes, key=lambda at: at[1])
-        return Doing(self._words(item), since, self._moved, busy=True)
+        return Doing(self._words(item), since, self._moved, busy=True, streams=dict(self._moves))
 
     def _check_owed(self) -> None:
         """Nothing moves of a stream of which chunks are under way: a failure, unless somebody is just slow.
@@ -370,14 +380,14 @@ class Worker:
         Only the head can tell: it knows what is under way. Dead or silent neighbours are found by the channels.
         """
         self._looked = self.trace.clock()
-        if not self.head or (overdue := self.head.overdue(self.config.launcher.timeout_s)) is None:
+        if not self.head or not (overdue := self.head.overdue(self.config.launcher.timeout_s)):
             return
-        stream, chunk = overdue
         slow = self.watch.slow()
         for worker, (at, seconds) in self.watch.news(slow).items():
             log.warning("worker %d is slow: %s has taken %.0f s so far", worker, at, seconds)
-        if not slow:
-            raise PeerLost(f"nothing moves: chunk {chunk} of stream {stream} is not back; {self._where()}")
+        for stream, chunk in overdue.items():
+            if not slow and not self.watch.moves(stream):
+                raise PeerLost(f"nothing moves: chunk {chunk} of stream {stream} is not back; {self._where()}")
 
     def _lost(self, error: ChannelError) -> PeerLost:
         return PeerLost(f"worker {error.peer} is lost ({error.reason}); {self._where()}")

@@ -110,6 +110,12 @@ def test_health_says_what_everyone_is_at_and_who_is_lost(tmp_path, nano, launche
         assert not any(one.alive for one in run.health())
 
 
+def test_threads_have_ended_when_their_run_has(tmp_path):
+    with begin(tmp_path / "run", *LOCAL["threads"]) as run:
+        open_one(run, "endless", None)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker-")]
+
+
 @pytest.mark.parametrize("launcher", ["threads", thorough("processes")])
 def test_closed_now_it_ends_at_once(tmp_path, launcher):
     with begin(tmp_path / "run", *LOCAL[launcher]) as run:

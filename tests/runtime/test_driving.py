@@ -84,6 +84,18 @@ def test_a_stream_needs_the_bytes_that_a_worker_has_not(driven):
     opened(driven, "c")
 
 
+def test_streams_that_came_before_the_room_was_known_leave_if_there_is_none(driven):
+    """The latest go; those that fit stay."""
+    numbers = [opened(driven, name) for name in "abcd"]
+    driven.boards[0].tell("room/0", {"stream_bytes": 1500, "free_bytes": 2000, "pooled": 1, "memory": "here"})
+    driven.pipeline.check_room()
+    for number, streams in ((numbers[3], 4), (numbers[2], 3)):
+        driven.pipeline.wait(number, PATIENCE_S)
+        reason = driven.boards[0].refused(number)
+        assert reason is None or f"for {streams} streams at once" in reason.line
+    assert not any(map(driven.pipeline.ended, numbers[:2]))
+
+
 def test_nothing_is_opened_once_the_pipeline_is_closed(driven):
     driven.pipeline.close()
     with pytest.raises(UserError, match="the pipeline is closed"):

@@ -237,11 +237,11 @@ def test_a_silent_source_hides_no_stuck_stream():
     head.ask(lambda stream, chunk: stream == 1)
     head.entered(arrived.get(timeout=5))
     now[0] = 59.0
-    assert head.overdue(60.0) is None
+    assert not head.overdue(60.0)
     now[0] = 61.0
-    assert head.overdue(60.0) == (1, 0)
+    assert head.overdue(60.0) == {1: 0}
     head.out(1, 0, {OUTPUT: 0.1})
-    assert head.overdue(60.0) is None
+    assert not head.overdue(60.0)
     gate.set()
     head.close()
 

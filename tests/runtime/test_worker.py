@@ -5,10 +5,12 @@ import threading
 import time
 
 import pytest
+import torch
 
 from parallel.builders import build
 from parallel.schedule import Schedule
 from runtime.board import PeerLost
+from runtime.cells import Cells
 from runtime.local import LocalRun
 from runtime.pipeline import results, run_all
 from runtime.workload import describe
@@ -64,3 +66,33 @@ def test_a_stage_that_is_slow_is_named_and_not_lost(tmp_path, caplog):
     assert results(engine.pipeline)[0]["chunks"] == 2
     said = [record.getMessage() for record in caplog.records if "is slow" in record.getMessage()]
     assert said and all(line.startswith("worker 2 is slow: decode of chunk") for line in said)
+
+
+def test_short_passes_that_add_up_are_no_failure(tmp_path, caplog):
+    """A chunk whose steps together take longer than the timeout is on its way all the same, and nobody is named."""
+    engine = local_run(
+        tmp_path, "plan=sequential", "device=emulated", "device.emulated.step_s=0.15", "launcher.timeout_s=0.4",
+        "stream.chunks=2",
+    )  # fmt: skip
+    engine.wait()
+    assert results(engine.pipeline)[0]["chunks"] == 2
+    assert not [record for record in caplog.records if "is slow" in record.getMessage()]
+
+
+def test_what_cannot_travel_ends_its_own_stream(tmp_path, nano, monkeypatch):
+    """A tensor of a type that no channel carries, made by whatever went wrong before it."""
+    run = Cells.run
+
+    def odd(self, item, message):
+        message = run(self, item, message)
+        if item.stream == 1 and item.kind == "step" and (item.chunk, item.step) == (1, 1):
+            message.tensors = {name: tensor.to(torch.complex64) for name, tensor in message.tensors.items()}
+        return message
+
+    monkeypatch.setattr(Cells, "run", odd)
+    overrides = ("plan.workers=2", "stream.chunks=3", "stream.count=2", "launcher.timeout_s=20")
+    engine = local_run(tmp_path, *overrides)
+    engine.wait()
+    whole, failed = results(engine.pipeline)
+    assert whole["latents_sha256"] == nano("stream.id=0", "stream.chunks=3")
+    assert failed["error"]["kind"] == "ValueError" and "complex64" in failed["error"]["line"]
