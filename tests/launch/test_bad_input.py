@@ -1,6 +1,8 @@
 """Every mistake a user can make: one line that names it, exit code 2, nothing left behind."""
 
 import json
+import os
+import resource
 
 import pytest
 import torch
@@ -169,14 +171,41 @@ def test_an_output_folder_that_cannot_be_made(tmp_path, capsys):
 
 
 def test_no_space_on_disk(tmp_path, capsys):
-    """A full disk ends the stream with one line; /dev/full says what a full disk says."""
+    """A full disk ends the stream with one line; here files cannot grow beyond the second chunk of latents."""
     full = tmp_path / "latents.safetensors"
-    full.symlink_to("/dev/full")
-    code = stream.main([*NANO, "sink.video=null", f"output_dir={tmp_path}/out", f"sink.latents={full}"])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, limits[1]))
+    try:
+        code = stream.main([*NANO, "sink.video=null", f"output_dir={tmp_path}/out", f"sink.latents={full}"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code == 2
     assert len(errors) == 1
     assert f"sink.latents={full}" in errors[0]
+
+
+@pytest.mark.parametrize("kind", ["image", "tensors", "inputs"])
+def test_sources_that_are_no_files(job, tmp_path, kind):
+    """A pipe that nobody writes would hold the run for ever; a device may have no end."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    for path, found in ((pipe, "pipe"), (tmp_path, "folder"), ("/dev/zero", "device")):
+        assert f"source.{kind}={path}: is no file but a {found}; " in job.fails(*NANO, f"source.{kind}={path}")
+
+
+@pytest.mark.parametrize("kind", ["audio", "actions"])
+def test_live_sources_that_are_neither_file_nor_pipe(job, tmp_path, kind):
+    for path, found in ((tmp_path, "folder"), ("/dev/zero", "device")):
+        assert f"source.{kind}={path}: is no file but a {found}; " in job.fails(*NANO, f"source.{kind}={path}")
+
+
+@pytest.mark.parametrize("kind", ["video", "inputs", "timeline"])
+def test_a_sink_that_is_a_pipe(tmp_path, capsys, kind):
+    """Nobody reads it: opening it would wait for ever, whatever opens it."""
+    os.mkfifo(pipe := tmp_path / "pipe.mp4")
+    assert stream.main([*NANO, "sink.video=null", f"output_dir={tmp_path}/out", f"sink.{kind}={pipe}"]) == 2
+    assert f"error: sink.{kind}={pipe}: cannot be written (it is no file but a pipe); " in capsys.readouterr().err
+    assert pipe.is_fifo() and not any((tmp_path / "out").glob("*.json"))
 
 
 def test_network_config_has_valid_defaults():
