@@ -14,6 +14,7 @@ import torch
 
 from conf import disk
 from conf.errors import UserError
+from conf.paths import is_file
 from conf.schema import Config, SinkConfig
 from runtime.encoders import Picture
 from runtime.orders import Open
@@ -72,7 +73,7 @@ class Outputs:
             before = self.hash.hexdigest if state else None
             self._latents = self._open(LatentsSink, "latents", first=self.first, digest=before)
             video = self.paths.get("video")
-            if video and state and video.is_file() and state.video == video.absolute():
+            if video and state and is_file(video) and state.video == video.absolute():
                 # The stream's own video so far stays as it is until the rest can be joined to it.
                 self._joins, self.paths["video"] = video, segment(video, self.frames)
             elif video:

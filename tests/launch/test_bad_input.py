@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from conf.schema import NetworkConfig
-from launch import stream
+from launch import join, stream
 from stages.denoise.network import Network
 from stages.encode.audio import AudioEncoder
 from stages.encode.text import TextEncoder
@@ -197,6 +197,32 @@ def test_sources_that_are_no_files(job, tmp_path, kind):
 def test_live_sources_that_are_neither_file_nor_pipe(job, tmp_path, kind):
     for path, found in ((tmp_path, "folder"), ("/dev/zero", "device")):
         assert f"source.{kind}={path}: is no file but a {found}; " in job.fails(*NANO, f"source.{kind}={path}")
+
+
+@pytest.mark.parametrize("long", ["file", "folder"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *(f"source.{name}" for name in ("image", "audio", "actions", "tensors", "inputs")),
+        *("model.checkpoint", "model.codec.checkpoint", "resume"),
+    ],
+)
+def test_names_that_cannot_even_be_looked_up(job, setting, long):
+    """As of a folder that may not be looked into, of a name that is too long the system says more than "not there"."""
+    path = "/nowhere" + "x" * 300 + ("/file" if long == "folder" else "")
+    assert f"{setting}={path}: " in job.fails(*NANO, f"{setting}={path}")
+
+
+@pytest.mark.parametrize("kind", ["video", "latents", "frames", "inputs", "contact_sheet", "timeline"])
+def test_sinks_whose_folder_cannot_even_be_looked_up(tmp_path, capsys, kind):
+    path = tmp_path / ("x" * 300) / "a.mp4"
+    assert stream.main([*NANO, "sink.video=null", f"output_dir={tmp_path}/out", f"sink.{kind}={path}"]) == 2
+    assert f"error: sink.{kind}={path}: cannot be written (File name too long); " in capsys.readouterr().err
+
+
+def test_a_video_to_join_that_cannot_even_be_looked_up(capsys):
+    assert join.main(["x" * 300]) == 2
+    assert "there is no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["video", "inputs", "timeline"])
