@@ -35,12 +35,21 @@ OWN = (*FILES, "inputs")
 
 
 def numbered(sink: SinkConfig, number: int | str) -> SinkConfig:
-    """The sinks of one of several streams that share a configuration: its name stands before each extension."""
+    """The sinks of one of several streams that share a configuration: its name stands before each extension.
 
-    def path(name: str | None) -> str | None:
-        return str(Path(name).with_stem(f"{Path(name).stem}.{number}")) if name else None
+    Raises:
+        UserError: a path such as `.` has no name of its own.
+    """
 
-    return replace(sink, **{name: path(getattr(sink, name)) for name in OWN})
+    def path(setting: str) -> str | None:
+        if not (given := getattr(sink, setting)):
+            return given
+        if Path(given).name in ("", ".."):
+            rule = "has no name of its own, to which each stream's could be added"
+            raise UserError(f"sink.{setting}={given}", rule, "name the file or folder, e.g. outputs/frames")
+        return str(Path(given).with_stem(f"{Path(given).stem}.{number}"))
+
+    return replace(sink, **{setting: path(setting) for setting in OWN})
 
 
 class Outputs:
