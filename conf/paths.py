@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,21 @@ def found(path: str | None) -> str | None:
     if path is None or path == "-" or Path(path).is_absolute() or is_there(path):
         return path
     return str(ROOT / path) if is_there(ROOT / path) else path
+
+
+def live(path: str | None) -> str | None:
+    """`-` where `path` is standard input by another name, such as /dev/stdin; else `path` itself.
+
+    Whoever opens it would take bytes from whoever reads `-`, and in another process it is something else. A regular
+    file is read by each from its beginning.
+    """
+    if not path:
+        return path
+    try:
+        there, read = Path(path).stat(), os.fstat(sys.stdin.fileno())
+    except (OSError, ValueError, AttributeError):  # there is no such file, or no standard input
+        return path
+    return "-" if os.path.samestat(there, read) and not stat.S_ISREG(there.st_mode) else path
 
 
 def is_there(path: str | Path) -> bool:

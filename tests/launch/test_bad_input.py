@@ -48,6 +48,7 @@ NANO = ("model=nano", "stream.chunks=2")
         (["stream.count=2", "sink.frames=."], "sink.frames=.: has no name of its own"),
         (["stream.count=2", "sink.frames=a/.."], "sink.frames=a/..: has no name of its own"),
         (["stream.count=2", "sink.video=/"], "sink.video=/: has no name of its own"),
+        (["sink.latents=a.mp4", "sink.video=./a.mp4"], "sink.latents=a.mp4: sink.video writes it"),
         (["source.audio=-", "source.actions=-"], "source.actions=- reads standard input too"),
         (["stream.events=[{chunk: 3, prompt: a}, {chunk: 3, prompt: b}]"], "two events are at the same chunk"),
         (["stream.events=[{chunk: -1, prompt: a}]"], "chunks count from 0"),
@@ -235,6 +236,12 @@ def test_a_sink_that_is_a_pipe(tmp_path, capsys, kind):
     assert stream.main([*NANO, "sink.video=null", f"output_dir={tmp_path}/out", f"sink.{kind}={pipe}"]) == 2
     assert f"error: sink.{kind}={pipe}: cannot be written (it is no file but a pipe); " in capsys.readouterr().err
     assert pipe.is_fifo() and not any((tmp_path / "out").glob("*.json"))
+
+
+def test_a_pipe_that_several_streams_would_read(job, tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    line = job.fails(*NANO, "stream.count=2", f"source.audio={pipe}")
+    assert line == f"source.audio={pipe}: stream 0 reads it; give a pipe of its own"
 
 
 def test_network_config_has_valid_defaults():
