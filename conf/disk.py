@@ -5,12 +5,43 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from conf.errors import UserError
 
 REMEDY = "write to a folder that you may write to and that has room"
+
+
+KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+
+
+def kind(path: str | Path) -> str:
+    """What has a name on disk: one of `KINDS`, else a device.
+
+    Raises:
+        OSError: nothing has, or it cannot be looked at.
+    """
+    return KINDS.get(stat.S_IFMT(Path(path).stat().st_mode), "device")
+
+
+def readable(value: str, path: str | Path, remedy: str, kinds: tuple[str, ...] = ("file",)) -> str:
+    """Look at what a source will be read from, before it is opened: a pipe that nobody writes would hold whoever opens
+    it, and a device may have no end. Returns which of `kinds` it is.
+
+    Raises:
+        UserError: nothing is there, it cannot be looked at, or it is of another kind.
+    """
+    try:
+        found = kind(path)
+    except FileNotFoundError as error:
+        raise UserError(value, "there is no such file", remedy) from error
+    except OSError as error:
+        raise UserError(value, f"cannot be read ({error.strerror})", remedy) from error
+    if found not in kinds:
+        raise UserError(value, f"is no file but a {found}", remedy)
+    return found
 
 
 def unwritable(value: str, error: Exception, file: str = "", remedy: str = REMEDY) -> UserError:
@@ -60,15 +91,20 @@ def prepare(path: str | Path) -> Path:
     """Make the folder of a file that will be written, and look now whether it can be: some are written at the end.
 
     Raises:
-        OSError: the folder cannot be made or written, or a folder has the file's name.
+        OSError: the folder cannot be made or written, or what has the file's name is no file: opening a pipe would
+            wait for its reader, and a device would be replaced.
     """
     path = Path(path)
     folder(path.parent)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    _refuse_no_file(path)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return path
+
+
+def _refuse_no_file(path: Path) -> None:
+    if path.exists() and (found := kind(path)) != "file":
+        raise OSError(errno.EINVAL, f"it is no file but a {found}")
 
 
 def remove(path: str | Path) -> None:
@@ -87,6 +123,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     aside = path.with_name(f"{path.name}.part")
+    _refuse_no_file(aside)
     try:
         yield aside
         aside.replace(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import UserError
+from conf.paths import is_folder, is_there
 
 PARTS = {
     "vae": ("Wan2.1_VAE.pth", "vae"),
@@ -75,14 +76,14 @@ SUPPORTED = {
 def part(folder: str | Path, name: str) -> Path | None:
     """Where a model's folder holds one of `PARTS`; None if it does not, or is no folder."""
     found = (Path(folder) / place for place in PARTS[name])
-    return next((path for path in found if path.exists()), None)
+    return next((path for path in found if is_there(path)), None)
 
 
 def network_folder(folder: str | Path) -> Path:
     """The folder with the network's config and weights: the model's own, or its `transformer`."""
     folder = Path(folder)
     inner = folder / "transformer"
-    return inner if not (folder / "config.json").exists() and inner.is_dir() else folder
+    return inner if not is_there(folder / "config.json") and is_folder(inner) else folder
 
 
 def weight_files(path: str | Path, setting: str) -> dict[Path, list[str] | None]:
@@ -96,9 +97,9 @@ def weight_files(path: str | Path, setting: str) -> dict[Path, list[str] | None]
         UserError: there is no such file, no weights, several that might be meant, or a shard is missing.
     """
     given, path = f"{setting}={path}", Path(path)
-    if not path.exists():
+    if not is_there(path):
         raise UserError(given, "no such file or folder", "check the path")
-    if path.is_dir():
+    if is_folder(path):
         path = network_folder(path)
         others = {place for places in PARTS.values() for place in places}
         found: list[Path] = []
@@ -128,7 +129,7 @@ def _indexed(given: str, path: Path) -> dict[Path, list[str] | None]:
     for key, name in where:
         files.setdefault(path.parent / name, []).append(key)
     for file in files:
-        if not file.exists():
+        if not is_there(file):
             raise UserError(given, f"{file.name}, which {path.name} names, is not there", "download it")
     return files
 
@@ -147,7 +148,7 @@ def network_sizes(folder: str | Path, setting: str = "model.checkpoint") -> dict
         UserError: the file is broken, of another kind of model, or asks for what the network here does not have.
     """
     path = network_folder(folder) / "config.json"
-    if not path.exists():
+    if not is_there(path):
         return {}
     said = read_json(path, setting)
     sizes = {ours: said[name] for ours, names in NETWORK.items() for name in names if name in said}

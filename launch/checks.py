@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from conf.errors import UserError
+from conf.paths import is_there
 from conf.schema import Config
 from stages.build import choose_device
 from stages.sinks.video import VideoSink
@@ -103,7 +104,7 @@ def _shared_memory() -> Finding:
 
 def existing(folder: Path) -> Path:
     """The folder itself, or the nearest one above it that there is."""
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    return next(path for path in (folder, *folder.parents) if is_there(path))
 
 
 def _output(config: Config) -> Finding:

@@ -33,6 +33,7 @@ from runtime.identity import keep_of
 from runtime.outputs import numbered
 from runtime.pipeline import Pipeline, run_all
 from runtime.reasons import Reason
+from stages.sources.live import standard_input
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +206,8 @@ class Lines:
         name = f"control={path}"
         self._lock = threading.Lock()
         self._wake = self._stop = None
+        if path == "-":
+            standard_input(name)  # if it is closed, whatever was opened first has its descriptor
         try:
             # A pipe without a writer does not hold us up: its writer may come later, or never.
             self._file = 0 if path == "-" else os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from conf import published
 from conf.errors import UserError
+from conf.paths import is_folder
 from conf.schema import Config, ModelConfig
 from launch import plan as plans
 from launch import planning, ranking
@@ -57,7 +58,7 @@ class Contents:
     @property
     def configured(self) -> bool:
         """Whether a config.json tells its sizes."""
-        return Path(self.path).is_dir() and bool(published.network_sizes(self.path))
+        return is_folder(self.path) and bool(published.network_sizes(self.path))
 
     def overrides(self, given: list[str]) -> list[str]:
         """The command line of `launch.stream` that runs it: its model, and its sizes where no config.json says them."""
@@ -112,7 +113,7 @@ def model_rows(contents: Contents, model: ModelConfig) -> dict[str, str]:
     }
     for what, names in (("unknown keys", unknown), ("missing keys", missing), ("other shapes", shapes)):
         found[what] = f"{len(names)}: {first(names)}" if names else "none"
-    for name in published.PARTS if Path(contents.path).is_dir() else ():
+    for name in published.PARTS if is_folder(contents.path) else ():
         found[name.replace("_", " ")] = str(published.part(contents.path, name) or "not in the folder")
     if model.codec.checkpoint:
         found["codec"] = model.codec.checkpoint

@@ -5,6 +5,7 @@ Threads share a device. Processes are for several GPUs, and for whoever wants a 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -69,11 +70,13 @@ class LocalProcesses(Running):
             self._spawn(index, self._reading() if reads else None)
 
     def _reading(self) -> int | None:
-        """The descriptor that live sources read; None where this process has no standard input."""
-        if self._stdin:
-            return descriptor(self._stdin)
+        """The descriptor that live sources read; None where this process has no standard input.
+
+        It is a copy with a number above 2: under 0 a worker finds its orders.
+        """
         with suppress(OSError, AttributeError):
-            return sys.stdin.fileno()
+            reading = descriptor(self._stdin) if self._stdin else sys.stdin.fileno()
+            return fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, 3)
         return None
 
     def _spawn(self, index: int, live: int | None) -> None:
@@ -87,6 +90,8 @@ class LocalProcesses(Running):
             # Ctrl-C is for this process: it says what its workers are to do.
             start_new_session=True,
         )
+        if live is not None:
+            os.close(live)  # the worker has it
         given = {
             "config": OmegaConf.to_container(OmegaConf.structured(self.config)),
             "index": index,

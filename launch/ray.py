@@ -41,6 +41,7 @@ class WorkerActor:
     def run(self, plan, index: int, config: Config, address: tuple[str, int], stdin: tuple[str, int] | None) -> None:
         """Be worker `index` until every stream has ended."""
         store, device = _store_at(address, config), _gpu(config)
+        sys.stdin = None  # its own is not for sources
         stream = Feed(stdin) if stdin and index == plan.group(plan.encode)[0] else None
         board, connect = Board(store, index, plan.processes), over_network(plan, index, config, store)
         node = ray.get_runtime_context().get_node_id()
@@ -260,7 +261,7 @@ class RayRun(Running):
 
     def _launch(self) -> None:
         stdin = None
-        if self._start.live:
+        if self._start.live and (self._start.stdin or sys.stdin):
             listener = self.held.enter_context(socket.create_server((self._host, 0)))
             threading.Thread(target=_feed, args=(listener, self._start.stdin), daemon=True).start()
             stdin = listener.getsockname()[:2]

@@ -49,6 +49,10 @@ def _begin(config: Config, resolved: str, console: Console, log: Log) -> Path:
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise, not pictures", style="yellow")
     folder = output_folder(config)
+    if timeline := config.sink.timeline:
+        # It is drawn at the very end; better to know now.
+        with disk.writing(f"sink.timeline={timeline}"):
+            disk.prepare(timeline)
     disk.write_text(f"output_dir={folder}", folder / "config.yaml", resolved)
     log.begin(folder)
     return folder

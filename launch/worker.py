@@ -38,8 +38,9 @@ def main() -> int:
     plan, index = build(config.plan, describe(config)), given["index"]
     patience = timedelta(seconds=config.launcher.timeout_s)
     store = dist.TCPStore(*given["store"], is_master=False, timeout=patience)
-    # Its own standard input is not for sources.
-    live = os.fdopen(os.open(os.devnull, os.O_RDONLY) if given["live"] is None else given["live"], "rb")
+    # Its own standard input is not for sources: they read that of whoever started this, if there is one.
+    sys.stdin = None
+    live = None if given["live"] is None else os.fdopen(given["live"], "rb")
     connect = over_network(plan, index, config, store)
     board = Board(store, index, plan.processes)
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from conf.errors import UserError
-from conf.schema import Config, SinkConfig
+from conf.schema import Config
 from parallel.plan import Plan
 from runtime.board import Board
 from runtime.encoders import Picture
@@ -38,6 +39,8 @@ class Admission:
         self.model, self.picture = config.model, Picture.of(config.model, config.stream)
         self._stdin_given, self._most = config.control == "-", most_streams(config)
         self._rooms: dict[int, dict[str, Any]] = {}
+        self._held: dict[str, dict[Hashable, str]] = {}
+        """By the name of every stream that is open, what it has for itself."""
 
     def admit(self, order: Open, live: Sequence[Open]) -> None:
         """Take note of a stream that may be opened beside `live` ones; standard input is given once.
@@ -57,14 +60,13 @@ class Admission:
                 f"this run makes pictures of {self.picture.height}x{self.picture.width}",
                 "leave both out, or start a run of that size",
             )
-        taken = {path: other.config.id for other in live for path in files(other.sink).values()}
-        for sink, path in files(order.sink).items():
-            if path in taken:
-                raise UserError(f"sink.{sink}={path}", f"stream {taken[path]} writes it", "give a file of its own")
+        self._held = {other.config.id: self._held[other.config.id] for other in live}
+        held = own(order, {key: who for others in self._held.values() for key, who in others.items()})
         self.check_room(name, len(live) + 1)
         if order.source.reads_stdin and self._stdin_given:
             raise UserError("source=-", "standard input is read already", "give a file or a named pipe")
         self._stdin_given |= order.source.reads_stdin
+        self._held[order.config.id] = held
 
     def room(self, worker: int) -> dict[str, Any] | None:
         """What a worker has for streams, as `runtime.room.room` says it; None before it has loaded."""
@@ -90,6 +92,39 @@ class Admission:
                 )
 
 
-def files(sink: SinkConfig) -> dict[str, Path]:
-    """Where a stream's results go, by the name of the setting."""
-    return {name: Path(os.path.normpath(Path(path).absolute())) for name in OWN if (path := getattr(sink, name))}
+def own(order: Open, taken: Mapping[Hashable, str]) -> dict[Hashable, str]:
+    """What a stream must have for itself, and its name: files that it writes, under whatever name, and named pipes that
+    it reads: who else read one would take its bytes.
+
+    Args:
+        order: the stream.
+        taken: the same of streams beside it.
+
+    Raises:
+        UserError: another stream, or another setting of its own, has it.
+    """
+    held: dict[Hashable, str] = {}
+
+    def hold(key: Hashable, setting: str, path: str, does: str, remedy: str) -> None:
+        if who := held.get(key) or taken.get(key):
+            raise UserError(f"{setting}={path}", f"{who} {does} it", remedy)
+        held[key] = setting
+
+    for name in (*OWN, "timeline"):
+        if path := getattr(order.sink, name):
+            hold(os.path.realpath(path), f"sink.{name}", path, "writes", "give a file of its own")
+    for name in ("audio", "actions"):
+        path = getattr(order.source, name)
+        if path and path != "-" and (pipe := _pipe(path)):
+            hold(pipe, f"source.{name}", path, "reads", "give a pipe of its own")
+    # The timeline is the run's: every stream names the same.
+    return {key: f"stream {order.config.id}" for key, setting in held.items() if setting != "sink.timeline"}
+
+
+def _pipe(path: str) -> tuple[int, int] | None:
+    """Which pipe a path leads to; None: to none."""
+    try:
+        there = Path(path).stat()
+    except OSError:
+        return None  # told by who opens it
+    return (there.st_dev, there.st_ino) if stat.S_ISFIFO(there.st_mode) else None

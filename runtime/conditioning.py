@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import threading
 import time
 from pathlib import Path
@@ -82,7 +81,6 @@ class Conditioning:
         self.draws = Draws(stream.seed, stream.id)
         self.prompts = Prompts(stream) if prompts is None else prompts
         self._first = state.chunk if state else 0
-        stdin = sys.stdin.buffer if stdin is None else stdin
         self.sources = open_sources(
             model, source, sink or SinkConfig(video=None), self.picture, encoders, stdin, self.stop, self._first
         )

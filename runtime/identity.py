@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from conf.paths import is_file, is_there
 from conf.schema import Config, SinkConfig, StreamConfig
 from runtime.encoders import Picture
 from runtime.state import FOLDER, Keep, find
@@ -20,10 +21,10 @@ WHOLE, SAMPLE, SAMPLES = 1 << 26, 1 << 20, 64
 @cache
 def fingerprint(path: str | None) -> str | None:
     """A short hash of a weight file, or of a folder's; None: there is none, weights are random."""
-    if path is None or not Path(path).exists():
+    if path is None or not is_there(path):
         return None
     found = hashlib.sha256()
-    files = [Path(path)] if Path(path).is_file() else sorted(f for f in Path(path).rglob("*") if f.is_file())
+    files = [Path(path)] if is_file(path) else sorted(f for f in Path(path).rglob("*") if f.is_file())
     for file in files:
         size = file.stat().st_size
         found.update(f"{file.name if len(files) > 1 else ''} {size} ".encode())

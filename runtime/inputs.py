@@ -14,16 +14,20 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from conf import disk
 from conf.errors import UserError
 from stages.sources.audio import RATE, Pcm
 
 SCALE = 32768
 """Samples in [-1, 1] come from 16-bit integers divided by this, so multiplying gives the integers back exactly."""
+LONGEST_LINE = 1 << 24
+"""Bytes: a prompt of the longest there is, and minutes of sound."""
 
 
 class Tap:
@@ -66,11 +70,8 @@ class InputsSink:
 
     def __init__(self, path: str | Path, first: int = 0):
         self.path = Path(path)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = self.path.open("ab" if first else "wb")
-        except OSError as error:
-            raise self._unwritable(error) from error
+        with self._writing():
+            self._file: BinaryIO = disk.prepare(self.path).open("ab" if first else "wb")
 
     def chunk(self, chunk: int, prompt: str | None, sound: np.ndarray | None, actions: Sequence[int] | None) -> None:
         """What `chunk` was sampled from.
@@ -96,16 +97,12 @@ class InputsSink:
         self._file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        try:
+        with self._writing():
             self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
             self._file.flush()
-        except OSError as error:
-            raise self._unwritable(error) from error
 
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(
-            f"sink.inputs={self.path}", f"cannot be written ({error.strerror})", "write to a folder that has room"
-        )
+    def _writing(self) -> AbstractContextManager[None]:
+        return disk.writing(f"sink.inputs={self.path}")
 
 
 class Inputs:
@@ -127,9 +124,11 @@ class Inputs:
         self.prompts: dict[int, str] = {}
         self.chunks, sound, self._actions = 0, [], []
         self._first: int | None = None
+        disk.readable(self._name, path, "give a file of sink.inputs")
         try:
             with Path(path).open("rb") as file:
-                for number, line in enumerate(file, 1):
+                lines = iter(lambda: file.readline(LONGEST_LINE), b"")
+                for number, line in enumerate(lines, 1):
                     self._take(number, line, sound)
         except OSError as error:
             raise UserError(self._name, f"cannot be read ({error.strerror})", "give a file of sink.inputs") from error
@@ -139,6 +138,12 @@ class Inputs:
         self.actions = RecordedActions(self._actions) if self._actions else None
 
     def _take(self, number: int, line: bytes, sound: list[np.ndarray]) -> None:
+        if len(line) == LONGEST_LINE:
+            raise UserError(
+                f"{self._name} line {number}",
+                f"is longer than {LONGEST_LINE} bytes",
+                "give a file that sink.inputs wrote",
+            )
         if not line.endswith(b"\n"):
             return  # the run was killed while it wrote
         try:

@@ -14,6 +14,7 @@ import torch
 
 from conf import disk
 from conf.errors import UserError
+from conf.paths import is_file
 from conf.schema import Config, SinkConfig
 from runtime.encoders import Picture
 from runtime.orders import Open
@@ -34,12 +35,21 @@ OWN = (*FILES, "inputs")
 
 
 def numbered(sink: SinkConfig, number: int | str) -> SinkConfig:
-    """The sinks of one of several streams that share a configuration: its name stands before each extension."""
+    """The sinks of one of several streams that share a configuration: its name stands before each extension.
 
-    def path(name: str | None) -> str | None:
-        return str(Path(name).with_stem(f"{Path(name).stem}.{number}")) if name else None
+    Raises:
+        UserError: a path such as `.` has no name of its own.
+    """
 
-    return replace(sink, **{name: path(getattr(sink, name)) for name in OWN})
+    def path(setting: str) -> str | None:
+        if not (given := getattr(sink, setting)):
+            return given
+        if Path(given).name in ("", ".."):
+            rule = "has no name of its own, to which each stream's could be added"
+            raise UserError(f"sink.{setting}={given}", rule, "name the file or folder, e.g. outputs/frames")
+        return str(Path(given).with_stem(f"{Path(given).stem}.{number}"))
+
+    return replace(sink, **{setting: path(setting) for setting in OWN})
 
 
 class Outputs:
@@ -72,7 +82,7 @@ class Outputs:
             before = self.hash.hexdigest if state else None
             self._latents = self._open(LatentsSink, "latents", first=self.first, digest=before)
             video = self.paths.get("video")
-            if video and state and video.is_file() and state.video == video.absolute():
+            if video and state and is_file(video) and state.video == video.absolute():
                 # The stream's own video so far stays as it is until the rest can be joined to it.
                 self._joins, self.paths["video"] = video, segment(video, self.frames)
             elif video:

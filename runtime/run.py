@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from conf.schema import Config
+from runtime.admission import own
 from runtime.banks import cut_bank, load_bank, write_cut
 from runtime.board import Board
 from runtime.conditioning import Conditioning, ConditioningState
@@ -49,6 +50,9 @@ class SequentialRun:
         torch.set_num_threads(config.device.threads)
         # Sources first: they are cheap to open, and bad input should fail before weights load.
         encoders, self.orders = Encoders(config.model, self.device), opens(config)
+        held: dict[Hashable, str] = {}
+        for order in self.orders:
+            held |= own(order, held)
         self.conditionings = [
             Conditioning(
                 config.model,

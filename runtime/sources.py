@@ -16,6 +16,7 @@ from runtime.sound import Sound
 from stages.sources.actions import ActionFile, LiveActions
 from stages.sources.audio import AudioFile, LivePcm, Silence
 from stages.sources.image import load_image
+from stages.sources.live import standard_input
 from stages.sources.tensors import TensorsFile
 
 
@@ -63,7 +64,7 @@ def open_sources(
     sink: SinkConfig,
     picture: Picture,
     encoders: Encoders,
-    stdin: BinaryIO,
+    stdin: BinaryIO | None,
     stop: threading.Event,
     first: int = 0,
 ) -> Sources:
@@ -72,7 +73,7 @@ def open_sources(
     Args:
         model, source, sink, picture: of the stream.
         encoders: what hears the sound.
-        stdin: where `-` reads.
+        stdin: where `-` reads; None: standard input.
         stop: releases whoever waits for a live source, when set.
         first: the chunk the stream goes on with; 0: it begins.
 
@@ -101,7 +102,7 @@ def _sound(
     source: SourceConfig,
     inputs: Inputs | None,
     encoders: Encoders,
-    stdin: BinaryIO,
+    stdin: BinaryIO | None,
     stop: threading.Event,
     tap: bool,
 ) -> Sound | None:
@@ -115,20 +116,24 @@ def _sound(
     if inputs is not None:
         heard = inputs.sound or Silence()
     elif source.audio == "-":
-        heard = LivePcm(stdin, stop=stop)
+        heard = LivePcm(standard_input("source.audio=-", stdin), stop=stop)
     else:
         heard = AudioFile(source.audio, stop) if source.audio else Silence()
     features = encoders.listen(whole_file=isinstance(heard, AudioFile))
     return Sound(Tap(heard) if tap else heard, model.fps, features)
 
 
-def _actions(model: ModelConfig, source: SourceConfig, inputs: Inputs | None, stdin: BinaryIO, stop: threading.Event):
+def _actions(
+    model: ModelConfig, source: SourceConfig, inputs: Inputs | None, stdin: BinaryIO | None, stop: threading.Event
+):
     names = model.network.actions
     if names and inputs is not None:
         return inputs.actions
     if not names or not source.actions:
         return None
-    return LiveActions(stdin, names, stop=stop) if source.actions == "-" else ActionFile(source.actions, names, stop)
+    if source.actions == "-":
+        return LiveActions(standard_input("source.actions=-", stdin), names, stop=stop)
+    return ActionFile(source.actions, names, stop)
 
 
 def _refuse_unused(model: ModelConfig, source: SourceConfig, tensors: TensorsFile | None) -> None:

@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from conf.errors import UserError
+from conf.paths import is_file, is_folder
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,8 @@ def _short(value: Any) -> str:
 
 def states(root: Path) -> list[State]:
     """Whole states right under a folder, the newest first."""
-    found = [path for path in root.glob("chunk.*") if NAME.fullmatch(path.name) and (path / CONTENT).is_file()]
+    beside = root.glob("chunk.*") if is_folder(root) else ()
+    found = [path for path in beside if NAME.fullmatch(path.name) and is_file(path / CONTENT)]
     return [State(path) for path in sorted(found, key=lambda path: -int(NAME.fullmatch(path.name)[1]))]
 
 
@@ -180,7 +182,7 @@ def find(where: str, stream: str | None = None) -> State:
         UserError: there is none.
     """
     folder = Path(where).absolute()
-    if stream is None and (folder / CONTENT).is_file():
+    if stream is None and is_file(folder / CONTENT):
         return State(folder)
     for root in (folder / FOLDER, folder):
         if found := states(root if stream is None else root / stream):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from conf.errors import UserError
+from conf.paths import is_folder, is_there
 from conf.published import read_json
 from conf.schema import LoraConfig
 from stages.denoise.keys import original_name
@@ -79,8 +80,8 @@ class Lora:
             self.pairs[name] = self._pair(name, found, whole[name], config.scale, alpha)
 
     def _config(self) -> dict[str, Any]:
-        path = (self.file.path if self.file.path.is_dir() else self.file.path.parent) / "adapter_config.json"
-        return read_json(path, "model.lora") if path.exists() else {}
+        path = (self.file.path if is_folder(self.file.path) else self.file.path.parent) / "adapter_config.json"
+        return read_json(path, "model.lora") if is_there(path) else {}
 
     def _pair(self, name: str, found: dict[str, str], shape: torch.Size, strength: float, alpha: float | None) -> Pair:
         for role, other in (("A", "B"), ("B", "A")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from conf.errors import UserError, choice
+from conf.paths import live
 from conf.schema.cluster import ClusterConfig
 from conf.schema.codec import CodecConfig
 from conf.schema.conditioning import AudioConfig, TextConfig, Wav2VecConfig
@@ -74,6 +75,7 @@ class Config:
     """A file or named pipe of orders for the running pipeline, or `-`; then only those streams run that it opens."""
 
     def __post_init__(self):
+        self.control = live(self.control)
         choice("objective", self.objective, OBJECTIVES)
         if self.capacity is not None and not 0 < self.capacity <= 1:
             raise UserError(f"capacity={self.capacity}", "is a share of frames, above 0 and up to 1", "use 0.999")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from conf import published
 from conf.contexts import CONTEXTS, ContextRule
 from conf.errors import UserError, choice, positive
-from conf.paths import found
+from conf.paths import found, is_folder
 from conf.schema.codec import CodecConfig
 from conf.schema.conditioning import TextConfig
 from conf.schema.lora import LoraConfig
@@ -112,7 +111,7 @@ class ModelConfig:
             raise UserError(
                 f"model.lora={self.lora[0].path}", "is merged into the weights of a checkpoint", "give model.checkpoint"
             )
-        if self.checkpoint is not None and Path(self.checkpoint).is_dir():
+        if self.checkpoint is not None and is_folder(self.checkpoint):
             self._take_folder()
         self.text = self.text.beside(self.checkpoint)
         self._check_schedule()

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field, fields
 
 from conf.errors import UserError, choice, positive
-from conf.paths import found
+from conf.paths import found, live
 from conf.typed import shown
 
 PLANS = ("sequential", "timestep", "layers", "grid", "auto")
@@ -124,6 +124,7 @@ class SourceConfig:
         for name in SOURCES:
             _plain(f"source.{name}", getattr(self, name), LONGEST_PATH)
             setattr(self, name, found(getattr(self, name)))
+        self.audio, self.actions = live(self.audio), live(self.actions)
         if self.audio == "-" and self.actions == "-":
             raise UserError(
                 "source.audio=-", "source.actions=- reads standard input too", "give one of the two as a file"

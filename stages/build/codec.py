@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from conf.errors import UserError
+from conf.paths import is_file
 from conf.schema import CodecConfig, ModelConfig
 from stages.build.device import torch_dtype
 from stages.codec import taehv, wan_keys
@@ -80,7 +80,7 @@ def _build_codec(model: ModelConfig, half: str, device: torch.device) -> nn.Modu
         wan = codec if codec.kind == "wan" else replace(codec, checkpoint=codec.vae)
         module = _build_wan(model, wan, half, device)
     elif codec.checkpoint:
-        if not Path(codec.checkpoint).is_file():
+        if not is_file(codec.checkpoint):
             raise UserError(f"model.codec.checkpoint={codec.checkpoint}", "no such file", "check the path")
         module = load_half(codec.checkpoint, half, codec.statistics)
     else:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from conf.errors import UserError
+from conf.paths import is_file, is_folder
 from conf.published import read_json
 from stages.weight_file import WeightFile
 from stages.weights import check, empty, load
@@ -139,7 +140,7 @@ def _filled(file: WeightFile, path: Path, text_dim: int, dtype: torch.dtype, dev
             file.name, f"gives rows of width {sizes['d_model']}, the network takes {text_dim}", "give the model's own"
         )
     said = path / "config.json"
-    told = read_json(said, SETTING) if said.is_file() else {}
+    told = read_json(said, SETTING) if is_file(said) else {}
     settings = transformers.UMT5Config.from_dict(told | sizes)
     stack = empty(lambda: transformers.UMT5EncoderModel(settings).encoder, device, dtype)
     check(file, {name: value.shape for name, value in stack.state_dict().items()})
@@ -174,7 +175,7 @@ def _tokenizer(folder: str | Path | None, words: int):
             f"{TOKENIZER}=null", "there is no tokenizer beside the text encoder", "name its folder (google/umt5-xxl)"
         )
     name = f"{TOKENIZER}={folder}"
-    if not Path(folder).is_dir():
+    if not is_folder(folder):
         raise UserError(name, "no such folder", "check the path")
     try:
         tokenizer = _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -16,6 +16,7 @@ import av
 
 from conf import disk
 from conf.errors import UserError
+from conf.paths import is_file, is_folder
 from stages.rate import frame_rate
 from stages.sinks.video import FRAGMENTED
 
@@ -33,7 +34,7 @@ def segments(video: str | Path) -> list[tuple[int, Path]]:
         UserError: its folder cannot be read.
     """
     video = Path(video)
-    if not video.parent.is_dir():
+    if not is_folder(video.parent):
         return []
     pattern = re.compile(rf"{re.escape(video.stem)}\.from-(\d+){re.escape(video.suffix)}")
     with disk.writing(f"sink.video={video}"):
@@ -53,7 +54,7 @@ def join(video: str | Path) -> int:
         UserError: there is no such video, a part cannot be read, or they were not encoded alike.
     """
     video = Path(video)
-    if not video.is_file():
+    if not is_file(video):
         raise UserError(f"video={video}", "there is no such file", "give the first segment, e.g. outputs/run/video.mp4")
     found = [(frame, path) for frame, path in segments(video) if path.stat().st_size]
     if not found:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from conf import disk
 from conf.errors import UserError, nearest
 from stages.sources.live import LiveBytes, PipeFile
 
@@ -57,14 +58,13 @@ class ActionFile:
         self._path, self._actions = Path(path), tuple(actions)
         self._keyframes = _Keyframes(self._actions)
         name = f"source.actions={path}"
+        found = disk.readable(name, path, f"give a file of lines like {EXAMPLE}, or -", ("file", "pipe"))
         try:
-            if self._path.is_fifo():
+            if found == "pipe":
                 self._raw: io.RawIOBase = PipeFile(self._path, stop)
             else:
                 self._check()
                 self._raw = self._path.open("rb", buffering=0)
-        except FileNotFoundError as error:
-            raise UserError(name, "there is no such file", f"give a file of lines like {EXAMPLE}, or -") from error
         except OSError as error:
             raise UserError(
                 name, f"cannot be read ({error.strerror})", f"give a file of lines like {EXAMPLE}"
@@ -96,10 +96,9 @@ class ActionFile:
             raise
 
     def _check(self) -> None:
-        if self._path.is_file():
-            with self._path.open("rb") as file:
-                for _ in self._parsed(file):
-                    pass
+        with self._path.open("rb") as file:
+            for _ in self._parsed(file):
+                pass
 
     def _parsed(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
         """(frame, action index) of every line."""

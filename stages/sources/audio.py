@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol
 import av
 import numpy as np
 
+from conf import disk
 from conf.errors import UserError
 from stages.sources.live import LiveBytes, PipeFile
 
@@ -82,10 +83,10 @@ class AudioFile:
         self._blocks, self._held, self._container = iter(()), NOTHING, None
         self._lock = threading.Lock()
         """Held while the container is used: FFmpeg's are of one thread at a time."""
-        if not self.path.exists():
-            raise UserError(self._name, "there is no such file", "give the path of an audio or video file, or -")
-        self._pipe = PipeFile(self.path, stop) if self.path.is_fifo() else None
+        self._pipe = None
+        found = disk.readable(self._name, path, "give the path of an audio or video file, or -", ("file", "pipe"))
         try:
+            self._pipe = PipeFile(self.path, stop) if found == "pipe" else None
             self._container = av.open(self._pipe or f"file:{self.path}")
             self._open_track()
         except BaseException as error:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from conf import disk
 from conf.errors import UserError
 
 BEHIND = (128, 128, 128)  # what shows through transparent places
@@ -22,11 +23,10 @@ def load_image(path: str | Path, height: int, width: int) -> Tensor:
         float32 [3, height, width], RGB in [-1, 1].
 
     Raises:
-        UserError: the file is missing, is no picture, or is cut off.
+        UserError: the file is missing, is none, is no picture, or is cut off.
     """
     name = f"source.image={path}"
-    if not Path(path).exists():
-        raise UserError(name, "there is no such file", FORMATS)
+    disk.readable(name, path, FORMATS)
     try:
         with Image.open(path) as file:
             picture = _opaque(ImageOps.exif_transpose(file))

@@ -10,10 +10,13 @@ import io
 import logging
 import os
 import select
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import BinaryIO
+
+from conf.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +24,19 @@ POLL_S = 0.05  # how late a stop event may be noticed
 BLOCK = 4096
 PIPE_BYTES = 1 << 16
 """Held of a named pipe."""
+
+
+def standard_input(value: str, given: BinaryIO | None = None) -> BinaryIO:
+    """Where the setting `value`, such as `source.audio=-`, reads: what was given in its place, or standard input.
+
+    Raises:
+        UserError: it is closed.
+    """
+    if given is not None:
+        return given
+    if sys.stdin is None:
+        raise UserError(value, "standard input is closed", "pipe something into it, or give a file or a named pipe")
+    return sys.stdin.buffer
 
 
 class LiveBytes:

@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from conf import disk
 from conf.errors import UserError, nearest
 
 KNOWN = (
@@ -50,13 +51,12 @@ class TensorsFile:
         path: the safetensors file.
 
     Raises:
-        UserError: the file is missing or broken, or holds a key that means nothing here.
+        UserError: the file is missing, none or broken, or holds a key that means nothing here.
     """
 
     def __init__(self, path: str | Path):
         self._name = f"source.tensors={path}"
-        if not Path(path).exists():
-            raise UserError(self._name, "there is no such file", "give a safetensors file")
+        disk.readable(self._name, path, "give a safetensors file")
         try:
             self._file = safe_open(str(path), framework="pt")
         except (SafetensorError, OSError) as error:

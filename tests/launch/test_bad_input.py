@@ -1,13 +1,15 @@
 """Every mistake a user can make: one line that names it, exit code 2, nothing left behind."""
 
 import json
+import os
+import resource
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from conf.schema import NetworkConfig
-from launch import stream
+from launch import join, stream
 from stages.denoise.network import Network
 from stages.encode.audio import AudioEncoder
 from stages.encode.text import TextEncoder
@@ -43,6 +45,10 @@ NANO = ("model=nano", "stream.chunks=2")
         (["model.network.heads=5"], "model.network.heads=5: must divide dim=48"),
         (["sink.trace=some"], "sink.trace=some: must be one of none, recent, all"),
         (["sink.trace=none", "sink.timeline=t.png"], "sink.trace=none: sink.timeline=t.png is drawn from it"),
+        (["stream.count=2", "sink.frames=."], "sink.frames=.: has no name of its own"),
+        (["stream.count=2", "sink.frames=a/.."], "sink.frames=a/..: has no name of its own"),
+        (["stream.count=2", "sink.video=/"], "sink.video=/: has no name of its own"),
+        (["sink.latents=a.mp4", "sink.video=./a.mp4"], "sink.latents=a.mp4: sink.video writes it"),
         (["source.audio=-", "source.actions=-"], "source.actions=- reads standard input too"),
         (["stream.events=[{chunk: 3, prompt: a}, {chunk: 3, prompt: b}]"], "two events are at the same chunk"),
         (["stream.events=[{chunk: -1, prompt: a}]"], "chunks count from 0"),
@@ -169,14 +175,73 @@ def test_an_output_folder_that_cannot_be_made(tmp_path, capsys):
 
 
 def test_no_space_on_disk(tmp_path, capsys):
-    """A full disk ends the stream with one line; /dev/full says what a full disk says."""
+    """A full disk ends the stream with one line; here files cannot grow beyond the second chunk of latents."""
     full = tmp_path / "latents.safetensors"
-    full.symlink_to("/dev/full")
-    code = stream.main([*NANO, "sink.video=null", f"output_dir={tmp_path}/out", f"sink.latents={full}"])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, limits[1]))
+    try:
+        code = stream.main([*NANO, "sink.video=null", f"output_dir={tmp_path}/out", f"sink.latents={full}"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code == 2
     assert len(errors) == 1
     assert f"sink.latents={full}" in errors[0]
+
+
+@pytest.mark.parametrize("kind", ["image", "tensors", "inputs"])
+def test_sources_that_are_no_files(job, tmp_path, kind):
+    """A pipe that nobody writes would hold the run for ever; a device may have no end."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    for path, found in ((pipe, "pipe"), (tmp_path, "folder"), ("/dev/zero", "device")):
+        assert f"source.{kind}={path}: is no file but a {found}; " in job.fails(*NANO, f"source.{kind}={path}")
+
+
+@pytest.mark.parametrize("kind", ["audio", "actions"])
+def test_live_sources_that_are_neither_file_nor_pipe(job, tmp_path, kind):
+    for path, found in ((tmp_path, "folder"), ("/dev/zero", "device")):
+        assert f"source.{kind}={path}: is no file but a {found}; " in job.fails(*NANO, f"source.{kind}={path}")
+
+
+@pytest.mark.parametrize("long", ["file", "folder"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *(f"source.{name}" for name in ("image", "audio", "actions", "tensors", "inputs")),
+        *("model.checkpoint", "model.codec.checkpoint", "resume"),
+    ],
+)
+def test_names_that_cannot_even_be_looked_up(job, setting, long):
+    """As of a folder that may not be looked into, of a name that is too long the system says more than "not there"."""
+    path = "/nowhere" + "x" * 300 + ("/file" if long == "folder" else "")
+    assert f"{setting}={path}: " in job.fails(*NANO, f"{setting}={path}")
+
+
+@pytest.mark.parametrize("kind", ["video", "latents", "frames", "inputs", "contact_sheet", "timeline"])
+def test_sinks_whose_folder_cannot_even_be_looked_up(tmp_path, capsys, kind):
+    path = tmp_path / ("x" * 300) / "a.mp4"
+    assert stream.main([*NANO, "sink.video=null", f"output_dir={tmp_path}/out", f"sink.{kind}={path}"]) == 2
+    assert f"error: sink.{kind}={path}: cannot be written (File name too long); " in capsys.readouterr().err
+
+
+def test_a_video_to_join_that_cannot_even_be_looked_up(capsys):
+    assert join.main(["x" * 300]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["video", "inputs", "timeline"])
+def test_a_sink_that_is_a_pipe(tmp_path, capsys, kind):
+    """Nobody reads it: opening it would wait for ever, whatever opens it."""
+    os.mkfifo(pipe := tmp_path / "pipe.mp4")
+    assert stream.main([*NANO, "sink.video=null", f"output_dir={tmp_path}/out", f"sink.{kind}={pipe}"]) == 2
+    assert f"error: sink.{kind}={pipe}: cannot be written (it is no file but a pipe); " in capsys.readouterr().err
+    assert pipe.is_fifo() and not any((tmp_path / "out").glob("*.json"))
+
+
+def test_a_pipe_that_several_streams_would_read(job, tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    line = job.fails(*NANO, "stream.count=2", f"source.audio={pipe}")
+    assert line == f"source.audio={pipe}: stream 0 reads it; give a pipe of its own"
 
 
 def test_network_config_has_valid_defaults():

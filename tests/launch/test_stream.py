@@ -17,11 +17,11 @@ from stages.sources.audio import AudioFile
 ROOT = Path(__file__).parents[2]
 
 
-def start(*overrides: str, stdin=None) -> subprocess.Popen:
+def start(*overrides: str, **options) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "launch.stream", "model=nano", *overrides],
-        cwd=ROOT, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, **options,
     )  # fmt: skip
 
 
@@ -120,6 +120,39 @@ def test_live_sound_gives_what_the_file_gives(job, speech, tmp_path):
     report = json.loads((tmp_path / "live" / "report.json").read_text())
     assert report["chunks"] == expected["chunks"]
     assert report["latents_sha256"] == expected["latents_sha256"]
+
+
+PROCESSES = ("plan=timestep", "plan.workers=2", "launcher.threads=false")
+
+
+def test_live_sound_reaches_a_worker_in_a_process_of_its_own(nano, speech, tmp_path):
+    """Its standard input is for its orders; the run's comes beside it."""
+    pcm = np.round(AudioFile(speech).read(10**6) * 32768).astype("<i2").tobytes()
+    process = start(f"output_dir={tmp_path}", "sink.video=null", "source.audio=-", *PROCESSES, stdin=subprocess.PIPE)
+    _, err = finish(process, pcm)
+    assert process.returncode == 0, err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["latents_sha256"] == nano(f"source.audio={speech}")
+
+
+def test_a_closed_standard_input_is_told_to_who_reads_it(job, tmp_path, monkeypatch):
+    process = start(f"output_dir={tmp_path}", "source.audio=-", *PROCESSES, preexec_fn=lambda: os.close(0))
+    monkeypatch.setattr(sys, "stdin", None)
+    base = ("model=nano", "sink.video=null", "stream.chunks=1")
+    assert job(*base)["chunks"] == 1
+    for source in ("audio", "actions"):
+        job.folder = tmp_path / source
+        line = job.fails(*base, f"source.{source}=-")
+        assert line.startswith(f"source.{source}=-: standard input is closed; ")
+    _, err = finish(process)
+    assert process.returncode == 2 and "Traceback" not in err, err
+    assert "error: source.audio=-: standard input is closed; " in err
+
+
+def test_orders_from_a_closed_standard_input(job, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    line = job.fails("model=nano", "sink.video=null", "control=-")
+    assert line.startswith("control=-: standard input is closed; ")
 
 
 def test_live_actions_give_what_the_file_gives(job, tmp_path):

@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from conf.errors import UserError
-from runtime.inputs import Inputs
+from runtime import inputs
+from runtime.inputs import Inputs, InputsSink
 from tests.runtime.test_worker import local_run
 
 
@@ -55,6 +56,22 @@ def test_what_is_no_recording_is_refused(tmp_path, text, complaint):
     path.write_text(text)
     with pytest.raises(UserError, match=complaint):
         Inputs(path)
+
+
+def test_a_line_has_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "LONGEST_LINE", 40)
+    path = tmp_path / "inputs.jsonl"
+    path.write_text('{"chunk":0,"prompt":"a"}\n{"chunk":1,"prompt":"' + "a" * 40)
+    with pytest.raises(UserError, match="line 2: is longer than 40 bytes"):
+        Inputs(path)
+
+
+@pytest.mark.parametrize("device", [True, False])
+def test_a_sink_that_is_no_file(tmp_path, device):
+    path = tmp_path / "inputs.jsonl"
+    path.symlink_to("/dev/null") if device else os.mkfifo(path)
+    with pytest.raises(UserError, match=r"sink.inputs=.*: cannot be written \(it is no file but a (device|pipe)\)"):
+        InputsSink(path)
 
 
 def test_sources_beside_a_recording_are_refused(tmp_path, job):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from conf.errors import UserError
+from conf.paths import is_file
 from conf.schema import Wav2VecConfig
 from stages.weights import initialise
 
@@ -48,7 +49,7 @@ class Wav2Vec:
     def _read(self, folder: Path) -> torch.nn.Module:
         library, settings, model = _transformers()
         name = f"model.network.audio.wav2vec.checkpoint={folder}"
-        if not (folder / "config.json").is_file():
+        if not is_file(folder / "config.json"):
             raise UserError(name, "holds no config.json", "give a folder as transformers writes it")
         try:
             found = settings.from_pretrained(folder, local_files_only=True)

@@ -214,8 +214,29 @@ def test_what_was_written_before_the_disk_was_full_can_be_read(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("*.png")) == [f"frame.{i:08d}.png" for i in range(3)]
 
 
+PIPES = {
+    "sink.video": ["a.mp4"],
+    "sink.latents": ["a.safetensors"],
+    "sink.frames": ["frame.00000000.png.part"],
+    "sink.contact_sheet": ["a.png", "a.png.part"],
+    "sink.timeline": ["a.png", "a.png.part"],
+}
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_a_pipe_is_refused_not_waited_for(tmp_path, name):
+    """Neither as the file itself, nor as the one beside it that takes its place; without a reader opening it waits."""
+    work, file = FILES[name]
+    for pipe in PIPES[name]:
+        os.mkfifo(pipe := tmp_path / pipe)
+        with one_line(name):
+            run(work(tmp_path / file))
+        assert list(tmp_path.iterdir()) == [pipe] and pipe.is_fifo()
+        pipe.unlink()
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")  # noqa: PTH110
-@pytest.mark.parametrize("name", ["sink.video", "sink.latents", EVERY_SPAN])
+@pytest.mark.parametrize("name", ["sink.video", "sink.latents", "sink.contact_sheet", "sink.timeline", EVERY_SPAN])
 def test_a_device_is_not_removed(tmp_path, name):
     work, file = FILES[name]
     (tmp_path / file).symlink_to("/dev/full")

@@ -158,7 +158,7 @@ def test_what_a_user_can_get_wrong(tmp_path):
         ("a.mp4", 64, 33, "stream.width=33"),
         ("a.avi", 64, 64, "name it a.mp4"),
         ("file/a.mp4", 64, 64, "Not a directory"),
-        ("folder.mp4", 64, 64, "Is a directory"),
+        ("folder.mp4", 64, 64, "it is no file but a folder"),
         ("a" * 300 + ".mp4", 64, 64, "cannot be written"),
         ("a.mp4", 40000, 40000, "cannot be written"),
     ):

@@ -115,7 +115,11 @@ def test_a_wrong_line_in_a_file(tmp_path, text, message):
 
 def test_a_file_that_cannot_be_read(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\n")
-    for path, message in (("missing", "no such file"), (".", "cannot be read"), ("binary", "line 1: is not JSON")):
+    for path, message in (
+        ("missing", "no such file"),
+        (".", "is no file but a folder"),
+        ("binary", "line 1: is not JSON"),
+    ):
         with pytest.raises(UserError, match=message):
             ActionFile(tmp_path / path, ACTIONS)
 

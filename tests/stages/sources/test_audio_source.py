@@ -106,7 +106,7 @@ def test_a_long_file_is_not_read_at_once(tmp_path, monkeypatch):
         (b"hello" * 100, "cannot be read as sound"),
         (b"some text\n" * 50, "no audio track|cannot be read"),
         ("header", "cannot be read as sound"),
-        ("folder", "cannot be read as sound"),
+        ("folder", "is no file but a folder"),
         ("picture", "no audio track"),
     ],
 )

@@ -79,7 +79,7 @@ def test_what_a_user_can_get_wrong(tmp_path):
         "empty.png": (b"", "not a picture"),
         "text.png": (b"hello", "not a picture"),
         "cut.png": (data[: len(data) // 2], "damaged or cut off"),
-        "folder": ("folder", "Is a directory"),
+        "folder": ("folder", "is no file but a folder"),
     }
     for name, (content, rule) in bad.items():
         if content == "folder":

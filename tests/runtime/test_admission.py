@@ -1,0 +1,70 @@
+"""What streams must leave to each other, under whatever name it is given."""
+
+import os
+import sys
+
+import pytest
+
+from conf.errors import UserError
+from conf.schema import Config, SinkConfig, SourceConfig, StreamConfig
+from runtime.admission import own
+from runtime.orders import Open
+
+
+def order(name: str, source: dict | None = None, **sink) -> Open:
+    given = {key: str(path) for key, path in (source or {}).items()}
+    paths = {key: str(path) for key, path in ({"video": ""} | sink).items()}
+    return Open(0, StreamConfig(id=name), SourceConfig(**given), SinkConfig(**paths))
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """(a folder, another name of it)"""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    return tmp_path / "real", tmp_path / "link"
+
+
+def test_a_file_has_one_writer_under_all_its_names(linked):
+    real, link = linked
+    held = own(order("a", video=real / "a.mp4", latents=real / "a.safetensors"), {})
+    with pytest.raises(UserError, match=r"sink.inputs=.*: stream a writes it; give a file of its own"):
+        own(order("b", inputs=link / "a.mp4"), held)
+    with pytest.raises(UserError, match=r"sink.inputs=.*: sink.latents writes it; "):
+        own(order("b", latents=real / "x", inputs=link / "x"), held)
+    with pytest.raises(UserError, match=r"sink.timeline=.*: sink.contact_sheet writes it; "):
+        own(order("b", contact_sheet=real / "x.png", timeline=link / "x.png"), held)
+    assert own(order("b", video=real / "b.mp4"), held)
+
+
+def test_streams_of_a_run_share_its_timeline(tmp_path):
+    held = own(order("a", timeline=tmp_path / "t.png", latents=tmp_path / "a"), {})
+    assert own(order("b", timeline=tmp_path / "t.png", latents=tmp_path / "b"), held)
+
+
+def test_a_pipe_has_one_reader_and_a_file_has_many(linked):
+    real, link = linked
+    os.mkfifo(real / "pipe")
+    (real / "file").write_text("")
+    held = own(order("a", {"audio": real / "pipe", "actions": real / "file"}), {})
+    with pytest.raises(UserError, match=r"source.actions=.*: stream a reads it; give a pipe of its own"):
+        own(order("b", {"actions": link / "pipe"}), held)
+    with pytest.raises(UserError, match=r"source.actions=.*: source.audio reads it; "):
+        own(order("b", {"audio": real / "pipe", "actions": link / "pipe"}), {})
+    assert not own(order("b", {"actions": link / "file"}), held)
+
+
+def test_standard_input_by_another_name_is_standard_input(tmp_path, monkeypatch):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    (file := tmp_path / "file").write_text("")
+    with os.fdopen(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as stdin, file.open() as redirected:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        source = SourceConfig(audio=str(pipe), actions=str(file))
+        assert (source.audio, source.actions, source.reads_stdin) == ("-", str(file), True)
+        assert Config(control=str(pipe)).control == "-"
+        with pytest.raises(UserError, match="standard input"):
+            SourceConfig(audio=str(pipe), actions="-")
+        monkeypatch.setattr(sys, "stdin", redirected)
+        assert SourceConfig(actions=str(file)).actions == str(file)  # each reads it from its beginning
+        monkeypatch.setattr(sys, "stdin", None)
+        assert SourceConfig(audio=str(pipe)).audio == str(pipe)
