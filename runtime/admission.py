@@ -36,6 +36,7 @@ class Admission:
     def __init__(self, board: Board, plan: Plan, config: Config):
         self.board, self.plan = board, plan
         self.model, self.picture = config.model, Picture.of(config.model, config.stream)
+        self._decodes = config.sink.needs_frames
         self._stdin_given, self._most = config.control == "-", most_streams(config)
         self._rooms: dict[int, dict[str, Any]] = {}
 
@@ -57,6 +58,11 @@ class Admission:
                 f"this run makes pictures of {self.picture.height}x{self.picture.width}",
                 "leave both out, or start a run of that size",
             )
+        if not self._decodes:
+            for sink, path in order.sink.pictures.items():
+                raise UserError(
+                    f"sink.{sink}={path}", "this run was started without a decoder", "start the run with a sink.video"
+                )
         taken = {path: other.config.id for other in live for path in files(other.sink).values()}
         for sink, path in files(order.sink).items():
             if path in taken:
