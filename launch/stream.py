@@ -59,18 +59,21 @@ def _begin(config: Config, resolved: str, console: Console, log: Log) -> Path:
 
 
 def _sequential(config: Config, resolved: str, console: Console, stop: Stop, log: Log) -> Results:
-    """The oracle, one stream after the other."""
+    """The oracle, one stream after the other. What one raises ends that one alone, as under every plan."""
     engine = SequentialRun(config, stop)
     stop.then()
     folder = _begin(config, resolved, console, log)
     streams, worker, traces = [], {}, []
     for index in range(config.stream.count):
-        running = engine.stream(index, folder)
+        running, reason = engine.stream(index, folder), None
         with ProgressLine(config.model.name, config.stream.count, running.length, console) as line:
-            for timeline in running:
-                line(index, timeline.progress())
-                log.chunk(index, timeline.progress())
-        found, worker = running.report()
+            try:
+                for timeline in running:
+                    line(index, timeline.progress())
+                    log.chunk(index, timeline.progress())
+            except Exception as error:
+                reason = Reason.of(error, f"chunk {running.timeline.chunks}")
+        found, worker = running.report(reason)
         streams.append(found)
         traces += worker["traces"]
     return [worker | {"traces": traces}], streams, None

@@ -37,6 +37,7 @@ class Admission:
     def __init__(self, board: Board, plan: Plan, config: Config):
         self.board, self.plan = board, plan
         self.model, self.picture = config.model, Picture.of(config.model, config.stream)
+        self._decodes = config.sink.needs_frames
         self._stdin_given, self._most = config.control == "-", most_streams(config)
         self._rooms: dict[int, dict[str, Any]] = {}
         self._held: dict[str, dict[Hashable, str]] = {}
@@ -60,6 +61,11 @@ class Admission:
                 f"this run makes pictures of {self.picture.height}x{self.picture.width}",
                 "leave both out, or start a run of that size",
             )
+        if not self._decodes:
+            for sink, path in order.sink.pictures.items():
+                raise UserError(
+                    f"sink.{sink}={path}", "this run was started without a decoder", "start the run with a sink.video"
+                )
         self._held = {other.config.id: self._held[other.config.id] for other in live}
         held = own(order, {key: who for others in self._held.values() for key, who in others.items()})
         self.check_room(name, len(live) + 1)

@@ -109,19 +109,19 @@ class Sampler(threading.Thread):
         self.credits: queue.SimpleQueue[tuple[int, float] | None] = queue.SimpleQueue()
 
     def run(self) -> None:
-        use(self.opening.device)
         first, conditioning = self.keep.first if self.keep else 0, None
-        opened = Opened(self.stream, first=first, failed=True)
+        end = opened = Opened(self.stream, first=first, failed=True)
         with self.guard(self.stream, "opening"):
+            use(self.opening.device)
             conditioning = self.opening.make()
             opened = Opened(self.stream, conditioning.live, first, self._pending(conditioning))
-        self.deliver(opened)
-        if conditioning is None:
-            return
-        end = self._sample(conditioning)
-        # Before the end is told: what goes wrong here still stands in the stream's report.
-        with self.guard(self.stream, "closing its sources"):
-            conditioning.close()
+        if not opened.failed:
+            self.deliver(opened)
+            end = self._sample(conditioning)
+        if conditioning is not None:
+            # Before the end is told: what goes wrong here still stands in the stream's report.
+            with self.guard(self.stream, "closing its sources"):
+                conditioning.close()
         if end is not None:
             self.deliver(end)
 
@@ -233,11 +233,19 @@ class Head:
     # -- streams ----------------------------------------------------------------------------------------------------
 
     def open(self, stream: int, opening: Opening, keep: Keep | None = None) -> None:
-        """Open what drives a stream, on a thread of its own; it comes back as `Opened`."""
+        """Open what drives a stream, on a thread of its own; it comes back as `Opened`.
+
+        Raises:
+            RuntimeError: the machine has no thread left; nothing comes back then.
+        """
         sampler = Sampler(stream, opening, self.steps, self.dtype, self.deliver, self.clock, self.guard, keep)
+        try:
+            sampler.start()
+        except RuntimeError:
+            opening.stop.set()  # sources that were prepared may read already
+            raise
         with self._lock:
             self.samplers[stream] = sampler
-        sampler.start()
 
     def begin(self, opened: Opened) -> None:
         """A stream's sources are open: it may be asked for chunks. One that failed has ended before it began."""

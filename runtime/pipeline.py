@@ -85,7 +85,8 @@ class Pipeline:
 
         Raises:
             UserError: a value is of a wrong type or breaks a rule, a stream of that name is open, the picture is of
-                another size than the run's, a file or standard input is another stream's, or a worker has no room.
+                another size than the run's, pictures are asked of a run without a decoder, a file or standard input is
+                another stream's, or a worker has no room.
         """
         order = Open(
             -1,

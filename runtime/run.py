@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from runtime.oracle import Memory, generate
 from runtime.output import Output, Sidecar
 from runtime.outputs import open_outputs
 from runtime.pipeline import opens
+from runtime.reasons import Reason
 from runtime.report import Timeline, worker_report
 from runtime.saving import DECODER_PART, Saver, bank_part
 from runtime.state import FINISHED, State
@@ -98,11 +100,16 @@ class Stream:
         make = partial(open_outputs, run.config, order)
         decodes = run.decoder is not None
         self._output = Output(order.config.id, model, make, self.timeline, self._trace, self._keep, decodes)
-        self._output.open()
-        self._decoding = Decoding.of(run.decoder, model.codec.prime, state) if decodes else None
-        self._memory = Memory(run.denoiser.open(), Finished(model.recache_chunks))
         self._saved = 0
         self._saver = Saver(Board(dist.HashStore(), 0, 1)) if self._keep else None
+
+    def _open(self) -> None:
+        """Open what is this stream's own: its files, what its decoder keeps, its banks."""
+        run, model = self._run, self._run.config.model
+        state = self._keep.state if self._keep else None
+        self._output.open()
+        self._decoding = Decoding.of(run.decoder, model.codec.prime, state) if run.decoder else None
+        self._memory = Memory(run.denoiser.open(), Finished(model.recache_chunks))
         if self._saver:
             self._saver.start()
         if state:
@@ -122,16 +129,14 @@ class Stream:
 
     def __iter__(self) -> Iterator[Timeline]:
         """Yields after every chunk. However it ends, what was written so far is finished and playable."""
-        try:
+        with ExitStack() as stack:
+            if self._saver:
+                stack.callback(self._saver.close)
+            stack.callback(self._output.close)
+            stack.callback(self._conditioning.close)
             with self._trace:
+                self._open()
                 yield from self._chunks()
-        finally:
-            self._conditioning.close()
-            try:
-                self._output.close()
-            finally:
-                if self._saver:
-                    self._saver.close()
 
     def _chunks(self) -> Iterator[Timeline]:
         run, conditioning, trace = self._run, self._conditioning, self._trace
@@ -188,9 +193,9 @@ class Stream:
             keep.complain(error)
             keep.drop(chunk)
 
-    def report(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """This stream's part of `report.json`, and that of its one worker."""
+    def report(self, reason: Reason | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """This stream's part of `report.json`, and that of its one worker; `reason`: why it could not go on."""
         run = self._run
-        return self._output.report(), worker_report(
+        return self._output.report(reason), worker_report(
             self._trace, run.weight_bytes, run.denoiser.stream_bytes, run.device
         )

@@ -94,7 +94,8 @@ class Saver(threading.Thread):
             self._work()
         except RuntimeError:
             log.warning("no state is saved any more: the board cannot be reached")
-        self._give_up()
+        finally:
+            self._give_up()  # or streams would wait for their states for ever
 
     def _work(self) -> None:
         while True:
@@ -142,8 +143,8 @@ class Saver(threading.Thread):
             if whole.stream in blocked or not self._settled(whole):
                 blocked.add(whole.stream)
                 continue
-            self._waiting.remove(whole)
             self._finish(whole)
+            self._waiting.remove(whole)
         return bool(self._waiting)
 
     def _settled(self, whole: Whole) -> bool:
@@ -161,7 +162,7 @@ class Saver(threading.Thread):
         try:
             if whole.failure is None:
                 whole.keep.complete(whole.chunk, whole.files, whole.content)
-        except OSError as error:
+        except Exception as error:  # as in `_write`
             whole.failure = str(error)
         if whole.failure is not None:
             if whole.failure != NOTHING:

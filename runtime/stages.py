@@ -63,8 +63,12 @@ class StageThread(threading.Thread):
         self._items: queue.SimpleQueue[tuple[Pass, Message] | None] = queue.SimpleQueue()
 
     def put(self, item: Pass, message: Message) -> None:
-        """Have a pass worked on."""
-        self._items.put((item, message))
+        """Have a pass worked on; at once where the machine had no thread left, so that a stream that failed by that
+        ends like any other."""
+        if self.ident is None:
+            self._perform(item, message)
+        else:
+            self._items.put((item, message))
 
     def close(self) -> None:
         """Stop when everything that was handed over has been done."""
@@ -75,16 +79,19 @@ class StageThread(threading.Thread):
     def run(self) -> None:
         use(self.device)
         while (taken := self._items.get()) is not None:
-            item, message = taken
             try:
-                with self.turn():
-                    self.at = item, time.perf_counter()
-                    with self.guard(item.stream, f"{self.name} of chunk {item.chunk}"):
-                        self.guard.mark(message)
-                        message = self.work(item, message)
+                self._perform(*taken)
             except Exception as error:
                 self.deliver(error)
                 return
-            finally:
-                self.at = None
-            self.deliver(Performed(item, self.guard.mark(message)))
+
+    def _perform(self, item: Pass, message: Message) -> None:
+        try:
+            with self.turn():
+                self.at = item, time.perf_counter()
+                with self.guard(item.stream, f"{self.name} of chunk {item.chunk}"):
+                    self.guard.mark(message)
+                    message = self.work(item, message)
+        finally:
+            self.at = None
+        self.deliver(Performed(item, self.guard.mark(message)))

@@ -40,6 +40,8 @@ EARLIER = {1: {"decoder": "finish", "output": "finish"}}
 FOLDER, CONTENT = "state", "state.json"
 CONDITIONING, DECODER, OUTPUT, FINISHED = "conditioning", "decoder", "output", "finished"
 NAME = re.compile(r"chunk\.(\d{6,})")
+OTHERS = re.compile(r"chunk\.(\d{6,})(\.part|\.old)?")
+"""What a stream may leave beside its state: states, whole or being written, and one that made room for another."""
 
 
 # -- files ------------------------------------------------------------------------------------------------------
@@ -265,7 +267,8 @@ class Keep:
             target.rename(aside)
         part.rename(target)
         for other in root.glob("chunk.*"):
-            later = other.suffix == ".part" and int(other.stem.split(".")[1]) > chunk  # being written now
-            if other != target and not later:
+            found = OTHERS.fullmatch(other.name)  # all else is somebody's own
+            later = found and found[2] == ".part" and int(found[1]) > chunk  # being written now
+            if found and other != target and not later:
                 shutil.rmtree(other, ignore_errors=True)
         return target

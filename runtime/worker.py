@@ -271,12 +271,9 @@ class Worker:
             self.tail.open(order)
             self.cells.open(order)
         if self.head:
-            opening = None
             with self.guard(stream, "opening"):
-                opening = self.parts.opening(order)
-            if opening:
-                self.head.open(stream, opening, keep)
-            else:
+                self.head.open(stream, self.parts.opening(order), keep)
+            if stream not in self.head.samplers:
                 self._begin(Opened(stream, first=first, failed=True))
         for message in self._early.pop(stream, ()):
             self._deliver(message)

@@ -17,6 +17,8 @@ POSTS = ("none", "upscale")
 THREADS = ("auto", "true", "false")
 LOGS = ("none", "wandb")
 TRACES = ("none", "recent", "all")
+PICTURES = ("video", "frames", "contact_sheet")
+"""Settings of sinks that are made of pictures."""
 SOURCES = ("image", "audio", "actions", "tensors", "inputs")
 """Settings of a source that are files."""
 GRAPHS = ("never", "auto", "always")
@@ -159,8 +161,13 @@ class SinkConfig:
             raise UserError("sink.trace=none", f"sink.timeline={self.timeline} is drawn from it", "use recent or all")
 
     @property
+    def pictures(self) -> dict[str, str]:
+        """What is to be made of pictures, by the name of the setting."""
+        return {name: path for name in PICTURES if (path := getattr(self, name))}
+
+    @property
     def needs_frames(self) -> bool:
-        return any((self.video, self.frames, self.contact_sheet))
+        return bool(self.pictures)
 
 
 @dataclass

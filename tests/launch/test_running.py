@@ -222,23 +222,36 @@ def test_live_input_reaches_the_process_that_encodes(tmp_path, nano, speech):
     ],
     ids=["a mistake", "a fault"],
 )
-def test_a_stream_that_ends_costs_no_other_its_report(tmp_path, monkeypatch, capsys, error, code, line):
+@pytest.mark.parametrize("plan", [("plan=sequential",), ("plan=timestep", "plan.workers=2")], ids=lambda plan: plan[0])
+def test_a_stream_that_ends_costs_no_other_its_report(tmp_path, monkeypatch, capsys, plan, error, code, line):
     """The exit code is that of the run's own streams, and says nothing before everything was written."""
     add = VideoSink.write
 
     def write(self, *args):
-        if "1" in Path(self.path).name:
+        if "0" in Path(self.path).name:
             raise error
         add(self, *args)
 
     monkeypatch.setattr(VideoSink, "write", write)
-    overrides = ("model=nano", "plan=timestep", "plan.workers=2", "stream.count=2", "stream.chunks=2")
+    overrides = ("model=nano", *plan, "stream.count=2", "stream.chunks=2")
     assert stream.main([*overrides, f"output_dir={tmp_path}"]) == code
     lines = capsys.readouterr().err.splitlines()
     assert [x for x in lines if x.startswith("error: ")] and line in lines[-1]
     found = {one["stream"]: one for one in json.loads((tmp_path / "report.json").read_text())["streams"]}
-    assert "error" not in found["0"] and found["0"]["frames"] == 24
-    assert line.removeprefix("error: ") in found["1"]["error"]["line"]
+    assert "error" not in found["1"] and found["1"]["frames"] == 24
+    assert line.removeprefix("error: ") in found["0"]["error"]["line"]
+
+
+@pytest.mark.parametrize("plan", ["sequential", "timestep"])
+def test_a_file_that_cannot_be_made_costs_no_other_stream_its_own(tmp_path, capsys, plan):
+    (tmp_path / "v.0.mp4").mkdir()
+    overrides = ("model=nano", f"plan={plan}", "stream.count=2", "stream.chunks=2", f"sink.video={tmp_path}/v.mp4")
+    assert stream.main([*overrides, f"output_dir={tmp_path}/run"]) == 2
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert len(errors) == 1 and f"sink.video={tmp_path}/v.0.mp4" in errors[0]
+    failed, good = json.loads((tmp_path / "run" / "report.json").read_text())["streams"]
+    assert failed["error"]["user"] and not failed["finished"]
+    assert good["finished"] and good["frames"] == 24 and (tmp_path / "v.1.mp4").is_file()
 
 
 def test_streams_by_orders_are_lines(tmp_path, capsys, caplog):

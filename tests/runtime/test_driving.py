@@ -71,6 +71,18 @@ def test_standard_input_is_given_once(driven):
         opened(driven, "b", source={"audio": "-"})
 
 
+@pytest.mark.parametrize("resume", [None, "state"], ids=["new", "resumed"])
+@pytest.mark.parametrize("name", ["video", "frames", "contact_sheet"])
+def test_pictures_are_refused_where_there_is_no_decoder(driven, tmp_path, name, resume):
+    """The stream would end well without them, and the file that it names would be gone."""
+    config, old = driven.config, tmp_path / "old.mp4"
+    old.write_bytes(b"kept")
+    keep = Keep(str(tmp_path), identity(config, config.stream), resume=resume, first=4 if resume else 0)
+    with pytest.raises(UserError, match=f"sink.{name}={old}: this run was started without a decoder; start the run"):
+        driven.pipeline.open(config.stream, config.source, replace(config.sink, **{name: str(old)}), keep)
+    assert not driven.pipeline.known and old.read_bytes() == b"kept"
+
+
 def test_a_stream_needs_the_bytes_that_a_worker_has_not(driven):
     """One fits into what was pooled at load, one more into what is free, a third nowhere, until one has ended."""
     driven.boards[0].tell("room/0", {"stream_bytes": 10, "free_bytes": 1000, "pooled": 0, "memory": "here"})

@@ -14,6 +14,7 @@ from runtime.guard import Guard
 from runtime.head import Entry, Head, Opened
 from runtime.parts import Opening
 from runtime.prompts import Prompts
+from runtime.state import Keep
 from stages.denoise.denoiser import ChunkConditioning
 
 
@@ -194,6 +195,24 @@ def test_a_stream_that_cannot_be_opened_ends_before_it_begins():
     assert head.over(0)
     assert head.guard.board.told[0].kind == "MemoryError"
     assert not head.samplers and head.pacer.in_flight == 0
+
+
+def test_a_stream_that_fails_between_opening_and_its_first_chunk_lets_go_of_its_sources(tmp_path):
+    """As by a state that cannot be read: it has ended before it began, and its thread with it."""
+
+    class Closing(Source):
+        closed = False
+
+        def close(self):
+            self.closed = True
+
+    source, arrived = Closing(9), queue.Queue()
+    head = Head(4, torch.float32, Pacer(3), arrived.put, time.perf_counter, Guard(Reasons(), "worker 0"))
+    head.open(0, opening_of(lambda: source), Keep(str(tmp_path), {}, resume=str(tmp_path / "nowhere"), first=4))
+    assert arrived.get(timeout=5) == Opened(0, first=4, failed=True)
+    head.samplers[0].join(timeout=5)
+    assert source.closed and not head.samplers[0].is_alive()
+    assert head.guard.board.told[0].kind == "FileNotFoundError"
 
 
 def test_opening_holds_nobody_up():

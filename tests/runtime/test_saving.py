@@ -2,6 +2,7 @@
 
 import threading
 
+import pytest
 import torch.distributed as dist
 
 from runtime.board import Board
@@ -71,6 +72,47 @@ def test_a_run_that_fails_gives_up_what_cannot_become_whole(tmp_path):
     saver.complete(Whole(0, 8, keep, {"of a lost worker"}, {}, {}, done.append))
     assert done == [False, False]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_others_left_beside_the_states_stays(tmp_path):
+    """Names that are not a stream's own are neither read as numbers nor removed."""
+    keep, (saver,), done = Keep(str(tmp_path), {}), savers(1), []
+    ours = ("chunk.000002", "chunk.000003.part", "chunk.000004.old")
+    foreign = ("chunk.x.part", "chunk.part", "chunk.5.part", "chunk.000001.backup")
+    for name in (*ours, *foreign, "chunk.000008.part"):
+        (tmp_path / name).mkdir()
+    keep.begin(4)
+    whole = Whole(0, 4, keep, set(), {}, {}, done.append)
+    whole.ready.set()
+    saver.complete(whole)
+    saver.close()
+    assert done == [True]
+    assert {path.name for path in tmp_path.iterdir()} == {"chunk.000004", "chunk.000008.part", *foreign}
+
+
+@pytest.mark.parametrize("failing", ["complete", "_finish"])
+def test_whatever_goes_wrong_with_a_state_nobody_waits_for_it(tmp_path, monkeypatch, caplog, failing):
+    """One that cannot be completed costs itself; a fault of the saver's own, every state from then on."""
+
+    def broken(self, *_):
+        raise ValueError("invalid literal")
+
+    monkeypatch.setattr(Keep if failing == "complete" else Saver, failing, broken)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    keep, (saver,), done = Keep(str(tmp_path), {}), savers(1), []
+    for chunk in (4, 8):
+        keep.begin(chunk)
+        whole = Whole(0, chunk, keep, {"a"}, {}, {}, done.append)
+        whole.ready.set()
+        saver.complete(whole)
+        saver.part(0, chunk, "a", written(keep, chunk, "a"))
+    saver.close()
+    assert done == [False, False]
+    assert not list(tmp_path.iterdir())
+    if failing == "complete":
+        assert [r.getMessage() for r in caplog.records] == [
+            f"the state in {tmp_path} was not saved: invalid literal"
+        ] * 2
 
 
 def test_states_of_a_stream_come_in_order(tmp_path):

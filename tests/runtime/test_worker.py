@@ -11,8 +11,10 @@ from parallel.builders import build
 from parallel.schedule import Schedule
 from runtime.board import PeerLost
 from runtime.cells import Cells
+from runtime.head import Sampler
 from runtime.local import LocalRun
 from runtime.pipeline import results, run_all
+from runtime.stages import StageThread
 from runtime.workload import describe
 from tests.helpers import config_of
 
@@ -53,6 +55,30 @@ def test_waiting_for_a_live_source_is_no_failure(tmp_path):
         threading.Thread(target=speak).start()
         engine.wait()
     assert results(engine.pipeline)[0]["chunks"] == 3
+
+
+@pytest.mark.parametrize("kind", [Sampler, StageThread])
+def test_a_thread_that_cannot_start_ends_its_stream_alone(tmp_path, monkeypatch, kind):
+    """Be it the one that samples or the one that puts out: the stream ends with the reason, and its end comes."""
+    start = threading.Thread.start
+
+    def refused(self):
+        if refused.next and self.name in ("sample-0", "output"):
+            refused.next = False
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    refused.next = True
+    monkeypatch.setattr(kind, "start", refused)
+    engine = local_run(
+        tmp_path, "plan.workers=2", "stream.count=2", "stream.chunks=4", "stream.save_every_chunks=2",
+        f"output_dir={tmp_path}",
+    )  # fmt: skip
+    engine.wait()
+    failed, good = results(engine.pipeline)
+    assert failed["error"]["line"] == "RuntimeError: can't start new thread"
+    assert failed["error"]["where"].endswith("opening")
+    assert (good["chunks"], good["finished"], good["state"]["saved"]) == (4, True, 4) and "error" not in good
 
 
 def test_a_stage_that_is_slow_is_named_and_not_lost(tmp_path, caplog):
