@@ -56,10 +56,17 @@ class Arrival:
     borrowed: bool = False
 
     def take(self) -> Message:
-        """The message, with tensors that are the caller's for good; gives the credit back."""
-        if self.borrowed:
-            self.message.tensors = {name: tensor.clone() for name, tensor in self.message.tensors.items()}
-        self.give_back()
+        """The message, with tensors that are the caller's for good; gives the credit back, also where it raises.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room for a copy of borrowed ones.
+        """
+        lent, self.message.tensors = self.message.tensors, {}
+        try:
+            # Where there is no room for a copy, the message has no tensors, and the channel its memory all the same.
+            self.message.tensors = {name: tensor.clone() for name, tensor in lent.items()} if self.borrowed else lent
+        finally:
+            self.give_back()
         return self.message
 
     def release(self) -> None:
@@ -121,6 +128,7 @@ class Sender(ABC):
         Raises:
             ChannelError: no credit came back within the timeout, the peer failed, or the channel is closed.
             ValueError: the message cannot travel (see `message.pack`).
+            torch.OutOfMemoryError: there is no room to pack it. As with a ValueError, another one may be sent.
         """
 
     @abstractmethod
@@ -235,7 +243,12 @@ class _LocalSender(Sender):
     def send(self, message: Message) -> None:
         header = header_of(message)
         self._credits.take(self._timeout_s)
-        self._inbox.put(Arrival(self._source, unpack(header, pack_body(message)), once(self._credits.give)))
+        try:
+            body = pack_body(message)
+        except BaseException:
+            self._credits.give()  # nothing is under way
+            raise
+        self._inbox.put(Arrival(self._source, unpack(header, body), once(self._credits.give)))
 
     def close(self) -> None:
         self._credits.stop("this end of the channel is closed")

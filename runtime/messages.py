@@ -59,7 +59,10 @@ class Messages:
 
     def again(self, stream: int, chunk: int, reference: dict[str, Tensor]) -> Iterator[tuple[int, Message]]:
         """A recalibration that was made before a stream's state was saved, and is in force from `chunk` on."""
-        placed = self.placed(reference)
+        placed: dict[str, Tensor] = {}
+        with self.guard(stream, "opening"):
+            placed = self.placed(reference)
+        # Hollow or not, they come: the chunks behind them wait for them.
         for worker, item in along_rows(self.plan, Pass("prefill", stream, chunk)):
             yield worker, self._marked(message_of(item, placed))
 
@@ -72,9 +75,10 @@ class Messages:
             # Latents are final: on to the last stages, and to every bank that is made from them.
             x = tensors["x"]
             motion = [tensors["motion"]] if "motion" in tensors else []
-            tensors = {"x": torch.cat([x[:, :, :1], *motion], 2) if following.kind == "prefill" else x}
+            with self.guard(item.stream, f"{following.kind} of chunk {following.chunk}"):
+                tensors = {"x": torch.cat([x[:, :, :1], *motion], 2) if following.kind == "prefill" else x}
         travels = following.kind == "done" or self.plan.workload.passes[following.kind].carries_chunk
-        return message_of(
+        made = message_of(
             following,
             tensors,
             # A bank made from a chunk carries that chunk's text: a recalibration epoch 0, which began with chunk 0.
@@ -84,6 +88,7 @@ class Messages:
             note=message.note,
             hollow=message.hollow,
         )
+        return self._marked(made)
 
     def placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors on this worker's device."""

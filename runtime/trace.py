@@ -262,6 +262,11 @@ class Trace:
             file.close()
 
 
+def part_name(track: int) -> str:
+    """The name of a track's part file in the output folder."""
+    return f"trace.{track}.part"
+
+
 def worker_trace(folder: Path, index: int, name: str | None = None, keep: str = "recent") -> Trace:
     """The trace of process `index` of several.
 
@@ -271,6 +276,6 @@ def worker_trace(folder: Path, index: int, name: str | None = None, keep: str = 
         name: of its worker, if that has another number.
         keep: as `sink.trace`.
     """
-    part = Path(folder) / f"trace.{index}.part"
+    part = Path(folder) / part_name(index)
     disk.remove(part)
     return Trace(f"worker{index if name is None else name}", index, keep, part)

@@ -10,7 +10,7 @@ from typing import Any
 
 from conf import disk
 from conf.errors import UserError
-from runtime.trace import Ring, title
+from runtime.trace import Ring, part_name, title
 
 
 def offsets(traces: Iterable[dict[str, Any]]) -> dict[int, float]:
@@ -84,8 +84,8 @@ def join_traces(folder: Path, traces: Iterable[dict[str, Any]]) -> Path | None:
                 between = ",\n"
         joined.write("\n]\n")
     for packed in traces:
-        if "part" in packed:
-            disk.remove(target.parent / packed["part"])
+        # A stream that failed may have left one behind, whatever it kept.
+        disk.remove(target.parent / packed.get("part", part_name(packed["track"])))
     for packed in traces:
         if refused := packed.get("refused"):
             raise UserError(*refused)

@@ -159,11 +159,13 @@ class Worker:
     def _accept(self, item: object, waited: bool = False) -> None:
         """Take one item in. A message that was waited for was on its way until now; another, until it had come."""
         if isinstance(item, Arrival):
-            message = item.take()
+            message = item.message
+            with self.guard(message.stream, f"taking in {message.kind} of chunk {message.chunk}"):
+                item.take()
             if message.times:
                 came = self.trace.clock() if waited else item.at
                 message.times[HOPS] = message.times.get(HOPS, 0.0) + came - message.sent
-            self._deliver(message)
+            self._deliver(self.guard.mark(message))
         elif isinstance(item, Performed):
             self._followed(item.item, item.message)
         elif isinstance(item, Entry):
@@ -233,11 +235,12 @@ class Worker:
         if target == self.index:
             self._deliver(message)
             return
-        message.sent = self.trace.clock()
-        try:
+        sent, message.sent = False, self.trace.clock()
+        with self.guard(message.stream, f"sending {message.kind} of chunk {message.chunk}"):
             self.senders[target].send(message)
-        except ValueError as error:  # it cannot travel: what its stream has made is of a kind that no channel carries
-            self.guard.fail(message.stream, f"sending {message.kind} of chunk {message.chunk}", error)
+            sent = True
+        if not sent:
+            # Others wait for it: it goes its way hollow, as everything of its stream from now on.
             self.senders[target].send(self.guard.mark(message))
         self.trace.add("send", message.chunk, message.sent, self.trace.clock() - message.sent)
 
@@ -281,11 +284,10 @@ class Worker:
     def _begin(self, opened: Opened) -> None:
         """A stream's sources are open, or failed to: then its end enters at once."""
         stream = opened.stream
-        with self.guard(stream, "opening"):
-            if opened.reference:
-                again = self.messages.again(stream, self.config.model.recalibrate_chunk, opened.reference)
-                for worker, message in again:
-                    self._send(worker, message)
+        if opened.reference:
+            again = self.messages.again(stream, self.config.model.recalibrate_chunk, opened.reference)
+            for worker, message in again:
+                self._send(worker, message)
         self.head.begin(opened)
         if opened.failed:
             self._enter(Entry(stream, opened.first))

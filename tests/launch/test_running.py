@@ -252,6 +252,7 @@ def test_a_file_that_cannot_be_made_costs_no_other_stream_its_own(tmp_path, caps
     failed, good = json.loads((tmp_path / "run" / "report.json").read_text())["streams"]
     assert failed["error"]["user"] and not failed["finished"]
     assert good["finished"] and good["frames"] == 24 and (tmp_path / "v.1.mp4").is_file()
+    assert sorted(x.name for x in (tmp_path / "run").iterdir()) == ["config.yaml", "report.json", "trace.json"]
 
 
 def test_streams_by_orders_are_lines(tmp_path, capsys, caplog):

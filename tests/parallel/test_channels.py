@@ -50,6 +50,26 @@ def same(a: Message, b: Message) -> bool:
 # --- threads of one process
 
 
+def test_a_message_that_there_is_no_room_for_gives_its_credit_back(monkeypatch):
+    """At both ends: a copy that cannot be made costs the message's tensors, and the channel nothing."""
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    inbox, given = queue.Queue(), []
+    channel = LocalChannel(3, 4, inbox, credits=1, timeout_s=0.1)
+    with monkeypatch.context() as m, pytest.raises(torch.OutOfMemoryError):
+        m.setattr("parallel.channels.pack_body", full)
+        channel.sender.send(message_of(1, "full"))
+    channel.sender.send(message_of(1, "full"))
+    message = inbox.get(timeout=1).take()
+    borrowed = Arrival(3, message, lambda: given.append(True), borrowed=True)
+    with monkeypatch.context() as m, pytest.raises(torch.OutOfMemoryError):
+        m.setattr(torch.Tensor, "clone", full)
+        borrowed.take()
+    assert given == [True] and message.tensors == {}
+
+
 def test_local_channel_delivers_in_order_and_closes():
     inbox = queue.Queue()
     channel = LocalChannel(3, 4, inbox)

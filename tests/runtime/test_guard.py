@@ -4,10 +4,14 @@ import pytest
 import torch
 
 from conf.errors import UserError
+from parallel.builders import build
 from parallel.channels import ChannelError
 from parallel.message import Message
 from runtime.board import PeerLost
 from runtime.guard import Guard
+from runtime.messages import Messages
+from runtime.workload import describe
+from tests.helpers import config_of
 
 
 class Reasons:
@@ -55,3 +59,19 @@ def test_messages_of_hollow_streams_are_emptied():
     assert (empty.hollow, list(empty.tensors)) == (True, [])
     guard.forget(1)
     assert not guard.mark(Message("step", stream=1)).hollow
+
+
+def test_a_recalibration_that_there_is_no_room_for_comes_hollow(monkeypatch):
+    """The chunks behind it wait for it, and the end behind these."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    config, guard = config_of("model=nano", "plan=timestep", "model.recalibrate_chunk=4"), Guard(Reasons(), "worker 0")
+    messages = Messages(build(config.plan, describe(config)), torch.device("cpu"), guard)
+    there = [(worker, m.step) for worker, m in messages.again(0, 4, {"x": torch.zeros(1)})]
+    monkeypatch.setattr(messages, "placed", full)
+    found = list(messages.again(0, 4, {"x": torch.zeros(1)}))
+    assert there and [(worker, m.step) for worker, m in found] == there
+    assert all(m.hollow and not m.tensors for _, m in found)
+    assert [stream for stream, _ in guard.board.told] == [0]

@@ -1,13 +1,16 @@
 """A worker that waits for what does not come says so, and ends."""
 
 import os
+import pkgutil
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from parallel.builders import build
+from parallel.message import Message
 from parallel.schedule import Schedule
 from runtime.board import PeerLost
 from runtime.cells import Cells
@@ -79,6 +82,41 @@ def test_a_thread_that_cannot_start_ends_its_stream_alone(tmp_path, monkeypatch,
     assert failed["error"]["line"] == "RuntimeError: can't start new thread"
     assert failed["error"]["where"].endswith("opening")
     assert (good["chunks"], good["finished"], good["state"]["saved"]) == (4, True, 4) and "error" not in good
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "where"),
+    [
+        ("parallel.channels:Arrival", "take", "taking in step of chunk"),
+        ("parallel.channels", "pack_body", "sending step of chunk"),
+        ("runtime.messages", "torch", "prefill of chunk 2"),
+    ],
+)
+def test_a_message_that_there_is_no_room_for_ends_its_stream_alone(tmp_path, monkeypatch, owner, name, where):
+    """Where it comes in, where it is packed, and where it is made from another."""
+    whole = pkgutil.resolve_name(owner)
+    real, lock, full = getattr(whole, name), threading.Lock(), []
+
+    def once(*args):
+        """The first step of stream 0, or the first time of all, finds no room."""
+        message = getattr(args[0], "message", args[0])
+        with lock:
+            if not full and (not isinstance(message, Message) or (message.stream, message.kind) == (0, "step")):
+                full.append(True)
+                raise torch.OutOfMemoryError("no room")
+        return real(*args) if callable(real) else real.cat(*args)
+
+    monkeypatch.setattr(whole, name, once if callable(real) else SimpleNamespace(cat=once))
+    engine = local_run(
+        tmp_path, "plan.workers=2", "stream.count=2", "stream.chunks=4", "model.recalibrate_chunk=2",
+        "launcher.timeout_s=20",
+    )  # fmt: skip
+    engine.wait()
+    found = results(engine.pipeline)
+    (failed,) = (one for one in found if "error" in one)
+    (good,) = (one for one in found if "error" not in one)
+    assert failed["error"]["kind"] == "OutOfMemoryError" and where in failed["error"]["where"]
+    assert good["chunks"] == 4 and good["finished"]
 
 
 def test_a_stage_that_is_slow_is_named_and_not_lost(tmp_path, caplog):
