@@ -56,8 +56,11 @@ def scenario(launcher: str, folder: Path) -> None:
     reading, writing = os.pipe()
     os.dup2(reading, 0)
     over = threading.Event()
-    threading.Thread(target=speak, args=(writing, over), daemon=True).start()
     with start(config) as running:
+        # What is said before anybody listens would be heard as fast as it is computed.
+        while running.leads and not running.begun:
+            time.sleep(0.05)
+        threading.Thread(target=speak, args=(writing, over), daemon=True).start()
         if running.leads:
             drive(running.pipeline, config, folder)
             running.close()
