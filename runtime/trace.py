@@ -13,7 +13,8 @@ import json
 import threading
 import time
 import zlib
-from collections import defaultdict, deque
+from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,21 +34,21 @@ TOGETHER = 64
 
 
 class Samples:
-    """Recent durations, and the sum of all."""
+    """Recent durations, and the sum of all. Takes the same memory from the first one on."""
 
     def __init__(self):
-        self.recent: deque[float] = deque(maxlen=SAMPLES)
+        self._ring = array("d", bytes(8 * SAMPLES))
         self.total, self.count = 0.0, 0
 
     def add(self, value: float) -> None:
-        self.recent.append(value)
+        self._ring[self.count % SAMPLES] = value
         self.total += value
         self.count += 1
 
     @property
     def last(self) -> float | None:
         """The latest sample."""
-        return self.recent[-1] if self.recent else None
+        return self._ring[(self.count - 1) % SAMPLES] if self.count else None
 
     @property
     def mean(self) -> float | None:
@@ -56,7 +57,7 @@ class Samples:
 
     def percentile(self, p: float) -> float | None:
         """The nearest-rank percentile of the recent samples; None without samples."""
-        ordered = sorted(self.recent)
+        ordered = sorted(self._ring[: self.count])
         return ordered[min(len(ordered) - 1, int(p / 100 * len(ordered)))] if ordered else None
 
     def summary(self) -> dict[str, float | None]:
@@ -90,7 +91,8 @@ class Ring:
     KIND = np.dtype([("stage", "<u4"), ("chunk", "<i8"), ("start", "<f8"), ("duration", "<f8")])
 
     def __init__(self):
-        self._spans = np.zeros(RECENT_SPANS, self.KIND)
+        self._spans = np.empty(RECENT_SPANS, self.KIND)
+        self._spans.fill(0)  # its memory is taken now, not bit by bit
         self._stages: dict[str, int] = {}
         self._count = 0
 
