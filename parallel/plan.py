@@ -35,6 +35,11 @@ class Member(NamedTuple):
     worker: int
     rank: int = 0
 
+    @property
+    def leads(self) -> bool:
+        """Whether it is all else the worker is."""
+        return self.rank == 0
+
     def __str__(self) -> str:
         return f"{self.worker}.{self.rank}" if self.rank else str(self.worker)
 

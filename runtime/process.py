@@ -76,7 +76,7 @@ def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> C
     """Connections of process `index` to others, which meet on `store`."""
     worker, patience = plan.members[index].worker, config.launcher.timeout_s
     # Channels are the worker's; who only shares its passes has none.
-    mine = [pair for pair in plan.channels if worker in pair and plan.members[index].rank == 0]
+    mine = [pair for pair in plan.channels if worker in pair and plan.members[index].leads]
 
     def connect(inbox: Inbox, device: torch.device) -> Ends:
         group = join_group(plan, index, store, device, inbox, patience)
@@ -202,7 +202,7 @@ class Job(NamedTuple):
         known = [order for order in self.orders.orders() if isinstance(order, Open) and order.number < own]
         member = self.plan.members[self.index]
         parts = load_parts(self.plan, member.worker, self.config, known, device, stdin, progress, member.rank)
-        if member.rank == 0:
+        if member.leads:
             self.board.tell(f"room/{member.worker}", room(parts))
         self.pulse.at("waiting for the others to load")
         return parts

@@ -12,7 +12,11 @@ import torch
 from launch import stream
 from tests.helpers import write_wav
 
-torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two tests run at a time, and a run of a test may have set another number."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -13,14 +13,6 @@ TINY = SmallConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def settings(folder, **changes) -> Settings:
     return Settings(
         run=str(folder), **{"steps": 6, "batch": 2, "faces": 1, "frames": 8, "size": 32, "bf16": False} | changes

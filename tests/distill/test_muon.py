@@ -1,18 +1,9 @@
 """The optimiser: orthogonal updates, and a small problem solved."""
 
-import pytest
 import torch
 from torch import nn
 
 from distill.muon import Muon, orthogonal
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_updates_are_about_orthogonal():

@@ -14,14 +14,6 @@ TINY = UpscaleConfig(width=16, fine=8, blocks=1, reference=4)
 CODEC = "assets/weights/codec.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """Folders of a few clips, drawn once."""

@@ -3,20 +3,11 @@
 import json
 
 import pytest
-import torch
 
 from launch.evaluate import main
 from tests.helpers import thorough
 
 SHORT = ["cases=1", "minutes=0", "decoder_clips=4"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

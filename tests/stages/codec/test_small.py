@@ -12,14 +12,6 @@ TINY = SmallConfig(
 LATENTS, CHUNK = 9, 3
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def awake(module: torch.nn.Module) -> torch.nn.Module:
     """Blocks start as the identity; with random second convolutions their memory shows."""
     generator = torch.Generator().manual_seed(1)
