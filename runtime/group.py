@@ -235,8 +235,8 @@ def join_group(
     store = dist.PrefixStore(f"group{member.worker}", store)
     exchange = GroupExchange(dist.PrefixStore("exchange", store), member.worker, member.rank, size, device, timeout_s)
     group, alarm = Group(member, exchange), Alarm(inbox, exchange)
-    for rank in range(1, size) if member.leads else [member.rank]:
-        leads = member.rank == 0
+    leads = member.leads
+    for rank in range(1, size) if leads else [member.rank]:
         peer = Member(member.worker, rank if leads else 0)
         connected = link(store, int(not leads), peer, f"{member.worker}-{member.worker}.{rank}", device, timeout_s)
         if leads:

@@ -64,7 +64,7 @@ def load_parts(
     device: torch.device | None = None,
     stdin: BinaryIO | None = None,
     progress: Callable[[str], None] = lambda what: None,
-    rank: int = 0,
+    leads: bool = True,
 ) -> Parts:
     """Open and load what worker `index` needs.
 
@@ -74,7 +74,7 @@ def load_parts(
         device: None: what `device` in the configuration means here.
         stdin: where live sources read; None: standard input.
         progress: told what is being loaded.
-        rank: which of the worker's processes; the first is the worker, the others only share the passes of its blocks.
+        leads: whether this process is the worker; the others of its group only share the passes of its blocks.
 
     Raises:
         UserError: a source, weight file or output cannot be used.
@@ -88,7 +88,7 @@ def load_parts(
         emulated.fill(parts, plan, index, config, openings)
         parts.prepare(known if parts.conditioning else ())
         return parts
-    if index == plan.encode and rank == 0:
+    if index == plan.encode and leads:
         progress("sources and encoders")
         encoders = Encoders(model, device)
         parts.conditioning = partial(condition, Conditioning, config, stdin, encoders)
@@ -102,7 +102,7 @@ def load_parts(
         denoiser = parts.denoisers[block] = fast_denoiser(config, device, picture, layers)
         parts.weight_bytes += parameter_bytes(denoiser.network)
         parts.pools[block] = BankPool(denoiser, plan.levels_of(index, block), max(1, len(known)), plan.degree)
-    if index == plan.decode and rank == 0 and config.sink.needs_frames:
+    if index == plan.decode and leads and config.sink.needs_frames:
         progress("decoder")
         parts.decoder, parts.decoder_bytes = fast_decoder(config, device)
         parts.weight_bytes += parameter_bytes(parts.decoder)
@@ -112,7 +112,7 @@ def load_parts(
             warm_block(pool)
         if parts.decoder:
             warm_decoder(parts.decoder, model, picture.latent)
-    if rank == 0 and any(stage.name == "post" and stage.worker == index for stage in plan.stages):
+    if leads and any(stage.name == "post" and stage.worker == index for stage in plan.stages):
         parts.post = post_of(config)
     return parts
 

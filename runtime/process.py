@@ -201,7 +201,7 @@ class Job(NamedTuple):
         own = self.board.told(OWN) or 0
         known = [order for order in self.orders.orders() if isinstance(order, Open) and order.number < own]
         member = self.plan.members[self.index]
-        parts = load_parts(self.plan, member.worker, self.config, known, device, stdin, progress, member.rank)
+        parts = load_parts(self.plan, member.worker, self.config, known, device, stdin, progress, member.leads)
         if member.leads:
             self.board.tell(f"room/{member.worker}", room(parts))
         self.pulse.at("waiting for the others to load")
