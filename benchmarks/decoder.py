@@ -9,7 +9,7 @@ import time
 import torch
 
 from benchmarks.record import bar, record
-from stages.codec.small import SmallDecoder
+from stages.codec.small.network import SmallDecoder
 from stages.weights import initialise
 
 REPEATS = 30

@@ -1,7 +1,7 @@
 """`live_avatar_14b` at a small width gives one hash under plan `timestep` on any number of workers.
 
 `python -m benchmarks.live_avatar`. Random weights in float32, all of the model's parts (sound by wav2vec2, motion
-tokens, Wan VAE), 40 chunks through a ring of 4, recalibration at chunk 4, a prompt change at chunk 17:
+tokens, its VAE), 40 chunks through a ring of 4, recalibration at chunk 4, a prompt change at chunk 17:
 `latents_sha256` on 5 workers (the VAE alone), 4, 3, 2 and 1 under torchrun against the sequential oracle's; on a grid,
 under Ray, and with sequence parallelism, too. Without the recalibration, and with another attention-sink distance, the
 hash must be another. What each worker holds must be what the plan says.

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import torch
 
-from stages.denoise.fp8 import Scaled
-from stages.denoise.layers import Affine
+from stages.dit.fp8 import Scaled
+from stages.dit.layers import Affine
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int, warm_up: int = 2) -> list[float]:

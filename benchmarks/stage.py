@@ -29,19 +29,18 @@ from benchmarks import models
 from benchmarks.counting import Count, count
 from benchmarks.rates import copy_rate, matrix_rate, seconds
 from benchmarks.record import RESULTS, record
+from conf.codecs import declared
 from conf.errors import UserError
-from conf.schema import ModelConfig
+from conf.families import CODECS, known
+from conf.schema import CodecConfig, ModelConfig
+from stages.build import decoder_of, network_class
 from stages.codec.base import parameter_bytes
-from stages.codec.small import SmallDecoder
-from stages.codec.taehv import TaehvDecoder
-from stages.codec.wan import WanDecoder
 from stages.compiled import compile_decoder, compile_network
-from stages.denoise import fp8, graphs
+from stages.denoise import graphs
 from stages.denoise.attention import backend, usable
 from stages.denoise.bank import Layout
-from stages.denoise.denoiser import ChunkConditioning, Denoiser, StreamBanks
-from stages.denoise.frame_pack import FRAMES as MOTION_FRAMES
-from stages.denoise.network import FRAMES_PER_LATENT, Network
+from stages.denoise.denoiser import Denoiser, StreamBanks
+from stages.inputs import FRAMES_PER_LATENT, Axis, inputs_of, on, with_chunk
 
 PIXELS = 8
 """Of a latent, in each direction."""
@@ -54,7 +53,8 @@ SUITE = (
 )
 SUITE_S = 430.0
 """After so long no other variant is begun."""
-DECODERS = {"wan": lambda: WanDecoder(), "taehv": lambda: TaehvDecoder(), "small": lambda: SmallDecoder()}
+OWN = "own"
+"""The decoder of the model's own codec."""
 
 
 def placed(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -90,10 +90,11 @@ class Stage:
         rows, columns = (
             n // PIXELS // p for n, p in zip((model.height, model.width), model.network.patch[1:], strict=True)
         )
-        network = placed(lambda: Network(model.network, attention=model.attention), device, self.dtype)
+        kind_of_network = network_class(model)
+        network = placed(lambda: kind_of_network(model.network, attention=model.attention), device, self.dtype)
         self.denoiser = Denoiser(model, network, rows, columns)
         if kind:
-            fp8.quantise(network, kind)
+            network.quantise(kind)
         self.weight_bytes = parameter_bytes(network)
         self.chunk, self.stream = 0, self._open()
         if "compile" in words:
@@ -108,16 +109,12 @@ class Stage:
         model, n = self.model, self.model.network
         stream = self.denoiser.open([0])
         self.bank_bytes = self.denoiser.stream_bytes
-        self.denoiser.set_text(stream, self.random(1, n.text_tokens, n.text_dim))
-        size = model.height // PIXELS, model.width // PIXELS
-        if model.reference:
-            frames = 1 + (MOTION_FRAMES if n.frame_pack else 0)
-            self.denoiser.prefill(stream, self.random(1, n.in_channels, frames, *size))
+        inputs, size = inputs_of(model), (model.height // PIXELS, model.width // PIXELS)
+        self.denoiser.set_states(stream, {one.name: self.random(*one.full()) for one in on(inputs, Axis.EPOCH)})
+        if sink := on(inputs, Axis.SINK):
+            self.denoiser.prefill(stream, {one.name: self.random(*one.full(size, n.before)) for one in sink})
         self.latents = self.random(1, n.in_channels, model.chunk_frames, *size)
-        self.given = ChunkConditioning(
-            audio=self.random(1, model.chunk_frames, n.audio.tokens, n.audio_dim) if n.audio else None,
-            actions=self.random(1, model.chunk_frames, FRAMES_PER_LATENT * len(n.actions)) if n.actions else None,
-        )
+        self.given = {one.name: self.random(*one.full(size)) for one in with_chunk(inputs) if one.source}
         return stream
 
     @property
@@ -202,7 +199,7 @@ def decode(kind: str, model: ModelConfig, machine: Machine, compiled: bool, repe
     shape = 1, model.network.in_channels, model.chunk_frames, model.height // PIXELS, model.width // PIXELS
 
     def ready(device: torch.device) -> Callable[[], object]:
-        decoder = placed(DECODERS[kind], device, dtype)
+        decoder = placed(lambda: decoder_of(CodecConfig(kind)), device, dtype)
         latents, state = torch.randn(shape, device=device, dtype=dtype), decoder.start()
         if compiled and device.type != "meta":
             compile_decoder(decoder)
@@ -256,6 +253,8 @@ def run(
 ) -> dict[str, Any]:
     """Everything about one model; what fails is told in its place unless `strict`."""
     model = models.model(name, overrides)
+    own = model.codec.kind
+    decoders = tuple(own + d.removeprefix(OWN) if d.partition("+")[0] == OWN else d for d in decoders)
     found: dict[str, Any] = {"attention": attention_times(model, machine, repeats), "step": {}, "decode": {}, "fps": {}}
     timed = {n: a["ms"] for n, a in found["attention"].items() if "ms" in a}
     model = replace(model, attention=min(timed, key=timed.get) if attention == "fastest" else attention)
@@ -263,7 +262,7 @@ def run(
 
     def keep() -> None:
         """Write what there is: a run may be cut short."""
-        times = {k: d["ms"] / 1e3 for k, d in found["decode"].items() if "ms" in d and k.startswith("wan")}
+        times = {k: d["ms"] / 1e3 for k, d in found["decode"].items() if "ms" in d and k.partition("+")[0] == own}
         for variant, step in found["step"].items():
             if "ms" in step:
                 found["fps"][variant] = round(fps(model, step["ms"] / 1e3, min(times.values(), default=0)), 2)
@@ -320,7 +319,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="keys of the model: height=704 network.layers=4 dtype=float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--variants", default="plain", help=f"by commas, or all: {', '.join(ALL)}")
-    parser.add_argument("--decoders", default="wan", help="by commas: wan, wan+compile, taehv, small, or none")
+    parser.add_argument(
+        "--decoders", default=OWN, help=f"by commas: {', '.join((OWN, *known(CODECS)))}, own+compile, or none"
+    )
     parser.add_argument("--attention", default="fastest", help="a back end, or fastest: of those that run here")
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--suite", action="store_true", help="all models and variants, in less than nine minutes")
@@ -331,14 +332,16 @@ def main(argv: list[str] | None = None) -> int:
         for word in {w for v in variants for w in v.split("+")} - set(WORDS):
             raise UserError(f"--variants {word}", "is no variant", f"use {', '.join(WORDS)}, joined by +")
         decoders = () if a.decoders == "none" else tuple(a.decoders.split(","))
-        for word in {d.partition("+")[0] for d in decoders} - set(DECODERS):
-            raise UserError(f"--decoders {word}", "is no decoder", f"use {', '.join(DECODERS)}")
+        for word in {d.partition("+")[0] for d in decoders} - {OWN, *known(CODECS)}:
+            raise UserError(f"--decoders {word}", "is no decoder", f"use {', '.join((OWN, *known(CODECS)))}")
         machine = Machine(torch.device(a.device))
         if not a.suite:
             run(a.model, a.overrides, machine, variants, a.attention, a.repeats, decoders)
             return 0
         for i, (name, variants) in enumerate(SUITE):
-            decoders = ("wan", "taehv", "wan+compile") if i == 0 else ("wan",)
+            own = models.model(name).codec.kind
+            others = [kind for kind in known(CODECS) if declared(kind).encoder == own]
+            decoders = (own, *others, f"{own}+compile") if i == 0 else (own,)
             run(name, a.overrides, machine, variants, a.attention, a.repeats, decoders, until, strict=False)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.record import bar, record
-from conf.schema import ModelConfig, NetworkConfig
-from stages.denoise.denoiser import ChunkConditioning, Denoiser, StreamBanks
-from stages.denoise.network import Network
+from conf.schema import ModelConfig
+from stages.denoise.denoiser import Denoiser, StreamBanks
+from stages.models.wan.network import Network
+from stages.models.wan.sizes import Sizes
 from stages.weights import initialise
 
 DIM, LAYERS, HEADS, FFN, ROWS, CHUNK, WINDOW, TEXT = 256, 8, 4, 1024, 8, 3, 12, 8
@@ -27,7 +28,7 @@ STEPS, PAIRS = 4, 60
 
 
 def build() -> Denoiser:
-    config = NetworkConfig(dim=DIM, ffn_dim=FFN, heads=HEADS, layers=LAYERS, text_dim=64, text_tokens=TEXT)
+    config = Sizes(dim=DIM, ffn_dim=FFN, heads=HEADS, layers=LAYERS, text_dim=64, text_tokens=TEXT)
     model = ModelConfig(network=config, chunk_frames=CHUNK, window_frames=WINDOW, steps=1)
     network = Network(config).eval()
     initialise(network, seed=0)
@@ -52,7 +53,7 @@ def bare(denoiser: Denoiser, banks: StreamBanks):
         (
             [layer.fused.qkv[0], *weights(layer.self_attn.o, layer.cross_attn.q, layer.cross_attn.o)],
             weights(layer.ffn[0], layer.ffn[2]),
-            ((bank.keys[i], bank.values[i]), banks.text[i]),
+            ((bank.keys[i], bank.values[i]), banks.states[i]),
         )
         for i, layer in enumerate(network.blocks.values())
     ]
@@ -77,11 +78,11 @@ def measure(pairs: int = PAIRS) -> dict[str, float]:
     torch.set_num_threads(1)
     denoiser = build()
     banks = denoiser.open()
-    denoiser.set_text(banks, torch.randn(1, 4, 64))
+    denoiser.set_states(banks, {"text": torch.randn(1, 4, 64)})
     x = torch.randn(1, 16, CHUNK, 2 * ROWS, 2 * ROWS)
     chunk = 20
     for i in range(chunk):
-        denoiser.step(banks, 0, i, x, ChunkConditioning())
+        denoiser.step(banks, 0, i, x, {})
     core = bare(denoiser, banks)
 
     def timed(work, times: int) -> float:
@@ -95,7 +96,7 @@ def measure(pairs: int = PAIRS) -> dict[str, float]:
     def step() -> None:
         # Four steps make a chunk, as in a stream: the rotation table is new with every chunk.
         nonlocal calls
-        denoiser.step(banks, 0, chunk + calls // STEPS, x, ChunkConditioning())
+        denoiser.step(banks, 0, chunk + calls // STEPS, x, {})
         calls += 1
 
     for _ in range(10):

@@ -1,7 +1,7 @@
 """Published model folders: which file is which part, and the sizes that `config.json` gives.
 
-Three layouts are read: the original Wan one (`config.json`, `diffusion_pytorch_model*.safetensors`,
-`Wan2.1_VAE.pth`, `models_t5_*.pth`), a diffusers pipeline (`transformer/`, `vae/`, `text_encoder/`, `tokenizer/`), and
+Three layouts are read: the original one (`config.json`, `diffusion_pytorch_model*.safetensors`, the codec's file,
+`models_t5_*.pth`), a diffusers pipeline (`transformer/`, `vae/`, `text_encoder/`, `tokenizer/`), and
 a folder with weights alone, whose sizes are then the configuration's. Files that a layout does not name are ignored.
 """
 
@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from conf.codecs import declared
 from conf.errors import UserError
+from conf.families import CODECS, known
 from conf.paths import is_folder, is_there
 
 PARTS = {
-    "vae": ("Wan2.1_VAE.pth", "vae"),
+    "vae": tuple(dict.fromkeys(name for kind in known(CODECS) for name in declared(kind).names)),
     "text_encoder": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder"),
     "tokenizer": ("google/umt5-xxl", "tokenizer"),
     "audio_encoder": ("wav2vec2-large-xlsr-53-english", "audio_encoder"),
@@ -38,44 +40,15 @@ WEIGHTS = (
 """A network's weights in its folder: the first of these that is there counts."""
 SHARD = re.compile(r"-(\d+)-of-(\d+)(?=\.)")
 
-NETWORK = {
-    "dim": ("dim",),
-    "ffn_dim": ("ffn_dim",),
-    "heads": ("num_heads", "num_attention_heads"),
-    "layers": ("num_layers",),
-    "patch": ("patch_size",),
-    "in_channels": ("in_dim", "in_channels"),
-    "out_channels": ("out_dim", "out_channels"),
-    "freq_dim": ("freq_dim",),
-    "text_dim": ("text_dim",),
-    "text_tokens": ("text_len",),
-    "eps": ("eps",),
-    "audio.layers": ("audio_inject_layers",),
-    "audio.adain": ("enable_adain",),
-    "audio.wav2vec.dim": ("audio_dim",),
-    "audio.wav2vec.tokens": ("num_audio_token",),
-}
-"""Sizes of `NetworkConfig`, by dotted name, under their names in the original `config.json` and in diffusers'."""
-
-SUPPORTED = {
-    "model_type": ("t2v", "s2v"),
-    "qk_norm": (True, "rms_norm_across_heads"),
-    "cross_attn_norm": (True,),
-    "image_dim": (None,),
-    "added_kv_proj_dim": (None,),
-    "pos_embed_seq_len": (None,),
-    "adain_mode": ("attn_norm",),
-    "enable_motioner": (False,),
-    "enable_framepack": (True,),
-    "framepack_drop_mode": ("padd",),
-    "zero_timestep": (True,),
-}
-"""What `config.json` may say of things that the network here has in one form only."""
-
 
 def part(folder: str | Path, name: str) -> Path | None:
     """Where a model's folder holds one of `PARTS`; None if it does not, or is no folder."""
-    found = (Path(folder) / place for place in PARTS[name])
+    return first_there(folder, PARTS[name])
+
+
+def first_there(folder: str | Path, places: Sequence[str]) -> Path | None:
+    """The first of some places of a folder where something is; None: there is nothing."""
+    found = (Path(folder) / place for place in places)
     return next((path for path in found if is_there(path)), None)
 
 
@@ -141,29 +114,43 @@ def _whole_set(files: Sequence[Path]) -> bool:
     return all(found) and len(stems) == 1 and {int(m[2]) for m in found} == {len(files)}
 
 
-def network_sizes(folder: str | Path, setting: str = "model.checkpoint") -> dict[str, Any]:
-    """Fields of `NetworkConfig`, by dotted name, that a model's folder decides; empty if it has no `config.json`.
+def said(folder: str | Path, setting: str = "model.checkpoint") -> dict[str, Any]:
+    """What a model's folder says of its network in `config.json`; empty if it has none.
 
     Raises:
-        UserError: the file is broken, of another kind of model, or asks for what the network here does not have.
+        UserError: the file is broken.
     """
     path = network_folder(folder) / "config.json"
-    if not is_there(path):
-        return {}
-    said = read_json(path, setting)
-    sizes = {ours: said[name] for ours, names in NETWORK.items() for name in names if name in said}
-    if "dim" not in sizes and {"num_attention_heads", "attention_head_dim"} <= said.keys():
-        sizes["dim"] = said["num_attention_heads"] * said["attention_head_dim"]
-    if "dim" not in sizes:
-        raise UserError(f"{setting}={folder}", "config.json is of no model known here", "it must say dim, or heads")
-    for name, allowed in SUPPORTED.items():
+    return read_json(path, setting) if is_there(path) else {}
+
+
+def sizes(
+    said: dict[str, Any], names: Mapping[str, Sequence[str]], forms: Mapping[str, tuple], wanted: str
+) -> dict[str, Any]:
+    """Sizes by our dotted names.
+
+    Args:
+        said: what a `config.json` says.
+        names: what files call a size, by our name.
+        forms: what may be said of things that a network has in some forms only; the first is meant where nothing is.
+        wanted: what to use instead, in words.
+
+    Raises:
+        UserError: it is of another kind of model, or asks for what the network does not have.
+    """
+    found = {ours: said[name] for ours, theirs in names.items() for name in theirs if name in said}
+    if "dim" not in found and {"num_attention_heads", "attention_head_dim"} <= said.keys():
+        found["dim"] = said["num_attention_heads"] * said["attention_head_dim"]
+    if "dim" not in found:
+        raise UserError("config.json", "is of no model known here", "it must say dim, or heads")
+    for name, allowed in forms.items():
         if said.get(name, allowed[0]) not in allowed:
             raise UserError(
-                f"{path}: {name}={said[name]}",
+                f"config.json: {name}={said[name]}",
                 f"is not supported, only {' or '.join(map(str, allowed))}",
-                "use a text-to-video or speech-to-video model of the Wan family",
+                f"use {wanted}",
             )
-    return sizes
+    return found
 
 
 def read_json(path: Path, setting: str) -> dict[str, Any]:

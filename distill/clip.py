@@ -23,11 +23,12 @@ from torch import Tensor
 from conf.schema import ModelConfig
 from distill.attention import attend as training_attention
 from distill.model import Given
-from stages.denoise.layers import History
-from stages.denoise.network import Drive, Network
+from stages.denoise.attention import History
 from stages.denoise.passes import View, same_level_views
 from stages.denoise.rope import Rope, rotate
 from stages.denoise.sampler import zero_timestep
+from stages.dit.network import Drive, Transformer
+from stages.inputs import REFERENCE
 
 Past = dict[int, tuple[Tensor, Tensor, Tensor]]
 """By layer: keys without positions, keys turned to their home, and values of all frames so far."""
@@ -130,7 +131,7 @@ class WholeClip:
         self.of_reference, self.of_sink, self.of_body = (Segment(rope, views, s) if s else None for s in spans)
 
     def __call__(
-        self, network: Network, x: Tensor, timesteps: Tensor, given: Given, clean: Tensor | None = None
+        self, network: Transformer, x: Tensor, timesteps: Tensor, given: Given, clean: Tensor | None = None
     ) -> Tensor:
         """Velocity [B, C, f, h, w], float32.
 
@@ -151,12 +152,21 @@ class WholeClip:
         text = network.text_states(given.text)
         past: Past = {}
         if self.of_reference:
-            drive = Drive(still, text, token_type=1)
-            network(given.reference, drive, self.of_reference.over(past))
+            refer(network, given.reference, Drive(still, text), self.of_reference.over(past))
         if self.of_sink:
-            drive = Drive(committed, text, first.audio)
+            drive = Drive(committed, text, heard(first))
             network(clean[:, :, : self.sink], drive, self.of_sink.over(past))
-        return network(x, Drive(body, text, given.audio), self.of_body.over(past)).float()
+        return network(x, Drive(body, text, heard(given)), self.of_body.over(past)).float()
+
+
+def heard(given: Given) -> dict[str, Tensor]:
+    """What the layers are given of a clip's conditioning; actions are in their time terms already."""
+    return {} if given.audio is None else {"audio": given.audio}
+
+
+def refer(network: Transformer, reference: Tensor, drive: Drive, attend: History) -> None:
+    """A stream's prefill: leave keys and values of a reference [B, C, 1, h, w]."""
+    network.through(network.enter_sink({REFERENCE: reference}), drive, attend)
 
 
 def frames_of(given: Given, frames: range) -> Given:

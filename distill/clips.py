@@ -26,10 +26,11 @@ from distill.data import avatar, sound, world
 from distill.data.people import BACKGROUNDS, EMOTIONS
 from distill.model import Batch
 from distill.precision import autocast
-from stages.codec.small import SPATIAL_STRIDE, SmallEncoder, load_half
-from stages.denoise.network import FRAMES_PER_LATENT
-from stages.encode.actions import one_hot
+from stages.codec.base import SPATIAL_STRIDE
+from stages.codec.small.codec import load_half
+from stages.codec.small.network import SmallEncoder
 from stages.encode.text import MISSING, TextEncoder
+from stages.inputs import FRAMES_PER_LATENT, inputs_of, made_of
 
 FILLERS = ("a", "an", "person", "on", "background", "maze", "by")
 """Words that a prompt may lack without meaning anything else."""
@@ -180,9 +181,9 @@ class Library:
         words, looks = zip(*varied, strict=True)
         latents = torch.from_numpy(self.arrays["latents"][numbers][:, :, :frames]).float()
         if self.config.kind == "world":
-            classes = len(self.model.network.actions)
+            taken = made_of(inputs_of(self.model), "actions")
             actions = self.arrays["actions"][numbers][:, : frames * FRAMES_PER_LATENT]
-            return Batch(latents, _pad(words), actions=torch.cat([one_hot(a, classes) for a in actions]))
+            return Batch(latents, _pad(words), actions=torch.cat([taken.rows(a) for a in actions]))
         references = torch.from_numpy(self.arrays["references"][numbers]).float()
         return Batch(
             latents,

@@ -1,12 +1,12 @@
-"""Training of the pocket models' encoder and decoder on drawn faces and mazes.
+"""Training of an encoder and a decoder on drawn faces and mazes.
 
     python -m distill.codec                       # trains, or goes on where it stopped
     python -m distill.codec steps=20000 lr=1e-3   # any field of `Settings`
     python -m distill.codec export=assets/weights/codec.safetensors
 
-One codec serves both pocket models. The loss is on pixels and on their differences (edges are what a drawn face is
-made of). Latents are pulled towards mean 0 and variance 1 and a little noise is added before decoding: the decoder
-then forgives a diffusion model's errors, and neighbouring latents decode to similar pictures.
+One codec serves both models that are trained here. The loss is on pixels and on their differences (edges are what a
+drawn face is made of). Latents are pulled towards mean 0 and variance 1 and a little noise is added before decoding:
+the decoder then forgives a diffusion model's errors, and neighbouring latents decode to similar pictures.
 
 Every batch is a function of the step number, so a run that stops and resumes sees the same data as one that did not.
 """
@@ -28,7 +28,7 @@ from conf.errors import UserError, nearest
 from distill.codec_quality import SETS, Codec, clips, export, psnr, strip
 from distill.muon import Muon
 from distill.precision import autocast
-from stages.codec.small import SmallConfig
+from stages.codec.small.network import SmallConfig
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,9 @@ class Run:
         config = SmallConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()})
         if config != self.codec.encoder.config:
             raise UserError(
-                f"{self.file}", "was made with other widths than stages.codec.small.SmallConfig", "give another run="
+                f"{self.file}",
+                "was made with other widths than stages.codec.small.network.SmallConfig",
+                "give another run=",
             )
         self.codec.load_state_dict(state["codec"])
         self.mean.load_state_dict(state["mean"])

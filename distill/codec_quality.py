@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from distill.data import avatar, sound, world
-from stages.codec.small import SmallConfig, SmallDecoder, SmallEncoder, describe
+from stages.codec.small.codec import describe
+from stages.codec.small.network import SmallConfig, SmallDecoder, SmallEncoder
 
 SETS = ("avatar", "world")
 
@@ -71,7 +72,7 @@ def statistics(codec: Codec, kind: str, size: int, count: int = 96) -> tuple[Ten
 
 
 def export(codec: Codec, path: str | Path, size: int, count: int = 96) -> dict[str, float]:
-    """Write fp16 weights and latent statistics (read by `stages.codec.small.load_half`); PSNR of what was written.
+    """Write fp16 weights and latent statistics, which the codec's `load_half` reads; PSNR of what was written.
 
     The statistics are taken over `count` clips of each data set, the PSNR over a third as many.
     """

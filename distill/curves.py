@@ -1,4 +1,4 @@
-"""Curves of a run from its plain logs: `python -m distill.curves runs/pocket_avatar docs/media/pocket_avatar.png`."""
+"""Curves of a run from its plain logs: `python -m distill.curves runs/NAME docs/media/NAME.png`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distribution-matching distillation of a self-rollout (DMD, arXiv 2311.18828; as Self-Forcing, arXiv 2506.08009).
+"""Distribution-matching distillation of a self-rollout (DMD, arXiv 2311.18828; arXiv 2506.08009).
 
 The student's clip is noised to a random level; a frozen bidirectional teacher (with guidance) and a trained critic
 say what it should be and what it is. Their difference, scaled per sample, is the gradient on the student's clip.

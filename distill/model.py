@@ -12,13 +12,10 @@ from torch import Tensor, nn
 
 import distill.attention  # noqa: F401 (registers the back end)
 from conf.schema import ModelConfig
-from stages.denoise.network import Network
-from stages.encode.audio import AudioEncoder
-from stages.encode.text import MISSING, TextEncoder
+from stages.build import encoders_in_file, network_class
+from stages.encode.text import MISSING
 from stages.weight_file import WeightFile
 from stages.weights import load
-
-ENCODERS = ("audio_encoder", "text_encoder")
 
 
 @dataclass(frozen=True)
@@ -95,11 +92,9 @@ class Trainee(nn.Module):
 
     def __init__(self, model: ModelConfig):
         super().__init__()
-        config = model.network
-        self.network = Network(config, attention="training")
-        self.text_encoder = TextEncoder(model.text, config.text_dim, config.text_tokens)
-        if config.audio:
-            self.audio_encoder = AudioEncoder(config.audio)
+        self.network = network_class(model)(model.network, attention="training")
+        for encoder in encoders_in_file(model).values():
+            setattr(self, encoder.prefix.removesuffix("."), encoder.make())
 
     def encode(self, batch: Batch) -> Given:
         """Words and sound to rows and tokens."""
@@ -123,9 +118,9 @@ class Trainee(nn.Module):
         """Read a model's file."""
         file = WeightFile(path, setting)
         load(self.network, file)
-        for name in ENCODERS:
-            if hasattr(self, name):
-                load(getattr(self, name), file, f"{name}.")
+        for name, encoder in self.named_children():
+            if encoder is not self.network:
+                load(encoder, file, f"{name}.")
         return self
 
     def export(self, path: str | Path, metadata: dict[str, str] | None = None, dtype: torch.dtype = torch.float16):

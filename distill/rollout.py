@@ -2,7 +2,7 @@
 
 `SameLevel` is the rollout of SAF (arXiv 2609.38114): step first, all chunks of the clip in one forward that reads
 noisy history of the same level and the clean attention sink. Its serial depth is the exit step, and the gradient of
-the exit step flows through the history. `Clean` is Self-Forcing's (arXiv 2506.08009): chunk first, over clean
+the exit step flows through the history. `Clean` is that of arXiv 2506.08009: chunk first, over clean
 history that was written by a commit and takes no gradient.
 """
 
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from conf.schema import ModelConfig
-from distill.clip import Past, Segment, WholeClip, frames_of
+from distill.clip import Past, Segment, WholeClip, frames_of, heard, refer
 from distill.model import Given
 from stages.denoise.bank import Layout
-from stages.denoise.network import Drive, Network
 from stages.denoise.passes import View
 from stages.denoise.rope import Rope
 from stages.denoise.sampler import Sampler, zero_timestep
+from stages.dit.network import Drive, Transformer
 
 
 class SameLevel:
@@ -41,7 +41,7 @@ class SameLevel:
         self.first = WholeClip(model, grid, self.sink, True, device) if self.sink else None
 
     def __call__(
-        self, network: Network, given: Given, noise: Sequence[Tensor], exit_step: int, gradient: bool = False
+        self, network: Transformer, given: Given, noise: Sequence[Tensor], exit_step: int, gradient: bool = False
     ) -> Tensor:
         """The x0 estimate [B, C, f, h, w] of the exit step.
 
@@ -94,7 +94,7 @@ class Clean:
         ]
 
     def __call__(
-        self, network: Network, given: Given, noise: Sequence[Tensor], exit_step: int, gradient: bool = False
+        self, network: Transformer, given: Given, noise: Sequence[Tensor], exit_step: int, gradient: bool = False
     ) -> Tensor:
         """As `SameLevel.__call__`."""
         with torch.no_grad():
@@ -109,16 +109,16 @@ class Clean:
                 self._velocity(network, given, made.detach(), None, i, past)
         return torch.cat(chunks, dim=2)
 
-    def prefill(self, network: Network, given: Given) -> Past:
+    def prefill(self, network: Transformer, given: Given) -> Past:
         """The history of a new stream."""
         past: Past = {}
         if self.of_reference is not None:
-            drive = Drive(_terms(network, None), network.text_states(given.text), token_type=1)
-            network(given.reference, drive, self.of_reference.over(past))
+            drive = Drive(_terms(network, None), network.text_states(given.text))
+            refer(network, given.reference, drive, self.of_reference.over(past))
         return past
 
     @torch.no_grad()
-    def enter(self, network: Network, given: Given, noise: Sequence[Tensor], exit_step: int, i: int, past: Past):
+    def enter(self, network: Transformer, given: Given, noise: Sequence[Tensor], exit_step: int, i: int, past: Past):
         """What chunk `i` is when it enters the exit step."""
         frames = slice(i * self.c, (i + 1) * self.c)
         x = noise[0][:, :, frames]
@@ -127,7 +127,7 @@ class Clean:
             x = self.sampler.update(step, x, v, noise[step + 1][:, :, frames])
         return x
 
-    def leave(self, network: Network, given: Given, x: Tensor, exit_step: int, i: int, past: Past) -> Tensor:
+    def leave(self, network: Transformer, given: Given, x: Tensor, exit_step: int, i: int, past: Past) -> Tensor:
         """Chunk `i`'s x0 estimate at the exit step, from what entered it; leaves the history as it is."""
         return x - self.sampler.sigmas[exit_step] * self._velocity(network, given, x, exit_step, i, dict(past))
 
@@ -135,13 +135,15 @@ class Clean:
         """A step's forward of chunk `i`, or (step None) its commit at t = 0; its keys and values join `past`."""
         own = frames_of(given, range(i * self.c, (i + 1) * self.c))
         timestep = None if step is None else self.sampler.timestep(step)
-        drive = Drive(_terms(network, timestep, own.actions), network.text_states(given.text), own.audio)
+        drive = Drive(_terms(network, timestep, own.actions), network.text_states(given.text), heard(own))
         return network(x, drive, self.of_chunks[i].over(past)).float()
 
-    def backward(self, network: Network, given: Given, noise: Sequence[Tensor], exit_step: int, wanted: Tensor) -> None:
+    def backward(
+        self, network: Transformer, given: Given, noise: Sequence[Tensor], exit_step: int, wanted: Tensor
+    ) -> None:
         """Accumulate the gradient of sum(wanted * rollout) chunk by chunk: the graph of one chunk is alive at a time.
 
-        Equals the joint graph's backward, since history takes no gradient (Live Avatar, arXiv 2512.04677; RELIC's
+        Equals the joint graph's backward, since history takes no gradient (arXiv 2512.04677; RELIC's
         replayed back-propagation, arXiv 2512.04040).
         """
         with torch.no_grad():
@@ -155,7 +157,7 @@ class Clean:
                 self._velocity(network, given, made.detach(), None, i, past)
 
 
-def _terms(network: Network, timestep: float | None, actions: Tensor | None = None):
+def _terms(network: Transformer, timestep: float | None, actions: Tensor | None = None):
     """Time terms in float32, at t = 0 where there is no timestep."""
     time = zero_timestep() if timestep is None else torch.full((1, 1), timestep)
     with torch.autocast(network.device.type, enabled=False):

@@ -14,9 +14,10 @@ from torch import Tensor
 from conf.schema import ModelConfig
 from distill.clip import WholeClip
 from distill.model import Batch, Trainee
-from stages.denoise.denoiser import ChunkConditioning, Denoiser
+from stages.denoise.denoiser import Denoiser
 from stages.denoise.draws import Draws
 from stages.denoise.sampler import sigma_list
+from stages.inputs import REFERENCE
 
 
 def guided(trainee: Trainee, clip: WholeClip, x: Tensor, sigma: Tensor, batch: Batch, guidance: float) -> Tensor:
@@ -53,9 +54,9 @@ def stream(trainee: Trainee, model: ModelConfig, batch: Batch, chunks: int, seed
     out = []
     for b in range(len(batch)):
         draws, banks = Draws(seed, str(b)), denoiser.open()
-        denoiser.set_text(banks, given.text[b : b + 1])
+        denoiser.set_states(banks, {"text": given.text[b : b + 1]})
         if given.reference is not None:
-            denoiser.prefill(banks, given.reference[b : b + 1])
+            denoiser.prefill(banks, {REFERENCE: given.reference[b : b + 1]})
         out.append(torch.cat([_chunk(denoiser, banks, draws, i, b, given, batch) for i in range(chunks)], dim=2))
     return torch.cat(out)
 
@@ -63,10 +64,8 @@ def stream(trainee: Trainee, model: ModelConfig, batch: Batch, chunks: int, seed
 def _chunk(denoiser: Denoiser, banks, draws: Draws, chunk: int, b: int, given, batch: Batch) -> Tensor:
     model, sampler, c = denoiser.model, denoiser.sampler, denoiser.model.chunk_frames
     frames = slice(chunk * c, (chunk + 1) * c)
-    own = ChunkConditioning(
-        None if given.audio is None else given.audio[b : b + 1, frames],
-        None if given.actions is None else given.actions[b : b + 1, frames],
-    )
+    every = {"audio": given.audio, "actions": given.actions}
+    own = {name: tensor[b : b + 1, frames] for name, tensor in every.items() if tensor is not None}
     shape = (1, batch.latents.shape[1], c, *batch.latents.shape[-2:])
     x, distance = draws.noise(chunk, 0, shape).to(denoiser.network.device), model.sink_shift.distance_min
     for step in range(sampler.steps):
@@ -74,7 +73,7 @@ def _chunk(denoiser: Denoiser, banks, draws: Draws, chunk: int, b: int, given, b
         after = step + 1
         fresh = draws.noise(chunk, after, shape) if after < sampler.steps and sampler.needs_noise(after) else None
         x = sampler.update(step, x, v, fresh)
-    if denoiser.commits(chunk):
+    if denoiser.schedule.commits(chunk):
         denoiser.commit(banks, chunk, x, own, distance)
     return x
 

@@ -20,7 +20,7 @@ from distill.optim import average, optimizer_of, rate
 from distill.precision import autocast
 from distill.sample import stream
 from distill.sharding import Learner, Ranks, check, learner
-from stages.codec.small import SPATIAL_STRIDE
+from stages.codec.base import SPATIAL_STRIDE
 
 
 class Stage:

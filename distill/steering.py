@@ -2,7 +2,7 @@
 
 Distribution matching looks at latents, where a step of the camera is a small thing. What goes wrong is small, too: the
 frames of one latent move as they should, but from the last frame of a latent to the first of the next the camera
-jumps, a few degrees to either side (`docs/models/pocket_world.md`). So those are the frames that are looked at.
+jumps, a few degrees to either side. So those are the frames that are looked at.
 """
 
 from __future__ import annotations

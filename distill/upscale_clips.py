@@ -18,7 +18,7 @@ from torch import Tensor
 from distill.clips import pixels
 from distill.data import avatar, sound, world
 from distill.precision import autocast
-from stages.codec.small import load_half
+from stages.codec.small.codec import load_half
 from stages.post import to_pictures
 from stages.post_upscale import SCALE
 

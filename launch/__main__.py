@@ -8,7 +8,7 @@ import sys
 
 from conf.errors import UserError, nearest
 
-COMMANDS = ("stream", "plan", "inspect", "doctor", "join")
+COMMANDS = ("stream", "plan", "inspect", "doctor", "join", "new-family")
 
 
 def main() -> int:
@@ -17,7 +17,7 @@ def main() -> int:
     if name in COMMANDS:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # imports take seconds: Ctrl-C ends them without a traceback
-        return importlib.import_module(f"launch.{name}").main(arguments)
+        return importlib.import_module(f"launch.{name.replace('-', '_')}").main(arguments)
     error = UserError(f"everframe {name}".strip(), "needs a command", nearest(name, COMMANDS))
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""Measurements for the planner: `python -m launch.bench model=pocket_avatar bench.what=[stages,links]`.
+"""Measurements for the planner: `python -m launch.bench model=NAME bench.what=[stages,links]`.
 
 Takes what `launch.stream` takes. Stage times are those of the model alone on this process's device; links are measured
 between two processes of this machine, or, under torchrun, between its first and its last; efficiency is that of the

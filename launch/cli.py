@@ -39,7 +39,7 @@ def keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def groups(schema: type) -> list[str]:
-    """Keys that choose a YAML file (`model=nano`)."""
+    """Keys that choose a YAML file (`model=NAME`)."""
     names = [f.name for f in fields(schema)] + ["experiment"]
     return [name for name in names if (CONF / name).is_dir()]
 
@@ -81,9 +81,17 @@ def _explain(error: Exception, overrides: list[str], schema: type) -> UserError:
     return UserError("configuration", text, "see --help")
 
 
+def _store(name: str, schema: type) -> None:
+    """Make a schema known to Hydra. Keys of a network are its family's, who checks them when the model is made."""
+    node = OmegaConf.structured(schema)
+    if "model" in node:
+        node.model.network = OmegaConf.create({}, flags={"struct": False})
+    ConfigStore.instance().store(f"{name}_schema", node)
+
+
 def composed(name: str, schema: type, overrides: list[str]) -> DictConfig:
     """The configuration that a command line of `overrides` gives."""
-    ConfigStore.instance().store(f"{name}_schema", schema)
+    _store(name, schema)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(name, clusters.arguments(overrides))
 
@@ -144,7 +152,7 @@ def run(
     program, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         if any(a.startswith(("-", "hydra")) for a in arguments):
-            ConfigStore.instance().store(f"{name}_schema", schema)
+            _store(name, schema)
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(hydras)()
         else:  # Hydra's own command line composes twice
             typed(composed(name, schema, arguments))

@@ -1,9 +1,9 @@
-"""Training: `python -m launch.distill experiment=pocket_avatar stage=teacher|causal|ode|dmd`.
+"""Training: `python -m launch.distill experiment=NAME stage=teacher|causal|ode|dmd`.
 
 Every stage goes on where it stopped; `stage=clips` only fills the library of clips, which others do first anyway,
 `stage=vae` trains the codec, and `export=FILE` writes a stage's averaged weights as a model's file.
 
-Several GPUs: `torchrun --nproc-per-node=8 -m launch.distill experiment=pocket_avatar stage=dmd zero=2`, the batch
+Several GPUs: `torchrun --nproc-per-node=8 -m launch.distill experiment=NAME stage=dmd zero=2`, the batch
 divided among them (DeepSpeed ZeRO, `pip install 'everframe[train]'`).
 """
 

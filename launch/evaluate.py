@@ -1,4 +1,4 @@
-"""Evaluation: `python -m launch.evaluate model=pocket_avatar [compare=FILE] [rules=true]`.
+"""Evaluation: `python -m launch.evaluate model=NAME [compare=FILE] [rules=true]`.
 
 Streams held-out cases with the sequential oracle, reads them with hand-written estimators (which are checked first),
 and prints every bar. Leaves `evaluation.json` and `drift.png` in `output_dir`.

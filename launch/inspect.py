@@ -27,44 +27,47 @@ from launch.figures import human
 from parallel.builders import build
 from parallel.planner import assess, choose, too_big
 from parallel.simulated import simulated
-from stages.build import whole
-from stages.families import Family, family_of, network_sizes
+from stages.build import rename_of, whole
+from stages.file_kinds import LORA, FileKind, kind_of
+from stages.inputs import inputs_of, made_of
 from stages.lora import SPELLINGS, Lora
 from stages.weight_file import WeightFile
 from stages.weights import IGNORED, first
 
+WIDTHS = {"dim": "width", "ffn_dim": "feed-forward"}
+
 
 class Contents:
-    """A weight file and its family.
+    """A weight file and its kind.
 
     Raises:
-        UserError: it is no weight file, or of no family that is known here.
+        UserError: it is no weight file, or of no kind that is known here.
     """
 
     def __init__(self, path: str):
         self.path = path
         raw = WeightFile(path, "PATH")
-        family = family_of({key: e.shape for key, e in raw.entries.items()})
-        if family is None:
+        kind = kind_of({key: e.shape for key, e in raw.entries.items()})
+        if kind is None:
             raise UserError(
                 path,
                 f"is of no family known here ({len(raw.entries)} keys: {first(raw.entries)})",
-                "give a network of the Wan family, its VAE or text encoder, a LoRA, or a model that ships",
+                "give a network of a known family, a codec, a text or audio encoder, or a LoRA",
             )
-        self.family: Family = family
-        self.entries = WeightFile(path, "PATH", family.rename).entries
+        self.kind: FileKind = kind
+        self.entries = WeightFile(path, "PATH", kind.rename).entries
         self.shapes = {name: e.shape for name, e in self.entries.items()}
 
     @property
     def configured(self) -> bool:
         """Whether a config.json tells its sizes."""
-        return is_folder(self.path) and bool(published.network_sizes(self.path))
+        return is_folder(self.path) and bool(published.said(self.path))
 
     def overrides(self, given: list[str]) -> list[str]:
         """The command line of `launch.stream` that runs it: its model, and its sizes where no config.json says them."""
-        sizes = network_sizes(self.shapes)
-        name = self.family.models[0]
-        for model in self.family.models:
+        sizes = self.kind.sizes(self.shapes)
+        name = self.kind.models[0]
+        for model in self.kind.models:
             if compose("stream", Config, [f"model={model}"]).model.network.dim == sizes["dim"]:
                 name = model
         own = [] if self.configured else [f"model.network.{k}={v}".replace(" ", "") for k, v in sizes.items()]
@@ -80,7 +83,7 @@ class Contents:
         types = (f"{_named(t)} {_count(n)} ({human(size[t])})" for t, n in count.most_common())
         files = {entry.file for entry in self.entries.values()}
         return {
-            "family": self.family.name,
+            "family": self.kind.name,
             "files": f"{len(files)}, {human(sum(f.stat().st_size for f in files))}",
             "keys": str(len(self.entries)),
             "parameters": ", ".join(types),
@@ -105,11 +108,13 @@ def model_rows(contents: Contents, model: ModelConfig) -> dict[str, str]:
         for name, e in contents.entries.items()
         if name in known and e.shape != known[name]
     ]
+    prompt = made_of(inputs_of(model), "prompt")
+    widths = ", ".join(f"{WIDTHS.get(name, name)} {n}" for name, n in network.widths.items())
     found = {
         "model": f"{model.name} ({model.context}, {model.step_count} steps, window {model.window_frames})",
-        "sizes": f"{network.layers} layers, width {network.dim}, feed-forward {network.ffn_dim}, {network.heads} heads"
-        f"{'' if contents.configured else ' (not told by shapes: assumed)'}, "
-        f"text {network.text_dim} x {network.text_tokens}",
+        "sizes": f"{network.layers} layers, {widths}, {network.heads} heads"
+        + ("" if contents.configured else " (not told by shapes: assumed)")
+        + (f", text {prompt.shape[1]} x {prompt.shape[0]}" if prompt else ""),
     }
     for what, names in (("unknown keys", unknown), ("missing keys", missing), ("other shapes", shapes)):
         found[what] = f"{len(names)}: {first(names)}" if names else "none"
@@ -118,7 +123,7 @@ def model_rows(contents: Contents, model: ModelConfig) -> dict[str, str]:
     if model.codec.checkpoint:
         found["codec"] = model.codec.checkpoint
     for config in model.lora or []:
-        found[f"lora {Path(config.path).name}"] = lora(Lora(config, known, model.lora_alpha))
+        found[f"lora {Path(config.path).name}"] = lora(Lora(config, known, model.lora_alpha, rename_of(model)))
     return found
 
 
@@ -172,15 +177,11 @@ def job(contents: Contents, config: Config, console: Console) -> None:
 
 def part_rows(contents: Contents) -> dict[str, str]:
     """Of a file that is a part of a model."""
-    if contents.family.name == "LoRA":
+    if contents.kind.name == LORA:
         ranks = Counter(s[0] for key, s in contents.shapes.items() if SPELLINGS[0][0].fullmatch(key))
         ranks = ranks or Counter(s[0] for key, s in contents.shapes.items() if SPELLINGS[2][0].fullmatch(key))
         return {"adapts": f"{sum(ranks.values())} weights, rank {_listed(ranks)}"}
-    if contents.family.name == "Wan2.1 VAE":
-        halves = [h for h in ("encoder", "decoder") if any(n.startswith(f"{h}.") for n in contents.shapes)]
-        width = contents.shapes.get("encoder.conv1.bias", contents.shapes.get("decoder.head.0.gamma"))[0]
-        return {"sizes": f"width {width}", "halves": " and ".join(halves)}
-    return {}
+    return contents.kind.rows(contents.shapes)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -193,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         if len(paths) != 1:
             raise UserError("launch.inspect " + " ".join(paths), "takes one PATH", "name a weight file or a folder")
         contents = Contents(paths[0])
-        if not contents.family.models:
+        if not contents.kind.models:
             console.print(_table(contents.rows() | part_rows(contents)))
             return 0
         overrides = contents.overrides(given)

@@ -1,4 +1,4 @@
-"""What a plan would do, before anything loads: `python -m launch.plan model=pocket_avatar plan=timestep ...`.
+"""What a plan would do, before anything loads: `python -m launch.plan model=NAME plan=timestep ...`.
 
 Takes what `launch.stream` takes, refuses what it refuses, and prints who holds what, what travels, how the load is
 spread, and a drawing of the pipeline as it fills. Sources are not opened and weights not read.

@@ -16,6 +16,7 @@ from runtime.arithmetic import decoded_pixels, layer_flops
 from runtime.encoders import Picture
 from runtime.workload import describe
 from stages.build import TEMPORAL_STRIDE
+from stages.inputs import inputs_of, made_of
 
 
 def subject(config: Config) -> Subject:
@@ -39,7 +40,7 @@ def demand(config: Config) -> Demand:
         frames=model.chunk_frames * TEMPORAL_STRIDE,
         fps=model.fps,
         streams=config.stream.count,
-        interactive=bool(model.network.actions),
+        interactive=made_of(inputs_of(model), "actions") is not None,
         paced=config.source.audio == "-",
         max_control_latency_s=config.stream.max_control_latency_s,
     )

@@ -1,4 +1,4 @@
-"""The main job: `python -m launch.stream model=pocket_avatar source.image=face.png source.audio=speech.wav`."""
+"""The main job: `python -m launch.stream model=NAME source.image=face.png source.audio=speech.wav`."""
 
 from __future__ import annotations
 

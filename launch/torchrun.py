@@ -1,6 +1,6 @@
 """Start-up under torchrun: every rank is one worker of the plan.
 
-torchrun --nproc-per-node=5 -m launch.stream launcher=torchrun plan=timestep model=pocket_avatar ...
+torchrun --nproc-per-node=5 -m launch.stream launcher=torchrun plan=timestep model=NAME ...
 """
 
 from __future__ import annotations

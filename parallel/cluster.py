@@ -19,7 +19,7 @@ class Subject:
         dtype: of its weights.
         steps: S.
         layer_flops: arithmetic of each layer in one step; empty: times cannot be derived.
-        decode_pixels: pixels (of frames) that the Wan decoder makes of a chunk; 0: another decoder, or none.
+        decode_pixels: pixels (of frames) that a decoder which is timed by them makes of a chunk; 0: another, or none.
     """
 
     model: str

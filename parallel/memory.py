@@ -74,8 +74,8 @@ class Memory:
     def ranges(self, worker: int, block: int) -> np.ndarray:
         """Total bytes of a worker, for any range of layers its block might be."""
         plan, w = self.plan, self.plan.workload
-        banks = self.streams * w.bank_bytes * len(plan.levels_of(worker, block)) / plan.degree
-        matrix = prefix_ranges([own + banks for own in w.layer_bytes])
+        shared = self.streams * len(plan.levels_of(worker, block)) / plan.degree
+        matrix = prefix_ranges([own + shared * bank for own, bank in zip(w.layer_bytes, w.banks, strict=True)])
         matrix[0, :] += w.first_bytes
         matrix[:, w.layers] += w.last_bytes
         return matrix + w.range_bytes + plan.stage_bytes(worker) + self.working(worker)

@@ -77,7 +77,7 @@ class Workload:
         layer_bytes: weights of each layer.
         range_bytes: weights every block range needs besides its layers; `first_bytes`, `last_bytes` those of the
             network's two ends; `encode_bytes`, `decode_bytes`, `post_bytes` those of the other stages.
-        bank_bytes: of one layer's bank at one level.
+        bank_bytes, adapter_bytes: of a layer's bank at one level, and of each layer's adapters; empty: none has any.
         heads, tokens_per_frame: what sharing a pass divides; 0: not known, and not checked.
         recache_chunks: finished chunks that a new prompt runs again, at most; 0: it runs none.
         passes: the table of pass kinds.
@@ -100,6 +100,7 @@ class Workload:
     decode_bytes: int = 0
     post_bytes: int = 0
     bank_bytes: int = 0
+    adapter_bytes: tuple[int, ...] = ()
     heads: int = 0
     tokens_per_frame: int = 0
     recache_chunks: int = 0
@@ -109,6 +110,11 @@ class Workload:
     def rule(self) -> ContextRule:
         """What the context rule means."""
         return CONTEXTS[self.context]
+
+    @property
+    def banks(self) -> tuple[int, ...]:
+        """Bytes of all banks of each layer at one level."""
+        return tuple(self.bank_bytes + more for more in self.adapter_bytes or (0,) * self.layers)
 
     @property
     def commits_every_chunk(self) -> bool:
@@ -304,8 +310,9 @@ class Plan:
 
     def bank_bytes(self, worker: int) -> int:
         """Banks of one stream in each process of a worker: each holds an equal part of the heads."""
-        layers = sum(len(self.blocks[b]) * len(self.levels_of(worker, b)) for b in self.blocks_of(worker))
-        return self.workload.bank_bytes * layers // self.degree
+        banks = self.workload.banks
+        blocks = ((self.blocks[b], len(self.levels_of(worker, b))) for b in self.blocks_of(worker))
+        return sum(banks[layer] * levels for block, levels in blocks for layer in block) // self.degree
 
     def load(self, times: dict[str, float] | None = None) -> list[float]:
         """Time each worker spends on one chunk, in units of one step of the whole network.

@@ -191,7 +191,7 @@ def _behind(costs: Costs) -> float:
 def first_frame(costs: Costs) -> float:
     """Encode, the reference's prefill where there is one (chunk 0 waits for it, block by block), route, hops, decode.
 
-    (Live Avatar: four steps and the decoder, once its reference is in; its sheet counts the same.)
+    (arXiv 2512.04677: four steps and the decoder, once its reference is in, counts the same.)
     """
     plan, w = costs.plan, costs.plan.workload
     encoded = costs.sample_s() + costs.encode_s(first=True)

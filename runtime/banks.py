@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from runtime.state import State, write
-from stages.denoise.bank import ABSENT, Bank
+from stages.denoise.bank import ABSENT, PLACED, Bank, Layout
 from stages.denoise.share import Share
 
 
@@ -27,21 +28,33 @@ def _by_layer(bank: Bank) -> dict[int, dict[str, Tensor]]:
     return layers
 
 
-def _of_heads(tensor: Tensor) -> bool:
-    """Whether it has heads, [1, tokens, heads, head_dim], which the processes of a worker share."""
-    return tensor.ndim == 4
+def _frames(name: str, layout: Layout) -> int:
+    """Frames that a bank's buffer has entries of."""
+    return layout.anchored if name == "raw" else layout.frames
+
+
+def _parts(bank: Bank) -> Iterator[tuple[str, Bank]]:
+    """A bank and its adapters' banks, each with what its names in a state begin with."""
+    yield "", bank
+    for name, own in bank.adapters.items():
+        yield f"{name}.", own
 
 
 def cut_bank(level: int, bank: Bank, share: Share) -> dict[str, dict[str, Tensor]]:
     """What a bank holds now, on the host: tensors by file of a state and name. Nothing that comes changes them.
 
-    Of processes that share the bank's heads all make this call; the first has all heads, the others nothing.
+    Of processes that share the bank all make this call; the first has all of it, the others nothing.
     """
     files: dict[str, dict[str, Tensor]] = {}
-    for layer, tensors in _by_layer(bank).items():
-        whole = {name: share.whole(t) if _of_heads(t) else t for name, t in tensors.items()}
-        if all(t is not None for t in whole.values()):
-            files[_name(level, layer)] = {name: t.to("cpu", copy=True) for name, t in whole.items()}
+    for start, own in _parts(bank):
+        for layer, tensors in _by_layer(own).items():
+            whole = {
+                name: t if name == PLACED else share.whole(t, own.each, _frames(name, own.layout))
+                for name, t in tensors.items()
+            }
+            if all(t is not None for t in whole.values()):
+                content = files.setdefault(_name(level, layer), {})
+                content |= {f"{start}{name}": t.to("cpu", copy=True) for name, t in whole.items()}
     return files
 
 
@@ -55,16 +68,19 @@ def write_cut(folder: Path, files: dict[str, dict[str, Tensor]]) -> dict[str, st
 
 
 def load_bank(state: State, level: int, bank: Bank, share: Share) -> None:
-    """Fill a bank with its layers of a state, and of each with the heads that are this process's."""
-    content: dict[str, Tensor] = {}
-    for layer in _by_layer(bank):
-        tensors, _ = state.read(_name(level, layer))
-        for name, tensor in tensors.items():
-            if _of_heads(tensor):
-                content[f"{name}.{layer}"] = share.part(tensor)
-            else:
-                content[name] = _agreed(content.get(name, tensor), tensor)
-    bank.restore(content)
+    """Fill a bank with its layers of a state, and of each with what is this process's."""
+    for start, own in _parts(bank):
+        content: dict[str, Tensor] = {}
+        for layer, held in _by_layer(own).items():
+            tensors, _ = state.read(_name(level, layer))
+            for name in held:
+                tensor = tensors[f"{start}{name}"]
+                if name == PLACED:
+                    content[name] = _agreed(content.get(name, tensor), tensor)
+                else:
+                    content[f"{name}.{layer}"] = share.part(tensor, own.each, _frames(name, own.layout))
+        if content:
+            own.restore(content)
 
 
 def _agreed(a: Tensor, b: Tensor) -> Tensor:

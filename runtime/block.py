@@ -1,9 +1,10 @@
-"""A block of layers on a worker: its banks and text for every stream. When a pass may run is the schedule's to say."""
+"""A block of layers on a worker: its banks and states, stream by stream. When a pass may run the schedule says."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +13,10 @@ from conf.schema import ModelConfig
 from runtime.banks import cut_bank, load_bank
 from runtime.pool import BankPool
 from runtime.state import FINISHED, State
-from runtime.versions import references
 from stages.denoise.bank import Bank
-from stages.denoise.denoiser import ChunkConditioning, Denoiser, StreamBanks
+from stages.denoise.denoiser import Denoiser, StreamBanks
 from stages.denoise.finished import Finished
-from stages.denoise.layers import KeysValues
+from stages.inputs import Given, inputs_of, with_chunk
 
 
 @dataclass
@@ -45,9 +45,10 @@ class BlockStream:
     banks: dict[int, BankState]
     finished: Finished
     """Of the first block with latents; others are given hidden states."""
-    given: dict[int, tuple[ChunkConditioning, int]] = field(default_factory=dict)
-    """Conditioning and epoch of chunks that may still be committed."""
-    texts: dict[int, dict[int, KeysValues]] = field(default_factory=dict)
+    given: dict[int, tuple[Given, int]] = field(default_factory=dict)
+    """What was given for chunks that may still be committed, and their epochs."""
+    states: dict[int, Any] = field(default_factory=dict)
+    """By epoch."""
 
 
 class Block:
@@ -63,7 +64,8 @@ class Block:
         self.denoiser, self.steps = denoiser, steps
         self.pool = pool or BankPool(denoiser, tuple(dict.fromkeys(denoiser.level(s) for s in steps)), 0)
         self.model: ModelConfig = denoiser.model
-        self.references = references(self.model)
+        self.references = tuple(v for v in denoiser.schedule.versions if v.kind == "prefill")
+        self.inputs = with_chunk(inputs_of(self.model))
         self.streams: dict[int, BlockStream] = {}
 
     def open(self, stream: int) -> None:
@@ -74,7 +76,7 @@ class Block:
         """
         held = self.pool.take()
         states = {level: BankState(bank) for level, bank in held.banks.items()}
-        self.streams[stream] = BlockStream(held, states, Finished(self.model.recache_chunks))
+        self.streams[stream] = BlockStream(held, states, Finished(self.model.recache_chunks, self.inputs))
 
     def close(self, stream: int) -> None:
         """Give a stream's banks back; nothing happens where it has none."""
@@ -84,32 +86,30 @@ class Block:
     # -- work -------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def set_text(self, stream: int, epoch: int, rows: Tensor) -> None:
-        """Text rows of an epoch, once."""
-        texts = self.streams[stream].texts
-        if epoch not in texts:
-            texts[epoch] = self.denoiser.network.text_states(rows)
+    def set_states(self, stream: int, epoch: int, inputs: Given) -> None:
+        """Inputs of an epoch, once."""
+        states = self.streams[stream].states
+        if epoch not in states:
+            states[epoch] = self.denoiser.network.states(inputs)
 
     def _view(self, stream: int, level: int, epoch: int) -> StreamBanks:
         held = self.streams[stream]
-        return StreamBanks({level: held.banks[level].bank}, held.texts[epoch])
+        return StreamBanks({level: held.banks[level].bank}, held.states.get(epoch))
 
-    def step(
-        self, stream: int, chunk: int, step: int, epoch: int, x: Tensor, given: ChunkConditioning, distance: int
-    ) -> Tensor:
+    def step(self, stream: int, chunk: int, step: int, epoch: int, x: Tensor, given: Given, distance: int) -> Tensor:
         """The step's forward over this block; advances its bank."""
         level, held = self.denoiser.level(step), self.streams[stream]
         out = self.denoiser.step(self._view(stream, level, epoch), step, chunk, x, given, distance)
         if step == self._last_step(level):
             held.banks[level].epoch = epoch
-        if self.denoiser.commits(chunk):
+        if self.denoiser.schedule.commits(chunk):
             held.given[chunk] = given, epoch
-        self._forget_texts(held)
+        self._forget_states(held)
         return out
 
-    def prefill(self, stream: int, level: int, holds: int, epoch: int, reference: Tensor) -> Tensor:
-        """Put a reference that holds from chunk `holds` in a bank."""
-        out = self.denoiser.prefill(self._view(stream, level, epoch), reference)
+    def prefill(self, stream: int, level: int, holds: int, epoch: int, sink: Given | Tensor) -> Tensor:
+        """Put an attention sink's inputs (or hidden states of them) that hold from chunk `holds` in a bank."""
+        out = self.denoiser.prefill(self._view(stream, level, epoch), sink)
         self.streams[stream].banks[level].reference = holds
         return out
 
@@ -127,12 +127,12 @@ class Block:
     def recache(
         self, stream: int, level: int, chunk: int, epoch: int, hidden: Tensor | None, distance: int
     ) -> Tensor | None:
-        """Make a bank anew with the text of an epoch that begins with `chunk`; None for a stream that was cancelled.
+        """Make a bank anew with the states of an epoch that begins with `chunk`; None for a stream that was cancelled.
 
         Args:
             hidden: what the block before gave; the first block has latents of its own.
         """
-        past = self.streams[stream].finished.joined(self.denoiser.recached(chunk))
+        past = self.streams[stream].finished.joined(self.denoiser.schedule.recached(chunk))
         if past is None:
             return None
         x, given = past
@@ -164,11 +164,11 @@ class Block:
     def _last_step(self, level: int) -> int:
         return max(s for s in self.steps if self.denoiser.level(s) == level)
 
-    def _forget_texts(self, held: BlockStream) -> None:
-        """Drop text that no bank here will be asked for again: epochs only rise, bank by bank."""
+    def _forget_states(self, held: BlockStream) -> None:
+        """Drop states that no bank here will be asked for again: epochs only rise, bank by bank."""
         oldest = min(s.epoch for s in held.banks.values())
         needed = {epoch for _, epoch in held.given.values()}
         if any(v.source >= 0 and s.reference < v.in_force_from for v in self.references for s in held.banks.values()):
-            needed.add(0)  # a recalibration is made from chunk 0, and read with its text
-        for epoch in [e for e in held.texts if e < oldest and e not in needed]:
-            del held.texts[epoch]
+            needed.add(0)  # a recalibration is made from chunk 0, and read with its states
+        for epoch in [e for e in held.states if e < oldest and e not in needed]:
+            del held.states[epoch]

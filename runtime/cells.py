@@ -19,8 +19,8 @@ from runtime.parts import Parts
 from runtime.saving import Saver, bank_part
 from runtime.state import Keep
 from runtime.trace import Trace
-from stages.denoise.denoiser import ChunkConditioning
 from stages.denoise.draws import Draws
+from stages.inputs import part
 
 Work = Callable[[Pass, Message], Message]
 """Does what a pass of one kind is for; returns the message that goes on."""
@@ -89,10 +89,8 @@ class Cells:
     def _step(self, item: Pass, m: Message) -> Message:
         """One step over one block; after the last block the next step's input (or final latents) is in `x`."""
         start, block, tensors = self.trace.clock(), self.blocks[item.block], dict(m.tensors)
-        if "text" in tensors:
-            block.set_text(item.stream, m.epoch, tensors["text"])
-        given = ChunkConditioning.of(tensors)
-        x = tensors["x"]
+        self._begin_epoch(block, item, m)
+        given, x = part("given", tensors), tensors["x"]
         incoming, distance = tensors.pop("hidden", x), m.distances[item.step]
         out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, distance)
         if item.block == len(self.plan.blocks) - 1:
@@ -115,16 +113,17 @@ class Cells:
         start, tensors, block = self.trace.clock(), m.tensors, self.blocks[item.block]
         incoming = tensors.get("hidden", tensors.get("x"))
         incoming = None if incoming is None else incoming.to(self.parts.dtype)
-        if "text" in tensors:
-            block.set_text(item.stream, m.epoch, tensors["text"])
+        self._begin_epoch(block, item, m)
         out = run(block, item, m, incoming)
         self._timed(item, start)
-        # Not changed in place: passes on other levels may be made from the same message.
-        return replace(m, tensors={} if out is None else tensors | {"hidden": out})
+        # Not changed in place: passes on other levels may be made from the same message. Later blocks are given hidden
+        # states in place of the attention sink's inputs.
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("sink.")}
+        return replace(m, tensors={} if out is None else kept | {"hidden": out})
 
     @staticmethod
     def _prefill(block: Block, item: Pass, m: Message, x: Tensor | None) -> Tensor | None:
-        return block.prefill(item.stream, item.level, item.chunk, m.epoch, x)
+        return block.prefill(item.stream, item.level, item.chunk, m.epoch, part("sink", m.tensors) if x is None else x)
 
     @staticmethod
     def _commit(block: Block, item: Pass, m: Message, x: Tensor | None) -> Tensor | None:
@@ -154,6 +153,11 @@ class Cells:
         if Cell(item.step, item.block) == self._last:
             self.close(item.stream)
         return m
+
+    @staticmethod
+    def _begin_epoch(block: Block, item: Pass, m: Message) -> None:
+        if states := part("epoch", m.tensors):
+            block.set_states(item.stream, m.epoch, states)
 
     # -- small things -------------------------------------------------------------------------------------------------
 

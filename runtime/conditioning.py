@@ -21,17 +21,26 @@ from torch import Tensor
 from conf.errors import UserError
 from conf.schema import ModelConfig, SinkConfig, SourceConfig, StreamConfig
 from runtime.encoders import Encoders, Picture, frames_of
+from runtime.encoding import Encoding
 from runtime.prompts import Prompts
 from runtime.sources import open_sources
 from runtime.state import CONDITIONING, State, write
 from stages.build import TEMPORAL_STRIDE, torch_dtype
-from stages.denoise.denoiser import ChunkConditioning
 from stages.denoise.draws import Draws
-from stages.denoise.frame_pack import FRAMES as MOTION_FRAMES
-from stages.encode.actions import one_hot
+from stages.inputs import (
+    REFERENCE,
+    Axis,
+    Given,
+    inputs_of,
+    on,
+    with_chunk,
+)
 from stages.sources.actions import LiveActions
 
 log = logging.getLogger(__name__)
+
+BEFORE = "before."
+"""Marks what inputs reach back to, in a state."""
 
 
 class ConditioningState(NamedTuple):
@@ -75,7 +84,7 @@ class Conditioning:
         sink: SinkConfig | None = None,
         prompts: Prompts | None = None,
     ):
-        self.model, self.stream, self.encoders = model, stream, encoders
+        self.model, self.stream, self.encoders, self.inputs = model, stream, encoders, inputs_of(model)
         self.stop = threading.Event() if stop is None else stop
         self.picture = Picture.of(model, stream)
         self.draws = Draws(stream.seed, stream.id)
@@ -93,50 +102,13 @@ class Conditioning:
     def _prepare(self, source: SourceConfig, state: State | None) -> None:
         self.tensors, self.sound, self.actions = self.sources.tensors, self.sources.sound, self.sources.actions
         self.live = self.sources.live
-        self._last_text: int | None = None
-        channels, latent = self.model.network.in_channels, self.picture.latent
-        self._reference = self._given("reference_latent", (1, channels, 1, *latent), torch.float32)
-        self._motion = self._given("motion_latents", (1, channels, None, *latent), torch.float32)
+        self._last_epoch: int | None = None
         if self.sources.inputs:
             self.prompts.plan(self.sources.inputs.prompts)
-        self.text_encoder = None if self._has("context") else self.encoders.text
-        self._refuse_unread_prompt()
-        self.audio_encoder = self.encoders.audio
-        if not self._has("audio_features.000000"):
-            _ = self.encoders.wav2vec
-        self._grey = self._reference is None and self.sources.image is None
-        if self.model.reference and state is None:
-            self._encode_reference()
+        self.encoding = Encoding(self.model, self.picture, self.encoders, self.sources, self.prompts)
+        self._sink = self.encoding.sink(encode=state is None)
         if state is not None:
             self._resume(state, source)
-
-    # -- opening ---------------------------------------------------------------------------------------------
-
-    def _refuse_unread_prompt(self) -> None:
-        """A model whose text states are given has nothing that could read a prompt."""
-        if self.text_encoder is not None or self._has("context"):
-            return
-        if prompt := self.prompts.first_told():
-            raise UserError(
-                f"stream.prompt={prompt}",
-                f"model={self.model.name} has no text encoder here",
-                "give its text states as `context` in source.tensors",
-            )
-        log.warning("source.tensors gives no `context`: the text states of model=%s are zeros", self.model.name)
-
-    def _encode_reference(self) -> None:
-        """What is not given of the reference and the motion frames: the image held still, mid-grey where none is given.
-
-        A causal encoder gives the picture's own latent first.
-        """
-        missing = MOTION_FRAMES if self.model.network.frame_pack and self._motion is None else 0
-        if self._reference is not None and not missing:
-            return
-        image = self.sources.image
-        image = torch.zeros(3, self.picture.height, self.picture.width) if image is None else image
-        still = self.encoders.still(image, missing or 1)
-        self._reference = still[:, :, :1] if self._reference is None else self._reference
-        self._motion = still if missing else self._motion
 
     # -- going on ------------------------------------------------------------------------------------------------
 
@@ -148,6 +120,7 @@ class Conditioning:
             content["sound"], arrays = self.sound.progress
         if isinstance(self.actions, LiveActions):
             content["actions"] = self.actions.progress
+        arrays |= {f"{BEFORE}{name}": tensor.float().numpy() for name, tensor in self.encoding.before.items()}
         return ConditioningState(content, arrays)
 
     def _resume(self, state: State, source: SourceConfig) -> None:
@@ -156,8 +129,9 @@ class Conditioning:
         chunk = state.chunk
         self.prompts.resume(chunk, content, time.perf_counter())
         if self.sound and "sound" in content:
-            arrays = {name: tensor.numpy() for name, tensor in held.items()}
+            arrays = {name: tensor.numpy() for name, tensor in held.items() if not name.startswith(BEFORE)}
             self.sound.resume(content["sound"], arrays, live=source.audio == "-")
+        self.encoding.before = {name.removeprefix(BEFORE): t for name, t in held.items() if name.startswith(BEFORE)}
         start, _ = self.frames(chunk)
         if isinstance(self.actions, LiveActions):
             if "actions" in content:
@@ -166,9 +140,6 @@ class Conditioning:
             self.actions.take(start - 1, 1)
 
     # -- what was given as tensors ------------------------------------------------------------------------------
-
-    def _has(self, key: str) -> bool:
-        return self.tensors is not None and self.tensors.has(key)
 
     def _given(self, key: str, shape, dtype: torch.dtype | None = None) -> Tensor | None:
         return self.tensors.get(key, shape, dtype) if self.tensors else None
@@ -213,14 +184,17 @@ class Conditioning:
             finite.append(self.actions.ended)
         return bool(finite) and all(finite)
 
-    def chunk(self, chunk: int) -> ChunkConditioning | None:
+    def chunk(self, chunk: int) -> Given | None:
         """What chunk `chunk` is made with, encoded; None where the stream ends before it. Waits for live sources."""
         if self._over(chunk):
             return None
         prompt = self.prompts.sample(chunk)
         start, count = self.frames(chunk)
-        audio = self._audio(chunk, count) if self.sound else None
-        taken = self._taken(start, count) if self.model.network.actions else None
+        made, taken = {}, None
+        for one in with_chunk(self.inputs):
+            if one.source == "actions" and taken is None:
+                taken = self._taken(start, count)
+            made[one.name] = self.encoding.own(one, chunk, count, taken)
         if chunk == 0 and self.sound and self.sound.ended and not self.sound.heard and not self.stop.is_set():
             raise UserError("source.audio=-", "ended before any sound came", "pipe 16-bit 16 kHz mono PCM")
         # A live source may have ended while it was waited for.
@@ -228,34 +202,11 @@ class Conditioning:
             return None
         if self.sources.sink:
             self.sources.sink.chunk(chunk, prompt, self.sources.heard(), taken)
-        actions = None if taken is None else self._encoded(taken)
-        pose = self._given(f"pose_latents.{chunk:06d}", self._latent_shape, torch.float32)
-        return ChunkConditioning(audio, actions, pose)
-
-    def _per_latent(self, rows: list | np.ndarray):
-        """Four entries for every latent frame: the only frame of a Wan stream's first latent stands for all four."""
-        missing = TEMPORAL_STRIDE * self.model.chunk_frames - len(rows)
-        return np.concatenate([np.repeat(np.asarray(rows)[:1], missing, 0), rows]) if missing else np.asarray(rows)
-
-    def _audio(self, chunk: int, count: int) -> Tensor:
-        audio = self.model.network.audio
-        wanted = TEMPORAL_STRIDE * self.model.chunk_frames
-        shape = (1, audio.feature_layers, audio.features, wanted)
-        features = self._given(f"audio_features.{chunk:06d}", shape, torch.float32)
-        if features is not None:
-            self.sound.skip(count)
-        else:
-            rows = torch.from_numpy(self._per_latent(self.sound.frames(count)))
-            features = rows.view(wanted, *shape[1:3]).permute(1, 2, 0)[None]
-        with torch.inference_mode():
-            return self.audio_encoder.tokens(features).to(torch_dtype(self.model.dtype))
+        return self.encoding.whole(made)
 
     def _taken(self, start: int, count: int) -> list[int]:
         """The action of every video frame, as an index."""
         return self.actions.take(start, count) if self.actions else [0] * count
-
-    def _encoded(self, taken: list[int]) -> Tensor:
-        return one_hot(self._per_latent(taken).tolist(), len(self.model.network.actions))
 
     def samples(self, chunk: int) -> np.ndarray | None:
         """The sound to hear with a chunk's frames, float32 at 16 kHz; None for a silent model."""
@@ -263,46 +214,21 @@ class Conditioning:
         return self.sound.samples(start + count) if self.sound else None
 
     def epoch(self, chunk: int) -> int:
-        """The chunk with which the text that holds at `chunk` began; asked for once the chunk is sampled."""
-        key = self.tensors.context_key(chunk) if self.tensors else None
-        if key is not None:
-            # What was in force when a stream goes on began before that.
-            return max(int(key.partition(".")[2] or 0), self._first - 1)
-        return self.prompts.epoch(chunk)
+        """The chunk with which what holds at `chunk` began; asked for once the chunk is sampled."""
+        epochs = on(self.inputs, Axis.EPOCH)
+        return max((self.encoding.began(one, chunk, self._first) for one in epochs), default=0)
 
-    def text(self, chunk: int) -> Tensor | None:
-        """Text rows [1, L, text_dim] if an epoch starts at `chunk`, else None."""
-        key = self.tensors.context_key(chunk) if self.tensors else None
+    def states(self, chunk: int) -> Given | None:
+        """An epoch's inputs (text rows [1, L, width], ...) if one starts at `chunk`, else None."""
         now = self.epoch(chunk)
-        if now == self._last_text:
+        if now == self._last_epoch:
             return None
-        self._last_text = now
-        if key is not None:
-            return self._rows(key, "")
-        return self._rows(None, self.prompts.text(now))
+        self._last_epoch = now
+        return {one.name: self.encoding.state(one, now) for one in on(self.inputs, Axis.EPOCH)}
 
-    def first_text(self) -> Tensor:
-        """Text rows of chunk 0: a recalibration that is still to come is read with them."""
-        return self._rows(self.tensors.context_key(0) if self.tensors else None, self.stream.prompt)
-
-    def _rows(self, key: str | None, prompt: str) -> Tensor:
-        """What `source.tensors` gives under `key`, or a prompt's rows."""
-        shape = (1, None, self.model.network.text_dim)
-        if key is not None:
-            rows = self._given(key, shape, torch.float32)
-            if rows.shape[1] > self.model.network.text_tokens:
-                raise UserError(
-                    f"source.tensors: {key}",
-                    f"has {rows.shape[1]} rows, model={self.model.name} takes {self.model.network.text_tokens}",
-                    "cut or pad it",
-                )
-            return rows
-        if self.text_encoder is None:
-            return torch.zeros(1, 1, self.model.network.text_dim)
-        if unknown := self.text_encoder.ids(prompt)[1]:
-            log.warning("prompt: model=%s does not know %s", self.model.name, ", ".join(unknown))
-        with torch.inference_mode():
-            return self.text_encoder(prompt)
+    def first_states(self) -> Given:
+        """Those of chunk 0: a recalibration that is still to come is read with them."""
+        return {one.name: self.encoding.state(one, 0, self.stream.prompt) for one in on(self.inputs, Axis.EPOCH)}
 
     def accepted(self, chunk: int, entered: float) -> float | None:
         """When the control that first shows in `chunk` was accepted, in seconds; None: nothing is new in it.
@@ -312,16 +238,16 @@ class Conditioning:
         found = (self.prompts.accepted(chunk, entered), getattr(self.actions, "accepted", None))
         return min((moment for moment in found if moment is not None), default=None)
 
-    def reference(self) -> Tensor | None:
-        """The reference's latent [1, C, 1, h, w], with the motion frames behind it for a model that has any."""
-        if self.model.reference and self._grey:
+    def sink(self) -> Given:
+        """Inputs of the attention sink (`reference`: a latent [1, C, 1, h, w], ...); empty for a model without any."""
+        if self._sink and self.encoding.grey:
             log.warning("source.image is not set: the reference is a grey picture")
-        return self._reference if self._motion is None else torch.cat([self._reference, self.motion], 2)
+        return self._sink
 
-    @property
-    def motion(self) -> Tensor | None:
-        """Latents [1, C, n, h, w] of what is taken to have been before the stream; None for a model without them."""
-        return None if self._motion is None else self._motion.to(torch_dtype(self.model.dtype))
+    def lasting(self) -> Given:
+        """Those of them that stay when the reference is replaced by a generated frame, in the model's dtype."""
+        dtype = torch_dtype(self.model.dtype)
+        return {name: tensor.to(dtype) for name, tensor in self._sink.items() if name != REFERENCE}
 
     def noise(self, chunk: int, step: int) -> Tensor:
         """The noise [1, C, c, h, w], float32 on the CPU, that enters a step of a chunk."""

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conf.schema import ModelConfig
 from runtime.saving import Write
 from runtime.state import DECODER, Keep, State, write
 from stages.codec.base import CodecState, Decoder
+from stages.inputs import Given, inputs_of
 
 
 @dataclass
@@ -20,17 +22,19 @@ class Decoding:
     Attributes:
         decoder: shared by all streams of the worker.
         state: what it remembers of this stream.
-        primes: motion frames that it sees before the first chunk.
+        primer, primes: the input whose frames it sees before the first chunk, and how many; empty: none.
     """
 
     decoder: Decoder
     state: CodecState
+    primer: str = ""
     primes: int = 0
 
     @classmethod
-    def of(cls, decoder: Decoder, primes: int, state: State | None = None) -> Decoding:
+    def of(cls, decoder: Decoder, model: ModelConfig, state: State | None = None) -> Decoding:
         """A new stream's, or one that goes on from a saved state."""
-        made = cls(decoder, decoder.start(), primes)
+        primer = next((one.name for one in inputs_of(model) if one.primes), "")
+        made = cls(decoder, decoder.start(), primer, model.codec.prime)
         if state is not None:
             tensors, counters = state.decoder
             device = next(decoder.parameters()).device
@@ -40,15 +44,16 @@ class Decoding:
         return made
 
     @torch.inference_mode()
-    def __call__(self, chunk: int, latents: Tensor, motion: Tensor | None = None) -> Tensor:
-        """Frames [1, 3, n, H, W] in [-1, 1] of a chunk's latents [1, C, c, h, w].
-
-        Args:
-            motion: of chunk 0, latents [1, C, m, h, w] of what is taken to have been before the stream.
-        """
-        if chunk == 0 and self.primes:
-            self.decoder(motion[:, :, : self.primes], self.state)
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Frames [1, 3, n, H, W] in [-1, 1] of a chunk's latents [1, C, c, h, w]."""
         return self.decoder(latents, self.state)
+
+    @torch.inference_mode()
+    def prime(self, lasting: Given) -> None:
+        """Before the first chunk: see what was before the stream, an input of the attention sink, if that is wanted."""
+        if self.primes and lasting:
+            weight = next(self.decoder.parameters())
+            self.decoder(lasting[self.primer][:, :, : self.primes].to(weight.device, weight.dtype), self.state)
 
     def cut(self, keep: Keep, chunk: int) -> Write:
         """What it remembers now, before `chunk`, to be written later: nothing that comes changes it."""

@@ -19,16 +19,18 @@ from runtime.parts import Parts
 from runtime.pool import BankPool
 from stages.build import SPATIAL_STRIDE
 from stages.denoise.sampler import Sampler
+from stages.denoise.schedule import schedule_of
 from stages.emulated import (
-    EmulatedAudioEncoder,
     EmulatedDecoder,
     EmulatedDenoiser,
     EmulatedDevice,
+    EmulatedEncoder,
+    EmulatedFeatures,
     EmulatedSampler,
     EmulatedTextEncoder,
-    EmulatedWav2Vec,
     latent_shape,
 )
+from stages.inputs import Given, Input, made_of
 
 
 class EmulatedEncoders(Encoders):
@@ -42,13 +44,14 @@ class EmulatedEncoders(Encoders):
     def __init__(self, model: ModelConfig, device: EmulatedDevice):
         super().__init__(model, torch.device("cpu"))
         self.emulated = device
-        audio = model.network.audio
-        self._loaded = {
-            "text": EmulatedTextEncoder(model),
-            "audio": EmulatedAudioEncoder(model) if audio else None,
-            "wav2vec": EmulatedWav2Vec(audio.wav2vec) if audio and audio.wav2vec else None,
-            "codec": None,
-        }
+        prompt = made_of(self.inputs, "prompt")
+        self._loaded = {"prompt": EmulatedTextEncoder(prompt) if prompt else None, "codec": None}
+        for one in self.inputs:
+            self._loaded |= {one.name: EmulatedEncoder(one) if one.encoder else None, f"ear.{one.name}": None}
+
+    def listen(self, one: Input, whole_file: bool = False) -> EmulatedFeatures:
+        """Features of zeros."""
+        return EmulatedFeatures(one, self.model.fps)
 
     def still(self, image: Tensor, latents: int = 1) -> Tensor:
         """Latents of zeros for an image [3, H, W]."""
@@ -71,10 +74,10 @@ class EmulatedConditioning(Conditioning):
         self._emulated = encoders.emulated
         super().__init__(model, stream, source, encoders, *rest, **more)
 
-    def text(self, chunk: int) -> Tensor | None:
+    def states(self, chunk: int) -> Given | None:
         """As ever; asked first once a chunk's live input has come, so here the encoders take their time."""
         self._emulated.hold(self._emulated.config.encode_s, chunk, f"encode {self.stream.id}")
-        return super().text(chunk)
+        return super().states(chunk)
 
     def samples(self, chunk: int) -> None:
         """Returns None: an emulated run has no pictures, so no sound track."""
@@ -128,8 +131,8 @@ def fill(parts: Parts, plan: Plan, index: int, config: Config, encoders: Callabl
     """
     device, model = EmulatedDevice(config.device.emulated, index), config.model
     picture = Picture.of(model, config.stream)
-    parts.device, real = torch.device("cpu"), Sampler.of(model)
-    parts.sampler = EmulatedSampler(real.rule, real.sigmas)
+    parts.device, real = torch.device("cpu"), Sampler.of(model, schedule_of(model).steps)
+    parts.sampler = EmulatedSampler(real.rule, real.table)
     if index == plan.encode:
         parts.conditioning = encoders(EmulatedEncoders(model, device))
     for block in plan.blocks_of(index):

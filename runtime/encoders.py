@@ -12,18 +12,9 @@ from torch import Tensor, nn
 
 from conf.errors import UserError
 from conf.schema import ModelConfig, StreamConfig
-from stages.build import (
-    SPATIAL_STRIDE,
-    build_audio_encoder,
-    build_encoder,
-    build_text_encoder,
-    build_wav2vec,
-    video_frames,
-)
+from stages.build import SPATIAL_STRIDE, build_encoder, build_input_encoder, build_text_encoder, video_frames
 from stages.codec.base import parameter_bytes
-from stages.denoise.frame_pack import UNIT as PACK_UNIT
-from stages.encode.audio_features import LogMel
-from stages.encode.wav2vec import Features, Listening, WholeFile
+from stages.inputs import Input, inputs_of, made_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,7 @@ class Picture:
         size = stream.height or model.height, stream.width or model.width
         tokens = []
         for name, pixels, patch in zip(("height", "width"), size, model.network.patch[1:], strict=True):
-            unit = SPATIAL_STRIDE * patch * (PACK_UNIT if model.network.frame_pack else 1)
+            unit = SPATIAL_STRIDE * patch * model.network.unit
             if pixels % unit:
                 lower = max(unit, pixels // unit * unit)
                 raise UserError(
@@ -72,47 +63,44 @@ class Encoders:
     """
 
     def __init__(self, model: ModelConfig, device: torch.device):
-        self.model, self.device = model, device
+        self.model, self.device, self.inputs = model, device, inputs_of(model)
         self._lock, self._loaded = threading.RLock(), {}
 
-    def _once(self, name: str, build: Callable[[ModelConfig, torch.device], Any]) -> Any:
+    def _once(self, name: str, build: Callable[[], Any]) -> Any:
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = build(self.model, self.device)
+                self._loaded[name] = build()
             return self._loaded[name]
 
     @property
-    def text(self):
-        """Prompt -> rows [1, L, text_dim]; None for a model without text."""
-        return self._once("text", build_text_encoder)
+    def text(self) -> Any:
+        """Prompt -> rows [1, L, width]; None for a model that reads none, or whose rows have to be given."""
+        prompt = made_of(self.inputs, "prompt")
+        return self._once("prompt", lambda: prompt and build_text_encoder(self.model, prompt, self.device))
+
+    def of(self, one: Input) -> Any:
+        """What makes an input of a chunk from what its source gives; None: it is that already."""
+        return self._once(one.name, lambda: build_input_encoder(self.model, one, self.device))
+
+    def ear(self, one: Input) -> Any:
+        """The network that hears an input's sound; None: there is none."""
+        build = one.ear.build if one.ear else None
+        return self._once(f"ear.{one.name}", lambda: build and build(self.model, self.device))
 
     @property
-    def audio(self):
-        """Features -> tokens; None for a model without sound."""
-        return self._once("audio", build_audio_encoder)
+    def codec(self) -> Any:
+        """Pixels -> latents, for pictures."""
+        return self._once("codec", lambda: build_encoder(self.model, self.device))
 
-    @property
-    def wav2vec(self):
-        """Samples -> hidden states; None for a model that does without."""
-        return self._once("wav2vec", build_wav2vec)
-
-    @property
-    def codec(self):
-        """Pixels -> latents, for references."""
-        return self._once("codec", build_encoder)
-
-    def listen(self, whole_file: bool = False) -> LogMel | Features:
-        """New features of a sound, which may be heard all at once if it is a file."""
-        audio, fps = self.model.network.audio, self.model.fps
-        if audio.wav2vec is None:
-            return LogMel(fps, audio.rows_per_frame, audio.bands, lookahead_s=audio.lookahead_s)
-        if whole_file and audio.wav2vec.whole_file:
-            return WholeFile(lambda: self.wav2vec, audio.wav2vec, fps)
-        return Listening(lambda: self.wav2vec, audio.wav2vec, fps, audio.lookahead_s)
+    def listen(self, one: Input, whole_file: bool = False) -> Any:
+        """New features of a sound for an input, which may be heard all at once if it is a file."""
+        return one.ear.features(lambda: self.ear(one), whole_file)
 
     def load(self) -> None:
         """Load all that streams to come may need."""
-        _ = self.text, self.audio, self.wav2vec, self.model.reference and self.codec
+        _ = self.text, self.model.reference and self.codec
+        for one in self.inputs:
+            _ = self.of(one), self.ear(one)
 
     @property
     def weight_bytes(self) -> int:

@@ -32,10 +32,10 @@ from runtime.board import PeerLost
 from runtime.parts import Parts
 from runtime.report import worker_report
 from runtime.trace import Trace
-from stages.denoise.denoiser import ChunkConditioning, Denoiser
+from stages.denoise.denoiser import Denoiser
 from stages.denoise.share import Ulysses
 
-CALLS = ("open", "close", "set_text", "step", *PASSES.on(ROWS), "cut", "restore")
+CALLS = ("open", "close", "set_states", "step", *PASSES.on(ROWS), "cut", "restore")
 """What changes a block, or needs all members. All that is asked of it besides, followers need not hear."""
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class Lead:
 
 
 def pack_call(number: int, method: str, args: Sequence[Any], device: torch.device) -> Message:
-    """A call of a block's method: numbers in the note, tensors (and conditioning, which is several) in the body."""
+    """A call of a block's method: numbers in the note, tensors (and dictionaries of them) in the body."""
     tensors: dict[str, Tensor] = {}
 
     def place(value: Any) -> Any:
@@ -165,8 +165,8 @@ def pack_call(number: int, method: str, args: Sequence[Any], device: torch.devic
             name = str(len(tensors))
             tensors[name] = value.to(device)
             return {"tensor": name}
-        if isinstance(value, ChunkConditioning):
-            return {"given": {name: place(tensor) for name, tensor in value.tensors().items()}}
+        if isinstance(value, dict):
+            return {"tensors": {name: place(tensor) for name, tensor in value.items()}}
         return value
 
     note = json.dumps([method, [place(a) for a in args]])
@@ -183,7 +183,7 @@ def unpack_call(arrival: Arrival) -> tuple[int, str, list[Any]]:
             return value
         if "tensor" in value:
             return tensors[value["tensor"]]
-        return ChunkConditioning.of({name: read(tensor) for name, tensor in value["given"].items()})
+        return {name: read(tensor) for name, tensor in value["tensors"].items()}
 
     method, args = json.loads(message.note)
     return message.block, method, [read(a) for a in args]

@@ -22,7 +22,7 @@ from runtime.conditioning import Conditioning
 from runtime.guard import Guard
 from runtime.parts import Opening
 from runtime.state import Keep
-from stages.denoise.denoiser import ChunkConditioning
+from stages.inputs import Given, marked
 
 
 @dataclass
@@ -33,14 +33,14 @@ class Opened:
         stream: which.
         live: whether a source of it may have to be waited for.
         first: the chunk it begins with.
-        reference: what a recalibration still to come is made of, where the stream goes on; empty: nothing.
+        sink: what a recalibration still to come is made of, where the stream goes on; empty: nothing.
         failed: whether the stream ends before it begins.
     """
 
     stream: int
     live: bool = False
     first: int = 0
-    reference: dict[str, Tensor] = field(default_factory=dict)
+    sink: Given = field(default_factory=dict)
     failed: bool = False
 
 
@@ -50,14 +50,15 @@ class Entry:
 
     Attributes:
         stream, chunk: which.
-        tensors: what enters the first cell: noise `x`, conditioning, and `text` where an epoch begins; None: the stream
-            ends before this chunk.
+        tensors: what enters the first cell, under the names by which it travels: noise `x`, what was given for the
+            chunk, and what lasts of the attention sink's inputs with chunk 0; None: the stream ends before this chunk.
+        states: inputs of the epoch that begins with the chunk, likewise; empty: none does.
         distances: of the attention sink, for every step and the commit.
-        sidecar: what goes to the last stages directly: `sound`, and with chunk 0 `motion`, what is taken to have been
-            before it.
+        sidecar: what goes to the last stages directly: `sound`, and with chunk 0 what lasts of the attention sink's
+            inputs.
         moments: when the chunk `entered`, and when the control was `accepted` that first shows in it, in seconds of
             this host's clock.
-        reference: what goes to every bank before chunk 0: latents `x` (motion frames behind the reference) and `text`.
+        sink: what goes to every bank before chunk 0: the attention sink's inputs.
         epoch: the chunk at which the prompt in force began.
         began, took_s: when encoding began, and how long it took.
         files: of the state before this chunk, name and sha256, if one is to be saved there.
@@ -67,10 +68,11 @@ class Entry:
     stream: int
     chunk: int
     tensors: dict[str, Tensor] | None = None
+    states: dict[str, Tensor] = field(default_factory=dict)
     distances: tuple[int, ...] = ()
     sidecar: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, float] = field(default_factory=dict)
-    reference: dict[str, Tensor] = field(default_factory=dict)
+    sink: dict[str, Tensor] = field(default_factory=dict)
     epoch: int = 0
     began: float = 0.0
     took_s: float = 0.0
@@ -128,9 +130,9 @@ class Sampler(threading.Thread):
     def _pending(self, conditioning: Conditioning) -> dict[str, Tensor]:
         """A recalibration that was made before the state was saved, and is in force only later, comes again."""
         state = self.keep.state if self.keep else None
-        if state is None or state.anchor is None:
+        if state is None or not state.anchor:
             return {}
-        return {"x": state.anchor, "text": conditioning.first_text()}
+        return marked("sink", state.anchor) | marked("epoch", conditioning.first_states())
 
     def _sample(self, conditioning: Conditioning) -> Entry | None:
         """Answer every credit with an entry, until the stream ends; returns its end; None: nobody asks any more."""
@@ -163,31 +165,30 @@ class Sampler(threading.Thread):
                 self.keep.drop(chunk)
         return entry
 
-    def _filled(self, conditioning: Conditioning, chunk: int, entered: float, given: ChunkConditioning) -> Entry:
+    def _filled(self, conditioning: Conditioning, chunk: int, entered: float, given: Given) -> Entry:
         began = self.clock()
-        text = conditioning.text(chunk)
+        states = conditioning.states(chunk)
         distances = tuple(conditioning.distance(chunk, s) for s in range(self.steps + 1))
-        anchor = conditioning.reference() if chunk == 0 else None
-        motion = conditioning.motion if chunk == 0 else None
+        # A recalibration is made of chunk 0 and of what lasts.
+        lasting = marked("sink", conditioning.lasting()) if chunk == 0 else {}
         tensors = {
             "x": conditioning.noise(chunk, 0).to(self.dtype),
-            **given.tensors(),
-            "text": text,
-            # A recalibration is made of chunk 0 and the same motion frames.
-            "motion": motion,
+            **marked("given", given),
+            **lasting,
             **{f"noise{s}": conditioning.given_noise(chunk, s) for s in range(1, self.steps)},
         }
         sound = conditioning.samples(chunk)
-        sidecar = {"sound": None if sound is None else torch.from_numpy(sound.copy()), "motion": motion}
+        sidecar = {"sound": None if sound is None else torch.from_numpy(sound.copy()), **lasting}
         moments = {"entered": entered, "accepted": conditioning.accepted(chunk, entered)}
         return Entry(
             self.stream,
             chunk,
             _present(tensors),
+            marked("epoch", states or {}),
             distances,
             _present(sidecar),
             _present(moments),
-            {} if anchor is None else {"x": anchor, "text": text},
+            marked("sink", conditioning.sink()) if chunk == 0 else {},
             conditioning.epoch(chunk),
             began,
             self.clock() - began,

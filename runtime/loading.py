@@ -21,9 +21,10 @@ from runtime.warm import warm_block, warm_decoder
 from stages.build import build_decoder, build_network, choose_device, torch_dtype
 from stages.codec.base import Decoder, parameter_bytes
 from stages.compiled import compile_decoder, compile_network
-from stages.denoise import fp8, graphs
+from stages.denoise import graphs
 from stages.denoise.denoiser import Denoiser
 from stages.denoise.sampler import Sampler
+from stages.denoise.schedule import schedule_of
 from stages.post import Upscale
 
 
@@ -36,7 +37,7 @@ def fast_denoiser(config: Config, device: torch.device, picture: Picture, layers
     network = build_network(config.model, device, layers)
     denoiser = Denoiser(config.model, network, picture.rows, picture.columns)
     if config.model.fp8:
-        fp8.quantise(network, config.model.fp8)
+        network.quantise(config.model.fp8)
     if config.device.compile:
         compile_network(network)
     if config.device.graphs != "never":
@@ -82,7 +83,7 @@ def load_parts(
     device = choose_device(config.device.kind) if device is None else device
     torch.set_num_threads(config.device.threads)
     model, picture = config.model, Picture.of(config.model, config.stream)
-    parts, known = Parts(device, torch_dtype(model.dtype), Sampler.of(model)), list(orders)
+    parts, known = Parts(device, torch_dtype(model.dtype), Sampler.of(model, schedule_of(model).steps)), list(orders)
     if config.device.kind == "emulated":
         openings = partial(partial, condition, emulated.EmulatedConditioning, config, stdin)
         emulated.fill(parts, plan, index, config, openings)

@@ -21,6 +21,7 @@ from torch import nn
 from conf.schema import Config, PlanConfig
 from conf.schema.cluster import StageTimes
 from parallel.builders import build
+from runtime.decoding import Decoding
 from runtime.encoders import Picture
 from runtime.loading import load_parts
 from runtime.outputs import open_outputs
@@ -134,22 +135,22 @@ def stage_durations(config: Config, chunks: int) -> Durations:
     parts = load_parts(plan, 0, config, [order])
     denoiser, sampler, given_by = parts.denoisers[0], parts.sampler, parts.opening(order).make()
     outputs = open_outputs(config, order)
-    model, state = config.model, parts.decoder.start() if parts.decoder else None
+    model, decoding = config.model, Decoding.of(parts.decoder, config.model) if parts.decoder else None
     full = math.ceil((model.ring_frames + model.sink_frames) / model.chunk_frames) + 1
-    if state is not None and model.codec.prime:
-        parts.decoder(given_by.motion[:, :, : model.codec.prime], state)
     banks, book = denoiser.open(), _Book(Watch(parts.device))
     try:
         with _watched(denoiser.network, book.note):
             for chunk in range(full + chunks):
                 counts, first = chunk >= full, ".first" if chunk == 0 else ""
                 with book.stage(f"encode{first}", counts or chunk == 0):
-                    given, text = given_by.chunk(chunk), given_by.text(chunk)
+                    given, states = given_by.chunk(chunk), given_by.states(chunk)
                     x = given_by.noise(chunk, 0).to(parts.device, parts.dtype)
-                if text is not None:
-                    denoiser.set_text(banks, text)
-                anchor = given_by.reference() if chunk == 0 else None
-                for _ in range(PREFILLS if anchor is not None else 0):
+                if states:
+                    denoiser.set_states(banks, states)
+                anchor = given_by.sink() if chunk == 0 else {}
+                if chunk == 0 and decoding:
+                    decoding.prime(given_by.lasting())
+                for _ in range(PREFILLS if anchor else 0):
                     with book.stage("prefill", counts=True):
                         denoiser.prefill(banks, anchor)
                 for step in range(sampler.steps):
@@ -158,13 +159,13 @@ def stage_durations(config: Config, chunks: int) -> Durations:
                         book.note("last")
                         later = step + 1 < sampler.steps and sampler.needs_noise(step + 1)
                         x = sampler.update(step, x, v, given_by.noise(chunk, step + 1) if later else None)
-                if denoiser.commits(chunk):
+                if denoiser.schedule.commits(chunk):
                     with book.stage("commit", counts):
                         denoiser.commit(banks, chunk, x, given, given_by.distance(chunk, sampler.steps))
                 sound = given_by.samples(chunk)
                 if parts.decoder:
                     with book.stage(f"decode{first}", counts or chunk == 0):
-                        frames = parts.decoder(x, state)
+                        frames = decoding(x)
                 with book.stage("output", counts):
                     outputs.latents(x)
                     if parts.decoder:

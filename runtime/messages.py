@@ -15,6 +15,7 @@ from parallel.passes import Pass, along_rows, entering
 from parallel.plan import Plan
 from runtime.guard import Guard
 from runtime.head import Entry
+from stages.inputs import LATENTS, REFERENCE, marked, part
 
 STOPPED = "stopped"
 """What a stream's end says if it came from outside."""
@@ -43,9 +44,10 @@ class Messages:
             return
         placed: dict[str, dict[str, Tensor]] = {}
         with self.guard(stream, f"entering chunk {chunk}"):
-            given = {"step": entry.tensors, "sidecar": entry.sidecar, "prefill": entry.reference}
-            placed = {kind: self.placed(tensors) for kind, tensors in given.items()}
-            placed["recache"] = {name: placed["step"][name] for name in ("text",) if name in entry.tensors}
+            states = self.placed(entry.states)
+            own = {"step": entry.tensors, "prefill": entry.sink, "recache": {}}
+            placed = {kind: self.placed(tensors) | states for kind, tensors in own.items()}
+            placed["sidecar"] = self.placed(entry.sidecar)
         for worker, item in entering(self.plan, stream, chunk, entry.epoch):
             message = message_of(
                 item,
@@ -57,11 +59,11 @@ class Messages:
             )
             yield worker, self._marked(message)
 
-    def again(self, stream: int, chunk: int, reference: dict[str, Tensor]) -> Iterator[tuple[int, Message]]:
+    def again(self, stream: int, chunk: int, sink: dict[str, Tensor]) -> Iterator[tuple[int, Message]]:
         """A recalibration that was made before a stream's state was saved, and is in force from `chunk` on."""
         placed: dict[str, Tensor] = {}
         with self.guard(stream, "opening"):
-            placed = self.placed(reference)
+            placed = self.placed(sink)
         # Hollow or not, they come: the chunks behind them wait for them.
         for worker, item in along_rows(self.plan, Pass("prefill", stream, chunk)):
             yield worker, self._marked(message_of(item, placed))
@@ -73,10 +75,10 @@ class Messages:
             tensors = {}
         elif tensors and item.kind == "step" and following.kind != "step":
             # Latents are final: on to the last stages, and to every bank that is made from them.
-            x = tensors["x"]
-            motion = [tensors["motion"]] if "motion" in tensors else []
             with self.guard(item.stream, f"{following.kind} of chunk {following.chunk}"):
-                tensors = {"x": torch.cat([x[:, :, :1], *motion], 2) if following.kind == "prefill" else x}
+                lasting, tensors = part("sink", tensors), {LATENTS: tensors[LATENTS]}
+                if following.kind == "prefill":
+                    tensors = marked("sink", lasting | {REFERENCE: tensors[LATENTS][:, :, :1]})
         travels = following.kind == "done" or self.plan.workload.passes[following.kind].carries_chunk
         made = message_of(
             following,

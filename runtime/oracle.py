@@ -6,15 +6,16 @@ Every plan is held against this loop, bit for bit, so it contains no worker, cha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import torch
 
 from runtime.conditioning import Conditioning
 from runtime.trace import Trace
-from stages.denoise.denoiser import ChunkConditioning, Denoiser, StreamBanks
+from stages.denoise.denoiser import Denoiser, StreamBanks
 from stages.denoise.finished import Finished
+from stages.inputs import REFERENCE, Given, with_chunk
 
 
 @dataclass
@@ -25,13 +26,13 @@ class Memory:
         banks: keys and values.
         finished: the chunks that a new prompt would run again.
         chunk: the one that comes next.
-        anchor: what a recalibration still to come puts in: a latent frame, and motion frames behind it.
+        anchor: what a recalibration still to come puts in: inputs of the attention sink.
     """
 
     banks: StreamBanks
     finished: Finished
     chunk: int = 0
-    anchor: torch.Tensor | None = None
+    anchor: Given = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -46,33 +47,34 @@ def generate(
         trace: told how long each pass took.
         memory: what to go on from; None: the stream begins.
     """
-    model, sampler = denoiser.model, denoiser.sampler
+    sampler, schedule = denoiser.sampler, denoiser.schedule
     device, dtype = denoiser.network.device, denoiser.network.dtype
     if memory is None:
-        memory = Memory(denoiser.open(), Finished(model.recache_chunks), 0, conditioning.reference())
+        finished = Finished(schedule.recache_chunks, with_chunk(conditioning.inputs))
+        memory = Memory(denoiser.open(), finished, 0, conditioning.sink())
     banks, finished, anchor = memory.banks, memory.finished, memory.anchor
-    anchor_text = denoiser.network.text_states(conditioning.first_text()) if memory.chunk and anchor is not None else {}
+    anchor_states = denoiser.network.states(conditioning.first_states()) if memory.chunk and anchor else None
 
     for chunk in count(memory.chunk):
         with trace.span("encode", chunk):
-            given: ChunkConditioning | None = conditioning.chunk(chunk)
+            given: Given | None = conditioning.chunk(chunk)
         if given is None:
             return
-        if (context := conditioning.text(chunk)) is not None:
-            denoiser.set_text(banks, context)
+        if epoch := conditioning.states(chunk):
+            denoiser.set_states(banks, epoch)
         if chunk == 0:
-            anchor_text = banks.text
+            anchor_states = banks.states
 
         # The attention sink's versions: the reference from chunk 0, the model's own first frame from chunk e (beside
-        # the same motion frames). Each is read with the text of the chunk it was made from.
-        if model.reference and chunk in (0, model.recalibrate_chunk):
+        # what lasts). Each is read with the states of the chunk it was made from.
+        if any(v.kind == "prefill" and v.in_force_from == chunk for v in schedule.versions):
             with trace.span("prefill", chunk):
-                denoiser.prefill(banks, anchor, anchor_text)
+                denoiser.prefill(banks, anchor, anchor_states)
 
         # Another prompt: what is in the window is read again, with it.
-        if model.recache_chunks and 0 < chunk == conditioning.epoch(chunk):
+        if schedule.recache_chunks and 0 < chunk == conditioning.epoch(chunk):
             with trace.span("recache", chunk):
-                past = finished.joined(denoiser.recached(chunk))
+                past = finished.joined(schedule.recached(chunk))
                 denoiser.recache(banks, chunk, *past, conditioning.distance(chunk, 0))
 
         x = conditioning.noise(chunk, 0).to(device, dtype)
@@ -82,10 +84,10 @@ def generate(
                 later = step + 1 < sampler.steps and sampler.needs_noise(step + 1)
                 x = sampler.update(step, x, v, conditioning.noise(chunk, step + 1) if later else None)
 
-        if denoiser.commits(chunk):
+        if schedule.commits(chunk):
             with trace.span("commit", chunk):
                 denoiser.commit(banks, chunk, x, given, conditioning.distance(chunk, sampler.steps))
                 finished.add(chunk, x, given)
-        if chunk == 0:
-            anchor = torch.cat([x[:, :, :1], *(() if anchor is None else [anchor[:, :, 1:].to(x)])], 2)
+        if schedule.renewed and chunk == schedule.renewed.source:
+            anchor = conditioning.lasting() | {REFERENCE: x[:, :, :1]}
         yield x

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from conf.schema import ModelConfig
@@ -16,8 +15,10 @@ from runtime.outputs import Outputs
 from runtime.reasons import Reason
 from runtime.report import Timeline, stream_report, versions
 from runtime.saving import Saver, Whole
-from runtime.state import OUTPUT, Keep, write
+from runtime.state import ANCHOR, OUTPUT, Keep, write
 from runtime.trace import Trace
+from stages.denoise.schedule import schedule_of
+from stages.inputs import REFERENCE, Given, part
 from stages.post import to_pictures
 
 
@@ -29,18 +30,18 @@ class Sidecar:
         entered: when the chunk entered, in seconds of this host's clock.
         accepted: when the control was accepted that first shows in it, likewise; None: nothing is new in it.
         sound: to be heard with it, float32 [n] at 16 kHz; None: none.
-        motion: with chunk 0 of some models, latents [1, C, m, h, w] of what is taken to have been before it.
+        lasting: with chunk 0 of some models, inputs of the attention sink that are used again.
     """
 
     entered: float
     accepted: float | None = None
     sound: Tensor | None = None
-    motion: Tensor | None = None
+    lasting: Given = field(default_factory=dict)
 
     @staticmethod
     def of(tensors: dict[str, Tensor], moments: dict[str, float]) -> Sidecar:
         """From a message's tensors and moments."""
-        return Sidecar(moments["entered"], moments.get("accepted"), tensors.get("sound"), tensors.get("motion"))
+        return Sidecar(moments["entered"], moments.get("accepted"), tensors.get("sound"), part("sink", tensors))
 
 
 class Output:
@@ -71,8 +72,9 @@ class Output:
         self.finished = False
         """Whether the stream came to its own end."""
         self.outputs: Outputs | None = None
-        self._anchor: Tensor | None = None
-        """The first latent frame, and motion frames behind it, as long as a recalibration still to come needs them."""
+        self._renewed = schedule_of(model).renewed
+        self._anchor: Given = {}
+        """The attention sink's inputs of a recalibration, from the chunk that it is made of until it holds."""
         self._saved: int | None = None
         self._cut: threading.Event | None = None
         """Set when the video is on disk up to the latest cut."""
@@ -104,10 +106,9 @@ class Output:
             UserError: a sink cannot go on.
         """
         self.open()
-        recalibrates = self.model.recalibrate_chunk
-        if chunk == 0 and self.keep and recalibrates is not None:
-            motion = () if sidecar.motion is None else [sidecar.motion.to(latents)]
-            self._anchor = torch.cat([latents[:, :, :1], *motion], 2)
+        if self.keep and self._renewed and chunk == self._renewed.source:
+            self._anchor = {name: t.to(latents) for name, t in sidecar.lasting.items()}
+            self._anchor[REFERENCE] = latents[:, :, :1]
         with self.trace.span("output", chunk):
             self.outputs.latents(latents)
             if frames is not None:
@@ -138,9 +139,9 @@ class Output:
             OSError: the disk refuses.
         """
         self.open()
-        if self.model.recalibrate_chunk is None or chunk > self.model.recalibrate_chunk:
-            self._anchor = None
-        tensors = {"anchor": self._anchor} if self._anchor is not None else {}
+        if self._renewed is None or chunk > self._renewed.in_force_from:
+            self._anchor = {}
+        tensors = {f"{ANCHOR}{name}": tensor for name, tensor in self._anchor.items()}
         counters, video = self.outputs.progress()
         content = {"frames": self.timeline.frames, "video": video, "decodes": self.decodes, "versions": versions()}
         files = files | write(self.keep.part(chunk), OUTPUT, tensors, counters)

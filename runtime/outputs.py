@@ -19,6 +19,7 @@ from conf.schema import Config, SinkConfig
 from runtime.encoders import Picture
 from runtime.orders import Open
 from runtime.state import Keep, State
+from stages.inputs import inputs_of, made_of
 from stages.sinks.contact_sheet import ContactSheet
 from stages.sinks.frames import FramesSink
 from stages.sinks.join import join, segment, segments
@@ -173,4 +174,5 @@ def open_outputs(config: Config, order: Open, kind: type[Outputs] = Outputs) -> 
     """Sinks of a stream; raises as `Outputs` does."""
     picture = Picture.of(config.model, order.config)
     height, width = (side * config.post.factor for side in (picture.height, picture.width))
-    return kind(order.sink, config.model.fps, height, width, config.model.network.audio is not None, order.keep)
+    sounds = made_of(inputs_of(config.model), "audio") is not None
+    return kind(order.sink, config.model.fps, height, width, sounds, order.keep)

@@ -33,6 +33,7 @@ from stages.build import choose_device
 from stages.codec.base import parameter_bytes
 from stages.denoise.finished import Finished
 from stages.denoise.share import ALL
+from stages.inputs import with_chunk
 
 
 class SequentialRun:
@@ -108,19 +109,20 @@ class Stream:
         run, model = self._run, self._run.config.model
         state = self._keep.state if self._keep else None
         self._output.open()
-        self._decoding = Decoding.of(run.decoder, model.codec.prime, state) if run.decoder else None
-        self._memory = Memory(run.denoiser.open(), Finished(model.recache_chunks))
+        self._decoding = Decoding.of(run.decoder, model, state) if run.decoder else None
+        finished = Finished(run.denoiser.schedule.recache_chunks, with_chunk(self._conditioning.inputs))
+        self._memory = Memory(run.denoiser.open(), finished)
         if self._saver:
             self._saver.start()
         if state:
             self._resume(state)
         else:
-            self._memory.anchor = self._conditioning.reference()
+            self._memory.anchor = self._conditioning.sink()
 
     def _resume(self, state: State) -> None:
         memory, device = self._memory, self._run.device
         memory.chunk = state.chunk
-        memory.anchor = None if state.anchor is None else state.anchor.to(device)
+        memory.anchor = {name: tensor.to(device) for name, tensor in state.anchor.items()}
         for level, bank in memory.banks.banks.items():
             load_bank(state, level, bank, ALL)
         if memory.finished.most:
@@ -157,15 +159,16 @@ class Stream:
     def _finish(self, chunk: int, latents: torch.Tensor, entered: float) -> None:
         """Decode a chunk and put it out."""
         conditioning, run = self._conditioning, self._run
-        motion = conditioning.motion.to(run.device) if chunk == 0 and conditioning.motion is not None else None
+        lasting = conditioning.lasting() if chunk == 0 else {}
         sound = conditioning.samples(chunk)
         sidecar = Sidecar(
-            entered, conditioning.accepted(chunk, entered), None if sound is None else torch.from_numpy(sound), motion
+            entered, conditioning.accepted(chunk, entered), None if sound is None else torch.from_numpy(sound), lasting
         )
         frames = None
         if self._decoding:
             with self._trace.span("decode", chunk):
-                frames = self._decoding(chunk, latents, motion)
+                self._decoding.prime(lasting)
+                frames = self._decoding(latents)
             if run.post:
                 with self._trace.span("post", chunk):
                     frames = run.post(frames)

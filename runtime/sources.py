@@ -13,6 +13,7 @@ from conf.schema import ModelConfig, SinkConfig, SourceConfig
 from runtime.encoders import Encoders, Picture
 from runtime.inputs import Inputs, InputsSink, Tap
 from runtime.sound import Sound
+from stages.inputs import Input, inputs_of, made_of
 from stages.sources.actions import ActionFile, LiveActions
 from stages.sources.audio import AudioFile, LivePcm, Silence
 from stages.sources.image import load_image
@@ -80,13 +81,16 @@ def open_sources(
     Raises:
         UserError: a source is missing, broken or of no use to the model. What was opened so far is closed.
     """
-    tensors = TensorsFile(source.tensors) if source.tensors else None
-    _refuse_unused(model, source, tensors)
+    declared = inputs_of(model)
+    tensors = TensorsFile(source.tensors, model.name, declared) if source.tensors else None
+    _refuse_unused(model, source, declared)
     inputs = Inputs(source.inputs) if source.inputs else None
     opened = Sources(tensors, inputs, None, None, None, "-" in (source.audio, source.actions))
     try:
-        opened.sound = _sound(model, source, inputs, encoders, stdin, stop, tap=sink.inputs is not None)
-        opened.actions = _actions(model, source, inputs, stdin, stop)
+        if heard := made_of(declared, "audio"):
+            opened.sound = _sound(heard, model.fps, source, inputs, encoders, stdin, stop, tap=sink.inputs is not None)
+        if taken := made_of(declared, "actions"):
+            opened.actions = _actions(taken, source, inputs, stdin, stop)
         if source.image:
             opened.image = load_image(source.image, picture.height, picture.width)
         if sink.inputs:
@@ -98,57 +102,46 @@ def open_sources(
 
 
 def _sound(
-    model: ModelConfig,
+    heard: Input,
+    fps: int,
     source: SourceConfig,
     inputs: Inputs | None,
     encoders: Encoders,
     stdin: BinaryIO | None,
     stop: threading.Event,
     tap: bool,
-) -> Sound | None:
-    if not model.network.audio:
-        return None
-    wav2vec = model.network.audio.wav2vec
-    if source.audio == "-" and wav2vec and wav2vec.whole_file:
-        raise UserError(
-            "model.network.audio.wav2vec.whole_file=true", "live sound has no end to wait for", "set it to false"
-        )
+) -> Sound:
+    if source.audio == "-" and heard.ear.whole:
+        raise UserError(f"{heard.ear.whole}=true", "live sound has no end to wait for", "set it to false")
     if inputs is not None:
-        heard = inputs.sound or Silence()
+        pcm = inputs.sound or Silence()
     elif source.audio == "-":
-        heard = LivePcm(standard_input("source.audio=-", stdin), stop=stop)
+        pcm = LivePcm(standard_input("source.audio=-", stdin), stop=stop)
     else:
-        heard = AudioFile(source.audio, stop) if source.audio else Silence()
-    features = encoders.listen(whole_file=isinstance(heard, AudioFile))
-    return Sound(Tap(heard) if tap else heard, model.fps, features)
+        pcm = AudioFile(source.audio, stop) if source.audio else Silence()
+    features = encoders.listen(heard, whole_file=isinstance(pcm, AudioFile))
+    return Sound(Tap(pcm) if tap else pcm, fps, features)
 
 
 def _actions(
-    model: ModelConfig, source: SourceConfig, inputs: Inputs | None, stdin: BinaryIO | None, stop: threading.Event
-):
-    names = model.network.actions
-    if names and inputs is not None:
+    taken: Input, source: SourceConfig, inputs: Inputs | None, stdin: BinaryIO | None, stop: threading.Event
+) -> Any:
+    if inputs is not None:
         return inputs.actions
-    if not names or not source.actions:
+    if not source.actions:
         return None
     if source.actions == "-":
-        return LiveActions(standard_input("source.actions=-", stdin), names, stop=stop)
-    return ActionFile(source.actions, names, stop)
+        return LiveActions(standard_input("source.actions=-", stdin), taken.classes, stop=stop)
+    return ActionFile(source.actions, taken.classes, stop)
 
 
-def _refuse_unused(model: ModelConfig, source: SourceConfig, tensors: TensorsFile | None) -> None:
-    network = model.network
-    for name, used in (("image", model.reference), ("audio", network.audio), ("actions", network.actions)):
+def _refuse_unused(model: ModelConfig, source: SourceConfig, declared: tuple[Input, ...]) -> None:
+    for name in ("image", "audio", "actions"):
         value = getattr(source, name)
-        if value and not used:
+        if value and made_of(declared, name) is None:
             raise UserError(f"source.{name}={value}", f"model={model.name} takes no {name}", f"set source.{name}=null")
         if value and source.inputs and name != "image":
             raise UserError(f"source.{name}={value}", "source.inputs brings its own", f"set source.{name}=null")
-    for key, used in (("motion_latents", network.frame_pack), ("pose_latents", network.pose)):
-        if tensors is not None and tensors.has(key) and not used:
-            raise UserError(
-                f"source.tensors: {key}", f"model={model.name} takes no {key.split('_')[0]}", "leave the key out"
-            )
 
 
 def _bare(source: Any) -> Any:

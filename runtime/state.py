@@ -34,11 +34,13 @@ from conf.paths import is_file, is_folder
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
-EARLIER = {1: {"decoder": "finish", "output": "finish"}}
+FORMAT = 3
+EARLIER = {1: {"decoder": "finish", "output": "finish"}, 2: {}}
 """Formats that are read as well, and the file of each that holds what another holds now."""
 FOLDER, CONTENT = "state", "state.json"
 CONDITIONING, DECODER, OUTPUT, FINISHED = "conditioning", "decoder", "output", "finished"
+ANCHOR = "anchor."
+"""Marks what a recalibration is made of, in the output's file."""
 NAME = re.compile(r"chunk\.(\d{6,})")
 OTHERS = re.compile(r"chunk\.(\d{6,})(\.part|\.old)?")
 """What a stream may leave beside its state: states, whole or being written, and one that made room for another."""
@@ -97,7 +99,7 @@ class State:
 
     @cached_property
     def output(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the output left: (the anchor, if there is one; counters)."""
+        """What the output left: (what a recalibration is made of, if one is to come; counters)."""
         return self.read(OUTPUT)
 
     @property
@@ -107,9 +109,13 @@ class State:
         return Path(os.path.normpath(self.folder.absolute().parent / path)) if path else None
 
     @property
-    def anchor(self) -> Tensor | None:
-        """The latent [1, C, 1, h, w] that a recalibration still to come is made from."""
-        return self.output[0].get("anchor")
+    def anchor(self) -> dict[str, Tensor]:
+        """The attention sink's inputs that a recalibration still to come is made from, by name; empty: none is."""
+        tensors = self.output[0]
+        if (first := tensors.get("anchor")) is not None:  # of an earlier format: in one, the reference first
+            lasting = {"motion": first[:, :, 1:]} if first.shape[2] > 1 else {}
+            return {"reference": first[:, :, :1]} | lasting
+        return {name.removeprefix(ANCHOR): t for name, t in tensors.items() if name.startswith(ANCHOR)}
 
     def read(self, name: str) -> tuple[dict[str, Tensor], Any]:
         """(tensors, content) of a file of it."""
@@ -135,7 +141,9 @@ class State:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self.refuse(f"its {CONTENT} is damaged ({type(error).__name__})", whole) from error
         mine = self._before(identity)
-        for key in sorted(saved.keys() | mine.keys()):
+        # What an earlier format did not say yet, or said in other words, cannot be compared.
+        keys = saved.keys() | mine.keys() if self.content["format"] == FORMAT else saved.keys() & mine.keys()
+        for key in sorted(keys):
             if saved.get(key) != mine.get(key):
                 had, has = (_short(values.get(key)) for values in (saved, mine))
                 raise self.refuse(f"was saved with {key}={had}, this run has {has}", "give what it was saved with")

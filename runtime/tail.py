@@ -118,7 +118,7 @@ class Tail:
             self.own[stream].start()
         if self.held.decoder:
             state = keep.state if keep else None
-            self.decodings[stream] = Decoding.of(self.held.decoder, self.config.model.codec.prime, state)
+            self.decodings[stream] = Decoding.of(self.held.decoder, self.config.model, state)
 
     def sidecar(self, message: Message) -> None:
         """What goes with a chunk has come."""
@@ -173,7 +173,8 @@ class Tail:
         elif not m.hollow:
             x, sidecar = m.tensors["x"], self._sidecar(item)
             with self._timed(m, "decode", chunk):
-                m.tensors = {"x": x, "frames": self.decodings[stream](chunk, x, sidecar.motion)}
+                self.decodings[stream].prime(sidecar.lasting)
+                m.tensors = {"x": x, "frames": self.decodings[stream](x)}
         return m
 
     def _post(self, item: Pass, m: Message) -> Message:

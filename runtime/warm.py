@@ -12,8 +12,7 @@ from torch import Tensor
 from conf.schema import ModelConfig
 from runtime.pool import BankPool
 from stages.codec.base import Decoder
-from stages.denoise.denoiser import ChunkConditioning
-from stages.denoise.frame_pack import FRAMES as MOTION_FRAMES
+from stages.inputs import Axis, Given, Input, inputs_of, on, with_chunk
 
 DECODED = 2
 """Chunks that a decoder is warmed with."""
@@ -28,14 +27,17 @@ def warm_block(pool: BankPool) -> None:
     if pool.parts not in (None, 1):
         return
     banks = pool.take()
-    denoiser.set_text(banks, torch.zeros(1, 1, model.network.text_dim))
-    if model.reference:
-        denoiser.prefill(banks, _entering(pool, 1, reference=True))
-    x, given = _entering(pool, model.chunk_frames), _conditioning(model)
+    inputs = inputs_of(model)
+    if epoch := on(inputs, Axis.EPOCH):
+        denoiser.set_states(banks, {one.name: torch.zeros(one.full()) for one in epoch})
+    if sink := on(inputs, Axis.SINK):
+        denoiser.prefill(banks, _sink(pool, sink))
+    given = {one.name: torch.zeros(one.full(denoiser.grid)) for one in with_chunk(inputs) if one.source}
+    x = _entering(pool, model.chunk_frames)
     for step in range(denoiser.sampler.steps):
         if denoiser.level(step) in banks.banks:
             denoiser.step(banks, step, 0, x, given)
-    if denoiser.commits(0):
+    if denoiser.schedule.commits(0):
         denoiser.commit(banks, 0, x, given)
     pool.give(banks)
 
@@ -50,21 +52,21 @@ def warm_decoder(decoder: Decoder, model: ModelConfig, latent: tuple[int, int]) 
             decoder(torch.zeros(shape, dtype=weight.dtype, device=weight.device), state)
 
 
-def _entering(pool: BankPool, frames: int, reference: bool = False) -> Tensor:
+def _entering(pool: BankPool, frames: int, fixed: int = 0) -> Tensor:
     """Zeros in the shape of latents, or of the hidden states that a later block takes in."""
     denoiser, network = pool.denoiser, pool.denoiser.network
     config, layout = denoiser.model.network, denoiser.layout
-    if not network.first:
-        tokens = frames * layout.tokens + layout.motion * reference
-        return torch.zeros(1, tokens, config.dim, dtype=network.dtype, device=network.device)
-    frames += MOTION_FRAMES * bool(reference and config.frame_pack)
-    shape = (1, config.in_channels, frames, *denoiser.grid)
+    if network.first:
+        shape = (1, config.in_channels, frames, *denoiser.grid)
+    else:
+        shape = (1, frames * layout.tokens + fixed, config.dim)
     return torch.zeros(shape, dtype=network.dtype, device=network.device)
 
 
-def _conditioning(model: ModelConfig) -> ChunkConditioning:
-    """A chunk's, all zeros: as much as the model takes."""
-    network, c = model.network, model.chunk_frames
-    audio = torch.zeros(1, c, network.audio.tokens, network.audio_dim) if network.audio else None
-    actions = torch.zeros(1, c, 4 * len(network.actions)) if network.actions else None
-    return ChunkConditioning(audio, actions)
+def _sink(pool: BankPool, inputs: tuple[Input, ...]) -> Given | Tensor:
+    """Zeros in the shape of the attention sink's inputs, or of hidden states of them."""
+    denoiser = pool.denoiser
+    if not denoiser.network.first:
+        return _entering(pool, 1, denoiser.layout.fixed)
+    before = denoiser.model.network.before
+    return {one.name: torch.zeros(one.full(denoiser.grid, before)) for one in inputs}

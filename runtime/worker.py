@@ -39,6 +39,7 @@ from runtime.stages import Performed
 from runtime.tail import Saved, Tail
 from runtime.trace import Trace
 from runtime.turn import CELL, Turn
+from stages.denoise.schedule import schedule_of
 
 log = logging.getLogger(__name__)
 
@@ -284,8 +285,8 @@ class Worker:
     def _begin(self, opened: Opened) -> None:
         """A stream's sources are open, or failed to: then its end enters at once."""
         stream = opened.stream
-        if opened.reference:
-            again = self.messages.again(stream, self.config.model.recalibrate_chunk, opened.reference)
+        if opened.sink:
+            again = self.messages.again(stream, schedule_of(self.config.model).renewed.in_force_from, opened.sink)
             for worker, message in again:
                 self._send(worker, message)
         self.head.begin(opened)

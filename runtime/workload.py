@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+import torch
 
-from conf.schema import CodecConfig, Config
+from conf.schema import Config, ModelConfig
 from parallel.plan import Workload
 from runtime.encoders import Picture, frames_of
 from runtime.versions import versions
-from stages.build import audio_encoder, text_encoder, torch_dtype, wan_width
+from stages.build import decoder_of, encoder_of, encoders_in_file, network_class, torch_dtype
 from stages.codec.base import parameter_bytes
-from stages.codec.small import SmallDecoder, SmallEncoder, read_config
-from stages.codec.taehv import TaehvDecoder
-from stages.codec.wan import WanDecoder, WanEncoder
 from stages.denoise.bank import Bank, Layout
-from stages.denoise.fp8 import quantise
-from stages.denoise.network import Network
 from stages.encode import umt5
-from stages.encode.wav2vec import parameter_count
+from stages.inputs import inputs_of, with_chunk
 from stages.weights import outline
 
 FLOAT = 4
@@ -37,24 +32,25 @@ def describe(config: Config) -> Workload:
 
     def layers(start: int, stop: int) -> int:
         with outline():
-            part = Network(network, range(start, stop)).to(dtype)
-            return parameter_bytes(quantise(part.fuse(), model.fp8) if model.fp8 else part)
+            part = network_class(model)(network, range(start, stop)).to(dtype)
+            return parameter_bytes(part.fuse().quantise(model.fp8) if model.fp8 else part)
 
     n, tokens = network.layers, picture.rows * picture.columns
     # A range of no layers, in the middle, holds what every range holds.
     bare = layers(1, 1) if n > 1 else 0
     ends = layers(0, 0) - bare, layers(n, n) - bare
-    audio = _meta(lambda: audio_encoder(model)[0]) if network.audio else 0
-    if network.audio and network.audio.wav2vec:
-        audio += parameter_count(network.audio.wav2vec) * FLOAT
-    text = _meta(lambda: prompts[0]) if (prompts := text_encoder(model)) else 0
+    inputs = inputs_of(model)
+    # Encoders of their own stay in float32.
+    encoders = sum(_meta(encoder.make) for encoder in encoders_in_file(model).values())
+    encoders += sum(one.ear.values for one in inputs if one.ear) * FLOAT
     if model.text.checkpoint:
-        text = umt5.parameter_count(model.text.checkpoint) * dtype.itemsize
+        encoders += umt5.parameter_count(model.text.checkpoint) * dtype.itemsize
     still = _meta(lambda: encoder_of(model.codec)) * scale if model.reference else 0
-    decoder = decoder_of(model.codec)
+    decoder = _meta(lambda: decoder_of(model.codec)) * scale
     layout = Layout.of(model, tokens)
     latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize
-    sound = model.chunk_frames * network.audio.tokens * network.audio_dim * dtype.itemsize if network.audio else 0
+    # What only `source.tensors` can give is left out: most streams have none of it.
+    given = sum(one.bytes(dtype) for one in with_chunk(inputs) if one.source)
     return Workload(
         steps=model.step_count,
         layers=n,
@@ -63,35 +59,29 @@ def describe(config: Config) -> Workload:
         decodes=config.sink.needs_frames,
         posts=config.sink.needs_frames and config.post.factor > 1,
         picture_bytes=3 * frames_of(model, 1)[1] * picture.height * picture.width * dtype.itemsize,
-        latent_bytes=latent + sound,
+        latent_bytes=latent + given,
         hidden_bytes=model.chunk_frames * tokens * network.dim * dtype.itemsize,
         layer_bytes=tuple(layers(i, i + 1) - bare - _end(i, n, ends) for i in range(n)),
         range_bytes=bare,
         first_bytes=ends[0],
         last_bytes=ends[1],
-        encode_bytes=audio + text + round(still),
-        decode_bytes=round(parameter_bytes(decoder) * scale) if config.sink.needs_frames else 0,
+        encode_bytes=encoders + round(still),
+        decode_bytes=round(decoder) if config.sink.needs_frames else 0,
         bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype),
+        adapter_bytes=tuple(_adapter_bytes(model, layout, layer, dtype) for layer in range(n)),
         heads=network.heads,
-        tokens_per_frame=math.gcd(tokens, layout.motion),
+        tokens_per_frame=math.gcd(tokens, layout.fixed),
         recache_chunks=model.recache_chunks,
     )
 
 
-def decoder_of(codec: CodecConfig) -> nn.Module:
-    """A decoder of the sizes its file names."""
-    if codec.kind == "wan":
-        return WanDecoder(base=wan_width(codec))
-    if codec.kind == "taehv":
-        return TaehvDecoder()
-    return SmallDecoder(read_config(codec.checkpoint) if codec.checkpoint else None)
-
-
-def encoder_of(codec: CodecConfig) -> nn.Module:
-    """The encoder likewise."""
-    if codec.kind == "small":
-        return SmallEncoder(read_config(codec.checkpoint) if codec.checkpoint else None)
-    return WanEncoder(base=wan_width(codec))
+def _adapter_bytes(model: ModelConfig, layout: Layout, layer: int, dtype: torch.dtype) -> int:
+    """Banks of one layer's adapters at one level."""
+    return sum(
+        Bank.bytes_needed(Layout.of_adapter(model, a, layout.tokens), 1, a.heads, a.head_dim, dtype)
+        for a in model.network.adapters
+        if layer in a.layers
+    )
 
 
 def _end(layer: int, layers: int, ends: tuple[int, int]) -> int:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 from torch import nn
 
 from conf.errors import UserError
-from stages.denoise.layers import Regions
 from stages.denoise.network import Network
 
 
@@ -34,21 +34,19 @@ def check(device: torch.device) -> None:
 
 
 @cache
-def regions(backend: str = "inductor") -> Regions:
-    """A layer's regions, compiled when they are first called; once per process."""
-    return Regions(*(torch.compile(region, dynamic=False, backend=backend) for region in Regions()))
+def compiled(region: Callable, backend: str = "inductor") -> Callable:
+    """A region, compiled when it is first called; once per process."""
+    return torch.compile(region, dynamic=False, backend=backend)
 
 
 def compile_network(network: Network, backend: str = "inductor") -> Network:
-    """Compile what is between attentions; after `stages.denoise.fp8.quantise`, if that is wanted.
+    """Compile what is between attentions; after `Network.quantise`, if that is wanted.
 
     Raises:
         UserError: see `check`.
     """
     check(network.device)
-    for layer in network.blocks.values():
-        layer.regions = regions(backend)
-    return network
+    return network.compile(partial(compiled, backend=backend))
 
 
 def compile_decoder(decoder: nn.Module, backend: str = "inductor") -> nn.Module:

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conf.schema import EmulatedConfig, ModelConfig, Wav2VecConfig
+from conf.schema import EmulatedConfig, ModelConfig
 from stages.codec.base import CodecState
-from stages.denoise.denoiser import ChunkConditioning, StreamBanks
+from stages.denoise.denoiser import StreamBanks
 from stages.denoise.sampler import Sampler
+from stages.denoise.schedule import schedule_of
 from stages.denoise.share import ALL
-from stages.encode.wav2vec import FIELD, HOP
+from stages.encode.audio_features import LogMel
+from stages.inputs import Given, Input
 
 LATEST = 2e-4
 """Seconds by which a timer alone wakes a sleeper late, at most."""
@@ -85,7 +87,7 @@ class EmulatedNetwork:
         self.layers, self.dtype, self.device = layers, dtype, torch.device("cpu")
         self.first = layers.start == 0
 
-    def text_states(self, context: Tensor) -> dict:
+    def states(self, epoch: Given) -> dict:
         """No layer has keys or values."""
         return {}
 
@@ -102,8 +104,9 @@ class EmulatedDenoiser:
 
     def __init__(self, device: EmulatedDevice, model: ModelConfig, layers: range, rows: int, columns: int):
         self.device, self.model, self.layers = device, model, layers
-        self.share, self.stream_bytes, self.text_bytes = ALL, 0, 0
-        self.sampler = Sampler.of(model)
+        self.share, self.stream_bytes, self.states_bytes = ALL, 0, 0
+        self.schedule = schedule_of(model)
+        self.sampler = Sampler.of(model, self.schedule.steps)
         dtype = getattr(torch, model.dtype)
         self.network = EmulatedNetwork(layers, dtype)
         _, ph, pw = model.network.patch
@@ -123,43 +126,29 @@ class EmulatedDenoiser:
         """Banks that hold nothing; `levels` None: all."""
         return StreamBanks(dict.fromkeys(range(self.model.levels) if levels is None else levels))
 
-    def set_text(self, stream: StreamBanks, context: Tensor) -> None:
-        """Text changes nothing here."""
+    def set_states(self, stream: StreamBanks, epoch: Given) -> None:
+        """A prompt changes nothing here."""
 
-    def prefill(self, stream: StreamBanks, reference: Tensor, text: dict | None = None) -> Tensor:
+    def prefill(self, stream: StreamBanks, sink: Given | Tensor, states: dict | None = None) -> Tensor:
         """Take as long as one; returns what the next block takes in."""
         self._hold(self._prefill_s, 0, f"prefill {self.layers.start}")
         return self._output(1)
 
-    def step(
-        self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0
-    ) -> Tensor:
+    def step(self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor:
         """Take as long as a step; returns what the next block, or the sampler, takes in."""
         self._hold(self._step_s, chunk, f"step{step} {self.layers.start}")
         return self._output(self.model.chunk_frames)
 
-    def commit(self, stream: StreamBanks, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0) -> Tensor:
+    def commit(self, stream: StreamBanks, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor:
         """Take as long as a commit; returns what the next block takes in."""
         self._hold(self._commit_s, chunk, f"commit {self.layers.start}")
         return self._output(self.model.chunk_frames)
 
-    def recache(
-        self, stream: StreamBanks, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0
-    ) -> Tensor:
+    def recache(self, stream: StreamBanks, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor:
         """Take as long as the commits of all chunks that are run again; returns what the next block takes in."""
-        chunks = len(self.recached(chunk))
+        chunks = len(self.schedule.recached(chunk))
         self._hold(self._commit_s * chunks, chunk, f"recache {self.layers.start}")
         return self._output(self.model.chunk_frames * chunks)
-
-    def recached(self, chunk: int) -> range:
-        """Finished chunks that a recache before `chunk` runs again."""
-        most = self.model.recache_chunks
-        kept = chunk if chunk <= most else self.model.ring_frames // self.model.chunk_frames
-        return range(chunk - kept, chunk)
-
-    def commits(self, chunk: int) -> bool:
-        """Whether `chunk` is committed when it is finished."""
-        return self.model.rule.commits or chunk * self.model.chunk_frames < self.model.sink_frames
 
     def _hold(self, seconds: float, chunk: int, what: str) -> None:
         """Processes that share a pass take equal parts of its time; what they exchange takes none here."""
@@ -215,35 +204,37 @@ class EmulatedDecoder:
 class EmulatedTextEncoder:
     """Rows of zeros, of a prompt's full length."""
 
-    def __init__(self, model: ModelConfig):
-        self._rows = torch.zeros(1, model.network.text_tokens, model.network.text_dim)
+    def __init__(self, prompt: Input):
+        self._rows = torch.zeros(prompt.full())
 
     def ids(self, prompt: str) -> tuple[list[int], list[str]]:
         """Every word is known."""
         return [], []
 
     def __call__(self, prompt: str) -> Tensor:
-        """The prompt's rows [1, L, text_dim]."""
+        """The prompt's rows [1, L, width]."""
         return self._rows
 
 
-class EmulatedAudioEncoder:
-    """Tokens of zeros, as many as there are video frames."""
+class EmulatedEncoder:
+    """An input of zeros, in its full shape."""
 
-    def __init__(self, model: ModelConfig):
-        self._tokens = torch.zeros(1, model.chunk_frames, model.network.audio.tokens, model.network.audio_dim)
+    def __init__(self, one: Input):
+        self._tokens = torch.zeros(one.full())
 
-    def tokens(self, features: Tensor) -> Tensor:
-        """Tokens [1, c, a, audio_dim]."""
+    def tokens(self, given: Tensor) -> Tensor:
+        """As many entries as a chunk has."""
         return self._tokens
 
 
-class EmulatedWav2Vec:
-    """Hidden states of zeros, as many as there would be."""
+class EmulatedFeatures(LogMel):
+    """Features of zeros, as many as there would be, once the sound has come that a video frame lasts."""
 
-    def __init__(self, config: Wav2VecConfig):
-        self.config = config
+    def __init__(self, one: Input, fps: float):
+        super().__init__(fps, rows_per_frame=1)
+        self._width = one.given[0] * one.given[1]
 
-    def states(self, samples: Tensor) -> Tensor:
-        """[layers, T, dim] of samples [n]."""
-        return torch.zeros(self.config.layers, (len(samples) - FIELD) // HOP + 1, self.config.dim)
+    def frames(self, n: int) -> np.ndarray:
+        """float32 [n, layers * width]."""
+        self.skip(n)
+        return np.zeros((n, self._width), np.float32)

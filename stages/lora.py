@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,6 @@ from conf.errors import UserError
 from conf.paths import is_folder, is_there
 from conf.published import read_json
 from conf.schema import LoraConfig
-from stages.denoise.keys import original_name
 from stages.weight_file import WeightFile
 from stages.weights import first
 
@@ -50,6 +49,7 @@ class Lora:
         config: where it is, and its strength.
         whole: shapes of all weights of the model, by name.
         alpha: where neither its tensors nor its `adapter_config.json` say any; None: the rank.
+        rename: from names in a checkpoint to the model's.
 
     Attributes:
         pairs: by the name of the weight they are added to.
@@ -58,7 +58,13 @@ class Lora:
         UserError: it cannot be read, or holds a key, shape or half of a pair that fits no weight.
     """
 
-    def __init__(self, config: LoraConfig, whole: Mapping[str, torch.Size], alpha: float | None = None):
+    def __init__(
+        self,
+        config: LoraConfig,
+        whole: Mapping[str, torch.Size],
+        alpha: float | None = None,
+        rename: Callable[[str], str] = lambda name: name,
+    ):
         self.file = WeightFile(config.path, "model.lora")
         self._said = self._config()
         self.pairs: dict[str, Pair] = {}
@@ -66,7 +72,7 @@ class Lora:
         modules, unknown = {}, []
         for key in self.file.entries:
             module, role = _role(key)
-            if role is None or (name := _weight_name(module, flat)) not in whole:
+            if role is None or (name := _weight_name(module, flat, rename)) not in whole:
                 unknown.append(key)
             else:
                 modules.setdefault(name, {"module": module})[role] = key
@@ -120,7 +126,7 @@ class Loras:
 
     Args:
         configs: in the order in which they are added.
-        whole, alpha: as for `Lora`.
+        whole, alpha, rename: as for `Lora`.
         device: where sums are taken.
     """
 
@@ -130,8 +136,9 @@ class Loras:
         whole: Mapping[str, torch.Size],
         alpha: float | None,
         device: torch.device,
+        rename: Callable[[str], str] = lambda name: name,
     ):
-        self.adapters = [Lora(config, whole, alpha) for config in configs]
+        self.adapters = [Lora(config, whole, alpha, rename) for config in configs]
         self._device = device
         self._held: tuple[str, list[tuple[Tensor, Tensor]]] = ("", [])
         # One buffer for all sums: memory that is taken and freed all the time does not all go back to the system.
@@ -165,11 +172,11 @@ def _role(key: str) -> tuple[str, str | None]:
     return key, None
 
 
-def _weight_name(module: str, flat: Mapping[str, str]) -> str:
+def _weight_name(module: str, flat: Mapping[str, str], rename: Callable[[str], str]) -> str:
     """The name of the weight that a LoRA's module adapts."""
     if FLATTENED.match(module):
         return flat.get(FLATTENED.sub("", module, count=1), module)
-    return original_name(f"{module}.weight")
+    return rename(f"{module}.weight")
 
 
 def _matching(patterns: Mapping[str, float], module: str, otherwise: float | None) -> float | None:

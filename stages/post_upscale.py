@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stages.codec.small import Block
+from stages.codec.small.layers import Block
 
 SCALE = 4
 FOLD = 2

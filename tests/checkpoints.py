@@ -117,7 +117,7 @@ def random_tensors(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = t
 
 def vae_tensors(base: int) -> dict[str, Tensor]:
     """Weights of a Wan2.1 VAE, both halves, under their original names."""
-    from stages.codec.wan import WanDecoder, WanEncoder
+    from stages.codec.wan.network import WanDecoder, WanEncoder
 
     with torch.device("meta"):
         halves = WanEncoder(base=base), WanDecoder(base=base)

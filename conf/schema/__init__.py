@@ -8,10 +8,10 @@ from conf.errors import UserError, choice
 from conf.paths import live
 from conf.schema.cluster import ClusterConfig
 from conf.schema.codec import CodecConfig
-from conf.schema.conditioning import AudioConfig, TextConfig, Wav2VecConfig
+from conf.schema.conditioning import TextConfig, Wav2VecConfig
 from conf.schema.lora import LoraConfig
 from conf.schema.model import ModelConfig, SinkShift
-from conf.schema.network import NetworkConfig
+from conf.schema.network import Adapter, NetworkConfig
 from conf.schema.stream import (
     OBJECTIVES,
     DeviceConfig,
@@ -27,7 +27,7 @@ from conf.schema.stream import (
 )
 
 __all__ = [
-    "AudioConfig",
+    "Adapter",
     "ClusterConfig",
     "CodecConfig",
     "Config",

@@ -32,7 +32,7 @@ class DeviceKind:
         flops: arithmetic rate that a step sustains, in the model's dtype (not the data sheet's peak). Times of models
             that have no `StageTimes` are derived from it; null: they cannot be.
         launch_s: what launching a layer's kernels takes; in derived times no layer takes less.
-        pixel_s: seconds that the Wan decoder takes for one pixel of a frame, for derived times likewise.
+        pixel_s: seconds that a decoder which is timed by pixels takes for one of a frame, for derived times likewise.
     """
 
     memory_bytes: float = 0.0

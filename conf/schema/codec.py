@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from conf.errors import choice, positive
+from conf.codecs import declared
+from conf.errors import positive
 from conf.paths import found
 
 
 @dataclass
 class CodecConfig:
-    """The network between pixels and latents.
-
-    `small`: the pocket models'. `wan`: the Wan VAE. `taehv`: a small distilled decoder of the same latents.
-    """
+    """The network between pixels and latents."""
 
     kind: str = "small"
+    """A folder of `stages/codec`, or a package elsewhere that has what a folder there has."""
     width: int = 96
-    """Channels of the Wan VAE at full resolution, where it has random weights (codec files say their own sizes)."""
+    """Channels at full resolution of a codec of many sizes, where it has random weights (files say their own)."""
     checkpoint: str | None = None
     vae: str | None = None
-    """Beside a `taehv` decoder: the Wan VAE whose encoder makes latents of a reference; null: as the checkpoint's
-    folder has it."""
+    """Beside a decoder of another codec's latents: the file of that codec, whose encoder makes latents of a reference;
+    null: as the checkpoint's folder has it."""
     statistics: str | None = None
     """Which data's latent mean and deviation to use, of those the small codec's file holds."""
     prime: int = 0
@@ -30,5 +29,5 @@ class CodecConfig:
     def __post_init__(self):
         self.checkpoint = found(self.checkpoint)
         self.vae = found(self.vae)
-        choice("model.codec.kind", self.kind, ("small", "wan", "taehv"))
+        declared(self.kind)
         positive("model.codec.width", self.width)

@@ -1,4 +1,4 @@
-"""What conditions a model: its prompts and its sound."""
+"""Networks of their own that conditions are made with: of prompts, and of sound."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from conf import published
-from conf.errors import UserError, choice, positive
+from conf.errors import choice, positive
 from conf.paths import found
 
 
@@ -47,7 +47,7 @@ class TextConfig:
 
 @dataclass
 class Wav2VecConfig:
-    """Sound as the hidden states of a wav2vec2 model (Wan2.2-S2V)."""
+    """Sound as the hidden states of a wav2vec2 model."""
 
     checkpoint: str | None = None
     """A folder as transformers writes it; null: the folder of that name in `model.checkpoint`, or random weights."""
@@ -66,47 +66,3 @@ class Wav2VecConfig:
         self.checkpoint = found(self.checkpoint)
         for name in ("layers", "dim", "tokens", "window_s"):
             positive(f"model.network.audio.wav2vec.{name}", getattr(self, name))
-
-
-@dataclass
-class AudioConfig:
-    """Sound as causal log-mel features, cross-attended per latent frame after some of the layers."""
-
-    layers: list[int] = field(default_factory=list)
-    """Network layers followed by an audio cross-attention."""
-    dim: int = 64
-    """Width of an audio token; there is one token per video frame. With `wav2vec` it is the network's width."""
-    bands: int = 32
-    """Mel bands of a feature row."""
-    rows_per_frame: int = 4
-    """Feature rows per video frame."""
-    lookahead_s: float = 0.0
-    """How far a frame's features may look ahead of the frame's end."""
-    adain: bool = False
-    """Use AdaIN: one more audio token per latent frame scales and shifts the queries."""
-    wav2vec: Wav2VecConfig | None = None
-    """Listen with wav2vec2 instead of log-mel features."""
-
-    def __post_init__(self):
-        if self.adain and not self.wav2vec:
-            raise UserError("model.network.audio.adain=true", "only wav2vec gives the token it needs", "set it false")
-
-    @property
-    def features(self) -> int:
-        """Features per video frame, in each of `feature_layers`."""
-        return self.wav2vec.dim if self.wav2vec else self.bands * self.rows_per_frame
-
-    @property
-    def feature_layers(self) -> int:
-        """Layers that features come from."""
-        return self.wav2vec.layers if self.wav2vec else 1
-
-    @property
-    def tokens(self) -> int:
-        """Audio tokens of a latent frame."""
-        return self.wav2vec.tokens + 1 + self.adain if self.wav2vec else 4
-
-    @property
-    def names(self) -> dict[int, str]:
-        """What the part after a layer is called in a checkpoint: S2V's are counted, ours have the layer's number."""
-        return {layer: str(count if self.wav2vec else layer) for count, layer in enumerate(self.layers)}

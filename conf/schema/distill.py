@@ -105,7 +105,7 @@ class DmdConfig(StageConfig):
 
     rollout: str = "same_level"
     """`same_level`: step first, all chunks in one forward, live history gradient. `clean`: chunk by chunk over a
-    clean history without gradient (Self-Forcing)."""
+    clean history without gradient (arXiv 2506.08009)."""
     ratio: int = 5
     """Critic updates per generator update."""
     critic_warmup: int = 50

@@ -47,5 +47,5 @@ class EvaluateConfig:
             raise UserError(
                 f"model={self.model.name}",
                 "is neither an avatar nor a world that was trained here (model.codec.statistics says which)",
-                "use model=pocket_avatar or model=pocket_world",
+                "name a model whose codec has such statistics",
             )

@@ -1,11 +1,13 @@
-"""What a model is: its network, its streaming rules, its codec and what conditions it."""
+"""What a model is: its family, its network's sizes, its streaming rules, its codec and what conditions it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any
 
-from conf import published
+from conf import families, published
+from conf.codecs import declared
 from conf.contexts import CONTEXTS, ContextRule
 from conf.errors import UserError, choice, positive
 from conf.paths import found, is_folder
@@ -13,6 +15,7 @@ from conf.schema.codec import CodecConfig
 from conf.schema.conditioning import TextConfig
 from conf.schema.lora import LoraConfig
 from conf.schema.network import NetworkConfig
+from conf.typed import typed
 
 POSITION_RULES = ("abs", "slot", "sink_shift")
 SAMPLERS = ("euler", "renoise")
@@ -24,7 +27,7 @@ FP8 = ("per_tensor", "per_row")
 class SinkShift:
     """Where SINK-SHIFT places the attention sink: at `start` first, later `distance` frames ahead of the chunk.
 
-    Live Avatar: start 30, distance drawn from 4 to 30 for every chunk and step.
+    The distance is drawn for every chunk and step (arXiv 2512.04677).
     """
 
     start: int = 30
@@ -44,8 +47,11 @@ class SinkShift:
 class ModelConfig:
     """One model: architecture, context rule, sampler, positions, codec."""
 
-    name: str = "nano"
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    name: str = ""
+    family: str = ""
+    """A folder of `stages/models`, or a package elsewhere that is made like one."""
+    network: Any = None
+    """Sizes: those of its family's `Sizes` that are not its defaults."""
     text: TextConfig = field(default_factory=TextConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
 
@@ -82,7 +88,7 @@ class ModelConfig:
     sink_shift: SinkShift = field(default_factory=SinkShift)
     prompt_switch: str = "text_only"
     """What a new prompt changes: `text_only`, what is read of it from then on; `recache`, what was made of the frames
-    in the window, too, which are run again with it (LongLive)."""
+    in the window, too, which are run again with it (arXiv 2509.22622)."""
 
     fps: int = 16
     height: int = 64
@@ -90,6 +96,7 @@ class ModelConfig:
     width: int = 64
 
     def __post_init__(self):
+        self._take_family()
         self.checkpoint, self.lora = found(self.checkpoint), LoraConfig.of(self.lora) or None
         choice("model.context", self.context, tuple(CONTEXTS))
         choice("model.positions", self.positions, POSITION_RULES)
@@ -117,6 +124,27 @@ class ModelConfig:
         self._check_schedule()
         self._check_window()
         self._check_sink()
+        if check := getattr(self._declared, "check", None):
+            check(self)
+
+    @property
+    def _declared(self) -> ModuleType | None:
+        """The family's `sizes` module; None for a configuration that is still empty."""
+        if not self.family:
+            return None
+        if (found := families.part(families.FAMILIES, self.family, "sizes")) is None:
+            raise UserError(f"model.family={self.family}", "has no sizes.py", "see docs/new-model.md")
+        return found
+
+    def _take_family(self):
+        """The network's sizes, of the type that the family declares."""
+        if isinstance(self.network, NetworkConfig) and not self.family:
+            self.family = families.name_of(type(self.network).__module__)
+        if self._declared is None:
+            if self.network is not None:
+                raise UserError("model.family=null", "says what the network's sizes mean", "name a family")
+            return
+        self.network = typed(self._declared.Sizes, self.network or {}, "model.network")
 
     def _resized(self, config: Any, sizes: dict[str, Any], inside: str = "") -> Any:
         """A configuration with some fields replaced, all at once; `a.b` is field `b` of field `a`."""
@@ -138,17 +166,29 @@ class ModelConfig:
         return replace(config, **own)
 
     def _take_folder(self):
-        """The sizes and the VAE of the checkpoint's folder."""
-        if sizes := published.network_sizes(self.checkpoint):
-            self.network = self._resized(self.network, sizes)
-        holds = {"wan": "checkpoint", "taehv": "vae"}.get(self.codec.kind)
-        if holds and getattr(self.codec, holds) is None:
-            vae = published.part(self.checkpoint, "vae")
-            self.codec = replace(self.codec, **{holds: str(vae) if vae else None})
+        """The sizes and the codec of the checkpoint's folder."""
+        if self.family and (said := published.said(self.checkpoint)):
+            tell = getattr(self._declared, "published", None)
+            if tell is None:
+                raise UserError(
+                    f"model.checkpoint={self.checkpoint}",
+                    f"holds a config.json, which family {self.family} does not read",
+                    "name the file with the weights",
+                )
+            try:
+                self.network = self._resized(self.network, tell(said))
+            except UserError as error:
+                value = f"model.checkpoint={self.checkpoint}: {error.value}"
+                raise UserError(value, error.rule, error.remedy) from error
+        kind = self.codec.kind
+        for name, codec in (("checkpoint", kind), ("vae", declared(kind).encoder)):
+            places = declared(codec).names if codec and getattr(self.codec, name) is None else ()
+            if there := published.first_there(self.checkpoint, places):
+                self.codec = replace(self.codec, **{name: str(there)})
 
     def _check_widths(self):
-        for name in ("dim", "ffn_dim"):
-            if (width := getattr(self.network, name)) % 16:
+        for name, width in self.network.widths.items() if self.network else ():
+            if width % 16:
                 raise UserError(f"model.fp8={self.fp8}", f"needs widths in sixteens, not {name}={width}", "set it null")
 
     def _check_schedule(self):
@@ -179,16 +219,10 @@ class ModelConfig:
             )
 
     def _check_sink(self):
-        if self.network.frame_pack and not self.reference:
-            raise UserError(
-                "model.network.frame_pack=true",
-                "motion tokens stand beside a reference, and this model has none",
-                "set model.reference=true",
-            )
-        if self.codec.prime and not self.network.frame_pack:
+        if self.codec.prime and self.network is not None and not self.network.before:
             raise UserError(
                 f"model.codec.prime={self.codec.prime}",
-                "the decoder is primed with motion frames, and this model has none",
+                "the decoder is primed with frames of before the stream, and this model has none",
                 "set model.codec.prime=0",
             )
         if not self.rule.commits and self.sink_frames % self.chunk_frames:

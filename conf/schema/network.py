@@ -1,41 +1,53 @@
-"""Sizes of a model's network."""
+"""What every model's network says of itself, whatever family it is of."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from conf.errors import UserError, positive
-from conf.schema.conditioning import AudioConfig
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A part inside some layers that has a history of its own, in banks beside those of the tokens.
+
+    Attributes:
+        name: as the layers call it.
+        layers: that have it.
+        heads, head_dim: of its keys and values.
+        each: what has an entry: `latent` (one for a latent frame) or `place` (one for each token of it, which reads
+            only the same place in other frames).
+        widths: channels of a head that turn with (frame, row, column), though an entry stands in time only; None: as
+            the tokens' do.
+        base: of the angles, likewise.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    heads: int
+    head_dim: int
+    each: str = "latent"
+    widths: tuple[int, int, int] | None = None
+    base: float = 10000.0
 
 
 @dataclass
 class NetworkConfig:
-    """Sizes of the diffusion transformer (names as in Wan's `config.json` where it has one)."""
+    """Sizes that plans, banks and channels count with. A family adds its own in `stages/models/FAMILY/sizes.py`."""
 
     dim: int = 64
-    ffn_dim: int = 128
+    """Width of a hidden state."""
     heads: int = 4
     layers: int = 6
     patch: list[int] = field(default_factory=lambda: [1, 2, 2])
+    """Latent frames, rows and columns that become one token."""
     in_channels: int = 16
+    """Channels of the latents that are denoised."""
     out_channels: int = 16
-    freq_dim: int = 256
-    text_dim: int = 32
-    text_tokens: int = 8
-    """Text rows; shorter prompts are padded with zero rows, which take part."""
-    eps: float = 1e-6
-    token_types: bool = False
-    """Learned type embeddings that tell noisy tokens from reference and motion tokens."""
-    frame_pack: bool = False
-    """Motion tokens beside the reference: the 19 latent frames before the stream, packed."""
-    pose: bool = False
-    """Latents of a pose are added to the chunk's own."""
-    actions: list[str] = field(default_factory=list)
-    """Names of the actions that modulate every layer, per latent frame; empty: none."""
-    audio: AudioConfig | None = None
 
     def __post_init__(self):
-        for name in ("dim", "ffn_dim", "heads", "layers", "in_channels", "out_channels", "text_tokens"):
+        for name in ("dim", "heads", "layers", "in_channels", "out_channels"):
             positive(f"model.network.{name}", getattr(self, name))
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise UserError(
@@ -45,21 +57,43 @@ class NetworkConfig:
             )
         if len(self.patch) != 3 or min(self.patch) < 1:
             raise UserError(f"model.network.patch={self.patch}", "is three sizes: frames, rows, columns", "use [1,2,2]")
-        bad = [layer for layer in self.audio.layers if not 0 <= layer < self.layers] if self.audio else []
-        if bad:
-            raise UserError(
-                f"model.network.audio.layers={self.audio.layers}",
-                f"layers are 0 to {self.layers - 1}",
-                f"remove {bad}",
-            )
 
     @property
     def head_dim(self) -> int:
+        """Width of a head."""
         return self.dim // self.heads
 
+    # -- what a family may say otherwise -----------------------------------------------------------------------------
+
     @property
-    def audio_dim(self) -> int:
-        """Width of an audio token; 0 for a network without sound."""
-        if not self.audio:
-            return 0
-        return self.dim if self.audio.wav2vec else self.audio.dim
+    def widths(self) -> dict[str, int]:
+        """Widths of the layers' large products, by name: what 8-bit products need in sixteens."""
+        return {"dim": self.dim}
+
+    @property
+    def before(self) -> int:
+        """Latent frames of what was before a stream that the attention sink holds beside the reference; 0: none."""
+        return 0
+
+    @property
+    def unit(self) -> int:
+        """Rows and columns of tokens must be multiples of it."""
+        return 1
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """Parts of the layers that have banks of their own."""
+        return ()
+
+    def fixed(self, tokens: int) -> int:
+        """Tokens of the attention sink that are no whole frames and never move, where a latent frame has `tokens`."""
+        return 0
+
+    def states_values(self) -> int:
+        """Numbers that one layer keeps of what holds for an epoch, for one stream (keys and values of its text)."""
+        return 0
+
+    def layer_flops(self, new: int, keys: int) -> Sequence[float]:
+        """Floating point operations of every layer in one pass over `new` tokens that read `keys`; two per
+        multiply-add: 2 n 12 d^2 in the products of a common layer, 4 n m d in attention."""
+        return [float(24 * new * self.dim**2 + 4 * new * keys * self.dim)] * self.layers

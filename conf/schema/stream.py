@@ -226,7 +226,7 @@ class DeviceConfig:
     kind: str = "auto"
     threads: int = 1
     compile: bool = False
-    """Compile what lies between attentions, and the Wan decoder: the first chunks wait for it."""
+    """Compile what lies between attentions, and the decoder where it can be: the first chunks wait for it."""
     graphs: str = "never"
     """Whether a pass that comes round is recorded as a CUDA graph: `never`, `auto` (where it can be), `always`."""
     emulated: EmulatedConfig = field(default_factory=EmulatedConfig)

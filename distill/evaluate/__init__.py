@@ -1,1 +1,1 @@
-"""What the pocket models' streams are worth: held-out streams, hand-written estimators, bars, a report."""
+"""What streams of a model that was trained here are worth: held-out streams, hand-written estimators, bars."""

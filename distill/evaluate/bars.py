@@ -1,4 +1,4 @@
-"""What a released pocket model must reach, and whether one set of weights beats another."""
+"""What a released model must reach, and whether one set of weights beats another."""
 
 from __future__ import annotations
 

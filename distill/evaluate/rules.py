@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,9 @@ from torch import Tensor
 from conf.schema import ModelConfig
 from stages.denoise.bank import BankPass
 from stages.denoise.denoiser import Denoiser, StreamBanks
-from stages.denoise.layers import KeysValues
-from stages.denoise.network import Drive, Network
+from stages.denoise.network import Network
+from stages.denoise.schedule import Schedule
+from stages.inputs import REFERENCE, Given
 
 HISTORIES, SINKS = ("same_level", "clean"), ("none", "noisy", "clean")
 
@@ -46,17 +48,25 @@ class Rules:
         return kind(self.of(model), network, rows, columns)
 
 
+@dataclass(frozen=True)
+class _NoisySchedule(Schedule):
+    def commits(self, chunk: int) -> bool:
+        """As ever, but a chunk of the attention sink keeps what its steps wrote."""
+        return super().commits(chunk) and chunk * self.chunk_frames >= self.sink_frames
+
+
 class NoisySink(Denoiser):
     """A denoiser whose attention sink is never clean: what SAF's ablation shows to freeze the picture."""
 
-    def commits(self, chunk: int) -> bool:
-        """As `Denoiser.commits`, but a chunk of the attention sink keeps what its steps wrote."""
-        return super().commits(chunk) and chunk * self.model.chunk_frames >= self.model.sink_frames
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.schedule = _NoisySchedule(**vars(self.schedule))
 
     @torch.inference_mode()
-    def prefill(self, stream: StreamBanks, reference: Tensor, text: dict[int, KeysValues] | None = None) -> Tensor:
+    def prefill(self, stream: StreamBanks, sink: Given, states: Any = None) -> Tensor:
         """As `Denoiser.prefill`, with the reference noised to the level of each bank's last step."""
-        frames, out = self.layout.reference, reference
+        reference = out = sink[REFERENCE]
+        frames, states = self.layout.reference, stream.states if states is None else states
         positions = range(-frames, 0)
         noise = torch.randn(reference.shape, generator=torch.Generator().manual_seed(0)).to(reference)
         for level, bank in stream.banks.items():
@@ -64,6 +74,6 @@ class NoisySink(Denoiser):
             sigma = self.sampler.sigmas[step]
             x = ((1 - sigma) * reference + sigma * noise).to(self.network.device, self.network.dtype)
             attend = BankPass(bank, self.rope.table(positions), positions, [(0, 0, frames)], frames, self.core)
-            drive = Drive(self._terms[step], stream.text if text is None else text, token_type=1)
-            out = self.network(x, drive, attend, self._shape(frames))
+            drive = self.network.drive(self._constants[step], states, {})
+            out = self.network.through(self.network.enter_sink({REFERENCE: x}), drive, attend)
         return out

@@ -20,16 +20,16 @@ from distill.evaluate.rules import Rules
 from stages.build import (
     SPATIAL_STRIDE,
     TEMPORAL_STRIDE,
-    build_audio_encoder,
     build_decoder,
     build_encoder,
+    build_input_encoder,
     build_network,
     build_text_encoder,
     torch_dtype,
 )
-from stages.denoise.denoiser import ChunkConditioning, Denoiser
+from stages.denoise.denoiser import Denoiser
 from stages.denoise.draws import Draws
-from stages.encode.actions import one_hot
+from stages.inputs import REFERENCE, Given, Input, inputs_of, made_of
 from stages.post import to_pictures
 
 Loop = Callable[[Denoiser, Any, Any], Iterator[Tensor]]
@@ -75,17 +75,26 @@ class Driven:
     def __post_init__(self):
         self._draws = Draws(self.case.seed, "evaluate")
 
-    def reference(self) -> Tensor | None:
-        """The latent [1, C, 1, h, w]."""
-        picture = self.case.reference()
-        return None if picture is None else self.engine.encode(picture)
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Of the model."""
+        return self.engine.inputs
 
-    def text(self, chunk: int) -> Tensor | None:
+    def sink(self) -> Given:
+        """The reference, a latent [1, C, 1, h, w], where there is one."""
+        picture = self.case.reference()
+        return {} if picture is None else {REFERENCE: self.engine.encode(picture)}
+
+    def lasting(self) -> Given:
+        """Nothing beside the reference."""
+        return {}
+
+    def states(self, chunk: int) -> Given | None:
         """One prompt for the whole stream."""
-        return self.engine.text_encoder(self.case.prompt) if chunk == 0 else None
+        return {"text": self.engine.text_encoder(self.case.prompt)} if chunk == 0 else None
 
     @torch.inference_mode()
-    def chunk(self, chunk: int) -> ChunkConditioning | None:
+    def chunk(self, chunk: int) -> Given | None:
         """Sound and actions of a chunk; None after the last."""
         if chunk >= self.case.chunks:
             return None
@@ -94,8 +103,8 @@ class Driven:
         heard = self.case.features(frames)
         audio = None if heard is None else engine.audio_encoder(torch.from_numpy(heard)[None])
         pressed = self.case.actions(frames, self.seen)
-        names = engine.model.network.actions
-        return ChunkConditioning(audio, None if pressed is None else one_hot(pressed.tolist(), len(names)))
+        given = {} if audio is None else {"audio": audio}
+        return given if pressed is None else given | {"actions": made_of(self.inputs, "actions").rows(pressed)}
 
     def noise(self, chunk: int, step: int) -> Tensor:
         """[1, C, c, h, w]."""
@@ -125,7 +134,10 @@ class Engine:
         self.latent = (1, model.network.in_channels, model.chunk_frames, h, w)
         self.frames_per_chunk = model.chunk_frames * TEMPORAL_STRIDE
         self.denoiser = rules.denoiser(model, build_network(model, device), h // high, w // wide)
-        self.text_encoder, self.audio_encoder = build_text_encoder(model), build_audio_encoder(model)
+        self.inputs = inputs_of(model)
+        heard = made_of(self.inputs, "audio")
+        self.text_encoder = build_text_encoder(model, made_of(self.inputs, "prompt"))
+        self.audio_encoder = heard and build_input_encoder(model, heard)
         self.encoder = build_encoder(model, device)
         self.decoder = build_decoder(model, device)
         self._dtype = torch_dtype(model.dtype)

@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
+from conf import families
 from conf.schema import ModelConfig
-from stages.denoise.keys import original_name
-from stages.denoise.network import Network
-from stages.encode.audio import AudioEncoder
-from stages.encode.causal_audio import CausalAudioEncoder
 from stages.encode.text import TextEncoder
+from stages.inputs import Encoder, inputs_of, made_of
 from stages.lora import Loras
 from stages.weight_file import WeightFile
 from stages.weights import check, initialise, load, outline
 
 
-def text_encoder(model: ModelConfig) -> tuple[TextEncoder, str] | None:
-    """The small text encoder without its weights, and where these lie in a model's file; None: it has none.
+def network_class(model: ModelConfig) -> Callable[..., nn.Module]:
+    """The class of a model's network: (sizes, layers, attention) -> network."""
+    return families.part(families.FAMILIES, model.family, "network").Network
+
+
+def rename_of(model: ModelConfig) -> Callable[[str], str]:
+    """From names in the weight files of a model's family to its network's own."""
+    keys = families.part(families.FAMILIES, model.family, "keys")
+    return keys.rename if keys else lambda name: name
+
+
+def text_encoder(model: ModelConfig) -> Encoder | None:
+    """The small text encoder, whose weights lie in the model's file; None: it has none.
 
     A model with random weights reads prompts with a random table, too: it means as much as all else it does.
     """
-    if model.text.checkpoint or (model.text.kind == "umt5" and model.checkpoint is not None):
+    prompt = made_of(inputs_of(model), "prompt")
+    if prompt is None or model.text.checkpoint or (model.text.kind == "umt5" and model.checkpoint is not None):
         return None
-    return TextEncoder(model.text, model.network.text_dim, model.network.text_tokens), "text_encoder."
+    tokens, width = prompt.shape
+    return Encoder(lambda: TextEncoder(model.text, width, tokens), "text_encoder.")
 
 
-def audio_encoder(model: ModelConfig) -> tuple[AudioEncoder | CausalAudioEncoder, str] | None:
-    """The sound's encoder likewise; None for a model that does not listen."""
-    audio = model.network.audio
-    if audio and audio.wav2vec:
-        sizes = audio.wav2vec.layers, audio.wav2vec.dim, model.network.dim, audio.wav2vec.tokens
-        return CausalAudioEncoder(*sizes), "casual_audio_encoder."
-    return (AudioEncoder(audio), "audio_encoder.") if audio else None
+def encoders_in_file(model: ModelConfig) -> dict[str, Encoder]:
+    """Every encoder whose weights lie in the model's file, by its input."""
+    inputs = inputs_of(model)
+    found = {one.name: one.encoder for one in inputs if one.encoder}
+    text = text_encoder(model)
+    return found | ({made_of(inputs, "prompt").name: text} if text else {})
 
 
 def whole(model: ModelConfig) -> dict[str, torch.Size]:
     """Name and shape of every weight of a model's file, whoever holds it."""
+    encoders = encoders_in_file(model).values()
     with outline():
-        parts = filter(None, [(Network(model.network), ""), text_encoder(model), audio_encoder(model)])
+        parts = [(network_class(model)(model.network), ""), *((e.make(), e.prefix) for e in encoders)]
     return {prefix + name: value.shape for part, prefix in parts for name, value in part.state_dict().items()}
 
 
@@ -54,9 +67,9 @@ class Checkpoint:
 
     def __init__(self, model: ModelConfig, device: torch.device):
         names = whole(model)
-        self.file = WeightFile(model.checkpoint, rename=original_name)
+        self.file = WeightFile(model.checkpoint, rename=rename_of(model))
         check(self.file, names)
-        self.loras = Loras(model.lora, names, model.lora_alpha, device) if model.lora else None
+        self.loras = Loras(model.lora, names, model.lora_alpha, device, rename_of(model)) if model.lora else None
 
     def fill(self, module: nn.Module, prefix: str = "") -> None:
         """Read a module's own weights, and no others."""

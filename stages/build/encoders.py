@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from conf import published
 from conf.errors import UserError
-from conf.schema import ModelConfig
-from stages.build.checkpoint import audio_encoder, filled, text_encoder
+from conf.schema import ModelConfig, Wav2VecConfig
+from stages.build.checkpoint import filled, text_encoder
 from stages.build.device import torch_dtype
-from stages.encode.audio import AudioEncoder
-from stages.encode.causal_audio import CausalAudioEncoder
 from stages.encode.text import TextEncoder
 from stages.encode.umt5 import Umt5Encoder
 from stages.encode.wav2vec import Wav2Vec
+from stages.inputs import Input
 
 
-def build_text_encoder(model: ModelConfig, device: torch.device | str = "cpu") -> TextEncoder | Umt5Encoder | None:
-    """The prompt's encoder (a small one stays on the CPU: it runs once per prompt); None where states are given."""
+def build_text_encoder(
+    model: ModelConfig, prompt: Input, device: torch.device | str = "cpu"
+) -> TextEncoder | Umt5Encoder | None:
+    """The encoder of the input `prompt` (a small one stays on the CPU: it runs once per prompt); None where its rows
+    have to be given."""
     if model.text.checkpoint:
         # float16 is too narrow for T5.
         dtype = torch.float32 if model.dtype == "float16" else torch_dtype(model.dtype)
-        sizes = model.network.text_dim, model.network.text_tokens
-        return Umt5Encoder(model.text.checkpoint, model.text.tokenizer, *sizes, dtype, device)
+        tokens, width = prompt.shape
+        return Umt5Encoder(model.text.checkpoint, model.text.tokenizer, width, tokens, dtype, device)
     part = text_encoder(model)
-    return filled(part[0], model, part[1]) if part else None
+    return filled(part.make(), model, part.prefix) if part else None
 
 
-def build_audio_encoder(
-    model: ModelConfig, device: torch.device | str = "cpu"
-) -> AudioEncoder | CausalAudioEncoder | None:
-    """The sound's encoder, if the model listens."""
-    part = audio_encoder(model)
-    return filled(part[0].to(device), model, part[1]) if part else None
+def build_input_encoder(model: ModelConfig, one: Input, device: torch.device | str = "cpu") -> nn.Module | None:
+    """The encoder of an input that comes with every chunk; None: it has none."""
+    return filled(one.encoder.make().to(device), model, one.encoder.prefix) if one.encoder else None
 
 
-def build_wav2vec(model: ModelConfig, device: torch.device | str = "cpu") -> Wav2Vec | None:
-    """What turns sound into features, where the model has a network for it."""
-    config = model.network.audio.wav2vec if model.network.audio else None
-    if config is None:
-        return None
+def build_wav2vec(model: ModelConfig, config: Wav2VecConfig, device: torch.device | str = "cpu") -> Wav2Vec:
+    """What turns sound into features, in files of its own: those named, or those in the model's folder."""
     beside = published.part(model.checkpoint, "audio_encoder") if model.checkpoint else None
     folder = config.checkpoint or beside
     if folder is None and model.checkpoint is not None:

@@ -1,11 +1,11 @@
-"""The diffusion transformer, whole or a range of its layers."""
+"""A model's network, whole or a range of its layers."""
 
 from __future__ import annotations
 
 import torch
 
 from conf.schema import ModelConfig
-from stages.build.checkpoint import Checkpoint, filled
+from stages.build.checkpoint import Checkpoint, filled, network_class
 from stages.build.device import torch_dtype
 from stages.denoise.network import Network
 from stages.weights import empty
@@ -15,6 +15,7 @@ def build_network(
     model: ModelConfig, device: torch.device, layers: range | None = None, checkpoint: Checkpoint | None = None
 ) -> Network:
     """The network, or the block range `layers` of it; `checkpoint` where it is open already."""
-    network = empty(lambda: Network(model.network, layers, model.attention), device, torch_dtype(model.dtype))
+    kind = network_class(model)
+    network = empty(lambda: kind(model.network, layers, model.attention), device, torch_dtype(model.dtype))
     # Before the weights are read, so that they are never held twice.
     return filled(network.fuse(), model, "", checkpoint)

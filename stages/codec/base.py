@@ -13,6 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+SPATIAL_STRIDE, TEMPORAL_STRIDE = 8, 4
+"""Of every codec: video pixels per latent pixel, video frames per latent frame."""
+
 
 @dataclass
 class CodecState:

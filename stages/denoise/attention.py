@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from conf.errors import UserError, nearest
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""core(q, k, v, mask) -> y: attention itself."""
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class History(Protocol):
+    """Attention over what a stream has been: whoever runs a pass decides where keys and values are kept."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, adapter: str = "") -> Tensor:
+        """What a layer's tokens, or an adapter's, see: y like q.
+
+        Args:
+            layer: which.
+            q, k, v: [B, N, heads, head_dim], without positions. An adapter's k and v may have fewer entries than q:
+                one for each latent frame.
+            adapter: whose history, a name of `NetworkConfig.adapters`; empty: the tokens' own.
+
+        Without gradients it may overwrite q, k and v: nobody reads them afterwards.
+        """
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,49 +1,58 @@
 """Banks: the key/value history of one stream at one level, `[attention sink | ring]` in one buffer per layer.
 
-The attention sink is the motion tokens and the reference frames (if the model has any) followed by the first `sink`
-generated frames; the ring holds the latest `ring` generated frames. Where a frame goes is a pure function of its index,
-so writing the same chunk twice (its next denoising step, its commit) overwrites the same slots and evicts
+The attention sink is a family's fixed tokens and the reference frames (if the model has any) followed by the first
+`sink` generated frames; the ring holds the latest `ring` generated frames. Where a frame goes is a pure function of
+its index, so writing the same chunk twice (its next denoising step, its commit) overwrites the same slots and evicts
 nothing, and no counter needs to be kept. What a chunk may read is always a prefix of the buffer: attention
 takes a view of it, without copies. Keys of the ring are stored rotated at their absolute position, and so are those of
-motion tokens, which never move; keys of the attention sink's frames are kept raw beside the buffer and rotated into it
-where the position rule wants them.
+fixed tokens, which never move; keys of the attention sink's frames are kept raw beside the buffer and rotated into it
+where the position rule wants them. An adapter's history is a bank of the same slots with entries of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from conf.schema import ModelConfig, SinkShift
+from conf.schema import Adapter, ModelConfig, SinkShift
 from stages.denoise.attention import Attend
-from stages.denoise.frame_pack import packed_tokens
-from stages.denoise.rope import Rope, rotate
+from stages.denoise.rope import rotate
+
+TOKEN, PLACE, LATENT = "token", "place", "latent"
+"""What has an entry in a bank: every token, whose heads the processes of a worker share; every place, which they share;
+every latent frame, of which each process has all."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a bank keeps what, in latent frames; only motion tokens, which come first, are no whole frames.
+    """Where a bank keeps what, in latent frames; only fixed tokens, which come first, are no whole frames.
 
     Attributes:
-        tokens: tokens of a latent frame.
+        tokens: tokens (or an adapter's entries) of a latent frame.
         reference, sink: attention-sink frames that come from a reference / from the first generated frames.
         ring: latest generated frames kept, the current chunk included.
-        motion: tokens of what was before the stream.
+        fixed: tokens of the attention sink that never move.
     """
 
     tokens: int
     reference: int
     sink: int
     ring: int
-    motion: int = 0
+    fixed: int = 0
 
     @staticmethod
     def of(model: ModelConfig, tokens: int) -> Layout:
-        motion = packed_tokens(tokens) if model.network.frame_pack else 0
-        return Layout(tokens, int(model.reference), model.sink_frames, model.ring_frames, motion)
+        """Of the tokens' banks, where a latent frame has `tokens`."""
+        fixed = model.network.fixed(tokens)
+        return Layout(tokens, int(model.reference), model.sink_frames, model.ring_frames, fixed)
+
+    @staticmethod
+    def of_adapter(model: ModelConfig, adapter: Adapter, tokens: int) -> Layout:
+        """Of an adapter's banks, which hold generated frames only, where a latent frame has `tokens` here."""
+        return Layout(tokens if adapter.each == PLACE else 1, 0, model.sink_frames, model.ring_frames)
 
     @property
     def anchored(self) -> int:
@@ -61,7 +70,7 @@ class Layout:
 
     def span(self, slot: int, count: int) -> slice:
         """The tokens of `count` slots."""
-        start = self.motion + slot * self.tokens
+        start = self.fixed + slot * self.tokens
         return slice(start, start + count * self.tokens)
 
     def slot(self, frame: int) -> int:
@@ -83,14 +92,6 @@ class Layout:
         """The oldest generated frame in the ring once frames before `end` are written."""
         return max(self.sink, end - self.ring)
 
-    def recached(self, end: int) -> range:
-        """Generated frames that are run again where a bank that holds those before `end` is made anew.
-
-        All of them while none was dropped, the attention sink's with them; later the ring's, and the attention sink
-        stays as it was read first (LongLive, arXiv 2509.22622, as its published code does it).
-        """
-        return range(0 if end <= self.sink + self.ring else end - self.ring, end)
-
     def visible(self, end: int) -> int:
         """Slots that hold frames once generated frames before `end` are written: always a prefix."""
         return self.reference + min(end, self.sink) + min(max(end - self.sink, 0), self.ring)
@@ -99,8 +100,8 @@ class Layout:
         """Temporal positions of the attention-sink frames that exist when the chunk at `first` reads them.
 
         `abs`: where they were (the reference just before frame 0). `slot`: just before the oldest frame of the
-        window, which is StreamingLLM's numbering by slot up to a common offset. `sink_shift`: Live Avatar's
-        rule, start + max(0, first - (start - distance)), i.e. at `start`, later `distance` ahead of the chunk.
+        window, which is StreamingLLM's numbering by slot up to a common offset. `sink_shift` (arXiv 2512.04677):
+        start + max(0, first - (start - distance)), i.e. at `start`, later `distance` ahead of the chunk.
         """
         existing = self.reference + min(self.sink, first)
         if rule == "abs" or first < self.sink:
@@ -118,13 +119,25 @@ class Bank:
     Args:
         layout: slots.
         layers: layer indices held.
-        heads, head_dim: of the network.
+        heads, head_dim: of the network, or of an adapter.
         dtype, device: of the buffers.
+        each: what has an entry.
+        adapters: banks of the layers' adapters, by name.
     """
 
-    def __init__(self, layout: Layout, layers: Iterable[int], heads: int, head_dim: int, dtype, device):
-        self.layout = layout
-        tokens, anchored = layout.size, layout.anchored * layout.tokens
+    def __init__(
+        self,
+        layout: Layout,
+        layers: Iterable[int],
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        each: str = TOKEN,
+        adapters: Mapping[str, Bank] | None = None,
+    ):
+        self.layout, self.each, self.adapters = layout, each, dict(adapters or {})
+        tokens, anchored, layers = layout.size, layout.anchored * layout.tokens, tuple(layers)
 
         def buffers(n: int) -> dict[int, Tensor]:
             return {i: torch.zeros(1, n, heads, head_dim, dtype=dtype, device=device) for i in layers}
@@ -141,64 +154,81 @@ class Bank:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for part in (self.keys, self.values, self.raw) for t in part.values())
+        """Of the adapters' banks, too."""
+        own = sum(t.nbytes for part in (self.keys, self.values, self.raw) for t in part.values())
+        return own + sum(bank.nbytes for bank in self.adapters.values())
 
     def clear(self) -> None:
         """Forget the stream that was in it: its memory stays, and nothing of it is read before it is written again."""
-        self.placed = [None] * self.layout.anchored
+        for bank in self:
+            bank.placed = [None] * bank.layout.anchored
 
-    def place(self, rope: Rope, positions: Sequence[int]) -> None:
-        """Rotate the attention sink's keys to `positions`, in every layer; nothing to do where they are there."""
+    def __iter__(self) -> Iterator[Bank]:
+        """This bank and those of the adapters."""
+        yield self
+        yield from self.adapters.values()
+
+    def place(self, table: Callable[[Sequence[int]], Tensor], positions: Sequence[int]) -> None:
+        """Rotate the attention sink's keys to `positions`, in every layer; nothing to do where they are there.
+
+        Args:
+            table: rotation of the entries of frames at given positions.
+        """
         moved = [f for f, p in enumerate(positions) if self.placed[f] != p]
         if not moved:
             return
         n, first, last = self.layout.tokens, moved[0], moved[-1] + 1
-        table, span = rope.table(positions[first:last]), self.layout.span(first, last - first)
+        turn, span = table(positions[first:last]), self.layout.span(first, last - first)
         for layer, keys in self.keys.items():
-            rotate(self.raw[layer][:, first * n : last * n], table, out=keys[:, span])
+            rotate(self.raw[layer][:, first * n : last * n], turn, out=keys[:, span])
         self.placed[: len(positions)] = positions
 
     def copy_sink(self, other: Bank) -> None:
         """Take over the attention sink of another level's bank."""
-        span = slice(0, self.layout.span(0, self.layout.anchored).stop)
-        for layer in self.keys:
-            self.raw[layer].copy_(other.raw[layer])
-            self.keys[layer][:, span] = other.keys[layer][:, span]
-            self.values[layer][:, span] = other.values[layer][:, span]
-        self.placed = list(other.placed)
+        for own, its in zip(self, other, strict=True):
+            span = slice(0, own.layout.span(0, own.layout.anchored).stop)
+            for layer in own.keys:
+                own.raw[layer].copy_(its.raw[layer])
+                own.keys[layer][:, span] = its.keys[layer][:, span]
+                own.values[layer][:, span] = its.values[layer][:, span]
+            own.placed = list(its.placed)
 
     def export(self) -> dict[str, Tensor]:
         """All content, in physical slot order, per layer: what `restore` needs on any other worker.
 
-        `NAME` is of all layers, `NAME.LAYER` of one; these are the bank's own memory, not copies.
+        `NAME` is of all layers, `NAME.LAYER` of one; these are the bank's own memory, not copies. Adapters' banks are
+        exported alone.
         """
         placed = torch.tensor([ABSENT if p is None else p for p in self.placed], dtype=torch.int64)
         parts = (("keys", self.keys), ("values", self.values), ("raw", self.raw))
-        return {"placed": placed} | {f"{name}.{i}": t for name, part in parts for i, t in part.items()}
+        return {PLACED: placed} | {f"{name}.{i}": t for name, part in parts for i, t in part.items()}
 
     def restore(self, content: dict[str, Tensor]) -> None:
         """Take the content of an export that holds at least this bank's layers."""
         for name, part in (("keys", self.keys), ("values", self.values), ("raw", self.raw)):
             for i, t in part.items():
                 t.copy_(content[f"{name}.{i}"])
-        self.placed = [None if p == ABSENT else p for p in content["placed"].tolist()]
+        self.placed = [None if p == ABSENT else p for p in content[PLACED].tolist()]
 
 
+PLACED = "placed"
+"""Name of the positions in an export."""
 ABSENT = -(2**63)
-"""Stands for no position where positions are exported."""
+"""Stands for no position there."""
 
 
 class BankPass:
-    """What self-attention does during one pass over a bank: write this pass's frames, read the visible prefix.
+    """What attention does during one pass over a bank: write this pass's frames, read the visible prefix.
 
     Args:
         bank: read and written.
-        table: rotation of this pass's tokens, `Rope.table(positions)`.
+        table: rotation of this pass's entries.
         positions: temporal position of each of its frames.
         runs: where its frames go, from `Layout.slots`.
         visible: slots read, from `Layout.visible`.
         core: the attention back end.
-        motion: motion tokens that come before the frames, in a prefill.
+        fixed: tokens that are no whole frame and come before the frames, in a prefill.
+        adapters: the same over the adapters' banks.
     """
 
     def __init__(
@@ -209,23 +239,33 @@ class BankPass:
         runs: Sequence[tuple[int, int, int]],
         visible: int,
         core: Attend,
-        motion: int = 0,
+        fixed: int = 0,
+        adapters: Mapping[str, AdapterPass] | None = None,
     ):
-        self.bank, self.table, self.core = bank, table, core
+        self.bank, self.table, self.core, self.adapters = bank, table, core, adapters or {}
         layout, n = bank.layout, bank.layout.tokens
         self.read = slice(layout.span(0, visible).stop)
         self.writes: list[tuple[slice, Tensor, slice, slice]] = []
         """Per run: its tokens in the pass, their rotation, where they go, and which raw keys the first of them are."""
-        if motion:
-            self.writes.append((slice(0, motion), table[:motion], slice(0, motion), slice(0, 0)))
+        if fixed:
+            self.writes.append((slice(0, fixed), table[:fixed], slice(0, fixed), slice(0, 0)))
         for offset, slot, count in runs:
-            source = slice(motion + offset * n, motion + (offset + count) * n)
+            source = slice(fixed + offset * n, fixed + (offset + count) * n)
             kept = max(0, min(count, layout.anchored - slot))
             raw = slice(slot * n, (slot + kept) * n)
             self.writes.append((source, table[source], layout.span(slot, count), raw))
             bank.placed[slot : slot + kept] = positions[offset : offset + kept]
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, adapter: str = "") -> Tensor:
+        """Attention as `stages.denoise.attention.History` says."""
+        if adapter:
+            return self.adapters[adapter](layer, q, k, v)
+        keys, values = self._written(layer, k, v)
+        q = rotate(q, self.table, out=q)
+        return self.core(q, keys[:, self.read], values[:, self.read], None)
+
+    def _written(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values, with those of this pass among them."""
         keys, values = self.bank.keys[layer], self.bank.values[layer]
         for source, table, target, raw in self.writes:
             new = k[:, source]
@@ -233,5 +273,19 @@ class BankPass:
             values[:, target] = v[:, source]
             if kept := raw.stop - raw.start:
                 self.bank.raw[layer][:, raw] = new[:, :kept]
-        q = rotate(q, self.table, out=q)
-        return self.core(q, keys[:, self.read], values[:, self.read], None)
+        return keys, values
+
+
+class AdapterPass(BankPass):
+    """The same over an adapter's bank, whose entries are fewer than the tokens, or see only their own place."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, adapter: str = "") -> Tensor:
+        """q [B, f n, heads, head_dim], by k and v of as many places, or of f latent frames."""
+        keys, values = self._written(layer, k, v)
+        keys, values, n = keys[:, self.read], values[:, self.read], self.bank.layout.tokens
+        q = rotate(q, self.table.repeat_interleave(q.shape[1] // len(self.table), 0))
+        if self.bank.each == LATENT:
+            return self.core(q, keys, values, None)
+        # Every place is a sequence of its own, along time.
+        parts = (x.unflatten(1, (-1, n)).transpose(1, 2).flatten(0, 1) for x in (q, keys, values))
+        return self.core(*parts, None).unflatten(0, (-1, n)).transpose(1, 2).flatten(1, 2)

@@ -8,65 +8,40 @@ pass, and when, is decided elsewhere; so is whether a pass is shared with others
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field, fields, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from conf.schema import ModelConfig
-from stages.denoise.bank import Bank, BankPass, Layout
-from stages.denoise.frame_pack import packed_table
-from stages.denoise.layers import KeysValues
-from stages.denoise.network import Drive, Network
+from conf.schema import Adapter, ModelConfig
+from stages.denoise.bank import AdapterPass, Bank, BankPass, Layout
+from stages.denoise.network import Network
 from stages.denoise.rope import Rope
 from stages.denoise.sampler import Sampler, zero_timestep
+from stages.denoise.schedule import schedule_of
 from stages.denoise.share import ALL, Share
-
-
-@dataclass
-class ChunkConditioning:
-    """What was encoded for one chunk and travels with it.
-
-    Attributes:
-        audio: tokens [1, c, a, audio_dim], or None for a model without sound.
-        actions: one-hot [1, c, 4 * classes], or None for a model without actions.
-        pose: latents [1, C, c, h, w] that say where the body is, or None where nothing does.
-    """
-
-    audio: Tensor | None = None
-    actions: Tensor | None = None
-    pose: Tensor | None = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Those that there are, by name: how they travel."""
-        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
-
-    @classmethod
-    def of(cls, tensors: dict[str, Tensor]) -> ChunkConditioning:
-        """From tensors by name, others among them."""
-        return cls(**{f.name: tensors.get(f.name) for f in fields(cls)})
+from stages.inputs import Given, marked, part
 
 
 @dataclass
 class StreamBanks:
-    """One stream's history and text on one worker."""
+    """One stream's history on one worker, and the states of its epoch (`Network.states`)."""
 
     banks: dict[int, Bank]
-    text: dict[int, KeysValues] = field(default_factory=dict)
+    states: Any = None
 
 
-Work = Callable[[dict[int, KeysValues], dict[str, Tensor]], "Tensor | None"]
-"""Device work of one pass: text and what enters, all on the device, to what leaves. It asks nothing of the host."""
+Work = Callable[[Any, Given], "Tensor | None"]
+"""Device work of one pass: states of the epoch and what enters, all on the device, to what leaves. It asks nothing of
+the host."""
 
 
 class Runner(Protocol):
     """How such work is started."""
 
-    def __call__(
-        self, bank: Bank, key: Hashable, work: Work, text: dict[int, KeysValues], entering: dict[str, Tensor]
-    ) -> Tensor | None:
-        """The result of `work(text, entering)`.
+    def __call__(self, bank: Bank, key: Hashable, work: Work, states: Any, entering: Given) -> Tensor | None:
+        """The result of `work(states, entering)`.
 
         Args:
             key: on one bank, and with tensors of the same names and shapes, works of one key do the same but for the
@@ -74,9 +49,26 @@ class Runner(Protocol):
         """
 
 
-def run(bank: Bank, key: Hashable, work: Work, text: dict[int, KeysValues], entering: dict[str, Tensor]):
+def run(bank: Bank, key: Hashable, work: Work, states: Any, entering: Given) -> Tensor | None:
     """At once."""
-    return work(text, entering)
+    return work(states, entering)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a pass's frames stand, and what it reads: once per chunk, for all its passes and layers.
+
+    Attributes:
+        frames: generated frames of the pass; their positions, too.
+        runs: slots written.
+        visible: slots read.
+        tables: rotation of the tokens (under an empty name) and of the adapters' entries.
+    """
+
+    frames: range
+    runs: list[tuple[int, int, int]]
+    visible: int
+    tables: dict[str, Tensor]
 
 
 class Denoiser:
@@ -99,33 +91,32 @@ class Denoiser:
         self.share: Share = ALL
         self.runner: Runner = run
         self.stream_bytes = 0
-        self.sampler = Sampler.of(model)
+        self.schedule = schedule_of(model)
+        self.sampler = Sampler.of(model, self.schedule.steps)
         self.rope = Rope(model.network.head_dim, rows, columns, network.device)
         _, ph, pw = model.network.patch
         self.grid = rows * ph, columns * pw
         self.layout = Layout.of(model, rows * columns)
-        # Motion tokens are never moved, and the reference is prefilled where it was trained to stand beside them; alone
+        # Fixed tokens are never moved, and the reference is prefilled where it was trained to stand beside them; alone
         # it sees only itself, and its position means nothing.
-        start = model.sink_shift.start if self.layout.motion else -self.layout.reference
+        start = model.sink_shift.start if self.layout.fixed else -self.layout.reference
         self._prefilled = range(start, start + self.layout.reference)
-        motion = [packed_table(self.rope)] if self.layout.motion else []
-        self._prefill_table = torch.cat([*motion, self.rope.table(self._prefilled)])
+        fixed = network.fixed_table(self.rope) if self.layout.fixed else None
+        self._prefill_table = torch.cat([*([] if fixed is None else [fixed]), self.rope.table(self._prefilled)])
         self.core = network.core
         with torch.inference_mode():
             timesteps = [torch.full((1, 1), self.sampler.timestep(s)) for s in range(self.sampler.steps)]
-            self._embeddings = [network.time_embeddings(t) for t in [*timesteps, zero_timestep()]]
-            self._terms = [network.time_terms(e) for e in self._embeddings]
-        self._place: tuple[range, tuple] | None = None
+            self._constants = [network.constants(t) for t in [*timesteps, zero_timestep()]]
+        self._place: Place | None = None
 
     def level(self, step: int) -> int:
         """The bank a step reads and writes."""
         return self.model.rule.level(step)
 
     @property
-    def text_bytes(self) -> int:
-        """Keys and values of one prompt, of all layers held here."""
-        config = self.model.network
-        return 2 * len(self.network.layers) * config.text_tokens * config.dim * self.network.dtype.itemsize
+    def states_bytes(self) -> int:
+        """What holds for an epoch, of all layers held here."""
+        return len(self.network.layers) * self.model.network.states_values() * self.network.dtype.itemsize
 
     def open(self, levels: Iterable[int] | None = None, parts: int | None = None) -> StreamBanks:
         """Empty banks for a new stream.
@@ -134,37 +125,50 @@ class Denoiser:
             levels: None: all.
             parts: how many denoisers share the heads; None: as `share` says.
         """
-        config, network = self.model.network, self.network
-        levels = range(self.model.levels) if levels is None else levels
-        heads = config.heads // (parts or self.share.parts)
+        config, network, parts = self.model.network, self.network, parts or self.share.parts
+        kind = {"dtype": network.dtype, "device": network.device}
+
+        def adapters() -> dict[str, Bank]:
+            return {
+                a.name: Bank(
+                    Layout.of_adapter(self.model, a, self.layout.tokens // parts),
+                    [i for i in a.layers if i in network.layers], a.heads, a.head_dim, **kind, each=a.each,
+                )
+                for a in config.adapters
+            }  # fmt: skip
+
         banks = {
-            level: Bank(self.layout, network.layers, heads, config.head_dim, network.dtype, network.device)
-            for level in levels
+            level: Bank(
+                self.layout, network.layers, config.heads // parts, config.head_dim, **kind, adapters=adapters()
+            )
+            for level in (range(self.model.levels) if levels is None else levels)
         }
         self.stream_bytes = sum(bank.nbytes for bank in banks.values())
         return StreamBanks(banks)
 
     @torch.inference_mode()
-    def set_text(self, stream: StreamBanks, context: Tensor) -> None:
-        """Put text rows [1, L, text_dim] in force: keys and values of every layer, once per epoch."""
-        stream.text = self.network.text_states(context)
+    def set_states(self, stream: StreamBanks, epoch: Given) -> None:
+        """Put an epoch in force: what its inputs (`text`: rows [1, L, text_dim], ...) become, once."""
+        stream.states = self.network.states(epoch)
 
     @torch.inference_mode()
-    def prefill(
-        self, stream: StreamBanks, reference: Tensor, text: dict[int, KeysValues] | None = None
-    ) -> Tensor | None:
-        """Write the reference [1, C, 1, h, w], and motion frames behind it, into the attention sink of every bank.
+    def prefill(self, stream: StreamBanks, sink: Given | Tensor, states: Any = None) -> Tensor | None:
+        """Write the attention sink's inputs (`reference`: a latent [1, C, 1, h, w], ...) into that of every bank.
 
-        A prefill, at t = 0, carries the text of what it was made from (`text`; None: the stream's present one).
+        A prefill, at t = 0, carries the states of what it was made from (`states`; None: the stream's present ones).
+
+        Args:
+            sink: its inputs; for a later range of the network the hidden states that the range before gave.
 
         Like every pass it returns what the next block range takes in (for the last range: nothing of use).
         """
         bank, others = self._first_and_others(stream)
-        frames, motion = len(self._prefilled), self.layout.motion
+        frames, fixed = len(self._prefilled), self.layout.fixed
         runs = [(0, 0, frames)]
-        attend = BankPass(bank, self._prefill_table, self._prefilled, runs, frames, self.core, motion)
-        drive = Drive(replace(self._terms[-1], head=()), stream.text if text is None else text)
-        x = self.network.enter_sink(reference.to(self.network.device, self.network.dtype))
+        attend = BankPass(bank, self._prefill_table, self._prefilled, runs, frames, self.core, fixed)
+        states = stream.states if states is None else states
+        drive = self.network.drive(self._constants[-1], states, {}, leaves=False)
+        x = self.network.enter_sink(self._here(sink)) if self.network.first else self._one_here(sink)
         out = self._shared(x, drive, attend, 1)
         for other in others:
             other.copy_sink(bank)
@@ -172,99 +176,102 @@ class Denoiser:
 
     @torch.inference_mode()
     def step(
-        self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0
+        self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: Given, distance: int = 0
     ) -> Tensor | None:
         """One denoising forward of `chunk`: latents (or hidden states) in, velocity (or hidden states) out."""
         bank = stream.banks[self.level(step)]
-        return self._forward(bank, stream, step, self._frames(chunk), x, given, distance)
+        return self._forward(bank, stream, step, self.schedule.frames(chunk), x, given, distance)
 
     @torch.inference_mode()
-    def commit(
-        self, stream: StreamBanks, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0
-    ) -> Tensor | None:
+    def commit(self, stream: StreamBanks, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor | None:
         """Write a finished chunk's clean keys and values, at t = 0, in place of its noisy ones.
 
         Under `clean` every chunk is committed. Under `same_level` only a chunk of the frame attention sink
         is: that is the prefill of that version, and it is the same in every bank.
         """
         bank, others = self._first_and_others(stream)
-        out = self._forward(bank, stream, -1, self._frames(chunk), x, given, distance)
+        out = self._forward(bank, stream, -1, self.schedule.frames(chunk), x, given, distance)
         for other in others:
             other.copy_sink(bank)
         return out
 
     @torch.inference_mode()
-    def recache(
-        self, stream: StreamBanks, chunk: int, x: Tensor, given: ChunkConditioning, distance: int = 0
-    ) -> Tensor | None:
-        """Write what `chunk` is going to read again, with the stream's present text: one forward at t = 0.
+    def recache(self, stream: StreamBanks, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor | None:
+        """Write what `chunk` is going to read again, with the stream's present states: one forward at t = 0.
 
-        The chunks that are run again (`recached`) see each other, and the attention sink, both ways.
+        The chunks that are run again (`Schedule.recached`) see each other, and the attention sink, both ways.
 
         Args:
-            x, given: clean latents (or hidden states) and conditioning of those chunks, joined.
+            x, given: clean latents (or hidden states) and what was given for those chunks, joined.
             distance: of the attention sink from the latest of them.
         """
         bank, _ = self._first_and_others(stream)
-        return self._forward(bank, stream, -1, self.layout.recached(self._frames(chunk).start), x, given, distance)
-
-    def recached(self, chunk: int) -> range:
-        """Finished chunks that a recache before `chunk` runs again."""
-        frames, count = self.layout.recached(self._frames(chunk).start), self.model.chunk_frames
-        return range(frames.start // count, frames.stop // count)
-
-    def commits(self, chunk: int) -> bool:
-        """Whether `chunk` is committed when it is finished."""
-        return self.model.rule.commits or chunk * self.model.chunk_frames < self.model.sink_frames
+        chunks = self.schedule.recached(chunk)
+        frames = range(self.schedule.frames(chunks.start).start, self.schedule.frames(chunk).start)
+        return self._forward(bank, stream, -1, frames, x, given, distance)
 
     def _first_and_others(self, stream: StreamBanks) -> tuple[Bank, list[Bank]]:
         first, *others = stream.banks.values()
         return first, others
 
-    def _frames(self, chunk: int) -> range:
-        count = self.model.chunk_frames
-        return range(chunk * count, (chunk + 1) * count)
+    def _here(self, tensors: Given) -> Given:
+        return {name: self._one_here(t) for name, t in tensors.items()}
 
-    def _where(self, frames: range) -> tuple[Tensor, range, list[tuple[int, int, int]], int]:
-        """The frames' rotation, positions, slots and visible slots: once per chunk, for all its passes and layers."""
-        if self._place is None or self._place[0] != frames:
-            slots, visible = self.layout.slots(frames.start, len(frames)), self.layout.visible(frames.stop)
-            self._place = frames, (self.rope.table(frames), frames, slots, visible)
-        return self._place[1]
+    def _one_here(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.network.device, self.network.dtype)
+
+    def _where(self, frames: range) -> Place:
+        if self._place is None or self._place.frames != frames:
+            layout = self.layout
+            own = {adapter.name: self._table(adapter)(frames) for adapter in self.model.network.adapters}
+            tables = {"": self.rope.table(frames)} | own
+            runs, visible = layout.slots(frames.start, len(frames)), layout.visible(frames.stop)
+            self._place = Place(frames, runs, visible, tables)
+        return self._place
+
+    def _table(self, adapter: Adapter) -> Callable[[range], Tensor]:
+        """Rotation of an adapter's entries, which stand in time only, for frames at given positions."""
+        rope = Rope(adapter.head_dim, 1, 1, self.network.device, adapter.widths, adapter.base)
+        entries = Layout.of_adapter(self.model, adapter, self.layout.tokens // self.share.parts).tokens
+        return lambda positions: rope.table(positions).repeat_interleave(entries, 0)
+
+    def _pass(self, bank: Bank, place: Place, tables: dict[str, Tensor]) -> BankPass:
+        """Attention of one pass over a bank and its adapters' banks."""
+        frames, adapters = place.frames, {}
+        for name, own in bank.adapters.items():
+            runs, visible = own.layout.slots(frames.start, len(frames)), own.layout.visible(frames.stop)
+            adapters[name] = AdapterPass(own, tables[name], frames, runs, visible, self.core)
+        return BankPass(bank, tables[""], frames, place.runs, place.visible, self.core, adapters=adapters)
+
+    def _place_sink(self, bank: Bank, first: int, distance: int) -> None:
+        """Rotate attention-sink keys to where the chunk at frame `first` reads them."""
+        model = self.model
+        tables = {"": self.rope.table} | {a.name: self._table(a) for a in model.network.adapters if bank.adapters}
+        for name, own in zip(tables, bank, strict=True):
+            rule, shift = model.positions, model.sink_shift
+            own.place(tables[name], own.layout.sink_positions(rule, first, model.chunk_frames, shift, distance))
 
     def _forward(
-        self,
-        bank: Bank,
-        stream: StreamBanks,
-        time: int,
-        frames: range,
-        x: Tensor,
-        given: ChunkConditioning,
-        distance: int,
+        self, bank: Bank, stream: StreamBanks, time: int, frames: range, x: Tensor, given: Given, distance: int
     ) -> Tensor | None:
-        model, layout, count = self.model, self.layout, self.model.chunk_frames
-        latest = frames.stop - count
-        bank.place(self.rope, layout.sink_positions(model.positions, latest, count, model.sink_shift, distance))
-        table, positions, runs, visible = self._where(frames)
-        entering = {"x": x, "table": table} | {
-            name: t.to(self.network.device, self.network.dtype) for name, t in given.tensors().items()
-        }
+        self._place_sink(bank, frames.stop - self.model.chunk_frames, distance)
+        place, network = self._where(frames), self.network
+        entering = {"x": x} | marked("table", place.tables) | marked("given", self._here(given))
 
-        def work(text: dict[int, KeysValues], entering: dict[str, Tensor]) -> Tensor | None:
-            terms, actions = self._terms[time], entering.get("actions")
-            if actions is not None:
-                terms = self.network.time_terms(self._embeddings[time], actions)
-            attend = BankPass(bank, entering["table"], positions, runs, visible, self.core)
-            inside = self.network.enter(entering["x"], pose=entering.get("pose"))
-            out = self._shared(inside, Drive(terms, text, entering.get("audio")), attend, len(frames))
-            return None if out is None else self.network.leave(out, self._shape(len(frames)))
+        def work(states: Any, entering: Given) -> Tensor | None:
+            given = part("given", entering)
+            attend = self._pass(bank, place, part("table", entering))
+            inside = network.enter(entering["x"], given)
+            drive = network.drive(self._constants[time], states, given)
+            out = self._shared(inside, drive, attend, len(frames))
+            return None if out is None else network.leave(out, self._shape(len(frames)))
 
         # Frames of the attention sink come once, and where they are placed is noted on the host; a shared pass waits
         # for the others.
-        runner = run if frames.start < model.sink_frames or self.share.parts > 1 else self.runner
-        return runner(bank, (time, *runs, visible), work, stream.text, entering)
+        runner = run if frames.start < self.model.sink_frames or self.share.parts > 1 else self.runner
+        return runner(bank, (time, *place.runs, place.visible), work, stream.states, entering)
 
-    def _shared(self, x: Tensor, drive: Drive, attend: BankPass, frames: int) -> Tensor | None:
+    def _shared(self, x: Tensor, drive: Any, attend: BankPass, frames: int) -> Tensor | None:
         """The layers over `x`, as much of it as is computed here; None where the result is gathered elsewhere."""
         share = self.share
         own = self.network.through(share.take(x, frames), drive, share.history(attend, frames))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from stages.denoise.denoiser import ChunkConditioning
-
-LATENTS = "x"
-FRAMES_AT = {LATENTS: 2, "pose": 2, "audio": 1, "actions": 1}
-"""The dimension that counts latent frames."""
+from stages.inputs import LATENT_FRAMES, LATENTS, Given, Input
 
 
 class Finished:
@@ -19,27 +15,29 @@ class Finished:
 
     Args:
         most: chunks kept; 0: none, for whoever has no use for them.
+        inputs: those that come with every chunk.
 
     Attributes:
-        chunks: tensors by name (`x`, and those of `ChunkConditioning`), by chunk.
+        chunks: tensors by name (`x`, and those of inputs), by chunk.
     """
 
-    def __init__(self, most: int):
+    def __init__(self, most: int, inputs: Iterable[Input]):
         self.most = most
+        self._inputs = {one.name: one for one in inputs}
         self.chunks: dict[int, dict[str, Tensor]] = {}
 
-    def add(self, chunk: int, x: Tensor | None, given: ChunkConditioning) -> None:
+    def add(self, chunk: int, x: Tensor | None, given: Given) -> None:
         """Keep a chunk, and let go of the oldest; `x` None: whoever runs this chunk again is given hidden states."""
-        self.chunks[chunk] = given.tensors() | ({} if x is None else {LATENTS: x})
+        self.chunks[chunk] = given | ({} if x is None else {LATENTS: x})
         self.chunks = {number: kept for number, kept in self.chunks.items() if number > chunk - self.most}
 
-    def joined(self, chunks: range) -> tuple[Tensor | None, ChunkConditioning] | None:
-        """Latents [1, C, f, h, w] and conditioning of consecutive chunks in one; None where one of them is missing."""
+    def joined(self, chunks: range) -> tuple[Tensor | None, Given] | None:
+        """Latents [1, C, f, h, w] and what was given of consecutive chunks in one; None where one is missing."""
         if any(chunk not in self.chunks for chunk in chunks):
             return None
         kept = [self.chunks[chunk] for chunk in chunks]
-        joined = {name: torch.cat([one[name] for one in kept], FRAMES_AT[name]) for name in kept[0]}
-        return joined.get(LATENTS), ChunkConditioning.of(joined)
+        given = {name: self._inputs[name].joined([one[name] for one in kept]) for name in kept[0] if name != LATENTS}
+        return torch.cat([one[LATENTS] for one in kept], LATENT_FRAMES) if LATENTS in kept[0] else None, given
 
     def content(self) -> dict[str, Tensor]:
         """All that is kept, by `CHUNK.NAME`."""
@@ -47,7 +45,7 @@ class Finished:
 
     def restore(self, content: dict[str, Tensor], latents: bool) -> None:
         """Take what `content` gave, with latents or without."""
-        names = {f.name for f in fields(ChunkConditioning)} | ({LATENTS} if latents else set())
+        names = {*self._inputs, *([LATENTS] if latents else [])}
         self.chunks = {}
         for key, tensor in content.items():
             chunk, _, name = key.partition(".")

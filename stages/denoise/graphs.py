@@ -17,16 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from conf.errors import UserError
 from stages.denoise.bank import Bank
 from stages.denoise.denoiser import Denoiser, Work
-from stages.denoise.layers import KeysValues
+from stages.inputs import Given
 
 
 class Recorder(Protocol):
@@ -60,15 +61,15 @@ class Held:
     """What graphs of one bank have in common.
 
     Attributes:
-        text: where its graphs find keys and values of the text.
-        prompt: the text that is there. Held, so that nothing else can be taken for it.
+        states: where its graphs find the states of the epoch.
+        epoch: the states that are there. Held, so that nothing else can be taken for them.
         entering: where they find all else, by name and shape.
         seen: keys that have run.
         graphs: by key.
     """
 
-    text: dict[int, KeysValues] = field(default_factory=dict)
-    prompt: dict[int, KeysValues] | None = None
+    states: Any = None
+    epoch: Any = None
     entering: dict[Hashable, dict[str, Tensor]] = field(default_factory=dict)
     seen: set[Hashable] = field(default_factory=set)
     graphs: dict[Hashable, Callable[[], Tensor | None]] = field(default_factory=dict)
@@ -81,35 +82,32 @@ class Graphs:
         self.record = record
         self.held: WeakKeyDictionary[Bank, Held] = WeakKeyDictionary()
 
-    def __call__(
-        self, bank: Bank, key: Hashable, work: Work, text: dict[int, KeysValues], entering: dict[str, Tensor]
-    ) -> Tensor | None:
+    def __call__(self, bank: Bank, key: Hashable, work: Work, states: Any, entering: Given) -> Tensor | None:
         held = self.held.setdefault(bank, Held())
         shapes = tuple((name, t.shape, t.dtype) for name, t in entering.items())
-        whole = key, shapes, tuple(k.shape for k, _ in text.values())
+        whole = key, shapes, tuple(t.shape for t in tree_leaves(states))
         if whole not in held.seen:
             held.seen.add(whole)
-            return work(text, entering)
+            return work(states, entering)
         kept = held.entering.setdefault(shapes, {name: torch.empty_like(t) for name, t in entering.items()})
         for name, t in entering.items():
             kept[name].copy_(t)
-        self._keep_text(held, text)
+        self._keep_states(held, states)
         if whole not in held.graphs:
-            held.graphs[whole] = self.record(lambda: work(held.text, kept))
+            held.graphs[whole] = self.record(lambda: work(held.states, kept))
         out = held.graphs[whole]()
         # The next graph writes over it.
         return None if out is None else out.clone()
 
     @staticmethod
-    def _keep_text(held: Held, text: dict[int, KeysValues]) -> None:
-        if held.prompt is text:
+    def _keep_states(held: Held, states: Any) -> None:
+        if held.epoch is states:
             return
-        if not held.text:
-            held.text = {i: (torch.empty_like(k), torch.empty_like(v)) for i, (k, v) in text.items()}
-        for i, (k, v) in text.items():
-            held.text[i][0].copy_(k)
-            held.text[i][1].copy_(v)
-        held.prompt = text
+        if held.states is None:
+            held.states = tree_map(torch.empty_like, states)
+        for kept, t in zip(tree_leaves(held.states), tree_leaves(states), strict=True):
+            kept.copy_(t)
+        held.epoch = states
 
 
 def attach(denoiser: Denoiser, wish: str) -> None:

@@ -1,7 +1,7 @@
-"""3-D rotary position embedding as in Wan2.1: one table of complex factors per pass, shared by all layers.
+"""3-D rotary position embedding (arXiv 2503.20314): one table of complex factors per pass, shared by all layers.
 
 A head of width D is split into D - 4 floor(D/6) temporal and 2 floor(D/6) channels for each of height and
-width; pair j of an axis with d channels turns by position * 10000^(-2j/d). Attention sees only differences
+width; pair j of an axis with d channels turns by position * base^(-2j/d), base 10000. Attention sees only differences
 of positions, so a stream may run for ever: angles are reduced modulo 2 pi in float64 before they are
 rounded, and nothing is looked up in a table of finite length.
 """
@@ -21,9 +21,9 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * spatial, spatial, spatial
 
 
-def _factors(positions: Tensor, width: int) -> Tensor:
+def _factors(positions: Tensor, width: int, base: float) -> Tensor:
     """Complex64 factors [n, width / 2]; angles are float64, reduced to [0, 2 pi) before they are rounded."""
-    frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angles = torch.outer(positions.double(), frequencies) % (2 * math.pi)
     return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
@@ -35,18 +35,28 @@ class Rope:
         head_dim: channels of an attention head.
         rows, columns: tokens of one latent frame.
         device: where the tables live.
+        widths: channels that turn with each axis; None: as `axis_widths` splits a head.
+        base: of the angles.
     """
 
-    def __init__(self, head_dim: int, rows: int, columns: int, device: torch.device | str = "cpu"):
-        self.device, self.rows, self.columns = device, rows, columns
-        self.widths = axis_widths(head_dim)
+    def __init__(
+        self,
+        head_dim: int,
+        rows: int,
+        columns: int,
+        device: torch.device | str = "cpu",
+        widths: tuple[int, int, int] | None = None,
+        base: float = 10000.0,
+    ):
+        self.device, self.rows, self.columns, self.base = device, rows, columns, base
+        self.widths = widths or axis_widths(head_dim)
         self.spatial = self._plane(range(rows), range(columns))
 
     def _plane(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         """Factors [rows * columns, ..] of a frame's tokens at these rows and columns."""
         _, height_width, width_width = self.widths
-        by_row = _factors(torch.tensor(list(rows)), height_width)[:, None].expand(-1, len(columns), -1)
-        by_column = _factors(torch.tensor(list(columns)), width_width)[None].expand(len(rows), -1, -1)
+        by_row = _factors(torch.tensor(list(rows)), height_width, self.base)[:, None].expand(-1, len(columns), -1)
+        by_column = _factors(torch.tensor(list(columns)), width_width, self.base)[None].expand(len(rows), -1, -1)
         return torch.cat([by_row, by_column], -1).flatten(0, 1).to(self.device)
 
     def table(self, frame_positions: Sequence[int]) -> Tensor:
@@ -58,7 +68,8 @@ class Rope:
         return self._joined(frame_positions, self._plane(rows, columns))
 
     def _joined(self, frame_positions: Sequence[int], spatial: Tensor) -> Tensor:
-        time = _factors(torch.tensor(list(frame_positions), dtype=torch.float64), self.widths[0]).to(self.device)
+        positions = torch.tensor(list(frame_positions), dtype=torch.float64)
+        time = _factors(positions, self.widths[0], self.base).to(self.device)
         both = [time[:, None].expand(-1, len(spatial), -1), spatial[None].expand(len(time), -1, -1)]
         return torch.cat(both, -1).flatten(0, 1)[:, None]
 

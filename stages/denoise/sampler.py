@@ -5,7 +5,9 @@ x_t = (1 - sigma) x0 + sigma eps, and the network predicts v = eps - x0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +23,10 @@ def shifted(sigma: float, shift: float) -> float:
 def sigma_list(steps: int, shift: float, timesteps: list[float] | None = None) -> list[float]:
     """The S noise levels, falling, and a final 0.
 
-    A given step list is warped: n of 1000 becomes shifted(n / 1000), so Self-Forcing's [1000, 750, 500, 250]
-    with shift 5 runs at t = 1000, 937.5, 833.3, 625. Without one, levels are spread evenly from 1 down to the
-    shifted minimum shifted(1 / 1000) and then shifted again, as diffusers' `FlowMatchEulerDiscreteScheduler`
-    does: Live Avatar's 1, 0.857692, 0.602151, 0.008929 with shift 3.
+    A given step list is warped: n of 1000 becomes shifted(n / 1000), so [1000, 750, 500, 250] with shift 5 runs at
+    t = 1000, 937.5, 833.3, 625 (arXiv 2506.08009). Without one, levels are spread evenly from 1 down to the shifted
+    minimum shifted(1 / 1000) and then shifted again, as diffusers' `FlowMatchEulerDiscreteScheduler` does: 1,
+    0.857692, 0.602151, 0.008929 with shift 3 (arXiv 2512.04677).
     """
     if timesteps is not None:
         base = [t / 1000 for t in timesteps]
@@ -34,29 +36,56 @@ def sigma_list(steps: int, shift: float, timesteps: list[float] | None = None) -
     return [*(shifted(s, shift) for s in base), 0.0]
 
 
+class Step(NamedTuple):
+    """A denoising step: three numbers, which one table of noise levels need not give.
+
+    Attributes:
+        timestep: what the network is told, 0 to 1000.
+        sigma: the noise level by which x0 is told from the velocity.
+        renoised: the level to which what enters the step was noised.
+    """
+
+    timestep: float
+    sigma: float
+    renoised: float
+
+
+def steps_of(model: ModelConfig) -> tuple[Step, ...]:
+    """The steps that a model's settings give: one number three times."""
+    sigmas = sigma_list(model.step_count, model.shift, model.timesteps)
+    return tuple(Step(1000 * sigma, sigma, sigma) for sigma in sigmas[:-1])
+
+
 @dataclass(frozen=True)
 class Sampler:
-    """A step list with its update rule.
+    """Steps with their update rule.
 
     Attributes:
         rule: `euler` (deterministic) or `renoise` (x0 estimate, then fresh noise of the next level).
-        sigmas: S + 1 levels, the last 0.
+        table: the steps, from noise to clean.
     """
 
     rule: str
-    sigmas: tuple[float, ...]
+    table: tuple[Step, ...]
 
     @staticmethod
-    def of(model: ModelConfig) -> Sampler:
-        return Sampler(model.sampler, tuple(sigma_list(model.step_count, model.shift, model.timesteps)))
+    def of(model: ModelConfig, steps: Sequence[Step] | None = None) -> Sampler:
+        """A model's; `steps` None: as its settings give them."""
+        return Sampler(model.sampler, steps_of(model) if steps is None else tuple(steps))
 
     @property
     def steps(self) -> int:
-        return len(self.sigmas) - 1
+        """How many there are."""
+        return len(self.table)
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Noise levels of the steps, and a final 0."""
+        return *(step.sigma for step in self.table), 0.0
 
     def timestep(self, step: int) -> float:
         """What the network is told, 0 to 1000."""
-        return 1000 * self.sigmas[step]
+        return self.table[step].timestep
 
     def needs_noise(self, step: int) -> bool:
         """Whether entering `step` takes a fresh draw: step 0 always, later ones where the rule re-noises."""
@@ -64,7 +93,7 @@ class Sampler:
 
     def clean(self, step: int, x: Tensor, v: Tensor) -> Tensor:
         """The x0 estimate x - sigma v, computed in float64."""
-        return (x.double() - self.sigmas[step] * v.double()).to(x.dtype)
+        return (x.double() - self.table[step].sigma * v.double()).to(x.dtype)
 
     def update(self, step: int, x: Tensor, v: Tensor, noise: Tensor | None = None) -> Tensor:
         """From the input of `step` and the velocity there to the input of the next step, or the final latents.
@@ -74,13 +103,12 @@ class Sampler:
             x, v: latents of any shape.
             noise: float32, the draw for step + 1; used by `renoise` before the last step.
         """
-        level = self.sigmas[step + 1]
+        last = step + 1 == self.steps
+        level = 0.0 if last else self.table[step + 1].renoised
         if self.rule == "euler":
-            return (x.float() + (level - self.sigmas[step]) * v.float()).to(x.dtype)
+            return (x.float() + (level - self.table[step].sigma) * v.float()).to(x.dtype)
         x0 = self.clean(step, x, v)
-        if step + 1 == self.steps:
-            return x0
-        return ((1 - level) * x0.float() + level * noise.to(x.device)).to(x.dtype)
+        return x0 if last else ((1 - level) * x0.float() + level * noise.to(x.device)).to(x.dtype)
 
 
 def zero_timestep() -> Tensor:

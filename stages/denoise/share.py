@@ -3,7 +3,8 @@
 Sequence parallelism as in DeepSpeed-Ulysses (arXiv 2309.14509). Each member has an equal run of tokens *of every
 latent frame*, so all that is per frame or per token (modulation, sound, text, feed-forward) runs on its tokens as on a
 smaller picture. Around self-attention tokens are exchanged for heads: there each member has all tokens and an equal
-part of the heads, and so do its banks. History never travels; what does is in proportion to the chunk.
+part of the heads, and so do its banks. An adapter sees its own place, or what there is one of for a latent frame, so
+its banks hold each member's places, or all. History never travels; what does is in proportion to the chunk.
 
 Only the layout is here. How members reach each other is an `Exchange`'s business, and comes from outside.
 """
@@ -14,7 +15,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from stages.denoise.layers import History
+from stages.denoise.attention import History
+from stages.denoise.bank import LATENT, PLACE
 
 
 class Exchange(Protocol):
@@ -47,12 +49,18 @@ class Share:
         """`attend`, which sees all tokens, as self-attention over the tokens computed here."""
         return attend
 
-    def whole(self, x: Tensor) -> Tensor | None:
-        """A bank's [B, N, heads / parts, w] of every member to [B, N, heads, w]; None where another member has it."""
+    def whole(self, x: Tensor, each: str, frames: int) -> Tensor | None:
+        """A bank's keys or values of every member to those of the whole bank; None where another member has them.
+
+        Args:
+            x: [B, entries, heads, w], as they are kept here.
+            each: what has an entry (`stages.denoise.bank`).
+            frames: that the entries are of.
+        """
         return x
 
-    def part(self, x: Tensor) -> Tensor:
-        """A whole bank's [B, N, heads, w] to the heads that are kept here."""
+    def part(self, x: Tensor, each: str, frames: int) -> Tensor:
+        """A whole bank's keys or values to those that are kept here."""
         return x
 
 
@@ -76,7 +84,10 @@ class Ulysses(Share):
         return None if parts is None else self._joined(parts, frames)
 
     def history(self, attend: History, frames: int) -> History:
-        def run(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def run(layer: int, q: Tensor, k: Tensor, v: Tensor, adapter: str = "") -> Tensor:
+            if adapter:
+                # What it reads is of the tokens' own places, or of whole frames: each member has it.
+                return attend(layer, q, k, v, adapter)
             batch, tokens, heads, width = q.shape
             out = q.new_empty(self.parts, 3, batch, tokens, heads // self.parts, width)
             for place, x in zip(out.unbind(1), (q, k, v), strict=True):
@@ -89,11 +100,19 @@ class Ulysses(Share):
 
         return run
 
-    def whole(self, x: Tensor) -> Tensor | None:
+    def whole(self, x: Tensor, each: str, frames: int) -> Tensor | None:
         parts = self.exchange.gather(x.contiguous())
-        return None if parts is None else parts.movedim(0, 2).flatten(2, 3).contiguous()
+        if parts is None or each == LATENT:
+            return None if parts is None else parts[0]
+        if each == PLACE:
+            return self._joined(parts, frames)
+        return parts.movedim(0, 2).flatten(2, 3).contiguous()
 
-    def part(self, x: Tensor) -> Tensor:
+    def part(self, x: Tensor, each: str, frames: int) -> Tensor:
+        if each == LATENT:
+            return x
+        if each == PLACE:
+            return x.unflatten(1, (frames, self.parts, -1))[:, :, self.exchange.rank].flatten(1, 2)
         return x.unflatten(2, (self.parts, -1))[:, :, self.exchange.rank]
 
     def _joined(self, parts: Tensor, frames: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The pocket models' text encoder: one learned row per word, trained together with the network.
+"""A small text encoder: one learned row per word, trained together with the network.
 
 A prompt is read as a bag of known words. With a word list in the configuration other words are ignored (and
 returned, so that the caller can say so); without one every word is known and falls into a hash bucket.

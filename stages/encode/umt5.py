@@ -1,6 +1,6 @@
 """The published models' text encoder: UMT5 (arXiv 2304.09151), as transformers runs it, from either published layout.
 
-The original file spells T5 in Wan's own names and says its sizes by its shapes alone; a transformers folder has a
+The original file spells T5 in names of its own and says its sizes by its shapes alone; a transformers folder has a
 `config.json` beside it. Sizes come from the shapes in both. A prompt gives one row per token, at most `text_tokens`;
 rows beyond it are the network's to pad. The published pipelines run all rows under a mask and cut at the prompt's end:
 masked keys weigh nothing, so the rows are the same.
@@ -36,7 +36,7 @@ KEYS = (
     (r"blocks\.(\d+)\.ffn\.fc2\.", r"block.\1.layer.1.DenseReluDense.wo."),
     (r"norm\.", "final_layer_norm."),
 )
-"""Beginnings of names, in Wan's file and in transformers' whole model, as transformers' encoder stack has them."""
+"""Beginnings of names, in the original file and in transformers' whole model, as transformers' encoder has them."""
 
 COPY = "encoder.embed_tokens.weight"
 """What some savers add: the word embedding a second time."""
@@ -194,6 +194,6 @@ def _transformers():
         raise UserError(
             "model.text.kind=umt5",
             "needs transformers",
-            "pip install 'everframe[wan]', or give `context` in source.tensors",
+            "pip install 'everframe[encoders]', or give `context` in source.tensors",
         ) from error
     return transformers

@@ -2,23 +2,20 @@
 
 | key | shape | meaning |
 |---|---|---|
-| `context` | [1, L, text_dim] | text states from the start |
-| `context.000005` | [1, L, text_dim] | text states from chunk 5 on |
+| `KEY` | as the input declares it | of an input of the attention sink, or of an epoch from the start |
+| `KEY.000005` | likewise | of an input of chunk 5, or of an epoch from chunk 5 on |
 | `noise.000000.step.0` | [1, C, c, h, w] | input of a step of a chunk |
-| `audio_features.000000` | [1, layers, dim, frames] | of a chunk |
-| `reference_latent` | [1, C, 1, h, w] | the reference picture |
-| `motion_latents` | [1, C, n, h, w] | what came before the stream |
-| `pose_latents.000000` | [1, C, c, h, w] | where the body is, of a chunk |
 | `sink_distance` | [chunks, steps] | integers |
 
-Encoders of what is given need not be loaded. Tensors are read from disk when they are asked for.
+What a model's inputs are called there is the family's to say (`stages.inputs.Input.key`); docs/configuration.md lists
+them. Encoders of what is given need not be loaded. Tensors are read from disk when they are asked for.
 """
 
 from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,21 +24,26 @@ from torch import Tensor
 
 from conf import disk
 from conf.errors import UserError, nearest
+from stages.inputs import Axis, Input
 
-KNOWN = (
-    "context",
-    "context.000000",
-    "noise.000000.step.0",
-    "audio_features.000000",
-    "reference_latent",
-    "motion_latents",
-    "pose_latents.000000",
-    "sink_distance",
-)
-PATTERN = re.compile(
-    r"context(\.\d{6,})?|noise\.\d{6,}\.step\.\d+|audio_features\.\d{6,}|reference_latent|motion_latents"
-    r"|pose_latents\.\d{6,}|sink_distance"
-)
+COMMON = {"noise.000000.step.0": r"noise\.\d{6,}\.step\.\d+", "sink_distance": "sink_distance"}
+"""Keys that every model has: an example, and what they look like."""
+
+
+def keys_of(inputs: Iterable[Input]) -> dict[str, str]:
+    """Keys that a model's file may have: by an example, what they look like."""
+    found = dict(COMMON)
+    for one in inputs:
+        key = re.escape(one.key)
+        if not one.key:
+            continue
+        if one.axis.with_chunk:
+            found[f"{one.key}.000000"] = rf"{key}\.\d{{6,}}"
+        elif one.axis is Axis.SINK:
+            found[one.key] = key
+        else:
+            found[one.key], found[f"{one.key}.000000"] = key, rf"{key}\.\d{{6,}}"
+    return found
 
 
 class TensorsFile:
@@ -49,12 +51,15 @@ class TensorsFile:
 
     Args:
         path: the safetensors file.
+        model: its name, for messages.
+        inputs: that it may give.
 
     Raises:
         UserError: the file is missing, none or broken, or holds a key that means nothing here.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, model: str, inputs: Iterable[Input]):
+        inputs = tuple(inputs)
         self._name = f"source.tensors={path}"
         disk.readable(self._name, path, "give a safetensors file")
         try:
@@ -64,10 +69,15 @@ class TensorsFile:
                 self._name, f"is no whole safetensors file ({error})", "write it again with safetensors.torch.save_file"
             ) from error
         self.keys = tuple(sorted(self._file.keys()))
+        known = keys_of(inputs)
         for key in self.keys:
-            if not PATTERN.fullmatch(key):
-                raise UserError(f"{self._name}: {key}", "is not a name that is known here", _nearest(key))
-        self._contexts = sorted((0 if k == "context" else int(k.split(".")[1]), k) for k in self.keys if _is_context(k))
+            if not any(re.fullmatch(pattern, key) for pattern in known.values()):
+                raise UserError(f"{self._name}: {key}", f"is not a name that model={model} takes", _nearest(key, known))
+        self._epochs = {
+            one.key: sorted((int(k.rpartition(".")[2]) if k != one.key else 0, k) for k in self.keys if _of(k, one.key))
+            for one in inputs
+            if one.key and one.axis is Axis.EPOCH
+        }
 
     def has(self, prefix: str) -> bool:
         """Whether there is a key `prefix`, or one that goes on after it with a dot."""
@@ -105,26 +115,20 @@ class TensorsFile:
             raise UserError(f"{self._name}: {key}", f"holds {tensor.dtype}, not integers", "save it as int64")
         return tensor.to(dtype)
 
-    def context_key(self, chunk: int) -> str | None:
-        """The key of the text states in force at `chunk`: the last one that begins at it or before."""
-        at = bisect.bisect_right(self._contexts, chunk, key=lambda entry: entry[0])
-        return self._contexts[at - 1][1] if at else None
-
-    def context_for(
-        self, chunk: int, shape: Sequence[int | None] | None = None, dtype: torch.dtype | None = None
-    ) -> Tensor | None:
-        """The text states in force at `chunk` (see `get`), or None if none are yet."""
-        key = self.context_key(chunk)
-        return None if key is None else self.get(key, shape, dtype)
+    def in_force(self, key: str, chunk: int) -> str | None:
+        """The key of what an epoch's input `key` is at `chunk`: the last one that begins at it or before."""
+        begins = self._epochs[key]
+        at = bisect.bisect_right(begins, chunk, key=lambda entry: entry[0])
+        return begins[at - 1][1] if at else None
 
 
-def _is_context(key: str) -> bool:
-    return key.split(".")[0] == "context"
+def _of(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}.")
 
 
-def _nearest(key: str) -> str:
+def _nearest(key: str, known: Iterable[str]) -> str:
     """The known name that `key` was probably meant to be, with its own numbers where they fit."""
-    return nearest(re.sub(r"\d{2,}", "000000", key), KNOWN)
+    return nearest(re.sub(r"\d{2,}", "000000", key), known)
 
 
 def _listed(shape: Sequence[int | str]) -> str:

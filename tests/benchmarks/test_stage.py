@@ -10,7 +10,7 @@ import torch
 from benchmarks import models, stage
 from benchmarks.counting import count
 from runtime.arithmetic import layer_flops
-from stages.codec.wan import WanDecoder
+from stages.codec.wan.network import WanDecoder
 from tests.helpers import config_of
 
 TINY = (

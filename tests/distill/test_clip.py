@@ -7,7 +7,7 @@ from tiny import batch_of, model_of, trainee_of
 from distill.clip import WholeClip
 from distill.rollout import Clean, SameLevel
 from distill.sample import stream
-from stages.denoise.denoiser import ChunkConditioning, Denoiser
+from stages.denoise.denoiser import Denoiser
 from stages.denoise.draws import Draws
 
 CHUNKS, C = 5, 3
@@ -33,18 +33,16 @@ def test_a_causal_clip_is_a_stream(kind, positions):
     trained = noisy - sampler.sigmas[step] * v
 
     banks, streamed = denoiser.open(), []
-    denoiser.set_text(banks, given.text)
+    denoiser.set_states(banks, {"text": given.text})
     if model.reference:
-        denoiser.prefill(banks, given.reference)
+        denoiser.prefill(banks, {"reference": given.reference})
     for i in range(CHUNKS):
         span = slice(C * i, C * i + C)
-        own = ChunkConditioning(
-            None if given.audio is None else given.audio[:, span],
-            None if given.actions is None else given.actions[:, span],
-        )
+        every = {"audio": given.audio, "actions": given.actions}
+        own = {name: t[:, span] for name, t in every.items() if t is not None}
         x = noisy[:, :, span]
         streamed.append(sampler.clean(step, x, denoiser.step(banks, step, i, x, own)))
-        if denoiser.commits(i):
+        if denoiser.schedule.commits(i):
             denoiser.commit(banks, i, batch.latents[:, :, span], own)
     assert close(trained, torch.cat(streamed, dim=2))
 

@@ -6,7 +6,7 @@ from tiny import ENCODER, config_of, library_of
 
 from distill.clips import Library, draw
 from distill.data.avatar import reference, scene
-from stages.codec.small import SmallEncoder
+from stages.codec.small.network import SmallEncoder
 from stages.encode.text import MISSING
 
 

@@ -6,7 +6,8 @@ import torch
 from conf.errors import UserError
 from distill.codec import Run, Settings, parse, rate
 from distill.codec_quality import Codec, clips, export
-from stages.codec.small import SmallConfig, load_half
+from stages.codec.small.codec import load_half
+from stages.codec.small.network import SmallConfig
 
 TINY = SmallConfig(
     channels=8, encoder=(32, 16, 8), decoder=(32, 16, 8), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1, 1)

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from tiny import ENCODER
 
 from launch.distill import main
-from stages.codec.small import SmallDecoder, SmallEncoder, describe
+from stages.codec.small.codec import describe
+from stages.codec.small.network import SmallDecoder, SmallEncoder
 
 SMALL = [
     "model.network.dim=24",

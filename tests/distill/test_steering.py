@@ -13,7 +13,7 @@ from distill.data import world
 from distill.data.maze import ACTIONS
 from distill.stages import registry
 from distill.trainer import Trainer
-from stages.codec.small import SmallDecoder
+from stages.codec.small.network import SmallDecoder
 from stages.weights import initialise
 
 

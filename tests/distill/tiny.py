@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from conf.schema import AudioConfig, ModelConfig, NetworkConfig, TextConfig
+from conf.schema import ModelConfig, TextConfig
 from conf.schema.distill import (
     CausalConfig,
     ClipsConfig,
@@ -20,10 +20,11 @@ from conf.schema.distill import (
 from distill.clips import Library
 from distill.data.maze import ACTIONS
 from distill.model import Batch, Trainee
-from stages.codec.small import SmallConfig, SmallEncoder
+from stages.codec.small.network import SmallConfig, SmallEncoder
+from stages.models.pocket.sizes import AudioConfig, Sizes
 from stages.weights import initialise
 
-NETWORK = NetworkConfig(
+NETWORK = Sizes(
     dim=24, ffn_dim=32, heads=2, layers=3, in_channels=4, out_channels=4, freq_dim=16, text_dim=8, text_tokens=4
 )
 ENCODER = SmallConfig(

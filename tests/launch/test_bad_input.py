@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conf.schema import NetworkConfig
 from launch import join, stream
-from stages.denoise.network import Network
-from stages.encode.audio import AudioEncoder
 from stages.encode.text import TextEncoder
+from stages.models.pocket.audio import AudioEncoder
+from stages.models.pocket.network import Network
+from stages.models.pocket.sizes import Sizes
 from tests.helpers import config_of, write_wav
 
 NANO = ("model=nano", "stream.chunks=2")
@@ -245,4 +245,4 @@ def test_a_pipe_that_several_streams_would_read(job, tmp_path):
 
 
 def test_network_config_has_valid_defaults():
-    assert NetworkConfig().head_dim == 16
+    assert Sizes().head_dim == 16

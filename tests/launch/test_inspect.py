@@ -102,7 +102,7 @@ def test_speech_to_video_is_told_from_text_to_video(tmp_path):
     config = s2v_config(**SMALL, audio_dim=8, audio_inject_layers=[0, 2])
     write_folder(tmp_path, config, random_tensors(s2v_shapes(config)))
     contents = inspect.Contents(str(tmp_path))
-    assert contents.family.models == ("live_avatar_14b",)
+    assert contents.kind.models == ("live_avatar_14b",)
 
 
 def test_what_is_not_recognised(tmp_path, refused):

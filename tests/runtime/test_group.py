@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from conf.schema import AudioConfig, ModelConfig, NetworkConfig, PlanConfig
+from conf.schema import ModelConfig, PlanConfig
 from parallel.builders import build
 from parallel.channels import ChannelError
 from parallel.plan import Plan, Workload
@@ -19,14 +19,15 @@ from runtime.block import Block
 from runtime.board import PeerLost
 from runtime.group import Group, join_group, local_groups
 from runtime.trace import Trace
-from stages.denoise.denoiser import ChunkConditioning, Denoiser
-from stages.denoise.network import Network
+from stages.denoise.denoiser import Denoiser
+from stages.models.pocket.network import Network
+from stages.models.pocket.sizes import AudioConfig, Sizes
 from stages.weights import initialise
 from tests.processes import PATIENT, store_at, workers
 
 ROWS, COLUMNS, CHUNKS, STEPS = 2, 4, 10, 2
 CPU = torch.device("cpu")
-NETWORK = NetworkConfig(
+NETWORK = Sizes(
     dim=48, ffn_dim=96, heads=4, layers=2, in_channels=4, out_channels=4, text_dim=16, token_types=True,
     actions=["left", "right"], audio=AudioConfig(layers=[1], dim=8),
 )  # fmt: skip
@@ -61,15 +62,15 @@ def chunk_of(block: Block, index: int) -> torch.Tensor:
     if index == 0:
         block.open(0)
     if index % 6 == 0:
-        block.set_text(0, epoch, random(epoch, 1, 5, 16))
+        block.set_states(0, epoch, {"text": random(epoch, 1, 5, 16)})
     if index == 0:
         for level in block.pool.levels:
-            block.prefill(0, level, 0, 0, random(2, 1, 4, 1, 2 * ROWS, 2 * COLUMNS))
-    given = ChunkConditioning(random(3 + index, 1, 3, 4, 8), random(30 + index, 1, 3, 8))
+            block.prefill(0, level, 0, 0, {"reference": random(2, 1, 4, 1, 2 * ROWS, 2 * COLUMNS)})
+    given = {"audio": random(3 + index, 1, 3, 4, 8), "actions": random(30 + index, 1, 3, 8)}
     x = random(60 + index, 1, 4, 3, 2 * ROWS, 2 * COLUMNS)
     for step in range(STEPS):
         x = sampler.update(step, x, block.step(0, index, step, epoch, x, given, 5))
-    if denoiser.commits(index):
+    if denoiser.schedule.commits(index):
         for level in block.pool.levels:
             block.commit(0, level, index, x, 5)
     return x

@@ -15,7 +15,6 @@ from runtime.head import Entry, Head, Opened
 from runtime.parts import Opening
 from runtime.prompts import Prompts
 from runtime.state import Keep
-from stages.denoise.denoiser import ChunkConditioning
 
 
 class Source:
@@ -26,10 +25,10 @@ class Source:
 
     def chunk(self, chunk):
         self.asked.append(chunk)
-        return ChunkConditioning() if chunk < self.chunks else None
+        return {} if chunk < self.chunks else None
 
-    def text(self, chunk):
-        return torch.zeros(1, 1, 4) if chunk in (0, 3) else None
+    def states(self, chunk):
+        return {"text": torch.zeros(1, 1, 4)} if chunk in (0, 3) else None
 
     def epoch(self, chunk):
         return 3 if chunk >= 3 else 0
@@ -41,7 +40,6 @@ class Source:
         return None
 
     live = False
-    motion = None
 
     def accepted(self, chunk, entered):
         return 7.0 if chunk == 3 else None
@@ -55,8 +53,11 @@ class Source:
     def ended(self, chunk):
         pass
 
-    def reference(self):
-        return torch.zeros(1)
+    def sink(self):
+        return {"reference": torch.zeros(1)}
+
+    def lasting(self):
+        return {}
 
     def noise(self, chunk, step):
         return torch.zeros(1)
@@ -150,8 +151,8 @@ def test_epochs_references_and_the_end():
     head.ask(always)
     entries = take(head, arrived, 6)
     assert [e.epoch for e in entries[:5]] == [0, 0, 0, 3, 3]
-    assert ["text" in e.tensors for e in entries[:5]] == [True, False, False, True, False]
-    assert [bool(e.reference) for e in entries[:5]] == [True, False, False, False, False]
+    assert [bool(e.states) for e in entries[:5]] == [True, False, False, True, False]
+    assert [bool(e.sink) for e in entries[:5]] == [True, False, False, False, False]
     assert [e.moments.get("accepted") for e in entries[:5]] == [None, None, None, 7.0, None]
     assert all("entered" in e.moments for e in entries[:5])
     assert entries[5].tensors is None

@@ -11,7 +11,8 @@ from runtime.conditioning import Conditioning
 from runtime.encoders import Encoders
 from runtime.outputs import Outputs
 from runtime.workload import describe
-from stages.build import build_audio_encoder, build_decoder, build_network, build_wav2vec
+from stages.build import build_decoder, build_input_encoder, build_network, build_wav2vec
+from stages.inputs import inputs_of, made_of
 from tests.checkpoints import s2v_config, write_folder
 from tests.helpers import config_of, thorough, write_wav
 
@@ -91,11 +92,15 @@ def test_the_decoder_has_seen_the_still_picture(job, tmp_path, monkeypatch):
 
     config = config_of(*SMALL)
     decoder, latents = build_decoder(config.model, torch.device("cpu")), load_file(file)
-    motion = conditioning_of(config).motion
+    motion = conditioning_of(config).sink()["motion"]
     frames = decoder(torch.cat([motion[:, :, :7], *(latents[k] for k in sorted(latents))], 2), decoder.start())
     assert frames.shape[2] == 25 + 24
     expected = ((frames[0, :, 25:] + 1) * 127.5).permute(1, 2, 3, 0)
     assert (alone.float() - expected).abs().max() <= 0.51
+
+
+def hearing(model) -> torch.nn.Module:
+    return build_input_encoder(model, made_of(inputs_of(model), "audio"))
 
 
 def conditioning_of(config) -> Conditioning:
@@ -108,9 +113,9 @@ def test_given_tensors_replace_what_would_be_drawn_heard_and_encoded(job, tmp_pa
     expected = job(*base, "stream.prompt=hello", f"source.audio={speech}")["latents_sha256"]
     conditioning = conditioning_of(config_of(*base, "stream.prompt=hello", f"source.audio={speech}"))
     given = {
-        "context": conditioning.text(0),
-        "reference_latent": conditioning.reference()[:, :, :1],
-        "motion_latents": conditioning.motion,
+        "context": conditioning.states(0)["text"],
+        "reference_latent": conditioning.sink()["reference"],
+        "motion_latents": conditioning.sink()["motion"],
         "sink_distance": torch.tensor([[conditioning.distance(i, s) for s in range(4)] for i in range(6)]),
     }
     for i in range(6):
@@ -124,8 +129,9 @@ def test_given_tensors_replace_what_would_be_drawn_heard_and_encoded(job, tmp_pa
         save_file({k: v.contiguous().clone() for k, v in (given | changed).items()}, path)
         return job(*base, f"source.tensors={path}", "stream.seed=77")["latents_sha256"]
 
-    for name in ("build_wav2vec", "build_encoder", "build_text_encoder"):
+    for name in ("build_encoder", "build_text_encoder"):
         monkeypatch.setattr(f"runtime.encoders.{name}", None)
+    monkeypatch.setattr("stages.build.encoders.build_wav2vec", None)
     assert sha() == expected
     for key in ("context", "reference_latent", "motion_latents", "noise.000004.step.0", "audio_features.000003"):
         assert sha(**{key: given[key] + 0.5}) != expected
@@ -150,13 +156,15 @@ def test_a_saved_stream_goes_on_before_its_recalibration(job, tmp_path, speech):
 def test_a_published_folder_loads_wherever_a_plan_puts_its_parts(job, tmp_path, speech):
     """The random weights under their published names, in shards, with sizes, VAE and wav2vec2 in their places."""
     config = config_of(*SMALL)
-    network, encoder = build_network(config.model, torch.device("cpu")), build_audio_encoder(config.model)
+    network, encoder = build_network(config.model, torch.device("cpu")), hearing(config.model)
     weights = network.state_dict()
     weights |= {f"casual_audio_encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     sizes = {"dim": 48, "ffn_dim": 96, "num_heads": 4, "num_layers": 6, "freq_dim": 32, "text_dim": 16, "text_len": 8}
     said = s2v_config(**sizes, audio_inject_layers=[0, 2, 5], audio_dim=16)
     folder = write_folder(tmp_path / "model", said, {k: v.contiguous() for k, v in weights.items()}, shards=3, vae=2)
-    build_wav2vec(config.model).model.save_pretrained(folder / "wav2vec2-large-xlsr-53-english")
+    build_wav2vec(config.model, config.model.network.audio.wav2vec).model.save_pretrained(
+        folder / "wav2vec2-large-xlsr-53-english"
+    )
     save_file({"context": torch.ones(1, 3, 16)}, tmp_path / "text.safetensors")
     base = ("stream.chunks=5", "sink.video=null", f"source.tensors={tmp_path / 'text.safetensors'}")
     base = (*base, f"source.audio={speech}", f"model.codec.checkpoint={folder / 'Wan2.1_VAE.pth'}")
@@ -175,4 +183,5 @@ def test_what_does_not_fit_is_refused_in_one_line(job, tmp_path):
     )
     path = tmp_path / "given.safetensors"
     save_file({"pose_latents.000000": torch.ones(1, 16, 3, 4, 4)}, path)
-    assert "model=nano takes no pose" in job.fails("model=nano", f"source.tensors={path}")
+    line = job.fails("model=nano", f"source.tensors={path}")
+    assert "pose_latents.000000: is not a name that model=nano takes" in line

@@ -91,8 +91,8 @@ def test_given_tensors_replace_what_would_be_drawn_and_encoded(job, nano, tmp_pa
     config = config_of("model=nano", "stream.prompt=hello")
     conditioning = Conditioning(config.model, config.stream, config.source, Encoders(config.model, torch.device("cpu")))
     given = {
-        "context": conditioning.text(0),
-        "reference_latent": conditioning.reference(),
+        "context": conditioning.states(0)["text"],
+        "reference_latent": conditioning.sink()["reference"],
         "sink_distance": torch.tensor([[conditioning.distance(i, s) for s in range(4)] for i in range(8)]),
     }
     for i in range(8):

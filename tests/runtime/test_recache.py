@@ -8,11 +8,12 @@ from safetensors.torch import load_file
 
 from conf.schema import ModelConfig
 from stages.build import build_network
-from stages.denoise.denoiser import ChunkConditioning, Denoiser
+from stages.denoise.denoiser import Denoiser
 from stages.denoise.finished import Finished
-from stages.denoise.network import Drive
 from stages.denoise.rope import rotate
 from stages.denoise.sampler import zero_timestep
+from stages.dit.network import Drive
+from stages.inputs import inputs_of, with_chunk
 from tests.helpers import config_of, sampled
 from tests.runtime.test_pipeline import Running
 
@@ -138,9 +139,9 @@ def test_a_bank_is_what_one_fresh_forward_over_its_frames_gives(sink, chunk):
 
     old, new = normal(1, 5, 32), normal(1, 3, 32)
     clean = [normal(1, 16, 3, 2 * ROWS, 2 * COLUMNS) for _ in range(chunk)]
-    given = [ChunkConditioning(actions=normal(1, 3, 20)) for _ in range(chunk)]
-    banks, finished = denoiser.open(), Finished(model.recache_chunks)
-    denoiser.set_text(banks, old)
+    given = [{"actions": normal(1, 3, 20)} for _ in range(chunk)]
+    banks, finished = denoiser.open(), Finished(model.recache_chunks, with_chunk(inputs_of(model)))
+    denoiser.set_states(banks, {"text": old})
     for i, (x, c) in enumerate(zip(clean, given, strict=True)):
         denoiser.step(banks, 0, i, normal(*x.shape), c)
         denoiser.commit(banks, i, x, c)
@@ -149,15 +150,15 @@ def test_a_bank_is_what_one_fresh_forward_over_its_frames_gives(sink, chunk):
     bank, n, layout = banks.banks[0], ROWS * COLUMNS, denoiser.layout
     before = {i: (bank.keys[i][:, : sink * n].clone(), bank.values[i][:, : sink * n].clone()) for i in bank.keys}
 
-    denoiser.set_text(banks, new)
-    denoiser.recache(banks, chunk, *finished.joined(denoiser.recached(chunk)))
+    denoiser.set_states(banks, {"text": new})
+    denoiser.recache(banks, chunk, *finished.joined(denoiser.schedule.recached(chunk)))
 
     dropped = chunk > 4
     frames = range(3 * chunk - (12 - sink), 3 * chunk) if dropped else range(3 * chunk)
-    assert denoiser.recached(chunk) == range(frames.start // 3, chunk)
+    assert denoiser.schedule.recached(chunk) == range(frames.start // 3, chunk)
     straight = Straight(denoiser.rope.table(frames), before if dropped and sink else {})
     with torch.no_grad():
-        actions = torch.cat([c.actions for c in given], 1)[:, frames.start :]
+        actions = torch.cat([c["actions"] for c in given], 1)[:, frames.start :]
         terms = network.time_terms(network.time_embeddings(zero_timestep()), actions)
         x = torch.cat(clean, 2)[:, :, frames.start :]
         network(x, Drive(terms, network.text_states(new)), straight)

@@ -9,6 +9,7 @@ import torch
 from benchmarks.live_avatar import SMALL
 from runtime.encoders import Encoders
 from runtime.sound import Sound
+from stages.inputs import made_of
 from stages.sources.audio import AudioFile, LivePcm
 from tests.helpers import config_of, write_wav
 
@@ -23,7 +24,8 @@ HEARD = {
 def hear(request):
     """hear(source): sound as a model hears it, at 16 frames a second."""
     encoders = Encoders(config_of(*HEARD[request.param]).model, torch.device("cpu"))
-    return lambda source: Sound(source, 16, encoders.listen(whole_file=isinstance(source, AudioFile)))
+    heard = made_of(encoders.inputs, "audio")
+    return lambda source: Sound(source, 16, encoders.listen(heard, whole_file=isinstance(source, AudioFile)))
 
 
 def walk(sound, chunks, first=0):

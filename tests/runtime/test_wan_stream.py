@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stages.denoise.keys import original_name
+from stages.dit.keys import original_name
 from stages.encode.umt5 import Umt5Encoder, parameter_count
 from tests.checkpoints import SMALL, T5, random_tensors, t2v_config, t2v_shapes, write_folder, write_text_encoder
 

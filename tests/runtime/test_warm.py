@@ -7,7 +7,7 @@ from runtime.pool import BankPool
 from runtime.warm import warm_block, warm_decoder
 from stages import compiled
 from stages.build import build_decoder, build_network
-from stages.denoise.denoiser import ChunkConditioning, Denoiser
+from stages.denoise.denoiser import Denoiser
 from tests.helpers import config_of
 
 
@@ -18,7 +18,7 @@ def counters():
 
     torch._dynamo.reset()
     counters.clear()
-    compiled.regions.cache_clear()
+    compiled.compiled.cache_clear()
     yield counters
     torch._dynamo.reset()
 
@@ -36,19 +36,19 @@ def test_no_pass_of_a_stream_is_compiled_anew(counters, context, layers):
     assert warmed > 0
     banks = pool.take()
     draw = torch.Generator().manual_seed(0)
-    given = ChunkConditioning(
-        torch.randn(1, 3, model.network.audio.tokens, model.network.audio_dim, generator=draw),
-        torch.zeros(1, 3, 4 * len(model.network.actions)),
-    )
+    given = {
+        "audio": torch.randn(1, 3, 4, model.network.audio.dim, generator=draw),
+        "actions": torch.zeros(1, 3, 4 * len(model.network.actions)),
+    }
     first = network.first
-    reference = torch.randn(*((1, 16, 1, 4, 4) if first else (1, 4, 48)), generator=draw)
+    reference = {"reference": torch.randn(1, 16, 1, 4, 4, generator=draw)} if first else torch.zeros(1, 4, 48)
     x = torch.randn(*((1, 16, 3, 4, 4) if first else (1, 12, 48)), generator=draw)
-    denoiser.set_text(banks, torch.randn(1, 3, 32, generator=draw))
+    denoiser.set_states(banks, {"text": torch.randn(1, 3, 32, generator=draw)})
     denoiser.prefill(banks, reference)
     for chunk in range(6):
         for step in range(4):
             denoiser.step(banks, step, chunk, x, given, 4)
-        if denoiser.commits(chunk):
+        if denoiser.schedule.commits(chunk):
             denoiser.commit(banks, chunk, x, given, 4)
     assert counters["stats"]["unique_graphs"] == warmed
 

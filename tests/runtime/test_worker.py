@@ -89,7 +89,7 @@ def test_a_thread_that_cannot_start_ends_its_stream_alone(tmp_path, monkeypatch,
     [
         ("parallel.channels:Arrival", "take", "taking in step of chunk"),
         ("parallel.channels", "pack_body", "sending step of chunk"),
-        ("runtime.messages", "torch", "prefill of chunk 2"),
+        ("runtime.messages", "marked", "prefill of chunk 2"),
     ],
 )
 def test_a_message_that_there_is_no_room_for_ends_its_stream_alone(tmp_path, monkeypatch, owner, name, where):

@@ -7,9 +7,9 @@ import torch
 
 from conf.errors import UserError
 from stages import compiled
-from stages.codec.wan import WanDecoder
-from stages.denoise import fp8
-from stages.denoise.denoiser import ChunkConditioning, Denoiser
+from stages.codec.wan.network import WanDecoder
+from stages.denoise.denoiser import Denoiser
+from stages.dit import fp8
 from stages.weights import initialise
 from tests.stages.denoise.test_graphs import stream
 from tests.stages.denoise.test_s2v import TEXT, build, latents, model_of, normal
@@ -24,7 +24,7 @@ def counters():
 
     torch._dynamo.reset()
     counters.clear()
-    compiled.regions.cache_clear()
+    compiled.compiled.cache_clear()
     yield counters
     torch._dynamo.reset()
 
@@ -51,12 +51,12 @@ def test_a_stream_is_the_same_and_little_is_compiled(counters, eight):
 
 @pytest.mark.skipif(NO_COMPILER, reason="needs a C++ compiler")
 def test_compiled_is_within_1e_5():
-    given, outs = ChunkConditioning(audio=normal(1, 1, 3, 6, 48)), []
+    given, outs = {"audio": normal(1, 1, 3, 6, 48)}, []
     for make in (compiled.compile_network, lambda network: network):
         denoiser = build(model_of())
         make(denoiser.network)
         banks = denoiser.open([0])
-        denoiser.set_text(banks, TEXT)
+        denoiser.set_states(banks, {"text": TEXT})
         with torch._inductor.config.patch(compile_threads=1):
             outs.append(denoiser.step(banks, 0, 0, latents(1, 3), given))
     torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-5)

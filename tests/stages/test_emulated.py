@@ -8,7 +8,6 @@ import torch
 from conf.errors import UserError
 from conf.schema import EmulatedConfig
 from stages import emulated
-from stages.denoise.denoiser import ChunkConditioning
 from stages.emulated import EmulatedDecoder, EmulatedDenoiser, EmulatedDevice, latent_shape
 from tests.helpers import config_of
 
@@ -30,7 +29,7 @@ def denoiser(layers: range, *overrides: str, worker: int = 0, **times) -> Emulat
 
 
 def step(found: EmulatedDenoiser, chunk: int = 0) -> torch.Tensor:
-    return found.step(found.open(), 0, chunk, torch.zeros(1), ChunkConditioning())
+    return found.step(found.open(), 0, chunk, torch.zeros(1), {})
 
 
 def test_messages_have_the_models_sizes(held):

@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from conf.errors import UserError
 from stages.build import Checkpoint, build_network
-from stages.denoise.keys import original_name
-from stages.denoise.network import Drive
 from stages.denoise.passes import whole_clip
 from stages.denoise.rope import Rope
+from stages.dit.keys import original_name
+from stages.dit.network import Drive
 from tests.checkpoints import (
     SMALL,
     lora_tensors,

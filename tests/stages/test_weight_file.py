@@ -10,12 +10,12 @@ from conf.errors import UserError
 from stages import weight_file
 from stages.build import (
     Checkpoint,
-    audio_encoder,
-    build_audio_encoder,
     build_decoder,
     build_encoder,
+    build_input_encoder,
     build_network,
 )
+from stages.inputs import inputs_of, made_of
 from stages.weight_file import WeightFile
 from tests.checkpoints import (
     SMALL,
@@ -95,7 +95,7 @@ def diffusers(folder, tensors):
     """A pipeline's folder, its transformer saved by diffusers itself, in several files."""
     from diffusers import WanTransformer3DModel
 
-    from stages.denoise.keys import original_name
+    from stages.dit.keys import original_name
 
     model = WanTransformer3DModel(
         num_attention_heads=4, attention_head_dim=12, ffn_dim=80, num_layers=4, freq_dim=32, text_dim=24,
@@ -182,7 +182,7 @@ def test_the_vae_of_a_folder(layout, tensors, tmp_path):
     if layout == "diffusers":
         from diffusers import AutoencoderKLWan
 
-        from stages.codec.wan_keys import original_key
+        from stages.codec.wan.keys import original_key
 
         (tmp_path / "Wan2.1_VAE.pth").unlink()
         theirs = AutoencoderKLWan(base_dim=4)
@@ -239,7 +239,7 @@ MISFITS = {
     "torch's format of before 1.6": old_format,
     "model_type=i2v: is not supported": config_with(model_type="i2v"),
     "must divide dim=48": config_with(num_heads=7),
-    "which model=wan21_t2v_1_3b has not": config_with(**s2v_config(**SMALL)),
+    "model_type=s2v: is not supported, only t2v": config_with(**s2v_config(**SMALL)),
     "blocks.0.cross_attn.k.bias must have shape [64], found [48]": config_with(dim=64),
 }
 
@@ -279,9 +279,9 @@ def test_every_key_of_speech_to_video_is_loaded_by_one_part(tmp_path):
     assert len(tensors) == 1260
     model = s2v_model(write_folder(tmp_path, S2V, tensors, shards=4))
     assert model.network.audio.layers == [0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39]
-    network, (_, prefix) = build_network(model, CPU), audio_encoder(model)
-    found = network.state_dict()
-    found |= {prefix + name: value for name, value in build_audio_encoder(model).state_dict().items()}
+    heard, found = made_of(inputs_of(model), "audio"), build_network(model, CPU).state_dict()
+    prefix = heard.encoder.prefix
+    found |= {prefix + name: value for name, value in build_input_encoder(model, heard).state_dict().items()}
     assert set(found) == set(tensors)
     assert all(torch.equal(found[name], value) for name, value in tensors.items())
 

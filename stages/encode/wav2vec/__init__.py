@@ -1,8 +1,8 @@
 """Sound as the hidden states of a wav2vec2 model, one set for every video frame.
 
 wav2vec2 (arXiv 2006.11477) looks both ways along the whole of what it is given and gives a state every 20 ms.
-Wan2.2-S2V and Live Avatar give it a whole file and read the states at 30 frames a second, of which a video frame takes
-the nearest. `WholeFile` is that. `Listening` is the same for sound that is still going on: it looks at the last few
+The published models give it a whole file and read the states at 30 frames a second, of which a video frame takes the
+nearest. `WholeFile` is that. `Listening` is the same for sound that is still going on: it looks at the last few
 seconds for every chunk, so memory and time are constant and the only wait is the lookahead.
 """
 

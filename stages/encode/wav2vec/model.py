@@ -102,7 +102,9 @@ def _transformers():
         from transformers import Wav2Vec2Config, Wav2Vec2Model
     except ImportError as error:
         raise UserError(
-            "model.network.audio.wav2vec", "needs transformers", "pip install 'everframe[wan]', or give audio_features"
+            "model.network.audio.wav2vec",
+            "needs transformers",
+            "pip install 'everframe[encoders]', or give audio_features",
         ) from error
     return transformers, Wav2Vec2Config, Wav2Vec2Model
 

@@ -7,8 +7,7 @@ from tiny import model_of
 
 from distill.evaluate import bars
 from distill.evaluate.rules import NoisySink, Rules
-from stages.denoise.denoiser import ChunkConditioning
-from stages.denoise.network import Network
+from stages.models.pocket.network import Network
 from stages.weights import initialise
 
 
@@ -18,18 +17,18 @@ def streamed(model, rules, chunks=4):
     initialise(network, 4)
     denoiser = rules.denoiser(model, network.eval(), 2, 2)
     model, banks, g = denoiser.model, denoiser.open(), torch.Generator().manual_seed(1)
-    denoiser.set_text(banks, torch.randn(1, 2, model.network.text_dim, generator=g))
+    denoiser.set_states(banks, {"text": torch.randn(1, 2, model.network.text_dim, generator=g)})
     reference = torch.randn(1, 4, 1, 4, 4, generator=g)
     if model.reference:
-        denoiser.prefill(banks, reference)
+        denoiser.prefill(banks, {"reference": reference})
     out = []
     for chunk in range(chunks):
-        x, given = torch.randn(1, 4, 3, 4, 4, generator=g), ChunkConditioning()
+        x, given = torch.randn(1, 4, 3, 4, 4, generator=g), {}
         if model.network.actions:
-            given = ChunkConditioning(actions=torch.eye(5)[torch.zeros(12, dtype=int)].view(1, 3, 20))
+            given = {"actions": torch.eye(5)[torch.zeros(12, dtype=int)].view(1, 3, 20)}
         for step in range(denoiser.sampler.steps):
             x = denoiser.sampler.update(step, x, denoiser.step(banks, step, chunk, x, given))
-        if denoiser.commits(chunk):
+        if denoiser.schedule.commits(chunk):
             denoiser.commit(banks, chunk, x, given)
         out.append(x)
     return torch.cat(out, dim=2)
@@ -50,9 +49,9 @@ def test_every_rule_is_another_stream(kind):
 def test_a_noisy_sink_is_never_committed():
     model = model_of("world")
     denoiser = Rules(sink="noisy").denoiser(model, Network(model.network), 2, 2)
-    assert isinstance(denoiser, NoisySink) and not denoiser.commits(0)
+    assert isinstance(denoiser, NoisySink) and not denoiser.schedule.commits(0)
     clean = Rules("clean", "noisy").denoiser(model, Network(model.network), 2, 2)
-    assert not clean.commits(0) and clean.commits(1)
+    assert not clean.schedule.commits(0) and clean.schedule.commits(1)
 
 
 def test_bars_say_what_was_missed_and_what_cannot_be_judged():

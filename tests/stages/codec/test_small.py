@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stages.codec.small import SmallConfig, SmallDecoder, SmallEncoder, describe, load_half
+from stages.codec.small.codec import describe, load_half
+from stages.codec.small.network import SmallConfig, SmallDecoder, SmallEncoder
 
 TINY = SmallConfig(
     channels=4, encoder=(16, 16, 8), decoder=(16, 16, 8), encoder_blocks=(2, 2, 1), decoder_blocks=(2, 2, 1)

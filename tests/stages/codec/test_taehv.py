@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from conf.errors import UserError
-from stages.codec.taehv import TaehvDecoder, load
+from stages.codec.taehv.codec import load
+from stages.codec.taehv.network import TaehvDecoder
 from stages.weight_file import WeightFile
 from stages.weights import initialise
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from conf.errors import UserError
-from stages.codec.wan import MEAN, STD, WanDecoder, WanEncoder
-from stages.codec.wan_keys import original_key, original_keys
+from stages.codec.wan.keys import original_key, original_keys
+from stages.codec.wan.network import MEAN, STD, WanDecoder, WanEncoder
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -8,17 +8,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conf.schema import ModelConfig, NetworkConfig
+from conf.schema import ModelConfig
 from stages.denoise.bank import Bank, Layout
-from stages.denoise.denoiser import ChunkConditioning, Denoiser
-from stages.denoise.network import Drive, Network, TimeTerms
+from stages.denoise.denoiser import Denoiser
 from stages.denoise.passes import ClipPass, same_level_views
 from stages.denoise.rope import Rope, rotate
+from stages.dit.network import Drive, TimeTerms
+from stages.models.wan.network import Network
+from stages.models.wan.sizes import Sizes
 from stages.weights import initialise
 
 ROWS, COLUMNS = 2, 3
-NETWORK = NetworkConfig(dim=48, ffn_dim=96, heads=2, layers=3, in_channels=4, out_channels=4, text_dim=16)
-NONE = ChunkConditioning()
+NETWORK = Sizes(dim=48, ffn_dim=96, heads=2, layers=3, in_channels=4, out_channels=4, text_dim=16)
+NONE = {}
 
 
 def model_of(**changes) -> ModelConfig:
@@ -42,13 +44,13 @@ TEXT = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(9))
 def stream(denoiser: Denoiser, model: ModelConfig, noisy, clean, reference, step: int):
     """Velocities of every chunk at one step, chunk by chunk through banks."""
     banks = denoiser.open()
-    denoiser.set_text(banks, TEXT)
+    denoiser.set_states(banks, {"text": TEXT})
     if reference is not None:
-        denoiser.prefill(banks, reference)
+        denoiser.prefill(banks, {"reference": reference})
     velocities = []
     for i, (x, x0) in enumerate(zip(noisy, clean, strict=True)):
         velocities.append(denoiser.step(banks, step, i, x, NONE, model.sink_shift.distance_min))
-        if denoiser.commits(i):
+        if denoiser.schedule.commits(i):
             denoiser.commit(banks, i, x0, NONE, model.sink_shift.distance_min)
     return torch.cat(velocities, 2)
 
@@ -65,7 +67,7 @@ class Masked:
         n = len(rope.spatial)
         self.mask = allowed.repeat_interleave(n, 0).repeat_interleave(n, 1)
 
-    def __call__(self, layer, q, k, v):
+    def __call__(self, layer, q, k, v, adapter=""):
         q, k, v = (t.transpose(1, 2) for t in (rotate(q, self.table), rotate(k, self.table), v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).transpose(1, 2)
 
@@ -137,9 +139,9 @@ def test_block_ranges_with_their_own_banks_equal_the_whole():
     banks = [p.open() for p in parts]
     found = []
     for part, bank in zip(parts, banks, strict=True):
-        part.set_text(bank, TEXT)
+        part.set_states(bank, {"text": TEXT})
     # A prefill follows the block route too: hidden states travel.
-    hidden = reference
+    hidden = {"reference": reference}
     for part, bank in zip(parts, banks, strict=True):
         hidden = part.prefill(bank, hidden)
     for i, x in enumerate(noisy):
@@ -159,7 +161,7 @@ def test_rewriting_a_chunk_changes_nothing():
     denoiser = build(model)
     noisy = latents(6, 1)
     banks = denoiser.open()
-    denoiser.set_text(banks, TEXT)
+    denoiser.set_states(banks, {"text": TEXT})
     for i, x in enumerate(noisy):
         once = denoiser.step(banks, 0, i, x, NONE)
         assert torch.equal(denoiser.step(banks, 0, i, x, NONE), once)
@@ -171,12 +173,12 @@ def test_export_restores_to_the_same_stream_and_size_is_known_beforehand():
     denoiser = build(model)
     noisy, reference = latents(8, 1), latents(1, 5, frames=1)[0]
     banks = denoiser.open()
-    denoiser.set_text(banks, TEXT)
-    denoiser.prefill(banks, reference)
+    denoiser.set_states(banks, {"text": TEXT})
+    denoiser.prefill(banks, {"reference": reference})
     for i in range(6):
         denoiser.step(banks, 1, i, noisy[i], NONE)
     moved = denoiser.open()
-    denoiser.set_text(moved, TEXT)
+    denoiser.set_states(moved, {"text": TEXT})
     for level, bank in banks.banks.items():
         moved.banks[level].restore(bank.export())
         known = Bank.bytes_needed(denoiser.layout, NETWORK.layers, NETWORK.heads, NETWORK.head_dim, torch.float32)
@@ -233,13 +235,14 @@ def test_modulation_is_constant_per_step():
     denoiser = build(model_of())
     network, sampler = denoiser.network, denoiser.sampler
     times = [*(sampler.timestep(step) for step in range(sampler.steps)), 0.0]
-    assert len(denoiser._terms) == len(times)
-    for time, kept in zip(times, denoiser._terms, strict=True):
+    assert len(denoiser._constants) == len(times)
+    for time, constants in zip(times, denoiser._constants, strict=True):
+        kept = constants.terms
         with torch.no_grad():
             fresh = network.time_terms(network.time_embeddings(torch.full((1, 1), time)))
         assert kept.layers.keys() == fresh.layers.keys() == set(network.layers)
         for i in network.layers:
             assert all(torch.equal(a, b) for a, b in zip(fresh.layers[i], kept.layers[i], strict=True))
         assert all(torch.equal(a, b) for a, b in zip(fresh.head, kept.head, strict=True))
-    for one, other in pairwise(denoiser._terms):
-        assert not any(torch.equal(a, b) for a, b in zip(one.layers[0], other.layers[0], strict=True))
+    for one, other in pairwise(denoiser._constants):
+        assert not any(torch.equal(a, b) for a, b in zip(one.terms.layers[0], other.terms.layers[0], strict=True))

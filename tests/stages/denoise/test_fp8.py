@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from conf.errors import UserError
 from conf.schema.model import FP8
 from stages.codec.base import parameter_bytes
-from stages.denoise import fp8
-from stages.denoise.denoiser import ChunkConditioning
-from stages.denoise.layers import Affine
+from stages.dit import fp8
+from stages.dit.layers import Affine
 from tests.stages.denoise.test_s2v import TEXT, build, latents, model_of, normal
 
 STEP = 2.0**-4
@@ -70,15 +69,15 @@ def test_nothing_and_the_largest_value_are_kept():
 @pytest.mark.parametrize("kind", FP8)
 def test_a_network_stays_near_itself(kind):
     model = model_of(dim=64, heads=2)
-    x, given = latents(1, 3), ChunkConditioning(audio=normal(2, 1, 3, 6, 64))
+    x, given = latents(1, 3), {"audio": normal(2, 1, 3, 6, 64)}
     outs, sizes = [], []
     for eight in (False, True):
         denoiser = build(model)
         if eight:
             fp8.quantise(denoiser.network, kind)
         stream = denoiser.open([0])
-        denoiser.set_text(stream, TEXT)
-        denoiser.prefill(stream, latents(3, 20))
+        denoiser.set_states(stream, {"text": TEXT})
+        denoiser.prefill(stream, {"reference": latents(3, 1), "motion": latents(4, 19)})
         outs.append(denoiser.step(stream, 0, 0, x, given, 4))
         large = [*denoiser.network.blocks.values(), denoiser.network.audio_injector]
         sizes.append(sum(map(parameter_bytes, large)))

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conf.errors import UserError
-from stages.denoise.denoiser import ChunkConditioning, Denoiser
+from stages.denoise.denoiser import Denoiser
 from stages.denoise.graphs import Graphs, attach
 from tests.stages.denoise.test_s2v import TEXT, build, latents, model_of, normal
 
@@ -98,17 +98,17 @@ def test_the_recorder_refuses_to_wait():
 def stream(denoiser: Denoiser, chunks: int, levels=(0,), width: int = 48) -> list[torch.Tensor]:
     """Chunks of one stream, with another reference from chunk 6 and another prompt from chunk 9."""
     banks = denoiser.open(levels)
-    denoiser.set_text(banks, TEXT)
-    denoiser.prefill(banks, latents(1, 20))
+    denoiser.set_states(banks, {"text": TEXT})
+    denoiser.prefill(banks, {"reference": latents(1, 1), "motion": latents(1 + 50, 19)})
     outs = []
     for i in range(chunks):
         if i == 6:
-            denoiser.prefill(banks, latents(2, 20))
+            denoiser.prefill(banks, {"reference": latents(2, 1), "motion": latents(2 + 50, 19)})
         if i == 9:
-            denoiser.set_text(banks, normal(10, 1, 6, 16))
+            denoiser.set_states(banks, {"text": normal(10, 1, 6, 16)})
         for level in levels:
             sound = normal(20 + i, 1, 3, 6, width)
-            outs.append(denoiser.step(banks, level, i, latents(40 + i, 3), ChunkConditioning(audio=sound), 4 + i % 7))
+            outs.append(denoiser.step(banks, level, i, latents(40 + i, 3), {"audio": sound}, 4 + i % 7))
     return outs
 
 
@@ -134,18 +134,18 @@ def test_what_a_graph_reads_stays_where_it_is():
     denoiser = build(model_of())
     denoiser.runner = Graphs(Replays())
     banks = denoiser.open([0])
-    denoiser.set_text(banks, TEXT)
-    denoiser.prefill(banks, latents(1, 20))
+    denoiser.set_states(banks, {"text": TEXT})
+    denoiser.prefill(banks, {"reference": latents(1, 1), "motion": latents(1 + 50, 19)})
     places = set()
     for i in range(12):
-        denoiser.set_text(banks, normal(i, 1, 6, 16))
-        denoiser.step(banks, 0, i, latents(i, 3), ChunkConditioning(audio=normal(i, 1, 3, 6, 48)))
+        denoiser.set_states(banks, {"text": normal(i, 1, 6, 16)})
+        denoiser.step(banks, 0, i, latents(i, 3), {"audio": normal(i, 1, 3, 6, 48)})
         if i >= 7:
             (held,) = denoiser.runner.held.values()
             (kept,) = held.entering.values()
-            text = [t for pair in held.text.values() for t in pair]
+            text = [t for pair in held.states.values() for t in pair]
             places.add(tuple(t.data_ptr() for t in [*kept.values(), *text]))
-            assert all(torch.equal(a, b) for p, q in zip(held.text.values(), banks.text.values(), strict=True)
+            assert all(torch.equal(a, b) for p, q in zip(held.states.values(), banks.states.values(), strict=True)
                        for a, b in zip(p, q, strict=True))  # fmt: skip
     assert len(places) == 1
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from conf.schema import NetworkConfig
 from stages.denoise.attention import backend
-from stages.denoise.keys import original_name
-from stages.denoise.network import Drive, Network
 from stages.denoise.passes import ClipPass, whole_clip
 from stages.denoise.rope import Rope
+from stages.dit.keys import original_name
+from stages.dit.network import Drive
+from stages.models.wan.network import Network
+from stages.models.wan.sizes import Sizes
 
 SHAPES = [
     # dim, heads, layers, patch, channels, (f, h, w), text_dim, ffn
@@ -46,7 +47,7 @@ def reference(shape):
 
 def ours(shape, model, layers=None):
     dim, heads, depth, patch, channels, _, text_dim, ffn = shape
-    config = NetworkConfig(
+    config = Sizes(
         dim=dim, ffn_dim=ffn, heads=heads, layers=depth, patch=list(patch), in_channels=channels,
         out_channels=channels, text_dim=text_dim, text_tokens=12,
     )  # fmt: skip
@@ -114,7 +115,7 @@ def test_attention_back_ends_say_what_they_need():
 
 
 def test_clip_pass_is_what_whole_clip_builds():
-    network = Network(NetworkConfig())
+    network = Network(Sizes())
     assert isinstance(whole_clip(Rope(16, 2, 2), 1, network), ClipPass)
 
 

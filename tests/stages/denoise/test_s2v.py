@@ -3,14 +3,16 @@
 import pytest
 import torch
 
-from conf.schema import AudioConfig, CodecConfig, ModelConfig, NetworkConfig, Wav2VecConfig
-from stages.build import audio_encoder
+from conf.schema import CodecConfig, ModelConfig, Wav2VecConfig
+from stages.build import encoders_in_file
 from stages.denoise.bank import Bank, Layout
-from stages.denoise.denoiser import ChunkConditioning, Denoiser
-from stages.denoise.frame_pack import packed_table, packed_tokens
-from stages.denoise.network import Network
+from stages.denoise.denoiser import Denoiser
 from stages.denoise.rope import Rope
 from stages.denoise.sampler import Sampler
+from stages.models.live_avatar.buckets import packed_tokens
+from stages.models.live_avatar.frame_pack import packed_table
+from stages.models.live_avatar.network import Network
+from stages.models.live_avatar.sizes import AudioConfig, Sizes
 from stages.weights import initialise
 from tests.checkpoints import s2v_config, s2v_shapes
 from tests.helpers import config_of
@@ -23,9 +25,8 @@ SIZES = {"dim": 48, "ffn_dim": 80, "heads": 2, "layers": 3, "text_dim": 16, "tex
 
 def model_of(**changes) -> ModelConfig:
     audio = AudioConfig(layers=LAYERS, adain=True, wav2vec=Wav2VecConfig(layers=3, dim=10))
-    more = {"token_types": True, "frame_pack": True, "pose": True, "audio": audio}
     return ModelConfig(
-        network=NetworkConfig(**{**SIZES, **changes}, **more), reference=True, positions="sink_shift",
+        network=Sizes(**{**SIZES, **changes}, audio=audio), reference=True, positions="sink_shift",
         codec=CodecConfig(kind="wan", prime=7), recalibrate_chunk=4,
     )  # fmt: skip
 
@@ -47,9 +48,19 @@ def latents(seed: int, frames: int) -> torch.Tensor:
 TEXT = normal(9, 1, 4, 16)
 
 
+def hearing(model: ModelConfig) -> tuple[torch.nn.Module, str]:
+    """The sound's encoder, and where its weights lie."""
+    found = encoders_in_file(model)["audio"]
+    return found.make(), found.prefix
+
+
+def given_of(audio: torch.Tensor, pose: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    return {"audio": audio} | ({} if pose is None else {"pose": pose})
+
+
 def made(model: ModelConfig) -> dict[str, tuple]:
     with torch.device("meta"):
-        network, (encoder, prefix) = Network(model.network), audio_encoder(model)
+        network, (encoder, prefix) = Network(model.network), hearing(model)
     found = network.state_dict() | {prefix + name: t for name, t in encoder.state_dict().items()}
     return {name: tuple(t.shape) for name, t in found.items()}
 
@@ -103,7 +114,7 @@ def test_motion_tokens_stand_still():
 def test_streaming_equals_the_straight_forward():
     """10 chunks through the ring of 4, steps in their own banks, recalibration at 4, sound and (in some) a pose."""
     model = model_of()
-    denoiser, (encoder, prefix) = build(model), audio_encoder(model)
+    denoiser, (encoder, prefix) = build(model), hearing(model)
     initialise(encoder, seed=5, prefix=prefix)
     weights = dict(denoiser.network.state_dict())
     weights |= {prefix + name: t for name, t in encoder.state_dict().items()}
@@ -112,16 +123,16 @@ def test_streaming_equals_the_straight_forward():
     text = straight[0].text(TEXT[0].double(), SIZES["text_tokens"])
     motion, anchor = latents(1, 19), latents(2, 1)
     banks = denoiser.open()
-    denoiser.set_text(banks, TEXT)
+    denoiser.set_states(banks, {"text": TEXT})
     worst = 0.0
     for i in range(10):
         if i in (0, 4):
-            denoiser.prefill(banks, torch.cat([anchor, motion], 2))
+            denoiser.prefill(banks, {"reference": anchor, "motion": motion})
             for one in straight:
                 one.prefill(anchor.double(), motion.double(), text, ROWS, COLUMNS)
         features = normal(100 + i, 1, 3, 10, 12)
         pose = latents(200 + i, 3) if i % 3 == 2 else None
-        given, x = ChunkConditioning(encoder.tokens(features), pose=pose), latents(300 + i, 3)
+        given, x = given_of(encoder.tokens(features), pose), latents(300 + i, 3)
         for step in steps:
             distance = 4 + (7 * i + 5 * step) % 27
             v = denoiser.step(banks, step, i, x, given, distance)
@@ -138,15 +149,15 @@ def test_streaming_equals_the_straight_forward():
 def test_block_ranges_equal_the_whole_and_a_bank_knows_its_size():
     model = model_of()
     whole, parts = build(model), [build(model, range(0, 2)), build(model, range(2, 3))]
-    anchor = torch.cat([latents(2, 1), latents(1, 19)], 2)
+    anchor = {"reference": latents(2, 1), "motion": latents(1, 19)}
     banks = whole.open(), [part.open() for part in parts]
     for denoiser, bank in ((whole, banks[0]), *zip(parts, banks[1], strict=True)):
-        denoiser.set_text(bank, TEXT)
+        denoiser.set_states(bank, {"text": TEXT})
     whole.prefill(banks[0], anchor)
     hidden = anchor
     for part, bank in zip(parts, banks[1], strict=True):
         hidden = part.prefill(bank, hidden)
-    given = ChunkConditioning(normal(3, 1, 3, 6, 48))
+    given = {"audio": normal(3, 1, 3, 6, 48)}
     for i in range(3):
         x = latents(300 + i, 3)
         expected = whole.step(banks[0], 1, i, x, given, 9)
@@ -156,7 +167,7 @@ def test_block_ranges_equal_the_whole_and_a_bank_knows_its_size():
     known = Bank.bytes_needed(whole.layout, 3, 2, 24, torch.float32)
     assert banks[0].banks[0].nbytes == known
     moved = whole.open()
-    whole.set_text(moved, TEXT)
+    whole.set_states(moved, {"text": TEXT})
     for level, bank in banks[0].banks.items():
         moved.banks[level].restore(bank.export())
     x = latents(400, 3)
@@ -170,9 +181,9 @@ def test_no_pose_is_a_pose_of_zeros_and_a_short_past_is_padded():
 
     def velocity(motion: torch.Tensor, pose: torch.Tensor | None) -> torch.Tensor:
         banks = denoiser.open([0])
-        denoiser.set_text(banks, TEXT)
-        denoiser.prefill(banks, torch.cat([latents(2, 1), motion], 2))
-        return denoiser.step(banks, 0, 0, latents(4, 3), ChunkConditioning(given, pose=pose), 9)
+        denoiser.set_states(banks, {"text": TEXT})
+        denoiser.prefill(banks, {"reference": latents(2, 1), "motion": motion})
+        return denoiser.step(banks, 0, 0, latents(4, 3), given_of(given, pose), 9)
 
     motion = latents(1, 19)
     plain = velocity(motion, None)
@@ -187,7 +198,7 @@ def test_no_pose_is_a_pose_of_zeros_and_a_short_past_is_padded():
 @torch.no_grad()
 def test_sound_is_local_to_its_chunk_and_causal():
     """Latent frame m hears video frames 4 m - 5 to 4 m + 3."""
-    encoder, prefix = audio_encoder(model_of())
+    encoder, prefix = hearing(model_of())
     initialise(encoder, 5, prefix)
     features = normal(1, 1, 3, 10, 12)
     plain = encoder.tokens(features)

@@ -5,15 +5,16 @@ import threading
 import pytest
 import torch
 
-from conf.schema import AudioConfig, ModelConfig, NetworkConfig
+from conf.schema import ModelConfig
 from parallel.exchange import local_group
-from stages.denoise.denoiser import ChunkConditioning, Denoiser
-from stages.denoise.network import Network
+from stages.denoise.denoiser import Denoiser
 from stages.denoise.share import Ulysses
+from stages.models.pocket.network import Network
+from stages.models.pocket.sizes import AudioConfig, Sizes
 from stages.weights import initialise
 
 ROWS, COLUMNS, CHUNKS = 2, 6, 8
-NETWORK = NetworkConfig(
+NETWORK = Sizes(
     dim=48, ffn_dim=96, heads=4, layers=3, in_channels=4, out_channels=4, text_dim=16, token_types=True,
     actions=["left", "right"], audio=AudioConfig(layers=[1], dim=8),
 )  # fmt: skip
@@ -35,17 +36,17 @@ def stream(model: ModelConfig, share=None) -> tuple[list, int]:
     denoiser = Denoiser(model, network, ROWS, COLUMNS)
     denoiser.share = share or denoiser.share
     banks = denoiser.open()
-    denoiser.set_text(banks, random(1, 1, 5, 16))
-    found = [denoiser.prefill(banks, random(2, 1, 4, 1, 2 * ROWS, 2 * COLUMNS))]
+    denoiser.set_states(banks, {"text": random(1, 1, 5, 16)})
+    found = [denoiser.prefill(banks, {"reference": random(2, 1, 4, 1, 2 * ROWS, 2 * COLUMNS)})]
     for chunk in range(CHUNKS):
-        given = ChunkConditioning(random(3 + chunk, 1, 3, 4, 8), random(30 + chunk, 1, 3, 8))
+        given = {"audio": random(3 + chunk, 1, 3, 4, 8), "actions": random(30 + chunk, 1, 3, 8)}
         x = random(60 + chunk, 1, 4, 3, 2 * ROWS, 2 * COLUMNS)
         for step in range(2):
             found.append(denoiser.step(banks, step, chunk, x, given, 5))
-        if denoiser.commits(chunk):
+        if denoiser.schedule.commits(chunk):
             found.append(denoiser.commit(banks, chunk, 0.5 * x, given, 5))
         if chunk == 4:  # a recalibration
-            found.append(denoiser.prefill(banks, x[:, :, :1]))
+            found.append(denoiser.prefill(banks, {"reference": x[:, :, :1]}))
     return found, denoiser.stream_bytes
 
 

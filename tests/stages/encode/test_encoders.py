@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from conf.schema import AudioConfig, TextConfig
-from stages.encode.actions import one_hot
-from stages.encode.audio import AudioEncoder
+from conf.schema import TextConfig
 from stages.encode.text import MISSING, TextEncoder
+from stages.models.pocket.actions import one_hot
+from stages.models.pocket.audio import AudioEncoder
+from stages.models.pocket.sizes import AudioConfig
 
 
 def test_audio_tokens_belong_to_their_video_frames():

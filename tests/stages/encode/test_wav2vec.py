@@ -158,5 +158,5 @@ def test_what_cannot_be_used_is_refused(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         Wav2Vec(CONFIG, tmp_path, 0, "cpu")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'everframe\[wan\]'"):
+    with pytest.raises(UserError, match=r"pip install 'everframe\[encoders\]'"):
         Wav2Vec(CONFIG, None, 0, "cpu")

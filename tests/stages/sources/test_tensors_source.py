@@ -5,7 +5,14 @@ import torch
 from safetensors.torch import save_file
 
 from conf.errors import UserError
+from stages.inputs import inputs_of
 from stages.sources.tensors import TensorsFile
+from tests.helpers import config_of
+
+
+def opened(path) -> TensorsFile:
+    """As the model takes it that has most inputs."""
+    return TensorsFile(path, "live_avatar_14b", inputs_of(config_of("model=live_avatar_14b").model))
 
 
 @pytest.fixture
@@ -29,7 +36,7 @@ def path(tmp_path):
 
 
 def test_keys_are_found_or_absent(path):
-    tensors = TensorsFile(str(path))
+    tensors = opened(str(path))
     assert tensors.has("noise") and tensors.has("noise.000000") and tensors.has("reference_latent")
     assert not tensors.has("noise.000001") and not tensors.has("nois") and not tensors.has("audio")
     assert tensors.get("noise.000001.step.0") is None
@@ -37,7 +44,7 @@ def test_keys_are_found_or_absent(path):
 
 
 def test_shape_and_dtype(path):
-    tensors = TensorsFile(path)
+    tensors = opened(path)
     assert tensors.get("audio_features.000001", [1, 25, None, 12]).dtype == torch.bfloat16
     assert tensors.get("audio_features.000001", dtype=torch.float32).dtype == torch.float32
     assert tensors.get("sink_distance", dtype=torch.int64).dtype == torch.int64
@@ -53,13 +60,13 @@ def test_shape_and_dtype(path):
 
 
 def test_the_context_in_force(path, tmp_path):
-    tensors = TensorsFile(path)
+    tensors = opened(path)
     for chunk, begins in ((0, 0), (4, 0), (5, 5), (11, 5), (12, 12), (10**9, 12)):
-        assert tensors.context_for(chunk, [1, None, 8])[0, 0, 0] == begins
-    assert tensors.context_key(4) == "context" and tensors.context_key(6) == "context.000005"
+        assert tensors.get(tensors.in_force("context", chunk), [1, None, 8])[0, 0, 0] == begins
+    assert tensors.in_force("context", 4) == "context" and tensors.in_force("context", 6) == "context.000005"
     save_file({"context.000002": torch.zeros(1, 4, 8)}, tmp_path / "late.safetensors")
-    late = TensorsFile(tmp_path / "late.safetensors")
-    assert late.context_for(1) is None and late.context_for(2) is not None and late.has("context")
+    late = opened(tmp_path / "late.safetensors")
+    assert late.in_force("context", 1) is None and late.in_force("context", 2) and late.has("context")
 
 
 @pytest.mark.parametrize(
@@ -70,13 +77,13 @@ def test_the_context_in_force(path, tmp_path):
         ("noise.000004", "did you mean noise.000000.step.0?"),
         ("audio_feature.000004", "did you mean audio_features.000000?"),
         ("reference_latents", "did you mean reference_latent?"),
-        ("weights", "use one of context, "),
+        ("weights", "use one of "),
     ],
 )
 def test_unknown_names(tmp_path, key, remedy):
     save_file({key: torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(UserError) as error:
-        TensorsFile(tmp_path / "a.safetensors")
+        opened(tmp_path / "a.safetensors")
     assert f": {key}: is not a name" in str(error.value) and remedy in str(error.value)
 
 
@@ -95,5 +102,5 @@ def test_missing_and_broken_files(path, tmp_path):
         elif content is not None:
             bad.write_bytes(content)
         with pytest.raises(UserError, match=r"no such file|is no file|is no whole safetensors file") as error:
-            TensorsFile(bad)
+            opened(bad)
         assert str(error.value).startswith(f"source.tensors={bad}: ") and "\n" not in str(error.value)

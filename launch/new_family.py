@@ -1,0 +1,93 @@
+"""A new model family: `everframe new-family NAME [FOLDER]`.
+
+Writes a folder with a small network that streams as it stands, its YAML and its test, to be changed bit by bit into
+what is wanted (docs/new-model.md). Without FOLDER they go where the product's own are; with it to a folder of one's
+own, from where Python and Hydra have to find them.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import conf
+import stages
+from conf import families
+from conf.disk import writing
+from conf.errors import UserError
+from launch.cli import EXIT_USER_ERROR
+
+TEMPLATES = Path(__file__).parent / "scaffold"
+MODULES = ("init", "sizes", "inputs", "network", "schedule", "keys")
+PLACE = "FAMILY"
+"""Stands for the name in templates."""
+
+
+def targets(name: str, folder: Path | None) -> dict[Path, str]:
+    """The template of every file that is written."""
+    if folder is None:
+        root = Path(stages.__file__).parent
+        package, yaml = root / "models" / name, Path(conf.__file__).parent / "model" / f"{name}.yaml"
+        test = root.parent / "tests" / "stages" / "models" / f"test_{name}.py"
+    else:
+        package, yaml = folder / name, folder / "conf" / "model" / f"{name}.yaml"
+        test = folder / f"test_{name}.py"
+    modules = {package / ("__init__.py" if m == "init" else f"{m}.py"): m for m in MODULES}
+    return modules | {yaml: "model", test: "test"}
+
+
+def write(name: str, folder: Path | None = None) -> list[Path]:
+    """Write a family's files; returns where they are.
+
+    Raises:
+        UserError: it is no name, something is there already, or the disk refuses. Nothing is left half-written.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"everframe new-family {name}", "must be a lower-case name", "use letters, digits and _")
+    if name in families.known(families.FAMILIES):
+        raise UserError(f"everframe new-family {name}", "there is a family of that name", "take another name")
+    files = targets(name, folder)
+    for path in (*files, next(iter(files)).parent):
+        if path.exists():
+            raise UserError(f"everframe new-family {name}", f"{path} is there already", "take another name")
+    try:
+        for path, template in files.items():
+            with writing(f"everframe new-family {name}: {path}"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text((TEMPLATES / f"{template}.txt").read_text().replace(PLACE, name))
+    except UserError:
+        shutil.rmtree(next(iter(files)).parent, ignore_errors=True)
+        for path in files:
+            path.unlink(missing_ok=True)
+        raise
+    return list(files)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
+            raise UserError(
+                "everframe new-family", "needs a name, and may be given a folder", "everframe new-family toy"
+            )
+        folder = Path(arguments[1]).absolute() if len(arguments) == 2 else None
+        name = arguments[0]
+        for path in write(name, folder):
+            print(path)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    if folder is None:
+        print(f"\nTry it: everframe stream model={name} plan=timestep stream.chunks=10 stream.prompt=hello")
+    else:
+        found = f"PYTHONPATH={folder} everframe stream --config-dir {folder / 'conf'}"
+        print(f"\nTry it: {found} model={name} plan=timestep stream.chunks=10 stream.prompt=hello")
+    print("What to change next: docs/new-model.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""A stream's inputs as tensors: what `source.tensors` gives of them, or what their encoders make of their sources."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conf.errors import UserError
+from conf.schema import ModelConfig
+from runtime.encoders import Encoders, Picture
+from runtime.prompts import Prompts
+from runtime.sources import Sources
+from stages.build import torch_dtype
+from stages.inputs import FRAMES_PER_LATENT, LATENT_FRAMES, REFERENCE, Axis, Given, Input, made_of, on
+
+log = logging.getLogger(__name__)
+
+
+class Encoding:
+    """Everything of one stream that is encoded.
+
+    Args:
+        model, picture: of the stream.
+        encoders: shared by all streams here; those of what is given are not loaded.
+        sources: what drives the stream, open.
+        prompts: of the stream.
+
+    Attributes:
+        before: entries of chunks before that the next chunk's inputs reach back to, by input.
+        grey: whether the reference is a grey picture, since none was given.
+
+    Raises:
+        UserError: a prompt that nothing here could read.
+    """
+
+    def __init__(self, model: ModelConfig, picture: Picture, encoders: Encoders, sources: Sources, prompts: Prompts):
+        self.model, self.picture, self.encoders, self.inputs = model, picture, encoders, encoders.inputs
+        self.tensors, self.sound, self.image, self.prompts = sources.tensors, sources.sound, sources.image, prompts
+        self.before: Given = {}
+        self.grey = False
+        self._load_encoders()
+
+    def _has(self, key: str) -> bool:
+        return bool(key) and self.tensors is not None and self.tensors.has(key)
+
+    def _given(self, key: str, shape, dtype: torch.dtype | None = torch.float32) -> Tensor | None:
+        return self.tensors.get(key, shape, dtype) if key and self.tensors else None
+
+    def _in_force(self, one: Input, chunk: int) -> str | None:
+        return self.tensors.in_force(one.key, chunk) if one.key and self.tensors else None
+
+    def _load_encoders(self) -> None:
+        """Those of what is not given."""
+        self.text_encoder = None
+        if made_of(self.inputs, "prompt") is None and (prompt := self.prompts.first_told()):
+            raise UserError(
+                f"stream.prompt={prompt}", f"model={self.model.name} takes no prompt", "set stream.prompt= to nothing"
+            )
+        for one in self.inputs:
+            if one.source == "prompt":
+                self.text_encoder = None if self._has(one.key) else self.encoders.text
+                self._refuse_unread_prompt(one)
+            elif one.axis.with_chunk:
+                _ = self.encoders.of(one)
+                if not self._has(f"{one.key}.000000"):
+                    _ = self.encoders.ear(one)
+
+    def _refuse_unread_prompt(self, one: Input) -> None:
+        """A model whose text states are given has nothing that could read a prompt."""
+        if self.text_encoder is not None or self._has(one.key):
+            return
+        if prompt := self.prompts.first_told():
+            raise UserError(
+                f"stream.prompt={prompt}",
+                f"model={self.model.name} has no text encoder here",
+                f"give its text states as `{one.key}` in source.tensors",
+            )
+        log.warning("source.tensors gives no `%s`: the text states of model=%s are zeros", one.key, self.model.name)
+
+    # -- of the attention sink ----------------------------------------------------------------------------------------
+
+    def sink(self, encode: bool) -> Given:
+        """The attention sink's inputs: what is given of them, and of the others the picture held still, mid-grey where
+        none is given; with `encode` False those that are given alone."""
+        inputs = on(self.inputs, Axis.SINK)
+        found = {one.name: given for one in inputs if (given := self._given_sink(one)) is not None}
+        self.grey = REFERENCE not in found and self.image is None
+        missing = [one for one in inputs if one.name not in found]
+        return found | self._still(missing) if missing and encode else found
+
+    def _given_sink(self, one: Input) -> Tensor | None:
+        return self._given(one.key, (*one.given_shape[: one.at + 1], *self.picture.latent))
+
+    def _still(self, missing: list[Input]) -> Given:
+        """A causal encoder gives the picture's own latent first."""
+        counts = {one.name: one.shape[one.at - 1] or self.model.network.before for one in missing}
+        image = torch.zeros(3, self.picture.height, self.picture.width) if self.image is None else self.image
+        still = self.encoders.still(image, max(counts.values()))
+        return {name: still[:, :, :count] for name, count in counts.items()}
+
+    # -- of an epoch --------------------------------------------------------------------------------------------------
+
+    def began(self, one: Input, chunk: int, first: int) -> int:
+        """The chunk with which what holds of an input at `chunk` began, in a stream that goes on with chunk `first`."""
+        if key := self._in_force(one, chunk):
+            # What was in force when a stream goes on began before that.
+            return max(int(key.partition(".")[2] or 0), first - 1)
+        return self.prompts.epoch(chunk) if one.source == "prompt" else 0
+
+    def state(self, one: Input, chunk: int, prompt: str | None = None) -> Tensor:
+        """What `source.tensors` gives of an input at a chunk, or a prompt's rows; `prompt` None: the one that holds."""
+        if key := self._in_force(one, chunk):
+            rows = self._given(key, one.given_shape)
+            if rows.shape[1] > one.shape[0]:
+                raise UserError(
+                    f"source.tensors: {key}",
+                    f"has {rows.shape[1]} rows, model={self.model.name} takes {one.shape[0]}",
+                    "cut or pad it",
+                )
+            return rows
+        if one.source != "prompt" or self.text_encoder is None:
+            return torch.zeros(1, 1, *one.shape[1:])
+        prompt = self.prompts.text(self.prompts.epoch(chunk)) if prompt is None else prompt
+        if unknown := self.text_encoder.ids(prompt)[1]:
+            log.warning("prompt: model=%s does not know %s", self.model.name, ", ".join(unknown))
+        with torch.inference_mode():
+            return self.text_encoder(prompt)
+
+    # -- of a chunk ---------------------------------------------------------------------------------------------------
+
+    def own(self, one: Input, chunk: int, count: int, taken: list[int] | None) -> Tensor | None:
+        """An input's own entries in a chunk of `count` video frames: of what is given, or of its source's rows."""
+        given = self._given(f"{one.key}.{chunk:06d}", self._chunk_shape(one)) if one.key else None
+        if one.source == "audio":
+            given = self._heard(one, count, given)
+        elif given is None and one.source == "actions":
+            given = one.rows(self._per_latent(taken))
+        if given is None:
+            return None
+        encoder = self.encoders.of(one)
+        if encoder is not None:
+            with torch.inference_mode():
+                given = encoder.tokens(given)
+        return given.to(torch_dtype(self.model.dtype)) if one.narrow else given
+
+    def _heard(self, one: Input, count: int, given: Tensor | None) -> Tensor:
+        if given is not None:
+            self.sound.skip(count)
+            return given
+        return one.rows(self._per_latent(self.sound.frames(count)))
+
+    def whole(self, own: dict[str, Tensor | None]) -> Given:
+        """Inputs of a chunk that is really made, with what they reach back to; those that nothing is said of are left
+        out."""
+        made = {}
+        for one in self.inputs:
+            if (entries := own.get(one.name)) is not None:
+                made[one.name] = one.within(entries, self.before.get(one.name))
+                if one.reach:
+                    self.before = self.before | {one.name: one.left(made[one.name])}
+        return made
+
+    def _chunk_shape(self, one: Input) -> tuple[int | None, ...]:
+        """What `source.tensors` must hold of an input of a chunk; latents are of the picture's size."""
+        shape = one.given_shape
+        return (*shape[:-2], *self.picture.latent) if one.at == LATENT_FRAMES else shape
+
+    def _per_latent(self, rows: list | np.ndarray) -> np.ndarray:
+        """Four rows for every latent frame: the only frame of a stream's lone first latent stands for all four."""
+        missing = FRAMES_PER_LATENT * self.model.chunk_frames - len(rows)
+        return np.concatenate([np.repeat(np.asarray(rows)[:1], missing, 0), rows]) if missing else np.asarray(rows)

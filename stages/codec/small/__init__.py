@@ -1,0 +1,1 @@
+"""The pocket models' codec: a small causal encoder and decoder of their own latents."""

@@ -1,0 +1,105 @@
+"""Which passes a chunk has, over which frames, with which steps. A family may bring its own (`schedule.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from conf import families
+from conf.errors import UserError
+from conf.schema import ModelConfig
+from stages.denoise.sampler import Step, steps_of
+
+
+class Version(NamedTuple):
+    """A version of the attention sink.
+
+    Attributes:
+        source: the chunk that it is made from; -1: a given reference.
+        in_force_from: the first chunk that reads it.
+        kind: the pass that makes it: a `prefill` of a frame, or the `commit` of a chunk that joins the attention sink.
+    """
+
+    source: int
+    in_force_from: int
+    kind: str = "prefill"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Passes of a stream.
+
+    Attributes:
+        steps: of every chunk, from noise to clean.
+        chunk_frames, ring_frames: latent frames of a chunk, and of the window that rolls.
+        sink_frames: first generated frames of the attention sink.
+        clean: whether every finished chunk is written by a clean pass.
+        recache_chunks: finished chunks that a new prompt runs again, at most; 0: it runs none.
+        versions: of the attention sink, in the order they take effect.
+    """
+
+    steps: tuple[Step, ...]
+    chunk_frames: int
+    ring_frames: int
+    sink_frames: int = 0
+    clean: bool = False
+    recache_chunks: int = 0
+    versions: tuple[Version, ...] = ()
+
+    @property
+    def renewed(self) -> Version | None:
+        """The version whose reference is a generated frame; None: there is none."""
+        return next((v for v in self.versions if v.kind == "prefill" and v.source >= 0), None)
+
+    def frames(self, chunk: int) -> range:
+        """Generated frames of a step or a commit of `chunk`."""
+        return range(chunk * self.chunk_frames, (chunk + 1) * self.chunk_frames)
+
+    def commits(self, chunk: int) -> bool:
+        """Whether `chunk` is written by a clean pass when it is finished."""
+        return self.clean or chunk * self.chunk_frames < self.sink_frames
+
+    def recached(self, chunk: int) -> range:
+        """Finished chunks that are run again where a bank is made anew before `chunk`.
+
+        All of them while none was dropped, the attention sink's with them; later the ring's, and the attention sink
+        stays as it was read first (arXiv 2509.22622, as its published code does it).
+        """
+        end, count = chunk * self.chunk_frames, self.chunk_frames
+        start = 0 if end <= self.sink_frames + self.ring_frames else end - self.ring_frames
+        return range(start // count, end // count)
+
+
+def configured(model: ModelConfig) -> Schedule:
+    """What the configuration's rules give."""
+    versions = [Version(-1, 0)] if model.reference else []
+    if not model.rule.commits:
+        versions += [Version(j, j + 1, "commit") for j in range(model.sink_frames // model.chunk_frames)]
+    if model.recalibrate_chunk is not None:
+        versions.append(Version(0, model.recalibrate_chunk))
+    return Schedule(
+        steps_of(model),
+        model.chunk_frames,
+        model.ring_frames,
+        model.sink_frames,
+        model.rule.commits,
+        model.recache_chunks,
+        tuple(sorted(versions, key=lambda v: v.in_force_from)),
+    )
+
+
+def schedule_of(model: ModelConfig) -> Schedule:
+    """A model's schedule: its family's, or what the configuration gives.
+
+    Raises:
+        UserError: the family's has another number of steps than `model.steps`, by which plans are made.
+    """
+    own = families.part(families.FAMILIES, model.family, "schedule")
+    made = own.schedule(model) if own else configured(model)
+    if len(made.steps) != model.step_count:
+        raise UserError(
+            f"model.steps={model.step_count}",
+            f"family {model.family} has {len(made.steps)} steps",
+            f"set model.steps={len(made.steps)}",
+        )
+    return made

@@ -1,0 +1,63 @@
+"""Checkpoint names: what savers put before them, and diffusers' spelling, translated to the published original.
+
+Also what a file of the shared transformer is told by, and the sizes that its shapes tell.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+
+HEAD_DIM = 128
+"""Of every published model: widths of heads leave no trace in shapes."""
+TRANSFORMER = (r"patch_embedding\.weight", r"blocks\.0\.self_attn\.q\.weight", r"head\.head\.weight")
+"""Patterns of names that every file of the transformer has."""
+
+# Of wrapping modules (FSDP, activation checkpoints, torch.compile, DDP, PEFT), and of programs that keep several
+# networks in one file.
+_PREFIXES = re.compile(r"^((base_model\.model|model|module|diffusion_model|transformer|generator|generator_ema)\.)+")
+_WRAPPERS = re.compile(r"(^|(?<=\.))(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+
+# (diffusers pattern, original name); all are applied, in this order.
+_DIFFUSERS = [
+    (r"condition_embedder\.time_embedder\.linear_([12])\.", lambda m: f"time_embedding.{2 * int(m[1]) - 2}."),
+    (r"condition_embedder\.text_embedder\.linear_([12])\.", lambda m: f"text_embedding.{2 * int(m[1]) - 2}."),
+    (r"condition_embedder\.time_proj\.", "time_projection.1."),
+    (r"(blocks\.\d+\.)attn1\.", r"\1self_attn."),
+    (r"(blocks\.\d+\.)attn2\.", r"\1cross_attn."),
+    (r"(blocks\.\d+\.)norm2\.", r"\1norm3."),
+    (r"(blocks\.\d+\.)ffn\.net\.0\.proj\.", r"\1ffn.0."),
+    (r"(blocks\.\d+\.)ffn\.net\.2\.", r"\1ffn.2."),
+    (r"(blocks\.\d+\.)scale_shift_table$", r"\1modulation"),
+    (r"^scale_shift_table$", "head.modulation"),
+    (r"^proj_out\.", "head.head."),
+    (r"\.to_([qkv])\.", r".\1."),
+    (r"\.to_out\.0\.", r".o."),
+]
+
+
+def original_name(name: str) -> str:
+    """A parameter's name as the original checkpoints spell it; original names pass unchanged."""
+    name = _PREFIXES.sub("", _WRAPPERS.sub("", name))
+    for pattern, replacement in _DIFFUSERS:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def sizes(shapes: Mapping[str, torch.Size]) -> dict[str, object]:
+    """Fields of `TransformerSizes` that a network's shapes tell, by our names; heads only where `HEAD_DIM` fits."""
+    dim, channels, *patch = shapes["patch_embedding.weight"]
+    found = {
+        "dim": dim,
+        "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
+        "layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+        "patch": patch,
+        "in_channels": channels,
+        "out_channels": shapes["head.head.weight"][0] // math.prod(patch),
+        "freq_dim": shapes["time_embedding.0.weight"][1],
+        "text_dim": shapes["text_embedding.0.weight"][1],
+    }
+    return found | ({"heads": dim // HEAD_DIM} if dim % HEAD_DIM == 0 else {})

@@ -1,0 +1,64 @@
+"""Sizes of the shared transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from conf.errors import positive
+from conf.schema import NetworkConfig
+
+PUBLISHED = {
+    "dim": ("dim",),
+    "ffn_dim": ("ffn_dim",),
+    "heads": ("num_heads", "num_attention_heads"),
+    "layers": ("num_layers",),
+    "patch": ("patch_size",),
+    "in_channels": ("in_dim", "in_channels"),
+    "out_channels": ("out_dim", "out_channels"),
+    "freq_dim": ("freq_dim",),
+    "text_dim": ("text_dim",),
+    "text_tokens": ("text_len",),
+    "eps": ("eps",),
+}
+"""Sizes by our names, and what the original `config.json` and that of diffusers call them."""
+SUPPORTED = {
+    "qk_norm": (True, "rms_norm_across_heads"),
+    "cross_attn_norm": (True,),
+    "image_dim": (None,),
+    "added_kv_proj_dim": (None,),
+    "pos_embed_seq_len": (None,),
+}
+"""What `config.json` may say of things that the layers here have in one form only."""
+
+
+@dataclass
+class TransformerSizes(NetworkConfig):
+    """Sizes of the diffusion transformer."""
+
+    ffn_dim: int = 128
+    freq_dim: int = 256
+    text_dim: int = 32
+    text_tokens: int = 8
+    """Text rows; shorter prompts are padded with zero rows, which take part."""
+    eps: float = 1e-6
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("ffn_dim", "text_tokens"):
+            positive(f"model.network.{name}", getattr(self, name))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"dim": self.dim, "ffn_dim": self.ffn_dim}
+
+    def states_values(self) -> int:
+        return 2 * self.text_tokens * self.dim
+
+    def layer_flops(self, new: int, keys: int) -> Sequence[float]:
+        """2 n (4 d^2 + 2 d^2 + 2 d f) in the projections of self-attention, of cross-attention (text keys and values
+        are kept) and in the feed-forward; 4 n m d in attention over m keys."""
+        d = self.dim
+        linear = 2 * new * (6 * d * d + 2 * d * self.ffn_dim)
+        attention = 4 * new * d * (keys + self.text_tokens)
+        return [float(linear + attention)] * self.layers

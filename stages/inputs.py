@@ -1,0 +1,222 @@
+"""Conditions: what drives a network beside the latents, declared by its family and handled the same for all.
+
+A family lists its inputs. What travels with a chunk and in how many bytes, what `source.tensors` may hold, which
+sources are opened and recorded, what a recache runs again and what a state keeps follow from the list.
+
+Three clocks: video frames, latent frames (four video frames each) and chunks. An input lives on one axis:
+
+| axis | entries | how it reaches the network |
+|---|---|---|
+| `SINK` | one for a stream | once, with the prefill of the attention sink, and again at a recalibration |
+| `EPOCH` | one for a prompt | once, with the first chunk of its epoch, ahead of it: `Network.states` |
+| `CHUNK` | one for a chunk | with every chunk, for all its passes: `Network.enter` and `Network.drive` |
+| `LATENT` | one for a latent frame | likewise |
+| `FRAME` | one for a video frame, and `reach` more that were before | likewise |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from conf import families
+from conf.schema import ModelConfig
+
+FRAMES_PER_LATENT = 4
+"""Video frames of one latent frame: the temporal stride of every codec here."""
+
+Given = dict[str, Tensor]
+"""What was given for a chunk, by the names of its inputs; one that nothing is said of is left out."""
+
+
+class Axis(Enum):
+    """What an input has an entry for."""
+
+    SINK = "sink"
+    EPOCH = "epoch"
+    CHUNK = "chunk"
+    LATENT = "latent"
+    FRAME = "frame"
+
+    @property
+    def with_chunk(self) -> bool:
+        """Whether it comes anew with every chunk."""
+        return self not in (Axis.SINK, Axis.EPOCH)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What makes an input of what its source gives.
+
+    Attributes:
+        make: the module, with weights of no meaning; it has `tokens(tensor)`, from what the source gives.
+        prefix: of its weights in the model's file.
+    """
+
+    make: Callable[[], nn.Module]
+    prefix: str
+
+
+@dataclass(frozen=True)
+class Ear:
+    """How sound is heard before it is encoded.
+
+    Attributes:
+        features: (what `build` gave, whether the sound may be heard all at once) -> features of one stream's sound
+            (`stages.encode.audio_features.LogMel` and the like).
+        build: (model, device) -> a network that features are made by, with weights of its own; None: none.
+        values: how many numbers such a network has.
+        whole: the setting that has a file heard all at once, if it is set; empty: it is not.
+    """
+
+    features: Callable[[Callable[[], Any], bool], Any]
+    build: Callable[[ModelConfig, torch.device], Any] | None = None
+    values: int = 0
+    whole: str = ""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One condition.
+
+    Attributes:
+        name: of its tensor, as the network knows it.
+        axis: what it has an entry for.
+        shape: of the tensor of one chunk (or of the stream, or of an epoch), its first dimension of 1 left out; None:
+            any.
+        source: what it is made of: `prompt`, `image`, `audio`, `actions`; empty: only `source.tensors` gives it.
+        key: its name in `source.tensors`; with every chunk `KEY.CHUNK`. Empty: it cannot be given.
+        given: shape of what is given there, likewise; None: `shape`, of the chunk's own entries.
+        rows: from the source's rows of the chunk's video frames to what is given there.
+        encoder: from there to the tensor; None: it is that already.
+        ear: of an input made of sound.
+        classes: of an input made of actions, their names in order; the first is that of no action.
+        at: the dimension that counts its entries.
+        reach: entries that were before the chunk's own and come first; before the stream the first one stands for all.
+        narrow: whether it travels in the model's dtype, instead of float32.
+        primes: whether a decoder is primed with it before a stream.
+    """
+
+    name: str
+    axis: Axis
+    shape: tuple[int | None, ...]
+    source: str = ""
+    key: str = ""
+    given: tuple[int | None, ...] | None = None
+    rows: Callable[[np.ndarray], Tensor] | None = None
+    encoder: Encoder | None = None
+    ear: Ear | None = None
+    classes: tuple[str, ...] = ()
+    at: int = 1
+    reach: int = 0
+    narrow: bool = False
+    primes: bool = False
+
+    @property
+    def given_shape(self) -> tuple[int | None, ...]:
+        """Of what `source.tensors` holds of it: a chunk's own entries."""
+        if self.given is not None:
+            return 1, *self.given
+        own = list(self.shape)
+        if self.reach:
+            own[self.at - 1] -= self.reach
+        return 1, *own
+
+    def bytes(self, dtype: torch.dtype) -> int:
+        """Of one chunk's tensor, in a model of this dtype; a dimension that may be anything counts as one."""
+        return torch.Size(n or 1 for n in self.shape).numel() * (dtype if self.narrow else torch.float32).itemsize
+
+    def full(self, grid: tuple[int, int] = (1, 1), frames: int = 1) -> tuple[int, ...]:
+        """The shape of a whole tensor.
+
+        Args:
+            grid: height and width of a latent, for an input that is latents.
+            frames: how many, where that is not said.
+        """
+        shape = [1, *(n or 0 for n in self.shape)]
+        if self.at == LATENT_FRAMES:
+            shape[2:] = shape[2] or frames, *grid
+        return tuple(n or 1 for n in shape)
+
+    def joined(self, chunks: Sequence[Tensor]) -> Tensor:
+        """Tensors of consecutive chunks in one."""
+        own = (t.narrow(self.at, self.reach, t.shape[self.at] - self.reach) for t in chunks[1:])
+        return torch.cat([chunks[0], *own], self.at)
+
+    def within(self, tensor: Tensor, before: Tensor | None) -> Tensor:
+        """A chunk's own entries with those that were before; `before` None: the stream begins."""
+        if not self.reach:
+            return tensor
+        first = tensor.narrow(self.at, 0, 1)
+        lead = torch.cat([first] * self.reach, self.at) if before is None else before.to(tensor.dtype)
+        return torch.cat([lead, tensor], self.at)
+
+    def left(self, tensor: Tensor) -> Tensor | None:
+        """The entries that the next chunk will reach back to."""
+        return tensor.narrow(self.at, tensor.shape[self.at] - self.reach, self.reach).clone() if self.reach else None
+
+
+def inputs_of(model: ModelConfig) -> tuple[Input, ...]:
+    """The inputs of a model, as its family declares them."""
+    return families.part(families.FAMILIES, model.family, "inputs").inputs(model)
+
+
+def on(inputs: Iterable[Input], *axes: Axis) -> tuple[Input, ...]:
+    """Those on some axes."""
+    return tuple(one for one in inputs if one.axis in axes)
+
+
+def with_chunk(inputs: Iterable[Input]) -> tuple[Input, ...]:
+    """Those that come anew with every chunk."""
+    return tuple(one for one in inputs if one.axis.with_chunk)
+
+
+def made_of(inputs: Iterable[Input], source: str) -> Input | None:
+    """The input that is made of a source; None: nothing is."""
+    return next((one for one in inputs if one.source == source), None)
+
+
+# -- how they travel --------------------------------------------------------------------------------------------------
+
+LATENTS, LATENT_FRAMES = "x", 2
+"""Name of a chunk's latents [1, C, f, h, w] beside its inputs, and the dimension that counts their frames."""
+REFERENCE = "reference"
+"""The input that the attention sink's own frame is made of."""
+
+
+def marked(mark: str, tensors: Given) -> Given:
+    """Tensors under the names by which they travel: `MARK.NAME`, with the mark `given`, `epoch` or `sink`."""
+    return {f"{mark}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def part(mark: str, tensors: Given) -> Given:
+    """Those of a message that have a mark, by their own names."""
+    start = f"{mark}."
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+
+
+# -- inputs that many families have -----------------------------------------------------------------------------------
+
+
+def per_frame(layers: int, width: int) -> Callable[[np.ndarray], Tensor]:
+    """Features [frames, layers * width] as `source.tensors` holds them: [1, layers, width, frames]."""
+    return lambda rows: torch.from_numpy(rows).view(len(rows), layers, width).permute(1, 2, 0)[None]
+
+
+def text(tokens: int, width: int) -> Input:
+    """Text rows of a prompt, at most `tokens`, `width` wide; context of cross-attention."""
+    return Input("text", Axis.EPOCH, (tokens, width), "prompt", "context", given=(None, width))
+
+
+def reference(model: ModelConfig) -> tuple[Input, ...]:
+    """The latent of a picture, a frame of the attention sink; nothing for a model that takes none."""
+    if not model.reference:
+        return ()
+    shape = (model.network.in_channels, 1, None, None)
+    return (Input(REFERENCE, Axis.SINK, shape, "image", "reference_latent", at=LATENT_FRAMES),)
