@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
 
-from conf.errors import UserError
-from conf.families import CODECS, SETTINGS, known, part
+from conf.families import CODECS, needed
 
 
 @dataclass(frozen=True)
@@ -28,17 +26,6 @@ class Declared:
     timed_by_pixels: bool = False
 
 
-def folder_part(kind: str, module: str) -> ModuleType:
-    """A module that every codec's folder has.
-
-    Raises:
-        UserError: there is no such folder, or it lacks the module.
-    """
-    if (found := part(CODECS, kind, module)) is None:
-        raise UserError(f"{SETTINGS[CODECS]}={kind}", f"has no {module}.py", f"use one of {', '.join(known(CODECS))}")
-    return found
-
-
 @cache
 def declared(kind: str) -> Declared:
     """What a codec declares.
@@ -46,4 +33,4 @@ def declared(kind: str) -> Declared:
     Raises:
         UserError: there is no such codec.
     """
-    return folder_part(kind, "declared").CODEC
+    return needed(CODECS, kind, "declared").CODEC

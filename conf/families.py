@@ -56,6 +56,17 @@ def part(where: str, name: str, module: str) -> ModuleType | None:
     return importlib.import_module(full) if find_spec(full) else None
 
 
+def needed(where: str, name: str, module: str) -> ModuleType:
+    """The same, of a module that every folder has.
+
+    Raises:
+        UserError: there is no such folder, or it lacks the module.
+    """
+    if (found := part(where, name, module)) is None:
+        raise UserError(f"{SETTINGS[where]}={name}", f"has no {module}.py", f"use one of {', '.join(known(where))}")
+    return found
+
+
 def name_of(module: str) -> str:
     """The family that a module `FAMILY.sizes` is of, as a configuration names it."""
     return module.rpartition(".")[0].removeprefix(f"{FAMILIES}.")

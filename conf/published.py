@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,11 @@ from conf.errors import UserError
 from conf.families import CODECS, known
 from conf.paths import is_folder, is_there
 
-PARTS = {
-    "vae": tuple(dict.fromkeys(name for kind in known(CODECS) for name in declared(kind).names)),
+OTHERS = {
     "text_encoder": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder"),
     "tokenizer": ("google/umt5-xxl", "tokenizer"),
     "audio_encoder": ("wav2vec2-large-xlsr-53-english", "audio_encoder"),
 }
-"""Where the parts beside the network lie in a model's folder, in the original layout and in diffusers'."""
 
 INDEX = ".safetensors.index.json"
 WEIGHTS = (
@@ -41,9 +40,15 @@ WEIGHTS = (
 SHARD = re.compile(r"-(\d+)-of-(\d+)(?=\.)")
 
 
+@cache
+def parts() -> dict[str, tuple[str, ...]]:
+    """Where the parts beside the network lie in a model's folder, in the original layout and in diffusers'."""
+    return {"vae": tuple(dict.fromkeys(name for kind in known(CODECS) for name in declared(kind).names)), **OTHERS}
+
+
 def part(folder: str | Path, name: str) -> Path | None:
-    """Where a model's folder holds one of `PARTS`; None if it does not, or is no folder."""
-    return first_there(folder, PARTS[name])
+    """Where a model's folder holds one of its parts; None if it does not, or is no folder."""
+    return first_there(folder, parts()[name])
 
 
 def first_there(folder: str | Path, places: Sequence[str]) -> Path | None:
@@ -74,7 +79,7 @@ def weight_files(path: str | Path, setting: str) -> dict[Path, list[str] | None]
         raise UserError(given, "no such file or folder", "check the path")
     if is_folder(path):
         path = network_folder(path)
-        others = {place for places in PARTS.values() for place in places}
+        others = {place for places in parts().values() for place in places}
         found: list[Path] = []
         for pattern in WEIGHTS:
             found = sorted(p for p in path.glob(pattern) if p.name not in others)

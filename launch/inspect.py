@@ -68,7 +68,7 @@ class Contents:
         sizes = self.kind.sizes(self.shapes)
         name = self.kind.models[0]
         for model in self.kind.models:
-            if compose("stream", Config, [f"model={model}"]).model.network.dim == sizes["dim"]:
+            if compose("stream", Config, [f"model={model}"]).model.network.dim == sizes.get("dim"):
                 name = model
         own = [] if self.configured else [f"model.network.{k}={v}".replace(" ", "") for k, v in sizes.items()]
         named = [] if any(g.startswith("model=") for g in given) else [f"model={name}"]
@@ -118,7 +118,7 @@ def model_rows(contents: Contents, model: ModelConfig) -> dict[str, str]:
     }
     for what, names in (("unknown keys", unknown), ("missing keys", missing), ("other shapes", shapes)):
         found[what] = f"{len(names)}: {first(names)}" if names else "none"
-    for name in published.PARTS if is_folder(contents.path) else ():
+    for name in published.parts() if is_folder(contents.path) else ():
         found[name.replace("_", " ")] = str(published.part(contents.path, name) or "not in the folder")
     if model.codec.checkpoint:
         found["codec"] = model.codec.checkpoint

@@ -7,9 +7,11 @@ own, from where Python and Hydra have to find them.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import conf
@@ -44,17 +46,20 @@ def write(name: str, folder: Path | None = None) -> list[Path]:
     Raises:
         UserError: it is no name, something is there already, or the disk refuses. Nothing is left half-written.
     """
+    said = f"everframe new-family {name}"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"everframe new-family {name}", "must be a lower-case name", "use letters, digits and _")
-    if name in families.known(families.FAMILIES):
-        raise UserError(f"everframe new-family {name}", "there is a family of that name", "take another name")
+        raise UserError(said, "must be a lower-case name", "use letters, digits and _")
+    if name in families.known(families.FAMILIES) or find_spec(name):
+        raise UserError(said, "there is a family or a package of that name", "take another name")
+    if folder is None and not (Path(stages.__file__).parent.parent / "pyproject.toml").is_file():
+        raise UserError(said, "this Everframe is no checkout", f"say where to: everframe new-family {name} FOLDER")
     files = targets(name, folder)
     for path in (*files, next(iter(files)).parent):
-        if path.exists():
-            raise UserError(f"everframe new-family {name}", f"{path} is there already", "take another name")
+        if os.path.lexists(path):
+            raise UserError(said, f"{path} is there already", "take another name")
     try:
         for path, template in files.items():
-            with writing(f"everframe new-family {name}: {path}"):
+            with writing(f"{said}: {path}"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text((TEMPLATES / f"{template}.txt").read_text().replace(PLACE, name))
     except UserError:
@@ -69,9 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
+        if len(arguments) not in (1, 2) or any(a.startswith("-") for a in arguments):
             raise UserError(
-                "everframe new-family", "needs a name, and may be given a folder", "everframe new-family toy"
+                "everframe new-family", "needs a name, and may be given a folder", "everframe new-family mira"
             )
         folder = Path(arguments[1]).absolute() if len(arguments) == 2 else None
         name = arguments[0]

@@ -74,8 +74,8 @@ class Memory:
     def ranges(self, worker: int, block: int) -> np.ndarray:
         """Total bytes of a worker, for any range of layers its block might be."""
         plan, w = self.plan, self.plan.workload
-        shared = self.streams * len(plan.levels_of(worker, block)) / plan.degree
-        matrix = prefix_ranges([own + shared * bank for own, bank in zip(w.layer_bytes, w.banks, strict=True)])
+        times, banks = self.streams * len(plan.levels_of(worker, block)), w.banks(plan.degree)
+        matrix = prefix_ranges([own + times * bank for own, bank in zip(w.layer_bytes, banks, strict=True)])
         matrix[0, :] += w.first_bytes
         matrix[:, w.layers] += w.last_bytes
         return matrix + w.range_bytes + plan.stage_bytes(worker) + self.working(worker)

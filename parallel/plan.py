@@ -77,7 +77,9 @@ class Workload:
         layer_bytes: weights of each layer.
         range_bytes: weights every block range needs besides its layers; `first_bytes`, `last_bytes` those of the
             network's two ends; `encode_bytes`, `decode_bytes`, `post_bytes` those of the other stages.
-        bank_bytes, adapter_bytes: of a layer's bank at one level, and of each layer's adapters; empty: none has any.
+        bank_bytes: of a layer's bank at one level, which the processes of a worker share.
+        shared_bytes, whole_bytes: of each layer's adapters' banks: those that processes share, and those that each has
+            whole; empty: none has any.
         heads, tokens_per_frame: what sharing a pass divides; 0: not known, and not checked.
         recache_chunks: finished chunks that a new prompt runs again, at most; 0: it runs none.
         passes: the table of pass kinds.
@@ -100,7 +102,8 @@ class Workload:
     decode_bytes: int = 0
     post_bytes: int = 0
     bank_bytes: int = 0
-    adapter_bytes: tuple[int, ...] = ()
+    shared_bytes: tuple[int, ...] = ()
+    whole_bytes: tuple[int, ...] = ()
     heads: int = 0
     tokens_per_frame: int = 0
     recache_chunks: int = 0
@@ -111,10 +114,11 @@ class Workload:
         """What the context rule means."""
         return CONTEXTS[self.context]
 
-    @property
-    def banks(self) -> tuple[int, ...]:
-        """Bytes of all banks of each layer at one level."""
-        return tuple(self.bank_bytes + more for more in self.adapter_bytes or (0,) * self.layers)
+    def banks(self, degree: int) -> list[float]:
+        """Bytes of all banks of each layer at one level, in each of `degree` processes."""
+        none = (0,) * self.layers
+        more = zip(self.shared_bytes or none, self.whole_bytes or none, strict=True)
+        return [(self.bank_bytes + shared) / degree + whole for shared, whole in more]
 
     @property
     def commits_every_chunk(self) -> bool:
@@ -309,10 +313,10 @@ class Plan:
         return w.encode_bytes * (worker == self.encode) + sum(size for name, size in own.items() if name in names)
 
     def bank_bytes(self, worker: int) -> int:
-        """Banks of one stream in each process of a worker: each holds an equal part of the heads."""
-        banks = self.workload.banks
+        """Banks of one stream in each process of a worker."""
+        banks = self.workload.banks(self.degree)
         blocks = ((self.blocks[b], len(self.levels_of(worker, b))) for b in self.blocks_of(worker))
-        return sum(banks[layer] * levels for block, levels in blocks for layer in block) // self.degree
+        return int(sum(banks[layer] * levels for block, levels in blocks for layer in block))
 
     def load(self, times: dict[str, float] | None = None) -> list[float]:
         """Time each worker spends on one chunk, in units of one step of the whole network.

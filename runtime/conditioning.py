@@ -120,7 +120,7 @@ class Conditioning:
             content["sound"], arrays = self.sound.progress
         if isinstance(self.actions, LiveActions):
             content["actions"] = self.actions.progress
-        arrays |= {f"{BEFORE}{name}": tensor.float().numpy() for name, tensor in self.encoding.before.items()}
+        arrays |= {f"{BEFORE}{name}": tensor.float().cpu().numpy() for name, tensor in self.encoding.before.items()}
         return ConditioningState(content, arrays)
 
     def _resume(self, state: State, source: SourceConfig) -> None:

@@ -47,7 +47,10 @@ class EmulatedEncoders(Encoders):
         prompt = made_of(self.inputs, "prompt")
         self._loaded = {"prompt": EmulatedTextEncoder(prompt) if prompt else None, "codec": None}
         for one in self.inputs:
-            self._loaded |= {one.name: EmulatedEncoder(one) if one.encoder else None, f"ear.{one.name}": None}
+            self._loaded |= {
+                f"input.{one.name}": EmulatedEncoder(one) if one.encoder else None,
+                f"ear.{one.name}": None,
+            }
 
     def listen(self, one: Input, whole_file: bool = False) -> EmulatedFeatures:
         """Features of zeros."""

@@ -80,7 +80,7 @@ class Encoders:
 
     def of(self, one: Input) -> Any:
         """What makes an input of a chunk from what its source gives; None: it is that already."""
-        return self._once(one.name, lambda: build_input_encoder(self.model, one, self.device))
+        return self._once(f"input.{one.name}", lambda: build_input_encoder(self.model, one, self.device))
 
     def ear(self, one: Input) -> Any:
         """The network that hears an input's sound; None: there is none."""

@@ -14,7 +14,7 @@ from runtime.encoders import Encoders, Picture
 from runtime.prompts import Prompts
 from runtime.sources import Sources
 from stages.build import torch_dtype
-from stages.inputs import FRAMES_PER_LATENT, LATENT_FRAMES, REFERENCE, Axis, Given, Input, made_of, on
+from stages.inputs import FRAMES_PER_LATENT, REFERENCE, Axis, Given, Input, made_of, on
 
 log = logging.getLogger(__name__)
 
@@ -107,14 +107,14 @@ class Encoding:
         """The chunk with which what holds of an input at `chunk` began, in a stream that goes on with chunk `first`."""
         if key := self._in_force(one, chunk):
             # What was in force when a stream goes on began before that.
-            return max(int(key.partition(".")[2] or 0), first - 1)
+            return max(int(key.removeprefix(one.key).removeprefix(".") or 0), first - 1)
         return self.prompts.epoch(chunk) if one.source == "prompt" else 0
 
     def state(self, one: Input, chunk: int, prompt: str | None = None) -> Tensor:
         """What `source.tensors` gives of an input at a chunk, or a prompt's rows; `prompt` None: the one that holds."""
         if key := self._in_force(one, chunk):
             rows = self._given(key, one.given_shape)
-            if rows.shape[1] > one.shape[0]:
+            if one.shape[0] is not None and rows.shape[1] > one.shape[0]:
                 raise UserError(
                     f"source.tensors: {key}",
                     f"has {rows.shape[1]} rows, model={self.model.name} takes {one.shape[0]}",
@@ -166,7 +166,7 @@ class Encoding:
     def _chunk_shape(self, one: Input) -> tuple[int | None, ...]:
         """What `source.tensors` must hold of an input of a chunk; latents are of the picture's size."""
         shape = one.given_shape
-        return (*shape[:-2], *self.picture.latent) if one.at == LATENT_FRAMES else shape
+        return (*shape[:-2], *self.picture.latent) if one.latents else shape
 
     def _per_latent(self, rows: list | np.ndarray) -> np.ndarray:
         """Four rows for every latent frame: the only frame of a stream's lone first latent stands for all four."""

@@ -76,12 +76,11 @@ def _watched(network: Any, note: Callable[[str], None]) -> Iterator[None]:
         return result
 
     network.enter = entering
-    hooks = [
-        layer.register_forward_pre_hook(lambda *_, i=index: note(f"layer{i}"))
-        for index, layer in zip(network.layers, network.blocks.values(), strict=True)
-    ]
-    hooks.append(network.head.register_forward_pre_hook(lambda *_: note("last")))
-    hooks.append(network.head.register_forward_hook(lambda *_: note("pass")))
+    hooks = []
+    for name, module in network.timed():
+        hooks.append(module.register_forward_pre_hook(lambda *_, part=name: note(part)))
+        if name == "last":
+            hooks.append(module.register_forward_hook(lambda *_: note("pass")))
     try:
         yield
     finally:

@@ -26,6 +26,7 @@ from runtime.orders import Cancel, Close, Open, Order, Prompt, Status, Stop, fro
 from runtime.outputs import numbered
 from runtime.reasons import Reason
 from runtime.state import Keep
+from stages.inputs import inputs_of, made_of
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +122,11 @@ class Pipeline:
         """Change a stream's prompt, from the next chunk that is sampled on. One that has ended stays as it is.
 
         Raises:
-            UserError: the prompt is no text, or too long.
+            UserError: the prompt is no text, or too long, or the model takes none.
         """
+        model = self.config.model
+        if made_of(inputs_of(model), "prompt") is None:
+            raise UserError(f"prompt={prompt}", f"model={model.name} takes no prompt", "leave it out")
         prompt = StreamConfig(prompt=typed(str, prompt, "prompt")).prompt
         self._give(Prompt(stream, prompt, time.perf_counter(), host()))
 

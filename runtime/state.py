@@ -136,7 +136,7 @@ class State:
         whole = "save it again, or give another"
         try:
             if self.content["format"] not in (FORMAT, *EARLIER):
-                raise self.refuse(f"has format {self.content['format']}, this Everframe reads {FORMAT}", whole)
+                raise self.refuse(f"has format {self.content['format']}, this Everframe reads 1 to {FORMAT}", whole)
             files, saved = self.content["files"], self._before(self.content["identity"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self.refuse(f"its {CONTENT} is damaged ({type(error).__name__})", whole) from error

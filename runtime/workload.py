@@ -12,7 +12,7 @@ from runtime.encoders import Picture, frames_of
 from runtime.versions import versions
 from stages.build import decoder_of, encoder_of, encoders_in_file, network_class, torch_dtype
 from stages.codec.base import parameter_bytes
-from stages.denoise.bank import Bank, Layout
+from stages.denoise.bank import LATENT, PLACE, Bank, Layout
 from stages.encode import umt5
 from stages.inputs import inputs_of, with_chunk
 from stages.weights import outline
@@ -50,7 +50,7 @@ def describe(config: Config) -> Workload:
     layout = Layout.of(model, tokens)
     latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize
     # What only `source.tensors` can give is left out: most streams have none of it.
-    given = sum(one.bytes(dtype) for one in with_chunk(inputs) if one.source)
+    given = sum(one.bytes(dtype, picture.latent) for one in with_chunk(inputs) if one.source)
     return Workload(
         steps=model.step_count,
         layers=n,
@@ -68,19 +68,20 @@ def describe(config: Config) -> Workload:
         encode_bytes=encoders + round(still),
         decode_bytes=round(decoder) if config.sink.needs_frames else 0,
         bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype),
-        adapter_bytes=tuple(_adapter_bytes(model, layout, layer, dtype) for layer in range(n)),
+        shared_bytes=tuple(_adapter_bytes(model, layout, layer, dtype, PLACE) for layer in range(n)),
+        whole_bytes=tuple(_adapter_bytes(model, layout, layer, dtype, LATENT) for layer in range(n)),
         heads=network.heads,
         tokens_per_frame=math.gcd(tokens, layout.fixed),
         recache_chunks=model.recache_chunks,
     )
 
 
-def _adapter_bytes(model: ModelConfig, layout: Layout, layer: int, dtype: torch.dtype) -> int:
-    """Banks of one layer's adapters at one level."""
+def _adapter_bytes(model: ModelConfig, layout: Layout, layer: int, dtype: torch.dtype, each: str) -> int:
+    """Banks of one layer's adapters of a kind, at one level."""
     return sum(
         Bank.bytes_needed(Layout.of_adapter(model, a, layout.tokens), 1, a.heads, a.head_dim, dtype)
         for a in model.network.adapters
-        if layer in a.layers
+        if layer in a.layers and a.each == each
     )
 
 

@@ -217,10 +217,10 @@ class EmulatedTextEncoder:
 
 
 class EmulatedEncoder:
-    """An input of zeros, in its full shape."""
+    """A chunk's own entries of an input, all zeros."""
 
     def __init__(self, one: Input):
-        self._tokens = torch.zeros(one.full())
+        self._tokens = torch.zeros(one.own())
 
     def tokens(self, given: Tensor) -> Tensor:
         """As many entries as a chunk has."""
@@ -232,7 +232,7 @@ class EmulatedFeatures(LogMel):
 
     def __init__(self, one: Input, fps: float):
         super().__init__(fps, rows_per_frame=1)
-        self._width = one.given[0] * one.given[1]
+        self._width = math.prod(one.given_shape[1:-1])
 
     def frames(self, n: int) -> np.ndarray:
         """float32 [n, layers * width]."""

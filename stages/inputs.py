@@ -16,6 +16,7 @@ Three clocks: video frames, latent frames (four video frames each) and chunks. A
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from conf import families
+from conf.errors import UserError
 from conf.schema import ModelConfig
 
 FRAMES_PER_LATENT = 4
@@ -97,9 +99,9 @@ class Input:
         encoder: from there to the tensor; None: it is that already.
         ear: of an input made of sound.
         classes: of an input made of actions, their names in order; the first is that of no action.
-        at: the dimension that counts its entries.
+        latents: whether it is latents, [C, frames, h, w] of the picture's size; h and w are left open in `shape`.
         reach: entries that were before the chunk's own and come first; before the stream the first one stands for all.
-        narrow: whether it travels in the model's dtype, instead of float32.
+        narrow: whether it travels, and reaches the network, in the model's dtype instead of float32.
         primes: whether a decoder is primed with it before a stream.
     """
 
@@ -113,7 +115,7 @@ class Input:
     encoder: Encoder | None = None
     ear: Ear | None = None
     classes: tuple[str, ...] = ()
-    at: int = 1
+    latents: bool = False
     reach: int = 0
     narrow: bool = False
     primes: bool = False
@@ -128,9 +130,14 @@ class Input:
             own[self.at - 1] -= self.reach
         return 1, *own
 
-    def bytes(self, dtype: torch.dtype) -> int:
-        """Of one chunk's tensor, in a model of this dtype; a dimension that may be anything counts as one."""
-        return torch.Size(n or 1 for n in self.shape).numel() * (dtype if self.narrow else torch.float32).itemsize
+    @property
+    def at(self) -> int:
+        """The dimension of its tensor that counts its entries."""
+        return LATENT_FRAMES if self.latents else 1
+
+    def bytes(self, dtype: torch.dtype, grid: tuple[int, int]) -> int:
+        """Of one chunk's tensor, in a model of this dtype whose latents are `grid` high and wide."""
+        return math.prod(self.full(grid)) * (dtype if self.narrow else torch.float32).itemsize
 
     def full(self, grid: tuple[int, int] = (1, 1), frames: int = 1) -> tuple[int, ...]:
         """The shape of a whole tensor.
@@ -139,10 +146,16 @@ class Input:
             grid: height and width of a latent, for an input that is latents.
             frames: how many, where that is not said.
         """
-        shape = [1, *(n or 0 for n in self.shape)]
-        if self.at == LATENT_FRAMES:
+        shape = [1, *self.shape]
+        if self.latents:
             shape[2:] = shape[2] or frames, *grid
         return tuple(n or 1 for n in shape)
+
+    def own(self, grid: tuple[int, int] = (1, 1)) -> tuple[int, ...]:
+        """The same, of a chunk's own entries."""
+        shape = list(self.full(grid))
+        shape[self.at] -= self.reach
+        return tuple(shape)
 
     def joined(self, chunks: Sequence[Tensor]) -> Tensor:
         """Tensors of consecutive chunks in one."""
@@ -162,9 +175,51 @@ class Input:
         return tensor.narrow(self.at, tensor.shape[self.at] - self.reach, self.reach).clone() if self.reach else None
 
 
+SOURCES = {
+    "prompt": (Axis.EPOCH,),
+    "image": (Axis.SINK,),
+    "audio": (Axis.CHUNK, Axis.LATENT, Axis.FRAME),
+    "actions": (Axis.CHUNK, Axis.LATENT, Axis.FRAME),
+}
+"""What inputs can be made of, and the axes on which that is possible. Any other input is given as a tensor."""
+
+
 def inputs_of(model: ModelConfig) -> tuple[Input, ...]:
-    """The inputs of a model, as its family declares them."""
-    return families.part(families.FAMILIES, model.family, "inputs").inputs(model)
+    """The inputs of a model, as its family declares them.
+
+    Raises:
+        UserError: `model.reference` asks for what the family does not have.
+        ValueError: an input is declared that nothing here could make.
+    """
+    found = families.needed(families.FAMILIES, model.family, "inputs").inputs(model)
+    if model.reference and all(one.name != REFERENCE for one in found):
+        raise UserError("model.reference=true", f"family {model.family} takes none", "set model.reference=false")
+    for source in SOURCES:
+        if source != "image" and sum(one.source == source for one in found) > 1:
+            raise ValueError(f"family {model.family}: only one input can be made of {source}")
+    for one in found:
+        if said := _misfit(one):
+            raise ValueError(f"family {model.family}: input {one.name} {said}")
+    return found
+
+
+def _misfit(one: Input) -> str | None:
+    """Why nothing here could make an input; None: it can be made."""
+    if one.source and one.axis not in SOURCES.get(one.source, ()):
+        return f"cannot be made of {one.source} on axis {one.axis.value}"
+    if not one.source and not one.key:
+        return "has neither a source nor a key"
+    if one.axis is Axis.SINK and not one.latents:
+        return "goes to the attention sink and is no latents"
+    if one.source in ("audio", "actions") and one.rows is None:
+        return "does not say what its source's rows become"
+    if one.source == "audio" and one.ear is None:
+        return "does not say how it hears"
+    if one.encoder and not one.axis.with_chunk:
+        return "has an encoder, which only inputs of a chunk have"
+    if one.reach and one.axis is not Axis.FRAME:
+        return "reaches back, which only inputs of video frames do"
+    return None
 
 
 def on(inputs: Iterable[Input], *axes: Axis) -> tuple[Input, ...]:
@@ -219,4 +274,4 @@ def reference(model: ModelConfig) -> tuple[Input, ...]:
     if not model.reference:
         return ()
     shape = (model.network.in_channels, 1, None, None)
-    return (Input(REFERENCE, Axis.SINK, shape, "image", "reference_latent", at=LATENT_FRAMES),)
+    return (Input(REFERENCE, Axis.SINK, shape, "image", "reference_latent", latents=True),)

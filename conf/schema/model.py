@@ -130,11 +130,7 @@ class ModelConfig:
     @property
     def _declared(self) -> ModuleType | None:
         """The family's `sizes` module; None for a configuration that is still empty."""
-        if not self.family:
-            return None
-        if (found := families.part(families.FAMILIES, self.family, "sizes")) is None:
-            raise UserError(f"model.family={self.family}", "has no sizes.py", "see docs/new-model.md")
-        return found
+        return families.needed(families.FAMILIES, self.family, "sizes") if self.family else None
 
     def _take_family(self):
         """The network's sizes, of the type that the family declares."""
@@ -144,7 +140,7 @@ class ModelConfig:
             if self.network is not None:
                 raise UserError("model.family=null", "says what the network's sizes mean", "name a family")
             return
-        self.network = typed(self._declared.Sizes, self.network or {}, "model.network")
+        self.network = typed(self._declared.Sizes, {} if self.network is None else self.network, "model.network")
 
     def _resized(self, config: Any, sizes: dict[str, Any], inside: str = "") -> Any:
         """A configuration with some fields replaced, all at once; `a.b` is field `b` of field `a`."""

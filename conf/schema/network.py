@@ -50,10 +50,11 @@ class NetworkConfig:
         for name in ("dim", "heads", "layers", "in_channels", "out_channels"):
             positive(f"model.network.{name}", getattr(self, name))
         if self.dim % self.heads or (self.dim // self.heads) % 2:
+            fits = [h for h in range(1, self.heads + 1) if self.dim % h == 0 and self.dim // h % 2 == 0]
             raise UserError(
                 f"model.network.heads={self.heads}",
                 f"must divide dim={self.dim} into heads of even width",
-                f"use {max(h for h in range(1, self.heads + 1) if self.dim % h == 0 and self.dim // h % 2 == 0)}",
+                f"use {fits[-1]}" if fits else f"use an even dim, {self.dim + 1}",
             )
         if len(self.patch) != 3 or min(self.patch) < 1:
             raise UserError(f"model.network.patch={self.patch}", "is three sizes: frames, rows, columns", "use [1,2,2]")

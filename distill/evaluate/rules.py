@@ -74,6 +74,6 @@ class NoisySink(Denoiser):
             sigma = self.sampler.sigmas[step]
             x = ((1 - sigma) * reference + sigma * noise).to(self.network.device, self.network.dtype)
             attend = BankPass(bank, self.rope.table(positions), positions, [(0, 0, frames)], frames, self.core)
-            drive = self.network.drive(self._constants[step], states, {})
+            drive = self.network.drive(self._constants[step], states, {}, self.share.take)
             out = self.network.through(self.network.enter_sink({REFERENCE: x}), drive, attend)
         return out

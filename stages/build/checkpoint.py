@@ -18,7 +18,7 @@ from stages.weights import check, initialise, load, outline
 
 def network_class(model: ModelConfig) -> Callable[..., nn.Module]:
     """The class of a model's network: (sizes, layers, attention) -> network."""
-    return families.part(families.FAMILIES, model.family, "network").Network
+    return families.needed(families.FAMILIES, model.family, "network").Network
 
 
 def rename_of(model: ModelConfig) -> Callable[[str], str]:

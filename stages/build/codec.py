@@ -8,7 +8,8 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from conf.codecs import declared, folder_part
+from conf.codecs import declared
+from conf.families import CODECS, needed
 from conf.schema import CodecConfig, ModelConfig
 from stages.build.device import torch_dtype
 from stages.codec.base import TEMPORAL_STRIDE, Decoder, Encoder
@@ -18,7 +19,7 @@ def _owner(codec: CodecConfig, half: str) -> tuple[ModuleType, CodecConfig]:
     """`codec.py` of the folder that has a half, and the configuration of that folder's codec."""
     if half == "encoder" and (other := declared(codec.kind).encoder):
         codec = replace(codec, kind=other, checkpoint=codec.vae)
-    return folder_part(codec.kind, "codec"), codec
+    return needed(CODECS, codec.kind, "codec"), codec
 
 
 def _make(codec: CodecConfig, half: str) -> nn.Module:

@@ -17,5 +17,7 @@ def build_network(
     """The network, or the block range `layers` of it; `checkpoint` where it is open already."""
     kind = network_class(model)
     network = empty(lambda: kind(model.network, layers, model.attention), device, torch_dtype(model.dtype))
+    if held := [name for name, _ in network.named_buffers()]:
+        raise ValueError(f"family {model.family}: buffer {held[0]} would hold nothing; compute it where it is used")
     # Before the weights are read, so that they are never held twice.
     return filled(network.fuse(), model, "", checkpoint)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -167,8 +168,12 @@ class Denoiser:
         runs = [(0, 0, frames)]
         attend = BankPass(bank, self._prefill_table, self._prefilled, runs, frames, self.core, fixed)
         states = stream.states if states is None else states
-        drive = self.network.drive(self._constants[-1], states, {}, leaves=False)
-        x = self.network.enter_sink(self._here(sink)) if self.network.first else self._one_here(sink)
+        drive = self.network.drive(self._constants[-1], states, {}, partial(self.share.take, frames=1), leaves=False)
+        device, dtype = self.network.device, self.network.dtype
+        if self.network.first:
+            x = self.network.enter_sink({name: t.to(device, dtype) for name, t in sink.items()})
+        else:
+            x = sink.to(device, dtype)
         out = self._shared(x, drive, attend, 1)
         for other in others:
             other.copy_sink(bank)
@@ -214,12 +219,6 @@ class Denoiser:
         first, *others = stream.banks.values()
         return first, others
 
-    def _here(self, tensors: Given) -> Given:
-        return {name: self._one_here(t) for name, t in tensors.items()}
-
-    def _one_here(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.network.device, self.network.dtype)
-
     def _where(self, frames: range) -> Place:
         if self._place is None or self._place.frames != frames:
             layout = self.layout
@@ -245,24 +244,26 @@ class Denoiser:
 
     def _place_sink(self, bank: Bank, first: int, distance: int) -> None:
         """Rotate attention-sink keys to where the chunk at frame `first` reads them."""
-        model = self.model
-        tables = {"": self.rope.table} | {a.name: self._table(a) for a in model.network.adapters if bank.adapters}
-        for name, own in zip(tables, bank, strict=True):
-            rule, shift = model.positions, model.sink_shift
-            own.place(tables[name], own.layout.sink_positions(rule, first, model.chunk_frames, shift, distance))
+        model, layout = self.model, self.layout
+        wanted = layout.sink_positions(model.positions, first, model.chunk_frames, model.sink_shift, distance)
+        bank.place(self.rope.table, wanted)
+        for adapter in model.network.adapters:
+            # Generated frames only, where the tokens of the same frames stand.
+            bank.adapters[adapter.name].place(self._table(adapter), wanted[layout.reference :])
 
     def _forward(
         self, bank: Bank, stream: StreamBanks, time: int, frames: range, x: Tensor, given: Given, distance: int
     ) -> Tensor | None:
         self._place_sink(bank, frames.stop - self.model.chunk_frames, distance)
         place, network = self._where(frames), self.network
-        entering = {"x": x} | marked("table", place.tables) | marked("given", self._here(given))
+        here = {name: t.to(network.device) for name, t in given.items()}
+        entering = {"x": x} | marked("table", place.tables) | marked("given", here)
 
         def work(states: Any, entering: Given) -> Tensor | None:
             given = part("given", entering)
             attend = self._pass(bank, place, part("table", entering))
             inside = network.enter(entering["x"], given)
-            drive = network.drive(self._constants[time], states, given)
+            drive = network.drive(self._constants[time], states, given, partial(self.share.take, frames=len(frames)))
             out = self._shared(inside, drive, attend, len(frames))
             return None if out is None else network.leave(out, self._shape(len(frames)))
 

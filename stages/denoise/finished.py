@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from conf.errors import UserError
 from stages.inputs import LATENT_FRAMES, LATENTS, Given, Input
 
 
@@ -36,8 +37,27 @@ class Finished:
         if any(chunk not in self.chunks for chunk in chunks):
             return None
         kept = [self.chunks[chunk] for chunk in chunks]
-        given = {name: self._inputs[name].joined([one[name] for one in kept]) for name in kept[0] if name != LATENTS}
+        given = {name: one.joined(self._all(name, kept)) for name, one in self._inputs.items() if self._any(name, kept)}
         return torch.cat([one[LATENTS] for one in kept], LATENT_FRAMES) if LATENTS in kept[0] else None, given
+
+    @staticmethod
+    def _any(name: str, kept: list[Given]) -> bool:
+        return any(name in chunk for chunk in kept)
+
+    @staticmethod
+    def _all(name: str, kept: list[Given]) -> list[Tensor]:
+        """An input of all chunks.
+
+        Raises:
+            UserError: it was given for some of them only.
+        """
+        if not all(name in chunk for chunk in kept):
+            raise UserError(
+                f"input {name}",
+                "was given for some of the chunks that a new prompt runs again",
+                "give it for all or none",
+            )
+        return [chunk[name] for chunk in kept]
 
     def content(self) -> dict[str, Tensor]:
         """All that is kept, by `CHUNK.NAME`."""
@@ -49,5 +69,7 @@ class Finished:
         self.chunks = {}
         for key, tensor in content.items():
             chunk, _, name = key.partition(".")
+            # A chunk of which nothing is kept here is one that can be run again all the same.
+            kept = self.chunks.setdefault(int(chunk), {})
             if name in names:
-                self.chunks.setdefault(int(chunk), {})[name] = tensor
+                kept[name] = tensor

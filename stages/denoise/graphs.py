@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from conf.errors import UserError
 from stages.denoise.bank import Bank
@@ -61,15 +61,15 @@ class Held:
     """What graphs of one bank have in common.
 
     Attributes:
-        states: where its graphs find the states of the epoch.
-        epoch: the states that are there. Held, so that nothing else can be taken for them.
+        states: where its graphs find the states of an epoch, by shapes.
+        epochs: the states that are there. Held, so that nothing else can be taken for them.
         entering: where they find all else, by name and shape.
         seen: keys that have run.
         graphs: by key.
     """
 
-    states: Any = None
-    epoch: Any = None
+    states: dict[Hashable, Any] = field(default_factory=dict)
+    epochs: dict[Hashable, Any] = field(default_factory=dict)
     entering: dict[Hashable, dict[str, Tensor]] = field(default_factory=dict)
     seen: set[Hashable] = field(default_factory=set)
     graphs: dict[Hashable, Callable[[], Tensor | None]] = field(default_factory=dict)
@@ -85,29 +85,36 @@ class Graphs:
     def __call__(self, bank: Bank, key: Hashable, work: Work, states: Any, entering: Given) -> Tensor | None:
         held = self.held.setdefault(bank, Held())
         shapes = tuple((name, t.shape, t.dtype) for name, t in entering.items())
-        whole = key, shapes, tuple(t.shape for t in tree_leaves(states))
+        state_shapes = tuple(t.shape for t in _tensors(states))
+        whole = key, shapes, state_shapes
         if whole not in held.seen:
             held.seen.add(whole)
             return work(states, entering)
         kept = held.entering.setdefault(shapes, {name: torch.empty_like(t) for name, t in entering.items()})
         for name, t in entering.items():
             kept[name].copy_(t)
-        self._keep_states(held, states)
+        at = self._kept_states(held, states, state_shapes)
         if whole not in held.graphs:
-            held.graphs[whole] = self.record(lambda: work(held.states, kept))
+            held.graphs[whole] = self.record(lambda: work(at, kept))
         out = held.graphs[whole]()
         # The next graph writes over it.
         return None if out is None else out.clone()
 
     @staticmethod
-    def _keep_states(held: Held, states: Any) -> None:
-        if held.epoch is states:
-            return
-        if held.states is None:
-            held.states = tree_map(torch.empty_like, states)
-        for kept, t in zip(tree_leaves(held.states), tree_leaves(states), strict=True):
-            kept.copy_(t)
-        held.epoch = states
+    def _kept_states(held: Held, states: Any, shapes: Hashable) -> Any:
+        """Where graphs find the states: a copy, made anew when others come."""
+        if shapes not in held.states:
+            held.states[shapes] = tree_map_only(Tensor, torch.empty_like, states)
+        if held.epochs.get(shapes) is not states:
+            for kept, t in zip(_tensors(held.states[shapes]), _tensors(states), strict=True):
+                kept.copy_(t)
+            held.epochs[shapes] = states
+        return held.states[shapes]
+
+
+def _tensors(states: Any) -> list[Tensor]:
+    """Of an epoch's states; none where a family has no such inputs."""
+    return [leaf for leaf in tree_leaves(states) if isinstance(leaf, Tensor)]
 
 
 def attach(denoiser: Denoiser, wish: str) -> None:

@@ -9,7 +9,7 @@ for a chunk. All three are the network's own: the denoiser hands them on.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import torch
@@ -21,9 +21,12 @@ from stages.denoise.attention import Attend, History, backend
 from stages.denoise.rope import Rope
 from stages.inputs import Given
 
+Take = Callable[[Tensor], Tensor]
+
 
 class Network(nn.Module, ABC):
-    """A range of layers.
+    """A range of layers. It is made on the meta device and its weights are filled in later, so all that it holds has to
+    be parameters; what can be computed (tables, say) is computed where it is used.
 
     Args:
         config: sizes of the whole network.
@@ -83,9 +86,22 @@ class Network(nn.Module, ABC):
     def states(self, epoch: Given) -> Any:
         """What an epoch's inputs become: tensors, in tuples or dictionaries."""
 
+    def timed(self) -> Iterable[tuple[str, nn.Module]]:
+        """Parts whose time is of interest, in order: `layer0`, ... and `last`; none: a pass is timed whole."""
+        return ()
+
     @abstractmethod
-    def drive(self, constants: Any, states: Any, given: Given, leaves: bool = True) -> Any:
-        """What drives one pass; `leaves`: whether its output is wanted, or only what it writes."""
+    def drive(self, constants: Any, states: Any, given: Given, take: Take, leaves: bool = True) -> Any:
+        """What drives one pass.
+
+        Args:
+            constants: of the step, or of t = 0.
+            states: of the epoch; None for a family without such inputs.
+            given: inputs of the chunk, by name, on the device; empty in the prefill of the attention sink.
+            take: tokens [B, f n, d] to those that are computed here [B, f n / parts, d]: what there is of every token
+                passes through it, since processes may share a pass.
+            leaves: whether the output is wanted, or only what the pass writes.
+        """
 
     # -- a pass -------------------------------------------------------------------------------------------------------
 

@@ -50,7 +50,9 @@ class ClipPass:
             return x[:, frames[0] * self.tokens : (frames[-1] + 1) * self.tokens]
         return x.unflatten(1, (-1, self.tokens))[:, list(frames)].flatten(1, 2)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, adapter: str = "") -> Tensor:
+        if adapter:
+            raise NotImplementedError("a whole clip has no adapters")
         return torch.cat(
             [
                 self.core(

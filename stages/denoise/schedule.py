@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from conf import families
@@ -93,13 +93,18 @@ def schedule_of(model: ModelConfig) -> Schedule:
 
     Raises:
         UserError: the family's has another number of steps than `model.steps`, by which plans are made.
+        ValueError: it says otherwise what plans and banks read in the configuration.
     """
-    own = families.part(families.FAMILIES, model.family, "schedule")
-    made = own.schedule(model) if own else configured(model)
+    own, told = families.part(families.FAMILIES, model.family, "schedule"), configured(model)
+    if own is None:
+        return told
+    made = own.schedule(model)
     if len(made.steps) != model.step_count:
         raise UserError(
             f"model.steps={model.step_count}",
             f"family {model.family} has {len(made.steps)} steps",
             f"set model.steps={len(made.steps)}",
         )
+    if replace(made, steps=told.steps, versions=told.versions) != told:
+        raise ValueError(f"the schedule of family {model.family} may differ in steps and versions, and says more")
     return made

@@ -8,6 +8,7 @@ the (small) time and text embeddings its layers are driven by. Module names give
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.denoise.attention import Attend, History, KeysValues
-from stages.denoise.network import Network
+from stages.denoise.network import Network, Take
 from stages.denoise.rope import Rope
 from stages.dit.layers import Layer, Modulation, modulate, per_token
 from stages.dit.patches import embed, unpatch
@@ -132,6 +133,11 @@ class Transformer(Network):
             layer.regions = layer.regions.compiled(compiled)
         return self
 
+    def timed(self) -> Iterable[tuple[str, nn.Module]]:
+        yield from ((f"layer{i}", self.blocks[str(i)]) for i in self.layers)
+        if self.last:
+            yield "last", self.head
+
     # -- what drives --------------------------------------------------------------------------------------------------
 
     def time_embeddings(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +170,9 @@ class Transformer(Network):
         text = self.text_embedding(rows)
         return {i: self.blocks[str(i)].cross_attn.keys_values(text) for i in self.layers}
 
-    def drive(self, constants: Constants, states: dict[int, KeysValues], given: Given, leaves: bool = True) -> Drive:
+    def drive(
+        self, constants: Constants, states: dict[int, KeysValues], given: Given, take: Take, leaves: bool = True
+    ) -> Drive:
         """What drives one pass; `leaves`: whether its output is wanted, or only what it writes."""
         time = constants.terms
         return Drive(time if leaves else TimeTerms(time.layers, ()), states, given)

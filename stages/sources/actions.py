@@ -22,7 +22,6 @@ from stages.sources.live import LiveBytes, PipeFile
 
 log = logging.getLogger(__name__)
 
-NONE = "none"
 LONGEST_LINE = 4096  # bytes
 AHEAD = 4096  # stamped live lines kept for later
 EXAMPLE = '{"frame": 40, "action": "forward"}'
@@ -47,7 +46,7 @@ class ActionFile:
 
     Args:
         path: the file of JSON lines, with frames in rising order.
-        actions: the names that the model knows, `none` among them.
+        actions: the names that the model knows; the first is that of no action.
         stop: where `path` is a pipe, a set event ends it and releases a blocked `take`; `close` does so, too.
 
     Raises:
@@ -126,7 +125,7 @@ class LiveActions:
 
     Args:
         stream: where the lines come from.
-        actions: the names that the model knows, `none` among them.
+        actions: the names that the model knows; the first is that of no action.
         stop: a set event releases a blocked `take`, which then answers with what it knows.
     """
 
@@ -245,7 +244,7 @@ class _Keyframes:
     """The action in force, and those to come."""
 
     def __init__(self, actions: tuple[str, ...]):
-        self._held = actions.index(NONE)
+        self._held = 0
         self._coming: deque[tuple[int, int]] = deque()
         self.horizon = -1  # frame of the last line: what lies before it is known
 

@@ -7,8 +7,8 @@
 | `noise.000000.step.0` | [1, C, c, h, w] | input of a step of a chunk |
 | `sink_distance` | [chunks, steps] | integers |
 
-What a model's inputs are called there is the family's to say (`stages.inputs.Input.key`); docs/configuration.md lists
-them. Encoders of what is given need not be loaded. Tensors are read from disk when they are asked for.
+What a model's inputs are called there is the family's to say (`stages.inputs.Input.key`). Encoders of what is given
+need not be loaded. Tensors are read from disk when they are asked for.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ class TensorsFile:
             if not any(re.fullmatch(pattern, key) for pattern in known.values()):
                 raise UserError(f"{self._name}: {key}", f"is not a name that model={model} takes", _nearest(key, known))
         self._epochs = {
-            one.key: sorted((int(k.rpartition(".")[2]) if k != one.key else 0, k) for k in self.keys if _of(k, one.key))
+            one.key: sorted(
+                (int(k.removeprefix(one.key).removeprefix(".") or 0), k) for k in self.keys if _of(k, one.key)
+            )
             for one in inputs
             if one.key and one.axis is Axis.EPOCH
         }
@@ -120,6 +122,11 @@ class TensorsFile:
         begins = self._epochs[key]
         at = bisect.bisect_right(begins, chunk, key=lambda entry: entry[0])
         return begins[at - 1][1] if at else None
+
+
+def _begins(key: str, name: str) -> int:
+    """The chunk with which what `NAME.CHUNK` holds begins; without a number the first."""
+    return int(key.removeprefix(name).removeprefix(".") or 0)
 
 
 def _of(key: str, name: str) -> bool:

@@ -153,7 +153,7 @@ def test_its_own_test_passes(folder):
     its_own.test_every_plan_gives_the_latents_of_one_device(folder, "timestep", "same_level")
 
 
-@pytest.mark.parametrize("name", ["Toy", "2d", "a-b", "", "../x", "wan"])
+@pytest.mark.parametrize("name", ["Toy", "2d", "a-b", "", "../x", "wan", "json", "torch"])
 def test_bad_names_are_refused(tmp_path, name):
     with pytest.raises(UserError):
         new_family.write(name, tmp_path)

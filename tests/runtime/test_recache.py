@@ -82,6 +82,16 @@ def test_what_is_run_again_is_part_of_a_state(job, oracle, tmp_path, saved, resu
     assert job(*base, *plans[resumed], f"resume={where}")["latents_sha256"] == oracle["state"]
 
 
+def test_a_model_that_a_prompt_alone_drives_runs_again_in_every_block(job, tmp_path):
+    """What a later block keeps of a chunk is then nothing at all; the chunk can be run again all the same."""
+    alone = ("model.network.audio=null", "model.network.actions=[]", "model.reference=false")
+    base = ("model=nano", "sink.video=null", *BASE, *alone)
+    expected = job(*base)["latents_sha256"]
+    job(*base, "plan=layers", "stream.chunks=6", "stream.save_every_chunks=4")
+    where = (job.folder / "state" / "chunk.000004").rename(tmp_path / "kept")
+    assert job(*base, "plan=layers", f"resume={where}")["latents_sha256"] == expected
+
+
 @pytest.mark.parametrize("plan", ["layers", "grid"])
 def test_streams_that_are_cancelled_while_prompts_change_disturb_nobody(nano, tmp_path, plan):
     size = [*SIZES, *MODELS["longlive"]]

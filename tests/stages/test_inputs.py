@@ -27,11 +27,11 @@ def test_chunks_that_reach_back_join_to_what_one_long_chunk_would_be(reach, own,
 
 
 def test_latents_are_joined_along_their_frames():
-    pose = Input("pose", Axis.LATENT, (4, 3, None, None), at=2)
+    pose = Input("pose", Axis.LATENT, (4, 3, None, None), latents=True)
     parts = [torch.full((1, 4, 3, 2, 2), float(i)) for i in range(2)]
     assert torch.equal(pose.joined(parts), torch.cat(parts, 2))
     assert pose.full((2, 2)) == (1, 4, 3, 2, 2)
-    assert Input("motion", Axis.SINK, (4, None, None, None), at=2).full((2, 2), 19) == (1, 4, 19, 2, 2)
+    assert Input("motion", Axis.SINK, (4, None, None, None), latents=True).full((2, 2), 19) == (1, 4, 19, 2, 2)
 
 
 def test_marks_keep_names_apart():
@@ -60,9 +60,9 @@ def test_what_the_models_that_ship_declare(model):
 
 def test_bytes_of_a_chunk_are_those_of_its_dtype():
     audio = made_of(inputs_of(config_of("model=live_avatar_14b").model), "audio")
-    assert audio.bytes(torch.bfloat16) == 3 * 6 * 5120 * 2
+    assert audio.bytes(torch.bfloat16, (88, 48)) == 3 * 6 * 5120 * 2
     actions = made_of(inputs_of(config_of("model=pocket_world").model), "actions")
-    assert actions.bytes(torch.bfloat16) == 3 * 20 * 4
+    assert actions.bytes(torch.bfloat16, (8, 8)) == 3 * 20 * 4
 
 
 def test_keys_of_a_file_follow_from_the_list():

@@ -6,7 +6,7 @@ import torch
 
 from conf.schema import ModelConfig, Wav2VecConfig
 from stages.encode.wav2vec import Listening, Wav2Vec, WholeFile, parameter_count
-from stages.inputs import FRAMES_PER_LATENT, LATENT_FRAMES, Axis, Ear, Encoder, Input, per_frame, reference, text
+from stages.inputs import FRAMES_PER_LATENT, Axis, Ear, Encoder, Input, per_frame, reference, text
 from stages.models.live_avatar.audio import CausalAudioEncoder
 
 WHOLE = "model.network.audio.wav2vec.whole_file"
@@ -26,7 +26,7 @@ def inputs(model: ModelConfig) -> tuple[Input, ...]:
         text(sizes.text_tokens, sizes.text_dim),
         *reference(model),
         Input(
-            "motion", Axis.SINK, (channels, None, None, None), "image", "motion_latents", at=LATENT_FRAMES,
+            "motion", Axis.SINK, (channels, None, None, None), "image", "motion_latents", latents=True,
             primes=True,
         ),
         Input(
@@ -41,7 +41,7 @@ def inputs(model: ModelConfig) -> tuple[Input, ...]:
             ),
             narrow=True,
         ),
-        Input("pose", Axis.LATENT, (channels, c, None, None), key="pose_latents", at=LATENT_FRAMES),
+        Input("pose", Axis.LATENT, (channels, c, None, None), key="pose_latents", latents=True),
     )  # fmt: skip
 
 

@@ -61,8 +61,8 @@ class Network(Hears, Transformer):
         takes latents of zeros, of which the bias is left."""
         if not self.first:
             return x
-        pose = given.get("pose")
-        return super().enter(x, given) + (self.cond_encoder.bias if pose is None else embed(pose, self.cond_encoder))
+        pose, coder = given.get("pose"), self.cond_encoder
+        return super().enter(x, given) + (coder.bias if pose is None else embed(pose.to(self.dtype), coder))
 
     def enter_sink(self, sink: Given) -> Tensor:
         """Tokens [motion | reference]."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.denoise.attention import KeysValues
+from stages.denoise.network import Take
 from stages.dit.audio import AudioInjector, Hears
 from stages.dit.network import Constants, Drive, TimeTerms, Transformer
 from stages.inputs import FRAMES_PER_LATENT, Given
@@ -50,7 +51,9 @@ class Network(Hears, Transformer):
             e6 = e6 + self.action_modulation(actions.to(self.device, self.dtype))
         return super().time_terms((e, e6))
 
-    def drive(self, constants: Constants, states: dict[int, KeysValues], given: Given, leaves: bool = True) -> Drive:
+    def drive(
+        self, constants: Constants, states: dict[int, KeysValues], given: Given, take: Take, leaves: bool = True
+    ) -> Drive:
         if (actions := given.get("actions")) is not None:
             constants = Constants(constants.embeddings, self.time_terms(constants.embeddings, actions))
-        return super().drive(constants, states, given, leaves)
+        return super().drive(constants, states, given, take, leaves)

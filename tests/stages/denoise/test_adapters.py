@@ -93,6 +93,9 @@ def test_members_hold_their_own_places_or_all_and_a_state_is_whole(each):
     def work(member) -> None:
         share = Ulysses(member)
         part = share.part(own.keys[0], each, own.layout.frames)
+        assert share.part(own.raw[0], each, 0).numel() == 0 and (share.whole(own.raw[0], each, 0) is None) == bool(
+            member.rank
+        )
         found[member.rank] = part, share.whole(part, each, own.layout.frames)
 
     threads = [threading.Thread(target=work, args=(member,)) for member in members]

@@ -143,9 +143,10 @@ def test_what_a_graph_reads_stays_where_it_is():
         if i >= 7:
             (held,) = denoiser.runner.held.values()
             (kept,) = held.entering.values()
-            text = [t for pair in held.states.values() for t in pair]
+            (states,) = held.states.values()
+            text = [t for pair in states.values() for t in pair]
             places.add(tuple(t.data_ptr() for t in [*kept.values(), *text]))
-            assert all(torch.equal(a, b) for p, q in zip(held.states.values(), banks.states.values(), strict=True)
+            assert all(torch.equal(a, b) for p, q in zip(states.values(), banks.states.values(), strict=True)
                        for a, b in zip(p, q, strict=True))  # fmt: skip
     assert len(places) == 1
 
