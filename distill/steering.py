@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.evaluate.camera import unexplained
-from stages.denoise.network import FRAMES_PER_LATENT
+from stages.inputs import FRAMES_PER_LATENT
 
 WINDOW = 4
 """Latent frames decoded at a time; a decoder remembers, so the first only prepares it."""

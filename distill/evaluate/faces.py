@@ -13,7 +13,7 @@ from distill.data.people import BACKGROUNDS, EMOTIONS, FPS
 from distill.evaluate import gallery, portrait
 from distill.evaluate.drift import Segments
 from distill.evaluate.streams import Engine, chunks_of
-from stages.denoise.network import FRAMES_PER_LATENT
+from stages.inputs import FRAMES_PER_LATENT
 
 PEOPLE = 50
 """References among which the right one must be the nearest."""
