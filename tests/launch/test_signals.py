@@ -24,6 +24,14 @@ ROOT = Path(__file__).parents[2]
 USR1 = signal.SIGUSR1
 
 
+@pytest.fixture(autouse=True)
+def hangs_up():
+    """SIGHUP as a terminal gives it, also where the tests themselves run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def left(monkeypatch):
     """Exit codes of ends at once, which do not happen."""
