@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if len(arguments) not in (1, 2) or any(a.startswith("-") for a in arguments):
             raise UserError(
-                "everframe new-family", "needs a name, and may be given a folder", "everframe new-family mira"
+                "everframe new-family", "needs a name, and may be given a folder", "say everframe new-family NAME"
             )
         folder = Path(arguments[1]).absolute() if len(arguments) == 2 else None
         name = arguments[0]

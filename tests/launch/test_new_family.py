@@ -145,6 +145,15 @@ def test_every_launcher_finds_it(run, folder, launcher):
     assert report["latents_sha256"] == expected
 
 
+def test_it_is_written_as_the_product_is(folder):
+    """Lint passes in a checkout that has it."""
+    ruff = [sys.executable, "-m", "ruff"]
+    rules = ["--config", str(Path(stream.__file__).parent.parent / "pyproject.toml"), str(folder)]
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run([*ruff, *command, *rules], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
 def test_its_own_test_passes(folder):
     """What is written with it: a sample of it, in this process."""
     spec = importlib.util.spec_from_file_location("its_own", folder / f"test_{NAME}.py")
