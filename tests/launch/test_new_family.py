@@ -19,7 +19,7 @@ from conf.typed import typed
 from launch import new_family, plan, stream
 from parallel.builders import build
 from runtime.workload import describe
-from tests.helpers import config_of, sampled
+from tests.helpers import config_of, sampled, thorough
 
 NAME = "scaffolded"
 CHUNKS = 8
@@ -88,11 +88,11 @@ def test_it_is_planned(run, capsys):
     assert "plan=" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("context", sampled([("same_level",), ("clean",)], [("clean",)]))
+@pytest.mark.parametrize("context", ["clean", thorough("same_level")])
 def test_shared_passes_are_within_rounding(run, tmp_path, context):
     files = [tmp_path / "alone.safetensors", tmp_path / "shared.safetensors"]
-    run(f"model.context={context[0]}", f"sink.latents={files[0]}")
-    run(f"model.context={context[0]}", f"sink.latents={files[1]}", "plan.sequence_parallel=2")
+    run(f"model.context={context}", f"sink.latents={files[0]}")
+    run(f"model.context={context}", f"sink.latents={files[1]}", "plan.sequence_parallel=2")
     one, two = map(load_file, files)
     assert max(float((one[key] - two[key]).abs().max()) for key in one) <= 1e-5
 
@@ -125,14 +125,11 @@ def test_it_is_simulated_and_emulated(run):
     assert report["chunks"] == CHUNKS
 
 
-LAUNCHERS = sampled([("torchrun",), ("ray",)], [("torchrun",)])
-
-
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["torchrun", thorough("ray")])
 def test_every_launcher_finds_it(run, folder, launcher):
     expected = run("plan=timestep")["latents_sha256"]
-    start = {"torchrun": ["-m", "torch.distributed.run", "--nproc-per-node=2"], "ray": []}[launcher[0]]
-    told = run.told("plan=timestep", f"launcher={launcher[0]}", "plan.workers=2")
+    start = {"torchrun": ["-m", "torch.distributed.run", "--nproc-per-node=2"], "ray": []}[launcher]
+    told = run.told("plan=timestep", f"launcher={launcher}", "plan.workers=2")
     command = [sys.executable, *start, "-m", "launch.stream", *told]
     root = Path(stream.__file__).parent.parent
     path = os.pathsep.join([str(folder), str(root)])
