@@ -54,7 +54,8 @@ def record(
         "configuration": configuration,
         "measured": measured,
     }
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    # Where a checkout lies is nobody else's matter.
+    path.write_text(json.dumps(content, indent=2).replace(f"{RESULTS.parents[1]}/", "") + "\n")
     for name, value in measured.items():
         if isinstance(value, dict) and "passed" in value:
             print(f"{'pass' if value['passed'] else 'MISS'}  {name}: {value['value']}  (bar: {value['bar']})")

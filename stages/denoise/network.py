@@ -19,7 +19,7 @@ from conf.errors import UserError
 from conf.schema import NetworkConfig
 from stages.denoise.attention import Attend, History, backend
 from stages.denoise.rope import Rope
-from stages.inputs import Given
+from stages.inputs import REFERENCE, Given
 
 Take = Callable[[Tensor], Tensor]
 
@@ -111,8 +111,9 @@ class Network(nn.Module, ABC):
         unchanged."""
 
     def enter_sink(self, sink: Given) -> Tensor:
-        """The attention sink's inputs to tokens: those that are no whole frame, then those of the reference."""
-        raise NotImplementedError("a family whose models take a reference says what its tokens are")
+        """The attention sink's inputs to tokens: those that are no whole frame, then those of the reference. Unless a
+        family says otherwise, a reference enters as any frame does."""
+        return self.enter(sink[REFERENCE], {})
 
     def fixed_table(self, rope: Rope) -> Tensor | None:
         """Rotation of the attention sink's tokens that are no whole frame and never move; None: there are none."""

@@ -52,7 +52,7 @@ class ClipPass:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, adapter: str = "") -> Tensor:
         if adapter:
-            raise NotImplementedError("a whole clip has no adapters")
+            raise ValueError(f"a whole clip has no history for adapter {adapter}")
         return torch.cat(
             [
                 self.core(

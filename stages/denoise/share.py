@@ -101,17 +101,18 @@ class Ulysses(Share):
         return run
 
     def whole(self, x: Tensor, each: str, frames: int) -> Tensor | None:
-        if not frames:
-            return x if self.exchange.rank == 0 else None
         parts = self.exchange.gather(x.contiguous())
-        if parts is None or each == LATENT:
-            return None if parts is None else parts[0]
+        if parts is None:
+            return None
+        # Of no frames at all, which a bank without an attention sink keeps raw, there are no places to join.
+        if each == LATENT or (each == PLACE and not frames):
+            return parts[0]
         if each == PLACE:
             return self._joined(parts, frames)
         return parts.movedim(0, 2).flatten(2, 3).contiguous()
 
     def part(self, x: Tensor, each: str, frames: int) -> Tensor:
-        if each == LATENT or not frames:
+        if each == LATENT or (each == PLACE and not frames):
             return x
         if each == PLACE:
             return x.unflatten(1, (frames, self.parts, -1))[:, :, self.exchange.rank].flatten(1, 2)

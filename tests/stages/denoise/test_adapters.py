@@ -8,7 +8,7 @@ import torch
 from conf.schema import Adapter, ModelConfig
 from parallel.exchange import local_group
 from stages.denoise.attention import backend
-from stages.denoise.bank import LATENT, PLACE, AdapterPass, Bank, BankPass, Layout
+from stages.denoise.bank import LATENT, PLACE, TOKEN, AdapterPass, Bank, BankPass, Layout
 from stages.denoise.rope import Rope, rotate
 from stages.denoise.share import Ulysses
 from stages.models.wan.sizes import Sizes
@@ -96,6 +96,10 @@ def test_members_hold_their_own_places_or_all_and_a_state_is_whole(each):
         assert share.part(own.raw[0], each, 0).numel() == 0 and (share.whole(own.raw[0], each, 0) is None) == bool(
             member.rank
         )
+        heads = alone.raw[0].shape[2]
+        assert share.part(alone.raw[0], TOKEN, 0).shape == (1, 0, heads // 2, 24)
+        whole = share.whole(share.part(alone.raw[0], TOKEN, 0), TOKEN, 0)
+        assert (whole is None) if member.rank else whole.shape == (1, 0, heads, 24)
         found[member.rank] = part, share.whole(part, each, own.layout.frames)
 
     threads = [threading.Thread(target=work, args=(member,)) for member in members]
