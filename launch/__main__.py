@@ -7,8 +7,42 @@ import signal
 import sys
 
 from conf.errors import UserError, nearest
+from launch.command import HELP, VERSION, version
 
-COMMANDS = ("stream", "plan", "inspect", "doctor", "join", "new-family")
+COMMANDS = {
+    "stream": "stream video by a plan: a portrait that speaks, a world that is walked through",
+    "plan": "what a plan would do, or which is best for a cluster",
+    "inspect": "what a checkpoint is, and what it would take to run it",
+    "doctor": "is everything ready: devices, links, disk, encoder",
+    "bench": "measure stages and links for the planner",
+    "join": "join the parts of a video that a killed run left",
+    "evaluate": "judge a model that was trained here",
+    "distill": "train a model, stage by stage",
+    "new-family": "begin a model family of one's own",
+}
+EXAMPLES = (
+    "everframe stream experiment=demo",
+    "everframe plan model=live_avatar_14b cluster=h100x5",
+    "everframe inspect assets/weights/pocket_avatar.safetensors",
+)
+
+
+def page() -> str:
+    """What `everframe --help` prints."""
+    commands = [f"  {name:12}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: everframe COMMAND [KEY=VALUE ...] [--help] [--version]",
+            "",
+            "Endless video from large diffusion transformers, streamed in real time across the GPUs that there are.",
+            "",
+            "commands (everframe COMMAND --help tells of each):",
+            *commands,
+            "",
+            "examples:",
+            *(f"  {line}" for line in EXAMPLES),
+        ]
+    )
 
 
 def main() -> int:
@@ -18,6 +52,9 @@ def main() -> int:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # imports take seconds: Ctrl-C ends them without a traceback
         return importlib.import_module(f"launch.{name.replace('-', '_')}").main(arguments)
+    if name in HELP or name in VERSION:
+        print(page() if name in HELP else f"everframe {version()}")
+        return 0
     error = UserError(f"everframe {name}".strip(), "needs a command", nearest(name, COMMANDS))
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""Measurements for the planner: `python -m launch.bench model=NAME bench.what=[stages,links]`.
+"""Measurements for the planner.
 
 Takes what `launch.stream` takes. Stage times are those of the model alone on this process's device; links are measured
 between two processes of this machine, or, under torchrun, between its first and its last; efficiency is that of the
@@ -28,6 +28,7 @@ from rich.table import Table
 from conf.schema.bench import BenchConfig
 from launch import stream, torchrun
 from launch.cli import run
+from launch.command import Command
 from launch.signals import stop_event
 from parallel.builders import build
 from runtime.links import BothWays, Trips, answer_locally, fit
@@ -35,6 +36,16 @@ from runtime.measure import percentile, stage_durations, stage_times
 from runtime.report import write_json
 from runtime.workload import describe
 
+COMMAND = Command(
+    "bench",
+    __doc__,
+    (
+        "everframe bench model=nano bench.what=[stages]",
+        "everframe bench model=nano bench.what=[stages,links]",
+        "torchrun --nproc-per-node=2 -m launch.bench launcher=torchrun model=nano bench.what=[links]",
+    ),
+    schema=BenchConfig,
+)
 SMALL = 1024
 HOP = "hop_s"
 """Measured with the links, and kept with the stage times."""
@@ -172,7 +183,7 @@ def job(config: BenchConfig, resolved: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    return run("bench", BenchConfig, job, argv, prepare=torchrun.agree, speaks=torchrun.speaks())
+    return run(COMMAND, job, argv, "bench", prepare=torchrun.agree, speaks=torchrun.speaks())
 
 
 if __name__ == "__main__":

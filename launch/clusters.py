@@ -52,12 +52,16 @@ def load(config: ClusterConfig) -> ClusterConfig:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
+        # References are resolved here: one that leads to itself is found while the file's name is at hand.
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except FileNotFoundError as error:
         names = sorted(p.stem for p in CONF.glob("*.yaml"))
         raise UserError(f"cluster={path}", "there is no such file", nearest(Path(path).stem, names)) from error
-    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
+    except RecursionError as error:
+        rule = "cannot be read as YAML (it is nested too deep, or holds itself)"
+        raise UserError(f"cluster={path}", rule, "see docs/planner.md") from error
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"cluster={path}", f"cannot be read as YAML ({reason})", "see docs/planner.md") from error
     if not isinstance(content, dict):
         raise UserError(f"cluster={path}", f"has no keys such as {', '.join(KEYS)}", "see docs/planner.md")

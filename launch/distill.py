@@ -1,4 +1,4 @@
-"""Training: `python -m launch.distill experiment=NAME stage=teacher|causal|ode|dmd`.
+"""Training, stage by stage: teacher, causal, ode, dmd.
 
 Every stage goes on where it stopped; `stage=clips` only fills the library of clips, which others do first anyway,
 `stage=vae` trains the codec, and `export=FILE` writes a stage's averaged weights as a model's file.
@@ -20,8 +20,19 @@ import torch
 from conf.errors import UserError
 from conf.schema.distill import DistillConfig
 from launch.cli import run
+from launch.command import Command
 from launch.signals import stop_event
 
+COMMAND = Command(
+    "distill",
+    __doc__,
+    (
+        "everframe distill experiment=pocket_avatar stage=teacher",
+        "everframe distill experiment=pocket_world stage=dmd export=world.safetensors",
+        "torchrun --nproc-per-node=8 -m launch.distill experiment=pocket_avatar stage=dmd zero=2",
+    ),
+    schema=DistillConfig,
+)
 HELD_OUT = 16
 """Clips of people, voices and mazes never trained on, for the strips of samples."""
 
@@ -83,7 +94,7 @@ def _export(config: DistillConfig, trainer) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    return run("distill", DistillConfig, distill, argv)
+    return run(COMMAND, distill, argv, "distill")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Is everything ready? `python -m launch.doctor ...` with the overrides of `launch.stream`, under every launcher.
+"""Is everything ready? Takes the settings of `everframe stream`, under every launcher.
 
 Looks at each worker's device, shared memory, disk, output folder, video encoder and version of Everframe, at the links
 between all workers, and at Ray's ports. One line each: value, rule, remedy. Exit code 2 if something is wrong.
@@ -24,6 +24,7 @@ from conf.schema import Config
 from launch import planning, torchrun
 from launch.checks import Finding, fingerprint, local, merged
 from launch.cli import EXIT_USER_ERROR, run
+from launch.command import Command
 from launch.meeting import Meeting, attend
 from parallel.builders import build
 from parallel.plan import Plan
@@ -32,6 +33,16 @@ from runtime.workload import describe
 Found = dict[str, list[Finding]]
 """Findings by who found them."""
 CONNECT_S = 3.0
+COMMAND = Command(
+    "doctor",
+    __doc__,
+    (
+        "everframe doctor",
+        "everframe doctor model=pocket_avatar plan=timestep launcher=ray",
+        "torchrun --nproc-per-node=2 -m launch.doctor launcher=torchrun plan=layers",
+    ),
+    schema=Config,
+)
 
 
 def _local(config: Config) -> Found:
@@ -132,7 +143,7 @@ def job(config: Config, resolved: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
-    return run("stream", Config, job, argv)
+    return run(COMMAND, job, argv)
 
 
 if __name__ == "__main__":

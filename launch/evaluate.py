@@ -1,4 +1,4 @@
-"""Evaluation: `python -m launch.evaluate model=NAME [compare=FILE] [rules=true]`.
+"""Evaluation of a trained model of this repository.
 
 Streams held-out cases with the sequential oracle, reads them with hand-written estimators (which are checked first),
 and prints every bar. Leaves `evaluation.json` and `drift.png` in `output_dir`.
@@ -18,7 +18,18 @@ from rich.table import Table
 
 from conf.schema.evaluate import EvaluateConfig
 from launch.cli import run
+from launch.command import Command
 
+COMMAND = Command(
+    "evaluate",
+    __doc__,
+    (
+        "everframe evaluate model=pocket_avatar",
+        "everframe evaluate model=pocket_world rules=true",
+        "everframe evaluate model=pocket_avatar cases=2 seconds=2 minutes=0",
+    ),
+    schema=EvaluateConfig,
+)
 VERDICT = {True: "met", False: "[bold red]missed[/]", None: "not judged"}
 
 
@@ -107,7 +118,7 @@ def evaluate(config: EvaluateConfig, resolved: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    return run("evaluate", EvaluateConfig, evaluate, argv)
+    return run(COMMAND, evaluate, argv, "evaluate")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a checkpoint is, and what it would take to run it: `python -m launch.inspect PATH [overrides]`.
+"""What a checkpoint is, and what it would take to run it.
 
 PATH is a file or a folder. Prints its family, sizes, types and parts, which of its keys the model does not know or
 lacks, and, with the overrides that `launch.stream` takes, what every worker of a plan would hold (`plan=layers
@@ -23,6 +23,7 @@ from conf.schema import Config, ModelConfig
 from launch import plan as plans
 from launch import planning, ranking
 from launch.cli import EXIT_USER_ERROR, compose, run
+from launch.command import Command
 from launch.figures import human
 from parallel.builders import build
 from parallel.planner import assess, choose, too_big
@@ -34,6 +35,17 @@ from stages.lora import SPELLINGS, Lora
 from stages.weight_file import WeightFile
 from stages.weights import IGNORED, first
 
+COMMAND = Command(
+    "inspect",
+    __doc__,
+    (
+        "everframe inspect assets/weights/pocket_avatar.safetensors",
+        "everframe inspect assets/weights/pocket_world.safetensors plan=layers plan.workers=3",
+        "everframe inspect assets/weights/codec.safetensors",
+    ),
+    usage="PATH [KEY=VALUE ...]",
+    schema=Config,
+)
 WIDTHS = {"dim": "width", "ffn_dim": "feed-forward"}
 
 
@@ -191,6 +203,8 @@ def main(argv: list[str] | None = None) -> int:
     console.width = plans.COLUMNS if not console.is_terminal else console.width
     paths, given = [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
     try:
+        if COMMAND.answers(arguments):
+            return 0
         if len(paths) != 1:
             raise UserError("launch.inspect " + " ".join(paths), "takes one PATH", "name a weight file or a folder")
         contents = Contents(paths[0])
@@ -203,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_USER_ERROR
     if any(g.startswith("cluster=") for g in given) and not any(g.startswith("plan=") for g in given):
         overrides.append("plan=auto")
-    return run("stream", Config, lambda config, resolved: job(contents, config, console), overrides)
+    return run(COMMAND, lambda config, resolved: job(contents, config, console), overrides)
 
 
 if __name__ == "__main__":

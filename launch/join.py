@@ -1,4 +1,4 @@
-"""Join the parts of a video that runs left beside it: `python -m launch.join outputs/run/video.mp4`.
+"""Join the parts of a video that runs left beside it.
 
 A run that goes on from a state does this by itself at its end; this is for those that were killed before.
 """
@@ -9,22 +9,29 @@ import sys
 from pathlib import Path
 
 from conf.errors import UserError
-from launch.cli import EXIT_USER_ERROR
+from launch.cli import alone
+from launch.command import Command
 from stages.sinks.join import join
+
+COMMAND = Command(
+    "join",
+    __doc__,
+    ("everframe join outputs/run/video.mp4", "everframe join a.mp4 b.mp4", "everframe join outputs/*/*/video.mp4"),
+    usage="VIDEO ...",
+)
+
+
+def job(videos: list[str]) -> None:
+    """Join what there is for each video, and say how many parts that was."""
+    if not videos or videos[0].startswith("-"):
+        raise UserError("everframe join", "needs a video", "everframe join outputs/run/video.mp4")
+    for video in videos:
+        print(f"{video}: {join(Path(video))} parts joined to it")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    try:
-        if not arguments or arguments[0].startswith("-"):
-            raise UserError("everframe join", "needs a video", "everframe join outputs/run/video.mp4")
-        for video in arguments:
-            print(f"{video}: {join(Path(video))} parts joined to it")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return alone(COMMAND, job, argv)
 
 
 if __name__ == "__main__":

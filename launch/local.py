@@ -14,12 +14,12 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 import torch.distributed as dist
-from omegaconf import OmegaConf
 
 from conf.schema import Config
 from runtime.local import LocalRun
@@ -93,7 +93,8 @@ class LocalProcesses(Running):
         if live is not None:
             os.close(live)  # the worker has it
         given = {
-            "config": OmegaConf.to_container(OmegaConf.structured(self.config)),
+            # The cluster is the planner's: no worker asks for it.
+            "config": {key: part for key, part in asdict(self.config).items() if key != "cluster"},
             "index": index,
             "store": [HOST, self.store.port],
             "live": live,

@@ -19,7 +19,8 @@ import stages
 from conf import families
 from conf.disk import writing
 from conf.errors import UserError
-from launch.cli import EXIT_USER_ERROR
+from launch.cli import alone
+from launch.command import Command
 
 TEMPLATES = Path(__file__).parent / "scaffold"
 MODULES = ("init", "sizes", "inputs", "network", "schedule", "keys")
@@ -70,28 +71,37 @@ def write(name: str, folder: Path | None = None) -> list[Path]:
     return list(files)
 
 
+COMMAND = Command(
+    "new-family",
+    __doc__,
+    (
+        "everframe new-family mira",
+        "everframe new-family mira ~/models",
+        "PYTHONPATH=~/models everframe stream --config-dir ~/models/conf model=mira stream.chunks=10",
+    ),
+    usage="NAME [FOLDER]",
+)
+
+
+def job(arguments: list[str]) -> None:
+    """Write the files of a family and say what to try."""
+    if len(arguments) not in (1, 2) or any(a.startswith("-") for a in arguments):
+        raise UserError(
+            "everframe new-family", "needs a name, and may be given a folder", "say everframe new-family NAME"
+        )
+    name, folder = arguments[0], Path(arguments[1]).absolute() if len(arguments) == 2 else None
+    for path in write(name, folder):
+        print(path)
+    found = "everframe stream"
+    if folder is not None:
+        found = f"PYTHONPATH={folder} everframe stream --config-dir {folder / 'conf'}"
+    print(f"\nTry it: {found} model={name} plan=timestep stream.chunks=10 stream.prompt=hello")
+    print("What to change next: docs/new-model.md")
+
+
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    try:
-        if len(arguments) not in (1, 2) or any(a.startswith("-") for a in arguments):
-            raise UserError(
-                "everframe new-family", "needs a name, and may be given a folder", "say everframe new-family NAME"
-            )
-        folder = Path(arguments[1]).absolute() if len(arguments) == 2 else None
-        name = arguments[0]
-        for path in write(name, folder):
-            print(path)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    if folder is None:
-        print(f"\nTry it: everframe stream model={name} plan=timestep stream.chunks=10 stream.prompt=hello")
-    else:
-        found = f"PYTHONPATH={folder} everframe stream --config-dir {folder / 'conf'}"
-        print(f"\nTry it: {found} model={name} plan=timestep stream.chunks=10 stream.prompt=hello")
-    print("What to change next: docs/new-model.md")
-    return 0
+    return alone(COMMAND, job, argv)
 
 
 if __name__ == "__main__":

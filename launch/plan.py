@@ -1,4 +1,4 @@
-"""What a plan would do, before anything loads: `python -m launch.plan model=NAME plan=timestep ...`.
+"""What a plan would do, before anything loads.
 
 Takes what `launch.stream` takes, refuses what it refuses, and prints who holds what, what travels, how the load is
 spread, and a drawing of the pipeline as it fills. Sources are not opened and weights not read.
@@ -24,6 +24,7 @@ from rich.table import Table
 from conf.schema import Config
 from launch import capacity, planning, ranking
 from launch.cli import run
+from launch.command import Command
 from launch.figures import human, number
 from parallel import capability, timeline
 from parallel.builders import build
@@ -31,6 +32,16 @@ from parallel.plan import Hop, Plan, Version
 from parallel.planner import assess, rank, refuse
 from parallel.simulated import simulated
 
+COMMAND = Command(
+    "plan",
+    __doc__,
+    (
+        "everframe plan model=live_avatar_14b plan=timestep plan.workers=5",
+        "everframe plan model=live_avatar_14b cluster=h100x5",
+        "everframe plan model=wan21_t2v_1_3b cluster=h100x4 capacity=0.999",
+    ),
+    schema=Config,
+)
 COLUMNS = 110
 BAR = 40
 """Characters of the slowest worker's bar."""
@@ -290,7 +301,7 @@ def main(argv: list[str] | None = None) -> int:
     if any(a.startswith("cluster=") for a in arguments) and not any(a.startswith("plan=") for a in arguments):
         # Asking what to do with a cluster, and not how, is asking for the best.
         arguments = [*arguments, "plan=auto"]
-    return run("stream", Config, job, arguments)
+    return run(COMMAND, job, arguments)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,8 +21,35 @@ from runtime.running import Running
 
 log = logging.getLogger(__name__)
 
-PLAIN_EVERY_S = 10.0
+PLAIN_EVERY_S = 5.0
 WATCH_S = 0.5
+
+
+class Waiting:
+    """Says every few seconds what is waited for, while the context is open.
+
+    Args:
+        console: where it is said.
+        tell: what is waited for, in words; asked each time.
+    """
+
+    def __init__(self, console: Console, tell: Callable[[], str]):
+        self._console, self._tell = console, tell
+        self._begun, self._done = time.monotonic(), threading.Event()
+        self._thread = threading.Thread(target=self._say, name="waiting", daemon=True)
+
+    def __enter__(self) -> Waiting:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _say(self) -> None:
+        while not self._done.wait(PLAIN_EVERY_S):
+            with suppress(OSError):
+                self._console.print(f"{self._tell()}  ({time.monotonic() - self._begun:.0f} s)", highlight=False)
 
 
 class ProgressLine:

@@ -1,4 +1,9 @@
-"""The main job: `python -m launch.stream model=NAME source.image=face.png source.audio=speech.wav`."""
+"""Stream: a portrait that speaks, or a world that is walked through, by a plan, to a video and a report.
+
+Sound and actions come from files, or live from standard input (`source.audio=-`, `source.actions=-`). The video,
+`report.json` and `trace.json` are left in `output_dir`. Ctrl-C ends a stream with all that was made. `everframe stream`
+and `python -m launch.stream` are the same.
+"""
 
 from __future__ import annotations
 
@@ -24,21 +29,38 @@ from conf.errors import UserError
 from conf.schema import Config
 from launch import control, planning, running, torchrun
 from launch.cli import EXIT_USER_ERROR, run
+from launch.command import Command
 from launch.log import Log, log_of
-from launch.progress import Ended, ProgressLine, Watch
+from launch.progress import Ended, ProgressLine, Waiting, Watch
 from launch.running import output_folder
 from launch.signals import Stop, give_up, listening
 from parallel import capability
+from parallel.builders import build
+from parallel.plan import Plan
 from runtime import timeline_png
 from runtime.board import Abandoned, PeerLost
 from runtime.pipeline import Pipeline, results
+from runtime.progress import Loading
 from runtime.reasons import Reason
 from runtime.report import assemble, write_json
+from runtime.room import require_weights
 from runtime.run import SequentialRun
 from runtime.running import Stopped, WorkerFailed
 from runtime.trace_file import join_traces
+from runtime.workload import describe
+from stages.build import choose_device
 
 EXIT_FAULT = 1
+COMMAND = Command(
+    "stream",
+    __doc__,
+    (
+        "everframe stream experiment=demo",
+        'everframe stream model=pocket_avatar source.audio=assets/speech.wav "stream.prompt=a happy person"',
+        "everframe stream model=pocket_world plan=timestep source.actions=assets/actions.jsonl stream.seconds=10",
+    ),
+    schema=Config,
+)
 
 Results = tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int] | None]
 """Every worker's part of the report, every stream's, and the totals of streams that came and went."""
@@ -60,7 +82,10 @@ def _begin(config: Config, resolved: str, console: Console, log: Log) -> Path:
 
 def _sequential(config: Config, resolved: str, console: Console, stop: Stop, log: Log) -> Results:
     """The oracle, one stream after the other. What one raises ends that one alone, as under every plan."""
-    engine = SequentialRun(config, stop)
+    loading = Loading()
+    require_weights(config, build(config.plan, describe(config)).weight_bytes(0), choose_device(config.device.kind))
+    with Waiting(console, lambda: str(loading)):
+        engine = SequentialRun(config, stop, loading)
     stop.then()
     folder = _begin(config, resolved, console, log)
     streams, worker, traces = [], {}, []
@@ -111,7 +136,11 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
     console = Console(stderr=True)
     capability.check(config.model.context)
     given, config = config, torchrun.sized(config) if config.launcher.name == "torchrun" else config
-    config = planning.resolve(config)
+    with Waiting(console, lambda: f"looking for a plan by objective={config.objective}"):
+        config = planning.resolve(config)
+    plan = build(config.plan, describe(config))
+    if torchrun.speaks():
+        console.print(chosen(config, plan), highlight=False)
     if config is not given:
         resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
     log = log_of(config)
@@ -122,6 +151,18 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
         _tell(config, log, *found)
     if stop.is_set():
         raise SystemExit(0)  # no other job of a multirun is to begin
+
+
+def chosen(config: Config, plan: Plan) -> str:
+    """What a run was found to be, on one line."""
+    workers = f"{plan.processes} worker{'s' * (plan.processes > 1)}"
+    kind = config.device.kind
+    here = kind == "auto" and config.launcher.name != "ray"  # whose workers may be elsewhere
+    device = choose_device(kind).type if here else kind
+    return (
+        f"model={config.model.name} plan={plan.name} ({workers}) launcher={config.launcher.name} device={device} "
+        f"dtype={config.model.dtype}"
+    )
 
 
 def _outcome(work: Callable[[], Any]) -> Any:
@@ -179,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         def agree(config: DictConfig) -> None:
             _outcome(lambda: torchrun.agree(config, stop))
 
-        return run("stream", Config, partial(stream, stop=stop), argv, prepare=agree, speaks=torchrun.speaks())
+        return run(COMMAND, partial(stream, stop=stop), argv, prepare=agree, speaks=torchrun.speaks())
 
 
 if __name__ == "__main__":

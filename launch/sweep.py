@@ -1,35 +1,44 @@
 """One job of a multirun, for batch systems that number their jobs: `python -m launch.sweep 2 stream.seed=1,2,3 ...`.
 
-Prints job 2's overrides, one a line: those that `python -m launch.stream -m stream.seed=1,2,3 ...` would give it.
+Prints job 2's arguments, one a line: those that `python -m launch.stream -m stream.seed=1,2,3 ...` would give it.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from itertools import product
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override, QuotedString
 
 from conf.errors import UserError
+from conf.schema import Config
+from launch.arguments import MULTIRUN, read
 from launch.cli import EXIT_USER_ERROR
 
 
-def jobs(overrides: list[str]) -> list[list[str]]:
-    """The overrides of every job of a multirun, in Hydra's order.
+def jobs(given: Sequence[str]) -> list[list[str]]:
+    """The arguments of every job of a multirun, in Hydra's order, as a person would type them.
 
     Raises:
-        UserError: Hydra cannot read them.
+        UserError: one of them cannot be read.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        return [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-    except HydraException as error:
-        raise UserError(" ".join(overrides), " ".join(str(error).split()), "write key=a,b,c") from error
+    read_ones = read([MULTIRUN[0], *given], Config)[1:]
+    parsed = [OverridesParser.create().parse_override(override) for override in read_ones]
+    each = [list(_swept(p)) if p.is_sweep_override() else [a] for a, p in zip(given, parsed, strict=True)]
+    return [list(job) for job in product(*each)]
 
 
-def job(number: int, overrides: list[str]) -> list[str]:
-    """The overrides of one job; raises UserError if there are not as many."""
+def _swept(override: Override) -> Iterator[str]:
+    """One argument for every value of a sweep."""
+    values = zip(override.sweep_iterator(), override.sweep_string_iterator(), strict=True)
+    for value, written in values:
+        yield f"{override.get_key_element()}={value.text if isinstance(value, QuotedString) else written}"
+
+
+def job(number: int, overrides: Sequence[str]) -> list[str]:
+    """The arguments of one job; raises UserError if there are not as many."""
     found = jobs(overrides)
     if not 0 <= number < len(found):
         last = len(found) - 1

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from omegaconf import OmegaConf
 
 from conf.schema import Config
+from conf.typed import typed
 from launch.signals import SIGNALS
 from parallel.builders import build
 from runtime.board import Abandoned, Board
@@ -34,7 +34,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # they are for whoever started this
     given = json.loads(_line(sys.stdin.fileno()))
     threading.Thread(target=_end_with_parent, args=(sys.stdin.fileno(),), name="parent", daemon=True).start()
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(given["config"])))
+    config = typed(Config, given["config"], "config")
     plan, index = build(config.plan, describe(config)), given["index"]
     patience = timedelta(seconds=config.launcher.timeout_s)
     store = dist.TCPStore(*given["store"], is_master=False, timeout=patience)

@@ -168,6 +168,17 @@ def grid(config: PlanConfig, workload: Workload) -> Plan:
 
 
 BUILDERS = {"sequential": sequential, "timestep": timestep, "layers": layers, "grid": grid}
+SHAPES = {"steps": ("timestep", "grid"), "layers": ("layers", "grid"), "grid": ("grid",)}
+"""Settings of a plan's shape, and the plans that follow them."""
+
+
+def _check_followed(config: PlanConfig) -> None:
+    """Refuse a shape that the plan would not have."""
+    for setting, plans in SHAPES.items():
+        given = getattr(config, setting)
+        if given is not None and config.name not in plans:
+            wanted = " or ".join(f"plan={name}" for name in plans)
+            raise UserError(f"plan.{setting}={list(given)}", f"plan={config.name} does not follow it", f"use {wanted}")
 
 
 def build(config: PlanConfig, workload: Workload) -> Plan:
@@ -176,4 +187,5 @@ def build(config: PlanConfig, workload: Workload) -> Plan:
     Raises:
         UserError: the sizes do not fit the workload or each other.
     """
+    _check_followed(config)
     return BUILDERS[config.name](config, workload)

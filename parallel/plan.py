@@ -299,12 +299,14 @@ class Plan:
 
         Sharing passes divides banks and work, not weights: every process of a worker holds all its layers.
         """
-        w, total = self.workload, 0
-        for b in self.blocks_of(worker):
-            block = self.blocks[b]
-            total += w.range_bytes + sum(w.layer_bytes[i] for i in block)
-            total += w.first_bytes * (block.start == 0) + w.last_bytes * (block.stop == w.layers)
-        return total + self.stage_bytes(worker) * (rank == 0)
+        blocks = sum(self.block_bytes(b) for b in self.blocks_of(worker))
+        return blocks + self.stage_bytes(worker) * (rank == 0)
+
+    def block_bytes(self, block: int) -> int:
+        """Weights of a block of layers."""
+        w, layers = self.workload, self.blocks[block]
+        ends = w.first_bytes * (layers.start == 0) + w.last_bytes * (layers.stop == w.layers)
+        return w.range_bytes + sum(w.layer_bytes[i] for i in layers) + ends
 
     def stage_bytes(self, worker: int) -> int:
         """Weights of the stages beside cells that a worker has."""

@@ -17,6 +17,8 @@ from runtime.encoders import Encoders, Picture
 from runtime.orders import Open
 from runtime.parts import Parts
 from runtime.pool import BankPool
+from runtime.progress import Loading
+from runtime.room import require_weights
 from runtime.warm import warm_block, warm_decoder
 from stages.build import build_decoder, build_network, choose_device, torch_dtype
 from stages.codec.base import Decoder, parameter_bytes
@@ -28,13 +30,19 @@ from stages.denoise.schedule import schedule_of
 from stages.post import Upscale
 
 
-def fast_denoiser(config: Config, device: torch.device, picture: Picture, layers: range | None = None) -> Denoiser:
-    """A block of the network, loaded, and made as fast as the configuration asks.
+def fast_denoiser(
+    config: Config,
+    device: torch.device,
+    picture: Picture,
+    layers: range | None = None,
+    count: Callable[[int], None] = lambda more: None,
+) -> Denoiser:
+    """A block of the network, loaded, and made as fast as the configuration asks; `count` hears of bytes as they come.
 
     Raises:
         UserError: weights cannot be read, or the device cannot.
     """
-    network = build_network(config.model, device, layers)
+    network = build_network(config.model, device, layers, count=count)
     denoiser = Denoiser(config.model, network, picture.rows, picture.columns)
     if config.model.fp8:
         network.quantise(config.model.fp8)
@@ -64,7 +72,7 @@ def load_parts(
     orders: Iterable[Open] = (),
     device: torch.device | None = None,
     stdin: BinaryIO | None = None,
-    progress: Callable[[str], None] = lambda what: None,
+    loading: Loading | None = None,
     leads: bool = True,
 ) -> Parts:
     """Open and load what worker `index` needs.
@@ -74,12 +82,13 @@ def load_parts(
         orders: streams that are known already.
         device: None: what `device` in the configuration means here.
         stdin: where live sources read; None: standard input.
-        progress: told what is being loaded.
+        loading: told what is being loaded.
         leads: whether this process is the worker; the others of its group only share the passes of its blocks.
 
     Raises:
-        UserError: a source, weight file or output cannot be used.
+        UserError: a source, weight file or output cannot be used, or memory lacks for the weights.
     """
+    loading = loading or Loading()
     device = choose_device(config.device.kind) if device is None else device
     torch.set_num_threads(config.device.threads)
     model, picture = config.model, Picture.of(config.model, config.stream)
@@ -89,8 +98,9 @@ def load_parts(
         emulated.fill(parts, plan, index, config, openings)
         parts.prepare(known if parts.conditioning else ())
         return parts
+    require_weights(config, plan.weight_bytes(index, 0 if leads else 1), device)
     if index == plan.encode and leads:
-        progress("sources and encoders")
+        loading("sources and encoders")
         encoders = Encoders(model, device)
         parts.conditioning = partial(condition, Conditioning, config, stdin, encoders)
         parts.prepare(known)
@@ -99,16 +109,16 @@ def load_parts(
         parts.weight_bytes += encoders.weight_bytes
     for block in plan.blocks_of(index):
         layers = plan.blocks[block]
-        progress(f"layers {layers.start}-{layers.stop - 1}")
-        denoiser = parts.denoisers[block] = fast_denoiser(config, device, picture, layers)
+        loading(f"layers {layers.start}-{layers.stop - 1}", plan.block_bytes(block))
+        denoiser = parts.denoisers[block] = fast_denoiser(config, device, picture, layers, loading.count)
         parts.weight_bytes += parameter_bytes(denoiser.network)
         parts.pools[block] = BankPool(denoiser, plan.levels_of(index, block), max(1, len(known)), plan.degree)
     if index == plan.decode and leads and config.sink.needs_frames:
-        progress("decoder")
+        loading("decoder")
         parts.decoder, parts.decoder_bytes = fast_decoder(config, device)
         parts.weight_bytes += parameter_bytes(parts.decoder)
     if config.device.compile:
-        progress("what is compiled")
+        loading("what is compiled")
         for pool in parts.pools.values():
             warm_block(pool)
         if parts.decoder:

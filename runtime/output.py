@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from conf.schema import ModelConfig
+from conf.schema import ModelConfig, StreamConfig
 from runtime.encoders import frames_of
 from runtime.outputs import Outputs
 from runtime.reasons import Reason
@@ -48,7 +48,7 @@ class Output:
     """One stream's last stage. One thread at a time may use it.
 
     Args:
-        name: of the stream.
+        stream: whose it is.
         model: the run's.
         make: opens the sinks.
         timeline: what a viewer notices.
@@ -59,7 +59,7 @@ class Output:
 
     def __init__(
         self,
-        name: str,
+        stream: StreamConfig,
         model: ModelConfig,
         make: Callable[[], Outputs],
         timeline: Timeline,
@@ -67,7 +67,7 @@ class Output:
         keep: Keep | None = None,
         decodes: bool = False,
     ):
-        self.name, self.model, self.make, self.timeline, self.trace = name, model, make, timeline, trace
+        self.stream, self.model, self.make, self.timeline, self.trace = stream, model, make, timeline, trace
         self.keep, self.decodes = keep, decodes
         self.finished = False
         """Whether the stream came to its own end."""
@@ -190,7 +190,7 @@ class Output:
         Args:
             reason: why it ended before its time; None: it did not.
         """
-        found = stream_report(self.name, self.timeline, self.outputs) | {"finished": self.finished and reason is None}
+        found = stream_report(self.stream, self.timeline, self.outputs) | {"finished": self.finished and reason is None}
         if self.keep:
             found["state"] = {"resumed_at": self.keep.first or None, "saved": self._saved, "folder": self.keep.folder}
         return found | ({"error": reason.to_dict()} if reason else {})

@@ -25,6 +25,7 @@ from runtime.group import Group, join_group, run_follower
 from runtime.loading import load_parts
 from runtime.orders import Open
 from runtime.parts import Parts
+from runtime.progress import Loading
 from runtime.pulse import Pulse
 from runtime.reasons import Reason
 from runtime.room import room
@@ -192,16 +193,16 @@ class Job(NamedTuple):
             UserError: what was to be loaded or opened cannot be used.
         """
 
-        def progress(what: str) -> None:
-            if told := self.board.told("failed"):
-                raise Abandoned(told["line"])
-            self.pulse.at(f"loading {what}")
+        def told(loading: Loading) -> None:
+            if failed := self.board.told("failed"):
+                raise Abandoned(failed["line"])
+            self.pulse.at(loading)
 
         # The run's own streams are looked at before weights load. One that came later costs nobody else anything.
         own = self.board.told(OWN) or 0
         known = [order for order in self.orders.orders() if isinstance(order, Open) and order.number < own]
         member = self.plan.members[self.index]
-        parts = load_parts(self.plan, member.worker, self.config, known, device, stdin, progress, member.leads)
+        parts = load_parts(self.plan, member.worker, self.config, known, device, stdin, Loading(told), member.leads)
         if member.leads:
             self.board.tell(f"room/{member.worker}", room(parts))
         self.pulse.at("waiting for the others to load")

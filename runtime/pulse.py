@@ -55,10 +55,10 @@ class Pulse(threading.Thread):
         self.look: Callable[[], Doing]
         self.at("starting")
 
-    def at(self, what: str) -> None:
-        """The process has come to `what`, and says so at once."""
+    def at(self, what: object) -> None:
+        """The process has come to `what`, which `str` puts in words each time it is asked; says so at once."""
         now = time.perf_counter()
-        self.look = lambda: Doing(what, now, now)
+        self.look = lambda: Doing(str(what), now, now)
         self._tell()
 
     def run(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from conf import disk
-from conf.schema import Config
+from conf.schema import Config, StreamConfig
 from runtime.outputs import Outputs
 from runtime.trace import Samples, Trace
 from stages.sinks.latents_hash import LatentsHash
@@ -176,19 +176,25 @@ def assemble(
 
 
 def stream_report(
-    name: str, timeline: Timeline, outputs: Outputs | None, error: dict[str, Any] | None = None
+    stream: StreamConfig, timeline: Timeline, outputs: Outputs | None, error: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """What one stream contributes to a report.
 
     Args:
-        name: its id.
+        stream: as it was opened.
         timeline: what its viewer noticed.
         outputs: None: it ended before anything was made.
         error: the reason that ended it, as a dictionary; None: it came to its end, or was stopped.
     """
     paths = {sink: str(path) for sink, path in outputs.paths.items()} if outputs else {}
     digest = (outputs.hash if outputs else LatentsHash()).hexdigest
-    found = {"stream": name, **timeline.summary(), "latents_sha256": digest, "outputs": paths}
+    found = {
+        "stream": stream.id,
+        "prompt": stream.prompt,
+        **timeline.summary(),
+        "latents_sha256": digest,
+        "outputs": paths,
+    }
     return found | ({"error": error} if error else {})
 
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
+from conf.errors import UserError
+from conf.schema import Config
 from runtime.orders import host
 from runtime.parts import Parts
 
+GB = 1e9
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 
@@ -23,6 +26,26 @@ def room(parts: Parts) -> dict[str, Any]:
     pooled = min((pool.allocated for pool in parts.pools.values()), default=0)
     memory, free = free_bytes(parts.device)
     return {"stream_bytes": parts.stream_bytes, "pooled": pooled, "memory": memory, "free_bytes": free}
+
+
+def require_weights(config: Config, needed: int, device: torch.device) -> None:
+    """Refuse weights that memory has no room for, before any of them is made.
+
+    Args:
+        config: the run.
+        needed: bytes of the weights that this process is to hold.
+        device: where.
+
+    Raises:
+        UserError: more than is free there.
+    """
+    _, free = free_bytes(device)
+    if needed > free:
+        raise UserError(
+            f"model={config.model.name}",
+            f"has {needed / GB:.1f} GB of weights here, and {device} has {free / GB:.1f} GB free",
+            "use more workers on more devices (plan=layers), or a smaller model or dtype",
+        )
 
 
 def free_bytes(device: torch.device) -> tuple[str, int]:

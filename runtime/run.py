@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from conf.schema import Config
+from parallel.builders import build
 from runtime.admission import own
 from runtime.banks import cut_bank, load_bank, write_cut
 from runtime.board import Board
@@ -24,11 +25,13 @@ from runtime.oracle import Memory, generate
 from runtime.output import Output, Sidecar
 from runtime.outputs import open_outputs
 from runtime.pipeline import opens
+from runtime.progress import Loading
 from runtime.reasons import Reason
 from runtime.report import Timeline, worker_report
 from runtime.saving import DECODER_PART, Saver, bank_part
 from runtime.state import FINISHED, State
 from runtime.trace import worker_trace
+from runtime.workload import describe
 from stages.build import choose_device
 from stages.codec.base import parameter_bytes
 from stages.denoise.finished import Finished
@@ -42,15 +45,18 @@ class SequentialRun:
     Args:
         config: the run.
         stop: ends streams at the next chunk when set.
+        loading: told what is being loaded.
 
     Raises:
         UserError: before anything is written, if a source, a weight file or a setting is wrong.
     """
 
-    def __init__(self, config: Config, stop: threading.Event):
+    def __init__(self, config: Config, stop: threading.Event, loading: Loading | None = None):
         self.config, self.stop = config, stop
         self.device = choose_device(config.device.kind)
         torch.set_num_threads(config.device.threads)
+        loading = loading or Loading()
+        loading("sources and encoders")
         # Sources first: they are cheap to open, and bad input should fail before weights load.
         encoders, self.orders = Encoders(config.model, self.device), opens(config)
         held: dict[Hashable, str] = {}
@@ -69,8 +75,11 @@ class SequentialRun:
             for order in self.orders
         ]
         picture = Picture.of(config.model, config.stream)
-        self.denoiser = fast_denoiser(config, self.device, picture)
+        total = build(config.plan, describe(config)).block_bytes(0)
+        loading(f"layers 0-{config.model.network.layers - 1}", total)
+        self.denoiser = fast_denoiser(config, self.device, picture, count=loading.count)
         self.network = self.denoiser.network
+        loading("decoder")
         self.decoder = fast_decoder(config, self.device)[0] if config.sink.needs_frames else None
         self.post = post_of(config)
         held = sum(parameter_bytes(p) for p in (self.network, self.decoder) if p is not None)
@@ -100,7 +109,7 @@ class Stream:
         self.timeline = Timeline(model.fps, self._trace.clock, *made)
         make = partial(open_outputs, run.config, order)
         decodes = run.decoder is not None
-        self._output = Output(order.config.id, model, make, self.timeline, self._trace, self._keep, decodes)
+        self._output = Output(order.config, model, make, self.timeline, self._trace, self._keep, decodes)
         self._saved = 0
         self._saver = Saver(Board(dist.HashStore(), 0, 1)) if self._keep else None
 

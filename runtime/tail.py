@@ -104,7 +104,7 @@ class Tail:
             made = (keep.first, keep.frames) if keep else (0, 0)
             timeline = Timeline(self.config.model.fps, self.trace.clock, *made)
             output = self.outputs[stream] = Output(
-                order.config.id,
+                order.config,
                 self.config.model,
                 partial(self.held.outputs, self.config, order),
                 timeline,

@@ -21,6 +21,13 @@ IGNORED = re.compile(r"(.*\.)?(freqs(_cis|_cos|_sin)?|token_freqs|inv_freq|_extr
 Change = Callable[[str, slice, Tensor], Tensor]
 """change(name, rows, values) -> values: what to make of some rows as they are read."""
 
+Count = Callable[[int], None]
+"""Hears of bytes of weights as they are there."""
+
+
+def ignored(more: int) -> None:
+    """A `Count` that nobody asks."""
+
 
 class _Unset(TorchFunctionMode):
     """Leaves weights as they are where a module would draw its first ones."""
@@ -51,7 +58,7 @@ def empty(make: Callable[[], nn.Module], device: torch.device | str, dtype: torc
     return module
 
 
-def initialise(module: nn.Module, seed: int, prefix: str = "") -> None:
+def initialise(module: nn.Module, seed: int, prefix: str = "", count: Count = ignored) -> None:
     """Random weights, each a pure function of (seed, its name), so that a block range gets the whole's values.
 
     Matrices are scaled by fan-in; gains stay near one, biases and tables small. Nothing is left at zero, so
@@ -69,6 +76,7 @@ def initialise(module: nn.Module, seed: int, prefix: str = "") -> None:
             else:
                 values *= 0.1
             parameter.copy_(values)
+            count(parameter.nbytes)
 
 
 def first(names: Iterable[str], most: int = 3) -> str:
@@ -109,7 +117,9 @@ def _same_shape(file: WeightFile, name: str, expected: torch.Size) -> None:
 
 
 @torch.no_grad()
-def load(module: nn.Module, file: WeightFile, prefix: str = "", change: Change | None = None) -> None:
+def load(
+    module: nn.Module, file: WeightFile, prefix: str = "", change: Change | None = None, count: Count = ignored
+) -> None:
     """Fill every parameter and buffer of `module` from the keys `prefix + name` of `file`, and read no other key.
 
     Rows go from the mapped file to the module a few megabytes at a time, so that memory holds the module and little
@@ -120,6 +130,7 @@ def load(module: nn.Module, file: WeightFile, prefix: str = "", change: Change |
         file: where from.
         prefix: before every name in the file.
         change: applied to what is read.
+        count: hears of the module's bytes as they come.
 
     Raises:
         UserError: a key is missing, or its shape differs (names the key, expected and found).
@@ -139,4 +150,6 @@ def load(module: nn.Module, file: WeightFile, prefix: str = "", change: Change |
             values = file.read(prefix + name, rows)
             if change is not None:
                 values = change(prefix + name, rows, values)
-            (target[rows] if target.ndim else target).copy_(values)
+            place = target[rows] if target.ndim else target
+            place.copy_(values)
+            count(place.nbytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from conf.errors import UserError, choice
+from conf.errors import UserError
 from conf.paths import live
 from conf.schema.cluster import ClusterConfig
 from conf.schema.codec import CodecConfig
@@ -25,6 +25,7 @@ from conf.schema.stream import (
     SourceConfig,
     StreamConfig,
 )
+from conf.settings import check_choices, one_of
 
 __all__ = [
     "Adapter",
@@ -57,8 +58,8 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    objective: str = "fps"
-    """What `plan=auto` looks for: `fps`, `first_frame` or `control_latency`."""
+    objective: str = one_of(OBJECTIVES, "fps")
+    """What `plan=auto` looks for."""
     capacity: float | None = None
     """Of `launch.plan`: share of frames on time with which it asks how many streams a cluster can serve."""
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
@@ -69,6 +70,7 @@ class Config:
     post: PostConfig = field(default_factory=PostConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     output_dir: str = "outputs"
+    """The folder of the run's video, report, trace and states; made when everything is loaded."""
     resume: str | None = None
     """Go on from a saved state: its folder, or the output folder of a run that saved one (then the newest)."""
     control: str | None = None
@@ -76,7 +78,7 @@ class Config:
 
     def __post_init__(self):
         self.control = live(self.control)
-        choice("objective", self.objective, OBJECTIVES)
+        check_choices(self, "")
         if self.capacity is not None and not 0 < self.capacity <= 1:
             raise UserError(f"capacity={self.capacity}", "is a share of frames, above 0 and up to 1", "use 0.999")
         if self.source.reads_stdin and self.control == "-":

@@ -10,16 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from conf.errors import UserError, choice, positive
+from conf.errors import UserError, choice, not_negative, positive
 from conf.paths import found
 
 BASES = ("measured", "published", "derived", "given")
 """Where times come from: this machine; somebody's publication; an arithmetic rate; nowhere in particular (tests)."""
-
-
-def _not_negative(name: str, value: float | None) -> None:
-    if value is not None and not (value >= 0 and math.isfinite(value)):
-        raise UserError(f"{name}={value}", "must be zero or more", "give a finite number, 0 if it costs nothing")
 
 
 @dataclass
@@ -43,9 +38,9 @@ class DeviceKind:
 
     def __post_init__(self):
         for name in ("memory_bytes", "flops", "pixel_s"):
-            positive(f"cluster.kinds.*.{name}", getattr(self, name))
+            positive(f"cluster.kinds.*.{name}", getattr(self, name), most=1e18)
         for name in ("reserve_bytes", "launch_s"):
-            _not_negative(f"cluster.kinds.*.{name}", getattr(self, name))
+            not_negative(f"cluster.kinds.*.{name}", getattr(self, name))
 
 
 @dataclass
@@ -65,7 +60,7 @@ class DeviceGroup:
     speed: float = 1.0
 
     def __post_init__(self):
-        positive("cluster.devices[].count", self.count)
+        positive("cluster.devices[].count", self.count, most=100_000)
         positive("cluster.devices[].speed", self.speed)
 
 
@@ -77,8 +72,8 @@ class Link:
     bandwidth: float = math.inf
 
     def __post_init__(self):
-        _not_negative("cluster.*.latency_s", self.latency_s)
-        positive("cluster.*.bandwidth", self.bandwidth)
+        not_negative("cluster.*.latency_s", self.latency_s)
+        positive("cluster.*.bandwidth", self.bandwidth, most=math.inf)
 
     def seconds(self, size: float) -> float:
         """Time of a message of `size` bytes."""
@@ -163,9 +158,9 @@ class StageTimes:
             "decode_s", "first_decode_s", "shown_s", "post_s", "output_s", "hop_s", "step_bytes", "decode_bytes",
             "post_bytes", "encode_bytes",
         ):  # fmt: skip
-            _not_negative(f"{name}.{key}", getattr(self, key))
+            not_negative(f"{name}.{key}", getattr(self, key))
         for value in self.layer_s or []:
-            _not_negative(f"{name}.layer_s", value)
+            not_negative(f"{name}.layer_s", value)
         if not 0 <= self.serial <= 1:
             raise UserError(f"{name}.serial={self.serial}", "is a share, 0 to 1", "use 0.1")
 

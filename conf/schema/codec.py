@@ -18,6 +18,7 @@ class CodecConfig:
     width: int = 96
     """Channels at full resolution of a codec of many sizes, where it has random weights (files say their own)."""
     checkpoint: str | None = None
+    """The decoder's weights; null: as the model's folder has them, or random."""
     vae: str | None = None
     """Beside a decoder of another codec's latents: the file of that codec, whose encoder makes latents of a reference;
     null: as the checkpoint's folder has it."""
@@ -30,4 +31,4 @@ class CodecConfig:
         self.checkpoint = found(self.checkpoint)
         self.vae = found(self.vae)
         declared(self.kind)
-        positive("model.codec.width", self.width)
+        positive("model.codec.width", self.width, most=100_000)

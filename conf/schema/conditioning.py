@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from conf import published
-from conf.errors import choice, positive
+from conf.errors import positive
 from conf.paths import found
+from conf.settings import check_choices, one_of
 
 
 @dataclass
@@ -19,9 +20,12 @@ class TextConfig:
     random weights uses a random table in its place.
     """
 
-    kind: str = "table"
+    kind: str = one_of(("table", "umt5"), "table")
+    """The encoder."""
     words: list[str] = field(default_factory=list)
+    """That a table knows; none: it hashes words."""
     buckets: int = 256
+    """Rows of a table that hashes words."""
     checkpoint: str | None = None
     """UMT5's weights: the original file, a transformers folder, or a model's folder that holds either; null: those in
     the folder that model.checkpoint names."""
@@ -29,7 +33,7 @@ class TextConfig:
     """The tokenizer's folder; null: the one beside the weights."""
 
     def __post_init__(self):
-        choice("model.text.kind", self.kind, ("table", "umt5"))
+        check_choices(self, "model.text.")
         self.checkpoint, self.tokenizer = found(self.checkpoint), found(self.tokenizer)
 
     def beside(self, model: str | None) -> TextConfig:
@@ -65,4 +69,4 @@ class Wav2VecConfig:
     def __post_init__(self):
         self.checkpoint = found(self.checkpoint)
         for name in ("layers", "dim", "tokens", "window_s"):
-            positive(f"model.network.audio.wav2vec.{name}", getattr(self, name))
+            positive(f"model.network.audio.wav2vec.{name}", getattr(self, name), most=100_000)

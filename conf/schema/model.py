@@ -9,12 +9,13 @@ from typing import Any
 from conf import families, published
 from conf.codecs import declared
 from conf.contexts import CONTEXTS, ContextRule
-from conf.errors import UserError, choice, positive
+from conf.errors import UserError, positive
 from conf.paths import found, is_folder
 from conf.schema.codec import CodecConfig
 from conf.schema.conditioning import TextConfig
 from conf.schema.lora import LoraConfig
 from conf.schema.network import NetworkConfig
+from conf.settings import check_choices, one_of
 from conf.typed import typed
 
 POSITION_RULES = ("abs", "slot", "sink_shift")
@@ -31,8 +32,11 @@ class SinkShift:
     """
 
     start: int = 30
+    """Latent frames ahead of the first chunk."""
     distance_min: int = 4
+    """Latent frames ahead of a later chunk, at least."""
     distance_max: int = 30
+    """At most."""
 
     def __post_init__(self):
         if self.distance_min > self.distance_max:
@@ -48,6 +52,7 @@ class ModelConfig:
     """One model: architecture, context rule, sampler, positions, codec."""
 
     name: str = ""
+    """As `report.json` calls it."""
     family: str = ""
     """A folder of `stages/models`, or a package elsewhere that is made like one."""
     network: Any = None
@@ -63,19 +68,26 @@ class ModelConfig:
     lora_alpha: float | None = None
     """Alpha of a LoRA that does not say its own; null: its rank, so that its products are added as they are."""
     init_seed: int = 0
-    dtype: str = "float32"
-    fp8: str | None = None
+    dtype: str = one_of(DTYPES, "float32")
+    """Of weights, banks and latents."""
+    fp8: str | None = one_of(FP8, None)
     """8-bit products in the layers, with one scale for each tensor or for each row; null: none."""
     attention: str = "sdpa"
+    """The back end: torch's own, or one that is registered."""
 
-    context: str = "same_level"
-    sampler: str = "euler"
+    context: str = one_of(CONTEXTS, "same_level")
+    """Which history the model was trained to read."""
+    sampler: str = one_of(SAMPLERS, "euler")
+    """How a step's prediction becomes the next step's input."""
     steps: int | None = 4
+    """Denoising steps."""
     timesteps: list[float] | None = None
     """Step list before the shift, of 1000; null: evenly spread as diffusers' Euler scheduler does."""
     shift: float = 3.0
+    """Of the step list towards noise, as flow matching has it."""
 
     chunk_frames: int = 3
+    """Latent frames that are generated together."""
     window_frames: int = 12
     """Generated latent frames attended: the current chunk and the frame attention sink included."""
     sink_frames: int = 0
@@ -84,30 +96,28 @@ class ModelConfig:
     """Whether a reference frame is part of the attention sink (beside the window)."""
     recalibrate_chunk: int | None = None
     """The chunk from which the reference is the first latent frame of chunk 0; null: never."""
-    positions: str = "slot"
+    positions: str = one_of(POSITION_RULES, "slot")
+    """Where the attention sink stands: at its own frames, right before the window, or at drawn distances."""
     sink_shift: SinkShift = field(default_factory=SinkShift)
-    prompt_switch: str = "text_only"
+    prompt_switch: str = one_of(("text_only", "recache"), "text_only")
     """What a new prompt changes: `text_only`, what is read of it from then on; `recache`, what was made of the frames
     in the window, too, which are run again with it (arXiv 2509.22622)."""
 
     fps: int = 16
+    """Of the video."""
     height: int = 64
-    """Default height in pixels (`stream.height` overrides)."""
+    """Where `stream.height` is null."""
     width: int = 64
+    """Where `stream.width` is null."""
 
     def __post_init__(self):
         self._take_family()
         self.checkpoint, self.lora = found(self.checkpoint), LoraConfig.of(self.lora) or None
-        choice("model.context", self.context, tuple(CONTEXTS))
-        choice("model.positions", self.positions, POSITION_RULES)
-        choice("model.sampler", self.sampler, SAMPLERS)
-        choice("model.dtype", self.dtype, DTYPES)
+        check_choices(self, "model.")
         if self.fp8 is not None:
-            choice("model.fp8", self.fp8, FP8)
             self._check_widths()
-        choice("model.prompt_switch", self.prompt_switch, ("text_only", "recache"))
         for name in ("steps", "chunk_frames", "window_frames", "shift", "fps", "lora_alpha"):
-            positive(f"model.{name}", getattr(self, name))
+            positive(f"model.{name}", getattr(self, name), most=100_000)
         if self.prompt_switch == "recache" and not self.rule.commits:
             raise UserError(
                 "model.prompt_switch=recache",

@@ -48,7 +48,7 @@ class NetworkConfig:
 
     def __post_init__(self):
         for name in ("dim", "heads", "layers", "in_channels", "out_channels"):
-            positive(f"model.network.{name}", getattr(self, name))
+            positive(f"model.network.{name}", getattr(self, name), most=100_000)
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             fits = [h for h in range(1, self.heads + 1) if self.dim % h == 0 and self.dim // h % 2 == 0]
             raise UserError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field, fields
 
-from conf.errors import UserError, choice, positive
+from conf.errors import UserError, not_negative, positive
 from conf.paths import found, live
+from conf.settings import as_typed, check_choices, one_of
 from conf.typed import shown
 
 PLANS = ("sequential", "timestep", "layers", "grid", "auto")
@@ -22,18 +22,9 @@ PICTURES = ("video", "frames", "contact_sheet")
 SOURCES = ("image", "audio", "actions", "tensors", "inputs")
 """Settings of a source that are files."""
 GRAPHS = ("never", "auto", "always")
-
-
-MOST = 10**12
-"""Chunks, pixels and seconds beyond it are slips of a finger."""
 SEEDS = range(-(1 << 63), 1 << 64)
 LONGEST_PROMPT, LONGEST_PATH, LONGEST_NAME = 100_000, 4096, 128
 """Characters of a prompt and of a path, bytes of a stream's name."""
-
-
-def _at_most(name: str, value: float | None) -> None:
-    if value is not None and not value <= MOST:
-        raise UserError(f"{name}={shown(value)}", f"must not be above {MOST}", "give less, or null where it may be")
 
 
 def _plain(name: str, text: str | None, longest: int) -> None:
@@ -48,22 +39,17 @@ def _plain(name: str, text: str | None, longest: int) -> None:
         raise UserError(f"{name}={shown(text)}", "holds a NUL or half a character", "give plain Unicode text")
 
 
-def _not_negative(name: str, value: float | None) -> None:
-    if value is not None and not 0 <= value < math.inf:
-        raise UserError(f"{name}={value}", "must not be below zero", "give 0 or more")
-
-
 @dataclass
 class Event:
     """A change at a chunk boundary: from `chunk` on, `prompt` holds."""
 
     chunk: int = 0
-    prompt: str = ""
+    prompt: str = as_typed("")
 
     def __post_init__(self):
         if self.chunk < 0:
             raise UserError(f"stream.events: chunk={self.chunk}", "chunks count from 0", "use 0 or more")
-        _at_most("stream.events: chunk", self.chunk)
+        not_negative("stream.events: chunk", self.chunk)
         _plain("stream.events: prompt", self.prompt, LONGEST_PROMPT)
 
 
@@ -72,15 +58,23 @@ class StreamConfig:
     """The stream itself. Without `chunks` or `seconds` it lasts as long as its sources, or for ever."""
 
     chunks: int | None = None
+    """Length in chunks of `model.chunk_frames` latent frames."""
     seconds: float | None = None
+    """Length in seconds of video, in place of `chunks`; rounded up to whole chunks."""
     seed: int = 0
+    """Of every random draw, with the stream's id."""
     id: str = "0"
     """Names the stream, in letters, digits, _ and -; part of the key of every random draw."""
-    prompt: str = ""
+    prompt: str = as_typed("")
+    """What is to be seen, in words, as typed."""
     height: int | None = None
+    """Of the picture; null: the model's own."""
     width: int | None = None
+    """Of the picture; null: the model's own."""
     events: list[Event] = field(default_factory=list)
+    """Prompts that hold from a chunk on: `[{chunk: 17, prompt: "a calm person"}]`."""
     count: int = 1
+    """Streams of this run, with the ids 0, 1, ..."""
     max_control_latency_s: float | None = 2.0
     """Of a model with actions: the planner refuses plans in which one may take longer to show; null: no limit."""
     save_every_chunks: int | None = None
@@ -91,7 +85,6 @@ class StreamConfig:
     def __post_init__(self):
         for name in ("chunks", "seconds", "height", "width", "count", "max_control_latency_s", "save_every_chunks"):
             positive(f"stream.{name}", getattr(self, name))
-            _at_most(f"stream.{name}", getattr(self, name))
         if self.seed not in SEEDS:
             raise UserError(
                 f"stream.seed={shown(self.seed)}", "must be a number of at most 64 bits", "give a smaller one"
@@ -116,9 +109,13 @@ class SourceConfig:
     """Where conditioning comes from. `-` is live standard input."""
 
     image: str | None = None
+    """A picture file: who is to speak, or where a world begins."""
     audio: str | None = None
+    """A sound file, or `-`: live 16-bit mono sound of 16 kHz."""
     actions: str | None = None
+    """A file of lines `{"frame": 0, "action": "forward"}`, or `-`: live lines."""
     tensors: str | None = None
+    """A .safetensors file of conditioning that was computed elsewhere."""
     inputs: str | None = None
     """What `sink.inputs` recorded of another stream, in place of its sound and actions."""
 
@@ -143,20 +140,24 @@ class SinkConfig:
     """Where frames and latents go; null: nowhere. Without video, frames or contact sheet no decoder is loaded."""
 
     video: str | None = "${output_dir}/video.mp4"
+    """An .mp4 file, with sound where there is sound."""
     latents: str | None = None
+    """A .safetensors file of the final latents, a key for every chunk."""
     frames: str | None = None
+    """A folder of one PNG for every frame."""
     contact_sheet: str | None = None
+    """A PNG of a few frames side by side."""
     inputs: str | None = None
     """What was sampled for each chunk, so that another run can be driven by it."""
     timeline: str | None = None
     """A PNG of the pipeline filling and running, drawn from the trace at the end."""
-    trace: str = "recent"
+    trace: str = one_of(TRACES, "recent")
     """What `trace.json` holds: `none` (it is not written), the `recent` ten minutes, or `all`."""
 
     def __post_init__(self):
         for setting in fields(self):
             _plain(f"sink.{setting.name}", getattr(self, setting.name), LONGEST_PATH)
-        choice("sink.trace", self.trace, TRACES)
+        check_choices(self, "sink.")
         if self.timeline and self.trace == "none":
             raise UserError("sink.trace=none", f"sink.timeline={self.timeline} is drawn from it", "use recent or all")
 
@@ -183,10 +184,13 @@ class EmulatedConfig:
     prefill_s: float | None = None
     """A pass that writes the reference; null: as a step."""
     encode_s: float = 0.0
+    """Encoding of a chunk's conditioning."""
     decode_s: float = 0.0
+    """Decoding of a chunk."""
     post_s: float = 0.0
+    """The post stage of a chunk."""
     output_s: float = 0.0
-    """Of a chunk each. Output holds no device, only its stream."""
+    """Output of a chunk; it holds no device, only its stream."""
     speeds: list[float] = field(default_factory=list)
     """Of worker 0, 1, ...: times are divided by it. Workers that are not listed have speed 1."""
     jitter: float = 0.0
@@ -200,11 +204,11 @@ class EmulatedConfig:
 
     def __post_init__(self):
         for name in ("step_s", "commit_s", "prefill_s", "encode_s", "decode_s", "post_s", "output_s", "jitter"):
-            _not_negative(f"device.emulated.{name}", getattr(self, name))
+            not_negative(f"device.emulated.{name}", getattr(self, name))
         for name in ("latent_bytes", "hidden_bytes"):
             positive(f"device.emulated.{name}", getattr(self, name))
         for value in self.layers_s or []:
-            _not_negative("device.emulated.layers_s", value)
+            not_negative("device.emulated.layers_s", value)
         for value in self.speeds:
             positive("device.emulated.speeds", value)
 
@@ -223,18 +227,19 @@ class EmulatedConfig:
 class DeviceConfig:
     """What a worker computes on. `emulated`: on nothing, but for as long as `emulated` says."""
 
-    kind: str = "auto"
+    kind: str = one_of(("auto", "cpu", "cuda", "emulated"), "auto")
+    """What is computed on; `auto`: a GPU where there is one."""
     threads: int = 1
+    """Of every process on a CPU; results are exact for equal numbers only."""
     compile: bool = False
     """Compile what lies between attentions, and the decoder where it can be: the first chunks wait for it."""
-    graphs: str = "never"
-    """Whether a pass that comes round is recorded as a CUDA graph: `never`, `auto` (where it can be), `always`."""
+    graphs: str = one_of(GRAPHS, "never")
+    """Whether a pass that comes round is recorded as a CUDA graph; `auto`: where it can be."""
     emulated: EmulatedConfig = field(default_factory=EmulatedConfig)
 
     def __post_init__(self):
-        choice("device", self.kind, ("auto", "cpu", "cuda", "emulated"))
-        choice("device.graphs", self.graphs, GRAPHS)
-        positive("device.threads", self.threads)
+        check_choices(self, "device.")
+        positive("device.threads", self.threads, most=1024)
 
     @property
     def may_be_gpu(self) -> bool:
@@ -246,12 +251,20 @@ class DeviceConfig:
 class PlanConfig:
     """Which worker runs which cell."""
 
-    name: str = "sequential"
+    name: str = one_of(PLANS, "sequential")
+    """The shape of the plan (`plan=NAME`): all on one worker, a step each, a block of layers each, both, or what the
+    planner finds."""
     workers: int | None = None
+    """All processes, those of encode, decode and sequence parallelism included; null: as many as the plan needs, or as
+    torchrun started."""
     steps: list[int] | None = None
+    """Steps of every worker, in order; null: as even as can be."""
     layers: list[int] | None = None
+    """Layers of every block, in order; null: as even as can be."""
     grid: list[int] | None = None
+    """Groups of steps, and blocks of layers, of `plan=grid`."""
     sequence_parallel: int = 1
+    """Processes that share every pass of a worker, each some heads and tokens."""
     encode: int | None = None
     """The worker that samples and encodes; null: the first."""
     decode: int | None = None
@@ -266,31 +279,32 @@ class PlanConfig:
     """Run a plan whose predicted control latency is over `stream.max_control_latency_s`."""
 
     def __post_init__(self):
-        choice("plan", self.name, PLANS)
-        positive("plan.workers", self.workers)
-        positive("plan.in_flight", self.in_flight)
-        positive("plan.sequence_parallel", self.sequence_parallel)
+        check_choices(self, "plan.")
+        for name in ("workers", "in_flight", "sequence_parallel"):
+            positive(f"plan.{name}", getattr(self, name), most=100_000)
 
 
 @dataclass
 class LauncherConfig:
     """Who starts the workers."""
 
-    name: str = "local"
+    name: str = one_of(LAUNCHERS, "local")
+    """Processes of this machine, ranks that torchrun started, or actors of a Ray cluster."""
     address: str | None = None
+    """Of a Ray cluster that runs already, HOST:PORT, or `auto` for the one of this machine; null: a new one."""
     nodes: int | None = None
     """Nodes that a Ray cluster has once all have come; null: those that are there."""
     nodes_s: float = 300.0
     """Longest wait for them."""
     timeout_s: float = 60.0
-    threads: str = "auto"
+    """Longest wait for a peer that owes something and is not known to live."""
+    threads: str = one_of(THREADS, "auto")
     """Whether local workers are threads of one process (true) or processes; `auto`: threads, unless there are several
     GPUs."""
 
     def __post_init__(self):
         self.threads = self.threads.lower()  # `true` on the command line is a boolean to YAML
-        choice("launcher", self.name, LAUNCHERS)
-        choice("launcher.threads", self.threads, THREADS)
+        check_choices(self, "launcher.")
         positive("launcher.nodes", self.nodes)
         positive("launcher.nodes_s", self.nodes_s)
         positive("launcher.timeout_s", self.timeout_s)
@@ -300,13 +314,14 @@ class LauncherConfig:
 class PostConfig:
     """What is done to pictures between the decoder and the sinks."""
 
-    name: str = "none"
+    name: str = one_of(POSTS, "none")
+    """A stage behind the decoder."""
     scale: int = 4
     """Of `upscale`: new pixels per pixel, each way."""
 
     def __post_init__(self):
-        choice("post", self.name, POSTS)
-        positive("post.scale", self.scale)
+        check_choices(self, "post.")
+        positive("post.scale", self.scale, most=16)
 
     @property
     def factor(self) -> int:
@@ -318,10 +333,12 @@ class PostConfig:
 class LoggingConfig:
     """Who else is told how the run goes."""
 
-    name: str = "none"
+    name: str = one_of(LOGS, "none")
+    """Beside the progress line and the report."""
     project: str = "everframe"
-    mode: str = "offline"
+    """Of wandb."""
+    mode: str = one_of(("offline", "online", "disabled"), "offline")
+    """Of wandb."""
 
     def __post_init__(self):
-        choice("logging", self.name, LOGS)
-        choice("logging.mode", self.mode, ("offline", "online", "disabled"))
+        check_choices(self, "logging.")

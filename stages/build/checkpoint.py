@@ -13,7 +13,7 @@ from stages.encode.text import TextEncoder
 from stages.inputs import Encoder, inputs_of, made_of
 from stages.lora import Loras
 from stages.weight_file import WeightFile
-from stages.weights import check, initialise, load, outline
+from stages.weights import Count, check, ignored, initialise, load, outline
 
 
 def network_class(model: ModelConfig) -> Callable[..., nn.Module]:
@@ -71,16 +71,22 @@ class Checkpoint:
         check(self.file, names)
         self.loras = Loras(model.lora, names, model.lora_alpha, device, rename_of(model)) if model.lora else None
 
-    def fill(self, module: nn.Module, prefix: str = "") -> None:
-        """Read a module's own weights, and no others."""
-        load(module, self.file, prefix, self.loras)
+    def fill(self, module: nn.Module, prefix: str = "", count: Count = ignored) -> None:
+        """Read a module's own weights, and no others; `count` hears of their bytes as they come."""
+        load(module, self.file, prefix, self.loras, count)
 
 
-def filled(module: nn.Module, model: ModelConfig, prefix: str, checkpoint: Checkpoint | None = None) -> nn.Module:
-    """`module` with its weights: from the checkpoint, or seeded by name."""
+def filled(
+    module: nn.Module,
+    model: ModelConfig,
+    prefix: str,
+    checkpoint: Checkpoint | None = None,
+    count: Count = ignored,
+) -> nn.Module:
+    """`module` with its weights: from the checkpoint, or seeded by name; `count` hears of their bytes as they come."""
     if model.checkpoint is None:
-        initialise(module, model.init_seed, prefix)
+        initialise(module, model.init_seed, prefix, count)
     else:
         device = next(module.parameters()).device
-        (checkpoint or Checkpoint(model, device)).fill(module, prefix)
+        (checkpoint or Checkpoint(model, device)).fill(module, prefix, count)
     return module.eval().requires_grad_(False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from conf.schema import ModelConfig
@@ -12,12 +14,22 @@ from stages.weights import empty
 
 
 def build_network(
-    model: ModelConfig, device: torch.device, layers: range | None = None, checkpoint: Checkpoint | None = None
+    model: ModelConfig,
+    device: torch.device,
+    layers: range | None = None,
+    checkpoint: Checkpoint | None = None,
+    count: Callable[[int], None] = lambda more: None,
 ) -> Network:
-    """The network, or the block range `layers` of it; `checkpoint` where it is open already."""
+    """The network, or the block range `layers` of it.
+
+    Args:
+        model, device, layers: which, where, and the layers that are wanted; None: all.
+        checkpoint: where it is open already.
+        count: hears of bytes of weights as they are read or made.
+    """
     kind = network_class(model)
     network = empty(lambda: kind(model.network, layers, model.attention), device, torch_dtype(model.dtype))
     if held := [name for name, _ in network.named_buffers()]:
         raise ValueError(f"family {model.family}: buffer {held[0]} would hold nothing; compute it where it is used")
     # Before the weights are read, so that they are never held twice.
-    return filled(network.fuse(), model, "", checkpoint)
+    return filled(network.fuse(), model, "", checkpoint, count)

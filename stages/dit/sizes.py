@@ -45,8 +45,8 @@ class TransformerSizes(NetworkConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("ffn_dim", "text_tokens"):
-            positive(f"model.network.{name}", getattr(self, name))
+        for name in ("ffn_dim", "freq_dim", "text_dim", "text_tokens"):
+            positive(f"model.network.{name}", getattr(self, name), most=1_000_000)
 
     @property
     def widths(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from conf.schema import StreamConfig
 from runtime.report import Timeline, assemble, stream_report, worker_report
 from runtime.trace import Trace
 from tests.helpers import config_of
@@ -11,7 +12,7 @@ REASON = {"line": "source.audio=x: is bad; use y", "kind": "UserError", "where":
 
 
 def stream(name="0", error=None):
-    return stream_report(name, Timeline(16, lambda: 0.0), None, error) | {"finished": error is None}
+    return stream_report(StreamConfig(id=name), Timeline(16, lambda: 0.0), None, error) | {"finished": error is None}
 
 
 def told(streams, **totals):

@@ -28,7 +28,7 @@ class AudioConfig:
 
     def __post_init__(self):
         for name in ("dim", "bands", "rows_per_frame"):
-            positive(f"model.network.audio.{name}", getattr(self, name))
+            positive(f"model.network.audio.{name}", getattr(self, name), most=100_000)
 
     @property
     def features(self) -> int:

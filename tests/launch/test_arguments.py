@@ -1,0 +1,121 @@
+"""What people type arrives as they typed it, and what is wrong is named."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conf.errors import UserError
+from conf.schema import Config
+from conf.settings import by_name
+from launch.arguments import read
+from launch.sweep import jobs
+from tests.helpers import config_of
+from tests.launch.prompts import PROMPTS
+
+TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=40)
+
+
+@pytest.mark.parametrize("start", range(0, 200, 20))
+def test_every_prompt_arrives_letter_by_letter(start):
+    for prompt in PROMPTS[start : start + 20]:
+        assert config_of("model=nano", f"stream.prompt={prompt}").stream.prompt == prompt
+
+
+def test_there_are_two_hundred_prompts_and_no_two_are_alike():
+    assert len(set(PROMPTS)) == len(PROMPTS) == 200
+
+
+@given(prompt=TEXT | st.text("\\${}'\"=,[](): \n", max_size=12))
+def test_no_sign_of_a_prompt_is_lost(prompt):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    (override,) = read([f"stream.prompt={prompt}"], Config)
+    taken = OverridesParser.create().parse_override(override).value()
+    assert OmegaConf.create({"prompt": taken}).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["face (1).png", "epoch=9-step=8.png", "it's me, [now].png", "M\u00fcller \u7ae0.png", " ", "a\\b.png", "null "],
+)
+def test_a_path_is_taken_as_typed(name):
+    assert config_of("model=nano", f"source.image=/nowhere/{name}").source.image == f"/nowhere/{name}"
+
+
+def test_a_path_may_name_another_setting():
+    sink = config_of("model=nano", "output_dir=there", "sink.latents=${output_dir}/x.safetensors").sink
+    assert sink.latents == "there/x.safetensors"
+
+
+def test_null_is_nothing_where_a_setting_may_be_nothing_and_a_word_to_a_prompt():
+    assert config_of("model=nano", "source.image=null").source.image is None
+    assert config_of("model=nano", "stream.prompt=null").stream.prompt == "null"
+
+
+def test_a_lora_is_a_path_or_an_object(tmp_path):
+    lora = "[tag] my, style=2.safetensors"
+    assert read([f"model.lora={lora}"], Config) == [f"model.lora='{lora}'"]
+    assert read(["model.lora={path: a, scale: 0.5}"], Config) == ["model.lora={path: a, scale: 0.5}"]
+
+
+def test_a_multirun_has_hydras_commas():
+    given = ["--multirun", "stream.seed=1,2", "stream.prompt=a cat (black)", "stream.id=a,b"]
+    flag, seed, prompt, name = read(given, Config)
+    assert (flag, seed, name) == ("--multirun", "stream.seed=1,2", "stream.id=a,b")
+    assert prompt == "stream.prompt='a cat (black)'"
+
+
+def test_a_batch_systems_jobs_are_as_typed():
+    found = jobs(["stream.seed=1,2", "stream.prompt=it's = fun (really)", "stream.id=a,'b c'"])
+    assert found[0] == ["stream.seed=1", "stream.prompt=it's = fun (really)", "stream.id=a"]
+    assert found[3] == ["stream.seed=2", "stream.prompt=it's = fun (really)", "stream.id=b c"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        (
+            "stream.chunks=1,2",
+            "stream.chunks=1,2: must be a whole number of chunks or null; for example stream.chunks=4",
+        ),
+        ("stream.chunks=(", "stream.chunks=(: must be a whole number of chunks or null"),
+        ("+prompt=hello", "+prompt=hello: there is no such key; did you mean stream.prompt?"),
+        ("++model.lora_strength=2", "++model.lora_strength=2: there is no such key; did you mean model.lora?"),
+        ("stream.chunks", "stream.chunks: has no value; write stream.chunks=VALUE"),
+        ("video.mp4", "video.mp4: is no setting; write KEY=VALUE"),
+        (
+            "stream={seed: 1}",
+            "stream={seed: 1}: holds other settings; set one of them, stream.chunks or stream.seconds",
+        ),
+        ("logging=[1,2]", "logging=[1,2]: there is no logging of that name; use one of none, wandb"),
+        ("plan=timestep,layers", "plan=timestep,layers: there is no plan of that name"),
+        ("stream.events=[{chunk: 1, prompt: A cat, running}]", 'for example stream.events=[{chunk: 0, prompt: "..."}]'),
+    ],
+)
+def test_a_complaint_names_the_argument_that_is_wrong(argument, line):
+    with pytest.raises(UserError) as error:
+        read(["stream.seed=1", argument, "stream.prompt=fine (really)"], Config)
+    assert line in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["stream.chunks=2", "stream.chunks=1e3"], "stream.chunks=1e3: must be a whole number of chunks"),
+        (["stream.seconds=soon"], "stream.seconds=soon: must be a number of seconds or null; for example"),
+        (["device.compile=perhaps"], "device.compile=perhaps: must be true or false"),
+        (["plan.layers=[[1]]"], "plan.layers=[[1]]: must be a list or null; for example plan.layers=[2,1,1]"),
+        (["stream.events=[{chunk: x}]"], "stream.events=[{chunk: x}]: must be a list"),
+        (["sink.video=${nobody}/x.mp4"], "sink.video=${nobody}/x.mp4"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_in_words(overrides, line):
+    with pytest.raises(UserError) as error:
+        config_of("model=nano", *overrides)
+    assert line in str(error.value)
+
+
+def test_a_setting_without_a_meaning_is_no_setting():
+    silent = [name for name, setting in by_name(Config).items() if len(setting.text) < 8]
+    assert not silent
