@@ -46,11 +46,11 @@ NANO = ("model=nano", "stream.chunks=2")
         (["plan.decode=99"], "plan.decode=99: there is one worker, 0"),
         (
             ["plan=layers", "plan.steps=[2,2]"],
-            "plan.steps=[2, 2]: plan=layers does not follow it; use plan=timestep or",
+            "plan.steps=[2, 2]: plan=layers does not follow it; use",
         ),
         (
             ["plan=timestep", "plan.layers=[3,3]"],
-            "plan.layers=[3, 3]: plan=timestep does not follow it; use plan=layers",
+            "plan=timestep does not follow it; use plan=layers or plan=grid",
         ),
         (["plan=timestep", "plan.grid=[2,2]"], "plan.grid=[2, 2]: plan=timestep does not follow it; use plan=grid"),
         # Settings that contradict each other.
