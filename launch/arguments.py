@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -57,24 +58,27 @@ class Argument:
         return cls(marks, key.strip(), package or "", value, given)
 
 
-def groups(schema: type) -> list[str]:
+@cache
+def groups(schema: type) -> tuple[str, ...]:
     """Keys that choose a YAML file (`model=NAME`)."""
     names = [*dict.fromkeys(name.split(".")[0] for name in by_name(schema)), "experiment"]
-    return [name for name in names if (CONF / name).is_dir()]
+    return tuple(name for name in names if (CONF / name).is_dir())
 
 
-def options(group: str) -> list[str]:
+@cache
+def options(group: str) -> tuple[str, ...]:
     """Names of a group's files."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
 
 
-def keys(schema: type) -> list[str]:
+@cache
+def keys(schema: type) -> tuple[str, ...]:
     """Every key that may be set: settings, and what they are in."""
     found = dict.fromkeys(groups(schema))
     for name in by_name(schema):
         parts = name.split(".")
         found |= dict.fromkeys(".".join(parts[: i + 1]) for i in range(len(parts)))
-    return list(found)
+    return tuple(found)
 
 
 def is_option(argument: str) -> bool:
@@ -131,11 +135,30 @@ def _override(argument: Argument, schema: type, more: bool, elsewhere: bool) -> 
         return f"{left}={value}"
     if setting is not None and setting.holds is str and not (value == "null" and setting.optional):
         return f"{left}={_quoted(value, setting.as_typed)}"
-    if parsed is None or parsed.is_sweep_override():
-        if setting is None or setting.kind is Any:  # a path, if anything
-            return f"{left}={_quoted(value)}"
+    readable = parsed is not None and not parsed.is_sweep_override()
+    if not readable and (setting is None or setting.kind is Any):  # a path, if anything
+        return f"{left}={_quoted(value)}"
+    if not readable or (setting is not None and not _fits(parsed.value(), setting.holds, setting.optional)):
         raise wrong_kind(shown_as(argument), setting)
     return f"{left}={value}"
+
+
+def _fits(value: Any, kind: Any, optional: bool = False) -> bool:
+    """Whether a value that Hydra has read is of a kind; a reference to another setting may be anything."""
+    if isinstance(value, QuotedString):
+        value = value.text
+    if kind is Any or (value is None and optional) or (isinstance(value, str) and "${" in value):
+        return True
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(one, get_args(kind)[0]) for one in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return isinstance(value, dict) and all(str(k) in hints and _fits(v, hints[str(k)]) for k, v in value.items())
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _inside(key: str, known: Sequence[str]) -> str:

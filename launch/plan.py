@@ -129,9 +129,9 @@ def travels(plan: Plan) -> str:
 
 
 def loads(plan: Plan) -> Table:
-    """How the work of a chunk is spread."""
+    """How the work of a chunk is spread, counted in steps: stages beside them take no step."""
     load = plan.load()
-    table = _table("worker", "load", "steps per chunk", "busy", right=("steps per chunk", "busy"))
+    table = _table("worker", "load", "steps per chunk", "of the most", right=("steps per chunk", "of the most"))
     for worker, own in enumerate(load):
         share = own / max(load)
         if not plan.blocks_of(worker):

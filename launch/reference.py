@@ -14,7 +14,9 @@ HEAD = """# Configuration
 Every setting of `everframe stream`, which `plan`, `doctor` and `bench` take too. This page is written by
 `python -m launch.reference`; `everframe stream --help` prints the same, `everframe stream --help sink` a part of it.
 
-    everframe stream model=pocket_avatar plan=timestep stream.seconds=10 "stream.prompt=a calm person (smiling)"
+```sh
+everframe stream model=pocket_avatar plan=timestep stream.seconds=2 "stream.prompt=a calm person (smiling)"
+```
 
 * Text is taken as typed: a prompt or a path may hold quotes, commas, brackets, `=` and anything else that the shell
   lets through. `null` is nothing, where a setting may be nothing; to a prompt it is a word.
@@ -30,7 +32,7 @@ def page() -> Iterator[str]:
     yield "## Groups\n"
     yield "Each chooses a file of `conf/`, whose settings may then be changed one by one.\n"
     for group in groups(Config):
-        yield f"* `{group}=`" + ", ".join(f"`{name}`" for name in options(group))
+        yield f"* `{group}`: " + ", ".join(f"`{name}`" for name in options(group))
     for prefix, some in grouped(list(settings(Config))):
         yield f"\n## {prefix or 'The whole run'}\n"
         if prefix:

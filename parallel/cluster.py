@@ -133,7 +133,8 @@ def _matches(times: StageTimes, kind: str, subject: Subject) -> bool:
 
 
 def derived(config: ClusterConfig, kind: str, subject: Subject) -> StageTimes:
-    """Times from arithmetic: a layer takes `flops / rate`, a decoded pixel `pixel_s`; everything else nothing.
+    """Times from arithmetic: a layer takes `flops / rate`, a decoded pixel `pixel_s`, and neither a layer nor what a pass
+    is beside its layers takes less than `launch_s`; everything else nothing.
 
     Raises:
         UserError: the kind has no rate, or the subject's arithmetic is unknown.
@@ -154,5 +155,6 @@ def derived(config: ClusterConfig, kind: str, subject: Subject) -> StageTimes:
         basis="derived",
         source=f"{sum(subject.layer_flops) / 1e12:.3g} TFLOP per step at {sheet.flops / 1e12:.3g} TFLOP/s",
         layer_s=[max(flops / sheet.flops, sheet.launch_s) for flops in subject.layer_flops],
+        pass_s=sheet.launch_s,
         decode_s=subject.decode_pixels * (sheet.pixel_s or 0.0),
     )

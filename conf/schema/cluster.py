@@ -26,7 +26,8 @@ class DeviceKind:
         reserve_bytes: what the driver, libraries and the allocator keep for themselves.
         flops: arithmetic rate that a step sustains, in the model's dtype (not the data sheet's peak). Times of models
             that have no `StageTimes` are derived from it; null: they cannot be.
-        launch_s: what launching a layer's kernels takes; in derived times no layer takes less.
+        launch_s: what launching a layer's kernels takes; in derived times no layer takes less, nor what a pass is beside
+            its layers.
         pixel_s: seconds that a decoder which is timed by pixels takes for one of a frame, for derived times likewise.
     """
 
@@ -66,7 +67,12 @@ class DeviceGroup:
 
 @dataclass
 class Link:
-    """What a message takes from one device to another: `latency_s + bytes / bandwidth`."""
+    """What a message takes from one device to another: `latency_s + bytes / bandwidth`.
+
+    Attributes:
+        latency_s: of a message of any size.
+        bandwidth: bytes per second.
+    """
 
     latency_s: float = 0.0
     bandwidth: float = math.inf

@@ -68,6 +68,7 @@ class ModelConfig:
     lora_alpha: float | None = None
     """Alpha of a LoRA that does not say its own; null: its rank, so that its products are added as they are."""
     init_seed: int = 0
+    """Of random weights."""
     dtype: str = one_of(DTYPES, "float32")
     """Of weights, banks and latents."""
     fp8: str | None = one_of(FP8, None)

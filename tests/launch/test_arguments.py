@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from conf.errors import UserError
 from conf.schema import Config
@@ -19,10 +21,20 @@ PROMPTS = json.loads(Path(__file__).with_name("prompts.json").read_text())
 TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=40)
 
 
-@pytest.mark.parametrize("start", range(0, 200, 20))
-def test_every_prompt_arrives_letter_by_letter(start):
-    for prompt in PROMPTS[start : start + 20]:
-        assert config_of("model=nano", f"stream.prompt={prompt}").stream.prompt == prompt
+def arrives(prompt):
+    """What the configuration's text is when a person has typed a prompt."""
+    (override,) = read([f"stream.prompt={prompt}"], Config)
+    return OmegaConf.create({"prompt": OverridesParser.create().parse_override(override).value()}).prompt
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_every_prompt_arrives_letter_by_letter(prompt):
+    assert arrives(prompt) == prompt
+
+
+@pytest.mark.parametrize("prompt", ['it\'s = ("fun"), ${x} \\${y} \\', "\u7a7f\u7ea2\U0001f600\n\t"])
+def test_a_prompt_arrives_through_the_whole_configuration(prompt):
+    assert config_of("model=nano", f"stream.prompt={prompt}").stream.prompt == prompt
 
 
 def test_there_are_two_hundred_prompts_and_no_two_are_alike():
@@ -31,12 +43,7 @@ def test_there_are_two_hundred_prompts_and_no_two_are_alike():
 
 @given(prompt=TEXT | st.text("\\${}'\"=,[](): \n", max_size=12))
 def test_no_sign_of_a_prompt_is_lost(prompt):
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
-
-    (override,) = read([f"stream.prompt={prompt}"], Config)
-    taken = OverridesParser.create().parse_override(override).value()
-    assert OmegaConf.create({"prompt": taken}).prompt == prompt
+    assert arrives(prompt) == prompt
 
 
 @pytest.mark.parametrize(
@@ -44,7 +51,8 @@ def test_no_sign_of_a_prompt_is_lost(prompt):
     ["face (1).png", "epoch=9-step=8.png", "it's me, [now].png", "M\u00fcller \u7ae0.png", " ", "a\\b.png", "null "],
 )
 def test_a_path_is_taken_as_typed(name):
-    assert config_of("model=nano", f"source.image=/nowhere/{name}").source.image == f"/nowhere/{name}"
+    (override,) = read([f"source.image=/nowhere/{name}"], Config)
+    assert OverridesParser.create().parse_override(override).value() == f"/nowhere/{name}"
 
 
 def test_a_path_may_name_another_setting():
