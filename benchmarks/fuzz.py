@@ -1,10 +1,10 @@
 """Odd input of every kind: `python -m benchmarks.fuzz [CASES] [SEED]`, or one case again: `--case NUMBER [SEED]`.
 
-10,000 command lines and files go through the commands' own entry points, in processes that try many each: settings with
-wild values, misspelt keys, weights, pictures, sound, lines, tensors, states and cluster files that are cut or flipped; and
-1,500 control lines to a running pipeline. One case in a hundred is a process of its own. Bars: no traceback, nothing takes
-longer than 10 s, no exit code lies (0: a report with frames; 2: one line that says what to do, and nothing written), and
-nothing is left: no thread, no process, no file.
+10,000 command lines and files go through the commands' own entry points, in processes that try many each: settings
+with wild values, misspelt keys, weights, pictures, sound, lines, tensors, states and cluster files that are cut or
+flipped; and 1,500 control lines to a running pipeline. One case in a hundred is a process of its own. Bars: no
+traceback, nothing takes longer than 10 s, no exit code lies (0: a report with chunks; 2: one line that says what to do,
+and nothing written), and nothing is left: no thread, no process, no file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `benchmarks.fuzz` types and gives: command lines with wild values, and files that are cut, flipped or of another kind.
+"""What `benchmarks.fuzz` types and gives: command lines with wild values, and files that are damaged.
 
 A case is a pure function of its number and the seed, so that one that failed can be run again alone.
 """
@@ -40,10 +40,11 @@ NUMBERS = (
     str(2**63), str(-(2**63)), str(10**18), str(10**400), "0x10", "1_000", "\u0663", "1,2", "0.1.2", "",
 )  # fmt: skip
 WORDS = (
-    "", " ", "null", "true", "a b", "(", ")", "[", "]", "{", "}", "[]", "{}", "[[]]", "[1,2", "{a: 1", "{a: {b: 2}}", "'", '"',
-    "\\", "${", "${x}", "${output_dir}", "$(x)", "a,b", "a=b", "=", "../..", "/", "/dev/null", "/proc/self/mem", ".", "\u00e4\u7ae0\U0001f600",
-    "\x07", "\n", "a" * 5000, "-", "--", "*", "~", "None", "auto", "nano", "cuda", "[null]", "[1,null]", "[a,b]", "[1.5]", "[-1]", "[0]",
-    "[99999999999]", "[{chunk: 1, prompt: a}]", "[{chunk: -1}]", "[{chunk: a}]", "[{x: 1}]",
+    "", " ", "null", "true", "a b", "(", ")", "[", "]", "{", "}", "[]", "{}", "[[]]", "[1,2", "{a: 1", "{a: {b: 2}}",
+    "'", '"', "\\", "${", "${x}", "${output_dir}", "$(x)", "a,b", "a=b", "=", "../..", "/", "/dev/null",
+    "/proc/self/mem", ".", "\u00e4\u7ae0\U0001f600", "\x07", "\n", "a" * 5000, "-", "--", "*", "~", "None", "auto",
+    "nano", "cuda", "[null]", "[1,null]", "[a,b]", "[1.5]", "[-1]", "[0]", "[99999999999]",
+    "[{chunk: 1, prompt: a}]", "[{chunk: -1}]", "[{chunk: a}]", "[{x: 1}]",
 )  # fmt: skip
 
 
@@ -242,8 +243,10 @@ KEYS = ("name", "note", "kinds", "devices", "intra", "inter", "times", "defaults
 def _cluster(draw: random.Random, folder: Path) -> Case:
     """A cluster file with wild keys and values."""
     path = folder / "cluster.yaml"
-    values = [1, -1, 1e400, None, "a", [], {}, [{}], [[1]], {"a": {}}, {"gpu": {"memory_bytes": 1e9, "flops": 1e12}},
-              [{"kind": "gpu", "count": 2}], [{"kind": "gpu", "count": -1}], {"latency_s": -1, "bandwidth": 0}, "${kinds}"]  # fmt: skip
+    values = [
+        1, -1, 1e400, None, "a", [], {}, [{}], [[1]], {"a": {}}, {"gpu": {"memory_bytes": 1e9, "flops": 1e12}},
+        [{"kind": "gpu", "count": 2}], [{"kind": "gpu", "count": -1}], {"latency_s": -1, "bandwidth": 0}, "${kinds}",
+    ]  # fmt: skip
     content = {key: draw.choice(values) for key in draw.sample(KEYS, draw.randint(1, 5))}
     path.write_text(
         json.dumps(content)

@@ -133,8 +133,8 @@ def _matches(times: StageTimes, kind: str, subject: Subject) -> bool:
 
 
 def derived(config: ClusterConfig, kind: str, subject: Subject) -> StageTimes:
-    """Times from arithmetic: a layer takes `flops / rate`, a decoded pixel `pixel_s`, and neither a layer nor what a pass
-    is beside its layers takes less than `launch_s`; everything else nothing.
+    """Times from arithmetic: a layer takes `flops / rate`, a decoded pixel `pixel_s`, a pass `launch_s` beside its
+    layers, none of which takes less; everything else nothing.
 
     Raises:
         UserError: the kind has no rate, or the subject's arithmetic is unknown.

@@ -26,8 +26,8 @@ class DeviceKind:
         reserve_bytes: what the driver, libraries and the allocator keep for themselves.
         flops: arithmetic rate that a step sustains, in the model's dtype (not the data sheet's peak). Times of models
             that have no `StageTimes` are derived from it; null: they cannot be.
-        launch_s: what launching a layer's kernels takes; in derived times no layer takes less, nor what a pass is beside
-            its layers.
+        launch_s: what launching a layer's kernels takes; in derived times no layer takes less, nor a pass
+            beside its layers.
         pixel_s: seconds that a decoder which is timed by pixels takes for one of a frame, for derived times likewise.
     """
 
