@@ -44,6 +44,10 @@ LONGEST = 700
 """Characters of a line that is still read."""
 
 
+TRACEBACK, HANG, LIE, LEFT = "tracebacks and crashes", "hangs", "exit codes that lie", "leftovers"
+SORTS = (TRACEBACK, HANG, LIE, LEFT)
+
+
 class Hangs(BaseException):
     """A case took longer than it may; no handler of the product's takes it for an error of its own."""
 
@@ -60,7 +64,7 @@ def tried(made: Case, folder: Path, alone: bool) -> tuple[int | str, str]:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = module.main(arguments)
     except Hangs:
-        code = "hangs"
+        code = HANG
     except BaseException as error:
         code = f"{type(error).__name__}: {error}"[:300]
     finally:
@@ -75,27 +79,29 @@ def _process(command: str, arguments: list[str]) -> tuple[int | str, str]:
             capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PROCESS_LIMIT_S,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return "hangs", ""
+        return HANG, ""
     except ValueError as error:  # no argument of a process holds a NUL
         return 2, f"error: {error}"
     return done.returncode, done.stderr
 
 
-def fault(made: Case, folder: Path, code: int | str, err: str) -> str | None:
-    """What is wrong with how a case ended; None: nothing."""
+def fault(made: Case, folder: Path, code: int | str, err: str) -> tuple[str, str] | None:
+    """(which of `SORTS`, what) is wrong with how a case ended; None: nothing."""
     out, lines = folder / "out", [line for line in err.splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    if code == HANG:
+        return HANG, f"longer than {LIMIT_S} s"
     if "Traceback" in err or code not in (0, 2):
-        return f"exit {code}: {lines[-1] if lines else ''}"
+        return TRACEBACK, f"exit {code}: {last}"
     if code == 2:
-        last = lines[-1] if lines else ""
         if not last.startswith("error: ") or len(last) > LONGEST:
-            return f"exit 2 without a line to read: {last[:200]}"
+            return LIE, f"exit 2 without a line to read: {last[:200]}"
         if out.exists() and any(out.iterdir()):
-            return f"exit 2 and files left: {sorted(p.name for p in out.iterdir())[:4]}"
+            return LEFT, f"exit 2 and {sorted(p.name for p in out.iterdir())[:4]}: {last[:200]}"
     elif made.command == "stream":
         report = out / "report.json"
         if not report.exists() or not json.loads(report.read_text()).get("chunks"):
-            return "exit 0 without chunks"
+            return LIE, "exit 0 without chunks"
     return None
 
 
@@ -108,7 +114,7 @@ def batch(first: int, count: int, seed: int, whole: Path) -> Iterator[dict[str, 
         raise Hangs
 
     signal.signal(signal.SIGALRM, hang)
-    threads = None
+    threads: set[str] = set()
     for number in range(first, first + count):
         folder = Path(tempfile.mkdtemp(dir=whole))
         made = case(number, seed, folder)
@@ -117,26 +123,29 @@ def batch(first: int, count: int, seed: int, whole: Path) -> Iterator[dict[str, 
         wrong, took = fault(made, folder, code, err), time.monotonic() - began
         shutil.rmtree(folder, ignore_errors=True)
         threads = threads or _threads()
-        if wrong is None and (left := _threads() - threads) and _settled(threads):
-            wrong = f"threads left: {sorted(left)[:3]}"
-        yield {
-            "number": number,
-            "kind": made.kind,
-            "code": code,
-            "seconds": round(took, 2),
-            "fault": wrong,
-            "arguments": made.arguments,
-        }
+        if wrong is None and (left := _threads() - threads) and _stay(left):
+            wrong = LEFT, f"threads {sorted(left)[:3]}"
+        yield _told(number, made.kind, code, took, wrong, made.arguments)
+
+
+def _told(
+    number: int, kind: str, code: int | str, took: float, wrong: tuple[str, str] | None, arguments: tuple[str, ...]
+) -> dict[str, Any]:
+    sort, what = wrong or (None, None)
+    return {
+        "number": number, "kind": kind, "code": code, "seconds": round(took, 2), "sort": sort, "fault": what,
+        "arguments": arguments,
+    }  # fmt: skip
 
 
 def _threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if not thread.name.startswith("AnyIO")}
+    return {thread.name for thread in threading.enumerate()}
 
 
-def _settled(before: set[str]) -> bool:
+def _stay(left: set[str]) -> bool:
     """Whether threads that a case began are still there after a while."""
     for _ in range(20):
-        if _threads() <= before:
+        if not left & _threads():
             return False
         time.sleep(0.1)
     return True
@@ -146,24 +155,14 @@ def _run_batch(first: int, count: int, seed: int, whole: Path) -> list[dict[str,
     """A batch in a process of its own; what kills it is the fault of the case that it was at."""
     found: list[dict[str, Any]] = []
     while len(found) < count:
-        at = first + len(found)
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.fuzz",
-            "--batch",
-            str(at),
-            str(first + count - at),
-            str(seed),
-            str(whole),
-        ]
-        # What libraries say on their own standard error would stand between the lines.
+        numbers = map(str, (first + len(found), count - len(found), seed))
+        command = [sys.executable, "-m", "benchmarks.fuzz", "--batch", *numbers, str(whole)]
+        # What libraries print themselves stands between the lines.
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        found += lines
+        found += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         if len(found) < count:
-            found.append({"number": first + len(found), "kind": "?", "code": done.returncode, "seconds": 0,
-                          "fault": f"the process died: {done.stderr[-200:]}", "arguments": ()})  # fmt: skip
+            died = TRACEBACK, f"the process died: {done.stderr[-200:]}"
+            found.append(_told(first + len(found), "?", done.returncode, 0.0, died, ()))
     return found
 
 
@@ -175,26 +174,22 @@ def measure(cases: int, seed: int, folder: Path) -> dict[str, Any]:
         jobs = [pool.submit(_run_batch, first, min(BATCH, cases - first), seed, folder) for first in starts]
         found = [one for job in jobs for one in job.result()]
     wrong = [one for one in found if one["fault"]]
-    for one in wrong[:40]:
-        print(
-            f"  {one['number']} {one['kind']}: {one['fault'][:160]}\n      {' '.join(map(str, one['arguments']))[:300]!r}"
-        )
+    for one in wrong[:60]:
+        typed = " ".join(map(str, one["arguments"]))[:300]
+        print(f"  {one['number']} {one['kind']}: {one['fault'][:300]}\n      {typed!r}")
     left = [p.name for p in folder.iterdir() if p.name != "originals"]
+    (folder / "control").mkdir()
     orders = control.measure(folder / "control", CONTROL_LINES)
-    lies = [one for one in wrong if "without" in one["fault"]]
+    told = [v["passed"] for k, v in orders.items() if isinstance(v, dict) and "memory" not in k]
+    longest = max(one["seconds"] for one in found if one["number"] % ALONE)
     return {
         "cases": dict(Counter(one["kind"] for one in found)) | {"control lines": CONTROL_LINES},
         "exit codes": dict(Counter(str(one["code"]) for one in found if one["code"] in (0, 2))),
-        "tracebacks and other ends": _bar([w for w in wrong if ("exit" in w["fault"] and w not in lies) or "died" in w["fault"]]),
-        "hangs": bar(sum(one["code"] == "hangs" for one in found), "0", not any(one["code"] == "hangs" for one in found)),
-        "longest": bar(f"{max(o['seconds'] for o in found if o['number'] % ALONE):.1f} s", f"under {LIMIT_S} s",
-                       all(o["seconds"] < LIMIT_S for o in found if o["number"] % ALONE)),
-        "exit codes that lie": _bar(lies),
-        "leftovers": bar(f"{len(left)} files, {sum('left' in w['fault'] for w in wrong)} cases", "0",
-                         not left and not any("left" in w["fault"] for w in wrong)),
-        "control lines": bar("as they should be", "benchmarks.control",
-                             all(v["passed"] for k, v in orders.items() if isinstance(v, dict) and "memory" not in k)),
-    }  # fmt: skip
+        **{sort: _bar([one for one in wrong if one["sort"] == sort]) for sort in SORTS},
+        "longest case": bar(f"{longest:.1f} s", f"under {LIMIT_S} s", longest < LIMIT_S),
+        "files left": bar(len(left), "0", not left),
+        "control lines as they should be": bar(all(told), "benchmarks.control", all(told)),
+    }
 
 
 def _bar(wrong: list[dict[str, Any]]) -> dict[str, Any]:
