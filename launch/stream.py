@@ -68,6 +68,8 @@ Results = tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int] | Non
 
 def _begin(config: Config, resolved: str, console: Console, log: Log) -> Path:
     """The output folder, made once everything is loaded."""
+    if torchrun.speaks():
+        console.print(chosen(config, build(config.plan, describe(config))), highlight=False)
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise, not pictures", style="yellow")
     folder = output_folder(config)
@@ -138,9 +140,6 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
     given, config = config, torchrun.sized(config) if config.launcher.name == "torchrun" else config
     with Waiting(console, lambda: f"looking for a plan by objective={config.objective}"):
         config = planning.resolve(config)
-    plan = build(config.plan, describe(config))
-    if torchrun.speaks():
-        console.print(chosen(config, plan), highlight=False)
     if config is not given:
         resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
     log = log_of(config)
