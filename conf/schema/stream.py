@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, fields
+from datetime import datetime
+from secrets import token_hex
 
 from conf.errors import UserError, choice, positive
 from conf.paths import found, live
@@ -51,6 +53,22 @@ def _plain(name: str, text: str | None, longest: int) -> None:
 def _not_negative(name: str, value: float | None) -> None:
     if value is not None and not 0 <= value < math.inf:
         raise UserError(f"{name}={value}", "must not be below zero", "give 0 or more")
+
+
+def fresh_folder(of: str = "") -> str:
+    """An output folder that no other run has, however close together and wherever they start.
+
+    Args:
+        of: what is left there, where it is no stream.
+    """
+    return f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}-{of}${{model.name}}-{token_hex(4)}"
+
+
+def check_folder(output_dir: str) -> None:
+    """Refuse an output folder without a name: what is named below it would be at the root of the file system."""
+    _plain("output_dir", output_dir, LONGEST_PATH)
+    if not output_dir:
+        raise UserError("output_dir=", "names no folder", "give one, or leave it out")
 
 
 @dataclass
