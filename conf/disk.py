@@ -125,7 +125,8 @@ def look_file(path: str | Path) -> None:
     """
     path = Path(path)
     look(path.parent)
-    _refuse_unwritable(path)
+    if path.exists():
+        _refuse_unwritable(path)
 
 
 def prepare(path: str | Path) -> Path:

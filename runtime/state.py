@@ -222,9 +222,7 @@ def find(where: str, stream: str | None, identity: dict[str, Any]) -> State:
     """
     refused, found = [], candidates(where, stream)
     for state in found:
-        try:
-            state.check(identity)
-        except UserError as error:
+        if error := _refusal(state, identity):
             refused.append(error)
             continue
         for error in refused:
@@ -232,7 +230,18 @@ def find(where: str, stream: str | None, identity: dict[str, Any]) -> State:
         if refused or any(part in state.folder.parents for part in disk.earlier(Path(where).absolute())):
             log.warning("resume=%s goes on from %s", where, state.folder)
         return state
+    beside = (state for state in states(found[0].folder.parent) if state not in found)
+    if other := next((state for state in beside if not _refusal(state, identity)), None):
+        raise UserError(refused[0].value, refused[0].rule, f"give resume={other.folder}, which is whole")
     raise refused[0]
+
+
+def _refusal(state: State, identity: dict[str, Any]) -> UserError | None:
+    try:
+        state.check(identity)
+    except UserError as error:
+        return error
+    return None
 
 
 # -- keeping ----------------------------------------------------------------------------------------------------

@@ -263,6 +263,10 @@ def test_of_several_states_the_newest_whole_one_is_taken(runs, again, caplog):
     for chunk, name in ((4, "conditioning.safetensors"), (6, "state.json")):
         shutil.copytree(folder / "chunk.000002", folder / f"chunk.{chunk:06d}")
         (folder / f"chunk.{chunk:06d}" / name).write_text("x")
+    newest = folder / "chunk.000006"
+    line = runs.fails("stream.chunks=8", f"resume={newest}")
+    assert line.startswith(f"error: resume={newest}: its state.json is damaged")
+    assert line.endswith(f"; give resume={folder / 'chunk.000002'}, which is whole")
     assert again()["state"]["resumed_at"] == 2
     said = [record.getMessage() for record in caplog.records]
     assert "chunk.000006: its state.json is damaged" in said[0]
