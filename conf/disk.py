@@ -6,14 +6,20 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from conf.errors import UserError
+from conf.paths import is_folder
 
 REMEDY = "write to a folder that you may write to and that has room"
 
 
+EARLIER = "earlier"
+"""The folder `earlier.N` of what was in a new one's way."""
+ROOM = 1 << 16
+"""Bytes that are tried for: less room than that is none."""
 KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
@@ -44,7 +50,9 @@ def readable(value: str, path: str | Path, remedy: str, kinds: tuple[str, ...] =
     return found
 
 
-def unwritable(value: str, error: Exception, file: str = "", remedy: str = REMEDY) -> UserError:
+def unwritable(
+    value: str, error: Exception, file: str = "", remedy: str = REMEDY, rule: str = "cannot be written"
+) -> UserError:
     """What the system said of a file, as a user's error.
 
     Args:
@@ -52,14 +60,19 @@ def unwritable(value: str, error: Exception, file: str = "", remedy: str = REMED
         error: the system's, or a library's.
         file: which file, where the setting names its folder.
         remedy: what to do now.
+        rule: what the system would not do.
     """
     said = getattr(error, "strerror", None) or error
-    return UserError(value, f"{file} cannot be written ({said})".strip(), remedy)
+    return UserError(value, f"{file} {rule} ({said})".strip(), remedy)
 
 
 @contextlib.contextmanager
 def writing(
-    value: str, file: str = "", kinds: tuple[type[Exception], ...] = (OSError,), remedy: str = REMEDY
+    value: str,
+    file: str = "",
+    kinds: tuple[type[Exception], ...] = (OSError,),
+    remedy: str = REMEDY,
+    rule: str = "cannot be written",
 ) -> Iterator[None]:
     """Every exception of `kinds` in the enclosed work is raised as `unwritable`. Other arguments as there.
 
@@ -69,7 +82,7 @@ def writing(
     try:
         yield
     except kinds as error:
-        raise unwritable(value, error, file, remedy) from error
+        raise unwritable(value, error, file, remedy, rule) from error
 
 
 def folder(path: str | Path) -> Path:
@@ -87,6 +100,35 @@ def folder(path: str | Path) -> Path:
     return path
 
 
+def look(path: str | Path) -> None:
+    """Look whether a folder can be made and written, and leave nothing there: others may be making the same ones.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    path = Path(path).absolute()
+    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if not stat.S_ISDIR(there.stat().st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    longest = os.pathconf(there, "PC_NAME_MAX")
+    if any(len(os.fsencode(name)) > longest for name in path.relative_to(there).parts):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    with tempfile.TemporaryFile(dir=there) as file:
+        file.write(bytes(ROOM))
+
+
+def look_file(path: str | Path) -> None:
+    """The same of a file that will be written.
+
+    Raises:
+        OSError: it cannot be, or what has its name is no file.
+    """
+    path = Path(path)
+    look(path.parent)
+    if path.exists():
+        _refuse_unwritable(path)
+
+
 def prepare(path: str | Path) -> Path:
     """Make the folder of a file that will be written, and look now whether it can be: some are written at the end.
 
@@ -96,15 +138,43 @@ def prepare(path: str | Path) -> Path:
     """
     path = Path(path)
     folder(path.parent)
+    _refuse_unwritable(path)
+    return path
+
+
+def _refuse_unwritable(path: Path) -> None:
     _refuse_no_file(path)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    return path
 
 
 def _refuse_no_file(path: Path) -> None:
     if path.exists() and (found := kind(path)) != "file":
         raise OSError(errno.EINVAL, f"it is no file but a {found}")
+
+
+def earlier(folder: Path) -> list[Path]:
+    """Folders in which `keep_aside` has put what was in a folder, the latest first."""
+    if not is_folder(folder):
+        return []
+    numbers = [path.suffix[1:] for path in folder.glob(f"{EARLIER}.*") if path.suffix[1:].isdecimal()]
+    return [folder / f"{EARLIER}.{number}" for number in sorted(numbers, key=int, reverse=True)]
+
+
+def keep_aside(folder: Path, paths: Iterable[Path]) -> Path:
+    """Move what is somewhere in a folder to a new `earlier.N` of it, each to its place there; returns that.
+
+    Raises:
+        OSError: something cannot be moved.
+    """
+    last = next(iter(earlier(folder)), Path(f"{EARLIER}.0"))
+    aside = folder / f"{EARLIER}.{int(last.suffix[1:]) + 1}"
+    aside.mkdir()
+    for path in paths:
+        target = aside / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    return aside
 
 
 def remove(path: str | Path) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from conf import disk
 from conf.errors import UserError
 from conf.paths import is_there
 from conf.schema import Config
@@ -111,8 +112,7 @@ def _output(config: Config) -> Finding:
     # The folder's own name may hold the time of day.
     folder = existing(Path(config.output_dir).absolute())
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"everframe")
+        disk.look(config.output_dir)
     except OSError as error:
         value, remedy = f"{folder}: {error.strerror}", "give output_dir=DIR, a folder you may write to"
         return Finding("output folder", value, "can be written", remedy)

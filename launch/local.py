@@ -136,6 +136,7 @@ class LocalProcesses(Running):
         for reader, worker in zip(self._readers, self._workers, strict=True):
             reader.join(LEAVE_S)
             worker.stderr.close()
+        super()._release()
 
 
 def descriptor(stream: BinaryIO) -> int:

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from conf import disk
+from conf.errors import UserError
 from conf.schema import Config
 from launch.log import Log
 from runtime.report import Progress
@@ -21,6 +23,7 @@ from runtime.running import Running
 
 log = logging.getLogger(__name__)
 
+STREAMS = "streams.jsonl"
 PLAIN_EVERY_S = 5.0
 WATCH_S = 0.5
 
@@ -164,10 +167,12 @@ class Ended:
 
     Attributes:
         totals: of all streams so far.
+        refused: why no line is written any more; None: all were.
     """
 
     def __init__(self, config: Config):
-        self._ordered, self._path = config.control is not None, Path(config.output_dir) / "streams.jsonl"
+        self._ordered, self._folder = config.control is not None, Path(config.output_dir)
+        self.refused: UserError | None = None
         self.totals = {"streams": 0, "ended_by_faults": 0, "chunks": 0, "frames": 0}
 
     def __call__(self, stream: int, report: dict) -> None:
@@ -180,5 +185,8 @@ class Ended:
             return  # the run's own: told in its report, and by its exit code
         if error:
             log.warning("stream %s ended: %s", report["stream"], error["line"])
-        with self._path.open("a") as lines:
-            lines.write(json.dumps(report) + "\n")
+        try:
+            with disk.writing(f"output_dir={self._folder}", STREAMS), (self._folder / STREAMS).open("a") as lines:
+                lines.write(json.dumps(report) + "\n")
+        except UserError as error:
+            self.refused = self.refused or error

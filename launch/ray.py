@@ -246,14 +246,10 @@ class RayRun(Running):
     Args:
         start: what to run.
         host: this machine's address, as the cluster knows it.
-
-    Attributes:
-        held: what is let go of at the end, the cluster last.
     """
 
     def __init__(self, start: Start, host: str):
         super().__init__(start.plan, start.config, dist.TCPStore(host, 0, is_master=True, wait_for_workers=False))
-        self.held = contextlib.ExitStack()
         self._start, self._host = start, host
         self._actors: list[Any] = []
         self._running: list[ray.ObjectRef] = []
@@ -293,6 +289,3 @@ class RayRun(Running):
     def _end(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
-
-    def _release(self) -> None:
-        self.held.close()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import BinaryIO
 
-from conf.errors import UserError
 from conf.schema import Config
+from launch.folder import claimed
 from parallel.builders import build
 from runtime.pipeline import Pipeline
 from runtime.running import Running, Start
@@ -29,7 +28,7 @@ def start(
 
     Args:
         config: the run, its plan resolved.
-        begin: makes the output folder, once all workers have loaded; None: a plain one.
+        begin: makes the output folder, once all workers have loaded; None: it is the run's until its workers have left.
         stdin: where live sources read; None: standard input.
         first: opens the first streams, before anything is loaded.
 
@@ -38,20 +37,4 @@ def start(
     """
     given = Start(build(config.plan, describe(config)), config, stdin, first)
     running: Running = importlib.import_module(LAUNCHERS[config.launcher.name]).launched(given)
-    return running.start(begin or (lambda: output_folder(config)))
-
-
-def output_folder(config: Config) -> Path:
-    """The run's output folder, made.
-
-    Raises:
-        UserError: it cannot be.
-    """
-    folder = Path(config.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"output_dir={folder}", f"cannot be made ({error.strerror})", "give a folder you may write to"
-        ) from error
-    return folder
+    return running.start(begin or (lambda: running.held.enter_context(claimed(config))))

@@ -30,14 +30,15 @@ from conf.schema import Config
 from launch import control, planning, running, torchrun
 from launch.cli import EXIT_USER_ERROR, run
 from launch.command import Command
+from launch.folder import claimed, look
 from launch.log import Log, log_of
 from launch.progress import Ended, ProgressLine, Waiting, Watch
-from launch.running import output_folder
 from launch.signals import Stop, give_up, listening
 from parallel import capability
 from parallel.builders import build
 from parallel.plan import Plan
 from runtime import timeline_png
+from runtime.admission import CONFIG
 from runtime.board import Abandoned, PeerLost
 from runtime.pipeline import Pipeline, results
 from runtime.progress import Loading
@@ -62,34 +63,31 @@ COMMAND = Command(
     schema=Config,
 )
 
-Results = tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int] | None]
-"""Every worker's part of the report, every stream's, and the totals of streams that came and went."""
+Results = tuple[list[dict[str, Any]], list[dict[str, Any]], Ended | None]
+"""Every worker's part of the report, every stream's, and who has told of streams that came and went."""
 
 
-def _begin(config: Config, resolved: str, console: Console, log: Log) -> Path:
-    """The output folder, made once everything is loaded."""
+def _begin(config: Config, resolved: str, console: Console, log: Log, held: ExitStack) -> Path:
+    """The output folder, made once everything is loaded, and this run's until `held` is closed."""
     if torchrun.speaks():
         console.print(chosen(config, build(config.plan, describe(config))), highlight=False)
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise, not pictures", style="yellow")
-    folder = output_folder(config)
-    if timeline := config.sink.timeline:
-        # It is drawn at the very end; better to know now.
-        with disk.writing(f"sink.timeline={timeline}"):
-            disk.prepare(timeline)
-    disk.write_text(f"output_dir={folder}", folder / "config.yaml", resolved)
+    folder = held.enter_context(claimed(config))
+    disk.write_text(f"output_dir={folder}", folder / CONFIG, resolved)
     log.begin(folder)
     return folder
 
 
-def _sequential(config: Config, resolved: str, console: Console, stop: Stop, log: Log) -> Results:
+def _sequential(config: Config, resolved: str, console: Console, stop: Stop, log: Log, held: ExitStack) -> Results:
     """The oracle, one stream after the other. What one raises ends that one alone, as under every plan."""
+    look(config)
     loading = Loading()
     require_weights(config, build(config.plan, describe(config)).weight_bytes(0), choose_device(config.device.kind))
     with Waiting(console, lambda: str(loading)):
         engine = SequentialRun(config, stop, loading)
     stop.then()
-    folder = _begin(config, resolved, console, log)
+    folder = _begin(config, resolved, console, log, held)
     streams, worker, traces = [], {}, []
     for index in range(config.stream.count):
         running, reason = engine.stream(index, folder), None
@@ -106,17 +104,18 @@ def _sequential(config: Config, resolved: str, console: Console, stop: Stop, log
     return [worker | {"traces": traces}], streams, None
 
 
-def _running(config: Config, resolved: str, console: Console, stop: Stop, log: Log) -> Results | None:
+def _running(config: Config, resolved: str, console: Console, stop: Stop, log: Log, held: ExitStack) -> Results | None:
     """Any plan under any launcher; None where another process of the run tells its results."""
     ended = Ended(config)
 
     def first(pipeline: Pipeline) -> None:
+        look(config)
         pipeline.observers.append(ended)
         control.begin(pipeline, config)
 
     with ExitStack() as stack:
         engine = stack.enter_context(
-            running.start(config, begin=lambda: _begin(config, resolved, console, log), first=first)
+            running.start(config, begin=lambda: _begin(config, resolved, console, log, held), first=first)
         )
         stop.then(engine.interrupt)
         if engine.leads:
@@ -124,13 +123,7 @@ def _running(config: Config, resolved: str, console: Console, stop: Stop, log: L
         workers = engine.wait()
     if not engine.leads:
         return None
-    return workers, results(engine.pipeline), ended.totals
-
-
-def _timeline(config: Config, folder: Path) -> None:
-    """Draw the trace."""
-    timeline_png.draw(folder / "trace.json", Path(config.sink.timeline))
-    print(f"timeline: {config.sink.timeline}")
+    return workers, results(engine.pipeline), ended
 
 
 def stream(config: Config, resolved: str, stop: Stop) -> None:
@@ -145,9 +138,10 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
     log = log_of(config)
     alone = config.launcher.name == "local" and config.plan.name == "sequential" and config.plan.sequence_parallel == 1
     alone &= config.device.kind != "emulated" and config.control is None
-    found = _outcome(partial(_sequential if alone else _running, config, resolved, console, stop, log))
-    if found is not None:
-        _tell(config, log, *found)
+    with ExitStack() as held:
+        found = _outcome(partial(_sequential if alone else _running, config, resolved, console, stop, log, held))
+        if found is not None:
+            _tell(config, log, *found)
     if stop.is_set():
         raise SystemExit(0)  # no other job of a multirun is to begin
 
@@ -187,28 +181,49 @@ def _outcome(work: Callable[[], Any]) -> Any:
         raise SystemExit(EXIT_FAULT) from None  # whoever failed has said why
 
 
-def _tell(config: Config, log: Log, workers: list[dict], streams: list[dict], totals: dict | None) -> None:
+def _tell(config: Config, log: Log, workers: list[dict], streams: list[dict], ended: Ended | None) -> None:
     """Write the report, say where the results are, and end the process with the exit code of the run's own streams."""
     folder = Path(config.output_dir)
     report = assemble(config, workers, streams)
     if config.control is not None:
-        report["totals"] = totals
+        report["totals"] = ended.totals
     write_json(folder / "report.json", report)
     print(f"report: {folder / 'report.json'}")
-    if trace := join_traces(folder, [packed for worker in workers for packed in worker["traces"]]):
-        print(f"trace: {trace}")
+    refused = [ended.refused] if ended and ended.refused else []
+    try:
+        _draw(config, folder, workers)
+    except UserError as error:
+        refused.append(error)
     for entry in streams:
         for name, path in entry["outputs"].items():
             print(f"{name.replace('_', ' ')}: {path}")
         print(f"latents_sha256: {entry['latents_sha256']}")
-    if config.sink.timeline:
-        _timeline(config, folder)
     log.finish(report)
-    faults = [Reason.from_dict(entry["error"]) for entry in streams if "error" in entry and config.control is None]
-    for reason in faults:
+    own = streams if config.control is None else []
+    faults = [Reason.from_dict(entry["error"]) for entry in own if "error" in entry]
+    faults += [Reason.of(error) for error in (_unsaved(folder, entry) for entry in own) if error]
+    # A full disk is told once: what it refused of the run's own files comes last.
+    for reason in faults or map(Reason.of, refused[:1]):
         print(f"error: {reason.error()}", file=sys.stderr)
-    if faults:
+    if faults or refused:
         raise SystemExit(EXIT_USER_ERROR if all(reason.user for reason in faults) else EXIT_FAULT)
+
+
+def _draw(config: Config, folder: Path, workers: list[dict]) -> None:
+    """Write the trace, and the picture of it."""
+    if trace := join_traces(folder, [packed for worker in workers for packed in worker["traces"]]):
+        print(f"trace: {trace}")
+    if timeline := config.sink.timeline:
+        timeline_png.draw(folder / "trace.json", Path(timeline))
+        print(f"timeline: {timeline}")
+
+
+def _unsaved(folder: Path, entry: dict) -> UserError | None:
+    """What a stream is to say that has not saved its last state; why was told when that was found. None: it has."""
+    state = entry.get("state", {})
+    if "error" in entry or state.get("due") == state.get("saved"):
+        return None
+    return UserError(f"output_dir={folder}", f"the state before chunk {state['due']} was not saved", disk.REMEDY)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Hashable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from conf.disk import kind
 from conf.errors import UserError
+from conf.paths import is_file
 from conf.schema import Config
+from conf.schema.stream import SOURCES
 from parallel.plan import Plan
 from runtime.board import Board
 from runtime.encoders import Picture
 from runtime.orders import Open
 from runtime.outputs import OWN
+from runtime.state import flat
 
 STREAMS = 64
 """Streams that may be open at once: channels have room for the messages of so many."""
+CONFIG = "config.yaml"
+RESULTS = (CONFIG, "report.json", "streams.jsonl", "trace.json")
+"""Files of a run's own in its output folder."""
+
+
+class Hold(NamedTuple):
+    """Who has a file, and what for; `shared`: others may read it as well."""
+
+    who: str
+    does: str
+    shared: bool = False
 
 
 def most_streams(config: Config) -> int:
@@ -40,7 +58,8 @@ class Admission:
         self._decodes = config.sink.needs_frames
         self._stdin_given, self._most = config.control == "-", most_streams(config)
         self._rooms: dict[int, dict[str, Any]] = {}
-        self._held: dict[str, dict[Hashable, str]] = {}
+        self._run = of_run(config)
+        self._held: dict[str, dict[Hashable, Hold]] = {}
         """By the name of every stream that is open, what it has for itself."""
 
     def admit(self, order: Open, live: Sequence[Open]) -> None:
@@ -67,7 +86,7 @@ class Admission:
                     f"sink.{sink}={path}", "this run was started without a decoder", "start the run with a sink.video"
                 )
         self._held = {other.config.id: self._held[other.config.id] for other in live}
-        held = own(order, {key: who for others in self._held.values() for key, who in others.items()})
+        held = own(order, ChainMap(self._run, *self._held.values()))
         self.check_room(name, len(live) + 1)
         if order.source.reads_stdin and self._stdin_given:
             raise UserError("source=-", "standard input is read already", "give a file or a named pipe")
@@ -98,39 +117,56 @@ class Admission:
                 )
 
 
-def own(order: Open, taken: Mapping[Hashable, str]) -> dict[Hashable, str]:
-    """What a stream must have for itself, and its name: files that it writes, under whatever name, and named pipes that
-    it reads: who else read one would take its bytes.
+def of_run(config: Config) -> dict[Hashable, Hold]:
+    """What a run has for itself, whatever its streams are: the files of its results, and those of its model."""
+    results = [Path(config.output_dir) / name for name in RESULTS]
+    given = [path for path in flat(asdict(config.model)).values() if isinstance(path, str) and is_file(path)]
+    found = {name: Hold("the run", "writes") for path in results for name in _names(path)}
+    return found | {name: Hold("the model", "reads", shared=True) for path in given for name in _names(path)}
+
+
+def own(order: Open, taken: Mapping[Hashable, Hold]) -> dict[Hashable, Hold]:
+    """What a stream has for itself: files that it writes, under whatever name, and named pipes that it reads: who else
+    read one would take its bytes. Files that it reads may be read by others, and written by nobody.
 
     Args:
         order: the stream.
-        taken: the same of streams beside it.
+        taken: the same of the run, and of streams beside it.
 
     Raises:
-        UserError: another stream, or another setting of its own, has it.
+        UserError: another has it, or another setting of the stream's own.
     """
-    held: dict[Hashable, str] = {}
+    held: dict[Hashable, Hold] = {}
 
-    def hold(key: Hashable, setting: str, path: str, does: str, remedy: str) -> None:
-        if who := held.get(key) or taken.get(key):
-            raise UserError(f"{setting}={path}", f"{who} {does} it", remedy)
-        held[key] = setting
+    def hold(setting: str, path: str, does: str, remedy: str, shared: bool = False) -> None:
+        names = [*_names(path)]
+        other = next((known[name] for known in (held, taken) for name in names if name in known), None)
+        if other and not shared:
+            raise UserError(f"{setting}={path}", f"{other.who} {other.does} it", remedy)
+        held.update(dict.fromkeys(names, Hold(setting, does, shared)))
 
+    for name in SOURCES:
+        path = getattr(order.source, name)
+        if path and path != "-":
+            hold(f"source.{name}", path, "reads", "give a pipe of its own", shared=not _is_pipe(path))
     for name in (*OWN, "timeline"):
         if path := getattr(order.sink, name):
-            hold(os.path.realpath(path), f"sink.{name}", path, "writes", "give a file of its own")
-    for name in ("audio", "actions"):
-        path = getattr(order.source, name)
-        if path and path != "-" and (pipe := _pipe(path)):
-            hold(pipe, f"source.{name}", path, "reads", "give a pipe of its own")
+            hold(f"sink.{name}", path, "writes", "give a file of its own")
+    who = f"stream {order.config.id}"
     # The timeline is the run's: every stream names the same.
-    return {key: f"stream {order.config.id}" for key, setting in held.items() if setting != "sink.timeline"}
+    return {name: one._replace(who=who) for name, one in held.items() if one.who != "sink.timeline"}
 
 
-def _pipe(path: str) -> tuple[int, int] | None:
-    """Which pipe a path leads to; None: to none."""
-    try:
+def _names(path: str | Path) -> Iterator[Hashable]:
+    """What is the same of two paths that lead to one file, or that will."""
+    yield os.path.realpath(path)
+    with suppress(OSError):  # nothing is there yet, or it is told by who opens it
         there = Path(path).stat()
-    except OSError:
-        return None  # told by who opens it
-    return (there.st_dev, there.st_ino) if stat.S_ISFIFO(there.st_mode) else None
+        if there.st_nlink > 1 and not stat.S_ISDIR(there.st_mode):
+            yield there.st_dev, there.st_ino
+
+
+def _is_pipe(path: str) -> bool:
+    with suppress(OSError):
+        return kind(path) == "pipe"
+    return False

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from conf.paths import is_file, is_there
@@ -79,19 +80,17 @@ def keep_of(
         return None
     folder = Path(config.output_dir).absolute() / FOLDER
     keep = Keep(
-        str(folder / name if name else folder), identity(config, stream), stream.save_every_chunks, stream.save_on_stop
-    )
+        str(folder / name if name else folder), identity(config, stream), stream.save_every_chunks,
+        stream.save_on_stop, mark=token_hex(8),
+    )  # fmt: skip
     Sha256()  # without it nothing can be saved; better to know now
     if not resume:
         return keep
-    state = find(resume, name)
-    state.check(keep.identity)
+    state = find(resume, name, keep.identity)
     if stream.chunks is not None and stream.chunks < state.chunk:
         raise state.refuse(
             f"is at chunk {state.chunk}, and stream.chunks={stream.chunks}", "ask for more chunks in all"
         )
     if sink.needs_frames and not state.content["decodes"]:
         raise state.refuse("was saved without pictures, so it has no decoder's state", "set sink.video=null")
-    return Keep(
-        keep.folder, keep.identity, keep.every, keep.on_stop, str(state.folder), state.chunk, state.content["frames"]
-    )
+    return replace(keep, resume=str(state.folder), first=state.chunk, frames=state.content["frames"], mark=state.mark)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -61,17 +62,19 @@ class InputsSink:
     """Writes the file, a line a chunk.
 
     Args:
-        path: the file; it is replaced, or gone on with where `first` is above 0.
+        path: the file, made with the first line: before, weights load and nothing is written. It is replaced, or gone
+            on with where `first` is above 0.
         first: the first chunk that will be sampled.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it could not be made.
     """
 
     def __init__(self, path: str | Path, first: int = 0):
-        self.path = Path(path)
+        self.path, self._first = Path(path), first
+        self._file: BinaryIO | None = None
         with self._writing():
-            self._file: BinaryIO = disk.prepare(self.path).open("ab" if first else "wb")
+            disk.look_file(self.path)
 
     def chunk(self, chunk: int, prompt: str | None, sound: np.ndarray | None, actions: Sequence[int] | None) -> None:
         """What `chunk` was sampled from.
@@ -94,15 +97,42 @@ class InputsSink:
 
     def close(self) -> None:
         """Finish the file."""
-        self._file.close()
+        if self._file:
+            self._file.close()
+
+    def _open(self) -> BinaryIO:
+        """The file, ready for the first line to come: behind those of the chunks before it, and nothing else."""
+        path = disk.prepare(self.path)
+        goes_on = self._first > 0 and path.exists()
+        file = path.open("r+b" if goes_on else "wb")
+        if goes_on:
+            file.truncate(_whole(file, self._first))
+            file.seek(0, os.SEEK_END)
+        return file
 
     def _write(self, line: dict[str, Any]) -> None:
         with self._writing():
+            if self._file is None:
+                self._file = self._open()
             self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
             self._file.flush()
 
     def _writing(self) -> AbstractContextManager[None]:
         return disk.writing(f"sink.inputs={self.path}")
+
+
+def _whole(file: BinaryIO, chunks: int) -> int:
+    """Bytes of a file's lines of chunks 0, 1, ..., up to `chunks` of them: who goes on makes those behind them anew."""
+    end = 0
+    for chunk in range(chunks):
+        line = file.readline(LONGEST_LINE)
+        try:
+            if not line.endswith(b"\n") or json.loads(line)["chunk"] != chunk:
+                break
+        except (ValueError, KeyError, TypeError, RecursionError):
+            break
+        end += len(line)
+    return end
 
 
 class Inputs:

@@ -15,6 +15,7 @@ from runtime import emulated
 from runtime.conditioning import Conditioning
 from runtime.encoders import Encoders, Picture
 from runtime.orders import Open
+from runtime.outputs import look
 from runtime.parts import Parts
 from runtime.pool import BankPool
 from runtime.progress import Loading
@@ -93,6 +94,9 @@ def load_parts(
     torch.set_num_threads(config.device.threads)
     model, picture = config.model, Picture.of(config.model, config.stream)
     parts, known = Parts(device, torch_dtype(model.dtype), Sampler.of(model, schedule_of(model).steps)), list(orders)
+    if leads and index == plan.stages[-1].worker:
+        for order in known:
+            look(order.sink)
     if config.device.kind == "emulated":
         openings = partial(partial, condition, emulated.EmulatedConditioning, config, stdin)
         emulated.fill(parts, plan, index, config, openings)

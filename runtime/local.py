@@ -81,6 +81,7 @@ class LocalRun(Running):
         end = time.monotonic() + GRACE_S
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
+        super()._release()
 
     def _fault(self, reason: Reason, index: int) -> Exception:
         return self._errors.get(index) or super()._fault(reason, index)

@@ -71,6 +71,8 @@ class Output:
         self.keep, self.decodes = keep, decodes
         self.finished = False
         """Whether the stream came to its own end."""
+        self.due: int | None = None
+        """The chunk before which a state was to be saved last."""
         self.outputs: Outputs | None = None
         self._renewed = schedule_of(model).renewed
         self._anchor: Given = {}
@@ -192,5 +194,10 @@ class Output:
         """
         found = stream_report(self.stream, self.timeline, self.outputs) | {"finished": self.finished and reason is None}
         if self.keep:
-            found["state"] = {"resumed_at": self.keep.first or None, "saved": self._saved, "folder": self.keep.folder}
+            found["state"] = {
+                "resumed_at": self.keep.first or None,
+                "due": self.due,
+                "saved": self._saved,
+                "folder": self.keep.folder,
+            }
         return found | ({"error": reason.to_dict()} if reason else {})

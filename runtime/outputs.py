@@ -22,7 +22,7 @@ from runtime.state import Keep, State
 from stages.inputs import inputs_of, made_of
 from stages.sinks.contact_sheet import ContactSheet
 from stages.sinks.frames import FramesSink
-from stages.sinks.join import join, segment, segments
+from stages.sinks.join import is_of, join, segment, segments
 from stages.sinks.latents import LatentsSink
 from stages.sinks.latents_hash import LatentsHash
 from stages.sinks.video import VideoSink
@@ -53,6 +53,18 @@ def numbered(sink: SinkConfig, number: int | str) -> SinkConfig:
     return replace(sink, **{setting: path(setting) for setting in OWN})
 
 
+def look(sink: SinkConfig) -> None:
+    """Look, before anything loads, whether a stream's results could be written; leaves nothing there.
+
+    Raises:
+        UserError: one could not be.
+    """
+    for name in FILES:
+        if path := getattr(sink, name):
+            with disk.writing(f"sink.{name}={path}"):
+                (disk.look if name == "frames" else disk.look_file)(path)
+
+
 class Outputs:
     """The sinks of one stream.
 
@@ -71,7 +83,9 @@ class Outputs:
         state = keep.state if keep else None
         self.first, self.frames, progress = (state.chunk, *_made(state)) if state else (0, 0, None)
         self.hash = LatentsHash(keep is not None, progress)
-        self._keep, self._joins = keep, None
+        self._keep, mark = keep, keep.mark if keep else None
+        self._joins = False
+        """Whether what is written of the video is joined to what there is of it."""
         self.paths = {name: Path(path) for name in FILES if (path := getattr(sink, name))}
         self._sheet: ContactSheet | None = None
         self._opened: list = []
@@ -82,14 +96,14 @@ class Outputs:
                 self._sheet = ContactSheet(fps=fps)
             before = self.hash.hexdigest if state else None
             self._latents = self._open(LatentsSink, "latents", first=self.first, digest=before)
-            video = self.paths.get("video")
+            self._whole = video = self.paths.get("video")
             if video and state and is_file(video) and state.video == video.absolute():
-                # The stream's own video so far stays as it is until the rest can be joined to it.
-                self._joins, self.paths["video"] = video, segment(video, self.frames)
+                # What is there stays as it is; if it is the stream's own so far, the rest is joined to it in the end.
+                self._joins, self.paths["video"] = is_of(video, mark), segment(video, self.frames)
             elif video:
                 for _, left in segments(video):
                     disk.remove(left)  # of another video, which is replaced
-            self._video = self._open(VideoSink, "video", fps, height, width, sound)
+            self._video = self._open(VideoSink, "video", fps, height, width, sound, mark)
             self._frames = self._open(FramesSink, "frames")
             if self._frames:
                 self._frames.frames = self.frames
@@ -123,8 +137,7 @@ class Outputs:
 
     def progress(self) -> tuple[dict[str, Any], str | None]:
         """What another goes on from: (counters, the video's path as seen from where states are kept)."""
-        video = self._joins or self.paths.get("video")
-        path = os.path.relpath(video.absolute(), self._keep.folder) if video else None
+        path = os.path.relpath(self._whole.absolute(), self._keep.folder) if self._whole else None
         return {"frames": self.frames, "hash": self.hash.progress.hex()}, path
 
     def cut(self) -> bool:
@@ -151,10 +164,10 @@ class Outputs:
 
     def _join(self) -> None:
         if self._joins:
-            video, self._joins = self._joins, None
-            self.paths["video"] = video
+            self._joins = False
             try:
-                join(video)
+                join(self._whole)
+                self.paths["video"] = self._whole
             except UserError as error:
                 log.warning("%s", error)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from conf.schema import Config
 from parallel.builders import build
-from runtime.admission import own
+from runtime.admission import of_run, own
 from runtime.banks import cut_bank, load_bank, write_cut
 from runtime.board import Board
 from runtime.conditioning import Conditioning, ConditioningState
@@ -23,7 +23,7 @@ from runtime.encoders import Encoders, Picture
 from runtime.loading import fast_decoder, fast_denoiser, post_of
 from runtime.oracle import Memory, generate
 from runtime.output import Output, Sidecar
-from runtime.outputs import open_outputs
+from runtime.outputs import look, open_outputs
 from runtime.pipeline import opens
 from runtime.progress import Loading
 from runtime.reasons import Reason
@@ -59,9 +59,10 @@ class SequentialRun:
         loading("sources and encoders")
         # Sources first: they are cheap to open, and bad input should fail before weights load.
         encoders, self.orders = Encoders(config.model, self.device), opens(config)
-        held: dict[Hashable, str] = {}
+        held = of_run(config)
         for order in self.orders:
             held |= own(order, held)
+            look(order.sink)
         self.conditionings = [
             Conditioning(
                 config.model,
@@ -188,7 +189,7 @@ class Stream:
         keep, stream, parts = self._keep, self._index, set()
         if not (keep and keep.due(chunk, stopped)) or self._saved == chunk:
             return
-        self._saved = chunk
+        self._saved = self._output.due = chunk
         try:
             files = progress.write(keep.begin(chunk))
             for level, bank in self._memory.banks.banks.items():

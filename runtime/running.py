@@ -10,7 +10,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import inf
 from types import TracebackType
@@ -109,6 +109,7 @@ class Running(ABC):
         pipeline: opens, steers and ends streams.
         leads: whether the run's results are for this process to tell: it is the only one that holds the run, or the
             first of several (torchrun). The others only wait.
+        held: what is let go of when all workers have left, the last first.
     """
 
     pipeline: Pipeline
@@ -120,6 +121,7 @@ class Running(ABC):
         self.board = Board(store, DRIVER, plan.processes)
         if leads:
             self.pipeline = Pipeline(self.board, plan, config)
+        self.held = ExitStack()
         self._left = set(range(plan.processes))
         self._reports: dict[int, dict[str, Any]] = {}
         self._lost: dict[int, str] = {}
@@ -212,8 +214,9 @@ class Running(ABC):
     def _end(self) -> None:
         """End all workers at once, those that have left too."""
 
-    def _release(self) -> None:  # noqa: B027  most have nothing
+    def _release(self) -> None:
         """Let go of everything, when all workers have left or were ended."""
+        self.held.close()
 
     def _fault(self, reason: Reason, index: int) -> Exception:
         """The exception for what process `index` was the first to fail of."""

@@ -9,7 +9,8 @@
         state.json                          what the stream is, how far it is, sha256 of every file
 
 A state is written under another name (`chunk.000020.part`) by all workers, `state.json` last, and renamed when it is
-whole; then older ones go. Random draws are functions of (seed, stream id, chunk, step), so nothing of them is kept.
+whole; then the stream's older ones go. Random draws are functions of (seed, stream id, chunk, step), so nothing of
+them is kept.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from conf import disk
 from conf.errors import UserError
 from conf.paths import is_file, is_folder
 
@@ -91,6 +93,11 @@ class State:
     def chunk(self) -> int:
         """The chunk that comes next."""
         return self.content["chunk"]
+
+    @property
+    def mark(self) -> str | None:
+        """What its stream's videos carry, too; None: it is of a version that marked nothing."""
+        return self.content.get("mark")
 
     @cached_property
     def decoder(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -181,8 +188,9 @@ def states(root: Path) -> list[State]:
     return [State(path) for path in sorted(found, key=lambda path: -int(NAME.fullmatch(path.name)[1]))]
 
 
-def find(where: str, stream: str | None = None) -> State:
-    """The state that a user means: a state's own folder, or the newest of an output folder.
+def candidates(where: str, stream: str | None = None) -> list[State]:
+    """The states that a user may mean, the newest first: the one whose folder that is, or those of an output folder; if
+    its last run has left none, those of the run before.
 
     Args:
         where: given by the user.
@@ -193,16 +201,47 @@ def find(where: str, stream: str | None = None) -> State:
     """
     folder = Path(where).absolute()
     if stream is None and is_file(folder / CONTENT):
-        return State(folder)
-    for root in (folder / FOLDER, folder):
+        return [State(folder)]
+    for root in (folder / FOLDER, folder, *(earlier / FOLDER for earlier in disk.earlier(folder))):
         if found := states(root if stream is None else root / stream):
-            return found[0]
+            return found
     of = "" if stream is None else f" of stream {stream}"
     raise UserError(
         f"resume={where}",
         f"there is no whole state{of} in it",
         "give a state's folder, or an output_dir that holds one",
     )
+
+
+def find(where: str, stream: str | None, identity: dict[str, Any]) -> State:
+    """The newest whole state that a user may mean, of the stream that `identity` describes. Arguments as of
+    `candidates`, and its error.
+
+    Raises:
+        UserError: all are damaged, or of other streams: why the newest is refused.
+    """
+    refused, found = [], candidates(where, stream)
+    for state in found:
+        if error := _refusal(state, identity):
+            refused.append(error)
+            continue
+        for error in refused:
+            log.warning("%s", error)
+        if refused or any(part in state.folder.parents for part in disk.earlier(Path(where).absolute())):
+            log.warning("resume=%s goes on from %s", where, state.folder)
+        return state
+    beside = (state for state in states(found[0].folder.parent) if state not in found)
+    if other := next((state for state in beside if not _refusal(state, identity)), None):
+        raise UserError(refused[0].value, refused[0].rule, f"give resume={other.folder}, which is whole")
+    raise refused[0]
+
+
+def _refusal(state: State, identity: dict[str, Any]) -> UserError | None:
+    try:
+        state.check(identity)
+    except UserError as error:
+        return error
+    return None
 
 
 # -- keeping ----------------------------------------------------------------------------------------------------
@@ -220,6 +259,7 @@ class Keep:
         resume: the folder of the state that it goes on from; None: it begins with chunk 0.
         first, frames: the first chunk to be made, and video frames made before it. Said here, since who cannot read the
             state must know them as well.
+        mark: drawn when the stream begins; its states and videos carry it, and are told by it from those of others.
     """
 
     folder: str
@@ -229,6 +269,7 @@ class Keep:
     resume: str | None = None
     first: int = 0
     frames: int = 0
+    mark: str | None = None
 
     @cached_property
     def state(self) -> State | None:
@@ -263,20 +304,30 @@ class Keep:
     def complete(self, chunk: int, files: dict[str, str], content: dict[str, Any]) -> Path:
         """Make what was written a state, and remove the others of this stream."""
         root, part = Path(self.folder), self.part(chunk)
-        content = {"format": FORMAT, "chunk": chunk, "identity": self.identity, **content, "files": files}
+        content = {"format": FORMAT, "chunk": chunk, "mark": self.mark, "identity": self.identity, **content}
         with (part / CONTENT).open("w") as file:
-            json.dump(content, file, indent=2)
+            json.dump(content | {"files": files}, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
         target = root / f"chunk.{chunk:06d}"
         if target.exists():
-            aside = root / f"chunk.{chunk:06d}.old"
-            shutil.rmtree(aside, ignore_errors=True)
-            target.rename(aside)
+            if not self._owns(target):
+                disk.keep_aside(root, [target])
+            else:
+                aside = root / f"chunk.{chunk:06d}.old"
+                shutil.rmtree(aside, ignore_errors=True)
+                target.rename(aside)
         part.rename(target)
         for other in root.glob("chunk.*"):
             found = OTHERS.fullmatch(other.name)  # all else is somebody's own
             later = found and found[2] == ".part" and int(found[1]) > chunk  # being written now
-            if found and other != target and not later:
+            if found and other != target and not later and self._owns(other):
                 shutil.rmtree(other, ignore_errors=True)
         return target
+
+    def _owns(self, folder: Path) -> bool:
+        """Whether a state is of this stream; one that was never whole is nobody's, and so counts as its own."""
+        try:
+            return not is_file(folder / CONTENT) or State(folder).mark == self.mark
+        except (OSError, ValueError, AttributeError):
+            return False

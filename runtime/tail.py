@@ -212,6 +212,7 @@ class Tail:
         try:
             if m.hollow:
                 raise OSError(NOTHING)
+            output.due = chunk
             output.save(self.saver, stream, chunk, awaited, json.loads(m.note), then)
         except Exception as error:
             whole = Whole(stream, chunk, keep, awaited, {}, {}, then, failure=str(error))

@@ -24,6 +24,8 @@ from conf.schema.stream import (
     SinkConfig,
     SourceConfig,
     StreamConfig,
+    check_folder,
+    fresh_folder,
 )
 from conf.settings import check_choices, one_of
 
@@ -69,8 +71,9 @@ class Config:
     sink: SinkConfig = field(default_factory=SinkConfig)
     post: PostConfig = field(default_factory=PostConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    output_dir: str = "outputs"
-    """The folder of the run's video, report, trace and states; made when everything is loaded."""
+    output_dir: str = field(default_factory=fresh_folder)
+    """The folder of the run's video, report, trace and states; made when everything is loaded. By default a new one below
+    `outputs/`."""
     resume: str | None = None
     """Go on from a saved state: its folder, or the output folder of a run that saved one (then the newest)."""
     control: str | None = None
@@ -78,6 +81,7 @@ class Config:
 
     def __post_init__(self):
         self.control = live(self.control)
+        check_folder(self.output_dir)
         check_choices(self, "")
         if self.capacity is not None and not 0 < self.capacity <= 1:
             raise UserError(f"capacity={self.capacity}", "is a share of frames, above 0 and up to 1", "use 0.999")

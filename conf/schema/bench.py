@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from conf.errors import UserError, choice, positive
 from conf.schema import Config
+from conf.schema.stream import fresh_folder
 
 MEASURES = ("stages", "links", "efficiency")
 
@@ -44,3 +46,4 @@ class BenchConfig(Config):
     """One run of `launch.bench`: what `launch.stream` takes, and what is measured of it."""
 
     bench: BenchSettings = field(default_factory=BenchSettings)
+    output_dir: str = field(default_factory=partial(fresh_folder, "bench-"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from conf.errors import UserError, positive
 from conf.paths import found
 from conf.schema.distill import KINDS
 from conf.schema.model import ModelConfig
+from conf.schema.stream import check_folder, fresh_folder
 
 
 @dataclass
@@ -31,10 +33,11 @@ class EvaluateConfig:
     decoder_clips: int = 32
     """Held-out clips behind the decoder's PSNR."""
     threads: int = 1
-    output_dir: str = "outputs"
+    output_dir: str = field(default_factory=partial(fresh_folder, "evaluate-"))
 
     def __post_init__(self):
         self.compare = found(self.compare)
+        check_folder(self.output_dir)
         for name in ("cases", "seconds", "segment_s", "decoder_clips", "threads"):
             positive(name, getattr(self, name))
         if self.minutes < 0 or self.long_cases < 0:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
+from datetime import datetime
+from secrets import token_hex
 
 from conf.errors import UserError, not_negative, positive
 from conf.paths import found, live
@@ -37,6 +39,22 @@ def _plain(name: str, text: str | None, longest: int) -> None:
         )
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UserError(f"{name}={shown(text)}", "holds a NUL or half a character", "give plain Unicode text")
+
+
+def fresh_folder(of: str = "") -> str:
+    """An output folder that no other run has, however close together and wherever they start.
+
+    Args:
+        of: what is left there, where it is no stream.
+    """
+    return f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}-{of}${{model.name}}-{token_hex(4)}"
+
+
+def check_folder(output_dir: str) -> None:
+    """Refuse an output folder without a name: what is named below it would be at the root of the file system."""
+    _plain("output_dir", output_dir, LONGEST_PATH)
+    if not output_dir:
+        raise UserError("output_dir=", "names no folder", "give one, or leave it out")
 
 
 @dataclass

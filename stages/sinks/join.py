@@ -7,6 +7,7 @@ a run may be killed some frames after the point that the next one goes on from.
 
 from __future__ import annotations
 
+import logging
 import re
 from fractions import Fraction
 from itertools import pairwise
@@ -18,7 +19,9 @@ from conf import disk
 from conf.errors import UserError
 from conf.paths import is_file, is_folder
 from stages.rate import frame_rate
-from stages.sinks.video import FRAGMENTED
+from stages.sinks.video import FRAGMENTED, REFUSED, mark_of, set_mark
+
+log = logging.getLogger(__name__)
 
 
 def segment(video: str | Path, frame: int) -> Path:
@@ -44,25 +47,27 @@ def segments(video: str | Path) -> list[tuple[int, Path]]:
 
 
 def join(video: str | Path) -> int:
-    """Append the segments beside a video to it, and remove them; returns how many there were.
+    """Append the segments beside a video to it, and remove them; returns how many there were. Segments of other streams
+    stay where they are, with a warning, as does one that nothing can be read of.
 
     Frames keep their times. Sound goes over from one segment to the next within two AAC packets (43 ms): each was
     encoded on its own. The video is
     replaced once the joined file is whole: whatever happens before, all parts are still there.
 
     Raises:
-        UserError: there is no such video, a part cannot be read, or they were not encoded alike.
+        UserError: there is no such video, a part lacks frames, or they were not encoded alike.
     """
     video = Path(video)
     if not is_file(video):
         raise UserError(f"video={video}", "there is no such file", "give the first segment, e.g. outputs/run/video.mp4")
-    found = [(frame, path) for frame, path in segments(video) if path.stat().st_size]
-    if not found:
-        return 0
     try:
+        whose = mark_of(video)
+        found = [(frame, path) for frame, path in segments(video) if path.stat().st_size and is_of(path, whose)]
+        if not found:
+            return 0
         with disk.replacing(video) as aside:
-            _write([(0, video), *found], aside)
-    except (OSError, ValueError, av.FFmpegError) as error:
+            _write([(0, video), *found], aside, whose)
+    except (ValueError, *REFUSED) as error:
         rule = f"its parts cannot be joined ({getattr(error, 'strerror', None) or error})"
         raise UserError(f"video={video}", rule, "the parts are left as they are") from error
     for _, path in found:
@@ -70,10 +75,23 @@ def join(video: str | Path) -> int:
     return len(found)
 
 
-def _write(parts: list[tuple[int, Path]], target: Path) -> None:
+def is_of(video: Path, mark: str | None) -> bool:
+    """Whether a video is of the stream with that mark; where it is not, or cannot be read, that is said."""
+    try:
+        if mark_of(video) == mark:
+            return True
+        why = "is of another stream"
+    except REFUSED as error:
+        why = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    log.warning("%s %s: it is left as it is, and nothing is joined to it", video, why)
+    return False
+
+
+def _write(parts: list[tuple[int, Path]], target: Path, mark: str | None) -> None:
     """All parts, (first frame, file), to one file."""
     tracks: dict[str, av.stream.Stream] = {}
     with av.open(f"file:{target}", "w", format="mp4", options=FRAGMENTED) as joined:
+        set_mark(joined, mark)
         for this, following in pairwise([*parts, None]):
             first, path = this
             with av.open(f"file:{path}") as part:
@@ -106,6 +124,8 @@ def _packets(part: av.container.InputContainer, first: int, frames: int | None, 
         offset = round(begins / packet.time_base)
         packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
         yield packet
+    if frames is not None and shown < frames:
+        raise ValueError(f"{Path(part.name).name} holds {shown} of {frames} frames")
 
 
 def _sound_begins(path: Path) -> Fraction:

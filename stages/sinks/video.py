@@ -26,6 +26,8 @@ TRACK_RATE = 48000  # of the track: AAC delays by 1024 samples of this
 X264 = {"preset": "veryfast", "tune": "zerolatency", "crf": "20", "threads": "1", "sc_threshold": "0"}
 FRAGMENTED = {"movflags": "delay_moov+default_base_moof+frag_keyframe+skip_trailer"}
 BT709, LIMITED_RANGE = 1, 1
+MARK = "comment"
+"""The entry of a file's metadata that says whose it is."""
 REFUSED = (OSError, av.FFmpegError)
 """What a file that cannot be written raises: not all of FFmpeg's errors are the system's."""
 
@@ -42,12 +44,15 @@ class VideoSink:
         height: of the picture in pixels, even.
         width: of the picture in pixels, even.
         sound: whether there is a sound track.
+        mark: kept in the file, so that it is known from another stream's; None: none.
 
     Raises:
         UserError: the size is odd, or the file cannot be made; nothing is left behind then.
     """
 
-    def __init__(self, path: str | Path, fps: float, height: int, width: int, sound: bool = False):
+    def __init__(
+        self, path: str | Path, fps: float, height: int, width: int, sound: bool = False, mark: str | None = None
+    ):
         self.path, self.height, self.width = Path(path), height, width
         self._fps = frame_rate(fps)
         self.frames = 0  # written so far
@@ -60,6 +65,7 @@ class VideoSink:
             # The encoders are opened before the file is touched.
             self._container = av.open(f"file:{self.path}", "w", format="mp4", options=FRAGMENTED)
             self._container.flags |= Flags.flush_packets.value
+            set_mark(self._container, mark)
             self._picture = self._picture_track()
             self._sound = _SoundTrack(self._container) if sound else None
             self._made = not self.path.exists()
@@ -179,6 +185,22 @@ class VideoSink:
                 container.close()
         if remove:
             disk.remove(self.path)
+
+
+def set_mark(container: av.container.OutputContainer, mark: str | None) -> None:
+    """Have a file that is about to be written carry a mark."""
+    if mark is not None:
+        container.metadata[MARK] = mark
+
+
+def mark_of(video: str | Path) -> str | None:
+    """The mark that a video carries; None: none.
+
+    Raises:
+        OSError, av.FFmpegError: it cannot be read.
+    """
+    with av.open(f"file:{video}") as container:
+        return container.metadata.get(MARK)
 
 
 class _SoundTrack:

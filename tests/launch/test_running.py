@@ -85,7 +85,7 @@ def test_streams_come_and_go_until_it_is_closed(tmp_path, nano):
 def test_health_says_what_everyone_is_at_and_who_is_lost(tmp_path, nano, launcher):
     gate = threading.Event()
     config = config_of(*BASE, f"output_dir={tmp_path}/run", "launcher.timeout_s=20", *LOCAL[launcher])
-    with running.start(config, begin=lambda: gate.wait(PATIENCE_S) and running.output_folder(config)) as run:
+    with running.start(config, begin=lambda: gate.wait(PATIENCE_S)) as run:
         until(lambda: {one.at for one in run.health()} == {"waiting for the others to load"})
         assert not run.begun
         gate.set()
@@ -243,8 +243,10 @@ def test_a_stream_that_ends_costs_no_other_its_report(tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize("plan", ["sequential", "timestep"])
-def test_a_file_that_cannot_be_made_costs_no_other_stream_its_own(tmp_path, capsys, plan):
-    (tmp_path / "v.0.mp4").mkdir()
+def test_a_file_that_cannot_be_made_costs_no_other_stream_its_own(tmp_path, capsys, monkeypatch, plan):
+    """One that could have been made when the run was looked at."""
+    begin = stream._begin
+    monkeypatch.setattr(stream, "_begin", lambda *args: (tmp_path / "v.0.mp4").mkdir() or begin(*args))
     overrides = ("model=nano", f"plan={plan}", "stream.count=2", "stream.chunks=2", f"sink.video={tmp_path}/v.mp4")
     assert stream.main([*overrides, f"output_dir={tmp_path}/run"]) == 2
     errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]

@@ -2,13 +2,15 @@
 
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 
 from conf.errors import UserError
 from conf.schema import Config, SinkConfig, SourceConfig, StreamConfig
-from runtime.admission import own
+from runtime.admission import of_run, own
 from runtime.orders import Open
+from tests.helpers import config_of
 
 
 def order(name: str, source: dict | None = None, **sink) -> Open:
@@ -51,7 +53,30 @@ def test_a_pipe_has_one_reader_and_a_file_has_many(linked):
         own(order("b", {"actions": link / "pipe"}), held)
     with pytest.raises(UserError, match=r"source.actions=.*: source.audio reads it; "):
         own(order("b", {"audio": real / "pipe", "actions": link / "pipe"}), {})
-    assert not own(order("b", {"actions": link / "file"}), held)
+    own(order("b", {"actions": link / "file"}), held)
+
+
+def test_nobody_writes_what_is_read(linked):
+    """Under another name, in another spelling, by another link."""
+    real, link = linked
+    (real / "speech.wav").write_text("")
+    os.link(real / "speech.wav", real / "twin.wav")
+    for path in (real / "speech.wav", link / "speech.wav", real / ".." / "real" / "speech.wav", real / "twin.wav"):
+        with pytest.raises(UserError, match=r"sink.latents=.*: source.audio reads it; give a file of its own"):
+            own(order("a", {"audio": real / "speech.wav"}, latents=path), {})
+        with pytest.raises(UserError, match=r"sink.latents=.*: stream a reads it; "):
+            own(order("b", latents=path), own(order("a", {"audio": real / "speech.wav"}), {}))
+
+
+def test_nobody_writes_what_is_the_runs_own(linked):
+    real, link = linked
+    (real / "w.safetensors").write_text("")
+    config = replace(config_of("model=nano", f"output_dir={real}"))
+    taken = of_run(replace(config, model=replace(config.model, checkpoint=str(real / "w.safetensors"))))
+    for name, who in (("report.json", "the run writes"), ("w.safetensors", "the model reads")):
+        with pytest.raises(UserError, match=rf"sink.inputs=.*{name}: {who} it; give a file of its own"):
+            own(order("a", inputs=link / name), taken)
+    assert own(order("a", video=real / "video.mp4"), taken)
 
 
 def test_standard_input_by_another_name_is_standard_input(tmp_path, monkeypatch):

@@ -66,6 +66,22 @@ def test_a_line_has_an_end(tmp_path, monkeypatch):
         Inputs(path)
 
 
+def test_who_goes_on_makes_later_lines_anew(tmp_path):
+    """Of a run that was killed behind the state it is gone on from; nothing is touched before the first of them."""
+    path = tmp_path / "inputs.jsonl"
+    lines = [f'{{"chunk":{chunk},"prompt":"{chunk}"}}\n' for chunk in range(6)]
+    path.write_text("".join(lines) + '{"end":6}\n{"chu')
+    sink = InputsSink(path, first=4)
+    assert path.read_text().startswith("".join(lines))
+    for chunk in (4, 5):
+        sink.chunk(chunk, f"new {chunk}", None, None)
+    sink.close()
+    found = Inputs(path)
+    assert found.prompts == {**{chunk: str(chunk) for chunk in range(4)}, 4: "new 4", 5: "new 5"}
+    InputsSink(path).close()
+    assert Inputs(path).chunks == 6
+
+
 @pytest.mark.parametrize("device", [True, False])
 def test_a_sink_that_is_no_file(tmp_path, device):
     path = tmp_path / "inputs.jsonl"

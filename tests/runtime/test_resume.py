@@ -12,6 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from launch import stream
+from runtime.state import EARLIER, FORMAT, Keep, State, write
+from stages.sinks.join import join
+from stages.sinks.video import VideoSink
 from tests.helpers import sampled
 from tests.launch.test_stream import decoded
 
@@ -43,9 +46,12 @@ class Runs:
         self.folder, self.capsys = folder, capsys
 
     def __call__(self, name: str, *overrides: str) -> dict:
+        return self.ends(0, name, *overrides)
+
+    def ends(self, expected: int, name: str, *overrides: str) -> dict:
         code = stream.main(["model=nano", f"output_dir={self.folder / name}", *overrides])
-        err = self.capsys.readouterr().err
-        assert code == 0, err
+        self.err = self.capsys.readouterr().err
+        assert code == expected, self.err
         return json.loads((self.folder / name / "report.json").read_text())
 
     def fails(self, *overrides: str) -> str:
@@ -216,9 +222,10 @@ def test_a_state_that_cannot_be_written_does_not_stop_the_stream(runs, monkeypat
 
     monkeypatch.setattr(banks, "write", full)
     for plan in ("sequential", "timestep"):
-        report = runs(plan, "sink.video=null", *BASE, *SAVE, *PLANS[plan])
+        report = runs.ends(2, plan, "sink.video=null", *BASE, *SAVE, *PLANS[plan])
         assert report["chunks"] == 6 and report["state"]["saved"] is None
         assert "No space left on device" in caplog.text
+        assert f"error: output_dir={runs.folder / plan}: the state before chunk 5 was not saved; " in runs.err
         assert "there is no whole state" in runs.fails("sink.video=null", f"resume={runs.folder / plan}")
 
 
@@ -234,3 +241,102 @@ def test_a_prompt_makes_the_bank_anew_from_chunks_of_before(runs, event):
     runs("saved", *base, *SAVE, *PLANS["grid"])
     after = runs("run", *base, "stream.chunks=8", "plan=layers", "plan.layers=[1,5]", f"resume={runs.folder / 'saved'}")
     assert after["latents_sha256"] == whole["latents_sha256"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run with a video that has saved a state at chunk 2, to be copied."""
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    assert stream.main(["model=nano", f"output_dir={folder}", "stream.chunks=2", "stream.save_every_chunks=2"]) == 0
+    return folder
+
+
+@pytest.fixture
+def again(saved, runs):
+    """again(*overrides): one chunk more in the copy `run`."""
+    shutil.copytree(saved, runs.folder / "run")
+    return lambda *more: runs("run", "stream.chunks=3", f"resume={runs.folder / 'run'}", *more)
+
+
+def test_of_several_states_the_newest_whole_one_is_taken(runs, again, caplog):
+    folder = runs.folder / "run" / "state"
+    for chunk, name in ((4, "conditioning.safetensors"), (6, "state.json")):
+        shutil.copytree(folder / "chunk.000002", folder / f"chunk.{chunk:06d}")
+        (folder / f"chunk.{chunk:06d}" / name).write_text("x")
+    newest = folder / "chunk.000006"
+    line = runs.fails("stream.chunks=8", f"resume={newest}")
+    assert line.startswith(f"error: resume={newest}: its state.json is damaged")
+    assert line.endswith(f"; give resume={folder / 'chunk.000002'}, which is whole")
+    assert again()["state"]["resumed_at"] == 2
+    said = [record.getMessage() for record in caplog.records]
+    assert "chunk.000006: its state.json is damaged" in said[0]
+    assert "chunk.000004: conditioning.safetensors is damaged" in said[1]
+    assert said[2] == f"resume={runs.folder / 'run'} goes on from {folder / 'chunk.000002'}"
+    assert decoded(runs.folder / "run" / "video.mp4")[0] == 3 * 12
+
+
+def test_only_a_streams_own_whole_video_is_joined(runs, again, caplog):
+    """Another's stays, and so does one that lacks frames; the rest lies beside it, until it is whole."""
+    video, rest = runs.folder / "run" / "video.mp4", runs.folder / "run" / "video.from-00000024.mp4"
+    own = video.read_bytes()
+    another = VideoSink(video, 16, 32, 32, sound=True, mark="another")
+    another.write(np.zeros((24, 32, 32, 3), np.uint8))
+    another.close()
+    foreign = video.read_bytes()
+    report = again()
+    assert video.read_bytes() == foreign and report["outputs"]["video"] == str(rest) and decoded(rest)[0] == 12
+    assert "video.mp4 is of another stream: it is left as it is, and nothing is joined to it" in caplog.text
+    torn = own[: own.rindex(b"moof") - 4]
+    video.write_bytes(torn)
+    report = runs("run", "stream.chunks=3", f"resume={runs.folder / 'run'}")
+    assert video.read_bytes() == torn and report["outputs"]["video"] == str(rest) and decoded(rest)[0] == 12
+    assert "its parts cannot be joined (video.mp4 holds " in caplog.text
+    video.write_bytes(own)
+    assert join(video) == 1 and decoded(video)[0] == 36 and not rest.exists()
+
+
+def test_a_state_is_found_where_a_later_run_has_put_it(runs, again, caplog):
+    """And stays there: what goes on from it is a run of its own."""
+    runs.folder.joinpath("run", "notes").write_text("mine")
+    runs("run", "sink.video=null", "stream.chunks=1", "stream.seed=7", "stream.save_every_chunks=1")
+    assert "was saved with stream.seed=7, this run has 0" in runs.fails(f"resume={runs.folder / 'run'}")
+    runs("run", "sink.video=null", "stream.chunks=1", "stream.seed=8")
+    report = runs("run", "sink.video=null", "stream.chunks=2", "stream.seed=7", f"resume={runs.folder / 'run'}")
+    assert report["state"]["resumed_at"] == 1
+    first, second = (runs.folder / "run" / f"earlier.{n}" for n in (1, 2))
+    assert f"goes on from {second / 'state' / 'chunk.000001'}" in caplog.text
+    assert (first / "state" / "chunk.000002" / "state.json").exists() and (first / "video.mp4").exists()
+    assert (second / "state" / "chunk.000001" / "state.json").exists()
+
+
+def test_a_state_of_another_stream_is_not_removed(tmp_path):
+    mine, other = Keep(str(tmp_path), {}, mark="mine"), Keep(str(tmp_path), {}, mark="other")
+    for keep, chunk in ((other, 4), (other, 6), (mine, 5), (mine, 6), (mine, 7)):
+        keep.begin(chunk)
+        # As `other.complete`, which would remove its own older one.
+        (keep.part(chunk) / "state.json").write_text(json.dumps({"mark": keep.mark}))
+        if keep is other:
+            keep.part(chunk).rename(tmp_path / f"chunk.{chunk:06d}")
+        else:
+            keep.complete(chunk, {}, {})
+    found = {
+        str(path.parent.relative_to(tmp_path)): json.loads(path.read_text())["mark"]
+        for path in tmp_path.rglob("*.json")
+    }
+    assert found == {"chunk.000004": "other", "earlier.1/chunk.000006": "other", "chunk.000007": "mine"}
+
+
+def test_a_state_of_the_format_before_is_read(runs):
+    """Where what a recalibration is made of was one tensor, and the identity said less."""
+    assert FORMAT - 1 in EARLIER
+    base = ("sink.video=null", *BASE, "model.recalibrate_chunk=6")
+    whole = runs("whole", *base)
+    runs("saved", *base, *SAVE)
+    state = runs.folder / "saved" / "state" / "chunk.000005"
+    tensors, counters = State(state).output
+    assert list(tensors) == ["anchor.reference"]
+    content = json.loads((state / "state.json").read_text())
+    content["files"] |= write(state, "output", {"anchor": tensors["anchor.reference"]}, counters)
+    del content["mark"], content["identity"]["model"]["family"]
+    (state / "state.json").write_text(json.dumps(content | {"format": 2}))
+    assert runs("run", *base, f"resume={state}")["latents_sha256"] == whole["latents_sha256"]

@@ -1,0 +1,200 @@
+"""The output folder of a run: one run at a time has it, and what an earlier run has left there is kept.
+
+A run that names a used folder moves what is in its way to `earlier.1/`, `earlier.2/`, ... of that folder, unless it
+goes on from a state in it. Whether a folder is in use is asked of the kernel, which lets go of a lock when its holder
+dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from conf import disk
+from conf.errors import UserError
+from conf.schema import Config
+from runtime.admission import CONFIG, RESULTS
+from runtime.outputs import OWN
+from runtime.state import FOLDER, candidates, states
+
+log = logging.getLogger(__name__)
+
+FILES = (*RESULTS, "trace.*.part")
+"""What every run leaves, as globs; its configuration says the rest."""
+LOCK = ".everframe.lock"
+LOCK_S, POLL_S = 1.0, 0.05
+"""Longest wait for a lock, which others hold for a moment when they look whether it is free."""
+
+
+def look(config: Config) -> None:
+    """Look, before anything loads, whether the run may have its output folder and what is the run's own elsewhere;
+    leaves nothing there.
+
+    Raises:
+        UserError: it cannot be made or written, or another run is writing there.
+    """
+    folder = Path(config.output_dir)
+    with _making(folder):
+        disk.look(folder)
+    if timeline := config.sink.timeline:
+        with disk.writing(f"sink.timeline={timeline}"):
+            disk.look_file(timeline)
+    with suppress(OSError):  # nobody has ever locked it, or `claimed` says why it cannot be
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            if not _locks(file, fcntl.LOCK_SH):
+                raise _in_use(folder, file)
+        finally:
+            os.close(file)
+
+
+@contextmanager
+def claimed(config: Config) -> Iterator[Path]:
+    """The run's output folder, made, and this run's alone while the context is open. What is in its way has been moved.
+
+    Raises:
+        UserError: it cannot be made or written, or another run is writing there.
+    """
+    folder = Path(config.output_dir)
+    with _making(folder):
+        disk.folder(folder)
+    with _locked(folder):
+        if not _goes_on_in(folder, config) and (found := _left(folder, config)):
+            with disk.writing(f"output_dir={folder}", f"{disk.EARLIER}.N"):
+                aside = disk.keep_aside(folder, found)
+            log.warning("output_dir=%s holds an earlier run, which is kept in %s", folder, aside)
+        yield folder
+
+
+def _making(folder: Path) -> Any:
+    return disk.writing(f"output_dir={folder}", rule="cannot be made", remedy="give a folder you may write to")
+
+
+# -- one run at a time --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    path = folder / LOCK
+    file = _lock(folder, path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(file)
+
+
+def _lock(folder: Path, path: Path) -> int:
+    """The descriptor of a folder's lock, held."""
+    end = time.monotonic() + LOCK_S
+    while True:
+        with disk.writing(f"output_dir={folder}", path.name):
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        if not _locks(file):
+            if time.monotonic() > end:
+                refused = _in_use(folder, file)
+                os.close(file)
+                raise refused
+        elif _is_at(file, path):
+            with suppress(OSError):  # who it is matters less than that it is held
+                os.ftruncate(file, 0)
+                os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
+            return file
+        # Else its holder has just ended, and removed it.
+        os.close(file)
+        time.sleep(POLL_S)
+
+
+def _locks(file: int, how: int = fcntl.LOCK_EX) -> bool:
+    """Lock a file, unless another has it locked; where nobody can, that is said, and nothing keeps others out."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning("this file system locks nothing (%s): see to it that no other run writes there", error.strerror)
+    return True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file), path.lstat())
+    return False
+
+
+def _in_use(folder: Path, file: int) -> UserError:
+    who = "another"
+    with suppress(OSError):
+        who = os.pread(file, 200, 0).decode(errors="replace") or who
+    return UserError(
+        f"output_dir={folder}",
+        f"a run is writing there ({who})",
+        "give a folder of its own, or wait until it has ended",
+    )
+
+
+# -- what an earlier run has left -----------------------------------------------------------------------------------
+
+
+def _goes_on_in(folder: Path, config: Config) -> bool:
+    """Whether a run resumes from a state that is in its output folder."""
+    if config.resume is None:
+        return False
+    newest = candidates(config.resume, "0" if config.stream.count > 1 else None)[0].folder
+    return (folder / FOLDER).resolve() in newest.resolve().parents
+
+
+def _left(folder: Path, config: Config) -> list[Path]:
+    """What an earlier run has left in a folder, and what else this one would replace. All else is somebody's own."""
+    before = _read(folder / CONFIG)
+    patterns = [*FILES, *_patterns(before.get("output_dir"), before.get("sink"))]
+    patterns += _patterns(config.output_dir, vars(config.sink))
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    if any(states(root) for root in (folder / FOLDER, *folder.glob(f"{FOLDER}/*"))):
+        found.add(folder / FOLDER)
+    taken = found | {*disk.earlier(folder)}
+    whole = [path for path in found - {*disk.earlier(folder)} if taken.isdisjoint(path.parents)]
+    # The configuration says what the rest is: it goes last.
+    return sorted(whole, key=lambda path: (path.name == CONFIG, path))
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """A run's configuration; empty where it is none."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _patterns(output_dir: Any, sink: Any) -> Iterator[str]:
+    """Globs, as seen from the output folder, of what sinks have written in it: under their own name, with that of one
+    of several streams, or in parts."""
+    given = [sink.get(name) for name in (*OWN, "timeline")] if isinstance(sink, Mapping) else []
+    if not isinstance(output_dir, str):
+        return
+    for path in (path for path in given if isinstance(path, str) and path):
+        with suppress(ValueError):  # elsewhere
+            inside = _absolute(path).relative_to(_absolute(output_dir))
+            if inside.name:
+                yield escape(str(inside))
+                yield f"{escape(str(inside.with_suffix('')))}.*{escape(inside.suffix)}"
+            else:
+                yield "frame.*.png"
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.normpath(Path(path).absolute()))
