@@ -72,8 +72,8 @@ class Config:
     post: PostConfig = field(default_factory=PostConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     output_dir: str = field(default_factory=fresh_folder)
-    """The folder of the run's video, report, trace and states; made when everything is loaded. By default a new one below
-    `outputs/`."""
+    """The folder of the run's video, report, trace and states; made when everything is loaded. By default a new one
+    below `outputs/`."""
     resume: str | None = None
     """Go on from a saved state: its folder, or the output folder of a run that saved one (then the newest)."""
     control: str | None = None
