@@ -24,6 +24,7 @@ from conf.errors import UserError
 from conf.schema import Config
 from launch import control, planning, running, torchrun
 from launch.cli import EXIT_USER_ERROR, run
+from launch.console import lasting
 from launch.log import Log, log_of
 from launch.progress import Ended, ProgressLine, Watch
 from launch.running import output_folder
@@ -37,6 +38,7 @@ from runtime.report import assemble, write_json
 from runtime.run import SequentialRun
 from runtime.running import Stopped, WorkerFailed
 from runtime.trace_file import join_traces
+from stages.build import idle_gpu
 
 EXIT_FAULT = 1
 
@@ -114,6 +116,8 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
     config = planning.resolve(config)
     if config is not given:
         resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
+    if config.device.kind == "auto" and torchrun.speaks() and (idle := idle_gpu()):
+        console.print("device=auto computes on the CPU: {}; {}".format(*idle), style="yellow", soft_wrap=True)
     log = log_of(config)
     alone = config.launcher.name == "local" and config.plan.name == "sequential" and config.plan.sequence_parallel == 1
     alone &= config.device.kind != "emulated" and config.control is None
@@ -161,6 +165,8 @@ def _tell(config: Config, log: Log, workers: list[dict], streams: list[dict], to
         for name, path in entry["outputs"].items():
             print(f"{name.replace('_', ' ')}: {path}")
         print(f"latents_sha256: {entry['latents_sha256']}")
+        if not entry["chunks"] and "error" not in entry:
+            print(f"stream {entry['stream']}: no chunk was made, it ended before its first", file=sys.stderr)
     if config.sink.timeline:
         _timeline(config, folder)
     log.finish(report)
@@ -173,10 +179,11 @@ def _tell(config: Config, log: Log, workers: list[dict], streams: list[dict], to
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with listening(**torchrun.hearing()) as stop:
+    with lasting(), listening(**torchrun.hearing()) as stop:
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
         def agree(config: DictConfig) -> None:
+            torchrun.refuse_other(config.launcher.name)
             _outcome(lambda: torchrun.agree(config, stop))
 
         return run("stream", Config, partial(stream, stop=stop), argv, prepare=agree, speaks=torchrun.speaks())

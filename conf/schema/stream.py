@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field, fields
 
 from conf.errors import UserError, choice, positive
-from conf.paths import found, live
+from conf.paths import found, is_live, live
 from conf.typed import shown
 
 PLANS = ("sequential", "timestep", "layers", "grid", "auto")
@@ -17,6 +17,7 @@ POSTS = ("none", "upscale")
 THREADS = ("auto", "true", "false")
 LOGS = ("none", "wandb")
 TRACES = ("none", "recent", "all")
+PACES = ("live", "free")
 PICTURES = ("video", "frames", "contact_sheet")
 """Settings of sinks that are made of pictures."""
 SOURCES = ("image", "audio", "actions", "tensors", "inputs")
@@ -121,8 +122,12 @@ class SourceConfig:
     tensors: str | None = None
     inputs: str | None = None
     """What `sink.inputs` recorded of another stream, in place of its sound and actions."""
+    pace: str = "live"
+    """Of sound and actions that come through a pipe: `live`, a chunk is sampled no sooner than the one before it has
+    been watched (frames / fps), so the stream does not run ahead of who drives it; `free`, as fast as stages allow."""
 
     def __post_init__(self):
+        choice("source.pace", self.pace, PACES)
         for name in SOURCES:
             _plain(f"source.{name}", getattr(self, name), LONGEST_PATH)
             setattr(self, name, found(getattr(self, name)))
@@ -136,6 +141,16 @@ class SourceConfig:
     def reads_stdin(self) -> bool:
         """Whether it reads standard input, which one stream of a run can do."""
         return "-" in [getattr(self, name) for name in SOURCES]
+
+    @property
+    def live(self) -> bool:
+        """Whether sound or actions come as they happen, and may have to be waited for."""
+        return is_live(self.audio) or is_live(self.actions)
+
+    @property
+    def paced(self) -> bool:
+        """Whether its stream is sampled no faster than it is watched."""
+        return self.live and self.pace == "live"
 
 
 @dataclass

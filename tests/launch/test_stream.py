@@ -109,7 +109,8 @@ def test_live_sound_gives_what_the_file_gives(job, speech, tmp_path):
     expected = job("model=nano", f"source.audio={speech}", "sink.video=null")
     source = AudioFile(speech)
     pcm = np.round(source.read(10**6) * 32768).astype("<i2").tobytes()
-    process = start(f"output_dir={tmp_path}/live", "sink.video=null", "source.audio=-", stdin=subprocess.PIPE)
+    live = ("source.audio=-", "source.pace=free")
+    process = start(f"output_dir={tmp_path}/live", "sink.video=null", *live, stdin=subprocess.PIPE)
     # In uneven pieces, with pauses, as sound arrives.
     for i in range(0, len(pcm), 7001):
         process.stdin.write(pcm[i : i + 7001])
@@ -128,7 +129,8 @@ PROCESSES = ("plan=timestep", "plan.workers=2", "launcher.threads=false")
 def test_live_sound_reaches_a_worker_in_a_process_of_its_own(nano, speech, tmp_path):
     """Its standard input is for its orders; the run's comes beside it."""
     pcm = np.round(AudioFile(speech).read(10**6) * 32768).astype("<i2").tobytes()
-    process = start(f"output_dir={tmp_path}", "sink.video=null", "source.audio=-", *PROCESSES, stdin=subprocess.PIPE)
+    live = ("source.audio=-", "source.pace=free")
+    process = start(f"output_dir={tmp_path}", "sink.video=null", *live, *PROCESSES, stdin=subprocess.PIPE)
     _, err = finish(process, pcm)
     assert process.returncode == 0, err
     report = json.loads((tmp_path / "report.json").read_text())
@@ -162,7 +164,8 @@ def test_live_actions_give_what_the_file_gives(job, tmp_path):
     base = ("stream.chunks=5", "sink.video=null")
     expected = job("model=nano", f"source.actions={path}", *base)["latents_sha256"]
     assert expected != job("model=nano", *base)["latents_sha256"]
-    process = start(f"output_dir={tmp_path}/live", *base, "source.actions=-", stdin=subprocess.PIPE)
+    live = ("source.actions=-", "source.pace=free")
+    process = start(f"output_dir={tmp_path}/live", *base, *live, stdin=subprocess.PIPE)
     for line in path.read_bytes().splitlines(keepends=True):
         process.stdin.write(line)
         process.stdin.flush()
