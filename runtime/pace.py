@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+DRIFT = 1e-3
+"""How much faster than this clock that of a sound card may be: what comes faster would be held back more and more."""
+
 
 class Pace:
     """When the next chunk of one stream is due: as long after the one before as that one is watched.
@@ -31,4 +34,4 @@ class Pace:
     def sampled(self, seconds: float) -> None:
         """A chunk was sampled that is watched for so many seconds. With the first one the clock begins."""
         now = self._clock()
-        self._due = max(now, (now if self._due is None else self._due) + seconds)
+        self._due = max(now, (now if self._due is None else self._due) + seconds * (1 - DRIFT))

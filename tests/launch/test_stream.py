@@ -12,6 +12,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from launch import stream
 from stages.sources.audio import AudioFile
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +136,17 @@ def test_live_sound_reaches_a_worker_in_a_process_of_its_own(nano, speech, tmp_p
     assert process.returncode == 0, err
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["latents_sha256"] == nano(f"source.audio={speech}")
+
+
+def test_a_gpu_that_is_not_used_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        stream, "idle_gpu", lambda: ("there is a GPU (/dev/nvidia0), and torch has no CUDA", "install one")
+    )
+    base = ("model=nano", "stream.chunks=1", "sink.video=null", f"output_dir={tmp_path}")
+    told = "device=auto computes on the CPU: there is a GPU (/dev/nvidia0), and torch has no CUDA; install one\n"
+    for device in ("auto", "cpu"):
+        assert stream.main([*base, f"device={device}"]) == 0
+        assert (told in capsys.readouterr().err) == (device == "auto")
 
 
 def test_a_closed_standard_input_is_told_to_who_reads_it(job, tmp_path, monkeypatch):

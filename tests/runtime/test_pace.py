@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from conf.schema import SourceConfig
 from launch import planning, running, stream
-from runtime import conditioning
-from runtime.pace import Pace
+from runtime import conditioning, pace
+from runtime.pace import DRIFT, Pace
 from tests.helpers import config_of
 
 
@@ -37,34 +37,45 @@ class Clock:
 def test_it_is_never_faster_than_it_is_watched_but_for_one_chunk(chunks):
     """Chunks of so many seconds, each ready so many seconds after it was asked for."""
     clock, moments = Clock(), []
-    pace = Pace(clock.wait, clock)
+    paced = Pace(clock.wait, clock)
     for seconds, late in chunks:
-        pace.hold()
+        paced.hold()
         clock.now += late
         moments.append((clock.now, seconds))
-        pace.sampled(seconds)
+        paced.sampled(seconds)
     longest = max(seconds for seconds, _ in chunks)
     for first, (begun, _) in enumerate(moments):
         for last in range(first + 1, len(moments)):
             watched = sum(seconds for _, seconds in moments[first:last])
-            assert moments[last][0] - begun >= watched - longest - 1e-6
+            assert moments[last][0] - begun >= watched * (1 - DRIFT) - longest - 1e-6
 
 
-def test_a_chunk_is_due_when_the_one_before_has_been_watched():
+def test_a_chunk_is_due_when_the_one_before_has_been_watched(monkeypatch):
+    monkeypatch.setattr(pace, "DRIFT", 0.0)
     clock = Clock()
-    pace = Pace(clock.wait, clock)
-    assert not pace.hold()  # the first: its source is waited for, not the clock
+    paced = Pace(clock.wait, clock)
+    assert not paced.hold()  # the first: its source is waited for, not the clock
     clock.now = 10.0
-    pace.sampled(0.5)
-    assert pace.hold() and clock.now == 10.5
+    paced.sampled(0.5)
+    assert paced.hold() and clock.now == 10.5
     clock.now = 10.75  # late by half a chunk
-    pace.sampled(0.5)
-    assert pace.hold() and clock.now == 11.0
+    paced.sampled(0.5)
+    assert paced.hold() and clock.now == 11.0
     clock.now = 20.0  # late by many: they are not made up for
-    pace.sampled(0.5)
-    assert not pace.hold()
-    pace.sampled(0.5)
-    assert pace.hold() and clock.now == 20.5
+    paced.sampled(0.5)
+    assert not paced.hold()
+    paced.sampled(0.5)
+    assert paced.hold() and clock.now == 20.5
+
+
+def test_sound_of_a_clock_that_is_a_little_fast_does_not_pile_up():
+    clock = Clock()
+    paced = Pace(clock.wait, clock)
+    for chunk in range(1000):
+        paced.hold()
+        clock.now = max(clock.now, chunk * 0.75 * (1 - DRIFT / 2))  # it has come
+        paced.sampled(0.75)
+    assert clock.now == pytest.approx(999 * 0.75 * (1 - DRIFT / 2))
 
 
 def test_what_comes_through_a_pipe_is_paced(tmp_path):
@@ -88,15 +99,15 @@ def test_a_pace_that_there_is_not(job):
 LINES = b"".join(b'{"frame": %d, "action": "left"}\n' % frame for frame in (0, 15, 30))
 
 
-@pytest.mark.parametrize("pace", ["live", "free"])
+@pytest.mark.parametrize("kind", ["live", "free"])
 @pytest.mark.parametrize("plan", ["sequential", "timestep"])
-def test_a_live_stream_asks_its_clock_before_every_chunk_but_the_first(job, monkeypatch, nano, tmp_path, plan, pace):
+def test_a_live_stream_asks_its_clock_before_every_chunk_but_the_first(job, monkeypatch, nano, tmp_path, plan, kind):
     clock = Clock()
     monkeypatch.setattr(conditioning, "Pace", lambda wait: Pace(clock.wait, clock))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(LINES)))
-    live = nano(f"plan={plan}", "source.actions=-", f"source.pace={pace}", f"sink.inputs={tmp_path}/inputs")
+    live = nano(f"plan={plan}", "source.actions=-", f"source.pace={kind}", f"sink.inputs={tmp_path}/inputs")
     # Virtual time passes by waiting alone. The last line is in chunk 2.
-    assert clock.waited == ([12 / 16] * 2 if pace == "live" else [])
+    assert clock.waited == (pytest.approx([12 / 16 * (1 - DRIFT)] * 2) if kind == "live" else [])
     clock.waited.clear()
     (file := tmp_path / "keys").write_bytes(LINES)
     assert nano(f"plan={plan}", f"source.actions={file}") == nano(f"source.inputs={tmp_path}/inputs") == live
