@@ -30,6 +30,7 @@ from launch.progress import Ended, ProgressLine, Watch
 from launch.running import output_folder
 from launch.signals import Stop, give_up, listening
 from parallel import capability
+from parallel.builders import build
 from runtime import timeline_png
 from runtime.board import Abandoned, PeerLost
 from runtime.pipeline import Pipeline, results
@@ -38,6 +39,7 @@ from runtime.report import assemble, write_json
 from runtime.run import SequentialRun
 from runtime.running import Stopped, WorkerFailed
 from runtime.trace_file import join_traces
+from runtime.workload import describe
 from stages.build import idle_gpu
 
 EXIT_FAULT = 1
@@ -114,6 +116,8 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
     capability.check(config.model.context)
     given, config = config, torchrun.sized(config) if config.launcher.name == "torchrun" else config
     config = planning.resolve(config)
+    if config.launcher.name == "torchrun":
+        build(config.plan, describe(config))  # a plan that cannot be is every rank's mistake: the first one tells it
     if config is not given:
         resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
     if config.device.kind == "auto" and torchrun.speaks() and (idle := idle_gpu()):

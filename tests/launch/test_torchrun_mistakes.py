@@ -74,14 +74,18 @@ def test_a_run_of_one_process_is_any_run(nano, told):
     assert nano("stream.chunks=1")
 
 
-def test_a_plan_of_another_size_is_told_from_what_torchrun_started(job, told, monkeypatch):
+def test_a_plan_of_another_size_is_told_from_what_torchrun_started(job, told, monkeypatch, capsys):
     monkeypatch.setattr(torchrun, "agree", lambda config, stop=None: None)
     monkeypatch.setattr(torchrun, "rendezvous", lambda timeout_s: (None, 0, 2))
     told(**TOLD | {"RANK": "0"})
     assert job.fails(*TORCHRUN, "plan.workers=3") == (
         "plan.workers=3: torchrun started 2 processes; use plan.workers=2, or --nproc-per-node=3"
     )
-    assert "2" in job.fails("model=nano", "launcher=torchrun", "plan=sequential")
+    line = job.fails("model=nano", "launcher=torchrun", "plan=sequential")
+    assert line == "plan.workers=2: plan=sequential is one worker; use plan=timestep"
+    told(**TOLD)
+    assert stream.main(["model=nano", "launcher=torchrun", "plan=sequential", f"output_dir={job.folder}"]) == 2
+    assert capsys.readouterr().err == ""  # the first rank has said it
 
 
 def test_a_rank_of_several_gpus_must_know_which_is_its_own(told, monkeypatch):
