@@ -80,7 +80,8 @@ def live(folder: Path) -> dict:
     for name, (path, data, length) in cases.items():
         base = ("model=nano", "sink.video=null", *length)
         expected = run("sequential", 1, folder / f"{name}-file", *base, f"source.{name}={path}")["latents_sha256"]
-        process = start("ray", 4, folder / f"{name}-live", *base, "plan=timestep", f"source.{name}=-", stdin=PIPE)
+        live = ("plan=timestep", f"source.{name}=-", "source.pace=free")
+        process = start("ray", 4, folder / f"{name}-live", *base, *live, stdin=PIPE)
         process.stdin.buffer.write(data)
         process.communicate(timeout=300)
         report = json.loads((folder / f"{name}-live" / "report.json").read_text())

@@ -33,6 +33,11 @@ def live(path: str | None) -> str | None:
     return "-" if os.path.samestat(there, read) and not stat.S_ISREG(there.st_mode) else path
 
 
+def is_live(path: str | None) -> bool:
+    """Whether what is read there comes as it happens: from standard input (`-`) or a named pipe."""
+    return path == "-" or (bool(path) and _seen(Path(path).is_fifo))
+
+
 def is_there(path: str | Path) -> bool:
     """Whether something is there, as far as may be seen: `Path.exists` raises OSError where a name is too long for a
     file, or a folder may not be looked into."""

@@ -107,7 +107,7 @@ def _local_trips(config: BenchConfig, sizes: list[int]) -> list[Trips]:
 
 def _torchrun_trips(config: BenchConfig, sizes: list[int]) -> tuple[str, list[Trips]]:
     """Between the first and the last process of a torchrun, as the first sees it."""
-    store, rank, world = torchrun.rendezvous()
+    store, rank, world = torchrun.rendezvous(config.launcher.timeout_s)
     last = world - 1
     store.set(f"host/{rank}", platform.node())
     key = "intra" if store.get("host/0") == store.get(f"host/{last}") else "inter"

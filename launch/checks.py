@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import re
 import shutil
+import socket
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from conf import disk
 from conf.errors import UserError
 from conf.paths import is_there
 from conf.schema import Config
-from stages.build import choose_device
+from stages.build import choose_device, idle_gpu
 from stages.sinks.video import VideoSink
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +33,9 @@ SHARED_BYTES = 250_000_000
 """Of shared memory: NCCL's rings of a process and Ray's object store, as the batch scripts start it."""
 DISK_BYTES = 1_000_000_000
 """Of disk: some hours of video."""
+DRIVER = Path("/proc/driver/nvidia/version")
+SIOCGIFADDR = 0x8915
+"""Linux: asks for an interface's IPv4 address."""
 
 
 class Finding(NamedTuple):
@@ -70,8 +79,8 @@ def local(config: Config, decodes: bool, device: torch.device | None = None) -> 
         decodes: whether this worker writes the video.
         device: this worker's; None: what the configuration means here.
     """
-    checks: list[Callable[[], Finding]] = [lambda: _device(config, device), _shared_memory, lambda: _output(config)]
-    checks.append(lambda: _disk(config))
+    checks: list[Callable[[], Finding]] = [lambda: _device(config, device), _driver, _cuda, _nccl, *_networks()]
+    checks += [_shared_memory, lambda: _output(config), lambda: _disk(config)]
     if decodes and config.sink.video:
         checks.append(_encoder)
     return [check() for check in checks]
@@ -90,7 +99,59 @@ def _device(config: Config, device: torch.device | None) -> Finding:
     if device.type == "cuda":
         sheet = torch.cuda.get_device_properties(device)
         return Finding("device", f"{device.type}, {sheet.name}, {size(sheet.total_memory)}", rule)
-    return Finding("device", f"cpu, {config.device.threads} of {os.cpu_count()} processors", rule)
+    value = f"cpu, {config.device.threads} of {os.cpu_count()} processors"
+    if config.device.kind == "auto" and (idle := idle_gpu()):
+        return Finding("device", f"{value}; {idle[0]}", "a GPU where there is one", idle[1])
+    return Finding("device", value, rule)
+
+
+def _driver(path: Path = DRIVER) -> Finding:
+    try:
+        found = re.search(r"\b(\d{3}(\.\d+)+)\b", path.read_text())
+    except OSError:
+        found = None
+    return Finding("GPU driver", found[1] if found else "none", "needed for GPUs alone")
+
+
+def _cuda() -> Finding:
+    return Finding("CUDA", f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}", "needed for GPUs alone")
+
+
+def _nccl() -> Finding:
+    there = dist.is_nccl_available() and torch.version.cuda
+    version = ".".join(map(str, torch.cuda.nccl.version())) if there else "none"
+    return Finding("NCCL", version, "joins GPUs, where there are several")
+
+
+def interfaces() -> dict[str, str]:
+    """IPv4 address of every network interface that has one, by its name."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                told = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name[:15].encode()))
+                found[name] = socket.inet_ntoa(told[20:24])
+    return found
+
+
+def _networks() -> Iterator[Callable[[], Finding]]:
+    there = interfaces()
+    yield lambda: _network("gloo", there, "the one from which the first host is reached", str.__eq__)
+    # NCCL's setting has other forms, too (`^docker`, `=eth0:1`), which are for NCCL to judge.
+    yield lambda: _network("NCCL", there, "one that is neither lo nor docker's", str.startswith)
+
+
+def _network(library: str, there: dict[str, str], default: str, fits: Callable[[str, str], bool]) -> Finding:
+    """Which interface of those that are `there` a library takes; `fits`: whether what its setting says means one."""
+    what, variable, rule = f"{library} network", f"{library.upper()}_SOCKET_IFNAME", "one that all hosts share"
+    given = os.environ.get(variable, "")
+    named = {n: a for n, a in there.items() if any(fits(n, part) for part in given.split(","))} if given else there
+    listed = ", ".join(f"{name} {address}" for name, address in (named or there).items()) or "none"
+    if not given:
+        return Finding(what, f"{default}, of {listed}", f"{rule}, or {variable} names it")
+    if named or given[0] in "^=":
+        return Finding(what, f"{variable}={given}, of {listed}", rule)
+    return Finding(what, f"{variable}={given}: no such interface", rule, f"name one of {listed}")
 
 
 def _shared_memory() -> Finding:

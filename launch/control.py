@@ -33,7 +33,7 @@ from runtime.identity import keep_of
 from runtime.outputs import numbered
 from runtime.pipeline import Pipeline, run_all
 from runtime.reasons import Reason
-from stages.sources.live import standard_input
+from stages.sources.live import PATIENCE_S, standard_input
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ class Lines:
     """
 
     def __init__(self, path: str):
-        name = f"control={path}"
+        name = self._unsaid = f"control={path}"
         self._lock = threading.Lock()
         self._wake = self._stop = None
         if path == "-":
@@ -240,9 +240,14 @@ class Lines:
         waiting.register(self._file, select.POLLIN)
         waiting.register(self._wake, select.POLLIN)
         while True:
-            ready = [file for file, _ in waiting.poll()]
+            ready = [file for file, _ in waiting.poll(PATIENCE_S * 1000 if self._unsaid else None)]
+            if self._unsaid and not ready:
+                log.warning("%s: no order has come yet, waiting for whoever writes into it", self._unsaid)
+            self._unsaid = ""
             if self._wake in ready:
                 return b""
+            if not ready:
+                continue
             with suppress(BlockingIOError):
                 return os.read(self._file, BLOCK)
 

@@ -1,7 +1,8 @@
 """Is everything ready? Takes the settings of `everframe stream`, under every launcher.
 
-Looks at each worker's device, shared memory, disk, output folder, video encoder and version of Everframe, at the links
-between all workers, and at Ray's ports. One line each: value, rule, remedy. Exit code 2 if something is wrong.
+Looks at each worker's device, GPU driver, CUDA, NCCL, networks, shared memory, disk, output folder, video encoder and
+version of Everframe, at the links between all workers, and at Ray's ports. One line each: value, rule, remedy. Exit
+code 2 if something is wrong.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
+from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +27,7 @@ from launch import planning, torchrun
 from launch.checks import Finding, fingerprint, local, merged
 from launch.cli import EXIT_USER_ERROR, run
 from launch.command import Command
+from launch.console import lasting
 from launch.meeting import Meeting, attend
 from parallel.builders import build
 from parallel.plan import Plan
@@ -142,8 +145,13 @@ def job(config: Config, resolved: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
-    return run(COMMAND, job, argv)
+
+    def prepare(config: DictConfig) -> None:
+        torchrun.refuse_other(config.launcher.name)
+
+    with lasting():
+        logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
+        return run(COMMAND, job, argv, prepare=prepare, speaks=torchrun.speaks())
 
 
 if __name__ == "__main__":

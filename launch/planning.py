@@ -34,14 +34,14 @@ def subject(config: Config) -> Subject:
 
 
 def demand(config: Config) -> Demand:
-    """What is asked of a run's plan. Live sound comes at the speed of life; nothing else holds chunks back."""
+    """What is asked of a run's plan. What is driven live goes at the speed of life; nothing else holds chunks back."""
     model = config.model
     return Demand(
         frames=model.chunk_frames * TEMPORAL_STRIDE,
         fps=model.fps,
         streams=config.stream.count,
         interactive=made_of(inputs_of(model), "actions") is not None,
-        paced=config.source.audio == "-",
+        paced=config.source.paced,
         max_control_latency_s=config.stream.max_control_latency_s,
     )
 

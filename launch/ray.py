@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property, partial
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import ray
+import ray.exceptions
 import torch
 import torch.distributed as dist
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -24,14 +24,14 @@ from conf.errors import UserError
 from conf.schema import Config, DeviceConfig
 from launch.local import descriptor
 from launch.meeting import Meeting, attend
-from launch.signals import signals_kept
+from launch.ray_cluster import cluster, nodes
 from parallel.address import refuse_loopback
 from parallel.placement import place
 from parallel.plan import Plan
 from runtime.board import Board
 from runtime.process import over_network, run_worker
 from runtime.reasons import Reason
-from runtime.running import POLL_S, Running, Start
+from runtime.running import Running, Start
 
 
 @ray.remote(max_restarts=0)
@@ -68,69 +68,6 @@ def _store_at(address: tuple[str, int], config: Config) -> dist.Store:
 def _gpu(config: Config) -> torch.device | None:
     """The GPU that Ray shows an actor; None: it has none."""
     return torch.device("cuda") if config.device.may_be_gpu and torch.cuda.is_available() else None
-
-
-@contextlib.contextmanager
-def cluster(config: Config) -> Iterator[str]:
-    """Ray with all its nodes, attached to or started, while the context is open; gives this machine's address.
-
-    Raises:
-        UserError: there is none at the address given, or too few nodes come.
-    """
-    try:
-        _start(config)
-        yield ray.util.get_node_ip_address()
-    finally:
-        ray.shutdown()
-
-
-def _start(config: Config) -> None:
-    """Attach to a running cluster, or start one on this machine with room for every worker."""
-    quiet = {"configure_logging": True, "logging_level": "ERROR", "log_to_driver": False}
-    # Workers import this very checkout, whatever their working folder is.
-    paths = os.pathsep.join(p for p in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if p)
-    environment = {"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(config.device.threads)}}
-    with signals_kept():
-        _connect(config, environment, quiet)
-    _all_here(config)
-
-
-def _connect(config: Config, environment: dict, quiet: dict) -> None:
-    if config.launcher.address:
-        try:
-            ray.init(address=config.launcher.address, runtime_env=environment, **quiet)
-        except ConnectionError as error:
-            raise UserError(
-                f"launcher.address={config.launcher.address}",
-                "no Ray cluster answers there",
-                "start one with `ray start --head`, or leave launcher.address out",
-            ) from error
-    else:
-        # Without "local" it would join whatever cluster was started on this machine last, a batch job's maybe.
-        ray.init(address="local", include_dashboard=False, runtime_env=environment, **quiet)
-
-
-def nodes() -> list[dict[str, Any]]:
-    """Nodes of the cluster that are alive, as Ray describes them."""
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _all_here(config: Config) -> None:
-    """Wait for the nodes that were announced.
-
-    Raises:
-        UserError: fewer came in time.
-    """
-    wanted, end = config.launcher.nodes or 1, time.monotonic() + config.launcher.nodes_s
-    while len(nodes()) < wanted:
-        if time.monotonic() > end:
-            there = ", ".join(node["NodeManagerHostname"] for node in nodes())
-            raise UserError(
-                f"launcher.nodes={wanted}",
-                f"the Ray cluster has {len(nodes())} after {config.launcher.nodes_s:g} s ({there})",
-                "start Ray on the others (ray start --address=...), or wait longer (launcher.nodes_s)",
-            )
-        time.sleep(POLL_S)
 
 
 class Seats(NamedTuple):

@@ -30,6 +30,7 @@ from conf.schema import Config
 from launch import control, planning, running, torchrun
 from launch.cli import EXIT_USER_ERROR, run
 from launch.command import Command
+from launch.console import lasting
 from launch.folder import claimed, look
 from launch.log import Log, log_of
 from launch.progress import Ended, ProgressLine, Waiting, Watch
@@ -49,7 +50,7 @@ from runtime.run import SequentialRun
 from runtime.running import Stopped, WorkerFailed
 from runtime.trace_file import join_traces
 from runtime.workload import describe
-from stages.build import choose_device
+from stages.build import choose_device, idle_gpu
 
 EXIT_FAULT = 1
 COMMAND = Command(
@@ -133,8 +134,12 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
     given, config = config, torchrun.sized(config) if config.launcher.name == "torchrun" else config
     with Waiting(console, lambda: f"looking for a plan by objective={config.objective}"):
         config = planning.resolve(config)
+    if config.launcher.name == "torchrun":
+        build(config.plan, describe(config))  # a plan that cannot be is every rank's mistake: the first one tells it
     if config is not given:
         resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
+    if config.device.kind == "auto" and torchrun.speaks() and (idle := idle_gpu()):
+        console.print("device=auto computes on the CPU: {}; {}".format(*idle), style="yellow", soft_wrap=True)
     log = log_of(config)
     alone = config.launcher.name == "local" and config.plan.name == "sequential" and config.plan.sequence_parallel == 1
     alone &= config.device.kind != "emulated" and config.control is None
@@ -198,6 +203,8 @@ def _tell(config: Config, log: Log, workers: list[dict], streams: list[dict], en
         for name, path in entry["outputs"].items():
             print(f"{name.replace('_', ' ')}: {path}")
         print(f"latents_sha256: {entry['latents_sha256']}")
+        if not entry["chunks"] and "error" not in entry:
+            print(f"stream {entry['stream']}: no chunk was made, it ended before its first", file=sys.stderr)
     log.finish(report)
     own = streams if config.control is None else []
     faults = [Reason.from_dict(entry["error"]) for entry in own if "error" in entry]
@@ -228,10 +235,11 @@ def _unsaved(folder: Path, entry: dict) -> UserError | None:
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with listening(**torchrun.hearing()) as stop:
+    with lasting(), listening(**torchrun.hearing()) as stop:
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
         def agree(config: DictConfig) -> None:
+            torchrun.refuse_other(config.launcher.name)
             _outcome(lambda: torchrun.agree(config, stop))
 
         return run(COMMAND, partial(stream, stop=stop), argv, prepare=agree, speaks=torchrun.speaks())

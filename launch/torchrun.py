@@ -34,6 +34,9 @@ from runtime.reasons import Reason
 from runtime.running import DRIVER, INTERRUPT, POLL_S, STOPPED, Running, Start, Stopped
 
 RENDEZVOUS_S, MEET_POLL_S = 300.0, 0.05
+"""How long ranks that have found the store wait for others to come: their machines may be slower by minutes."""
+MOST_RANKS = 1 << 16
+START = "start it with torchrun --nproc-per-node=N -m launch.stream launcher=torchrun ..."
 TELL_S = 2.0
 """How long the first rank waits for the others to hear that the run was given up."""
 SILENT_S = 3 * PULSE_S
@@ -43,16 +46,18 @@ SILENT_S = 3 * PULSE_S
 def meeting_point(timeout_s: float) -> tuple[dist.Store, int, int]:
     """(store, rank, world size) of this torchrun. Waits for whoever holds the store, and for nobody else.
 
+    Args:
+        timeout_s: how long the store may take to answer.
+
     Raises:
         UserError: this process was not started by torchrun, or the store cannot be held or reached.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        raise UserError(
-            "launcher=torchrun",
-            "this process was not started by torchrun",
-            "start it with torchrun --nproc-per-node=N -m launch.stream launcher=torchrun ...",
-        )
-    rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        raise UserError("launcher=torchrun", "this process was not started by torchrun", START)
+    world = _told("WORLD_SIZE", range(1, MOST_RANKS))
+    rank, port = _told("RANK", range(world)), _told("MASTER_PORT", range(1, 1 << 16))
+    if not (host := os.environ.get("MASTER_ADDR")):
+        raise UserError("MASTER_ADDR", "is not set, as torchrun does", START)
     # The torchrun of the first host may hold it already.
     held = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     holds = rank == 0 and not held
@@ -70,13 +75,27 @@ def meeting_point(timeout_s: float) -> tuple[dist.Store, int, int]:
     store.set_timeout(timedelta(seconds=RENDEZVOUS_S))
     if held:
         store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    return store, rank, int(os.environ["WORLD_SIZE"])
+    return store, rank, world
+
+
+def _told(name: str, valid: range) -> int:
+    """What torchrun tells this process under a name.
+
+    Raises:
+        UserError: it is not in `valid`, or not there.
+    """
+    value = os.environ.get(name)
+    if value is None:
+        raise UserError(name, "is not set, as torchrun does", START)
+    if not value.isdecimal() or int(value) not in valid:
+        raise UserError(f"{name}={value}", f"must be a number from {valid.start} to {valid.stop - 1}", START)
+    return int(value)
 
 
 @cache
-def rendezvous() -> tuple[dist.Store, int, int]:
-    """The meeting point, found once; raises as `meeting_point` does."""
-    return meeting_point(RENDEZVOUS_S)
+def rendezvous(timeout_s: float) -> tuple[dist.Store, int, int]:
+    """The meeting point, found once; all else is as of `meeting_point`."""
+    return meeting_point(timeout_s)
 
 
 def heard(store: dist.Store, key: str) -> bytes:
@@ -122,7 +141,23 @@ def with_host(line: str, plan: Plan, hosts: Sequence[str]) -> str:
 
 def speaks() -> bool:
     """Whether this process prints what all would print: the first of a torchrun, or any other process."""
-    return os.environ.get("RANK", "0") == "0"
+    rank = os.environ.get("RANK", "")
+    return not rank.isdecimal() or int(rank) == 0
+
+
+def refuse_other(launcher: str) -> None:
+    """Refuse a launcher that knows nothing of torchrun's processes: each would be a whole run, all into the same files.
+
+    Raises:
+        UserError: torchrun has started several.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if launcher != "torchrun" and "TORCHELASTIC_RUN_ID" in os.environ and count != "1":
+        raise UserError(
+            f"launcher={launcher}",
+            f"torchrun started {count} processes, and each would be a run of its own",
+            "set launcher=torchrun, or start it once, without torchrun",
+        )
 
 
 def hearing() -> dict[str, float]:
@@ -136,7 +171,7 @@ def agree(config: DictConfig, stop: Stop | None = None) -> None:
     """Give all ranks rank 0's output folder: its default holds the time of day. A stop ends all ranks from here on."""
     if config.launcher.name != "torchrun":
         return
-    store, rank, _ = rendezvous()
+    store, rank, _ = rendezvous(config.launcher.timeout_s)
 
     def give_up_together() -> None:
         store.set(INTERRUPT, "true")
@@ -150,17 +185,23 @@ def agree(config: DictConfig, stop: Stop | None = None) -> None:
 
 
 def device(config: Config) -> torch.device | None:
-    """This rank's GPU, where there are GPUs."""
+    """This rank's GPU, where there are GPUs.
+
+    Raises:
+        UserError: there are several, and nothing says which is this rank's.
+    """
     if not (config.device.may_be_gpu and torch.cuda.is_available()):
         return None
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    count = torch.cuda.device_count()
+    local = _told("LOCAL_RANK", range(MOST_RANKS)) if count > 1 else 0
+    device = torch.device("cuda", local % count)
     torch.cuda.set_device(device)
     return device
 
 
 def sized(config: Config) -> Config:
     """The configuration, its plan of as many workers as torchrun started processes."""
-    _, _, workers = rendezvous()
+    _, _, workers = rendezvous(config.launcher.timeout_s)
     if config.plan.workers not in (None, workers):
         raise UserError(
             f"plan.workers={config.plan.workers}",
@@ -172,7 +213,8 @@ def sized(config: Config) -> Config:
 
 def launched(start: Start) -> Running:
     """This rank's worker, not started yet; on the first rank with the pipeline of all."""
-    store, rank, world = rendezvous()
+    store, rank, world = rendezvous(start.config.launcher.timeout_s)
+    device(start.config)  # what is wrong with it is found before anybody waits for this rank
     nodes = nodes_of(store, rank, world)
     # A plan for unequal devices says which of them each process is for; rank i is device i.
     ranks = list(start.config.plan.devices or place(start.plan, [number for number, _ in nodes]))

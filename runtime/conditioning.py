@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from conf.errors import UserError
+from conf.paths import is_live
 from conf.schema import ModelConfig, SinkConfig, SourceConfig, StreamConfig
 from runtime.encoders import Encoders, Picture, frames_of
 from runtime.encoding import Encoding
+from runtime.pace import Pace
 from runtime.prompts import Prompts
 from runtime.sources import open_sources
 from runtime.state import CONDITIONING, State, write
@@ -35,7 +37,7 @@ from stages.inputs import (
     on,
     with_chunk,
 )
-from stages.sources.actions import LiveActions
+from stages.sources.actions import NOW, LiveActions
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class Conditioning:
 
     def _prepare(self, source: SourceConfig, state: State | None) -> None:
         self.tensors, self.sound, self.actions = self.sources.tensors, self.sources.sound, self.sources.actions
-        self.live = self.sources.live
+        self.live, self._pace = self.sources.live, Pace(self.stop.wait) if source.paced else None
         self._last_epoch: int | None = None
         if self.sources.inputs:
             self.prompts.plan(self.sources.inputs.prompts)
@@ -130,7 +132,7 @@ class Conditioning:
         self.prompts.resume(chunk, content, time.perf_counter())
         if self.sound and "sound" in content:
             arrays = {name: tensor.numpy() for name, tensor in held.items() if not name.startswith(BEFORE)}
-            self.sound.resume(content["sound"], arrays, live=source.audio == "-")
+            self.sound.resume(content["sound"], arrays, live=is_live(source.audio))
         self.encoding.before = {name.removeprefix(BEFORE): t for name, t in held.items() if name.startswith(BEFORE)}
         start, _ = self.frames(chunk)
         if isinstance(self.actions, LiveActions):
@@ -170,7 +172,8 @@ class Conditioning:
         length = self.length()
         return not self.stop.is_set() or (length is not None and chunk >= length)
 
-    def _over(self, chunk: int) -> bool:
+    def _over(self, chunk: int, taken: bool = False) -> bool:
+        """Whether the stream ends before `chunk`; `taken`: its sound and actions were taken from their sources."""
         length = self.length()
         if self.stop.is_set():
             return True
@@ -181,7 +184,8 @@ class Conditioning:
         if self.sound and not self.sources.endless_sound:
             finite.append(self.sound.over(start))
         if self.actions:
-            finite.append(self.actions.ended)
+            # What a live source said last is still shown.
+            finite.append(self.actions.ended and not (taken and getattr(self.actions, "fresh", False)))
         return bool(finite) and all(finite)
 
     def chunk(self, chunk: int) -> Given | None:
@@ -195,14 +199,27 @@ class Conditioning:
             if one.source == "actions" and taken is None:
                 taken = self._taken(start, count)
             made[one.name] = self.encoding.own(one, chunk, count, taken)
-        if chunk == 0 and self.sound and self.sound.ended and not self.sound.heard and not self.stop.is_set():
-            raise UserError("source.audio=-", "ended before any sound came", "pipe 16-bit 16 kHz mono PCM")
         # A live source may have ended while it was waited for.
-        if self.live and self._over(chunk):
+        if chunk == 0 and not self.stop.is_set():
+            self._refuse_silent()
+        if self.live and self._over(chunk, taken=True):
             return None
+        if self._pace:
+            self._pace.sampled(count / self.model.fps)
         if self.sources.sink:
             self.sources.sink.chunk(chunk, prompt, self.sources.heard(), taken)
         return self.encoding.whole(made)
+
+    def hold(self, chunk: int) -> bool:
+        """Wait until `chunk` is due, where the stream is driven live; returns whether it had to be waited for."""
+        return self._pace is not None and not self._over(chunk) and self._pace.hold()
+
+    def _refuse_silent(self) -> None:
+        """A live source that ends before anything came was meant to say something."""
+        if self.sound and self.sound.ended and not self.sound.heard:
+            raise UserError("source.audio=-", "ended before any sound came", "pipe 16-bit 16 kHz mono PCM")
+        if getattr(self.actions, "silent", False):
+            raise UserError(self.actions.name, "ended before any action came", f"write lines like {NOW}")
 
     def _taken(self, start: int, count: int) -> list[int]:
         """The action of every video frame, as an index."""

@@ -142,6 +142,8 @@ class Sampler(threading.Thread):
                 time.sleep(early)
             entry = Entry(self.stream, chunk)
             with self.guard(self.stream, f"sampling chunk {chunk}"):
+                if conditioning.hold(chunk):
+                    entered = self.clock()
                 entry = self._entry(conditioning, chunk, entered)
             if entry.tensors is None:
                 return entry

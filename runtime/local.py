@@ -17,7 +17,7 @@ from runtime.board import Board
 from runtime.group import local_groups
 from runtime.process import Ends, credits, run_worker
 from runtime.reasons import Reason
-from runtime.running import GRACE_S, Running
+from runtime.running import GRACE_S, SETTLE_S, Running, Stopped
 
 
 class LocalRun(Running):
@@ -78,7 +78,9 @@ class LocalRun(Running):
         self._break(-1, "the run was ended")
 
     def _release(self) -> None:
-        end = time.monotonic() + GRACE_S
+        # Who was stopped before anything was streamed may be waiting for a pipe's writer, and has no file to finish.
+        patience = SETTLE_S if isinstance(self._error, Stopped) and not self._begun else GRACE_S
+        end = time.monotonic() + patience
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
         super()._release()

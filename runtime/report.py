@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from conf import disk
+from conf.paths import is_there
 from conf.schema import Config, StreamConfig
 from runtime.outputs import Outputs
 from runtime.trace import Samples, Trace
@@ -186,7 +187,8 @@ def stream_report(
         outputs: None: it ended before anything was made.
         error: the reason that ended it, as a dictionary; None: it came to its end, or was stopped.
     """
-    paths = {sink: str(path) for sink, path in outputs.paths.items()} if outputs else {}
+    # A video without a frame is not there.
+    paths = {sink: str(path) for sink, path in outputs.paths.items() if is_there(path)} if outputs else {}
     digest = (outputs.hash if outputs else LatentsHash()).hexdigest
     found = {
         "stream": stream.id,

@@ -161,6 +161,7 @@ class Stream:
             self._save(chunk, progress)
             trace.flush()
             yield self.timeline
+            conditioning.hold(chunk)
             entered = trace.clock()
         self._output.finished = conditioning.finished(chunk)
         conditioning.ended(chunk)

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from conf.errors import UserError
+from conf.paths import is_live
 from conf.schema import ModelConfig, SinkConfig, SourceConfig
 from runtime.encoders import Encoders, Picture
 from runtime.inputs import Inputs, InputsSink, Tap
@@ -17,7 +18,7 @@ from stages.inputs import Input, inputs_of, made_of
 from stages.sources.actions import ActionFile, LiveActions
 from stages.sources.audio import AudioFile, LivePcm, Silence
 from stages.sources.image import load_image
-from stages.sources.live import standard_input
+from stages.sources.live import named_pipe, standard_input
 from stages.sources.tensors import TensorsFile
 
 
@@ -85,7 +86,7 @@ def open_sources(
     tensors = TensorsFile(source.tensors, model.name, declared) if source.tensors else None
     _refuse_unused(model, source, declared)
     inputs = Inputs(source.inputs) if source.inputs else None
-    opened = Sources(tensors, inputs, None, None, None, "-" in (source.audio, source.actions))
+    opened = Sources(tensors, inputs, None, None, None, source.live)
     try:
         if heard := made_of(declared, "audio"):
             opened.sound = _sound(heard, model.fps, source, inputs, encoders, stdin, stop, tap=sink.inputs is not None)
@@ -130,9 +131,12 @@ def _actions(
         return inputs.actions
     if not source.actions:
         return None
+    name = f"source.actions={source.actions}"
     if source.actions == "-":
-        return LiveActions(standard_input("source.actions=-", stdin), taken.classes, stop=stop)
-    return ActionFile(source.actions, taken.classes, stop)
+        return LiveActions(standard_input(name, stdin), taken.classes, stop)
+    if is_live(source.actions):
+        return LiveActions(named_pipe(name, source.actions), taken.classes, stop, name, owned=True)
+    return ActionFile(source.actions, taken.classes)
 
 
 def _refuse_unused(model: ModelConfig, source: SourceConfig, declared: tuple[Input, ...]) -> None:

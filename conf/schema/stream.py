@@ -8,7 +8,7 @@ from datetime import datetime
 from secrets import token_hex
 
 from conf.errors import UserError, not_negative, positive
-from conf.paths import found, live
+from conf.paths import found, is_live, live
 from conf.settings import as_typed, check_choices, one_of
 from conf.typed import shown
 
@@ -19,6 +19,7 @@ POSTS = ("none", "upscale")
 THREADS = ("auto", "true", "false")
 LOGS = ("none", "wandb")
 TRACES = ("none", "recent", "all")
+PACES = ("live", "free")
 PICTURES = ("video", "frames", "contact_sheet")
 """Settings of sinks that are made of pictures."""
 SOURCES = ("image", "audio", "actions", "tensors", "inputs")
@@ -136,8 +137,12 @@ class SourceConfig:
     """A .safetensors file of conditioning that was computed elsewhere."""
     inputs: str | None = None
     """What `sink.inputs` recorded of another stream, in place of its sound and actions."""
+    pace: str = one_of(PACES, "live")
+    """Of sound and actions that come through a pipe: `live`, a chunk is sampled no sooner than the one before it has
+    been watched (frames / fps), so the stream does not run ahead of who drives it; `free`, as fast as stages allow."""
 
     def __post_init__(self):
+        check_choices(self, "source.")
         for name in SOURCES:
             _plain(f"source.{name}", getattr(self, name), LONGEST_PATH)
             setattr(self, name, found(getattr(self, name)))
@@ -151,6 +156,16 @@ class SourceConfig:
     def reads_stdin(self) -> bool:
         """Whether it reads standard input, which one stream of a run can do."""
         return "-" in [getattr(self, name) for name in SOURCES]
+
+    @property
+    def live(self) -> bool:
+        """Whether sound or actions come as they happen, and may have to be waited for."""
+        return is_live(self.audio) or is_live(self.actions)
+
+    @property
+    def paced(self) -> bool:
+        """Whether its stream is sampled no faster than it is watched."""
+        return self.live and self.pace == "live"
 
 
 @dataclass

@@ -6,7 +6,6 @@ with the same lines give the same actions. Live lines without `frame` mean "now"
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import threading
@@ -18,12 +17,13 @@ from typing import Any, BinaryIO, Protocol
 
 from conf import disk
 from conf.errors import UserError, nearest
-from stages.sources.live import LiveBytes, PipeFile
+from stages.sources.live import LiveBytes
 
 log = logging.getLogger(__name__)
 
 LONGEST_LINE = 4096  # bytes
 AHEAD = 4096  # stamped live lines kept for later
+NOW = '{"action": "forward"}'
 EXAMPLE = '{"frame": 40, "action": "forward"}'
 
 
@@ -42,33 +42,28 @@ class Actions(Protocol):
 
 
 class ActionFile:
-    """Actions from a file, read as they are needed. A regular file is checked to its end when it is opened.
+    """Actions from a file, read as they are needed; it is checked to its end when it is opened.
 
     Args:
         path: the file of JSON lines, with frames in rising order.
         actions: the names that the model knows; the first is that of no action.
-        stop: where `path` is a pipe, a set event ends it and releases a blocked `take`; `close` does so, too.
 
     Raises:
-        UserError: the file is missing, or a line of it is wrong (also from `take` where `path` is a pipe).
+        UserError: the file is missing or holds no line, or one is wrong.
     """
 
-    def __init__(self, path: str | Path, actions: Sequence[str], stop: threading.Event | None = None):
+    def __init__(self, path: str | Path, actions: Sequence[str]):
         self._path, self._actions = Path(path), tuple(actions)
         self._keyframes = _Keyframes(self._actions)
-        name = f"source.actions={path}"
-        found = disk.readable(name, path, f"give a file of lines like {EXAMPLE}, or -", ("file", "pipe"))
+        name, remedy = f"source.actions={path}", f"give a file of lines like {EXAMPLE}"
+        disk.readable(name, path, f"{remedy}, a named pipe or -")
         try:
-            if found == "pipe":
-                self._raw: io.RawIOBase = PipeFile(self._path, stop)
-            else:
-                self._check()
-                self._raw = self._path.open("rb", buffering=0)
+            if not self._check():
+                raise UserError(name, "holds no line", remedy)
+            self._file = self._path.open("rb")
         except OSError as error:
-            raise UserError(
-                name, f"cannot be read ({error.strerror})", f"give a file of lines like {EXAMPLE}"
-            ) from error
-        self._lines = self._parsed(io.BufferedReader(self._raw))
+            raise UserError(name, f"cannot be read ({error.strerror})", remedy) from error
+        self._lines = self._parsed(self._file)
         self.ended = False
 
     def take(self, first_frame: int, count: int) -> list[int]:
@@ -84,20 +79,20 @@ class ActionFile:
     def close(self) -> None:
         """Close the file; the last action holds."""
         self.ended = True
-        self._raw.close()
+        self._file.close()
 
     def _next(self) -> tuple[int, int] | None:
         try:
             return next(self._lines, None)
-        except (ValueError, UserError):  # closed in another thread, or stopped in the middle of a line
-            if self.ended or getattr(self._raw, "abandoned", False):
+        except ValueError:  # closed in another thread
+            if self.ended:
                 return None
             raise
 
-    def _check(self) -> None:
+    def _check(self) -> int:
+        """How many lines there are."""
         with self._path.open("rb") as file:
-            for _ in self._parsed(file):
-                pass
+            return sum(1 for _ in self._parsed(file))
 
     def _parsed(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
         """(frame, action index) of every line."""
@@ -117,7 +112,7 @@ class ActionFile:
 
 
 class LiveActions:
-    """Actions from a live binary stream of JSON lines, such as standard input.
+    """Actions from a live binary stream of JSON lines: standard input, or a named pipe.
 
     Lines with a frame are awaited: `take` returns when a line beyond its frames, or the end of the input, has been
     seen. Lines without are applied from the first frame of the next `take` on and never awaited, the last one winning.
@@ -127,23 +122,39 @@ class LiveActions:
         stream: where the lines come from.
         actions: the names that the model knows; the first is that of no action.
         stop: a set event releases a blocked `take`, which then answers with what it knows.
+        name: the setting that names the stream.
+        owned: whether the stream is closed with this.
     """
 
-    def __init__(self, stream: BinaryIO, actions: Sequence[str], stop: threading.Event | None = None):
-        self._actions = tuple(actions)
+    def __init__(
+        self,
+        stream: BinaryIO,
+        actions: Sequence[str],
+        stop: threading.Event | None = None,
+        name: str = "source.actions=-",
+        owned: bool = False,
+    ):
+        self.name, self._actions = name, tuple(actions)
         self._keyframes = _Keyframes(self._actions)
-        self._bytes = LiveBytes(stream, limit=16 * LONGEST_LINE, stop=stop)
+        self._bytes = LiveBytes(stream, limit=16 * LONGEST_LINE, stop=stop, name=name, owned=owned)
         self._partial, self._number, self._too_long = b"", 0, False
         self._seen = self._awaited = False  # any line so far; the last one had a frame
         self._now: int | None = None
         self.accepted: float | None = None
         """When the first "now" line of the latest `take` came, by `time.perf_counter`; None: there was none."""
+        self.fresh = False
+        """Whether a line took effect in the latest `take`."""
         self.ended = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether it ended before any action came."""
+        return self.ended and not self._seen
 
     def take(self, first_frame: int, count: int) -> list[int]:
         """The action index of each of `count` frames from `first_frame` on."""
-        came = None
-        while not self.ended:
+        came, at_end = None, self.ended
+        while not at_end:
             behind = self._awaited and self._keyframes.horizon < first_frame + count
             if not behind and self._keyframes.pending >= AHEAD:
                 break
@@ -157,12 +168,16 @@ class LiveActions:
             elif self._bytes.ended:
                 self._partial += b"\n"
                 self._lines()
-                self.ended = True
+                at_end = True
             elif not wait:
                 break
         now, self._now = self._now, None
         self.accepted = came if now is not None else None
-        return self._keyframes.walk(first_frame, count, now)
+        coming = self._keyframes.pending
+        walked = self._keyframes.walk(first_frame, count, now)
+        self.fresh = now is not None or self._keyframes.pending < coming
+        self.ended = self.ended or (at_end and not self._keyframes.pending)
+        return walked
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -189,11 +204,11 @@ class LiveActions:
             self._too_long = False
         if len(self._partial) > LONGEST_LINE:
             if not self._too_long:
-                log.warning("source.actions=- line %d: longer than %d bytes, skipped", self._number + 1, LONGEST_LINE)
+                log.warning("%s line %d: longer than %d bytes, skipped", self.name, self._number + 1, LONGEST_LINE)
             self._partial, self._too_long = b"", True
 
     def _line(self, line: bytes) -> None:
-        where = f"source.actions=- line {self._number}"
+        where = f"{self.name} line {self._number}"
         try:
             parsed = parse_line(line, self._actions, where)
             if parsed is None:

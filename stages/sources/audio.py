@@ -86,7 +86,7 @@ class AudioFile:
         self._pipe = None
         found = disk.readable(self._name, path, "give the path of an audio or video file, or -", ("file", "pipe"))
         try:
-            self._pipe = PipeFile(self.path, stop) if found == "pipe" else None
+            self._pipe = PipeFile(self._name, self.path, stop) if found == "pipe" else None
             self._container = av.open(self._pipe or f"file:{self.path}")
             self._open_track()
         except BaseException as error:
@@ -200,7 +200,7 @@ class LivePcm:
     def __init__(self, stream: BinaryIO, stop: threading.Event | None = None, buffer_s: float = 2.0):
         if getattr(stream, "isatty", lambda: False)():
             raise UserError("source.audio=-", "standard input is a terminal, not sound", _PIPE)
-        self._bytes = LiveBytes(stream, 2 * round(buffer_s * RATE), stop)
+        self._bytes = LiveBytes(stream, 2 * round(buffer_s * RATE), stop, name="source.audio=-")
         self._rest = b""  # half a sample
         self._first = True
 

@@ -24,6 +24,8 @@ POLL_S = 0.05  # how late a stop event may be noticed
 BLOCK = 4096
 PIPE_BYTES = 1 << 16
 """Held of a named pipe."""
+PATIENCE_S = 3.0
+"""How long nothing may come before it is said that the first byte is waited for."""
 
 
 def standard_input(value: str, given: BinaryIO | None = None) -> BinaryIO:
@@ -39,6 +41,21 @@ def standard_input(value: str, given: BinaryIO | None = None) -> BinaryIO:
     return sys.stdin.buffer
 
 
+def named_pipe(value: str, path: str | Path) -> BinaryIO:
+    """A named pipe, opened without waiting for whoever writes into it.
+
+    Args:
+        value: the setting that names it, `source.actions=PATH`.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    try:
+        return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)  # noqa: PTH123
+    except OSError as error:
+        raise UserError(value, f"cannot be read ({error.strerror})", "give a named pipe that you may read") from error
+
+
 class LiveBytes:
     """A bounded buffer between a live stream and its one consumer.
 
@@ -46,10 +63,14 @@ class LiveBytes:
         stream: binary stream; one with a file descriptor is read from there, so that reading can be abandoned.
         limit: bytes held at most.
         stop: releases every wait when set.
+        name: the setting it is read for, which says once that nothing comes; empty: nothing is said.
+        owned: whether the stream is closed when nothing more is read of it.
     """
 
-    def __init__(self, stream: BinaryIO, limit: int, stop: threading.Event | None = None):
-        self._stream, self._limit = stream, max(1, limit)
+    def __init__(
+        self, stream: BinaryIO, limit: int, stop: threading.Event | None = None, name: str = "", owned: bool = False
+    ):
+        self._stream, self._limit, self._name, self._owned = stream, max(1, limit), name, owned
         self._stop = stop if stop is not None else threading.Event()
         self._buffer = bytearray()
         self._changed = threading.Condition()
@@ -98,7 +119,7 @@ class LiveBytes:
             return len(self._buffer)
 
     def close(self) -> None:
-        """Stop reading and release whoever waits. The stream itself stays open: it belongs to whoever opened it."""
+        """Stop reading and release whoever waits. The stream itself stays open, unless it is owned."""
         with self._changed:
             self._closed = True
             self._buffer.clear()
@@ -111,11 +132,16 @@ class LiveBytes:
             descriptor = self._stream.fileno()
         except (OSError, AttributeError):
             descriptor = None
+        began, unsaid = time.monotonic(), self._name
         try:
             while (room := self._wait_for_room()) > 0:
                 block = self._read(descriptor, min(room, BLOCK))
                 if block is None:
+                    if unsaid and time.monotonic() - began > PATIENCE_S:
+                        log.warning("%s: nothing has come yet, waiting for whoever writes into it", unsaid)
+                        unsaid = ""
                     continue
+                unsaid = ""
                 if not block:
                     break
                 with self._changed:
@@ -129,6 +155,8 @@ class LiveBytes:
             with self._changed:
                 self._at_end = True
                 self._changed.notify_all()
+            if self._owned:
+                self._stream.close()
 
     def _wait_for_room(self) -> int:
         """Free bytes, waiting while there are none; 0 when reading is over."""
@@ -148,20 +176,14 @@ class LiveBytes:
 
 class PipeFile(io.RawIOBase):
     """A named pipe as a file. Unlike one that is opened as usual, neither opening nor reading it is stuck without a
-    writer: `close` in any thread and the stop event end it.
+    writer: `close` in any thread and the stop event end it. The arguments are those of `named_pipe`, and the event.
 
     Raises:
-        OSError: it cannot be opened.
+        UserError: it cannot be opened.
     """
 
-    def __init__(self, path: str | Path, stop: threading.Event | None = None):
-        self._pipe = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)  # noqa: SIM115, PTH123
-        self._bytes = LiveBytes(self._pipe, PIPE_BYTES, stop)
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether `close` or the stop event ended it, and not its writer."""
-        return self._bytes.abandoned
+    def __init__(self, value: str, path: str | Path, stop: threading.Event | None = None):
+        self._bytes = LiveBytes(named_pipe(value, path), PIPE_BYTES, stop, name=value, owned=True)
 
     def readable(self) -> bool:
         return True
@@ -176,5 +198,4 @@ class PipeFile(io.RawIOBase):
         """End it, for whoever reads as well."""
         if not self.closed:
             self._bytes.close()
-            self._pipe.close()
         super().close()

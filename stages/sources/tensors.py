@@ -55,7 +55,7 @@ class TensorsFile:
         inputs: that it may give.
 
     Raises:
-        UserError: the file is missing, none or broken, or holds a key that means nothing here.
+        UserError: the file is missing, empty, none or broken, or holds a key that means nothing here.
     """
 
     def __init__(self, path: str | Path, model: str, inputs: Iterable[Input]):
@@ -69,6 +69,8 @@ class TensorsFile:
                 self._name, f"is no whole safetensors file ({error})", "write it again with safetensors.torch.save_file"
             ) from error
         self.keys = tuple(sorted(self._file.keys()))
+        if not self.keys:
+            raise UserError(self._name, "holds no tensor", "give a file with some, or leave it out")
         known = keys_of(inputs)
         for key in self.keys:
             if not any(re.fullmatch(pattern, key) for pattern in known.values()):

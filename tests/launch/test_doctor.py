@@ -12,7 +12,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from benchmarks import namespaces
-from launch import doctor, meeting
+from launch import checks, doctor, meeting
 from launch.checks import PACKAGES, Finding, merged
 from launch.meeting import Meeting, attend, rounds
 from runtime import folder
@@ -50,6 +50,7 @@ def test_all_is_well(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "FAIL" not in out
     assert all(what in out for what in ("device", "shared memory", "free disk", "output folder", "video encoder"))
+    assert all(what in out for what in ("GPU driver", "CUDA", "NCCL", "gloo network", "NCCL network", "lo 127.0.0.1"))
     assert not list(tmp_path.iterdir())
 
 
@@ -159,3 +160,44 @@ def test_everybody_meets_everybody_once(count):
 def test_equal_findings_are_one_line():
     same, own = Finding("device", "cpu", "computes"), Finding("disk", "0 MB", "more", "make room")
     assert list(merged({"a": [same], "b": [same, own]})) == [("a, b", same), ("b", own)]
+
+
+def test_the_driver_is_read_from_the_system(tmp_path):
+    (path := tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (a@b)  Sun Jul 27 2025\n"
+        "GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)\n"
+    )
+    assert checks._driver(path).value == "580.65.06"
+    assert checks._driver(tmp_path / "nowhere").value == "none"
+
+
+def test_networks_are_those_that_libraries_take(monkeypatch):
+    assert checks.interfaces()["lo"] == "127.0.0.1"
+    there = {"lo": "127.0.0.1", "eth0": "10.0.0.5", "eth1": "10.1.0.5"}
+    monkeypatch.setattr(checks, "interfaces", lambda: there)
+
+    def found(**settings):
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        return [check() for check in checks._networks()]
+
+    gloo, nccl = found()
+    assert gloo.ok and gloo.value.endswith("of lo 127.0.0.1, eth0 10.0.0.5, eth1 10.1.0.5")
+    assert nccl.ok and "GLOO_SOCKET_IFNAME names it" in gloo.rule and "NCCL_SOCKET_IFNAME names it" in nccl.rule
+    gloo, nccl = found(GLOO_SOCKET_IFNAME="eth0", NCCL_SOCKET_IFNAME="eth")
+    assert gloo.ok and gloo.value == "GLOO_SOCKET_IFNAME=eth0, of eth0 10.0.0.5"
+    assert nccl.ok and nccl.value == "NCCL_SOCKET_IFNAME=eth, of eth0 10.0.0.5, eth1 10.1.0.5"
+    gloo, nccl = found(GLOO_SOCKET_IFNAME="eth", NCCL_SOCKET_IFNAME="^docker")
+    assert not gloo.ok and gloo.remedy == "name one of lo 127.0.0.1, eth0 10.0.0.5, eth1 10.1.0.5"
+    assert nccl.ok
+
+
+def test_a_gpu_that_is_not_used_is_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(checks, "idle_gpu", lambda: ("there is a GPU (/dev/nvidia0), and torch ...", "install one"))
+    config = config_of("model=nano", f"output_dir={tmp_path}")
+    found = {f.what: f for f in checks.local(config, decodes=False)}
+    assert found["device"].remedy == "install one" and "there is a GPU (/dev/nvidia0)" in found["device"].value
+    told = replace(config, device=replace(config.device, kind="cpu"))
+    assert all(f.ok for f in checks.local(told, decodes=False) if f.what == "device")

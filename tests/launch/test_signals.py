@@ -17,6 +17,7 @@ from launch.progress import ProgressLine
 from launch.signals import SIGNALS, Stop, descendants, listening, stop_event
 from runtime import process
 from stages.sinks.video import VideoSink
+from stages.sources.live import LiveBytes
 from tests.helpers import sampled
 from tests.launch.test_stream import decoded
 
@@ -223,6 +224,21 @@ def test_while_it_waits_for_a_pipes_writer(tmp_path, monkeypatch, left, number):
     assert stream.main(["model=nano", f"control={pipe}", f"output_dir={folder}", *PLANS["threads"]]) == 0
     assert json.loads((folder / "report.json").read_text())["streams"] == []
     assert left == []
+
+
+@pytest.mark.parametrize("source", ["audio", "actions"])
+@pytest.mark.parametrize(
+    ("plan", "number"), [("sequential", USR1), *product(["threads"], [signal.SIGINT, signal.SIGTERM, USR1])]
+)
+def test_while_a_source_waits_for_its_pipes_writer(tmp_path, monkeypatch, left, capsys, source, plan, number):
+    """Sound is heard when it is opened, before anything is loaded; actions are asked for with the first chunk."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    once(monkeypatch, LiveBytes, "take", number)
+    overrides = (f"source.{source}={pipe}", f"output_dir={tmp_path}/run", *PLANS[plan])
+    assert stream.main(["model=nano", *overrides]) == 0
+    said = capsys.readouterr().err
+    assert "stopped before anything was streamed" in said or "no chunk was made" in said
+    assert not (tmp_path / "run" / "video.mp4").exists()
 
 
 def test_a_second_signal_of_a_run_ends_it_at_once(tmp_path, monkeypatch, left):

@@ -12,6 +12,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from launch import stream
 from stages.sources.audio import AudioFile
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +110,8 @@ def test_live_sound_gives_what_the_file_gives(job, speech, tmp_path):
     expected = job("model=nano", f"source.audio={speech}", "sink.video=null")
     source = AudioFile(speech)
     pcm = np.round(source.read(10**6) * 32768).astype("<i2").tobytes()
-    process = start(f"output_dir={tmp_path}/live", "sink.video=null", "source.audio=-", stdin=subprocess.PIPE)
+    live = ("source.audio=-", "source.pace=free")
+    process = start(f"output_dir={tmp_path}/live", "sink.video=null", *live, stdin=subprocess.PIPE)
     # In uneven pieces, with pauses, as sound arrives.
     for i in range(0, len(pcm), 7001):
         process.stdin.write(pcm[i : i + 7001])
@@ -128,11 +130,23 @@ PROCESSES = ("plan=timestep", "plan.workers=2", "launcher.threads=false")
 def test_live_sound_reaches_a_worker_in_a_process_of_its_own(nano, speech, tmp_path):
     """Its standard input is for its orders; the run's comes beside it."""
     pcm = np.round(AudioFile(speech).read(10**6) * 32768).astype("<i2").tobytes()
-    process = start(f"output_dir={tmp_path}", "sink.video=null", "source.audio=-", *PROCESSES, stdin=subprocess.PIPE)
+    live = ("source.audio=-", "source.pace=free")
+    process = start(f"output_dir={tmp_path}", "sink.video=null", *live, *PROCESSES, stdin=subprocess.PIPE)
     _, err = finish(process, pcm)
     assert process.returncode == 0, err
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["latents_sha256"] == nano(f"source.audio={speech}")
+
+
+def test_a_gpu_that_is_not_used_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        stream, "idle_gpu", lambda: ("there is a GPU (/dev/nvidia0), and torch has no CUDA", "install one")
+    )
+    base = ("model=nano", "stream.chunks=1", "sink.video=null", f"output_dir={tmp_path}")
+    told = "device=auto computes on the CPU: there is a GPU (/dev/nvidia0), and torch has no CUDA; install one\n"
+    for device in ("auto", "cpu"):
+        assert stream.main([*base, f"device={device}"]) == 0
+        assert (told in capsys.readouterr().err) == (device == "auto")
 
 
 def test_a_closed_standard_input_is_told_to_who_reads_it(job, tmp_path, monkeypatch):
@@ -162,7 +176,8 @@ def test_live_actions_give_what_the_file_gives(job, tmp_path):
     base = ("stream.chunks=5", "sink.video=null")
     expected = job("model=nano", f"source.actions={path}", *base)["latents_sha256"]
     assert expected != job("model=nano", *base)["latents_sha256"]
-    process = start(f"output_dir={tmp_path}/live", *base, "source.actions=-", stdin=subprocess.PIPE)
+    live = ("source.actions=-", "source.pace=free")
+    process = start(f"output_dir={tmp_path}/live", *base, *live, stdin=subprocess.PIPE)
     for line in path.read_bytes().splitlines(keepends=True):
         process.stdin.write(line)
         process.stdin.flush()

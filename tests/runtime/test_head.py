@@ -41,6 +41,9 @@ class Source:
 
     live = False
 
+    def hold(self, chunk):
+        return False
+
     def accepted(self, chunk, entered):
         return 7.0 if chunk == 3 else None
 

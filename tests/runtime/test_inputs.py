@@ -22,8 +22,8 @@ def live(tmp_path, *overrides: str) -> dict:
         os.close(writing)
 
     with os.fdopen(reading, "rb") as stdin:
-        recorded = f"sink.inputs={tmp_path / 'inputs.jsonl'}"
-        engine = local_run(tmp_path, "plan.workers=2", "source.audio=-", recorded, *overrides, stdin=stdin)
+        given = ("source.audio=-", "source.pace=free", f"sink.inputs={tmp_path / 'inputs.jsonl'}")
+        engine = local_run(tmp_path, "plan.workers=2", *given, *overrides, stdin=stdin)
         threading.Thread(target=speak).start()
         engine.wait()
     return engine.pipeline.report(0)

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.errors import UserError
+from stages.sources import live
 from stages.sources.actions import AHEAD, ActionFile, LiveActions
+from stages.sources.live import LiveBytes, named_pipe
 from tests.stages.sources.blocked import Blocked, settle
 
 ACTIONS = ("none", "forward", "back", "left", "right")
@@ -63,17 +65,19 @@ def test_the_last_of_several_lines_for_a_frame_wins_and_frames_may_be_skipped(tm
     assert source.take(1, 1) == [RIGHT] and source.take(9, 1) == [BACK]
 
 
-def test_an_empty_file_does_nothing(tmp_path):
-    source = ActionFile(action_file(tmp_path, ""), ACTIONS)
-    assert source.take(0, 3) == [NONE] * 3 and source.ended
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_a_file_of_no_line_is_refused(tmp_path, text):
+    with pytest.raises(UserError, match="holds no line; give a file of lines like"):
+        ActionFile(action_file(tmp_path, text), ACTIONS)
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    lines=st.lists(st.tuples(st.integers(0, 6), st.sampled_from(ACTIONS)), max_size=12),
+    lines=st.lists(st.tuples(st.integers(0, 6), st.sampled_from(ACTIONS)), min_size=1, max_size=12),
     counts=st.lists(st.integers(1, 9), min_size=1, max_size=6),
 )
 def test_a_pipe_gives_exactly_what_the_same_file_gives(tmp_path_factory, lines, counts):
+    """And for as long: what was said last is still shown."""
     frame, text = 0, ""
     for gap, action in lines:
         frame += gap
@@ -82,7 +86,9 @@ def test_a_pipe_gives_exactly_what_the_same_file_gives(tmp_path_factory, lines, 
     of_file, of_pipe = ActionFile(path, ACTIONS), LiveActions(io.BytesIO(text.encode()), ACTIONS)
     first = 0
     for count in counts:
+        made = not of_file.ended
         assert of_file.take(first, count) == of_pipe.take(first, count)
+        assert made == (not of_pipe.ended or of_pipe.fresh)
         first += count
     of_file.close()
     of_pipe.close()
@@ -130,7 +136,8 @@ def test_stamped_lines_are_awaited(pipe):
     waiting = Blocked(source._bytes, lambda: source.take(0, 4), len(line("left", 1)))
     assert waiting(lambda: write(line("right", 4))) == [NONE, LEFT, LEFT, LEFT]
     waiting = Blocked(source._bytes, lambda: source.take(4, 2))
-    assert waiting(lambda: write(None)) == [RIGHT, RIGHT] and source.ended
+    assert waiting(lambda: write(None)) == [RIGHT, RIGHT] and source.ended and source.fresh
+    assert source.take(6, 2) == [RIGHT, RIGHT] and not source.fresh
 
 
 def test_now_is_applied_to_the_next_take_and_never_awaited(pipe):
@@ -163,12 +170,17 @@ def test_a_blocked_take_is_released(pipe, by):
     assert waiting(source.stop.set if by == "stop" else source.close) == [LEFT, LEFT] and source.ended
 
 
+def of_named_pipe(path, stop=None):
+    name = f"source.actions={path}"
+    return LiveActions(named_pipe(name, path), ACTIONS, stop, name, owned=True)
+
+
 def test_a_named_pipe_is_a_file(tmp_path):
     path = tmp_path / "actions"
     os.mkfifo(path)
     text = "".join(line(ACTIONS[i % 5], 3 * i) for i in range(400))
     file = ActionFile(action_file(tmp_path, text), ACTIONS)
-    source = ActionFile(path, ACTIONS)  # does not wait for a writer
+    source = of_named_pipe(path)  # does not wait for a writer
     writer = threading.Thread(target=lambda: path.write_text(text))
     writer.start()
     assert source.take(0, 1500) == file.take(0, 1500) and source.ended
@@ -184,11 +196,12 @@ def test_a_blocked_take_from_a_named_pipe_is_released(tmp_path, by, written):
     if written is not None:
         writing = os.open(path, os.O_RDWR)  # without waiting for a reader
         os.write(writing, written.encode())
-    source = ActionFile(path, ACTIONS, stop)
-    waiting = Blocked(source._raw._bytes, lambda: source.take(0, 2), len(written or ""))
+    source = of_named_pipe(path, stop)
+    waiting = Blocked(source._bytes, lambda: source.take(0, 2), len(written or ""))
     expected = [LEFT, LEFT] if written == line("left", 0) else [NONE, NONE]
     assert waiting(stop.set if by == "stop" else source.close) == expected and source.ended
     source.close()
+    assert source._bytes._stream.closed
     if writing is not None:
         os.close(writing)
 
@@ -206,6 +219,34 @@ def test_wrong_live_lines_are_skipped_with_a_warning(pipe, caplog):
     warned = [record.getMessage() for record in caplog.records]
     for part in ("line 1: is not JSON", "action=jump", "frame=1: comes after", "line 5: longer", "line 7: is not JSON"):
         assert sum(part in message for message in warned) == 1, (part, warned)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "nonsense\n"])
+def test_a_pipe_that_ends_before_it_says_anything_is_silent(text):
+    source = LiveActions(io.BytesIO(text.encode()), ACTIONS)
+    assert source.take(0, 2) == [NONE, NONE] and source.silent
+    said = LiveActions(io.BytesIO(line("left").encode()), ACTIONS)
+    assert said.take(0, 2) == [LEFT, LEFT] and said.ended and said.fresh and not said.silent
+
+
+def test_it_is_said_once_that_a_pipe_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "PATIENCE_S", -1.0)
+    os.mkfifo(path := tmp_path / "actions")
+    said, waited, read = [], threading.Event(), LiveBytes._read
+
+    def counted(self, *args):
+        counted.times += 1
+        if counted.times > 3:
+            waited.set()
+        return read(self, *args)
+
+    counted.times = 0
+    monkeypatch.setattr(LiveBytes, "_read", counted)
+    monkeypatch.setattr(live.log, "warning", lambda text, *values: said.append(text % values))
+    source = of_named_pipe(path)
+    assert waited.wait(60)
+    source.close()
+    assert said == [f"source.actions={path}: nothing has come yet, waiting for whoever writes into it"]
 
 
 def test_a_line_without_its_newline_counts_at_the_end():

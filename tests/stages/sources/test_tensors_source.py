@@ -35,6 +35,12 @@ def path(tmp_path):
     return path
 
 
+def test_a_file_of_no_tensor_is_refused(tmp_path):
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(UserError, match="holds no tensor"):
+        opened(tmp_path / "empty.safetensors")
+
+
 def test_keys_are_found_or_absent(path):
     tensors = opened(str(path))
     assert tensors.has("noise") and tensors.has("noise.000000") and tensors.has("reference_latent")
