@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from conf import hub
 from conf.codecs import declared
 from conf.errors import UserError
 from conf.families import CODECS, known
@@ -35,8 +36,17 @@ WEIGHTS = (
     "*.safetensors",
     "*.pt",
     "*.pth",
+    "*.bin",
+    "*.ckpt",
+    "*.gguf",
 )
 """A network's weights in its folder: the first of these that is there counts."""
+EXPERTS = (("transformer", "transformer_2"), ("high_noise_model", "low_noise_model"))
+"""Folders inside that of a model whose steps are shared by two networks, in diffusers' layout and the original one."""
+TOKENIZERS = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
+"""Files by which a folder is known to hold a tokenizer."""
+LICENCE_BYTES = 1 << 16
+"""Of a file that states a licence: as much is looked at."""
 SHARD = re.compile(r"-(\d+)-of-(\d+)(?=\.)")
 
 
@@ -57,9 +67,31 @@ def first_there(folder: str | Path, places: Sequence[str]) -> Path | None:
     return next((path for path in found if is_there(path)), None)
 
 
-def network_folder(folder: str | Path) -> Path:
-    """The folder with the network's config and weights: the model's own, or its `transformer`."""
+def tokenizer(*folders: str | Path) -> Path | None:
+    """The first tokenizer in some folders: in a folder of its own inside, or among the other files."""
+    for folder in folders:
+        if inner := part(folder, "tokenizer"):
+            return inner
+        if first_there(folder, TOKENIZERS):
+            return Path(folder)
+    return None
+
+
+def network_folder(folder: str | Path, setting: str = "model.checkpoint") -> Path:
+    """The folder with the network's config and weights: the model's own, or its `transformer`.
+
+    Raises:
+        UserError: it holds two networks.
+    """
     folder = Path(folder)
+    for pair in EXPERTS:
+        if all(is_folder(folder / one) for one in pair):
+            raise UserError(
+                f"{setting}={folder}",
+                f"is a model of two experts, one for steps of high noise and one for low (A14B: {' and '.join(pair)}), "
+                "which no model here runs",
+                "give a model of one network",
+            )
     inner = folder / "transformer"
     return inner if not is_there(folder / "config.json") and is_folder(inner) else folder
 
@@ -76,9 +108,9 @@ def weight_files(path: str | Path, setting: str) -> dict[Path, list[str] | None]
     """
     given, path = f"{setting}={path}", Path(path)
     if not is_there(path):
-        raise UserError(given, "no such file or folder", "check the path")
+        raise UserError(given, *hub.missing(path))
     if is_folder(path):
-        path = network_folder(path)
+        path = network_folder(path, setting)
         others = {place for places in parts().values() for place in places}
         found: list[Path] = []
         for pattern in WEIGHTS:
@@ -125,8 +157,29 @@ def said(folder: str | Path, setting: str = "model.checkpoint") -> dict[str, Any
     Raises:
         UserError: the file is broken.
     """
-    path = network_folder(folder) / "config.json"
+    path = network_folder(folder, setting) / "config.json"
     return read_json(path, setting) if is_there(path) else {}
+
+
+def licence(path: str | Path) -> str | None:
+    """What the folder of a checkpoint states of its licence, and in which files; None: nothing."""
+    folder = Path(path) if is_folder(path) else Path(path).parent
+    found = {}
+    if front := re.match(r"---\s*\n(.*?)\n---", _beginning(folder / "README.md"), re.DOTALL):
+        stated = dict(re.findall(r"^(license\w*):[\s-]*(\S.*?)\s*$", front[1], re.MULTILINE))
+        found["README.md"] = stated.get("license_name") or stated.get("license", "")
+    for file in sorted(folder.glob("LICEN[CS]E*")):
+        found[file.name] = next((line.strip() for line in _beginning(file).splitlines() if line.strip()), "")
+    return ", ".join(f"{said[:100]} ({name})" for name, said in found.items() if said) or None
+
+
+def _beginning(path: Path) -> str:
+    """A text's first bytes; empty where there is none to read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(LICENCE_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def sizes(

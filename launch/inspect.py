@@ -1,9 +1,10 @@
 """What a checkpoint is, and what it would take to run it.
 
-PATH is a file or a folder. Prints its family, sizes, types and parts, which of its keys the model does not know or
-lacks, and, with the overrides that `launch.stream` takes, what every worker of a plan would hold (`plan=layers
-plan.workers=9`), whether that fits a cluster (`cluster=h100x5`), and what a LoRA adapts (`model.lora=FILE`). Reads
-headers, not weights.
+PATH is a file, a folder, or a name of the Hugging Face hub that is in its cache. Prints its family, sizes, types and
+parts, the licence that its folder states, which of its keys the model does not know or lacks, and, with the overrides
+that `launch.stream` takes, what every worker of a plan would hold (`plan=layers plan.workers=9`), whether that fits a
+cluster (`cluster=h100x5`), and what a LoRA adapts (`model.lora=FILE`). Reads headers, not weights. What is known and
+nothing here runs is refused by the line that `launch.stream` has for it, with exit code 2.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from conf import published
+from conf import hub, published
 from conf.errors import UserError
 from conf.paths import is_folder
 from conf.schema import Config, ModelConfig
@@ -29,9 +30,9 @@ from parallel.builders import build
 from parallel.planner import assess, choose, too_big
 from parallel.simulated import simulated
 from stages.build import rename_of, whole
-from stages.file_kinds import LORA, FileKind, kind_of
+from stages.file_kinds import LORA, FileKind, kind_of, refusal
 from stages.inputs import inputs_of, made_of
-from stages.lora import SPELLINGS, Lora
+from stages.lora import PARAMETERS, Lora, role_of
 from stages.weight_file import WeightFile
 from stages.weights import IGNORED, first
 
@@ -53,11 +54,11 @@ class Contents:
     """A weight file and its kind.
 
     Raises:
-        UserError: it is no weight file, or of no kind that is known here.
+        UserError: it is no weight file, of no kind that is known here, or of one that nothing here runs.
     """
 
     def __init__(self, path: str):
-        self.path = path
+        self.path = path = hub.found(path)
         raw = WeightFile(path, "PATH")
         kind = kind_of({key: e.shape for key, e in raw.entries.items()})
         if kind is None:
@@ -66,6 +67,8 @@ class Contents:
                 f"is of no family known here ({len(raw.entries)} keys: {first(raw.entries)})",
                 "give a network of a known family, a codec, a text or audio encoder, or a LoRA",
             )
+        if kind.refused:
+            raise refusal(raw.name, kind)
         self.kind: FileKind = kind
         self.entries = WeightFile(path, "PATH", kind.rename).entries
         self.shapes = {name: e.shape for name, e in self.entries.items()}
@@ -94,12 +97,13 @@ class Contents:
             size[entry.dtype] += entry.nbytes
         types = (f"{_named(t)} {_count(n)} ({human(size[t])})" for t, n in count.most_common())
         files = {entry.file for entry in self.entries.values()}
+        licence = published.licence(self.path)
         return {
             "family": self.kind.name,
             "files": f"{len(files)}, {human(sum(f.stat().st_size for f in files))}",
             "keys": str(len(self.entries)),
             "parameters": ", ".join(types),
-        }
+        } | ({"licence": licence} if licence else {})
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -143,7 +147,12 @@ def lora(adapter: Lora) -> str:
     """What an adapter changes, and by which factors."""
     scales = Counter(round(pair.scale, 4) for pair in adapter.pairs.values())
     ranks = Counter(adapter.file.entries[pair.a].shape[0] for pair in adapter.pairs.values())
-    return f"{len(adapter.pairs)} weights, rank {_listed(ranks)}, scale {_listed(scales)}"
+    counted = [
+        (adapter.pairs, f"{len(adapter.pairs)} weights, rank {_listed(ranks)}, scale {_listed(scales)}"),
+        (adapter.differences, f"{len(adapter.differences)} whole differences"),
+        (adapter.skipped, f"{len(adapter.skipped)} keys for parts that the model does not have"),
+    ]
+    return ", ".join(said for some, said in counted if some)
 
 
 def _listed(counts: Counter) -> str:
@@ -190,9 +199,12 @@ def job(contents: Contents, config: Config, console: Console) -> None:
 def part_rows(contents: Contents) -> dict[str, str]:
     """Of a file that is a part of a model."""
     if contents.kind.name == LORA:
-        ranks = Counter(s[0] for key, s in contents.shapes.items() if SPELLINGS[0][0].fullmatch(key))
-        ranks = ranks or Counter(s[0] for key, s in contents.shapes.items() if SPELLINGS[2][0].fullmatch(key))
-        return {"adapts": f"{sum(ranks.values())} weights, rank {_listed(ranks)}"}
+        roles = Counter(role_of(key)[1] for key in contents.shapes)
+        ranks = Counter(s[0] for key, s in contents.shapes.items() if role_of(key)[1] == "A" and s)
+        return {
+            "adapts": f"{roles['A']} weights, rank {_listed(ranks)}",
+            "whole differences": str(sum(roles[role] for role in PARAMETERS)),
+        }
     return contents.kind.rows(contents.shapes)
 
 

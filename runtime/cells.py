@@ -20,7 +20,8 @@ from runtime.saving import Saver, bank_part
 from runtime.state import Keep
 from runtime.trace import Trace
 from stages.denoise.draws import Draws
-from stages.inputs import part
+from stages.denoise.sampler import finite_steps
+from stages.inputs import FINITE, part
 
 Work = Callable[[Pass, Message], Message]
 """Does what a pass of one kind is for; returns the message that goes on."""
@@ -94,7 +95,8 @@ class Cells:
         incoming, distance = tensors.pop("hidden", x), m.distances[item.step]
         out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, distance)
         if item.block == len(self.plan.blocks) - 1:
-            tensors["x"] = self.sampler.update(item.step, x, out, self._noise(item, tensors))
+            tensors["x"] = x = self.sampler.update(item.step, x, out, self._noise(item, tensors))
+            tensors[FINITE] = finite_steps(x, tensors.get(FINITE, 0))
         else:
             tensors["hidden"] = out
         m.tensors, m.times[self.index] = tensors, m.times.get(self.index, 0.0) + self._timed(item, start)

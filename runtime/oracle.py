@@ -15,6 +15,7 @@ from runtime.conditioning import Conditioning
 from runtime.trace import Trace
 from stages.denoise.denoiser import Denoiser, StreamBanks
 from stages.denoise.finished import Finished
+from stages.denoise.sampler import finite_steps, require_finite_steps
 from stages.inputs import REFERENCE, Given, with_chunk
 
 
@@ -46,6 +47,9 @@ def generate(
         conditioning: what to draw, read and encode for every chunk.
         trace: told how long each pass took.
         memory: what to go on from; None: the stream begins.
+
+    Raises:
+        UserError: a step left latents that are not finite.
     """
     sampler, schedule = denoiser.sampler, denoiser.schedule
     device, dtype = denoiser.network.device, denoiser.network.dtype
@@ -77,12 +81,13 @@ def generate(
                 past = finished.joined(schedule.recached(chunk))
                 denoiser.recache(banks, chunk, *past, conditioning.distance(chunk, 0))
 
-        x = conditioning.noise(chunk, 0).to(device, dtype)
+        x, finite = conditioning.noise(chunk, 0).to(device, dtype), 0
         for step in range(sampler.steps):
             with trace.span(f"step{step}", chunk):
                 v = denoiser.step(banks, step, chunk, x, given, conditioning.distance(chunk, step))
                 later = step + 1 < sampler.steps and sampler.needs_noise(step + 1)
                 x = sampler.update(step, x, v, conditioning.noise(chunk, step + 1) if later else None)
+                finite = finite_steps(x, finite)
 
         if schedule.commits(chunk):
             with trace.span("commit", chunk):
@@ -90,4 +95,5 @@ def generate(
                 finished.add(chunk, x, given)
         if schedule.renewed and chunk == schedule.renewed.source:
             anchor = conditioning.lasting() | {REFERENCE: x[:, :, :1]}
+        require_finite_steps(finite, sampler.steps, chunk)
         yield x

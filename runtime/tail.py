@@ -25,6 +25,8 @@ from runtime.saving import DECODER_PART, NOTHING, Saver, Whole, parts
 from runtime.stages import StageThread
 from runtime.trace import Trace
 from runtime.turn import STAGE, Turn
+from stages.denoise.sampler import require_finite_steps
+from stages.inputs import FINITE
 
 TOLD_S = 0.25
 """How often a stream's progress is told, at most."""
@@ -174,7 +176,7 @@ class Tail:
             x, sidecar = m.tensors["x"], self._sidecar(item)
             with self._timed(m, "decode", chunk):
                 self.decodings[stream].prime(sidecar.lasting)
-                m.tensors = {"x": x, "frames": self.decodings[stream](x)}
+                m.tensors = m.tensors | {"frames": self.decodings[stream](x)}
         return m
 
     def _post(self, item: Pass, m: Message) -> Message:
@@ -191,6 +193,7 @@ class Tail:
             self._end(output, item, m)
         elif not m.hollow:
             start, sidecar = self.trace.clock(), self._sidecar(item)
+            require_finite_steps(m.tensors[FINITE], self.plan.workload.steps, chunk)
             output.write(chunk, m.tensors["x"], m.tensors.get("frames"), sidecar)
             m.times[OUTPUT] = self.trace.clock() - start
             self._tell_progress(stream, output, TOLD_S)

@@ -10,7 +10,9 @@ from functools import cache
 import torch
 
 from conf import families
-from stages.lora import SPELLINGS
+from conf.errors import UserError
+from stages.lora import PARAMETERS, SPELLINGS
+from stages.weight_file import WeightFile
 
 Shapes = Mapping[str, torch.Size]
 
@@ -27,7 +29,10 @@ class FileKind:
         name: in words.
         has: patterns that some of its names match, once translated.
         rename: from names in the file.
-        models: in `conf/model`, the one to take where no width fits first; empty: it is a part of a model.
+        models: in `conf/model`, the one to take where no width fits first; empty: it is a part of a model, or refused.
+        fits: what its shapes must be besides, once translated.
+        refused: why nothing here can run it; empty: something can.
+        setting: the configuration key that takes it.
         sizes: of a network, from its shapes: what `model.network` may say of them.
         rows: of a part, what its shapes say, for `launch.inspect`: a line by its title.
     """
@@ -36,16 +41,26 @@ class FileKind:
     has: tuple[str, ...]
     rename: Callable[[str], str] = _same
     models: tuple[str, ...] = ()
+    fits: Callable[[Shapes], bool] = lambda shapes: True
+    refused: str = ""
+    setting: str = "model.checkpoint"
     sizes: Callable[[Shapes], dict[str, object]] = lambda shapes: {}
     rows: Callable[[Shapes], dict[str, str]] = lambda shapes: {}
 
 
 LORA = "LoRA"
-LORAS = tuple(FileKind(LORA, (SPELLINGS[i][0].pattern,)) for i in (0, 2))
+LORAS = tuple(
+    FileKind(LORA, (pattern.pattern,), setting="model.lora")
+    for pattern, role in SPELLINGS
+    if role in ("A", *PARAMETERS)
+)
+TEXT, SOUND = "model.text.checkpoint", "model.network.audio.wav2vec.checkpoint"
 ENCODERS = (
-    FileKind("UMT5 text encoder", (r"token_embedding\.weight", r"blocks\.0\.attn\.q\.weight")),
-    FileKind("UMT5 text encoder", (r"shared\.weight", r"encoder\.block\.0\.layer\.0\..*")),
-    FileKind("wav2vec2 audio encoder", (r"(wav2vec2\.)?feature_extractor\..*", r"(wav2vec2\.)?encoder\..*")),
+    FileKind("UMT5 text encoder", (r"token_embedding\.weight", r"blocks\.0\.attn\.q\.weight"), setting=TEXT),
+    FileKind("UMT5 text encoder", (r"shared\.weight", r"encoder\.block\.0\.layer\.0\..*"), setting=TEXT),
+    FileKind(
+        "wav2vec2 audio encoder", (r"(wav2vec2\.)?feature_extractor\..*", r"(wav2vec2\.)?encoder\..*"), setting=SOUND
+    ),
 )
 
 
@@ -59,9 +74,32 @@ def kinds() -> tuple[FileKind, ...]:
 
 
 def kind_of(keys: Shapes) -> FileKind | None:
-    """The kind of a file with these names; None: none that is known here."""
+    """The kind of a file with these names and shapes; None: none that is known here."""
+    translated: dict[Callable[[str], str], dict[str, torch.Size]] = {}
     for kind in kinds():
-        names = [kind.rename(key) for key in keys]
-        if all(any(re.fullmatch(pattern, name) for name in names) for pattern in kind.has):
+        if kind.rename not in translated:
+            translated[kind.rename] = {kind.rename(key): shape for key, shape in keys.items()}
+        shapes = translated[kind.rename]
+        if all(any(re.fullmatch(pattern, name) for name in shapes) for pattern in kind.has) and kind.fits(shapes):
             return kind
     return None
+
+
+def require(file: WeightFile, setting: str) -> None:
+    """Refuse a file that is known to be something that `setting` does not take. One of no known kind passes.
+
+    Raises:
+        UserError: says what it is.
+    """
+    kind = kind_of({entry.key: entry.shape for entry in file.entries.values()})
+    if kind is None:
+        return
+    if kind.refused:
+        raise refusal(file.name, kind)
+    if kind.setting != setting:
+        raise UserError(file.name, f"is a {kind.name}", f"give it as {kind.setting}")
+
+
+def refusal(name: str, kind: FileKind) -> UserError:
+    """What is said of a file that nothing here can run, wherever it is given."""
+    return UserError(name, f"is {kind.name}: {kind.refused}", "docs/checkpoints.md lists what is read")

@@ -241,6 +241,8 @@ def made_of(inputs: Iterable[Input], source: str) -> Input | None:
 
 LATENTS, LATENT_FRAMES = "x", 2
 """Name of a chunk's latents [1, C, f, h, w] beside its inputs, and the dimension that counts their frames."""
+FINITE = "finite"
+"""Beside a chunk's latents, how many steps have left them finite (`stages.denoise.sampler.finite_steps`)."""
 REFERENCE = "reference"
 """The input that the attention sink's own frame is made of."""
 

@@ -1,7 +1,9 @@
 """Low-rank adapters, merged into weights as these are read: W + scale (alpha / rank) B A (Hu et al., arXiv 2106.09685).
 
 The spellings of PEFT, diffusers and kohya are read; which weight a pair belongs to is found by the same names as a
-checkpoint's. Sums are taken in float32, a few rows at a time, and only for the weights that are read.
+checkpoint's. Beside pairs a file may hold whole differences, of weights, biases and modulations, as few-step adapters
+do; and magnitudes of rows, which make it a DoRA (arXiv 2402.09353): rows of W + dW are scaled to them. Sums are taken in
+float32, a few rows at a time, and only for the weights that are read.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,27 +22,66 @@ from conf.paths import is_folder, is_there
 from conf.published import read_json
 from conf.schema import LoraConfig
 from stages.weight_file import WeightFile
-from stages.weights import first
+from stages.weights import extremes, first, require_finite
 
 SPELLINGS = (
-    (re.compile(r"(.+)\.lora_A(\.\w+)?\.weight"), "A"),
-    (re.compile(r"(.+)\.lora_B(\.\w+)?\.weight"), "B"),
-    (re.compile(r"(.+)[._]lora[._]down\.weight|(.+)\.lora_down(\.\w+)?\.weight"), "A"),
-    (re.compile(r"(.+)[._]lora[._]up\.weight|(.+)\.lora_up(\.\w+)?\.weight"), "B"),
+    (re.compile(r"(.+)\.lora_A(\..+)?\.weight|(.+)\.lora_A"), "A"),
+    (re.compile(r"(.+)\.lora_B(\..+)?\.weight|(.+)\.lora_B"), "B"),
+    (re.compile(r"(.+)[._]lora[._]down\.weight|(.+)\.lora_down(\..+)?\.weight"), "A"),
+    (re.compile(r"(.+)[._]lora[._]up\.weight|(.+)\.lora_up(\..+)?\.weight"), "B"),
     (re.compile(r"(.+)\.alpha"), "alpha"),
+    (re.compile(r"(.+)\.(?:lora_magnitude_vector|dora_scale)(\..+)?"), "magnitude"),
+    (re.compile(r"(.+)\.(?:diff|w_norm)"), "weight"),
+    (re.compile(r"(.+)\.(?:diff_b|b_norm)"), "bias"),
+    (re.compile(r"(.+)\.diff_m"), "modulation"),
 )
-"""How a module's two factors and its alpha are called (A is [rank, in], B [out, rank])."""
+"""How a module's two factors are called (A is [rank, in], B [out, rank]), its alpha, its magnitude [out], and whole
+differences of its parameters, whose roles are these parameters' names. Behind a factor may stand an adapter's name."""
+
+PARAMETERS = ("weight", "bias", "modulation")
+"""Roles that are whole differences."""
 
 FLATTENED = re.compile(r"lora_(unet|transformer)_")
 """Before names of modules that kohya writes with underscores for dots."""
 
 
 class Pair(NamedTuple):
-    """What is added to one weight: scale * B A."""
+    """What is added to one weight: scale * B A; then, where there is a magnitude, each row is scaled to it."""
 
     a: str
     b: str
     scale: float
+    magnitude: str | None = None
+
+
+class Change(NamedTuple):
+    """What one adapter does to one weight, on the device where sums are taken.
+
+    Attributes:
+        a, b: factors [rank, in] and [out, rank], B with its scale; None: no pair.
+        magnitude: of rows [out]; None: they keep theirs.
+        difference: some rows of a whole difference, read when they are asked for; None: there is none.
+        strength: of what is not scaled yet.
+    """
+
+    a: Tensor | None
+    b: Tensor | None
+    magnitude: Tensor | None
+    difference: Callable[[slice], Tensor] | None
+    strength: float
+
+    def onto(self, found: Tensor, rows: slice) -> None:
+        """Change rows of the weight, [n, in] float32, in place."""
+        if self.difference is not None:
+            found.add_(self.difference(rows).view_as(found), alpha=self.strength)
+        if self.b is None:
+            return
+        if self.magnitude is None:
+            found.addmm_(self.b[rows], self.a)
+            return
+        turned = found.addmm(self.b[rows], self.a)
+        turned *= (self.magnitude[rows] / turned.norm(dim=1))[:, None]
+        found.lerp_(turned, self.strength)
 
 
 class Lora:
@@ -53,9 +95,12 @@ class Lora:
 
     Attributes:
         pairs: by the name of the weight they are added to.
+        differences: keys of whole differences, likewise.
+        skipped: keys of parts that the model does not have.
 
     Raises:
-        UserError: it cannot be read, or holds a key, shape or half of a pair that fits no weight.
+        UserError: it cannot be read, none of it fits the model, or it holds a key of no known kind, several adapters, a
+            shape that fits no weight, or half of a pair.
     """
 
     def __init__(
@@ -65,60 +110,107 @@ class Lora:
         alpha: float | None = None,
         rename: Callable[[str], str] = lambda name: name,
     ):
-        self.file = WeightFile(config.path, "model.lora")
+        self.file, self.strength = WeightFile(config.path, "model.lora"), config.scale
         self._said = self._config()
         self.pairs: dict[str, Pair] = {}
-        flat = {name.removesuffix(".weight").replace(".", "_"): name for name in whole}
-        modules, unknown = {}, []
-        for key in self.file.entries:
-            module, role = _role(key)
-            if role is None or (name := _weight_name(module, flat, rename)) not in whole:
-                unknown.append(key)
-            else:
-                modules.setdefault(name, {"module": module})[role] = key
-        if unknown:
+        self.differences: dict[str, str] = {}
+        self.skipped: list[str] = []
+        modules = self._sorted(whole, rename)
+        if not modules:
             raise UserError(
                 self.file.name,
-                f"has {len(unknown)} keys that fit no weight of this model: {first(unknown)}",
+                f"fits no weight of this model ({len(self.skipped)} keys: {first(self.skipped)})",
                 "is it a LoRA for this model?",
             )
         for name, found in modules.items():
-            self.pairs[name] = self._pair(name, found, whole[name], config.scale, alpha)
+            if (key := found.get("difference")) is not None:
+                self._fits(key, whole[name], name, whole[name])
+                self.differences[name] = key
+            if found.keys() - {"difference", "module"}:
+                self.pairs[name] = self._pair(name, found, whole[name], alpha)
+
+    def _sorted(self, whole: Mapping[str, torch.Size], rename: Callable[[str], str]) -> dict[str, dict[str, str]]:
+        """By the weight that they change, the keys of every role, and the module's name in the file."""
+        flat, modules, unknown = {name.replace(".", "_"): name for name in whole}, {}, []
+        for key in self.file.entries:
+            module, role = role_of(key)
+            if role is None:
+                unknown.append(key)
+                continue
+            name = _target(module, role if role in PARAMETERS else "weight", flat, rename)
+            role = "difference" if role in PARAMETERS else role
+            if name not in whole:
+                self.skipped.append(key)
+                continue
+            other = modules.setdefault(name, {"module": module}).setdefault(role, key)
+            if other != key:
+                raise UserError(
+                    self.file.name, f"holds several adapters: {other} and {key}", "save them in a file each"
+                )
+        if unknown:
+            raise UserError(
+                self.file.name,
+                f"has {len(unknown)} keys that are no part of a LoRA as it is read here: {first(unknown)}",
+                "give pairs (lora_A, lora_B), differences (diff, diff_b, diff_m) or DoRA; no LoHa, no LoKr",
+            )
+        return modules
 
     def _config(self) -> dict[str, Any]:
         path = (self.file.path if is_folder(self.file.path) else self.file.path.parent) / "adapter_config.json"
         return read_json(path, "model.lora") if is_there(path) else {}
 
-    def _pair(self, name: str, found: dict[str, str], shape: torch.Size, strength: float, alpha: float | None) -> Pair:
+    def _pair(self, name: str, found: dict[str, str], shape: torch.Size, alpha: float | None) -> Pair:
         for role, other in (("A", "B"), ("B", "A")):
             if role not in found:
                 raise UserError(
                     self.file.name, f"has {found.get(other, found['module'])} without its other half", "save it again"
                 )
         a, b = (self.file.entries[found[role]] for role in "AB")
-        rank = a.shape[0]
-        inside = torch.Size((rank, shape[1:].numel()))
-        for entry, expected in ((a, inside), (b, torch.Size((shape[0], rank)))):
-            if entry.shape.numel() != expected.numel() or entry.shape[0] != expected[0]:
-                raise UserError(
-                    self.file.name,
-                    f"{entry.key} must have shape {list(expected)} for {name} {list(shape)}, found {list(entry.shape)}",
-                    "is it a LoRA for this model?",
-                )
+        rank, magnitude = max(1, a.shape[0] if a.shape else 1), found.get("magnitude")
+        self._fits(a.key, torch.Size((rank, shape[1:].numel())), name, shape)
+        self._fits(b.key, torch.Size((*shape[:1], rank)), name, shape)
+        if magnitude is not None:
+            self._fits(magnitude, shape[:1], name, shape)
         if "alpha" in found:
+            self._fits(found["alpha"], torch.Size(()), name, shape)
             alpha = float(self.file.read(found["alpha"]))
         else:
             said = self._said.get("lora_alpha", alpha)
             alpha = _matching(self._said.get("alpha_pattern") or {}, found["module"], said)
         root = math.sqrt(rank) if self._said.get("use_rslora") else rank
-        return Pair(a.key, b.key, strength * (1.0 if alpha is None else alpha / root))
+        scale = 1.0 if alpha is None else alpha / root
+        return Pair(a.key, b.key, scale if magnitude else self.strength * scale, magnitude)
 
-    def factors(self, name: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """scale * B [out, rank] and A [rank, in] for a weight, float32 on `device`; None if it is left alone."""
-        if (pair := self.pairs.get(name)) is None:
+    def _fits(self, key: str, expected: torch.Size, name: str, shape: torch.Size) -> None:
+        """Refuse a tensor that has other rows than `expected`, or other numbers of values in them."""
+        found = self.file.entries[key].shape
+        if found.numel() != expected.numel() or found[: len(expected[:1])] != expected[:1]:
+            raise UserError(
+                self.file.name,
+                f"{key} must have shape {list(expected)} for {name} {list(shape)}, found {list(found)}",
+                "is it a LoRA for this model?",
+            )
+
+    def change(self, name: str, device: torch.device) -> Change | None:
+        """What is done to a weight, its factors in float32 on `device`; None if it is left alone.
+
+        Raises:
+            UserError: values in the file are not finite.
+        """
+        pair, whole = self.pairs.get(name), self.differences.get(name)
+        if pair is None and whole is None:
             return None
-        a, b = (self.file.read(key).to(device, torch.float32).flatten(1) for key in (pair.a, pair.b))
-        return b * pair.scale, a
+
+        def read(key: str, rows: slice | None = None) -> Tensor:
+            values = self.file.read(key, rows).float()
+            require_finite(self.file.name, [(key, extremes(values))])
+            return values.to(device)
+
+        a = b = magnitude = None
+        if pair is not None:
+            a, b = read(pair.a).flatten(1), read(pair.b).flatten(1) * pair.scale
+            magnitude = read(pair.magnitude).flatten() if pair.magnitude else None
+        return Change(a, b, magnitude, None if whole is None else partial(read, whole), self.strength)
 
 
 class Loras:
@@ -140,7 +232,7 @@ class Loras:
     ):
         self.adapters = [Lora(config, whole, alpha, rename) for config in configs]
         self._device = device
-        self._held: tuple[str, list[tuple[Tensor, Tensor]]] = ("", [])
+        self._held: tuple[str, list[Change]] = ("", [])
         # One buffer for all sums: memory that is taken and freed all the time does not all go back to the system.
         self._sum = torch.empty(0, device=device)
 
@@ -150,21 +242,21 @@ class Loras:
         The sum holds until the next call.
         """
         if self._held[0] != name:
-            found = (adapter.factors(name, self._device) for adapter in self.adapters)
-            self._held = name, [factors for factors in found if factors is not None]
-        factors = self._held[1]
-        if not factors:
+            found = (adapter.change(name, self._device) for adapter in self.adapters)
+            self._held = name, [change for change in found if change is not None]
+        changes = self._held[1]
+        if not changes:
             return values
         if self._sum.numel() < values.numel():
             self._sum = torch.empty(values.numel(), device=self._device)
         found = self._sum[: values.numel()].view(len(values), -1)
-        found.copy_(values.flatten(1))
-        for b, a in factors:
-            found.addmm_(b[rows], a)
+        found.copy_(values.reshape(len(values), -1))
+        for change in changes:
+            change.onto(found, rows)
         return found.view(values.shape)
 
 
-def _role(key: str) -> tuple[str, str | None]:
+def role_of(key: str) -> tuple[str, str | None]:
     """(module, role) of a key; no role for one that is spelled as none of these."""
     for pattern, role in SPELLINGS:
         if match := pattern.fullmatch(key):
@@ -172,11 +264,11 @@ def _role(key: str) -> tuple[str, str | None]:
     return key, None
 
 
-def _weight_name(module: str, flat: Mapping[str, str], rename: Callable[[str], str]) -> str:
-    """The name of the weight that a LoRA's module adapts."""
+def _target(module: str, parameter: str, flat: Mapping[str, str], rename: Callable[[str], str]) -> str:
+    """The name of the parameter of a LoRA's module."""
     if FLATTENED.match(module):
-        return flat.get(FLATTENED.sub("", module, count=1), module)
-    return rename(f"{module}.weight")
+        return flat.get(f"{FLATTENED.sub('', module, count=1)}_{parameter}".replace(".", "_"), module)
+    return rename(f"{module}.{parameter}")
 
 
 def _matching(patterns: Mapping[str, float], module: str, otherwise: float | None) -> float | None:

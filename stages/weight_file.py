@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import pickle
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from conf.errors import UserError
 from conf.published import weight_files
+from stages.file_form import AGAIN, CONVERT, ORIGINAL, SAFETENSORS, form, quantised, whole
 
 PIECE = 1 << 21
 """Bytes read at once, at most: what a reader that converts or adds holds beside its own weights."""
@@ -37,7 +40,11 @@ DTYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
     "BOOL": torch.bool,
+    "C64": torch.complex64,
 }
 """Types as a safetensors header spells them."""
 
@@ -79,10 +86,12 @@ class WeightFile:
     Attributes:
         name: setting and path, as error messages give them.
         entries: where every tensor lies, by our name.
+        metadata: what safetensors files say beside them.
         bytes_read: so far: headers, and the spans of what was read.
 
     Raises:
-        UserError: there is no such file, it cannot be read as weights, or two of its keys have one name here.
+        UserError: there is no such file, it is no file of weights, cut short or quantised, or two of its keys have one
+            name here.
     """
 
     def __init__(
@@ -90,12 +99,17 @@ class WeightFile:
     ):
         self.path, self.name, self.bytes_read = Path(path), f"{setting}={path}", 0
         self.entries: dict[str, Entry] = {}
+        self.metadata: dict[str, str] = {}
         for file, wanted in weight_files(path, setting).items():
             found = {entry.key: entry for entry in self._open(file)}
             for key in found if wanted is None else wanted:
                 if key not in found:
                     raise self._error(f"{file.name} lacks {key}, which the index names", "download it again")
                 self._add(rename(key), found[key])
+        if not self.entries:
+            raise self._error("holds no tensors", "name a file of weights")
+        if how := quantised({entry.key: entry.dtype for entry in self.entries.values()}):
+            raise self._error(f"is quantised {how}", ORIGINAL)
 
     def _add(self, name: str, entry: Entry) -> None:
         if name in self.entries:
@@ -106,28 +120,28 @@ class WeightFile:
         return UserError(self.name, rule, remedy)
 
     def _open(self, file: Path) -> Iterator[Entry]:
+        read = self._safetensors if form(self.name, file) == SAFETENSORS else self._torch
         try:
-            if file.suffix == ".safetensors":
-                yield from self._safetensors(file)
-            else:
-                yield from self._torch(file)
-        except UserError:
+            yield from read(file)
+        except (UserError, MemoryError):
             raise
-        except Exception as error:
-            raise self._error(
-                f"cannot be read as weights ({file.name}: {error})", "give .safetensors, or .pt of tensors"
-            ) from error
+        except Exception as error:  # whatever a broken file makes of a library
+            raise self._error(f"{file.name} is damaged ({type(error).__name__})", AGAIN) from error
 
     def _safetensors(self, file: Path) -> Iterator[Entry]:
         from safetensors import safe_open
 
-        with safe_open(file, framework="pt"):
-            pass  # refuses what is cut short or overlaps
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(size))
         self.bytes_read += 8 + size
-        header.pop("__metadata__", None)
+        self.metadata |= header.pop("__metadata__", None) or {}
+        whole(self.name, file, 8 + size + max((said["data_offsets"][1] for said in header.values()), default=0))
+        for key, said in header.items():
+            if said["dtype"] not in DTYPES:
+                raise self._error(f"{file.name} holds {key} as {said['dtype']}, which is not read here", ORIGINAL)
+        with safe_open(file, framework="pt"):
+            pass  # refuses tensors that overlap or leave gaps
         for key, said in header.items():
             shape = torch.Size(said["shape"])
             yield Entry(key, file, 8 + size + said["data_offsets"][0], DTYPES[said["dtype"]], shape, _strides(shape))
@@ -135,14 +149,33 @@ class WeightFile:
     def _torch(self, file: Path) -> Iterator[Entry]:
         # Never unpickle code: weights_only refuses everything but tensors and plain containers. On the meta device no
         # data is read, and every storage says where in the file it lies.
-        content = torch.load(file, map_location="meta", weights_only=True)
-        for key, tensor in _unwrapped(content).items():
+        try:
+            with file.open("rb") as stream:  # of a path torch would believe the suffix
+                content = torch.load(stream, map_location="meta", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if (found := re.search(r"GLOBAL ([\w.]+)", str(error))) is None:
+                raise
+            rule = f"{file.name} holds Python objects beside tensors ({found[1]}), and code is never run"
+            raise self._error(rule, CONVERT) from error
+        for key, tensor in self._unwrapped(content, file).items():
             storage = tensor.untyped_storage()
-            start = getattr(storage, "_checkpoint_offset", None)
-            if start is None:
-                raise self._error(f"{file.name} has torch's format of before 1.6", "convert it to .safetensors")
-            offset = start + tensor.storage_offset() * tensor.dtype.itemsize
+            offset = storage._checkpoint_offset + tensor.storage_offset() * tensor.dtype.itemsize
             yield Entry(key, file, offset, tensor.dtype, tensor.shape, tensor.stride())
+
+    def _unwrapped(self, content: object, file: Path) -> dict[str, Tensor]:
+        """The tensors of a loaded dictionary, wrappers taken off."""
+        while isinstance(content, dict):
+            inner = next((content[w] for w in WRAPPERS if isinstance(content.get(w), dict)), None)
+            if inner is None:
+                break
+            content = inner
+        if found := _tensors(content):
+            return found
+        inside = content if isinstance(content, dict) else {}
+        holds = ", ".join(f"{str(key)[:40]} ({_described(value)})" for key, value in list(inside.items())[:6])
+        likely = next((key for key, value in inside.items() if _tensors(value)), None)
+        remedy = CONVERT if likely is None else f"save content[{likely!r}] of torch.load alone as .safetensors"
+        raise self._error(f"{file.name} holds no tensors by name but {holds or _described(content)}", remedy)
 
     def rows(self, name: str) -> Iterator[slice]:
         """The rows (of the first dimension) of a tensor, as slices of at most `PIECE` bytes each."""
@@ -188,11 +221,15 @@ def _strides(shape: torch.Size) -> tuple[int, ...]:
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
-def _unwrapped(content: object) -> dict[str, Tensor]:
-    """The tensors of a loaded dictionary, wrappers taken off."""
-    while isinstance(content, dict):
-        inner = next((content[w] for w in WRAPPERS if isinstance(content.get(w), dict)), None)
-        if inner is None:
-            return {k: v for k, v in content.items() if isinstance(v, Tensor)}
-        content = inner
-    raise ValueError(f"holds a {type(content).__name__}, not tensors by name")
+def _tensors(content: object) -> dict[str, Tensor]:
+    """The tensors by name in what may be a dictionary."""
+    items = content.items() if isinstance(content, dict) else ()
+    return {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def _described(value: object) -> str:
+    """What something in a `.pt` is, in a word or two."""
+    if tensors := _tensors(value):
+        return f"{len(tensors)} tensors"
+    sized = f" of {len(value)}" if isinstance(value, dict | list | tuple) else ""
+    return f"{type(value).__name__}{sized}"

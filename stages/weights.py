@@ -133,7 +133,8 @@ def load(
         count: hears of the module's bytes as they come.
 
     Raises:
-        UserError: a key is missing, or its shape differs (names the key, expected and found).
+        UserError: a key is missing, its shape differs (names the key, expected and found), or its values are not
+            finite.
     """
     state = module.state_dict()
     missing = [name for name in state if prefix + name not in file.entries]
@@ -145,11 +146,41 @@ def load(
         )
     for name, target in state.items():
         _same_shape(file, prefix + name, target.shape)
+    seen: list[tuple[str, Tensor]] = []
     for name, target in state.items():
         for rows in file.rows(prefix + name):
             values = file.read(prefix + name, rows)
             if change is not None:
                 values = change(prefix + name, rows, values)
-            place = target[rows] if target.ndim else target
-            place.copy_(values)
-            count(place.nbytes)
+            own = target[rows] if target.ndim else target
+            seen.append((file.entries[prefix + name].key, extremes(own.copy_(values))))
+            count(own.nbytes)
+    require_finite(file.name, seen)
+
+
+def extremes(values: Tensor) -> Tensor:
+    """The smallest and the largest value, [2] float32 on their device; one that is not finite shows in these."""
+    if not values.numel():
+        return torch.zeros(2, device=values.device)
+    return torch.stack(torch.aminmax(values)).float()
+
+
+def require_finite(where: str, seen: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse weights that are not all finite: whatever is computed with them would be nothing. One copy to the host.
+
+    Args:
+        where: they come from, with its setting.
+        seen: keys, and the `extremes` of their values.
+
+    Raises:
+        UserError: names the first key.
+    """
+    keys, found = [key for key, _ in seen], [values for _, values in seen]
+    finite = torch.stack(found).isfinite().all(1).tolist() if found else []
+    if not all(finite):
+        key = keys[finite.index(False)]
+        raise UserError(
+            where,
+            f"{key} holds values that are not finite (NaN, infinity, or beyond the range of model.dtype)",
+            "download the file again; of float16, try model.dtype=bfloat16",
+        )

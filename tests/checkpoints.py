@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,22 @@ def write_tokenizer(folder: Path) -> Path:
     pieces += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz&<>"]
     T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(folder)
     return folder
+
+
+def sentencepiece(pieces: Sequence[tuple[str, float, int]]) -> bytes:
+    """A sentencepiece model of (piece, score, type), as its own trainer writes it: protobuf messages in one another."""
+
+    def field(number: int, content: bytes) -> bytes:
+        assert len(content) < 128
+        return bytes((number << 3 | 2, len(content))) + content
+
+    def number(field: int, value: int) -> bytes:
+        return bytes((field << 3, value))
+
+    each = (field(1, p.encode()) + b"\x15" + struct.pack("<f", score) + number(3, kind) for p, score, kind in pieces)
+    # Of the trainer: unigrams (type 1), and the numbers of <unk>, <s>, </s> and <pad>.
+    trainer = number(3, 1) + b"".join(bytes((0xC0 + 8 * i, 2, n)) for i, n in enumerate((2, 9, 1, 0)))
+    return b"".join(field(1, piece) for piece in each) + field(2, trainer)
 
 
 def write_text_encoder(folder: Path, sizes: Mapping[str, int] = T5) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from conf.codecs import declared
 from conf.errors import positive
-from conf.paths import found
+from conf.hub import found
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conf import published
 from conf.errors import positive
-from conf.paths import found
+from conf.hub import found
 from conf.settings import check_choices, one_of
 
 
@@ -30,7 +30,7 @@ class TextConfig:
     """UMT5's weights: the original file, a transformers folder, or a model's folder that holds either; null: those in
     the folder that model.checkpoint names."""
     tokenizer: str | None = None
-    """The tokenizer's folder; null: the one beside the weights."""
+    """The tokenizer's folder; null: the one beside or among the weights, or inside their file."""
 
     def __post_init__(self):
         check_choices(self, "model.text.")
@@ -44,9 +44,8 @@ class TextConfig:
         weights = published.part(root, "text_encoder") or self.checkpoint
         if weights is None:
             return self
-        places = (published.part(folder, "tokenizer") for folder in (root, Path(weights).parent))
-        tokenizer = self.tokenizer or next((str(place) for place in places if place), None)
-        return replace(self, checkpoint=str(weights), tokenizer=tokenizer)
+        tokenizer = self.tokenizer or published.tokenizer(root, weights, Path(weights).parent)
+        return replace(self, checkpoint=str(weights), tokenizer=tokenizer and str(tokenizer))
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conf.errors import UserError, nearest
-from conf.paths import found
+from conf.hub import found
 
 
 @dataclass

@@ -10,7 +10,8 @@ from conf import families, published
 from conf.codecs import declared
 from conf.contexts import CONTEXTS, ContextRule
 from conf.errors import UserError, positive
-from conf.paths import found, is_folder
+from conf.hub import found
+from conf.paths import is_folder
 from conf.schema.codec import CodecConfig
 from conf.schema.conditioning import TextConfig
 from conf.schema.lora import LoraConfig

@@ -49,6 +49,13 @@ class NetworkConfig:
     def __post_init__(self):
         for name in ("dim", "heads", "layers", "in_channels", "out_channels"):
             positive(f"model.network.{name}", getattr(self, name), most=100_000)
+        if self.in_channels != self.out_channels:
+            raise UserError(
+                f"model.network.in_channels={self.in_channels}",
+                f"what enters a step must have the channels of what leaves it, out_channels={self.out_channels}: "
+                "conditions beside the latents are inputs of their own",
+                f"use {self.out_channels}, or a checkpoint of another model",
+            )
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             fits = [h for h in range(1, self.heads + 1) if self.dim % h == 0 and self.dim // h % 2 == 0]
             raise UserError(

@@ -10,6 +10,7 @@ from torch import nn
 from conf import families
 from conf.schema import ModelConfig
 from stages.encode.text import TextEncoder
+from stages.file_kinds import require
 from stages.inputs import Encoder, inputs_of, made_of
 from stages.lora import Loras
 from stages.weight_file import WeightFile
@@ -68,6 +69,8 @@ class Checkpoint:
     def __init__(self, model: ModelConfig, device: torch.device):
         names = whole(model)
         self.file = WeightFile(model.checkpoint, rename=rename_of(model))
+        if model.family in families.known(families.FAMILIES):  # another's files may have any names
+            require(self.file, "model.checkpoint")
         check(self.file, names)
         self.loras = Loras(model.lora, names, model.lora_alpha, device, rename_of(model)) if model.lora else None
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from conf.errors import UserError
 from conf.schema import ModelConfig
 
 
@@ -109,6 +110,35 @@ class Sampler:
             return (x.float() + (level - self.table[step].sigma) * v.float()).to(x.dtype)
         x0 = self.clean(step, x, v)
         return x0 if last else ((1 - level) * x0.float() + level * noise.to(x.device)).to(x.dtype)
+
+
+def finite_steps(x: Tensor, before: Tensor | int = 0) -> Tensor:
+    """How many steps have left latents finite, int64 [] on their device, so that no step waits for the host.
+
+    What is not finite stays so, so of a chunk that ended otherwise it is the number of the first step that did not.
+
+    Args:
+        x: what a step has left.
+        before: the same of the step before.
+    """
+    return x.isfinite().all() + before
+
+
+def require_finite_steps(found: Tensor, steps: int, chunk: int) -> None:
+    """Refuse a chunk whose latents are not finite; waits for the device.
+
+    Args:
+        found: `finite_steps` of the last of `steps`.
+
+    Raises:
+        UserError: names the step.
+    """
+    if (step := int(found)) < steps:
+        raise UserError(
+            f"step{step} of chunk {chunk}",
+            "left latents that are not finite (NaN or infinity)",
+            "of model.dtype=float16, try bfloat16; else look at model.checkpoint, model.lora and source.tensors",
+        )
 
 
 def zero_timestep() -> Tensor:

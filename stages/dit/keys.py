@@ -47,16 +47,38 @@ def original_name(name: str) -> str:
     return name
 
 
+READ = {
+    "patch_embedding.weight": 5,
+    "head.head.weight": 2,
+    "blocks.0.ffn.0.weight": 2,
+    "time_embedding.0.weight": 2,
+    "text_embedding.0.weight": 2,
+}
+"""Names whose shapes tell sizes, and how many dimensions they have."""
+
+
+def tells(shapes: Mapping[str, torch.Size]) -> bool:
+    """Whether a file has all the shapes that tell a network's sizes."""
+    return all(len(shapes.get(name, ())) == n and min(shapes[name]) > 0 for name, n in READ.items())
+
+
+def channels(shapes: Mapping[str, torch.Size]) -> tuple[int, int]:
+    """Of the latents that enter and leave."""
+    _, inside, *patch = shapes["patch_embedding.weight"]
+    return inside, shapes["head.head.weight"][0] // math.prod(patch)
+
+
 def sizes(shapes: Mapping[str, torch.Size]) -> dict[str, object]:
     """Fields of `TransformerSizes` that a network's shapes tell, by our names; heads only where `HEAD_DIM` fits."""
-    dim, channels, *patch = shapes["patch_embedding.weight"]
+    dim, _, *patch = shapes["patch_embedding.weight"]
+    inside, outside = channels(shapes)
     found = {
         "dim": dim,
         "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
-        "layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+        "layers": 1 + max(int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name))),
         "patch": patch,
-        "in_channels": channels,
-        "out_channels": shapes["head.head.weight"][0] // math.prod(patch),
+        "in_channels": inside,
+        "out_channels": outside,
         "freq_dim": shapes["time_embedding.0.weight"][1],
         "text_dim": shapes["text_embedding.0.weight"][1],
     }

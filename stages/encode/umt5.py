@@ -13,10 +13,12 @@ import re
 import threading
 from collections import OrderedDict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
+from conf import hub
 from conf.errors import UserError
 from conf.paths import is_file, is_folder
 from conf.published import read_json
@@ -40,6 +42,8 @@ KEYS = (
 
 COPY = "encoder.embed_tokens.weight"
 """What some savers add: the word embedding a second time."""
+INSIDE = "spiece_model"
+"""What others add: the tokenizer, as the bytes of its sentencepiece file."""
 
 CACHE_BYTES = 1 << 26
 """Of prompts' rows kept: 16 full ones of the published size in bfloat16."""
@@ -65,7 +69,7 @@ def open_weights(path: str | Path) -> WeightFile:
 
 def parameter_count(path: str | Path) -> int:
     """Parameters in a file, without reading them."""
-    return sum(entry.shape.numel() for entry in open_weights(path).entries.values())
+    return sum(entry.shape.numel() for name, entry in open_weights(path).entries.items() if name != INSIDE)
 
 
 def cleaned(prompt: str) -> str:
@@ -87,7 +91,7 @@ class Umt5Encoder(nn.Module):
 
     Args:
         path: the original file, or a transformers folder.
-        tokenizer: its tokenizer's folder, as transformers writes it.
+        tokenizer: its tokenizer's folder, as transformers writes it; None: the one inside the file.
         text_dim, text_tokens: width of a row and most rows, as the network reads them.
         dtype, device: of weights and arithmetic.
 
@@ -107,8 +111,16 @@ class Umt5Encoder(nn.Module):
         super().__init__()
         self.text_tokens = text_tokens
         file = open_weights(path)
+        pieces = file.read(INSIDE).numpy().tobytes() if INSIDE in file.entries else None
+        file.entries.pop(INSIDE, None)
         self.stack = _filled(file, Path(path), text_dim, dtype, device)
-        self.tokenizer = _tokenizer(tokenizer, self.stack.config.vocab_size)
+        words = self.stack.config.vocab_size
+        if tokenizer is None and pieces is not None:
+            with TemporaryDirectory() as folder:
+                (Path(folder) / "spiece.model").write_bytes(pieces)
+                self.tokenizer = _tokenizer(folder, words, file.name)
+        else:
+            self.tokenizer = _tokenizer(tokenizer, words)
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -157,11 +169,13 @@ def _sizes(file: WeightFile) -> dict[str, int]:
         inner, ffn = file.entries[f"{attention}.q.weight"].shape[0], file.entries[wide].shape[0]
     except KeyError as error:
         raise UserError(file.name, f"is no UMT5 encoder: lacks {error.args[0]}", "give the model's own") from error
+    except (ValueError, IndexError) as error:
+        raise UserError(file.name, "is no UMT5 encoder: its tables are no matrices", "give the model's own") from error
     layers = {int(found[1]) for name in file.entries if (found := re.match(r"block\.(\d+)\.", name))}
     return {
         "vocab_size": vocabulary,
         "d_model": dim,
-        "d_kv": inner // heads,
+        "d_kv": inner // max(1, heads),
         "d_ff": ffn,
         "num_heads": heads,
         "num_layers": 1 + max(layers),
@@ -169,19 +183,30 @@ def _sizes(file: WeightFile) -> dict[str, int]:
     }
 
 
-def _tokenizer(folder: str | Path | None, words: int):
+def _tokenizer(folder: str | Path | None, words: int, inside: str = ""):
+    """The tokenizer in a folder.
+
+    Args:
+        words: that the encoder knows.
+        inside: the file whose own tokenizer was put into the folder; empty: it is the folder that was named.
+    """
     if folder is None:
         raise UserError(
             f"{TOKENIZER}=null", "there is no tokenizer beside the text encoder", "name its folder (google/umt5-xxl)"
         )
-    name = f"{TOKENIZER}={folder}"
+    name = f"{inside}: {INSIDE}" if inside else f"{TOKENIZER}={folder}"
     if not is_folder(folder):
-        raise UserError(name, "no such folder", "check the path")
+        raise UserError(name, "no such folder", hub.missing(folder)[1])
+    library, remedy = _transformers(), "download it again"
+    # A sentencepiece file says nothing of who reads it, nor of pieces that are not in it.
+    kind, more = (library.T5Tokenizer, {"extra_ids": 0}) if inside else (library.AutoTokenizer, {})
+    if inside:
+        remedy = f"pip install protobuf, or name the folder of a tokenizer as {TOKENIZER}"
     try:
-        tokenizer = _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = kind.from_pretrained(folder, local_files_only=True, **more)
     except Exception as error:  # whatever a broken file makes of itself
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(name, f"cannot be loaded ({reason})", "download it again") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
+        raise UserError(name, f"cannot be loaded ({reason})", remedy) from error
     if len(tokenizer) > words:
         raise UserError(name, f"has {len(tokenizer)} tokens, the text encoder {words}", "give the model's own")
     return tokenizer

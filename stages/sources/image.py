@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from conf.errors import UserError
 
 BEHIND = (128, 128, 128)  # what shows through transparent places
 FORMATS = "give a picture such as png, jpeg or webp"
+HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
+"""How the pictures of phones begin, which Pillow reads by another package."""
 
 
 def load_image(path: str | Path, height: int, width: int) -> Tensor:
@@ -27,6 +30,7 @@ def load_image(path: str | Path, height: int, width: int) -> Tensor:
     """
     name = f"source.image={path}"
     disk.readable(name, path, FORMATS)
+    _learn_heic(name, path)
     try:
         with Image.open(path) as file:
             picture = _opaque(ImageOps.exif_transpose(file))
@@ -38,6 +42,26 @@ def load_image(path: str | Path, height: int, width: int) -> Tensor:
     fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(fitted, np.float32))
     return (pixels.permute(2, 0, 1) / 127.5 - 1.0).contiguous()
+
+
+def _learn_heic(name: str, path: str | Path) -> None:
+    """Have Pillow read a HEIC picture, if this is one.
+
+    Raises:
+        UserError: it is, and the package that reads it is not installed.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            if not HEIC.match(file.read(12)):
+                return
+    except OSError:
+        return  # said below, where it is opened
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        remedy = "pip install 'everframe[heic]', or save it as jpeg or png"
+        raise UserError(name, "is a HEIC picture, which needs pillow-heif", remedy) from error
+    register_heif_opener()
 
 
 def _opaque(picture: Image.Image) -> Image.Image:

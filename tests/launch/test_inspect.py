@@ -105,6 +105,24 @@ def test_speech_to_video_is_told_from_text_to_video(tmp_path):
     assert contents.kind.models == ("live_avatar_14b",)
 
 
+def test_the_licence_that_a_folder_states(folder, said):
+    assert "licence" not in said(folder)
+    (folder / "LICENSE.txt").write_text("\n   Apache License\n  Version 2.0\n")
+    assert "licence Apache License (LICENSE.txt)" in said(folder)
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: some-community\ntags:\n- a\n---\n# Model\n")
+    assert "licence some-community (README.md), Apache License (LICENSE.txt)" in said(folder)
+    (folder / "README.md").write_text("---\nlicense:\n- mit\n---\n")
+    assert "licence mit (README.md), Apache" in said(folder / "Wan2.1_VAE.pth")
+
+
+def test_loras_of_differences(folder, tmp_path, said):
+    tensors = lora_tensors(SHAPES, 4) | {"blocks.0.diff_m": torch.ones(1, 6, 48), "img_emb.proj.diff_b": torch.ones(3)}
+    save_file(tensors, path := tmp_path / "lora.safetensors")
+    assert "adapts 40 weights, rank 4 whole differences 2" in said(path)
+    text = said(folder, f"model.lora={path}")
+    assert "40 weights, rank 4, scale 1.0, 1 whole differences, 1 keys for parts that the model does not have" in text
+
+
 def test_what_is_not_recognised(tmp_path, refused):
     save_file({"weight": torch.ones(2)}, tmp_path / "x.safetensors")
     assert "is of no family known here (1 keys: weight)" in refused(tmp_path / "x.safetensors")

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conf.errors import UserError
+from stages import weight_file
 from stages.build import Checkpoint, build_network
 from stages.denoise.passes import whole_clip
 from stages.denoise.rope import Rope
@@ -105,6 +106,9 @@ RENAMED = {
     "plain": lambda key: key,
     "peft": lambda key: f"base_model.model.{key}",
     "adapter": lambda key: key.replace(".weight", ".default.weight"),
+    "adapter with a dot": lambda key: key.replace(".weight", ".default_0.default.weight"),
+    "adapter with a hyphen": lambda key: f"base_model.model.{key.replace('.weight', '.my-style.weight')}",
+    "bare": lambda key: key.removesuffix(".weight"),
     "peft with adapter": lambda key: f"base_model.model.{key.replace('.weight', '.default.weight')}",
     "fsdp": lambda key: f"model._fsdp_wrapped_module.{key}",
     "comfy": lambda key: f"diffusion_model.{down_up(key)}",
@@ -188,27 +192,116 @@ def test_a_block_merges_and_reads_its_own_layers(base, tmp_path):
     ("change", "line"),
     [
         (
-            {"blocks.9.ffn.0.lora_A.weight": torch.ones(RANK, 48)},
-            "1 keys that fit no weight of this model: blocks.9.ffn.0",
-        ),
-        (
-            {"blocks.0.ffn.0.lora_magnitude_vector": torch.ones(80)},
-            "fit no weight of this model: blocks.0.ffn.0.lora_mag",
+            {"blocks.0.ffn.0.hada_w1_a": torch.ones(80, 2)},
+            "has 1 keys that are no part of a LoRA as it is read here: blocks.0.ffn.0.hada_w1_a; give pairs",
         ),
         ({"blocks.0.ffn.0.lora_A.weight": None}, "has blocks.0.ffn.0.lora_B.weight without its other half"),
+        ({"blocks.0.norm3.alpha": torch.ones(())}, "has blocks.0.norm3 without its other half"),
         (
             {"blocks.0.ffn.0.lora_A.weight": torch.ones(RANK, 40)},
             "blocks.0.ffn.0.lora_A.weight must have shape [6, 48] for blocks.0.ffn.0.weight [80, 48], found [6, 40]",
         ),
+        ({"blocks.0.ffn.0.diff": torch.ones(80, 40)}, "blocks.0.ffn.0.diff must have shape [80, 48] for"),
+        ({"blocks.0.ffn.0.dora_scale": torch.ones(1, 48)}, "blocks.0.ffn.0.dora_scale must have shape [80] for"),
+        ({"blocks.0.ffn.0.lora_A.weight": torch.ones(())}, "must have shape [1, 48] for blocks.0.ffn.0.weight"),
+        (
+            {"blocks.0.ffn.0.lora_A.other.weight": torch.ones(RANK, 48)},
+            "holds several adapters: blocks.0.ffn.0.lora_A.other.weight and blocks.0.ffn.0.lora_A.weight",
+        ),
+        (
+            {"blocks.3.ffn.0.lora_B.weight": torch.full((80, RANK), float("nan"))},
+            "blocks.3.ffn.0.lora_B.weight holds values that are not finite",
+        ),
     ],
-    ids=["layer", "dora", "half", "shape"],
+    ids=["loha", "half", "alpha", "shape", "difference", "dora", "scalar", "adapters", "nan"],
 )
 def test_what_does_not_fit_is_named(change, line, base, tmp_path):
     path = tmp_path / "lora.safetensors"
     save_file({k: v for k, v in (lora_tensors(SHAPES, RANK) | change).items() if v is not None}, path)
     with pytest.raises(UserError) as error:
         network(base, path, layers=range(3, 4))
-    assert line in str(error.value)
+    assert str(error.value).startswith(f"model.lora={path}: ") and line in str(error.value)
+
+
+def test_whole_differences_are_added(base, tmp_path):
+    """Of weights, biases and modulations, beside pairs and alone, scaled by the strength and by no alpha."""
+    pairs = {k: v for k, v in lora_tensors(SHAPES, RANK).items() if k.startswith("blocks.2.ffn.0")}
+    names = {
+        "blocks.1.self_attn.q.diff": "blocks.1.self_attn.q.weight",
+        "blocks.2.ffn.0.diff_b": "blocks.2.ffn.0.bias",
+        "blocks.1.norm3.diff": "blocks.1.norm3.weight",
+        "blocks.1.norm3.b_norm": "blocks.1.norm3.bias",
+        "blocks.3.diff_m": "blocks.3.modulation",
+        "head.diff_m": "head.modulation",
+        "patch_embedding.diff": "patch_embedding.weight",
+    }
+    differences = {key: torch.randn(SHAPES[name]) for key, name in names.items()}
+    path = tmp_path / "lora.safetensors"
+    saved = {f"diffusion_model.{k}": v for k, v in (pairs | differences).items()}
+    save_file(saved, path)
+    found = network(base, f"{{path: {path}, scale: 0.5}}", "model.lora_alpha=3").state_dict()
+    expected = expected_of(base, pairs, 0.5 * 3 / RANK)
+    for key, name in names.items():
+        expected[name] += 0.5 * differences[key]
+    assert all((found[k] - expected[k]).abs().max() <= 1e-5 for k in expected)
+    changed = {k for k, v in random_tensors(SHAPES).items() if not torch.equal(v, found[k])}
+    assert changed == {*names.values(), "blocks.2.ffn.0.weight"}
+
+
+def test_differences_under_kohyas_names(base, tmp_path):
+    difference = torch.randn(48)
+    save_file({"lora_unet_blocks_1_self_attn_q.diff_b": difference}, path := tmp_path / "lora.safetensors")
+    found = network(base, path).state_dict()["blocks.1.self_attn.q.bias"]
+    assert torch.equal(found, random_tensors(SHAPES)["blocks.1.self_attn.q.bias"] + difference)
+
+
+@pytest.mark.parametrize("spelling", ["lora_magnitude_vector", "lora_magnitude_vector.default.weight", "dora_scale"])
+def test_dora_is_pefts(spelling, base, tmp_path, monkeypatch):
+    """PEFT's own merge of one layer with magnitudes that are no norms; rows read a few at a time."""
+    from peft import LoraConfig, get_peft_model
+
+    monkeypatch.setattr(weight_file, "PIECE", 1 << 10)
+    name = "blocks.2.ffn.0"
+    layer = torch.nn.Sequential(torch.nn.Linear(48, 80))
+    layer[0].weight.data.copy_(random_tensors(SHAPES)[f"{name}.weight"])
+    model = get_peft_model(layer, LoraConfig(r=RANK, lora_alpha=4, target_modules=["0"], use_dora=True))
+    theirs = model.base_model.model[0]
+    lora = {k: v for k, v in lora_tensors(SHAPES, RANK).items() if k.startswith(f"{name}.")}
+    with torch.no_grad():
+        theirs.lora_A["default"].weight.copy_(lora[f"{name}.lora_A.weight"])
+        theirs.lora_B["default"].weight.copy_(lora[f"{name}.lora_B.weight"])
+        magnitude = theirs.lora_magnitude_vector["default"].weight
+        magnitude.mul_(1 + 0.3 * torch.rand(80))
+    saved = magnitude.detach().clone().view(80, 1) if spelling == "dora_scale" else magnitude.detach().clone()
+    save_file(lora | {f"{name}.{spelling}": saved}, path := tmp_path / "lora.safetensors")
+    found = network(base, path, "model.lora_alpha=4").state_dict()[f"{name}.weight"]
+    half = network(base, f"{{path: {path}, scale: 0.5}}", "model.lora_alpha=4").state_dict()[f"{name}.weight"]
+    before = random_tensors(SHAPES)[f"{name}.weight"]
+    expected = model.merge_and_unload()[0].weight.detach()
+    assert (found - expected).abs().max() <= 1e-5 and (expected - before).abs().max() > 0.1
+    assert (half - (before + expected) / 2).abs().max() <= 1e-5
+
+
+def test_parts_that_the_model_has_not_are_skipped_and_counted_once(base, tmp_path, caplog):
+    """An adapter of image-to-video on text-to-video: what fits is merged."""
+    lora = lora_tensors(SHAPES, RANK)
+    more = {f"blocks.0.cross_attn.k_img.lora_{x}.weight": torch.ones(RANK, RANK) for x in "AB"}
+    save_file(lora | more, path := tmp_path / "lora.safetensors")
+    found = network(base, path, "model.lora_alpha=3").state_dict()
+    network(base, path, layers=range(1, 4))
+    expected = expected_of(base, lora, 3 / RANK)
+    assert all((found[k] - expected[k]).abs().max() <= 1e-6 for k in expected)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith(f"model.lora={path}: 2 of its keys are of parts that this model does not have")
+
+
+def test_an_adapter_of_another_model_or_of_nothing_is_refused(base, tmp_path):
+    save_file({"other.1.lora_A.weight": torch.ones(2, 4)}, path := tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match=r"model\.lora=.*: fits no weight of this model \(1 keys: other\.1\.lora_A"):
+        network(base, path)
+    save_file({}, path)
+    with pytest.raises(UserError, match=r"model\.lora=.*: holds no tensors"):
+        network(base, path)
 
 
 @pytest.mark.parametrize(

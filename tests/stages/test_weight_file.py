@@ -230,14 +230,15 @@ MISFITS = {
     "blocks.3.ffn.0.weight must have shape [80, 48], found [81, 48]": changed(
         blocks__3__ffn__0__weight=torch.ones(81, 48)
     ),
-    "has 1 keys that this model does not have: img_emb.proj.0.weight": changed(img_emb__proj__0__weight=torch.ones(3)),
+    "has 1 keys that this model does not have: extra.weight": changed(extra__weight=torch.ones(3)),
+    "is Wan2.1 image-to-video: a picture's latents": changed(img_emb__proj__0__weight=torch.ones(3)),
     "head.modulation and module.head.modulation are both head.modulation": changed(
         module__head__modulation=torch.ones(1, 2, 48)
     ),
     "diffusion_pytorch_model-00002-of-00003.safetensors, which": missing_shard,
     "several weight files (a.safetensors, b.safetensors)": two_files,
     "torch's format of before 1.6": old_format,
-    "model_type=i2v: is not supported": config_with(model_type="i2v"),
+    "config.json: is of Wan image-to-video (36 channels in, 16 out): a pic": config_with(model_type="i2v", in_dim=36),
     "must divide dim=48": config_with(num_heads=7),
     "model_type=s2v: is not supported, only t2v": config_with(**s2v_config(**SMALL)),
     "blocks.0.cross_attn.k.bias must have shape [64], found [48]": config_with(dim=64),
@@ -253,6 +254,35 @@ def test_misfits_are_named_before_anything_is_read(line, tensors, tmp_path):
         build_network(model_of(tmp_path), CPU, range(1, 3))
     assert line in str(error.value), error.value
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(kind, value, tensors, tmp_path, monkeypatch):
+    """By the worker that reads them, which names the key as the file has it."""
+    monkeypatch.setattr(weight_file, "PIECE", 1 << 10)
+    key = "blocks.2.ffn.2.bias"
+    bad = tensors | {key: tensors[key].clone()}
+    bad[key][-1] = value
+    saved = {f"model.{name}": v.to(kind) for name, v in bad.items()}
+    model = model_of(write_folder(tmp_path, CONFIG, saved))
+    build_network(model, CPU, range(0, 2))
+    with pytest.raises(UserError, match=rf"model\.checkpoint=.*: model\.{key} holds values that are not finite"):
+        build_network(model, CPU, range(2, 4))
+
+
+def test_weights_beyond_the_range_of_the_models_type_are_refused(tensors, tmp_path):
+    model = model_of(
+        write_folder(tmp_path, CONFIG, tensors | {"head.head.bias": torch.full((64,), 1e6)}), "model.dtype=float16"
+    )
+    with pytest.raises(UserError, match=r"head\.head\.bias holds values that are not finite .*model\.dtype=bfloat16"):
+        build_network(model, CPU)
+
+
+def test_fp8_without_scales_is_weights_like_others(tensors, tmp_path):
+    small = {k: v.to(torch.float8_e4m3fn) for k, v in tensors.items()}
+    found = build_network(model_of(write_folder(tmp_path, CONFIG, small)), CPU).state_dict()
+    assert all(torch.equal(v, small[k].float()) for k, v in found.items())
 
 
 def test_tables_that_savers_add_are_ignored(tensors, tmp_path):

@@ -10,20 +10,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from conf.errors import UserError
-from conf.paths import is_file
+from conf.errors import UserError, nearest
 from conf.schema import CodecConfig, ModelConfig
+from stages.codec.small.files import SETTING
 from stages.codec.small.network import SmallConfig, SmallDecoder, SmallEncoder
-from stages.weights import initialise
+from stages.file_kinds import require
+from stages.weight_file import WeightFile
+from stages.weights import initialise, load
 
 HALVES = {"encoder": SmallEncoder, "decoder": SmallDecoder}
 
 
 def make(codec: CodecConfig, half: str) -> SmallEncoder | SmallDecoder:
     """A half of the sizes that its file names, or of the usual ones where there is no file."""
-    return HALVES[half](read_config(codec.checkpoint) if codec.checkpoint else None)
+    return HALVES[half](open_file(codec.checkpoint)[1] if codec.checkpoint else None)
 
 
 def build(
@@ -32,14 +33,12 @@ def build(
     """A half with its weights, in float32 on the CPU: the constructor sets the statistics, which no seed draws.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it does not fit.
     """
     if not codec.checkpoint:
         module = make(codec, half)
         initialise(module, model.init_seed, f"codec.{half}.")
         return module
-    if not is_file(codec.checkpoint):
-        raise UserError(f"model.codec.checkpoint={codec.checkpoint}", "no such file", "check the path")
     return load_half(codec.checkpoint, half, codec.statistics)
 
 
@@ -48,11 +47,21 @@ def describe(config: SmallConfig) -> str:
     return json.dumps(asdict(config))
 
 
-def read_config(path: str | Path) -> SmallConfig:
-    """The configuration in a weight file's metadata."""
-    with safe_open(str(path), framework="pt") as file:
-        fields = json.loads((file.metadata() or {})["config"])
-    return SmallConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+def open_file(path: str | Path) -> tuple[WeightFile, SmallConfig]:
+    """A weight file, and the configuration in its metadata.
+
+    Raises:
+        UserError: it is no weight file, or of something else.
+    """
+    file = WeightFile(path, SETTING)
+    require(file, SETTING)
+    try:
+        fields = json.loads(file.metadata["config"])
+        config = SmallConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        rule = "is no file of the pocket codec: its metadata does not say its sizes"
+        raise UserError(file.name, rule, "give assets/weights/codec.safetensors, or one like it") from error
+    return file, config
 
 
 def load_half(path: str | Path, half: str, data: str | None = None) -> SmallEncoder | SmallDecoder:
@@ -62,12 +71,16 @@ def load_half(path: str | Path, half: str, data: str | None = None) -> SmallEnco
         path: a safetensors file with keys `encoder.*`, `decoder.*` and `latents.<data>.mean|std`.
         half: `encoder` or `decoder`.
         data: whose latent statistics to normalise with (`avatar` or `world`); None for those of both together.
+
+    Raises:
+        UserError: there is no such file, or it does not fit.
     """
-    module = HALVES[half](read_config(path))
-    with safe_open(str(path), framework="pt") as file:
-        own = [key for key in file.keys() if key.startswith(f"{half}.")]  # noqa: SIM118 (the file is no dictionary)
-        state = {key.removeprefix(f"{half}."): file.get_tensor(key).float() for key in own}
-        if data is not None:
-            state |= {name: file.get_tensor(f"latents.{data}.{name}").float() for name in ("mean", "std")}
-    module.load_state_dict(state)
+    file, config = open_file(path)
+    module = HALVES[half](config)
+    for name in ("mean", "std") if data is not None else ():
+        if (key := f"latents.{data}.{name}") not in file.entries:
+            known = sorted({key.split(".")[1] for key in file.entries if key.startswith("latents.")})
+            raise UserError(f"model.codec.statistics={data}", f"{path} has none of these", nearest(data, known))
+        file.entries[f"{half}.{name}"] = file.entries[key]
+    load(module, file, f"{half}.")
     return module.eval().requires_grad_(False)

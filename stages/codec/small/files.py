@@ -2,4 +2,6 @@
 
 from stages.file_kinds import FileKind
 
-FILES = (FileKind("pocket codec", (r"decoder\.layers\.0\.weight", r"encoder\.layers\.0\.weight")),)
+SETTING = "model.codec.checkpoint"
+HALVES = (r"decoder\.layers\.0\.weight", r"encoder\.layers\.0\.weight")
+FILES = (FileKind("pocket codec", HALVES, setting=SETTING),)

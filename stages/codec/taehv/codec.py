@@ -9,7 +9,7 @@ from conf.schema import CodecConfig, ModelConfig
 from stages.codec.taehv.declared import CODEC
 from stages.codec.taehv.network import TaehvDecoder
 from stages.weight_file import WeightFile
-from stages.weights import empty, initialise
+from stages.weights import empty, extremes, initialise, require_finite
 
 
 def make(codec: CodecConfig, half: str) -> TaehvDecoder:
@@ -43,16 +43,19 @@ def load(module: TaehvDecoder, file: WeightFile) -> None:
     Files of models that double the rate at every level have more rows where ours has a rate of one: the last count.
 
     Raises:
-        UserError: a key is missing, or its shape does not fit.
+        UserError: a key is missing, its shape does not fit, or its values are not finite.
     """
+    seen = []
     for name, target in module.state_dict().items():
         if name not in file.entries:
             raise UserError(file.name, f"lacks {name}", "is it a TAEHV decoder of Wan2.1 (taew2_1)?")
         found = file.entries[name].shape
-        rows = slice(found[0] - target.shape[0], found[0])
+        count = found[0] if found else 0
+        rows = slice(count - target.shape[0], count)
         if found[1:] != target.shape[1:] or rows.start < 0 or (rows.start and not name.endswith("7.conv.weight")):
             raise UserError(
                 file.name, f"{name} must have shape {list(target.shape)}, found {list(found)}",
                 "is it a TAEHV decoder of Wan2.1 (taew2_1)?",
             )  # fmt: skip
-        target.copy_(file.read(name, rows))
+        seen.append((file.entries[name].key, extremes(target.copy_(file.read(name, rows)))))
+    require_finite(file.name, seen)

@@ -7,7 +7,9 @@ import torch
 from conf.errors import UserError
 from conf.schema import CodecConfig, ModelConfig
 from stages.codec.wan import keys
+from stages.codec.wan.files import SETTING
 from stages.codec.wan.network import WanDecoder, WanEncoder
+from stages.file_kinds import require
 from stages.weight_file import WeightFile
 from stages.weights import check, empty, initialise, load, outline
 
@@ -53,4 +55,6 @@ def _width(codec: CodecConfig) -> int:
 
 
 def _file(codec: CodecConfig) -> WeightFile:
-    return WeightFile(codec.checkpoint, "model.codec.checkpoint", keys.original_name)
+    file = WeightFile(codec.checkpoint, SETTING, keys.original_name)
+    require(file, SETTING)
+    return file

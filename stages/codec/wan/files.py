@@ -11,11 +11,15 @@ def _rows(shapes: Shapes) -> dict[str, str]:
     return {"sizes": f"width {width(shapes)}", "halves": " and ".join(halves)}
 
 
+VAE = (r"(encoder\.conv1|decoder\.head\.2)\.weight", r"conv[12]\.weight")
+SETTING = "model.codec.checkpoint"
 FILES = (
+    FileKind("Wan2.1 VAE", VAE, original_name, setting=SETTING, rows=_rows),
     FileKind(
-        "Wan2.1 VAE",
-        (r"(encoder\.conv1|decoder\.head\.2)\.weight", r"conv[12]\.weight"),
+        "Wan2.2 VAE",
+        (*VAE, r"encoder\.(downsamples\.0\.downsamples|down_blocks\.0\.resnets)\..*"),
         original_name,
-        rows=_rows,
+        refused="its latents have 48 channels and a stride of 16, and no network here takes them",
+        setting=SETTING,
     ),
 )

@@ -10,10 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from conf import hub
 from conf.errors import UserError
-from conf.paths import is_file
+from conf.paths import is_file, is_there
 from conf.schema import Wav2VecConfig
-from stages.weights import initialise
+from stages.weight_file import WeightFile
+from stages.weights import extremes, initialise, require_finite
+
+SETTING = "model.network.audio.wav2vec.checkpoint"
 
 RATE, HOP, FIELD = 16000, 320, 400
 """Samples in a second, from one state to the next, and under one state."""
@@ -48,13 +52,15 @@ class Wav2Vec:
 
     def _read(self, folder: Path) -> torch.nn.Module:
         library, settings, model = _transformers()
-        name = f"model.network.audio.wav2vec.checkpoint={folder}"
+        name = f"{SETTING}={folder}"
+        if not is_there(folder):
+            raise UserError(name, *hub.missing(folder))
         if not is_file(folder / "config.json"):
             raise UserError(name, "holds no config.json", "give a folder as transformers writes it")
         try:
             found = settings.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise UserError(name, f"its config.json cannot be read ({error})", "download it again") from error
+            raise UserError(name, f"its config.json cannot be read ({_brief(error)})", "download it again") from error
         wanted, sizes = (self.config.layers, self.config.dim), (found.num_hidden_layers + 1, found.hidden_size)
         if sizes != wanted:
             raise UserError(
@@ -62,16 +68,18 @@ class Wav2Vec:
                 f"gives {sizes[0]} hidden states of width {sizes[1]}, the network takes {wanted[0]} of {wanted[1]}",
                 "give the model that the network was trained with",
             )
+        WeightFile(folder, SETTING)  # says what is no file of weights, where transformers says what it made of it
         try:
             with _quiet(library.utils.logging):
                 loaded, info = model.from_pretrained(
                     folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
                 )
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(name, f"cannot be loaded ({error})", "download it again") from error
+            raise UserError(name, f"cannot be loaded ({_brief(error)})", "download it again") from error
         # Without gradients nothing is masked.
         if missing := sorted(set(info["missing_keys"]) - {"masked_spec_embed"}):
             raise UserError(name, f"lacks {len(missing)} keys, first {missing[0]}", "download it again")
+        require_finite(name, [(key, extremes(value)) for key, value in loaded.state_dict().items()])
         return loaded
 
     @torch.inference_mode()
@@ -80,6 +88,11 @@ class Wav2Vec:
         device = next(self.model.parameters()).device
         found = self.model(samples[None].to(device, torch.float32), output_hidden_states=True).hidden_states
         return torch.cat(found)
+
+
+def _brief(error: Exception) -> str:
+    """What a library says first."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:100]
 
 
 @contextmanager

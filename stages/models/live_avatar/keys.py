@@ -1,6 +1,6 @@
 """Weight files of Wan2.2-S2V."""
 
-from stages.dit.keys import TRANSFORMER, original_name, sizes
+from stages.dit.keys import TRANSFORMER, original_name, sizes, tells
 from stages.file_kinds import FileKind
 
 rename = original_name
@@ -11,6 +11,7 @@ FILES = (
         (*TRANSFORMER, r"casual_audio_encoder\.weights", r"frame_packer\.proj\.weight"),
         rename,
         ("live_avatar_14b",),
-        sizes,
+        fits=tells,
+        sizes=sizes,
     ),
 )

@@ -1,6 +1,6 @@
 """Weight files of the models that are trained here."""
 
-from stages.dit.keys import TRANSFORMER, original_name, sizes
+from stages.dit.keys import TRANSFORMER, original_name, sizes, tells
 from stages.file_kinds import FileKind
 
 rename = original_name
@@ -12,7 +12,8 @@ FILES = (
         (*WORDS, r"audio_encoder\..*", r"trainable_cond_mask\.weight"),
         rename,
         ("pocket_avatar",),
-        sizes,
+        fits=tells,
+        sizes=sizes,
     ),
-    FileKind("pocket world", (*WORDS, r"action_modulation\..*"), rename, ("pocket_world",), sizes),
+    FileKind("pocket world", (*WORDS, r"action_modulation\..*"), rename, ("pocket_world",), fits=tells, sizes=sizes),
 )

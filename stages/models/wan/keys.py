@@ -1,8 +1,30 @@
-"""Weight files of Wan2.1's network."""
+"""Weight files of Wan2.1's network, and of its relatives that are told from it."""
 
-from stages.dit.keys import TRANSFORMER, original_name, sizes
-from stages.file_kinds import FileKind
+from functools import partial
+
+from stages.dit.keys import TRANSFORMER, channels, original_name, sizes, tells
+from stages.file_kinds import FileKind, Shapes
+from stages.models.wan.relatives import RELATIVES
 
 rename = original_name
 
-FILES = (FileKind("Wan2.1 text-to-video", TRANSFORMER, rename, ("wan21_t2v_1_3b", "wan21_t2v_14b"), sizes),)
+
+def _has_channels(wanted: tuple[int, int] | None, shapes: Shapes) -> bool:
+    return tells(shapes) and (wanted is None or channels(shapes) == wanted)
+
+
+# A relative's names are among those that it shares with Wan2.1, so it comes first.
+FILES = (
+    *(
+        FileKind(
+            one.name,
+            (*TRANSFORMER, *filter(None, [one.has])),
+            rename,
+            fits=partial(_has_channels, one.channels),
+            refused=one.why,
+            sizes=sizes,
+        )
+        for one in RELATIVES
+    ),
+    FileKind("Wan2.1 text-to-video", TRANSFORMER, rename, ("wan21_t2v_1_3b", "wan21_t2v_14b"), fits=tells, sizes=sizes),
+)

@@ -7,6 +7,7 @@ from typing import Any
 
 from conf import published as folder
 from stages.dit.sizes import PUBLISHED, SUPPORTED, TransformerSizes
+from stages.models.wan import relatives
 
 
 @dataclass
@@ -16,4 +17,5 @@ class Sizes(TransformerSizes):
 
 def published(said: dict[str, Any]) -> dict[str, Any]:
     """Sizes that a `config.json` tells; raises UserError."""
+    relatives.require_none(said)
     return folder.sizes(said, PUBLISHED, SUPPORTED | {"model_type": ("t2v",)}, "a text-to-video model")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from conf.errors import UserError
 from stages.codec.small.codec import describe, load_half
 from stages.codec.small.network import SmallConfig, SmallDecoder, SmallEncoder
 
@@ -116,3 +117,27 @@ def test_weight_file_and_statistics(tmp_path, encoder, decoder):
     # Both normalise alike, so the pictures are the same.
     c, d = load_half(path, "decoder"), load_half(path, "decoder", data="avatar")
     assert torch.allclose(c(a, c.start()), d(b, d.start()), atol=1e-5)
+
+
+def test_files_that_are_no_codec_are_named(tmp_path, encoder, decoder):
+    halves = {"encoder": encoder, "decoder": decoder}
+    tensors = {f"{half}.{k}": v.contiguous() for half, module in halves.items() for k, v in module.state_dict().items()}
+    path, said = tmp_path / "codec.safetensors", {"config": describe(TINY)}
+
+    def refused(match, tensors=tensors, metadata=said, data=None):
+        save_file(tensors, path, metadata)
+        with pytest.raises(UserError, match=match) as error:
+            load_half(path, "decoder", data)
+        assert "\n" not in str(error.value)
+
+    refused("its metadata does not say its sizes", metadata=None)
+    refused("its metadata does not say its sizes", metadata={"config": '{"chanels": 4}'})
+    refused("its metadata does not say its sizes", metadata={"config": "[]"})
+    refused(r"lacks 1 of \d+ keys: decoder\.mean", {k: v for k, v in tensors.items() if k != "decoder.mean"})
+    refused("must have shape", tensors | {"decoder.mean": torch.ones(5)})
+    refused(r"decoder\.mean holds values that are not finite", tensors | {"decoder.mean": torch.full((4,), torch.inf)})
+    refused(r"model\.codec\.statistics=avatar: .* has none", data="avatar")
+    refused("is a LoRA", {"a.lora_A.weight": torch.ones(2, 2)})
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"model\.codec\.checkpoint=.*cut short"):
+        load_half(path, "decoder")

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from conf.errors import UserError
 from conf.schema import TextConfig
 from stages.encode import umt5
 from stages.encode.umt5 import Umt5Encoder, cleaned, open_weights, parameter_count
-from tests.checkpoints import T5, umt5_shapes, write_text_encoder, write_tokenizer
+from tests.checkpoints import T5, random_tensors, sentencepiece, umt5_shapes, write_text_encoder, write_tokenizer
 
 ORIGINAL, TOKENIZER = "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl"
 ROWS = 16
@@ -117,6 +118,35 @@ def test_what_a_folder_brings_is_found(published, tmp_path):
     assert (named.checkpoint, named.tokenizer) == (str(folder / "text_encoder"), str(folder / TOKENIZER))
     assert TextConfig("umt5").beside(str(tmp_path)) == TextConfig("umt5")
     assert TextConfig().beside(str(folder)) == TextConfig()
+
+
+def test_a_tokenizer_among_the_weights_is_found(tmp_path):
+    """As in the encoder's own published folder, and beside a single file."""
+    for name in ("config.json", "model.safetensors", "spiece.model"):
+        (tmp_path / name).write_text("{}")
+    for weights in (tmp_path, tmp_path / "model.safetensors"):
+        found = TextConfig("umt5", checkpoint=str(weights)).beside(None)
+        assert (found.checkpoint, found.tokenizer) == (str(weights), str(tmp_path))
+
+
+PIECES = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2), ("▁a", -2.0, 1), ("▁cat", -2.5, 1), ("▁", -3.0, 1)]
+PIECES += [(letter, -5.0, 1) for letter in "abcdefghijklmnopqrstuvwxyz"]
+
+
+def test_a_tokenizer_inside_the_file(tmp_path):
+    """As ComfyUI's files have it: the bytes of a sentencepiece model, as one more tensor."""
+    weights = random_tensors(umt5_shapes())
+    inside = {umt5.INSIDE: torch.frombuffer(bytearray(sentencepiece(PIECES)), dtype=torch.uint8)}
+    save_file(weights | inside, path := tmp_path / "umt5.safetensors")
+    ours = Umt5Encoder(path, None, T5["dim"], ROWS)
+    numbers = {piece: i for i, (piece, *_) in enumerate(PIECES)}
+    assert ours.ids("a cat")[0] == [numbers["▁a"], numbers["▁cat"], numbers["</s>"]]
+    assert ours.ids("cab")[0] == [numbers[p] for p in ("▁", "c", "a", "b", "</s>")]
+    assert ours("a cat").shape == (1, 3, T5["dim"])
+    assert parameter_count(path) == sum(p.numel() for p in ours.parameters())
+    save_file(weights | {umt5.INSIDE: torch.zeros(9, dtype=torch.uint8)}, path)
+    with pytest.raises(UserError, match=r"model\.text\.checkpoint=.*: spiece_model: cannot be loaded .*; pip install"):
+        Umt5Encoder(path, None, T5["dim"], ROWS)
 
 
 def test_files_that_do_not_fit_say_so(published, tmp_path):

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from conf.errors import UserError
 from conf.schema import Wav2VecConfig
@@ -152,8 +153,19 @@ def test_what_cannot_be_used_is_refused(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"holds no config\.json"):
         Wav2Vec(CONFIG, tmp_path, 0, "cpu")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match=r"holds no \.safetensors"):
         Wav2Vec(CONFIG, tmp_path, 0, "cpu")
+    pointer = tmp_path / "model.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1261950180\n")
+    with pytest.raises(UserError, match=r"wav2vec\.checkpoint=.*: model\.safetensors is a git-lfs pointer"):
+        Wav2Vec(CONFIG, tmp_path, 0, "cpu")
+    tensors = load_file(folder / "model.safetensors")
+    key = next(key for key in tensors if key.endswith("feed_forward.output_dense.bias"))
+    save_file(tensors | {key: torch.full_like(tensors[key], float("nan"))}, pointer, {"format": "pt"})
+    with pytest.raises(UserError, match=r"output_dense\.bias holds values that are not finite"):
+        Wav2Vec(CONFIG, tmp_path, 0, "cpu")
+    with pytest.raises(UserError, match=r"Hugging Face cache; check it, or run: hf download no/such"):
+        Wav2Vec(CONFIG, "no/such", 0, "cpu")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         Wav2Vec(CONFIG, tmp_path, 0, "cpu")

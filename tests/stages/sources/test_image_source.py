@@ -1,5 +1,8 @@
 """Pictures are fitted, upright and opaque, and what is no picture is one line."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -96,3 +99,25 @@ def test_a_picture_beyond_all_measure_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UserError, match="too large"):
         load_image(tmp_path / "a.png", 32, 32)
+
+
+HEIC = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(40)
+
+
+def test_a_phones_picture_names_the_package_that_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "face.jpg").write_bytes(HEIC)
+    with pytest.raises(UserError, match=r"is a HEIC picture, .*; pip install 'everframe\[heic\]'"):
+        load_image(tmp_path / "face.jpg", 32, 32)
+
+
+def test_a_phones_picture_is_opened_with_it(tmp_path, monkeypatch):
+    """The package registers itself with Pillow, which then opens the file like any other."""
+    opened, red = Image.open, Image.new("RGB", (8, 8), (255, 0, 0))
+
+    def learn():
+        monkeypatch.setattr(Image, "open", lambda path: red if str(path).endswith("heic") else opened(path))
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=learn))
+    (tmp_path / "face.heic").write_bytes(HEIC)
+    assert load_image(tmp_path / "face.heic", 8, 8)[:, 4, 4].tolist() == [1, -1, -1]
