@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from conf.errors import UserError
+from conf.paths import is_live
 from conf.schema import ClusterConfig, Config
 from launch import clusters
 from parallel.cluster import Cluster, Subject
@@ -41,7 +42,7 @@ def demand(config: Config) -> Demand:
         fps=model.fps,
         streams=config.stream.count,
         interactive=made_of(inputs_of(model), "actions") is not None,
-        paced=config.source.audio == "-",
+        paced=is_live(config.source.audio),
         max_control_latency_s=config.stream.max_control_latency_s,
     )
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from conf.errors import UserError
+from conf.paths import is_live
 from conf.schema import ModelConfig, SinkConfig, SourceConfig, StreamConfig
 from runtime.encoders import Encoders, Picture, frames_of
 from runtime.encoding import Encoding
@@ -130,7 +131,7 @@ class Conditioning:
         self.prompts.resume(chunk, content, time.perf_counter())
         if self.sound and "sound" in content:
             arrays = {name: tensor.numpy() for name, tensor in held.items() if not name.startswith(BEFORE)}
-            self.sound.resume(content["sound"], arrays, live=source.audio == "-")
+            self.sound.resume(content["sound"], arrays, live=is_live(source.audio))
         self.encoding.before = {name.removeprefix(BEFORE): t for name, t in held.items() if name.startswith(BEFORE)}
         start, _ = self.frames(chunk)
         if isinstance(self.actions, LiveActions):

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from conf.errors import UserError
+from conf.paths import is_live
 from conf.schema import ModelConfig, SinkConfig, SourceConfig
 from runtime.encoders import Encoders, Picture
 from runtime.inputs import Inputs, InputsSink, Tap
@@ -17,7 +18,7 @@ from stages.inputs import Input, inputs_of, made_of
 from stages.sources.actions import ActionFile, LiveActions
 from stages.sources.audio import AudioFile, LivePcm, Silence
 from stages.sources.image import load_image
-from stages.sources.live import standard_input
+from stages.sources.live import live_stream
 from stages.sources.tensors import TensorsFile
 
 
@@ -85,7 +86,7 @@ def open_sources(
     tensors = TensorsFile(source.tensors, model.name, declared) if source.tensors else None
     _refuse_unused(model, source, declared)
     inputs = Inputs(source.inputs) if source.inputs else None
-    opened = Sources(tensors, inputs, None, None, None, "-" in (source.audio, source.actions))
+    opened = Sources(tensors, inputs, None, None, None, is_live(source.audio) or is_live(source.actions))
     try:
         if heard := made_of(declared, "audio"):
             opened.sound = _sound(heard, model.fps, source, inputs, encoders, stdin, stop, tap=sink.inputs is not None)
@@ -111,12 +112,12 @@ def _sound(
     stop: threading.Event,
     tap: bool,
 ) -> Sound:
-    if source.audio == "-" and heard.ear.whole:
+    if is_live(source.audio) and heard.ear.whole:
         raise UserError(f"{heard.ear.whole}=true", "live sound has no end to wait for", "set it to false")
     if inputs is not None:
         pcm = inputs.sound or Silence()
-    elif source.audio == "-":
-        pcm = LivePcm(standard_input("source.audio=-", stdin), stop=stop)
+    elif is_live(source.audio):
+        pcm = LivePcm(live_stream("source.audio", source.audio, stdin), stop=stop)
     else:
         pcm = AudioFile(source.audio, stop) if source.audio else Silence()
     features = encoders.listen(heard, whole_file=isinstance(pcm, AudioFile))
@@ -130,8 +131,8 @@ def _actions(
         return inputs.actions
     if not source.actions:
         return None
-    if source.actions == "-":
-        return LiveActions(standard_input("source.actions=-", stdin), taken.classes, stop=stop)
+    if is_live(source.actions):
+        return LiveActions(live_stream("source.actions", source.actions, stdin), taken.classes, stop=stop)
     return ActionFile(source.actions, taken.classes, stop)
 
 

@@ -17,7 +17,7 @@ POSTS = ("none", "upscale")
 THREADS = ("auto", "true", "false")
 LOGS = ("none", "wandb")
 TRACES = ("none", "recent", "all")
-PICTURES = ("video", "frames", "contact_sheet")
+PICTURES = ("video", "frames", "contact_sheet", "reader")
 """Settings of sinks that are made of pictures."""
 SOURCES = ("image", "audio", "actions", "tensors", "inputs")
 """Settings of a source that are files."""
@@ -113,7 +113,8 @@ class StreamConfig:
 
 @dataclass
 class SourceConfig:
-    """Where conditioning comes from. `-` is live standard input."""
+    """Where conditioning comes from. `-` is live standard input; sound and actions may also come from a program that
+    listens at `tcp://HOST:PORT/TOKEN`, in the same form."""
 
     image: str | None = None
     audio: str | None = None
@@ -140,12 +141,14 @@ class SourceConfig:
 
 @dataclass
 class SinkConfig:
-    """Where frames and latents go; null: nowhere. Without video, frames or contact sheet no decoder is loaded."""
+    """Where frames and latents go; null: nowhere. Without any that takes pictures no decoder is loaded."""
 
     video: str | None = "${output_dir}/video.mp4"
     latents: str | None = None
     frames: str | None = None
     contact_sheet: str | None = None
+    reader: str | None = None
+    """A program that takes pictures and sound as they are made: `tcp://HOST:PORT/TOKEN`. `everframe.open` sets it."""
     inputs: str | None = None
     """What was sampled for each chunk, so that another run can be driven by it."""
     timeline: str | None = None

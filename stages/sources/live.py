@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from conf.errors import UserError
+from conf.paths import ADDRESS
+from stages.link import connect
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,18 @@ def standard_input(value: str, given: BinaryIO | None = None) -> BinaryIO:
     if sys.stdin is None:
         raise UserError(value, "standard input is closed", "pipe something into it, or give a file or a named pipe")
     return sys.stdin.buffer
+
+
+def live_stream(setting: str, path: str, given: BinaryIO | None = None) -> BinaryIO:
+    """What a live source reads: a program at an address, or standard input as `standard_input` has it.
+
+    Raises:
+        UserError: nobody answers at the address, or standard input is closed.
+    """
+    if not path.startswith(ADDRESS):
+        return standard_input(f"{setting}={path}", given)
+    with connect(setting, path) as connection:
+        return connection.makefile("rb", buffering=0)  # holds the connection until it is let go of
 
 
 class LiveBytes:
