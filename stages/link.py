@@ -63,6 +63,7 @@ class Door:
     def __init__(self, host: str):
         self._token = secrets.token_hex(16)
         self._listener = socket.create_server((host, 0))
+        self._closed = False
         self.socket: socket.socket | None = None
         self.file: BinaryIO | None = None
         self.address = f"{ADDRESS}{host}:{self._listener.getsockname()[1]}/{self._token}"
@@ -76,7 +77,7 @@ class Door:
                     self._let_in()
                 elif last:
                     return False
-            return True
+            return not self._closed
         return False
 
     def _let_in(self) -> None:
@@ -94,6 +95,7 @@ class Door:
 
     def close(self) -> None:
         """Let the stage go; whoever waits here, in any thread, goes on."""
+        self._closed = True
         for end in (self._listener, self.socket):
             if end is not None:
                 with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ def pipeline(tmp_path_factory):
 
 def inputs(path: Path) -> list[dict]:
     """What was sampled for each chunk of a stream."""
-    return [line for line in map(json.loads, path.read_text().splitlines()) if "chunk" in line]
+    whole = path.read_text().split("\n")[:-1]  # it may be in the middle of a line
+    return [line for line in map(json.loads, whole) if "chunk" in line]
 
 
 def test_chunks_are_what_files_get(pipeline, tmp_path, nano, speech):
@@ -70,7 +72,7 @@ def test_a_reader_that_takes_nothing_holds_up_its_own_stream_alone(pipeline):
     progress = pipeline.running.pipeline.progress(held._number)
     assert progress is None or progress["chunks"] <= AHEAD
     held.close()
-    assert held.report["chunks"] <= AHEAD + 1
+    assert held.report["finished"] is False
     assert list(held) == []
 
 
@@ -88,6 +90,7 @@ def test_what_is_said_shows_in_chunks_to_come(pipeline, tmp_path):
     prompt = '"it\'s", (so) ${said}: Grüße = 你好, a\\b \\'
     stream = pipeline.stream(prompt=prompt, actions=everframe.LIVE, sink={"inputs": str(tmp_path / "in")})
     for chunk in stream:
+        assert chunk.index < 200
         if chunk.index == 0:
             stream.act("left")
             stream.prompt(prompt[::-1])
@@ -172,18 +175,19 @@ def test_mistakes_in_what_is_opened_are_raised_there(overrides, settings, line):
 
 
 def test_workers_end_whatever_happens(tmp_path, monkeypatch):
+    def read(stream):
+        with suppress(RuntimeError):  # the workers may end before the stream has
+            list(stream)
+
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ZeroDivisionError), everframe.open(**NANO) as pipeline:
-        stream, read = pipeline.stream(), []
-        thread = threading.Thread(target=lambda: read.extend(stream))
+        pipeline.stream()
+        thread = threading.Thread(target=read, args=(pipeline.stream(),))
         thread.start()
-        held = pipeline.stream()
         1 / 0  # noqa: B018
     thread.join(timeout=60)
     assert not thread.is_alive()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker-")]
-    with pytest.raises(RuntimeError):
-        list(held)
     with pytest.raises(RuntimeError):
         pipeline.stream()
     pipeline.close()
