@@ -8,14 +8,33 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from conf.errors import UserError
+
+SHIPPED = Path(__file__).parent.parent / "everframe"
+"""What ships beside code: `assets/` and `slurm/`. In a checkout these are links to the folders of that name."""
+ADDRESS = "tcp://"
+"""What an address begins with, where a program stands in a file's place (`stages.link`)."""
 
 
 def found(path: str | None) -> str | None:
-    """`path` itself if something is there (or it is absolute, or `-`), else beside Everframe if something is there."""
-    if path is None or path == "-" or Path(path).is_absolute() or is_there(path):
+    """`path` itself if something is there (or it is absolute, `-` or an address), else what ships under that name.
+
+    Raises:
+        UserError: it is a path in `assets/`, as configurations name what ships, and neither is there.
+    """
+    if not path or path == "-" or path.startswith(ADDRESS) or Path(path).is_absolute() or is_there(path):
         return path
-    return str(ROOT / path) if is_there(ROOT / path) else path
+    if is_there(shipped := SHIPPED / path):
+        return str(shipped.resolve())
+    if Path(path).parts[0] == "assets":
+        rule = f"is neither here nor among the files that came with Everframe ({SHIPPED})"
+        raise UserError(path, rule, "copy it there from Everframe's repository or its wheel, or name another")
+    return path
+
+
+def is_stream(path: str | None) -> bool:
+    """Whether bytes come there as they are, from standard input or from a program that it connects with."""
+    return path is not None and (path == "-" or path.startswith(ADDRESS))
 
 
 def live(path: str | None) -> str | None:
@@ -34,8 +53,8 @@ def live(path: str | None) -> str | None:
 
 
 def is_live(path: str | None) -> bool:
-    """Whether what is read there comes as it happens: from standard input (`-`) or a named pipe."""
-    return path == "-" or (bool(path) and _seen(Path(path).is_fifo))
+    """Whether what is read there comes as it happens: from standard input, a program or a named pipe."""
+    return is_stream(path) or (bool(path) and _seen(Path(path).is_fifo))
 
 
 def is_there(path: str | Path) -> bool:

@@ -54,6 +54,27 @@ def begin(pipeline: Pipeline, config: Config) -> None:
     Control(pipeline, config).start()
 
 
+def open_stream(pipeline: Pipeline, config: Config, name: Any, changes: dict[str, Any]) -> int:
+    """Open a stream that is what the configuration says, but for some settings; returns its number.
+
+    Args:
+        name: the stream's.
+        changes: settings of the stream, and `source`, `sink` (settings of these) and `resume`.
+
+    Raises:
+        UserError: as `Pipeline.open`, or what it is to go on from cannot be used.
+    """
+    changes = dict(changes)
+    source, sink, resume = changes.pop("source", {}), changes.pop("sink", {}), changes.pop("resume", None)
+    # A length that is ordered takes the place of the configured one, whichever of the two ways it is given in.
+    free = {"chunks": None, "seconds": None} if changes.keys() & {"chunks", "seconds"} else {}
+    stream = _changed(config.stream, "stream", free | changes | {"id": name, "count": 1})
+    sinks = _changed(numbered(config.sink, stream.id), "sink", sink)
+    source = _changed(config.source, "source", source)
+    keep = keep_of(config, stream, sinks, stream.id, typed(str | None, resume, "resume"))
+    return pipeline.open(stream, source, sinks, keep)
+
+
 class Control(threading.Thread):
     """Gives a pipeline the orders of a file, line by line, until the lines end or the pipeline is closed.
 
@@ -121,17 +142,9 @@ class Control(threading.Thread):
         self.acts[name](order.pop(name), order)
 
     def _open(self, name: Any, order: dict[str, Any]) -> None:
-        config = self.config
-        source, sink, resume = order.pop("source", {}), order.pop("sink", {}), order.pop("resume", None)
         if taken := order.keys() & {"id", "count"}:
             raise UserError(f"stream.{min(taken)}", "is not for an order to say", 'the name stands in {"open": NAME}')
-        # A length that is ordered takes the place of the configured one, whichever of the two ways it is given in.
-        free = {"chunks": None, "seconds": None} if order.keys() & {"chunks", "seconds"} else {}
-        stream = _changed(config.stream, "stream", free | order | {"id": name, "count": 1})
-        sinks = _changed(numbered(config.sink, stream.id), "sink", sink)
-        source = _changed(config.source, "source", source)
-        keep = keep_of(config, stream, sinks, stream.id, typed(str | None, resume, "resume"))
-        self.pipeline.open(stream, source, sinks, keep)
+        open_stream(self.pipeline, self.config, name, order)
 
     def _prompt(self, prompt: Any, rest: dict[str, Any]) -> None:
         stream = self.pipeline.number(rest.pop("stream", None))

@@ -187,7 +187,8 @@ class RayRun(Running):
 
     def __init__(self, start: Start, host: str):
         super().__init__(start.plan, start.config, dist.TCPStore(host, 0, is_master=True, wait_for_workers=False))
-        self._start, self._host = start, host
+        self.held = contextlib.ExitStack()
+        self._start, self.host = start, host
         self._actors: list[Any] = []
         self._running: list[ray.ObjectRef] = []
         self._nodes: dict[str, int] = {}
@@ -195,13 +196,13 @@ class RayRun(Running):
     def _launch(self) -> None:
         stdin = None
         if self._start.live and (self._start.stdin or sys.stdin):
-            listener = self.held.enter_context(socket.create_server((self._host, 0)))
+            listener = self.held.enter_context(socket.create_server((self.host, 0)))
             threading.Thread(target=_feed, args=(listener, self._start.stdin), daemon=True).start()
             stdin = listener.getsockname()[:2]
         self._nodes = {node["NodeID"]: number for number, node in enumerate(nodes())}
         self._actors = self.held.enter_context(actors(WorkerActor, self.plan, self.config))
         self._running = [
-            actor.run.remote(self.plan, index, self.config, (self._host, self.store.port), stdin)
+            actor.run.remote(self.plan, index, self.config, (self.host, self.store.port), stdin)
             for index, actor in enumerate(self._actors)
         ]
 

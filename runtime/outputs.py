@@ -25,6 +25,7 @@ from stages.sinks.frames import FramesSink
 from stages.sinks.join import is_of, join, segment, segments
 from stages.sinks.latents import LatentsSink
 from stages.sinks.latents_hash import LatentsHash
+from stages.sinks.reader import ReaderSink
 from stages.sinks.video import VideoSink
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,8 @@ class Outputs:
             self._frames = self._open(FramesSink, "frames")
             if self._frames:
                 self._frames.frames = self.frames
+            self._reader = ReaderSink(sink.reader, fps, self.first) if sink.reader else None
+            self._opened += filter(None, [self._reader])
         except BaseException:
             with suppress(UserError):  # what came first is told
                 self.close()
@@ -134,6 +137,8 @@ class Outputs:
             self._frames.write(pictures)
         if self._sheet:
             self._sheet.add(pictures)
+        if self._reader:
+            self._reader.write(pictures, sound)
 
     def progress(self) -> tuple[dict[str, Any], str | None]:
         """What another goes on from: (counters, the video's path as seen from where states are kept)."""

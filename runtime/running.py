@@ -113,6 +113,8 @@ class Running(ABC):
     """
 
     pipeline: Pipeline
+    host = "127.0.0.1"
+    """This machine, as the machines of workers know it."""
     one_host = False
     """Whether all processes are on this host whatever happens, and so share its files."""
 

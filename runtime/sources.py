@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from conf.errors import UserError
-from conf.paths import is_live
+from conf.paths import is_live, is_stream
 from conf.schema import ModelConfig, SinkConfig, SourceConfig
 from runtime.encoders import Encoders, Picture
 from runtime.inputs import Inputs, InputsSink, Tap
@@ -18,7 +18,7 @@ from stages.inputs import Input, inputs_of, made_of
 from stages.sources.actions import ActionFile, LiveActions
 from stages.sources.audio import AudioFile, LivePcm, Silence
 from stages.sources.image import load_image
-from stages.sources.live import named_pipe, standard_input
+from stages.sources.live import live_stream
 from stages.sources.tensors import TensorsFile
 
 
@@ -112,12 +112,12 @@ def _sound(
     stop: threading.Event,
     tap: bool,
 ) -> Sound:
-    if source.audio == "-" and heard.ear.whole:
+    if is_stream(source.audio) and heard.ear.whole:
         raise UserError(f"{heard.ear.whole}=true", "live sound has no end to wait for", "set it to false")
     if inputs is not None:
         pcm = inputs.sound or Silence()
-    elif source.audio == "-":
-        pcm = LivePcm(standard_input("source.audio=-", stdin), stop=stop)
+    elif is_stream(source.audio):
+        pcm = LivePcm(live_stream("source.audio", source.audio, stdin), stop=stop)
     else:
         pcm = AudioFile(source.audio, stop) if source.audio else Silence()
     features = encoders.listen(heard, whole_file=isinstance(pcm, AudioFile))
@@ -131,11 +131,9 @@ def _actions(
         return inputs.actions
     if not source.actions:
         return None
-    name = f"source.actions={source.actions}"
-    if source.actions == "-":
-        return LiveActions(standard_input(name, stdin), taken.classes, stop)
     if is_live(source.actions):
-        return LiveActions(named_pipe(name, source.actions), taken.classes, stop, name, owned=True)
+        name, path = f"source.actions={source.actions}", source.actions
+        return LiveActions(live_stream("source.actions", path, stdin), taken.classes, stop, name, owned=path != "-")
     return ActionFile(source.actions, taken.classes)
 
 

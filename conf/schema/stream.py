@@ -20,7 +20,7 @@ THREADS = ("auto", "true", "false")
 LOGS = ("none", "wandb")
 TRACES = ("none", "recent", "all")
 PACES = ("live", "free")
-PICTURES = ("video", "frames", "contact_sheet")
+PICTURES = ("video", "frames", "contact_sheet", "reader")
 """Settings of sinks that are made of pictures."""
 SOURCES = ("image", "audio", "actions", "tensors", "inputs")
 """Settings of a source that are files."""
@@ -125,7 +125,8 @@ class StreamConfig:
 
 @dataclass
 class SourceConfig:
-    """Where conditioning comes from. `-` is live standard input."""
+    """Where conditioning comes from. `-` is live standard input; sound and actions may also come from a program that
+    listens at `tcp://HOST:PORT/TOKEN`, in the same form."""
 
     image: str | None = None
     """A picture file: who is to speak, or where a world begins."""
@@ -170,7 +171,7 @@ class SourceConfig:
 
 @dataclass
 class SinkConfig:
-    """Where frames and latents go; null: nowhere. Without video, frames or contact sheet no decoder is loaded."""
+    """Where frames and latents go; null: nowhere. Without any that takes pictures no decoder is loaded."""
 
     video: str | None = "${output_dir}/video.mp4"
     """An .mp4 file, with sound where there is sound."""
@@ -180,6 +181,8 @@ class SinkConfig:
     """A folder of one PNG for every frame."""
     contact_sheet: str | None = None
     """A PNG of a few frames side by side."""
+    reader: str | None = None
+    """A program that takes pictures and sound as they are made: `tcp://HOST:PORT/TOKEN`. `everframe.open` sets it."""
     inputs: str | None = None
     """What was sampled for each chunk, so that another run can be driven by it."""
     timeline: str | None = None

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from conf.errors import UserError
+from conf.paths import ADDRESS
+from stages.link import connect
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,20 @@ def named_pipe(value: str, path: str | Path) -> BinaryIO:
         return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)  # noqa: PTH123
     except OSError as error:
         raise UserError(value, f"cannot be read ({error.strerror})", "give a named pipe that you may read") from error
+
+
+def live_stream(setting: str, path: str, given: BinaryIO | None = None) -> BinaryIO:
+    """What a live source reads: standard input as `standard_input` has it, a program at an address, or a named pipe.
+
+    Raises:
+        UserError: standard input is closed, nobody answers at the address, or the pipe cannot be opened.
+    """
+    if path == "-":
+        return standard_input(f"{setting}={path}", given)
+    if not path.startswith(ADDRESS):
+        return named_pipe(f"{setting}={path}", path)
+    with connect(setting, path) as connection:
+        return connection.makefile("rb", buffering=0)  # holds the connection until it is let go of
 
 
 class LiveBytes:

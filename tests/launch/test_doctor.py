@@ -74,7 +74,9 @@ def test_a_port_that_is_taken_is_named():
 def test_another_version_and_a_folder_that_cannot_be_written_are_found(tmp_path):
     other = tmp_path / "other"
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, other / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / package, other / package, ignore=shutil.ignore_patterns("__pycache__", "assets", "slurm")
+        )
     with (other / "stages" / "rate.py").open("a") as file:
         file.write("\n# changed\n")
     (tmp_path / "file").touch()
