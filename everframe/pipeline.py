@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,8 +26,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from conf.errors import UserError
 from conf.schema import Config, SourceConfig
@@ -48,8 +46,6 @@ LIVE = "live"
 DEFAULTS = ("sink.video=null", "sink.trace=none", "sink.reader=of-each-stream")
 """Before what is asked for: chunks go to the program, and no file is written."""
 LOADING_POLL_S = 0.05
-PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_][\w/.-]*", re.IGNORECASE | re.ASCII)
-"""Text that Hydra takes as it is."""
 
 
 def open(*overrides: str, **settings: Any) -> Pipeline:
@@ -267,10 +263,7 @@ def _config(overrides: list[str]) -> Config:
     Raises:
         UserError: a mistake in it.
     """
-    try:
-        config = cli.compose("stream", Config, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise cli._explain(error, overrides, Config) from error
+    config = cli.compose("stream", Config, overrides)
     capability.check(config.model.context)
     if config.launcher.name == "torchrun":
         rule = "has a program in every rank, and streams are opened by one"
@@ -281,23 +274,18 @@ def _config(overrides: list[str]) -> Config:
     return planning.resolve(config)
 
 
-def _word(value: Any) -> str:
-    """A value as the command line spells it."""
+def _word(value: Any, inside: bool = False) -> str:
+    """A value as the command line spells it: text is taken as typed, and quoted inside a list or an object."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(_word, value))}]"
+        return f"[{','.join(_word(v, True) for v in value)}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}: {_word(v)}' for key, v in value.items())}}}"
+        return f"{{{','.join(f'{key}: {_word(v, True)}' for key, v in value.items())}}}"
     if isinstance(value, str | os.PathLike):
         text = os.fspath(value)
-        return text if PLAIN.fullmatch(text) else f"'{_escaped(text)}'"
+        return QuotedString(text=text, quote=Quote.single).with_quotes() if inside else text
     return str(value)
-
-
-def _escaped(text: str) -> str:
-    """Within quotes only quotes are special to Hydra, and backslashes before them."""
-    return re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text)
 
 
 def _patiently(call: Any, *arguments: Any) -> Any:

@@ -158,7 +158,7 @@ def test_what_a_stream_does_not_take_is_refused(pipeline):
     ("overrides", "settings", "line"),
     [
         ((), {"modle": "nano"}, r"modle=nano: there is no such key; did you mean model"),
-        (("plan.workers=two",), {}, r"plan\.workers=two: must be an integer"),
+        (("plan.workers=two",), {}, r"plan\.workers=two: must be a whole number of processes"),
         ((), {"launcher": "torchrun"}, r"launcher=torchrun: has a program in every rank"),
         (("control=-",), {}, r"control=-: is said of a whole run"),
         (
