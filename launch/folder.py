@@ -162,7 +162,10 @@ def _left(folder: Path, config: Config) -> list[Path]:
     before = _read(folder / CONFIG)
     patterns = [*FILES, *_patterns(before.get("output_dir"), before.get("sink"))]
     patterns += _patterns(config.output_dir, vars(config.sink))
-    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    found: set[Path] = set()
+    for pattern in patterns:
+        with suppress(OSError, ValueError):  # a name that no file can have
+            found.update(folder.glob(pattern))
     if any(states(root) for root in (folder / FOLDER, *folder.glob(f"{FOLDER}/*"))):
         found.add(folder / FOLDER)
     taken = found | {*disk.earlier(folder)}
@@ -175,7 +178,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     """A run's configuration; empty where it is none."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
-    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException):
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException):
         return {}
     return content if isinstance(content, dict) else {}
 

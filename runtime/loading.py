@@ -96,7 +96,7 @@ def load_parts(
     parts, known = Parts(device, torch_dtype(model.dtype), Sampler.of(model, schedule_of(model).steps)), list(orders)
     if leads and index == plan.stages[-1].worker:
         for order in known:
-            look(order.sink)
+            look(config, order)
     if config.device.kind == "emulated":
         openings = partial(partial, condition, emulated.EmulatedConditioning, config, stdin)
         emulated.fill(parts, plan, index, config, openings)

@@ -26,7 +26,7 @@ from stages.sinks.join import is_of, join, segment, segments
 from stages.sinks.latents import LatentsSink
 from stages.sinks.latents_hash import LatentsHash
 from stages.sinks.reader import ReaderSink
-from stages.sinks.video import VideoSink
+from stages.sinks.video import VideoSink, check
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +54,22 @@ def numbered(sink: SinkConfig, number: int | str) -> SinkConfig:
     return replace(sink, **{setting: path(setting) for setting in OWN})
 
 
-def look(sink: SinkConfig) -> None:
+def size(config: Config, order: Open) -> tuple[int, int]:
+    """Height and width of a stream's pictures as they are put out, in pixels."""
+    picture = Picture.of(config.model, order.config)
+    return picture.height * config.post.factor, picture.width * config.post.factor
+
+
+def look(config: Config, order: Open) -> None:
     """Look, before anything loads, whether a stream's results could be written; leaves nothing there.
 
     Raises:
         UserError: one could not be.
     """
+    if order.sink.video:
+        check(order.sink.video, *size(config, order))
     for name in FILES:
-        if path := getattr(sink, name):
+        if path := getattr(order.sink, name):
             with disk.writing(f"sink.{name}={path}"):
                 (disk.look if name == "frames" else disk.look_file)(path)
 
@@ -190,7 +198,5 @@ def _made(state: State) -> tuple[int, bytes]:
 
 def open_outputs(config: Config, order: Open, kind: type[Outputs] = Outputs) -> Outputs:
     """Sinks of a stream; raises as `Outputs` does."""
-    picture = Picture.of(config.model, order.config)
-    height, width = (side * config.post.factor for side in (picture.height, picture.width))
     sounds = made_of(inputs_of(config.model), "audio") is not None
-    return kind(order.sink, config.model.fps, height, width, sounds, order.keep)
+    return kind(order.sink, config.model.fps, *size(config, order), sounds, order.keep)

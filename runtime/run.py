@@ -62,7 +62,7 @@ class SequentialRun:
         held = of_run(config)
         for order in self.orders:
             held |= own(order, held)
-            look(order.sink)
+            look(config, order)
         self.conditionings = [
             Conditioning(
                 config.model,

@@ -32,6 +32,21 @@ REFUSED = (OSError, av.FFmpegError)
 """What a file that cannot be written raises: not all of FFmpeg's errors are the system's."""
 
 
+def check(path: str | Path, height: int, width: int) -> None:
+    """Refuse a video that `VideoSink` could not make, by its name and its size in pixels.
+
+    Raises:
+        UserError: it is no mp4, or a side is odd.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".mp4":
+        raise UserError(f"sink.video={path}", "video is written as mp4", f"name it {path.stem or 'video'}.mp4")
+    for side, pixels in (("height", height), ("width", width)):
+        if pixels < 2 or pixels % 2:
+            even = max(2, pixels // 2 * 2)
+            raise UserError(f"stream.{side}={pixels}", "H.264 needs even sizes", f"use {even} or {even + 2}")
+
+
 class VideoSink:
     """H.264 (yuv420p, BT.709), with AAC sound if asked for, in a fragmented mp4.
 
@@ -60,7 +75,7 @@ class VideoSink:
         self._cut = False
         self._container = self._made = None
         try:
-            self._check()
+            check(self.path, height, width)
             disk.prepare(self.path)
             # The encoders are opened before the file is touched.
             self._container = av.open(f"file:{self.path}", "w", format="mp4", options=FRAGMENTED)
@@ -153,15 +168,6 @@ class VideoSink:
         if self._cut:
             frame.pict_type, self._cut = av.video.frame.PictureType.I, False
         return frame
-
-    def _check(self) -> None:
-        name = f"sink.video={self.path}"
-        if self.path.suffix.lower() != ".mp4":
-            raise UserError(name, "video is written as mp4", f"name it {self.path.with_suffix('.mp4').name}")
-        for side, pixels in (("height", self.height), ("width", self.width)):
-            if pixels < 2 or pixels % 2:
-                even = max(2, pixels // 2 * 2)
-                raise UserError(f"stream.{side}={pixels}", "H.264 needs even sizes", f"use {even} or {even + 2}")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

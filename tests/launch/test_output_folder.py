@@ -150,6 +150,12 @@ def test_a_sink_that_cannot_be_is_refused_before_weights_load(job, tmp_path, mon
     assert line.startswith(f"sink.{sink}={tmp_path}/file/deeper/a.mp4: cannot be written (Not a directory)")
 
 
+def test_a_video_of_another_kind_is_refused_before_weights_load(job, monkeypatch):
+    monkeypatch.setattr("runtime.run.fast_denoiser", None)
+    for given, remedy in (("${output_dir}/a.avi", "a.mp4"), ("/", "video.mp4")):
+        assert f"video is written as mp4; name it {remedy}" in job.fails(*NANO, f"sink.video={given}")
+
+
 def test_a_line_of_streams_that_cannot_be_written_is_told_at_the_end(tmp_path, monkeypatch, capsys):
     """The streams go on, the report is written; the exit code says that something is missing."""
     monkeypatch.setattr(progress, "STREAMS", "config.yaml/streams.jsonl")
@@ -215,7 +221,10 @@ def test_a_folder_that_no_run_has_used_stays_as_it_is(tmp_path):
     assert claim(tmp_path) == sorted({LOCK, *(Path(name).parts[0] for name in own)})
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "a: {b", "output_dir: 5\nsink: text", "sink: {video: [1]}", "\0"])
+WRONG = ("", "[1]", "a: {b", "output_dir: 5\nsink: text", "[" * 9999, "sink: {video: [1]}", "\0", "a: 2001-99-99")
+
+
+@pytest.mark.parametrize("content", WRONG, ids=range(len(WRONG)))
 def test_a_configuration_that_is_none_is_kept_and_says_nothing(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
     assert claim(tmp_path) == [LOCK, "earlier.1"]
