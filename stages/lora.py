@@ -2,8 +2,8 @@
 
 The spellings of PEFT, diffusers and kohya are read; which weight a pair belongs to is found by the same names as a
 checkpoint's. Beside pairs a file may hold whole differences, of weights, biases and modulations, as few-step adapters
-do; and magnitudes of rows, which make it a DoRA (arXiv 2402.09353): rows of W + dW are scaled to them. Sums are taken in
-float32, a few rows at a time, and only for the weights that are read.
+do; and magnitudes of rows, which make it a DoRA (arXiv 2402.09353): rows of W + dW are scaled to them. Sums are taken
+in float32, a few rows at a time, and only for the weights that are read.
 """
 
 from __future__ import annotations

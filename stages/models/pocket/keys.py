@@ -15,7 +15,5 @@ FILES = (
         fits=tells,
         sizes=sizes,
     ),
-    FileKind(
-        "pocket world", (*WORDS, r"action_modulation\..*"), rename, ("pocket_world",), fits=tells, sizes=sizes
-    ),
+    FileKind("pocket world", (*WORDS, r"action_modulation\..*"), rename, ("pocket_world",), fits=tells, sizes=sizes),
 )

@@ -26,7 +26,5 @@ FILES = (
         )
         for one in RELATIVES
     ),
-    FileKind(
-        "Wan2.1 text-to-video", TRANSFORMER, rename, ("wan21_t2v_1_3b", "wan21_t2v_14b"), fits=tells, sizes=sizes
-    ),
+    FileKind("Wan2.1 text-to-video", TRANSFORMER, rename, ("wan21_t2v_1_3b", "wan21_t2v_14b"), fits=tells, sizes=sizes),
 )

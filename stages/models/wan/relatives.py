@@ -64,7 +64,9 @@ RELATIVES = (
         r"(audio_proj|blocks\.0\.(audio_cross_attn\w*|cross_attn\.processor))\..*",
     ),
     Relative(
-        "SkyReels-V2", "its frame rate embedding is not built here", r"fps_(embedding|projection)\..*",
+        "SkyReels-V2",
+        "its frame rate embedding is not built here",
+        r"fps_(embedding|projection)\..*",
         {"_class_name": "(?i)SkyReels.*", "inject_sample_info": "True"},
     ),
     Relative(
