@@ -12,8 +12,10 @@ import html
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,16 +113,14 @@ class Umt5Encoder(nn.Module):
         super().__init__()
         self.text_tokens = text_tokens
         file = open_weights(path)
-        pieces = file.read(INSIDE).numpy().tobytes() if INSIDE in file.entries else None
+        inside = file.entries.get(INSIDE) and file.read(INSIDE).flatten().view(torch.uint8).numpy().tobytes()
         file.entries.pop(INSIDE, None)
         self.stack = _filled(file, Path(path), text_dim, dtype, device)
         words = self.stack.config.vocab_size
-        if tokenizer is None and pieces is not None:
-            with TemporaryDirectory() as folder:
-                (Path(folder) / "spiece.model").write_bytes(pieces)
-                self.tokenizer = _tokenizer(folder, words, file.name)
+        if tokenizer is None and inside:
+            self.tokenizer = _tokenizer(f"{file.name}: {INSIDE}", partial(_of_pieces, inside), words)
         else:
-            self.tokenizer = _tokenizer(tokenizer, words)
+            self.tokenizer = _tokenizer(f"{TOKENIZER}={tokenizer}", partial(_of_folder, tokenizer), words)
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -183,33 +183,54 @@ def _sizes(file: WeightFile) -> dict[str, int]:
     }
 
 
-def _tokenizer(folder: str | Path | None, words: int, inside: str = ""):
-    """The tokenizer in a folder.
+def _tokenizer(name: str, make: Callable[[], Any], words: int) -> Any:
+    """A tokenizer.
 
     Args:
+        name: where it comes from, for messages.
+        make: makes it.
         words: that the encoder knows.
-        inside: the file whose own tokenizer was put into the folder; empty: it is the folder that was named.
     """
-    if folder is None:
-        raise UserError(
-            f"{TOKENIZER}=null", "there is no tokenizer beside the text encoder", "name its folder (google/umt5-xxl)"
-        )
-    name = f"{inside}: {INSIDE}" if inside else f"{TOKENIZER}={folder}"
-    if not is_folder(folder):
-        raise UserError(name, "no such folder", hub.missing(folder)[1])
-    library, remedy = _transformers(), "download it again"
-    # A sentencepiece file says nothing of who reads it, nor of pieces that are not in it.
-    kind, more = (library.T5Tokenizer, {"extra_ids": 0}) if inside else (library.AutoTokenizer, {})
-    if inside:
-        remedy = f"pip install protobuf, or name the folder of a tokenizer as {TOKENIZER}"
+    _transformers()
     try:
-        tokenizer = kind.from_pretrained(folder, local_files_only=True, **more)
+        tokenizer = make()
+    except UserError:
+        raise
     except Exception as error:  # whatever a broken file makes of itself
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
+        remedy = f"download it again, or name a tokenizer's folder as {TOKENIZER}"
         raise UserError(name, f"cannot be loaded ({reason})", remedy) from error
     if len(tokenizer) > words:
         raise UserError(name, f"has {len(tokenizer)} tokens, the text encoder {words}", "give the model's own")
     return tokenizer
+
+
+def _of_folder(folder: str | Path | None) -> Any:
+    """The tokenizer in a folder, as transformers wrote it or as sentencepiece did."""
+    if folder is None:
+        raise UserError(
+            f"{TOKENIZER}=null", "there is no tokenizer beside the text encoder", "name its folder (google/umt5-xxl)"
+        )
+    if not is_folder(folder):
+        raise UserError(f"{TOKENIZER}={folder}", "no such folder", hub.missing(folder)[1])
+    pieces = Path(folder) / "spiece.model"
+    if is_file(pieces) and not is_file(Path(folder) / "tokenizer.json"):
+        return _of_pieces(pieces.read_bytes())
+    return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _of_pieces(model: bytes) -> Any:
+    """The tokenizer of a sentencepiece model, without sentencepiece: T5's, of the pieces that the model has."""
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    found = import_protobuf().ModelProto.FromString(model)
+    if not found.pieces:
+        raise ValueError("it has no pieces")
+    return _transformers().T5Tokenizer(
+        vocab=[(piece.piece, piece.score) for piece in found.pieces],
+        extra_ids=0,
+        _spm_precompiled_charsmap=found.normalizer_spec.precompiled_charsmap or None,
+    )
 
 
 def _transformers():

@@ -145,8 +145,14 @@ def test_a_tokenizer_inside_the_file(tmp_path):
     assert ours("a cat").shape == (1, 3, T5["dim"])
     assert parameter_count(path) == sum(p.numel() for p in ours.parameters())
     save_file(weights | {umt5.INSIDE: torch.zeros(9, dtype=torch.uint8)}, path)
-    with pytest.raises(UserError, match=r"model\.text\.checkpoint=.*: spiece_model: cannot be loaded .*; pip install"):
+    with pytest.raises(UserError, match=r"model\.text\.checkpoint=.*: spiece_model: cannot be loaded .*"):
         Umt5Encoder(path, None, T5["dim"], ROWS)
+
+
+def test_a_folder_with_a_sentencepiece_model_alone(published, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(sentencepiece(PIECES))
+    ours = Umt5Encoder(published[0] / ORIGINAL, tmp_path, T5["dim"], ROWS)
+    assert ours.ids("a cat")[0] == [3, 4, 1]
 
 
 def test_files_that_do_not_fit_say_so(published, tmp_path):
