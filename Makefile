@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Errors alone are told: warnings are of pip's own settings on this machine.
+PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 # Which build of torch, as `make install TORCH=cu130 TORCH_INDEX=URL`: a line of constraints.txt, and where URL/cu130 has
 # such packages. With TORCH_INDEX alone: the newest that this machine's driver runs, or the one for processors. With

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from conf.errors import UserError
+from conf.paths import is_file
 from stages.encode.audio_features import DECADES, FLOOR, LogMel
 
 FPS, ROWS, BANDS, RATE = 16, 4, 32, 16000
@@ -70,6 +72,9 @@ def mouth(features: np.ndarray) -> np.ndarray:
 
 @cache
 def _corpus() -> dict[str, np.ndarray]:
+    if not is_file(CORPUS):
+        rule = "the corpus of speech is not in this installation: it comes with the repository alone"
+        raise UserError(str(CORPUS), rule, "copy it there, or train in a checkout")
     with np.load(CORPUS) as file:
         return {name: file[name] for name in file.files}
 

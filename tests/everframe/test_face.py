@@ -180,6 +180,7 @@ def test_workers_end_whatever_happens(tmp_path, monkeypatch):
             list(stream)
 
     monkeypatch.chdir(tmp_path)
+    before = set(threading.enumerate())
     with pytest.raises(ZeroDivisionError), everframe.open(**NANO) as pipeline:
         pipeline.stream()
         thread = threading.Thread(target=read, args=(pipeline.stream(),))
@@ -187,7 +188,7 @@ def test_workers_end_whatever_happens(tmp_path, monkeypatch):
         1 / 0  # noqa: B018
     thread.join(timeout=60)
     assert not thread.is_alive()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker-")]
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("worker-")]
     with pytest.raises(RuntimeError):
         pipeline.stream()
     pipeline.close()
