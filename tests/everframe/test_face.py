@@ -199,7 +199,8 @@ def test_workers_end_whatever_happens(tmp_path, monkeypatch):
     "text", ["nano", "a/b.c-d", "null", "1e3", "it's", "a 'b' \\' c\\", "x=(1, [2]: {3}", "\\", ""]
 )
 def test_text_is_spelled_as_the_command_line_reads_it(text):
-    assert config_of("model=nano", f"output_dir={_word(text)}").output_dir == text
+    told = config_of("model=nano", f"stream.prompt={_word(text)}", f"model.text.words={_word([text])}")
+    assert (told.stream.prompt, told.model.text.words) == (text, [text])
 
 
 def test_values_are_spelled_as_the_command_line_reads_them():
