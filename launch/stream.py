@@ -71,7 +71,7 @@ Results = tuple[list[dict[str, Any]], list[dict[str, Any]], Ended | None]
 def _begin(config: Config, resolved: str, console: Console, log: Log, held: ExitStack) -> Path:
     """The output folder, made once everything is loaded, and this run's until `held` is closed."""
     if torchrun.speaks():
-        console.print(chosen(config, build(config.plan, describe(config))), highlight=False)
+        console.print(chosen(config, build(config.plan, describe(config))), highlight=False, soft_wrap=True)
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise, not pictures", style="yellow")
     folder = held.enter_context(claimed(config))
