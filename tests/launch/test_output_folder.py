@@ -52,6 +52,14 @@ def test_no_two_runs_have_the_same_folder_by_default():
     assert one.sink.video == f"{one.output_dir}/video.mp4" and "-nano-" in one.output_dir
 
 
+def test_jobs_of_a_multirun_are_beside_each_other(tmp_path, monkeypatch):
+    """In the folder that the multirun has by default."""
+    monkeypatch.chdir(tmp_path)
+    assert stream.main([*NANO, "stream.seed=1,2", "--multirun"]) == 0
+    assert sorted(path.parent.name for path in tmp_path.glob("outputs/*/*-nano-*/*/report.json")) == ["0", "1"]
+    assert len(list(tmp_path.glob("outputs/*/*"))) == 1
+
+
 def test_a_folder_is_one_runs_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "LOCK_S", 0.0)
     config = given(tmp_path / "run")
