@@ -6,12 +6,14 @@ import json
 import logging
 import os
 import sys
+from itertools import product
 
 import pytest
 from rich.console import Console
 
 from launch import stream
 from launch.console import Lasting, lasting
+from tests.helpers import sampled
 
 
 @pytest.fixture
@@ -25,8 +27,10 @@ def left():
 PLANS = {"sequential": ("plan=sequential",), "workers": ("plan=timestep", "plan.workers=2"), "orders": ()}
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("which", ["stderr", "stdout"])
+OFTEN = {("stderr", "sequential"), ("stderr", "workers"), ("stdout", "orders")}
+
+
+@pytest.mark.parametrize(("which", "plan"), sampled(product(["stderr", "stdout"], PLANS), OFTEN))
 def test_a_stream_outlives_who_reads_it(tmp_path, monkeypatch, left, which, plan):
     """Warnings, progress, where the report is and, by orders, how streams stand: all of it is said to nobody."""
     overrides = PLANS[plan]

@@ -8,7 +8,7 @@ import pytest
 
 ray = pytest.importorskip("launch.ray_cluster")
 
-RAY = ("model=nano", "launcher=ray", "launcher.timeout_s=0.5")
+RAY = ("model=nano", "launcher=ray", "launcher.timeout_s=0.2")
 SERVERS = {
     "ray": bytes((0, 0, 0, ray.SETTINGS, 0, 0, 0, 0, 0)),
     "http": b"HTTP/1.1 400 Bad Request\r\n\r\n",
@@ -45,7 +45,7 @@ def server():
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_server_is_told_from_others(server, monkeypatch, name):
     monkeypatch.delenv("RAY_USE_TLS", raising=False)
-    assert ray.answers(server(name), 60 if name == "ray" else 0.5) == (name == "ray")
+    assert ray.answers(server(name), 60 if name == "ray" else 0.2) == (name == "ray")
 
 
 def test_a_secured_server_is_believed(server, monkeypatch):
@@ -58,7 +58,7 @@ def test_an_address_that_nobody_answers_at(job):
         address = "{}:{}".format(*closed.getsockname())
     for given in (address, "no-such-host.invalid:6379"):
         assert job.fails(*RAY, f"launcher.address={given}") == (
-            f"launcher.address={given}: no Ray cluster answers there within 0.5 s; "
+            f"launcher.address={given}: no Ray cluster answers there within 0.2 s; "
             "start one with `ray start --head`, or leave launcher.address out"
         )
 

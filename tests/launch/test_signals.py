@@ -226,9 +226,12 @@ def test_while_it_waits_for_a_pipes_writer(tmp_path, monkeypatch, left, number):
     assert left == []
 
 
-@pytest.mark.parametrize("source", ["audio", "actions"])
 @pytest.mark.parametrize(
-    ("plan", "number"), [("sequential", USR1), *product(["threads"], [signal.SIGINT, signal.SIGTERM, USR1])]
+    ("source", "plan", "number"),
+    sampled(
+        product(["audio", "actions"], PLANS, [signal.SIGINT, signal.SIGTERM, USR1]),
+        {("audio", "threads", signal.SIGINT), ("audio", "sequential", USR1), ("actions", "threads", signal.SIGTERM)},
+    ),
 )
 def test_while_a_source_waits_for_its_pipes_writer(tmp_path, monkeypatch, left, capsys, source, plan, number):
     """Sound is heard when it is opened, before anything is loaded; actions are asked for with the first chunk."""

@@ -5,7 +5,9 @@ import json
 import os
 import sys
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from conf.schema import SourceConfig
 from launch import planning, running, stream
 from runtime import conditioning, pace
 from runtime.pace import DRIFT, Pace
-from tests.helpers import config_of
+from tests.helpers import config_of, sampled, thorough
 
 
 class Clock:
@@ -81,13 +83,13 @@ def test_sound_of_a_clock_that_is_a_little_fast_does_not_pile_up():
 def test_what_comes_through_a_pipe_is_paced(tmp_path):
     os.mkfifo(pipe := tmp_path / "pipe")
     (file := tmp_path / "file").touch()
+    config = config_of("model=nano")
     for name in ("audio", "actions"):
         for path, live in (("-", True), (str(pipe), True), (str(file), False), (None, False)):
             source = SourceConfig(**{name: path})
             assert (source.live, source.paced) == (live, live)
             assert not SourceConfig(**{name: path}, pace="free").paced
-            given = [] if path is None else [f"source.{name}={path}"]
-            assert planning.demand(config_of("model=nano", *given)).paced == live
+            assert planning.demand(replace(config, source=source)).paced == live
 
 
 def test_a_pace_that_there_is_not(job):
@@ -96,11 +98,13 @@ def test_a_pace_that_there_is_not(job):
     )
 
 
+PLANS = ("sequential", "timestep")
 LINES = b"".join(b'{"frame": %d, "action": "left"}\n' % frame for frame in (0, 15, 30))
 
 
-@pytest.mark.parametrize("kind", ["live", "free"])
-@pytest.mark.parametrize("plan", ["sequential", "timestep"])
+@pytest.mark.parametrize(
+    ("plan", "kind"), sampled(product(PLANS, ["live", "free"]), {("sequential", "live"), ("timestep", "live")})
+)
 def test_a_live_stream_asks_its_clock_before_every_chunk_but_the_first(job, monkeypatch, nano, tmp_path, plan, kind):
     clock = Clock()
     monkeypatch.setattr(conditioning, "Pace", lambda wait: Pace(clock.wait, clock))
@@ -109,61 +113,62 @@ def test_a_live_stream_asks_its_clock_before_every_chunk_but_the_first(job, monk
     # Virtual time passes by waiting alone. The last line is in chunk 2.
     assert clock.waited == (pytest.approx([12 / 16 * (1 - DRIFT)] * 2) if kind == "live" else [])
     clock.waited.clear()
-    (file := tmp_path / "keys").write_bytes(LINES)
-    assert nano(f"plan={plan}", f"source.actions={file}") == nano(f"source.inputs={tmp_path}/inputs") == live
+    assert nano(f"plan={plan}", f"source.inputs={tmp_path}/inputs") == live
     assert not clock.waited
 
 
-@pytest.mark.parametrize("end", ["stop", "cancel"])
-def test_a_stream_that_waits_for_its_clock_can_be_ended_and_holds_nobody(tmp_path, monkeypatch, nano, end):
-    waits = threading.Event()
+def test_streams_that_wait_for_their_clock_can_be_ended_and_hold_nobody(tmp_path, monkeypatch):
+    waits = threading.Semaphore(0)
 
     class Slow(Pace):
         """An hour a chunk."""
 
         def sampled(self, seconds):
             super().sampled(3600)
-            waits.set()
+            waits.release()
 
     monkeypatch.setattr(conditioning, "Pace", Slow)
-    reading, writing = os.pipe()
-    os.write(writing, b'{"action": "left"}\n')
     overrides = ("model=nano", "plan=timestep", "plan.workers=2", "sink.video=null", f"output_dir={tmp_path}/run")
-    config = config_of(*overrides)
-    with os.fdopen(reading, "rb") as stdin, running.start(config, stdin=stdin) as run:
-        held = run.pipeline.open(replace(config.stream, id="held"), replace(config.source, actions="-"), config.sink)
-        assert waits.wait(60)
+    config, ends, held = config_of(*overrides), ("stop", "cancel"), {}
+    with running.start(config) as run, ExitStack() as writers:
+        for end in ends:
+            os.mkfifo(pipe := tmp_path / end)
+            writer = os.open(pipe, os.O_RDWR)  # without waiting for a reader
+            writers.callback(os.close, writer)
+            os.write(writer, b'{"action": "left"}\n')
+            source = replace(config.source, actions=str(pipe))
+            held[end] = run.pipeline.open(replace(config.stream, id=end), source, config.sink)
+        assert all(waits.acquire(timeout=60) for _ in ends)
         free = run.pipeline.open(replace(config.stream, id="free", chunks=3), config.source, config.sink)
-        expected = nano("stream.id=free", "stream.chunks=3")
-        assert run.pipeline.result(free, 60)["latents_sha256"] == expected
-        assert not run.pipeline.ended(held)
-        getattr(run.pipeline, end)(held)
-        assert run.pipeline.report(held, 60)["chunks"] <= 1
-    os.close(writing)
+        assert run.pipeline.result(free, 60)["chunks"] == 3
+        for end, number in held.items():
+            assert not run.pipeline.ended(number)
+            getattr(run.pipeline, end)(number)
+            assert run.pipeline.report(number, 60)["chunks"] <= 1
 
 
-@pytest.mark.parametrize("plan", ["sequential", "timestep"])
-@pytest.mark.parametrize(
-    ("source", "said", "line"),
-    [
-        ("actions", b"", "source.actions=-: ended before any action came; write lines like "),
-        ("actions", b"nonsense\n", "source.actions=-: ended before any action came; write lines like "),
-        ("audio", b"", "source.audio=-: ended before any sound came; pipe 16-bit 16 kHz mono PCM"),
-        ("audio", b"x", "source.audio=-: ended before any sound came; pipe 16-bit 16 kHz mono PCM"),
-    ],
-)
-def test_a_source_that_ends_before_it_says_anything(tmp_path, monkeypatch, capsys, plan, source, said, line):
+LEFT_OUT = {
+    "actions": "source.actions=-: ended before any action came; write lines like ",
+    "audio": "source.audio=-: ended before any sound came; pipe 16-bit 16 kHz mono PCM",
+}
+SAID = (("actions", b""), ("actions", b"nonsense\n"), ("audio", b""), ("audio", b"x"))
+OFTEN = {("sequential", SAID[0]), ("sequential", SAID[3]), ("timestep", SAID[1])}
+
+
+@pytest.mark.parametrize(("plan", "what"), sampled(product(PLANS, SAID), OFTEN))
+def test_a_source_that_ends_before_it_says_anything(tmp_path, monkeypatch, capsys, plan, what):
     """One line and exit code 2, also where a length is asked for; nothing is announced that is not there."""
+    source, said = what
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(said)))
     overrides = (f"plan={plan}", f"source.{source}=-", "stream.chunks=3", f"output_dir={tmp_path}/run")
     assert stream.main(["model=nano", *overrides]) == 2
     out, err = capsys.readouterr()
     [error] = [x for x in err.splitlines() if x.startswith("error: ")]
-    assert error.startswith(f"error: {line}") and "video:" not in out
+    assert error.startswith(f"error: {LEFT_OUT[source]}") and "video:" not in out
     assert not (tmp_path / "run" / "video.mp4").exists()
 
 
-@pytest.mark.parametrize("plan", ["sequential", "timestep"])
+@pytest.mark.parametrize("plan", ["sequential", thorough("timestep")])
 def test_a_source_that_says_one_thing_is_shown(tmp_path, monkeypatch, plan):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"action": "forward"}\n')))
     assert stream.main(["model=nano", f"plan={plan}", "source.actions=-", f"output_dir={tmp_path}"]) == 0
