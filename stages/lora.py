@@ -73,7 +73,7 @@ class Change(NamedTuple):
     def onto(self, found: Tensor, rows: slice) -> None:
         """Change rows of the weight, [n, in] float32, in place."""
         if self.difference is not None:
-            found.add_(self.difference(rows).view_as(found), alpha=self.strength)
+            found.add_(self.difference(rows).reshape(found.shape), alpha=self.strength)
         if self.b is None:
             return
         if self.magnitude is None:
@@ -208,7 +208,8 @@ class Lora:
 
         a = b = magnitude = None
         if pair is not None:
-            a, b = read(pair.a).flatten(1), read(pair.b).flatten(1) * pair.scale
+            a, b = (values.reshape(len(values), -1) for values in (read(pair.a), read(pair.b)))
+            b = b * pair.scale
             magnitude = read(pair.magnitude).flatten() if pair.magnitude else None
         return Change(a, b, magnitude, None if whole is None else partial(read, whole), self.strength)
 

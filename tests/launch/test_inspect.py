@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from conf import published
 from launch import inspect
 from tests.checkpoints import (
     SMALL,
@@ -105,10 +106,10 @@ def test_speech_to_video_is_told_from_text_to_video(tmp_path):
     assert contents.kind.models == ("live_avatar_14b",)
 
 
-def test_the_licence_that_a_folder_states(folder, said):
-    assert "licence" not in said(folder)
+def test_terms_that_a_folder_states(folder, said):
+    assert published.licence(folder) is None
     (folder / "LICENSE.txt").write_text("\n   Apache License\n  Version 2.0\n")
-    assert "licence Apache License (LICENSE.txt)" in said(folder)
+    assert published.licence(folder / "config.json") == "Apache License (LICENSE.txt)"
     (folder / "README.md").write_text("---\nlicense: other\nlicense_name: some-community\ntags:\n- a\n---\n# Model\n")
     assert "licence some-community (README.md), Apache License (LICENSE.txt)" in said(folder)
     (folder / "README.md").write_text("---\nlicense:\n- mit\n---\n")
