@@ -69,8 +69,8 @@ def test_a_wheel_streams_from_an_empty_folder(tmp_path):
         target = tmp_path / "source" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, target, follow_symlinks=False)
-    build = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, "source")
-    subprocess.run(build, cwd=tmp_path, check=True)
+    build = (sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "--no-index")
+    subprocess.run([*build, "-w", tmp_path, tmp_path / "source"], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.stat().st_size < LARGEST_WHEEL
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
