@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.errors import UserError, nearest
 from launch.arguments import CONF, is_option, options, read, refused
 from launch.command import Command
+from launch.console import lasting
 
 EXIT_USER_ERROR = 2
 
@@ -124,36 +125,38 @@ def run(
         typed(composed)
 
     program = sys.argv
-    try:
-        if command.answers(given):
-            return 0
-        overrides = read(given, command.schema)
-        sys.argv = [sys.argv[0], *overrides]
-        if any(is_option(a) or a.startswith("hydra") for a in overrides):
-            _store(config, command.schema)
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(hydras)()
-        else:  # Hydra's own command line composes twice
-            typed(_composed(config, command.schema, overrides))
-    except (HydraException, OmegaConfBaseException, UserError) as error:
-        return refuse(error)
-    except SystemExit as end:
-        return end.code or 0
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    finally:
-        sys.argv = program
+    with lasting():
+        try:
+            if command.answers(given):
+                return 0
+            overrides = read(given, command.schema)
+            sys.argv = [sys.argv[0], *overrides]
+            if any(is_option(a) or a.startswith("hydra") for a in overrides):
+                _store(config, command.schema)
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(hydras)()
+            else:  # Hydra's own command line composes twice
+                typed(_composed(config, command.schema, overrides))
+        except (HydraException, OmegaConfBaseException, UserError) as error:
+            return refuse(error)
+        except SystemExit as end:
+            return end.code or 0
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        finally:
+            sys.argv = program
     return 0
 
 
 def alone(command: Command, job: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command without settings: `job(arguments)`. Returns the exit code, as `run` does."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    try:
-        if not command.answers(arguments):
-            job(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    with lasting():
+        try:
+            if not command.answers(arguments):
+                job(arguments)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
     return 0

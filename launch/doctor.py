@@ -27,7 +27,6 @@ from launch import planning, torchrun
 from launch.checks import Finding, fingerprint, local, merged
 from launch.cli import EXIT_USER_ERROR, run
 from launch.command import Command
-from launch.console import lasting
 from launch.meeting import Meeting, attend
 from parallel.builders import build
 from parallel.plan import Plan
@@ -149,9 +148,8 @@ def main(argv: list[str] | None = None) -> int:
     def prepare(config: DictConfig) -> None:
         torchrun.refuse_other(config.launcher.name)
 
-    with lasting():
-        logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
-        return run(COMMAND, job, argv, prepare=prepare, speaks=torchrun.speaks())
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
+    return run(COMMAND, job, argv, prepare=prepare, speaks=torchrun.speaks())
 
 
 if __name__ == "__main__":
