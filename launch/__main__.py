@@ -18,6 +18,7 @@ COMMANDS = {
     "join": "join the parts of a video that a killed run left",
     "evaluate": "judge a model that was trained here",
     "distill": "train a model, stage by stage",
+    "scripts": "copy the batch scripts for SLURM out of an installation",
     "new-family": "begin a model family of one's own",
 }
 EXAMPLES = (

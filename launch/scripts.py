@@ -1,4 +1,4 @@
-"""The batch scripts, copied to where jobs are submitted: `python -m launch.scripts [FOLDER]` makes FOLDER/slurm.
+"""Copy the batch scripts for SLURM to where jobs are submitted: makes FOLDER/slurm.
 
 Who works in a checkout has them there.
 """
@@ -12,7 +12,8 @@ from pathlib import Path
 from conf import disk
 from conf.errors import UserError
 from conf.paths import SHIPPED, is_there
-from launch.cli import EXIT_USER_ERROR
+from launch.cli import alone
+from launch.command import Command
 
 
 def copy(folder: Path) -> Path:
@@ -28,17 +29,24 @@ def copy(folder: Path) -> Path:
         return Path(shutil.copytree(SHIPPED / "slurm", target))
 
 
+COMMAND = Command(
+    "scripts",
+    __doc__,
+    ("everframe scripts", "everframe scripts jobs", "sbatch --nodes=2 jobs/slurm/stream_torchrun.sbatch plan=timestep"),
+    usage="[FOLDER]",
+)
+
+
+def job(arguments: list[str]) -> None:
+    """Copy the scripts and say where they are."""
+    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
+        raise UserError(" ".join(arguments), "is not one folder", "everframe scripts, or everframe scripts FOLDER")
+    print(f"batch scripts: {copy(Path(*arguments))}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    try:
-        if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
-            raise UserError(" ".join(arguments), "is not one folder", "everframe scripts, or everframe scripts FOLDER")
-        print(f"batch scripts: {copy(Path(*arguments))}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return alone(COMMAND, job, argv)
 
 
 if __name__ == "__main__":
