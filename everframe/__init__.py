@@ -21,13 +21,12 @@ from everframe.names import check
 if TYPE_CHECKING:
     from everframe.pipeline import LIVE, Chunk, Pipeline, Stream, UserError, open
 
-check()
-
 __all__ = ["LIVE", "Chunk", "Pipeline", "Stream", "UserError", "open"]
 
 
 def __getattr__(name: str) -> Any:
-    """What is public, loaded when it is first asked for: every command imports this package, for its check."""
+    """What is public, loaded when it is first asked for; ImportError where another's package has a name of ours."""
     if name not in __all__:
         raise AttributeError(f"module 'everframe' has no attribute '{name}'")
+    check()
     return getattr(importlib.import_module("everframe.pipeline"), name)

@@ -13,23 +13,35 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("conf", "launch", "runtime", "parallel", "stages", "distill", "benchmarks")
+PACKAGES = ("conf", "launch", "runtime", "parallel", "stages")
+"""Those that every program imports; who runs `distill` or `benchmarks` names them."""
 HOME = Path(__file__).parent.parent
 EXIT_USER_ERROR = 2
 """As `launch.cli` has it, which may be what is shadowed."""
 
 
 def check(home: Path = HOME) -> None:
-    """End the process with one line and exit code 2 where a name is another's.
+    """Refuse names that are another's.
 
     Args:
         home: the folder that Everframe's packages are in.
+
+    Raises:
+        ImportError: says in one line what is in the way.
     """
     installed = _installed(home)
     for name in PACKAGES:
         if complaint := _taken(home, name, installed):
-            print(f"error: {complaint}", file=sys.stderr)
-            raise SystemExit(EXIT_USER_ERROR)
+            raise ImportError(complaint)
+
+
+def insist(home: Path = HOME) -> None:
+    """The same for a command: ends the process with the line and exit code 2."""
+    try:
+        check(home)
+    except ImportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
 
 
 def _taken(home: Path, name: str, installed: dict[str, str]) -> str | None:

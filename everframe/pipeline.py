@@ -118,11 +118,14 @@ class Pipeline:
         """
         given = {"image": image, "audio": audio, "actions": actions}
         settings |= {name: value for name, value in given.items() if value is not None}
-        settings = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in settings.items()}
+        settings, files = _paths(settings), _paths(sink or {})
+        if actions == LIVE and made_of(inputs_of(self.config.model), "actions") is None:
+            model = self.config.model.name
+            raise UserError("source.actions=live", f"model={model} takes no actions", "leave actions out")
         source = {field.name: settings.pop(field.name) for field in fields(SourceConfig) if field.name in settings}
         with self._lock:  # so that two have two names
             self._streams = [stream for stream in self._streams if not stream.ended]
-            self._streams.append(Stream(self, self._free() if id is None else id, source, sink or {}, settings))
+            self._streams.append(Stream(self, self._free() if id is None else id, source, files, settings))
             return self._streams[-1]
 
     def _free(self) -> str:
@@ -272,6 +275,11 @@ def _config(overrides: list[str]) -> Config:
         if (value := getattr(config, key)) is not None:
             raise UserError(f"{key}={value}", "is said of a whole run", "say it of a stream: pipeline.stream(...)")
     return planning.resolve(config)
+
+
+def _paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with paths as text."""
+    return {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in settings.items()}
 
 
 def _word(value: Any, inside: bool = False) -> str:

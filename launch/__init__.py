@@ -1,3 +1,8 @@
 """Entry points: parse the command line, build what was asked for, run it, print where the results are."""
 
-import everframe  # noqa: F401  ends with one line where another's package has the name of one of ours
+import sys
+
+from everframe.names import insist
+
+if "everframe.pipeline" not in sys.modules:  # a program that imports us is told by an exception instead
+    insist()

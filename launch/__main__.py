@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import signal
 import sys
 
 from conf.errors import UserError, nearest
-from launch.command import HELP, VERSION, version
+from launch.command import HELP, VERSION, examples, version
+from launch.console import lasting
 
 COMMANDS = {
     "stream": "stream video by a plan: a portrait that speaks, a world that is walked through",
@@ -21,11 +23,6 @@ COMMANDS = {
     "scripts": "copy the batch scripts for SLURM out of an installation",
     "new-family": "begin a model family of one's own",
 }
-EXAMPLES = (
-    "everframe stream experiment=demo",
-    "everframe plan model=live_avatar_14b cluster=h100x5",
-    "everframe inspect assets/weights/pocket_avatar.safetensors",
-)
 
 
 def page() -> str:
@@ -41,7 +38,7 @@ def page() -> str:
             *commands,
             "",
             "examples:",
-            *(f"  {line}" for line in EXAMPLES),
+            *(f"  {line}" for line in examples("everframe")),
         ]
     )
 
@@ -54,7 +51,8 @@ def main() -> int:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # imports take seconds: Ctrl-C ends them without a traceback
         return importlib.import_module(f"launch.{name.replace('-', '_')}").main(arguments)
     if name in HELP or name in VERSION:
-        print(page() if name in HELP else f"everframe {version()}")
+        with lasting(errno.EPIPE):
+            print(page() if name in HELP else f"everframe {version()}")
         return 0
     error = UserError(f"everframe {name}".strip(), "needs a command", nearest(name, COMMANDS))
     print(f"error: {error}", file=sys.stderr)

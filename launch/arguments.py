@@ -8,11 +8,11 @@ the one that is wrong.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -23,6 +23,8 @@ from conf.errors import UserError, nearest
 from conf.settings import Setting, by_name
 from conf.typed import shown
 from launch import clusters
+
+T = TypeVar("T")
 
 CONF = Path(conf.__file__).parent
 MULTIRUN = ("--multirun", "-m")
@@ -86,8 +88,21 @@ def is_option(argument: str) -> bool:
     return argument.startswith("-")
 
 
-def read(given: Sequence[str], schema: type) -> list[str]:
-    """Arguments as Hydra takes them.
+@dataclass(frozen=True)
+class Read:
+    """A command line that has been read.
+
+    Attributes:
+        overrides: what is for Hydra, options included.
+        texts: settings that are text for people, as typed: nothing in them has a meaning to Hydra or OmegaConf.
+    """
+
+    overrides: list[str]
+    texts: dict[str, str]
+
+
+def read(given: Sequence[str], schema: type) -> Read:
+    """Read arguments one by one.
 
     Args:
         given: as typed: `key=value`, or options, which are left as they are.
@@ -98,7 +113,22 @@ def read(given: Sequence[str], schema: type) -> list[str]:
     """
     more = any(a in MULTIRUN for a in given)
     elsewhere = any(a.split("=")[0] in ELSEWHERE or a.startswith("hydra.searchpath") for a in given)
-    return [a if option else _override(Argument.of(a), schema, more, elsewhere) for a, option in _told_apart(given)]
+    found = Read([], {})
+    for argument, option in _told_apart(given):
+        override = argument if option else _override(Argument.of(argument), schema, more, elsewhere)
+        if isinstance(override, Text):
+            found.texts[override.key] = override.value
+        else:
+            found.overrides.append(override)
+    return found
+
+
+@dataclass(frozen=True)
+class Text:
+    """A setting that is text for people."""
+
+    key: str
+    value: str
 
 
 def _told_apart(given: Sequence[str]) -> Iterator[tuple[str, bool]]:
@@ -110,11 +140,12 @@ def _told_apart(given: Sequence[str]) -> Iterator[tuple[str, bool]]:
         yield argument, option
 
 
-def _override(argument: Argument, schema: type, more: bool, elsewhere: bool) -> str:
-    """One argument as Hydra takes it."""
+def _override(argument: Argument, schema: type, more: bool, elsewhere: bool) -> str | Text:
+    """One argument as Hydra takes it, or what is not for Hydra."""
     known, choosing = keys(schema), groups(schema)
     key = argument.key
-    if key not in known and not any(key == free or key.startswith(f"{free}.") for free in FREE):
+    free = any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in FREE)
+    if key not in known and not free:
         if argument.value is None and not argument.marks:
             raise UserError(shown_as(argument), "is no setting", "write KEY=VALUE, for example stream.seconds=10")
         raise UserError(shown_as(argument), "there is no such key", nearest(key, known))
@@ -123,18 +154,24 @@ def _override(argument: Argument, schema: type, more: bool, elsewhere: bool) -> 
     if argument.value is None:
         raise UserError(shown_as(argument), "has no value", f"write {key}=VALUE")
     # A key that exists is set, with or without a plus: there is nothing to be added.
-    left, value = f"{key}{argument.package}", argument.value
+    marks = argument.marks if key not in known else ""
+    left, value = f"{marks}{key}{argument.package}", argument.value
     if key in choosing:
         _check_name(argument, more, elsewhere)
         return f"{left}={value}"
     setting = by_name(schema).get(key)
-    if setting is None and key in known:
+    if setting is None and key in known and not value.startswith("{"):
         raise UserError(shown_as(argument), "holds other settings", f"set one of them, {_inside(key, known)}")
-    parsed = _parsed(f"{left}={value}")
+    is_text = setting is not None and setting.holds is str
+    parsed = _parsed(f"{left}={value}") if more or not is_text else None
     if more and parsed is not None and parsed.is_sweep_override():
         return f"{left}={value}"
-    if setting is not None and setting.holds is str and not (value == "null" and setting.optional):
-        return f"{left}={_quoted(value, setting.as_typed)}"
+    if is_text and setting.as_typed:
+        return Text(key, value)
+    if is_text and not (value == "null" and setting.optional):
+        return f"{left}={_quoted(value)}"
+    if is_text:
+        return f"{left}=null"
     readable = parsed is not None and not parsed.is_sweep_override()
     if not readable and (setting is None or setting.kind is Any):  # a path, if anything
         return f"{left}={_quoted(value)}"
@@ -185,12 +222,18 @@ def _parsed(override: str) -> Override | None:
         return None
 
 
-def _quoted(text: str, as_typed: bool = False) -> str:
-    """Text as Hydra gives it back: without references to other settings, if it is taken as typed."""
-    if as_typed:
-        # A backslash before `${` says that it is no reference; those before it are doubled then.
-        text = re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", text)
+def _quoted(text: str) -> str:
+    """Text as Hydra gives it back."""
     return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def with_texts(config: T, texts: Mapping[str, str]) -> T:
+    """A typed configuration with some settings that are text for people, checked as when it was made."""
+    for key, text in texts.items():
+        name, _, rest = key.partition(".")
+        value = with_texts(getattr(config, name), {rest: text}) if rest else text
+        config = replace(config, **{name: value})
+    return config
 
 
 def shown_as(argument: Argument) -> str:

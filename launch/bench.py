@@ -27,7 +27,7 @@ from rich.table import Table
 
 from conf.schema.bench import BenchConfig
 from launch import stream, torchrun
-from launch.cli import run
+from launch.cli import run, written
 from launch.command import Command
 from launch.signals import stop_event
 from parallel.builders import build
@@ -36,16 +36,7 @@ from runtime.measure import percentile, stage_durations, stage_times
 from runtime.report import write_json
 from runtime.workload import describe
 
-COMMAND = Command(
-    "bench",
-    __doc__,
-    (
-        "everframe bench model=nano bench.what=[stages]",
-        "everframe bench model=nano bench.what=[stages,links]",
-        "torchrun --nproc-per-node=2 -m launch.bench launcher=torchrun model=nano bench.what=[links]",
-    ),
-    schema=BenchConfig,
-)
+COMMAND = Command("bench", __doc__, schema=BenchConfig)
 SMALL = 1024
 HOP = "hop_s"
 """Measured with the links, and kept with the stage times."""
@@ -125,7 +116,7 @@ def efficiency(config: BenchConfig) -> Found:
     emulated = replace(config.device, kind="emulated")
     config = replace(config, device=emulated, stream=replace(config.stream, chunks=config.bench.chunks))
     with stop_event() as stop:
-        stream.stream(config, OmegaConf.to_yaml(OmegaConf.structured(config)), stop)
+        stream.stream(config, written(config), stop)
     if not torchrun.speaks():
         return {}, {}
     report = json.loads((Path(config.output_dir) / "report.json").read_text())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -18,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.errors import UserError, nearest
-from launch.arguments import CONF, is_option, options, read, refused
+from launch.arguments import CONF, is_option, options, read, refused, with_texts
 from launch.command import Command
 from launch.console import lasting
 
@@ -71,9 +74,22 @@ def compose(name: str, schema: type, given: Sequence[str]) -> Any:
         UserError: names the argument that is wrong.
     """
     try:
-        return OmegaConf.to_object(_composed(name, schema, read(given, schema)))
+        line = read(given, schema)
+        return with_texts(OmegaConf.to_object(_composed(name, schema, line.overrides)), line.texts)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, given, schema) from error
+
+
+def written(config: Any) -> str:
+    """A typed configuration as YAML, nothing in which refers to anything else."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _plain(value: Any) -> Any:
+    """A value of the kinds that YAML has."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _job_folder(config: DictConfig) -> None:
@@ -115,7 +131,8 @@ def run(
     def typed(composed: DictConfig) -> None:
         try:
             prepare(composed)
-            job(OmegaConf.to_object(composed), OmegaConf.to_yaml(composed, resolve=True))
+            made = with_texts(OmegaConf.to_object(composed), texts)
+            job(made, written(made))
         except (OmegaConfBaseException, UserError) as error:
             # Not an exception to Hydra, which would announce it in words of its own.
             raise SystemExit(refuse(error)) from None
@@ -124,12 +141,13 @@ def run(
         _job_folder(composed)
         typed(composed)
 
-    program = sys.argv
-    with lasting():
+    program, texts = sys.argv, {}
+    with lasting(errno.EPIPE):
         try:
             if command.answers(given):
                 return 0
-            overrides = read(given, command.schema)
+            line = read(given, command.schema)
+            overrides, texts = line.overrides, line.texts
             sys.argv = [sys.argv[0], *overrides]
             if any(is_option(a) or a.startswith("hydra") for a in overrides):
                 _store(config, command.schema)
@@ -150,7 +168,7 @@ def run(
 def alone(command: Command, job: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command without settings: `job(arguments)`. Returns the exit code, as `run` does."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    with lasting():
+    with lasting(errno.EPIPE):
         try:
             if not command.answers(arguments):
                 job(arguments)

@@ -8,10 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import groupby
+from pathlib import Path
+
+import yaml
 
 from conf.errors import UserError, nearest
 from conf.settings import Setting, about, settings
-from launch.arguments import groups, keys, options
+from launch.arguments import CONF, groups, keys, options
 
 HELP, VERSION = ("--help", "-h"), ("--version",)
 WIDEST = 110
@@ -27,14 +30,12 @@ class Command:
     Attributes:
         name: behind `everframe`.
         doc: what it does; the first paragraph is its summary.
-        examples: command lines that run as they stand.
         usage: its arguments.
         schema: of its settings; None: it has none.
     """
 
     name: str
     doc: str
-    examples: tuple[str, ...]
     usage: str = "[KEY=VALUE ...]"
     schema: type | None = None
 
@@ -53,7 +54,7 @@ class Command:
             return False
         after = next(i for i, a in enumerate(arguments) if a in HELP) + 1
         key = arguments[after] if self.schema and after < len(arguments) else ""
-        print(self.help("" if "=" in key or key.startswith("-") else key))
+        print(self.help("" if "=" in key or key.startswith("-") or Path(key).exists() else key))
         return True
 
     def help(self, below: str = "") -> str:
@@ -73,7 +74,12 @@ class Command:
 
     def _head(self) -> list[str]:
         usage = f"usage: everframe {self.name} {self.usage} [--help{' [KEY]' if self.schema else ''}] [--version]"
-        return [usage, "", self.doc.strip(), "", "examples:", *(f"  {line}" for line in self.examples)]
+        return [usage, "", self.doc.strip(), "", "examples:", *(f"  {line}" for line in examples(self.name))]
+
+
+def examples(name: str) -> list[str]:
+    """Command lines of a command, or of `everframe` as a whole: they name models, as only configurations do."""
+    return yaml.safe_load((CONF / "examples.yaml").read_text())[name]
 
 
 def version() -> str:

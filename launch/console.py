@@ -17,10 +17,11 @@ class Lasting:
 
     Args:
         stream: standard output or error. Attributes that are not here are its own.
+        errors: those of the system after which nothing more is said; none: all. What fails otherwise is raised.
     """
 
-    def __init__(self, stream: TextIO):
-        self._stream = stream
+    def __init__(self, stream: TextIO, *errors: int):
+        self._stream, self._errors = stream, errors
 
     def write(self, text: str) -> int:
         """Write a text, or let it go."""
@@ -36,7 +37,9 @@ class Lasting:
             act()
         except BlockingIOError:
             pass  # a reader that is slow, not gone
-        except OSError:
+        except OSError as error:
+            if self._errors and error.errno not in self._errors:
+                raise
             self._silence()
 
     def _silence(self) -> None:
@@ -51,10 +54,10 @@ class Lasting:
 
 
 @contextmanager
-def lasting() -> Iterator[None]:
-    """Standard output and error outlive their readers while the context is open."""
+def lasting(*errors: int) -> Iterator[None]:
+    """Standard output and error outlive their readers while the context is open; `errors` as `Lasting` has them."""
     kept = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = ours = tuple(stream and Lasting(stream) for stream in kept)
+    sys.stdout, sys.stderr = ours = tuple(stream and Lasting(stream, *errors) for stream in kept)
     try:
         yield
     finally:

@@ -23,16 +23,7 @@ from launch.cli import run
 from launch.command import Command
 from launch.signals import stop_event
 
-COMMAND = Command(
-    "distill",
-    __doc__,
-    (
-        "everframe distill experiment=pocket_avatar stage=teacher",
-        "everframe distill experiment=pocket_world stage=dmd export=world.safetensors",
-        "torchrun --nproc-per-node=8 -m launch.distill experiment=pocket_avatar stage=dmd zero=2",
-    ),
-    schema=DistillConfig,
-)
+COMMAND = Command("distill", __doc__, schema=DistillConfig)
 HELD_OUT = 16
 """Clips of people, voices and mazes never trained on, for the strips of samples."""
 

@@ -35,16 +35,7 @@ from runtime.workload import describe
 Found = dict[str, list[Finding]]
 """Findings by who found them."""
 CONNECT_S = 3.0
-COMMAND = Command(
-    "doctor",
-    __doc__,
-    (
-        "everframe doctor",
-        "everframe doctor model=pocket_avatar plan=timestep launcher=ray",
-        "torchrun --nproc-per-node=2 -m launch.doctor launcher=torchrun plan=layers",
-    ),
-    schema=Config,
-)
+COMMAND = Command("doctor", __doc__, schema=Config)
 
 
 def _local(config: Config) -> Found:

@@ -20,16 +20,7 @@ from conf.schema.evaluate import EvaluateConfig
 from launch.cli import run
 from launch.command import Command
 
-COMMAND = Command(
-    "evaluate",
-    __doc__,
-    (
-        "everframe evaluate model=pocket_avatar",
-        "everframe evaluate model=pocket_world rules=true",
-        "everframe evaluate model=pocket_avatar cases=2 seconds=2 minutes=0",
-    ),
-    schema=EvaluateConfig,
-)
+COMMAND = Command("evaluate", __doc__, schema=EvaluateConfig)
 VERDICT = {True: "met", False: "[bold red]missed[/]", None: "not judged"}
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from conf import hub, published
 from conf.errors import UserError
-from conf.paths import is_folder
+from conf.paths import is_folder, is_there
 from conf.schema import Config, ModelConfig
 from launch import plan as plans
 from launch import planning, ranking
@@ -36,17 +36,7 @@ from stages.lora import PARAMETERS, Lora, role_of
 from stages.weight_file import WeightFile
 from stages.weights import IGNORED, first
 
-COMMAND = Command(
-    "inspect",
-    __doc__,
-    (
-        "everframe inspect assets/weights/pocket_avatar.safetensors",
-        "everframe inspect assets/weights/pocket_world.safetensors plan=layers plan.workers=3",
-        "everframe inspect assets/weights/codec.safetensors",
-    ),
-    usage="PATH [KEY=VALUE ...]",
-    schema=Config,
-)
+COMMAND = Command("inspect", __doc__, usage="PATH [KEY=VALUE ...]", schema=Config)
 WIDTHS = {"dim": "width", "ffn_dim": "feed-forward"}
 
 
@@ -213,7 +203,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.width = plans.COLUMNS if not console.is_terminal else console.width
-    paths, given = [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
+    paths = [a for a in arguments if "=" not in a or is_there(a)]
+    given = [a for a in arguments if a not in paths]
     try:
         if COMMAND.answers(arguments):
             return 0

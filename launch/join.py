@@ -13,12 +13,7 @@ from launch.cli import alone
 from launch.command import Command
 from stages.sinks.join import join
 
-COMMAND = Command(
-    "join",
-    __doc__,
-    ("everframe join outputs/run/video.mp4", "everframe join a.mp4 b.mp4", "everframe join outputs/*/*/video.mp4"),
-    usage="VIDEO ...",
-)
+COMMAND = Command("join", __doc__, usage="VIDEO ...")
 
 
 def job(videos: list[str]) -> None:

@@ -71,16 +71,7 @@ def write(name: str, folder: Path | None = None) -> list[Path]:
     return list(files)
 
 
-COMMAND = Command(
-    "new-family",
-    __doc__,
-    (
-        "everframe new-family mira",
-        "everframe new-family mira ~/models",
-        "PYTHONPATH=~/models everframe stream --config-dir ~/models/conf model=mira stream.chunks=10",
-    ),
-    usage="NAME [FOLDER]",
-)
+COMMAND = Command("new-family", __doc__, usage="NAME [FOLDER]")
 
 
 def job(arguments: list[str]) -> None:

@@ -32,16 +32,7 @@ from parallel.plan import Hop, Plan, Version
 from parallel.planner import assess, rank, refuse
 from parallel.simulated import simulated
 
-COMMAND = Command(
-    "plan",
-    __doc__,
-    (
-        "everframe plan model=live_avatar_14b plan=timestep plan.workers=5",
-        "everframe plan model=live_avatar_14b cluster=h100x5",
-        "everframe plan model=wan21_t2v_1_3b cluster=h100x4 capacity=0.999",
-    ),
-    schema=Config,
-)
+COMMAND = Command("plan", __doc__, schema=Config)
 COLUMNS = 110
 BAR = 40
 """Characters of the slowest worker's bar."""

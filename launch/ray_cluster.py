@@ -66,6 +66,8 @@ def _connect(config: Config, environment: dict, quiet: dict) -> None:
         address = canonicalize_bootstrap_address(config.launcher.address)
     except (ConnectionError, ValueError) as error:
         raise UserError(value, "there is no Ray cluster", start) from error
+    if address and not address.rpartition(":")[2].isdecimal():
+        raise UserError(value, "has no port", "give HOST:PORT, as `ray start --head` prints it")
     # Ray itself would ask for many minutes.
     if address and not answers(address, limit_s):
         raise UserError(value, f"no Ray cluster answers there within {limit_s:g} s", start)

@@ -37,4 +37,8 @@ def start(
     """
     given = Start(build(config.plan, describe(config)), config, stdin, first)
     running: Running = importlib.import_module(LAUNCHERS[config.launcher.name]).launched(given)
-    return running.start(begin or (lambda: running.held.enter_context(claimed(config))))
+    try:
+        return running.start(begin or (lambda: running.held.enter_context(claimed(config))))
+    except BaseException:
+        running.held.close()
+        raise

@@ -29,12 +29,7 @@ def copy(folder: Path) -> Path:
         return Path(shutil.copytree(SHIPPED / "slurm", target))
 
 
-COMMAND = Command(
-    "scripts",
-    __doc__,
-    ("everframe scripts", "everframe scripts jobs", "sbatch --nodes=2 jobs/slurm/stream_torchrun.sbatch plan=timestep"),
-    usage="[FOLDER]",
-)
+COMMAND = Command("scripts", __doc__, usage="[FOLDER]")
 
 
 def job(arguments: list[str]) -> None:

@@ -21,14 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from conf import disk
 from conf.errors import UserError
 from conf.schema import Config
 from launch import control, planning, running, torchrun
-from launch.cli import EXIT_USER_ERROR, run
+from launch.cli import EXIT_USER_ERROR, run, written
 from launch.command import Command
 from launch.console import lasting
 from launch.folder import claimed, look
@@ -53,16 +53,7 @@ from runtime.workload import describe
 from stages.build import choose_device, idle_gpu
 
 EXIT_FAULT = 1
-COMMAND = Command(
-    "stream",
-    __doc__,
-    (
-        "everframe stream experiment=demo",
-        'everframe stream model=pocket_avatar source.audio=assets/speech.wav "stream.prompt=a happy person"',
-        "everframe stream model=pocket_world plan=timestep source.actions=assets/actions.jsonl stream.seconds=10",
-    ),
-    schema=Config,
-)
+COMMAND = Command("stream", __doc__, schema=Config)
 
 Results = tuple[list[dict[str, Any]], list[dict[str, Any]], Ended | None]
 """Every worker's part of the report, every stream's, and who has told of streams that came and went."""
@@ -115,9 +106,9 @@ def _running(config: Config, resolved: str, console: Console, stop: Stop, log: L
         control.begin(pipeline, config)
 
     with ExitStack() as stack:
-        engine = stack.enter_context(
-            running.start(config, begin=lambda: _begin(config, resolved, console, log, held), first=first)
-        )
+        with Waiting(console, lambda: f"starting workers by launcher={config.launcher.name}"):
+            started = running.start(config, begin=lambda: _begin(config, resolved, console, log, held), first=first)
+        engine = stack.enter_context(started)
         stop.then(engine.interrupt)
         if engine.leads:
             stack.enter_context(Watch(engine, config, console, log))
@@ -137,7 +128,7 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
     if config.launcher.name == "torchrun":
         build(config.plan, describe(config))  # a plan that cannot be is every rank's mistake: the first one tells it
     if config is not given:
-        resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
+        resolved = written(config)
     if config.device.kind == "auto" and torchrun.speaks() and (idle := idle_gpu()):
         console.print("device=auto computes on the CPU: {}; {}".format(*idle), style="yellow", soft_wrap=True)
     log = log_of(config)
@@ -240,7 +231,8 @@ def main(argv: list[str] | None = None) -> int:
 
         def agree(config: DictConfig) -> None:
             torchrun.refuse_other(config.launcher.name)
-            _outcome(lambda: torchrun.agree(config, stop))
+            with Waiting(Console(stderr=True), lambda: "waiting for the other ranks"):
+                _outcome(lambda: torchrun.agree(config, stop))
 
         return run(COMMAND, partial(stream, stop=stop), argv, prepare=agree, speaks=torchrun.speaks())
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import product
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException
 
 from conf.errors import UserError
 from conf.schema import Config
@@ -24,10 +26,16 @@ def jobs(given: Sequence[str]) -> list[list[str]]:
     Raises:
         UserError: one of them cannot be read.
     """
-    read_ones = read([MULTIRUN[0], *given], Config)[1:]
-    parsed = [OverridesParser.create().parse_override(override) for override in read_ones]
-    each = [list(_swept(p)) if p.is_sweep_override() else [a] for a, p in zip(given, parsed, strict=True)]
-    return [list(job) for job in product(*each)]
+    return [list(job) for job in product(*map(_each, given))]
+
+
+def _each(argument: str) -> list[str]:
+    """What one argument is in the jobs: itself, or what it sweeps over."""
+    for override in read([MULTIRUN[0], argument], Config).overrides[1:]:
+        with suppress(HydraException):  # an option, which every job is given
+            parsed = OverridesParser.create().parse_override(override)
+            return list(_swept(parsed)) if parsed.is_sweep_override() else [argument]
+    return [argument]
 
 
 def _swept(override: Override) -> Iterator[str]:

@@ -141,7 +141,8 @@ def with_host(line: str, plan: Plan, hosts: Sequence[str]) -> str:
 
 def speaks() -> bool:
     """Whether this process prints what all would print: the first of a torchrun, or any other process."""
-    rank = os.environ.get("RANK", "")
+    one_of_several = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+    rank = os.environ["RANK"] if one_of_several else ""
     return not rank.isdecimal() or int(rank) == 0
 
 

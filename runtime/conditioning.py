@@ -217,7 +217,8 @@ class Conditioning:
     def _refuse_silent(self) -> None:
         """A live source that ends before anything came was meant to say something."""
         if self.sound and self.sound.ended and not self.sound.heard:
-            raise UserError("source.audio=-", "ended before any sound came", "pipe 16-bit 16 kHz mono PCM")
+            name = getattr(self.sound.source, "name", "source.audio=-")
+            raise UserError(name, "ended before any sound came", "pipe 16-bit 16 kHz mono PCM")
         if getattr(self.actions, "silent", False):
             raise UserError(self.actions.name, "ended before any action came", f"write lines like {NOW}")
 

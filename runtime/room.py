@@ -52,7 +52,10 @@ def free_bytes(device: torch.device) -> tuple[str, int]:
     """(which memory, bytes free in it) of a device; of a processor what its host, or its container, has left."""
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
-        return f"{host()}/{torch.cuda.get_device_properties(index).uuid}", torch.cuda.mem_get_info(device)[0]
+        # What this process's allocator holds and no tensor has can be had again.
+        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        uuid = torch.cuda.get_device_properties(index).uuid
+        return f"{host()}/{uuid}", torch.cuda.mem_get_info(device)[0] + spare
     return host(), min(_host_bytes(), _container_bytes())
 
 
@@ -66,9 +69,13 @@ def _host_bytes() -> int:
 
 
 def _container_bytes() -> int:
-    """What a control group leaves; no limit where there is none."""
+    """What a control group leaves, pages of files that it can drop included; no limit where there is none."""
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return 1 << 62 if limit == "max" else max(0, int(limit) - int(used))
+        if limit == "max":
+            return 1 << 62
+        said = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        files = int(said.get("inactive_file", 0)) + int(said.get("active_file", 0))
+        return max(0, int(limit) - int(used) + files)
     except (OSError, ValueError):
         return 1 << 62

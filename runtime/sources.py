@@ -117,7 +117,8 @@ def _sound(
     if inputs is not None:
         pcm = inputs.sound or Silence()
     elif is_stream(source.audio):
-        pcm = LivePcm(live_stream("source.audio", source.audio, stdin), stop=stop)
+        name, path = f"source.audio={source.audio}", source.audio
+        pcm = LivePcm(live_stream("source.audio", path, stdin), stop, name, owned=path != "-")
     else:
         pcm = AudioFile(source.audio, stop) if source.audio else Silence()
     features = encoders.listen(heard, whole_file=isinstance(pcm, AudioFile))

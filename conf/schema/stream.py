@@ -8,7 +8,7 @@ from datetime import datetime
 from secrets import token_hex
 
 from conf.errors import UserError, not_negative, positive
-from conf.paths import found, is_live, live
+from conf.paths import ADDRESS, found, is_live, live
 from conf.settings import as_typed, check_choices, one_of
 from conf.typed import shown
 
@@ -194,6 +194,8 @@ class SinkConfig:
         for setting in fields(self):
             _plain(f"sink.{setting.name}", getattr(self, setting.name), LONGEST_PATH)
         check_choices(self, "sink.")
+        if self.reader is not None and not re.fullmatch(rf"{ADDRESS}[^/]+:\d+/.+|of-each-stream", self.reader):
+            raise UserError(f"sink.reader={self.reader}", "is no address", f"give {ADDRESS}HOST:PORT/TOKEN")
         if self.timeline and self.trace == "none":
             raise UserError("sink.trace=none", f"sink.timeline={self.timeline} is drawn from it", "use recent or all")
 
@@ -341,9 +343,9 @@ class LauncherConfig:
     def __post_init__(self):
         self.threads = self.threads.lower()  # `true` on the command line is a boolean to YAML
         check_choices(self, "launcher.")
-        positive("launcher.nodes", self.nodes)
-        positive("launcher.nodes_s", self.nodes_s)
-        positive("launcher.timeout_s", self.timeout_s)
+        positive("launcher.nodes", self.nodes, most=100_000)
+        positive("launcher.nodes_s", self.nodes_s, most=1_000_000)
+        positive("launcher.timeout_s", self.timeout_s, most=1_000_000)
 
 
 @dataclass

@@ -51,6 +51,9 @@ def idle_gpu(
         return None
     if cuda is None:
         rule = f"there is a GPU ({sign}), and torch {torch.__version__} was built without CUDA"
-        return rule, "install one with CUDA (make install TORCH=cu130), or use device=cpu"
+        return (
+            rule,
+            "install one with CUDA (in a checkout: make install TORCH=cu130 TORCH_INDEX=URL), or use device=cpu",
+        )
     rule = f"there is a GPU ({sign}), and torch for CUDA {cuda} cannot use it"
     return rule, f"see nvidia-smi, install a driver for CUDA {cuda} or a torch for the driver's, or use device=cpu"

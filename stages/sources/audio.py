@@ -188,6 +188,8 @@ class LivePcm:
     Args:
         stream: where the bytes come from.
         stop: a set event ends the sound and releases a blocked `read`.
+        name: the setting that it is read for.
+        owned: whether the stream is closed when nothing more is read of it.
         buffer_s: seconds held at most; beyond that the writer waits.
 
     Raises:
@@ -197,10 +199,18 @@ class LivePcm:
     rate = RATE
     duration_s = None
 
-    def __init__(self, stream: BinaryIO, stop: threading.Event | None = None, buffer_s: float = 2.0):
+    def __init__(
+        self,
+        stream: BinaryIO,
+        stop: threading.Event | None = None,
+        name: str = "source.audio=-",
+        owned: bool = False,
+        buffer_s: float = 2.0,
+    ):
         if getattr(stream, "isatty", lambda: False)():
-            raise UserError("source.audio=-", "standard input is a terminal, not sound", _PIPE)
-        self._bytes = LiveBytes(stream, 2 * round(buffer_s * RATE), stop, name="source.audio=-")
+            raise UserError(name, "standard input is a terminal, not sound", _PIPE)
+        self.name = name
+        self._bytes = LiveBytes(stream, 2 * round(buffer_s * RATE), stop, name, owned)
         self._rest = b""  # half a sample
         self._first = True
 
@@ -214,7 +224,7 @@ class LivePcm:
             self._first = False
             self._rest = self._bytes.take(4, 4)
             if self._rest == b"RIFF":
-                raise UserError("source.audio=-", "standard input carries a WAV file, not bare samples", _PIPE)
+                raise UserError(self.name, "carries a WAV file, not bare samples", _PIPE)
         data = bytearray(self._rest[: 2 * samples])
         self._rest = self._rest[2 * samples :]
         while len(data) < 2 * samples:

@@ -25,10 +25,14 @@ def home(tmp_path, monkeypatch):
 
 
 def complaint(home: Path, capsys) -> str:
-    with pytest.raises(SystemExit) as end:
+    """What a command prints before it ends, which is what a program that imports Everframe is told."""
+    with pytest.raises(ImportError) as told:
         names.check(home)
+    with pytest.raises(SystemExit) as end:
+        names.insist(home)
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {told.value}"
     return line
 
 
@@ -77,7 +81,7 @@ def test_a_digest_is_spelled_as_in_a_record(tmp_path):
     [
         ("runtime.py", ("-m", "launch.stream", "model=nano")),
         ("conf/__init__.py", ("-m", "everframe", "stream")),
-        ("launch.py", ("-c", "import everframe")),
+        ("launch.py", ("-m", "everframe", "--help")),
     ],
 )
 def test_every_way_in_looks_first(tmp_path, taken, command):

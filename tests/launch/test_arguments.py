@@ -7,7 +7,6 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from conf.errors import UserError
 from conf.schema import Config
@@ -23,8 +22,7 @@ TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters=
 
 def arrives(prompt):
     """What the configuration's text is when a person has typed a prompt."""
-    (override,) = read([f"stream.prompt={prompt}"], Config)
-    return OmegaConf.create({"prompt": OverridesParser.create().parse_override(override).value()}).prompt
+    return read([f"stream.prompt={prompt}"], Config).texts["stream.prompt"]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -32,7 +30,7 @@ def test_every_prompt_arrives_letter_by_letter(prompt):
     assert arrives(prompt) == prompt
 
 
-@pytest.mark.parametrize("prompt", ['it\'s = ("fun"), ${x} \\${y} \\', "\u7a7f\u7ea2\U0001f600\n\t"])
+@pytest.mark.parametrize("prompt", ['it\'s = ("fun"), ${x} \\${y} \\', "\u7a7f\u7ea2\U0001f600\n\t", "???"])
 def test_a_prompt_arrives_through_the_whole_configuration(prompt):
     assert config_of("model=nano", f"stream.prompt={prompt}").stream.prompt == prompt
 
@@ -51,7 +49,7 @@ def test_no_sign_of_a_prompt_is_lost(prompt):
     ["face (1).png", "epoch=9-step=8.png", "it's me, [now].png", "M\u00fcller \u7ae0.png", " ", "a\\b.png", "null "],
 )
 def test_a_path_is_taken_as_typed(name):
-    (override,) = read([f"source.image=/nowhere/{name}"], Config)
+    (override,) = read([f"source.image=/nowhere/{name}"], Config).overrides
     assert OverridesParser.create().parse_override(override).value() == f"/nowhere/{name}"
 
 
@@ -67,15 +65,15 @@ def test_null_is_nothing_where_a_setting_may_be_nothing_and_a_word_to_a_prompt()
 
 def test_a_lora_is_a_path_or_an_object(tmp_path):
     lora = "[tag] my, style=2.safetensors"
-    assert read([f"model.lora={lora}"], Config) == [f"model.lora='{lora}'"]
-    assert read(["model.lora={path: a, scale: 0.5}"], Config) == ["model.lora={path: a, scale: 0.5}"]
+    assert read([f"model.lora={lora}"], Config).overrides == [f"model.lora='{lora}'"]
+    assert read(["model.lora={path: a, scale: 0.5}"], Config).overrides == ["model.lora={path: a, scale: 0.5}"]
 
 
 def test_a_multirun_has_hydras_commas():
     given = ["--multirun", "stream.seed=1,2", "stream.prompt=a cat (black)", "stream.id=a,b"]
-    flag, seed, prompt, name = read(given, Config)
-    assert (flag, seed, name) == ("--multirun", "stream.seed=1,2", "stream.id=a,b")
-    assert prompt == "stream.prompt='a cat (black)'"
+    found = read(given, Config)
+    assert found.overrides == ["--multirun", "stream.seed=1,2", "stream.id=a,b"]
+    assert found.texts == {"stream.prompt": "a cat (black)"}
 
 
 def test_a_batch_systems_jobs_are_as_typed():
@@ -126,6 +124,14 @@ def test_a_value_of_another_kind_is_told_in_words(overrides, line):
     with pytest.raises(UserError) as error:
         config_of("model=nano", *overrides)
     assert line in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["+cluster.kinds.mine.flops=8e10", "+hydra.job.env_set.X=1", "hydra/launcher=basic", "model.network.dim=8"],
+)
+def test_what_the_schema_does_not_know_is_hydras(typed):
+    assert read([typed], Config).overrides == [typed]
 
 
 def test_a_setting_without_a_meaning_is_no_setting():

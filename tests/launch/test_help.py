@@ -11,7 +11,7 @@ from conf.settings import by_name
 from launch import __main__ as everframe
 from launch import reference
 from launch.arguments import is_option, read
-from launch.command import version
+from launch.command import examples, version
 
 COMMANDS = {name: importlib.import_module(f"launch.{name.replace('-', '_')}") for name in everframe.COMMANDS}
 
@@ -22,8 +22,8 @@ def test_every_command_has_help(name, option, capsys):
     assert COMMANDS[name].main([option]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"usage: everframe {name} ")
-    assert len(COMMANDS[name].COMMAND.examples) == 3
-    assert all(line in said for line in COMMANDS[name].COMMAND.examples)
+    assert len(examples(name)) == 3
+    assert all(line in said for line in examples(name))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -52,10 +52,10 @@ def test_help_tells_of_a_part(capsys):
 @pytest.mark.parametrize("name", [name for name, module in COMMANDS.items() if module.COMMAND.schema])
 def test_examples_can_be_read(name):
     command = COMMANDS[name].COMMAND
-    for line in command.examples:
+    for line in examples(name):
         words = shlex.split(line)
         settings = [w for w in words if "=" in w and not is_option(w)]
-        assert settings == [] or read(settings, command.schema)
+        assert settings == [] or read(settings, command.schema).overrides
 
 
 def test_the_page_of_settings_is_up_to_date():
