@@ -238,7 +238,7 @@ def test_a_process_ends_cleanly_while_its_standard_input_is_silent():
 
 def test_live_input_that_is_not_pcm(tmp_path):
     wav = write_wav(tmp_path / "a.wav", np.zeros(100)).read_bytes()
-    with pytest.raises(UserError, match=r"source.audio=-: standard input carries a WAV file"):
+    with pytest.raises(UserError, match=r"source.audio=-: carries a WAV file"):
         LivePcm(io.BytesIO(wav)).read(10)
     terminal = io.BytesIO()
     terminal.isatty = lambda: True
