@@ -32,6 +32,8 @@ ELSEWHERE = ("--config-dir", "-cd", "--config-path", "-cp")
 """Options that name further places of YAML files, with names of their own in every group."""
 VALUED = (*ELSEWHERE, "--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i")
 """Options of Hydra whose value is an argument of its own."""
+UNSET = ("cluster", "experiment")
+"""Groups of which no file is chosen unless one is named: `null`."""
 FREE = ("hydra", "model.network", "model.lora", "cluster.kinds", "cluster.intra", "cluster.inter")
 """Settings below which there are names that the schema does not know."""
 
@@ -118,7 +120,7 @@ def read(given: Sequence[str], schema: type) -> Read:
         override = argument if option else _override(Argument.of(argument), schema, more, elsewhere)
         if isinstance(override, Text):
             found.texts[override.key] = override.value
-        else:
+        elif override is not None:
             found.overrides.append(override)
     return found
 
@@ -140,8 +142,8 @@ def _told_apart(given: Sequence[str]) -> Iterator[tuple[str, bool]]:
         yield argument, option
 
 
-def _override(argument: Argument, schema: type, more: bool, elsewhere: bool) -> str | Text:
-    """One argument as Hydra takes it, or what is not for Hydra."""
+def _override(argument: Argument, schema: type, more: bool, elsewhere: bool) -> str | Text | None:
+    """One argument as Hydra takes it, or what is not for Hydra; None: it says what holds anyway."""
     known, choosing = keys(schema), groups(schema)
     key = argument.key
     free = any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in FREE)
@@ -156,6 +158,8 @@ def _override(argument: Argument, schema: type, more: bool, elsewhere: bool) -> 
     # A key that exists is set, with or without a plus: there is nothing to be added.
     marks = argument.marks if key not in known else ""
     left, value = f"{marks}{key}{argument.package}", argument.value
+    if key in choosing and key in UNSET and value == "null":
+        return None
     if key in choosing:
         _check_name(argument, more, elsewhere)
         return f"{left}={value}"
@@ -206,9 +210,8 @@ def _check_name(argument: Argument, more: bool, elsewhere: bool) -> None:
     """Refuse a group's value that is no file of it."""
     names = options(argument.key)
     given = argument.value.split(",") if more else [argument.value]
-    optional = argument.key in ("cluster", "experiment")
     for name in given:
-        if name in names or elsewhere or (optional and name == "null"):
+        if name in names or elsewhere:
             continue
         rule = f"there is no {argument.key} of that name"
         raise UserError(f"{argument.key}={shown(name)[1:-1]}", rule, nearest(name, names))

@@ -66,7 +66,10 @@ def _read(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"cluster={path}", f"has no keys such as {', '.join(KEYS)}", "see docs/planner.md")
     # A file in conf/cluster may build on another of them, which only Hydra follows.
-    for base in reversed(content.pop("defaults", [])):
+    bases = content.pop("defaults", [])
+    if not isinstance(bases, list):
+        raise UserError(f"{path}: defaults", "is a list of cluster files to build on", "see docs/planner.md")
+    for base in reversed(bases):
         if isinstance(base, str) and base != "_self_":
             content = _read(str(CONF / f"{base}.yaml")) | content
     for key in content:

@@ -58,6 +58,10 @@ def test_a_path_may_name_another_setting():
     assert sink.latents == "there/x.safetensors"
 
 
+def test_a_group_that_may_be_unset_may_be_null():
+    assert read(["experiment=null", "cluster=null", "model=nano"], Config).overrides == ["model=nano"]
+
+
 def test_null_is_nothing_where_a_setting_may_be_nothing_and_a_word_to_a_prompt():
     assert config_of("model=nano", "source.image=null").source.image is None
     assert config_of("model=nano", "stream.prompt=null").stream.prompt == "null"
