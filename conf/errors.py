@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 80
+"""Characters of a value that are said of it, where it is a word or a number."""
 MOST = 10**12
 """Chunks, pixels, bytes and seconds beyond it are slips of a finger."""
 
@@ -45,25 +47,26 @@ def choice(name: str, value: str, known: Iterable[str]) -> None:
     """Refuse `name=value` unless the value is one of `known`."""
     known = list(known)
     if value not in known:
-        raise UserError(f"{name}={value}", f"must be one of {', '.join(map(str, known))}", nearest(value, known))
+        rule = f"must be one of {', '.join(map(str, known))}"
+        raise UserError(f"{name}={str(value)[:LONGEST]}", rule, nearest(value, known))
 
 
 def positive(name: str, value: float | None, most: float = MOST) -> None:
     """Refuse `name=value` unless it is above zero and at most `most` (None means "not set" and passes)."""
     if value is not None and not value > 0:
-        raise UserError(f"{name}={value}", "must be above zero", "give a positive number")
+        raise UserError(f"{name}={str(value)[:LONGEST]}", "must be above zero", "give a positive number")
     _at_most(name, value, most)
 
 
 def not_negative(name: str, value: float | None, most: float = MOST) -> None:
     """The same, zero allowed."""
     if value is not None and not value >= 0:
-        raise UserError(f"{name}={value}", "must not be below zero", "give 0 or more")
+        raise UserError(f"{name}={str(value)[:LONGEST]}", "must not be below zero", "give 0 or more")
     _at_most(name, value, most)
 
 
 def _at_most(name: str, value: float | None, most: float) -> None:
     if value is not None and not value <= most:
         raise UserError(
-            f"{name}={str(value)[:40]}", f"must not be above {most:.15g}", "give less, or null where it may be"
+            f"{name}={str(value)[:LONGEST]}", f"must not be above {most:.15g}", "give less, or null where it may be"
         )

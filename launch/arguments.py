@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 import conf
 from conf.errors import UserError, nearest
 from conf.settings import Setting, by_name
-from conf.typed import shown
+from conf.typed import INTEGERS, shown
 from launch import clusters
 
 T = TypeVar("T")
@@ -197,9 +197,11 @@ def _fits(value: Any, kind: Any, optional: bool = False) -> bool:
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         return isinstance(value, dict) and all(str(k) in hints and _fits(v, hints[str(k)]) for k, v in value.items())
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if isinstance(value, int) and value not in INTEGERS:
+        return False
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def _inside(key: str, known: Sequence[str]) -> str:

@@ -19,6 +19,8 @@ from conf.schema.network import NetworkConfig
 from conf.settings import check_choices, one_of
 from conf.typed import typed
 
+LEAST_SHIFT = 1e-3
+"""Below it the first step's level would be lost to rounding."""
 POSITION_RULES = ("abs", "slot", "sink_shift")
 SAMPLERS = ("euler", "renoise")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -120,6 +122,8 @@ class ModelConfig:
             self._check_widths()
         for name in ("steps", "chunk_frames", "window_frames", "shift", "fps", "lora_alpha"):
             positive(f"model.{name}", getattr(self, name), most=100_000)
+        if self.shift < LEAST_SHIFT:
+            raise UserError(f"model.shift={self.shift}", f"must not be below {LEAST_SHIFT}", "models use 1 to 17")
         if self.prompt_switch == "recache" and not self.rule.commits:
             raise UserError(
                 "model.prompt_switch=recache",

@@ -99,7 +99,7 @@ def test_a_batch_systems_jobs_are_as_typed():
         ("stream.chunks", "stream.chunks: has no value; write stream.chunks=VALUE"),
         ("video.mp4", "video.mp4: is no setting; write KEY=VALUE"),
         (
-            "stream={seed: 1}",
+            "stream=5",
             "holds other settings; set one of them, stream.chunks or stream.seconds",
         ),
         ("logging=[1,2]", "logging=[1,2]: there is no logging of that name; use one of none, wandb"),
@@ -119,6 +119,11 @@ def test_a_complaint_names_the_argument_that_is_wrong(argument, line):
         (["stream.chunks=2", "stream.chunks=1e3"], "stream.chunks=1e3: must be a whole number of chunks"),
         (["stream.seconds=soon"], "stream.seconds=soon: must be a number of seconds or null; for example"),
         (["device.compile=perhaps"], "device.compile=perhaps: must be true or false"),
+        (
+            ["device.emulated.post_s=1" + "0" * 400],
+            "must be a number of seconds; for example device.emulated.post_s=0.0",
+        ),
+        (["stream.seed=1" + "0" * 30], "must be a whole number; for example stream.seed=0"),
         (["plan.layers=[[1]]"], "plan.layers=[[1]]: must be a list or null; for example plan.layers=[2,1,1]"),
         (["stream.events=[{chunk: x}]"], "stream.events=[{chunk: x}]: must be a list"),
         (["sink.video=${nobody}/x.mp4"], "sink.video=${nobody}/x.mp4"),

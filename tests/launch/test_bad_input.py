@@ -41,6 +41,8 @@ NANO = ("model=nano", "stream.chunks=2")
         (["model.network.audio.bands=-1"], "model.network.audio.bands=-1: must be above zero"),
         (["device=emulated", "device.emulated.decode_s=1e18"], "must not be above"),
         (["model.network.layers=8", "model.network.dim=96000"], "GB of weights here, and cpu has"),
+        (["model.shift=1e-300"], "model.shift=1e-300: must not be below 0.001"),
+        (["plan.name=" + "a" * 900], "a: must be one of sequential, timestep, layers, grid, auto; use one of"),
         # Shapes that the plan would not have.
         (["plan.workers=3"], "plan.workers=3: plan=sequential is one worker; use plan=timestep"),
         (["plan.decode=99"], "plan.decode=99: there is one worker, 0"),
