@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -47,6 +48,10 @@ EXPERTS = (("transformer", "transformer_2"), ("high_noise_model", "low_noise_mod
 """Folders inside that of a model whose steps are shared by two networks, in diffusers' layout and the original one."""
 TOKENIZERS = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
 """Files by which a folder is known to hold a tokenizer."""
+ADAPTER = "adapter_config.json"
+"""What PEFT writes beside an adapter's weights."""
+BESIDE = ("config.json", ADAPTER, *TOKENIZERS, f"*{INDEX}")
+"""What else is read where weights lie, as globs."""
 HEADS = ("num_attention_heads", "attention_head_dim")
 """Two sizes that diffusers gives in place of the width."""
 LICENCE_BYTES = 1 << 16
@@ -132,6 +137,18 @@ def weight_files(path: str | Path, setting: str) -> dict[Path, list[str] | None]
             return dict.fromkeys(found)
         path = found[0]
     return _indexed(given, path, setting) if path.name.endswith(INDEX) else {path: None}
+
+
+def files(path: str | Path) -> Iterator[Path]:
+    """Files that are read where a model's setting names a file or a folder: weights, and what is said beside them."""
+    path = Path(path)
+    for root in (path, *(inner for name in parts() if (inner := part(path, name)))):
+        with suppress(UserError, OSError):  # whoever reads it says so
+            yield from weight_files(root, "")
+        folder = root if is_folder(root) else root.parent
+        for place in (folder, folder / "transformer"):
+            with suppress(OSError):
+                yield from (found for name in BESIDE for found in place.glob(name))
 
 
 def _indexed(given: str, path: Path, setting: str) -> dict[Path, list[str] | None]:

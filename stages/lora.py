@@ -19,7 +19,7 @@ from torch import Tensor
 
 from conf.errors import UserError
 from conf.paths import is_folder, is_there
-from conf.published import read_json
+from conf.published import ADAPTER, read_json
 from conf.schema import LoraConfig
 from stages.weight_file import WeightFile
 from stages.weights import extremes, first, require_finite
@@ -38,10 +38,8 @@ SPELLINGS = (
 """How a module's two factors are called (A is [rank, in], B [out, rank]), its alpha, its magnitude [out], and whole
 differences of its parameters, whose roles are these parameters' names. Behind a factor may stand an adapter's name."""
 
-ADAPTER = "adapter_config.json"
-"""What PEFT writes beside the weights."""
 SAID = {"lora_alpha": float | None, "alpha_pattern": dict[str, float] | None, "use_rslora": bool | None}
-"""What is read of it."""
+"""What is read of PEFT's account of an adapter."""
 
 PARAMETERS = ("weight", "bias", "modulation")
 """Roles that are whole differences."""

@@ -71,7 +71,7 @@ def test_a_folder_is_one_runs_at_a_time(tmp_path, monkeypatch):
         for attempt in (look, lambda config: claimed(config).__enter__()):
             with pytest.raises(UserError, match=rf"output_dir=.*/run: a run is writing there \(process {os.getpid()} "):
                 attempt(config)
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
     look(config)
     assert claim(tmp_path / "run") == [LOCK]
 
@@ -234,6 +234,33 @@ def test_a_folder_that_no_run_has_used_stays_as_it_is(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     assert claim(tmp_path) == sorted({LOCK, *(Path(name).parts[0] for name in own)})
+
+
+@pytest.mark.parametrize("name", ["source.inputs", "source.audio", "control", "model.checkpoint"])
+def test_what_a_run_reads_is_not_moved_from_under_it(tmp_path, monkeypatch, name):
+    """Whatever it is called; the run is refused before it loads, as it is when it begins."""
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("out")
+    Path("out").mkdir()
+    Path("out/config.yaml").write_text(yaml.safe_dump({"output_dir": "out", "sink": {"latents": "out/x"}}))
+    Path("out/x").write_text("{}")
+    config = given(Path("out"))
+    part, _, key = name.rpartition(".")
+    setattr(getattr(config, part) if part else config, key, "link/x")
+    for attempt in (look, lambda config: claimed(config).__enter__()):
+        with pytest.raises(UserError, match=rf"{name}=link/x: is of an earlier run in output_dir=out, .*another"):
+            attempt(config)
+    assert sorted(path.name for path in Path("out").iterdir()) == ["config.yaml", "x"]
+    look(replace(config, output_dir="other"))
+
+
+def test_folders_that_were_made_for_nothing_are_removed(tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert claim(tmp_path / "mine" / "new" / "run") == [LOCK]
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+    with claimed(given(tmp_path / "mine" / "run")) as folder:
+        (folder / "report.json").write_text("{}")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "report.json", "run"]
 
 
 WRONG = ("", "[1]", "a: {b", "output_dir: 5\nsink: text", "[" * 1500, "sink: {video: [1]}", "\0", "a: 2001-99-99")
