@@ -26,9 +26,8 @@ from conf import disk
 from conf.errors import UserError
 from conf.paths import inside, is_there
 from conf.schema import Config
-from conf.schema.stream import SOURCES
+from conf.schema.stream import SINKS, SOURCES
 from runtime.admission import CONFIG, RESULTS, model_files
-from runtime.outputs import OWN
 from runtime.state import FOLDER, candidates, states
 
 log = logging.getLogger(__name__)
@@ -223,7 +222,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _patterns(output_dir: Any, sink: Any) -> Iterator[str]:
     """Globs, as seen from the output folder, of what sinks have written in it: under their own name, with that of one
     of several streams, or in parts."""
-    given = [sink.get(name) for name in (*OWN, "timeline")] if isinstance(sink, Mapping) else []
+    given = [sink.get(name) for name in SINKS] if isinstance(sink, Mapping) else []
     if not isinstance(output_dir, str):
         return
     for path in (path for path in given if isinstance(path, str) and path):

@@ -16,12 +16,11 @@ from conf.disk import kind
 from conf.errors import UserError
 from conf.paths import is_file, is_folder
 from conf.schema import Config
-from conf.schema.stream import SOURCES
+from conf.schema.stream import SINKS, SOURCES
 from parallel.plan import Plan
 from runtime.board import Board
 from runtime.encoders import Picture
 from runtime.orders import Open
-from runtime.outputs import OWN
 
 STREAMS = 64
 """Streams that may be open at once: channels have room for the messages of so many."""
@@ -168,7 +167,7 @@ def own(order: Open, taken: Mapping[Hashable, Hold]) -> dict[Hashable, Hold]:
         path = getattr(order.source, name)
         if path and path != "-":
             hold(f"source.{name}", path, "reads", "give a pipe of its own", shared=not _is_pipe(path))
-    for name in (*OWN, "timeline"):
+    for name in SINKS:
         if path := getattr(order.sink, name):
             hold(f"sink.{name}", path, "writes", "give a file of its own")
     who = f"stream {order.config.id}"

@@ -17,8 +17,8 @@ import yaml
 
 from conf.errors import UserError
 from conf.schema.stream import fresh_folder
+from launch import bench, progress, stream
 from launch import folder as folders
-from launch import progress, stream
 from launch.folder import LOCK, claimed, look
 from tests.helpers import config_of, sampled
 
@@ -62,6 +62,28 @@ def test_jobs_of_a_multirun_are_beside_each_other(tmp_path, monkeypatch):
     assert stream.main([*NANO, "stream.seed=1,2", "--multirun"]) == 0
     assert sorted(path.parent.name for path in tmp_path.glob("outputs/*/*-nano-*/*/report.json")) == ["0", "1"]
     assert len(list(tmp_path.glob("outputs/*/*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("main", "overrides", "line"),
+    [
+        (stream.main, ["source.audio=missing.wav"], "source.audio=missing.wav: there is no such file; "),
+        (
+            stream.main,
+            ["sink.video=new/out.mp4"],
+            "sink.video=new/out.mp4: would be written by every job of a multirun; "
+            "use sink.video='${output_dir}/out.mp4'\n",
+        ),
+        (bench.main, ["bench.file=x.yaml"], "bench.file=x.yaml: would be written by every job"),
+    ],
+    ids=["source", "video", "bench"],
+)
+def test_a_multirun_that_cannot_be_leaves_nothing(tmp_path, monkeypatch, capsys, main, overrides, line):
+    """Before its first job; options stand anywhere."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*NANO, "--multirun", "stream.seed=1,2", *overrides]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {line}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_one_runs_at_a_time(tmp_path, monkeypatch):

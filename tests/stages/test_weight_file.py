@@ -256,8 +256,8 @@ MISFITS = {
     'model.network.dim="48": must be a whole number; ': config_with(dim="48"),
     'model.network.patch[0]="1": must be a whole number; ': config_with(patch_size=["1", 2, 2]),
     'config.json: num_attention_heads="4": must be a whole number; ': lambda folder, tensors: (
-        (folder / "config.json").write_text('{"num_attention_heads": "4", "attention_head_dim": "12"}')
-    ),
+        folder / "config.json"
+    ).write_text('{"num_attention_heads": "4", "attention_head_dim": "12"}'),
     "several weight files (a.safetensors, b.safetensors)": two_files,
     "torch's format of before 1.6": old_format,
     "config.json: is of Wan image-to-video (36 channels in, 16 out): a pic": config_with(model_type="i2v", in_dim=36),
