@@ -73,6 +73,12 @@ def is_folder(path: str | Path) -> bool:
     return _seen(Path(path).is_dir)
 
 
+def inside(path: str | Path, folder: str | Path) -> Path | None:
+    """`path` as it is called in a folder, whether or not anything is there; None: it lies elsewhere."""
+    whole, root = (Path(os.path.normpath(Path(one).absolute())) for one in (path, folder))
+    return whole.relative_to(root) if whole.is_relative_to(root) else None
+
+
 def _seen(look: Callable[[], bool]) -> bool:
     try:
         return look()

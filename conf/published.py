@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from conf import hub
 from conf.codecs import declared
 from conf.errors import UserError
 from conf.families import CODECS, known
-from conf.paths import is_folder, is_there
+from conf.paths import is_file, is_folder, is_there
+from conf.typed import typed
 
 OTHERS = {
     "text_encoder": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder"),
@@ -45,6 +48,12 @@ EXPERTS = (("transformer", "transformer_2"), ("high_noise_model", "low_noise_mod
 """Folders inside that of a model whose steps are shared by two networks, in diffusers' layout and the original one."""
 TOKENIZERS = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
 """Files by which a folder is known to hold a tokenizer."""
+ADAPTER = "adapter_config.json"
+"""What PEFT writes beside an adapter's weights."""
+BESIDE = ("config.json", ADAPTER, *TOKENIZERS, f"*{INDEX}")
+"""What else is read where weights lie, as globs."""
+HEADS = ("num_attention_heads", "attention_head_dim")
+"""Two sizes that diffusers gives in place of the width."""
 LICENCE_BYTES = 1 << 16
 """Of a file that states a licence: as much is looked at."""
 SHARD = re.compile(r"-(\d+)-of-(\d+)(?=\.)")
@@ -127,19 +136,27 @@ def weight_files(path: str | Path, setting: str) -> dict[Path, list[str] | None]
         if len(found) > 1:
             return dict.fromkeys(found)
         path = found[0]
-    return _indexed(given, path) if path.name.endswith(INDEX) else {path: None}
+    return _indexed(given, path, setting) if path.name.endswith(INDEX) else {path: None}
 
 
-def _indexed(given: str, path: Path) -> dict[Path, list[str] | None]:
-    try:
-        where = json.loads(path.read_text())["weight_map"].items()
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(given, f"{path.name} is no index of weights ({error!r})", "download it again") from error
+def files(path: str | Path) -> Iterator[Path]:
+    """Files that are read where a model's setting names a file or a folder: weights, and what is said beside them."""
+    path = Path(path)
+    for root in (path, *(inner for name in parts() if (inner := part(path, name)))):
+        with suppress(UserError, OSError):  # whoever reads it says so
+            yield from weight_files(root, "")
+        folder = root if is_folder(root) else root.parent
+        for place in (folder, folder / "transformer"):
+            with suppress(OSError):
+                yield from (found for name in BESIDE for found in place.glob(name))
+
+
+def _indexed(given: str, path: Path, setting: str) -> dict[Path, list[str] | None]:
     files: dict[Path, list[str]] = {}
-    for key, name in where:
+    for key, name in read_json(path, setting, weight_map=dict[str, str])["weight_map"].items():
         files.setdefault(path.parent / name, []).append(key)
     for file in files:
-        if not is_there(file):
+        if not is_file(file):
             raise UserError(given, f"{file.name}, which {path.name} names, is not there", "download it")
     return files
 
@@ -197,8 +214,8 @@ def sizes(
         UserError: it is of another kind of model, or asks for what the network does not have.
     """
     found = {ours: said[name] for ours, theirs in names.items() for name in theirs if name in said}
-    if "dim" not in found and {"num_attention_heads", "attention_head_dim"} <= said.keys():
-        found["dim"] = said["num_attention_heads"] * said["attention_head_dim"]
+    if "dim" not in found and said.keys() >= {*HEADS}:
+        found["dim"] = prod(typed(int, said[name], f"config.json: {name}") for name in HEADS)
     if "dim" not in found:
         raise UserError("config.json", "is of no model known here", "it must say dim, or heads")
     for name, allowed in forms.items():
@@ -211,16 +228,25 @@ def sizes(
     return found
 
 
-def read_json(path: Path, setting: str) -> dict[str, Any]:
+def read_json(path: Path, setting: str, **kinds: Any) -> dict[str, Any]:
     """The object in a JSON file.
+
+    Args:
+        path: the file.
+        setting: the configuration key, for error messages.
+        kinds: types of what it says under some names, as `conf.typed` has them; what it does not say is null.
 
     Raises:
         UserError: it is no JSON, or holds something else.
     """
+    given = f"{setting}: {path}"
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{setting}: {path}", f"is no JSON ({error})", "download it again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(given, f"is no JSON ({error})", "download it again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{setting}: {path}", "is no JSON object", "download it again")
-    return content
+        raise UserError(given, "is no JSON object", "download it again")
+    try:
+        return content | {name: typed(kind, content.get(name), name) for name, kind in kinds.items()}
+    except UserError as error:
+        raise UserError(given, f"{error.value} {error.rule}", "mend it, or download it again") from error

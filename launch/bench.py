@@ -14,7 +14,10 @@ import multiprocessing
 import platform
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from conf import disk
+from conf.paths import inside
 from conf.schema.bench import BenchConfig
 from launch import stream, torchrun
 from launch.cli import run, written
 from launch.command import Command
+from launch.folder import claimed, look
 from launch.signals import stop_event
 from parallel.builders import build
 from runtime.links import BothWays, Trips, answer_locally, fit
@@ -38,6 +44,8 @@ from runtime.workload import describe
 
 COMMAND = Command("bench", __doc__, schema=BenchConfig)
 SMALL = 1024
+RUN = "efficiency"
+"""The folder of the run that is measured, in that of the results."""
 HOP = "hop_s"
 """Measured with the links, and kept with the stage times."""
 
@@ -113,8 +121,9 @@ def _torchrun_trips(config: BenchConfig, sizes: list[int]) -> tuple[str, list[Tr
 
 def efficiency(config: BenchConfig) -> Found:
     """Chunks that leave per slowest stage's time, in steady running on emulated devices: 1 would be perfect."""
-    emulated = replace(config.device, kind="emulated")
-    config = replace(config, device=emulated, stream=replace(config.stream, chunks=config.bench.chunks))
+    emulated, chunks = replace(config.device, kind="emulated"), replace(config.stream, chunks=config.bench.chunks)
+    # A run has a folder of its own.
+    config = replace(config, device=emulated, stream=chunks, output_dir=f"{config.output_dir}/{RUN}")
     with stop_event() as stop:
         stream.stream(config, written(config), stop)
     if not torchrun.speaks():
@@ -152,20 +161,39 @@ def job(config: BenchConfig, resolved: str) -> None:
     """Measure, print, write."""
     content: dict[str, Any] = {}
     durations: dict[str, list[float]] = {}
-    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    for what in config.bench.what:
-        keys, found = MEASURES[what](config)
-        content |= keys
-        durations |= found
-    if not torchrun.speaks():
-        return
+    with _folder(config) if torchrun.speaks() else nullcontext():
+        for what in config.bench.what:
+            keys, found = MEASURES[what](config)
+            content |= keys
+            durations |= found
+        if torchrun.speaks():
+            _tell(config, resolved, content, durations)
+
+
+@contextmanager
+def _folder(config: BenchConfig) -> Iterator[None]:
+    """The folder of the results is this process's; what an earlier one has left there has been moved."""
+    file = Path(config.bench.file)
+    own = (inside(path, config.output_dir) for path in (file, file.with_suffix(".json")))
+    leaves = [escape(str(path)) for path in own if path]
+    look(config, leaves)
+    with disk.writing(f"bench.file={file}"):
+        disk.look_file(file)
+    with claimed(config, leaves):
+        yield
+
+
+def _tell(config: BenchConfig, resolved: str, content: dict[str, Any], durations: dict[str, list[float]]) -> None:
+    """Print what was measured, and write it."""
     hop_s = content.pop(HOP, None)
     for times in content.get("times", []) if hop_s is not None else []:
         times[HOP] = hop_s
     Console(highlight=False).print(_table(durations))
     file = Path(config.bench.file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"# python -m launch.bench {' '.join(sys.argv[1:])}\n{OmegaConf.to_yaml(content)}")
+    with disk.writing(f"bench.file={file}"):
+        disk.prepare(file)
+    command = f"# python -m launch.bench {' '.join(sys.argv[1:])}"
+    disk.write_text(f"bench.file={file}", file, f"{command}\n{OmegaConf.to_yaml(content)}")
     percentiles = {n: {f"p{p}": percentile(v, p) for p in (50, 90, 99)} for n, v in durations.items()}
     write_json(file.with_suffix(".json"), {"seconds": percentiles, "configuration": resolved})
     print(f"measured: {file}")

@@ -7,21 +7,27 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.errors import UserError, nearest
-from launch.arguments import CONF, is_option, options, read, refused, with_texts
+from conf.paths import inside
+from conf.schema.stream import SINKS
+from launch.arguments import CONF, VALUED, is_option, options, read, refused, with_texts
 from launch.command import Command
 from launch.console import lasting
 
@@ -93,9 +99,34 @@ def _plain(value: Any) -> Any:
 
 
 def _job_folder(config: DictConfig) -> None:
-    """Give every job of a multirun a folder of its own."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        config.output_dir = f"{config.output_dir}/{HydraConfig.get().job.num}"
+    """Give every job of a multirun a folder of its own.
+
+    Raises:
+        UserError: jobs would have a file, or the ranks of a torchrun, in common.
+    """
+    if HydraConfig.get().mode != RunMode.MULTIRUN or "output_dir" not in config:
+        return
+    if OmegaConf.select(config, "launcher.name") == "torchrun":
+        rule = "has the ranks of one run, and a multirun has several runs"
+        raise UserError("launcher=torchrun", rule, "start a torchrun for each job (python -m launch.sweep lists them)")
+    config.output_dir = f"{config.output_dir}/{HydraConfig.get().job.num}"
+    for setting in (*(f"sink.{name}" for name in SINKS), "bench.file"):
+        if (path := OmegaConf.select(config, setting)) and inside(path, config.output_dir) is None:
+            rule = "would be written by every job of a multirun"
+            raise UserError(f"{setting}={path}", rule, f"use {setting}='${{output_dir}}/{Path(path).name}'")
+
+
+@contextmanager
+def _for_hydra(given: Sequence[str]) -> Iterator[list[str]]:
+    """Arguments as Hydra's own entry takes them, options first. Its sweeper writes to a folder that nobody sees: jobs
+    have theirs, once they begin."""
+    options: list[str] = []
+    overrides: list[str] = []
+    for before, argument in zip(("", *given), given, strict=False):
+        (options if is_option(argument) or before in VALUED else overrides).append(argument)
+    with TemporaryDirectory() as folder:
+        place = QuotedString(text=folder, quote=Quote.single).with_quotes()
+        yield [*options, f"hydra.sweep.dir={place}", *overrides]
 
 
 def run(
@@ -128,8 +159,9 @@ def run(
             print(f"error: {_explain(error, given, command.schema)}", file=sys.stderr)
         return EXIT_USER_ERROR
 
-    def typed(composed: DictConfig) -> None:
+    def typed(composed: DictConfig, first: Callable[[DictConfig], None] = lambda config: None) -> None:
         try:
+            first(composed)
             prepare(composed)
             made = with_texts(OmegaConf.to_object(composed), texts)
             job(made, written(made))
@@ -138,20 +170,22 @@ def run(
             raise SystemExit(refuse(error)) from None
 
     def hydras(composed: DictConfig) -> None:
-        _job_folder(composed)
-        typed(composed)
+        sys.argv = [program[0], *given]
+        typed(composed, _job_folder)
 
     program, texts = sys.argv, {}
+    sys.argv = [program[0], *given]  # as it was typed, for whoever writes it down
     with lasting(errno.EPIPE):
         try:
             if command.answers(given):
                 return 0
             line = read(given, command.schema)
             overrides, texts = line.overrides, line.texts
-            sys.argv = [sys.argv[0], *overrides]
             if any(is_option(a) or a.startswith("hydra") for a in overrides):
                 _store(config, command.schema)
-                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(hydras)()
+                with _for_hydra(overrides) as told:
+                    sys.argv = [program[0], *told]
+                    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(hydras)()
             else:  # Hydra's own command line composes twice
                 typed(_composed(config, command.schema, overrides))
         except (HydraException, OmegaConfBaseException, UserError) as error:

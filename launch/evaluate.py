@@ -16,11 +16,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from conf import disk
+from conf.schema import Config, SinkConfig
 from conf.schema.evaluate import EvaluateConfig
 from launch.cli import run
 from launch.command import Command
 
 COMMAND = Command("evaluate", __doc__, schema=EvaluateConfig)
+LEFT = ("evaluation.json", "drift.png")
+"""What it leaves beside its configuration."""
 VERDICT = {True: "met", False: "[bold red]missed[/]", None: "not judged"}
 
 
@@ -89,21 +93,26 @@ def evaluate(config: EvaluateConfig, resolved: str) -> None:
     import torch
 
     from distill.evaluate.whole import Evaluation
+    from launch.folder import claimed, look
     from runtime.oracle import generate
 
     torch.set_num_threads(config.threads)
-    console, folder = Console(), Path(config.output_dir)
+    console = Console()
+    whose = Config(model=config.model, output_dir=config.output_dir, sink=SinkConfig(video=None))
+    look(whose, LEFT)
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise", style="yellow")
     evaluation = Evaluation(config, generate, lambda text: console.print(text, style="dim"))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(resolved)
-    # An hour of streams may be cut off: what there is after each part is kept.
-    report = evaluation(lambda part: (folder / "evaluation.json").write_text(json.dumps(part, indent=1)))
-    _print(report, console)
-    print(f"report: {folder / 'evaluation.json'}")
-    if _plot(report, config, folder / "drift.png"):
-        print(f"plot: {folder / 'drift.png'}")
+    with claimed(whose, LEFT) as folder:
+        given, file, plot = f"output_dir={folder}", *(folder / name for name in LEFT)
+        disk.write_text(given, folder / "config.yaml", resolved)
+        # An hour of streams may be cut off: what there is after each part is kept.
+        report = evaluation(lambda part: disk.write_text(given, file, json.dumps(part, indent=1)))
+        _print(report, console)
+        print(f"report: {file}")
+        with disk.writing(given, plot.name):
+            if _plot(report, config, plot):
+                print(f"plot: {plot}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -24,9 +24,10 @@ from yaml import YAMLError
 
 from conf import disk
 from conf.errors import UserError
+from conf.paths import inside, is_there
 from conf.schema import Config
-from runtime.admission import CONFIG, RESULTS
-from runtime.outputs import OWN
+from conf.schema.stream import SINKS, SOURCES
+from runtime.admission import CONFIG, RESULTS, model_files
 from runtime.state import FOLDER, candidates, states
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,9 @@ LOCK_S, POLL_S = 1.0, 0.05
 """Longest wait for a lock, which others hold for a moment when they look whether it is free."""
 
 
-def look(config: Config) -> None:
+def look(config: Config, leaves: Sequence[str] = ()) -> None:
     """Look, before anything loads, whether the run may have its output folder and what is the run's own elsewhere;
-    leaves nothing there.
-
-    Raises:
-        UserError: it cannot be made or written, or another run is writing there.
+    leaves nothing there. Arguments and errors are those of `claimed`.
     """
     folder = Path(config.output_dir)
     with _making(folder):
@@ -58,24 +56,36 @@ def look(config: Config) -> None:
                 raise _in_use(folder, file)
         finally:
             os.close(file)
+    _in_the_way(folder, config, leaves)
 
 
 @contextmanager
-def claimed(config: Config) -> Iterator[Path]:
+def claimed(config: Config, leaves: Sequence[str] = ()) -> Iterator[Path]:
     """The run's output folder, made, and this run's alone while the context is open. What is in its way has been moved.
+    Folders that were made for nothing are removed at the end.
+
+    Args:
+        config: the run.
+        leaves: what else it leaves there, as globs.
 
     Raises:
-        UserError: it cannot be made or written, or another run is writing there.
+        UserError: it cannot be made or written, another run is writing there, or this one reads what would be moved.
     """
     folder = Path(config.output_dir)
-    with _making(folder):
-        disk.folder(folder)
-    with _locked(folder):
-        if not _goes_on_in(folder, config) and (found := _left(folder, config)):
-            with disk.writing(f"output_dir={folder}", f"{disk.EARLIER}.N"):
-                aside = disk.keep_aside(folder, found)
-            log.warning("output_dir=%s holds an earlier run, which is kept in %s", folder, aside)
-        yield folder
+    new = [path for path in (folder, *folder.parents) if not is_there(path)]
+    try:
+        with _making(folder):
+            disk.folder(folder)
+        with _locked(folder):
+            if found := _in_the_way(folder, config, leaves):
+                with disk.writing(f"output_dir={folder}", f"{disk.EARLIER}.N"):
+                    aside = disk.keep_aside(folder, found)
+                log.warning("output_dir=%s holds an earlier run, which is kept in %s", folder, aside)
+            yield folder
+    finally:
+        with suppress(OSError):  # something is in it
+            for path in new:
+                path.rmdir()
 
 
 def _making(folder: Path) -> Any:
@@ -157,10 +167,36 @@ def _goes_on_in(folder: Path, config: Config) -> bool:
     return (folder / FOLDER).resolve() in newest.resolve().parents
 
 
-def _left(folder: Path, config: Config) -> list[Path]:
+def _in_the_way(folder: Path, config: Config, leaves: Sequence[str]) -> list[Path]:
+    """What is to be moved before a run begins in a folder.
+
+    Raises:
+        UserError: the run reads some of it.
+    """
+    found = [] if _goes_on_in(folder, config) else _left(folder, config, leaves)
+    moved = {Path(os.path.realpath(path)) for path in found}
+    for setting, path in _read_by(config) if moved else ():
+        real = Path(os.path.realpath(path))
+        if not moved.isdisjoint((real, *real.parents)):
+            raise UserError(
+                f"{setting}={path}",
+                f"is of an earlier run in output_dir={folder}, whose results are put aside there when this one begins",
+                "give another output_dir",
+            )
+    return found
+
+
+def _read_by(config: Config) -> Iterator[tuple[str, str | Path]]:
+    """Files that a run reads, and the settings that name them."""
+    given = {f"source.{name}": getattr(config.source, name) for name in SOURCES} | {"control": config.control}
+    yield from ((setting, path) for setting, path in given.items() if path and is_there(path))
+    yield from model_files(config)
+
+
+def _left(folder: Path, config: Config, leaves: Sequence[str]) -> list[Path]:
     """What an earlier run has left in a folder, and what else this one would replace. All else is somebody's own."""
     before = _read(folder / CONFIG)
-    patterns = [*FILES, *_patterns(before.get("output_dir"), before.get("sink"))]
+    patterns = [*FILES, *leaves, *_patterns(before.get("output_dir"), before.get("sink"))]
     patterns += _patterns(config.output_dir, vars(config.sink))
     found: set[Path] = set()
     for pattern in patterns:
@@ -186,18 +222,14 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _patterns(output_dir: Any, sink: Any) -> Iterator[str]:
     """Globs, as seen from the output folder, of what sinks have written in it: under their own name, with that of one
     of several streams, or in parts."""
-    given = [sink.get(name) for name in (*OWN, "timeline")] if isinstance(sink, Mapping) else []
+    given = [sink.get(name) for name in SINKS] if isinstance(sink, Mapping) else []
     if not isinstance(output_dir, str):
         return
     for path in (path for path in given if isinstance(path, str) and path):
-        with suppress(ValueError):  # elsewhere
-            inside = _absolute(path).relative_to(_absolute(output_dir))
-            if inside.name:
-                yield escape(str(inside))
-                yield f"{escape(str(inside.with_suffix('')))}.*{escape(inside.suffix)}"
-            else:
+        with suppress(ValueError):  # a name that no file can have
+            found = inside(path, output_dir)
+            if found and found.name:
+                yield escape(str(found))
+                yield f"{escape(str(found.with_suffix('')))}.*{escape(found.suffix)}"
+            elif found:
                 yield "frame.*.png"
-
-
-def _absolute(path: str) -> Path:
-    return Path(os.path.normpath(Path(path).absolute()))

@@ -11,23 +11,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from conf import published
 from conf.disk import kind
 from conf.errors import UserError
-from conf.paths import is_file
+from conf.paths import is_file, is_folder
 from conf.schema import Config
-from conf.schema.stream import SOURCES
+from conf.schema.stream import SINKS, SOURCES
 from parallel.plan import Plan
 from runtime.board import Board
 from runtime.encoders import Picture
 from runtime.orders import Open
-from runtime.outputs import OWN
-from runtime.state import flat
 
 STREAMS = 64
 """Streams that may be open at once: channels have room for the messages of so many."""
 CONFIG = "config.yaml"
 RESULTS = (CONFIG, "report.json", "streams.jsonl", "trace.json")
 """Files of a run's own in its output folder."""
+FOLDERS = (".checkpoint", ".tokenizer", ".path")
+"""How settings of a model end that may name a folder of files."""
 
 
 class Hold(NamedTuple):
@@ -120,9 +121,26 @@ class Admission:
 def of_run(config: Config) -> dict[Hashable, Hold]:
     """What a run has for itself, whatever its streams are: the files of its results, and those of its model."""
     results = [Path(config.output_dir) / name for name in RESULTS]
-    given = [path for path in flat(asdict(config.model)).values() if isinstance(path, str) and is_file(path)]
     found = {name: Hold("the run", "writes") for path in results for name in _names(path)}
+    given = dict.fromkeys(path for _, path in model_files(config))
     return found | {name: Hold("the model", "reads", shared=True) for path in given for name in _names(path)}
+
+
+def model_files(config: Config) -> Iterator[tuple[str, Path]]:
+    """Every file that the model of a run is read from, and the setting that names it, or a folder that it is in."""
+    for setting, text in _texts("model", asdict(config.model)):
+        if is_file(text) or (is_folder(text) and setting.endswith(FOLDERS)):
+            yield from ((setting, path) for path in published.files(text))
+
+
+def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Settings that are text, by their names. A text in a list is a word; a path is in an object there."""
+    if isinstance(value, str) and value:
+        yield name, value
+    elif isinstance(value, dict):
+        yield from (one for key, part in value.items() for one in _texts(f"{name}.{key}", part))
+    elif isinstance(value, list):
+        yield from (one for part in value if isinstance(part, dict) for one in _texts(name, part))
 
 
 def own(order: Open, taken: Mapping[Hashable, Hold]) -> dict[Hashable, Hold]:
@@ -149,7 +167,7 @@ def own(order: Open, taken: Mapping[Hashable, Hold]) -> dict[Hashable, Hold]:
         path = getattr(order.source, name)
         if path and path != "-":
             hold(f"source.{name}", path, "reads", "give a pipe of its own", shared=not _is_pipe(path))
-    for name in (*OWN, "timeline"):
+    for name in SINKS:
         if path := getattr(order.sink, name):
             hold(f"sink.{name}", path, "writes", "give a file of its own")
     who = f"stream {order.config.id}"

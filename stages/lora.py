@@ -19,7 +19,7 @@ from torch import Tensor
 
 from conf.errors import UserError
 from conf.paths import is_folder, is_there
-from conf.published import read_json
+from conf.published import ADAPTER, read_json
 from conf.schema import LoraConfig
 from stages.weight_file import WeightFile
 from stages.weights import extremes, first, require_finite
@@ -37,6 +37,9 @@ SPELLINGS = (
 )
 """How a module's two factors are called (A is [rank, in], B [out, rank]), its alpha, its magnitude [out], and whole
 differences of its parameters, whose roles are these parameters' names. Behind a factor may stand an adapter's name."""
+
+SAID = {"lora_alpha": float | None, "alpha_pattern": dict[str, float] | None, "use_rslora": bool | None}
+"""What is read of PEFT's account of an adapter."""
 
 PARAMETERS = ("weight", "bias", "modulation")
 """Roles that are whole differences."""
@@ -156,8 +159,8 @@ class Lora:
         return modules
 
     def _config(self) -> dict[str, Any]:
-        path = (self.file.path if is_folder(self.file.path) else self.file.path.parent) / "adapter_config.json"
-        return read_json(path, "model.lora") if is_there(path) else {}
+        path = (self.file.path if is_folder(self.file.path) else self.file.path.parent) / ADAPTER
+        return read_json(path, "model.lora", **SAID) if is_there(path) else {}
 
     def _pair(self, name: str, found: dict[str, str], shape: torch.Size, alpha: float | None) -> Pair:
         for role, other in (("A", "B"), ("B", "A")):
@@ -175,11 +178,20 @@ class Lora:
             self._fits(found["alpha"], torch.Size(()), name, shape)
             alpha = float(self.file.read(found["alpha"]))
         else:
-            said = self._said.get("lora_alpha", alpha)
-            alpha = _matching(self._said.get("alpha_pattern") or {}, found["module"], said)
+            said = self._said.get("lora_alpha")
+            patterns = self._said.get("alpha_pattern") or {}
+            alpha = self._matching(patterns, found["module"], alpha if said is None else said)
         root = math.sqrt(rank) if self._said.get("use_rslora") else rank
         scale = 1.0 if alpha is None else alpha / root
         return Pair(a.key, b.key, scale if magnitude else self.strength * scale, magnitude)
+
+    def _matching(self, patterns: Mapping[str, float], module: str, otherwise: float | None) -> float | None:
+        """A module's own entry in PEFT's `alpha_pattern`, whose keys match ends of module names."""
+        try:
+            return next((v for key, v in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), otherwise)
+        except re.error as error:
+            rule = f"alpha_pattern in its {ADAPTER} holds what is no pattern of names ({error})"
+            raise UserError(self.file.name, rule, "save it again") from error
 
     def _fits(self, key: str, expected: torch.Size, name: str, shape: torch.Size) -> None:
         """Refuse a tensor that has other rows than `expected`, or other numbers of values in them."""
@@ -270,8 +282,3 @@ def _target(module: str, parameter: str, flat: Mapping[str, str], rename: Callab
     if FLATTENED.match(module):
         return flat.get(f"{FLATTENED.sub('', module, count=1)}_{parameter}".replace(".", "_"), module)
     return rename(f"{module}.{parameter}")
-
-
-def _matching(patterns: Mapping[str, float], module: str, otherwise: float | None) -> float | None:
-    """A module's own entry in PEFT's `alpha_pattern`, whose keys match ends of module names."""
-    return next((v for key, v in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), otherwise)

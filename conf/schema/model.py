@@ -175,7 +175,7 @@ class ModelConfig:
                     "name the model it is of (python -m launch.inspect says which)",
                 )
             own[name] = self._resized(part, below, f"{inside}{name}.")
-        return replace(config, **own)
+        return typed(type(config), vars(config) | own, f"model.network.{inside}".rstrip("."))
 
     def _take_folder(self):
         """The sizes and the codec of the checkpoint's folder."""

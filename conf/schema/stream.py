@@ -22,6 +22,8 @@ TRACES = ("none", "recent", "all")
 PACES = ("live", "free")
 PICTURES = ("video", "frames", "contact_sheet", "reader")
 """Settings of sinks that are made of pictures."""
+SINKS = ("video", "latents", "frames", "contact_sheet", "inputs", "timeline")
+"""Settings of sinks that are files, or folders of files."""
 SOURCES = ("image", "audio", "actions", "tensors", "inputs")
 """Settings of a source that are files."""
 GRAPHS = ("never", "auto", "always")

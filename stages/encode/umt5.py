@@ -153,7 +153,11 @@ def _filled(file: WeightFile, path: Path, text_dim: int, dtype: torch.dtype, dev
         )
     said = path / "config.json"
     told = read_json(said, SETTING) if is_file(said) else {}
-    settings = transformers.UMT5Config.from_dict(told | sizes)
+    try:
+        settings = transformers.UMT5Config.from_dict(told | sizes)
+    except Exception as error:  # whatever a broken file makes of a library
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{SETTING}: {said}", f"says no sizes of UMT5 ({reason})", "download it again") from error
     stack = empty(lambda: transformers.UMT5EncoderModel(settings).encoder, device, dtype)
     check(file, {name: value.shape for name, value in stack.state_dict().items()})
     load(stack, file)

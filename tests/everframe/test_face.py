@@ -220,6 +220,7 @@ def test_chunks_come_from_other_processes(tmp_path, pipeline, overrides):
         stream = there.stream(chunks=3, actions=everframe.LIVE)
         chunks = [chunk.frames for chunk in stream]
     assert np.array_equal(np.concatenate(chunks), np.concatenate(here))
+    assert not (tmp_path / "run").exists()  # where no file was asked for, none is left, and no folder
 
 
 def test_the_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from conf.errors import UserError
 from conf.schema import ClusterConfig
 from launch import bench, clusters
 from runtime.links import Trips, fit
@@ -58,6 +59,35 @@ def test_a_link_is_fitted():
     assert link.bandwidth == pytest.approx(1e9, rel=0.01)
     link, _ = fit(trips[:1])
     assert np.isinf(link.bandwidth)
+
+
+@pytest.mark.parametrize("where", ["file", "file/deeper", "/proc/none"])
+def test_a_folder_that_cannot_be_is_one_line(tmp_path, monkeypatch, capsys, where):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert bench.main(["model=nano", f"output_dir={where}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: output_dir={where}: cannot be made (")
+    assert bench.main(["model=nano", f"bench.file={where}/x.yaml", "output_dir=new"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: bench.file={where}/x.yaml: cannot be written (")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_was_measured_before_is_kept(tmp_path, monkeypatch):
+    """And a measurement that fails leaves nothing."""
+    found = iter([({"a": 1}, {"x": [1.0]}), ({"a": 2}, {"x": [1.0]})])
+    monkeypatch.setitem(bench.MEASURES, "stages", lambda config: next(found))
+    for _ in range(2):
+        measure(tmp_path / "run", "bench.what=[stages]")
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("measured.*"))
+    assert names == [f"run/{at}measured.{kind}" for at in ("earlier.1/", "") for kind in ("json", "yaml")]
+    assert yaml.safe_load((tmp_path / "run/earlier.1/measured.yaml").read_text()) == {"a": 1}
+
+    def refuse(config):
+        raise UserError("value", "rule", "remedy")
+
+    monkeypatch.setitem(bench.MEASURES, "stages", refuse)
+    assert bench.main(["model=nano", "bench.what=[stages]", f"output_dir={tmp_path}/other"]) == 2
+    assert not (tmp_path / "other").exists()
 
 
 def test_mistakes_are_one_line(capsys):

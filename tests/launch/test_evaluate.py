@@ -23,6 +23,22 @@ def test_an_evaluation_leaves_its_numbers(model, seconds, number, tmp_path, caps
     assert "decoder PSNR" in printed and "report:" in printed
 
 
+def test_a_folder_is_looked_at_first_and_what_was_in_it_is_kept(tmp_path, monkeypatch, capsys):
+    report = {"estimators": {"drawn": {}}, "student": {"numbers": {}}, "model": "nano", "bars": []}
+
+    def evaluation(config, loop, say):
+        return lambda keep: keep(report) or report
+
+    (tmp_path / "file").write_text("")
+    assert main(["model=pocket_avatar", f"output_dir={tmp_path}/file"]) == 2
+    assert f"output_dir={tmp_path}/file: cannot be made (Not a directory)" in capsys.readouterr().err
+    monkeypatch.setattr("distill.evaluate.whole.Evaluation", evaluation)
+    for _ in range(2):
+        assert main(["model=pocket_avatar", f"output_dir={tmp_path}/run"]) == 0
+    left = sorted(str(path.relative_to(tmp_path / "run")) for path in tmp_path.glob("run/**/*.*"))
+    assert left == ["config.yaml", "earlier.1", "earlier.1/config.yaml", "earlier.1/evaluation.json", "evaluation.json"]
+
+
 def test_what_cannot_be_evaluated_is_one_line(capsys):
     assert main(["model=nano"]) == 2
     assert "neither an avatar nor a world" in capsys.readouterr().err

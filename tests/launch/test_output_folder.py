@@ -17,8 +17,8 @@ import yaml
 
 from conf.errors import UserError
 from conf.schema.stream import fresh_folder
+from launch import bench, progress, stream
 from launch import folder as folders
-from launch import progress, stream
 from launch.folder import LOCK, claimed, look
 from tests.helpers import config_of, sampled
 
@@ -64,6 +64,28 @@ def test_jobs_of_a_multirun_are_beside_each_other(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("outputs/*/*"))) == 1
 
 
+@pytest.mark.parametrize(
+    ("main", "overrides", "line"),
+    [
+        (stream.main, ["source.audio=missing.wav"], "source.audio=missing.wav: there is no such file; "),
+        (
+            stream.main,
+            ["sink.video=new/out.mp4"],
+            "sink.video=new/out.mp4: would be written by every job of a multirun; "
+            "use sink.video='${output_dir}/out.mp4'\n",
+        ),
+        (bench.main, ["bench.file=x.yaml"], "bench.file=x.yaml: would be written by every job"),
+    ],
+    ids=["source", "video", "bench"],
+)
+def test_a_multirun_that_cannot_be_leaves_nothing(tmp_path, monkeypatch, capsys, main, overrides, line):
+    """Before its first job; options stand anywhere."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*NANO, "--multirun", "stream.seed=1,2", *overrides]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {line}")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_is_one_runs_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "LOCK_S", 0.0)
     config = given(tmp_path / "run")
@@ -71,7 +93,7 @@ def test_a_folder_is_one_runs_at_a_time(tmp_path, monkeypatch):
         for attempt in (look, lambda config: claimed(config).__enter__()):
             with pytest.raises(UserError, match=rf"output_dir=.*/run: a run is writing there \(process {os.getpid()} "):
                 attempt(config)
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
     look(config)
     assert claim(tmp_path / "run") == [LOCK]
 
@@ -234,6 +256,33 @@ def test_a_folder_that_no_run_has_used_stays_as_it_is(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     assert claim(tmp_path) == sorted({LOCK, *(Path(name).parts[0] for name in own)})
+
+
+@pytest.mark.parametrize("name", ["source.inputs", "source.audio", "control", "model.checkpoint"])
+def test_what_a_run_reads_is_not_moved_from_under_it(tmp_path, monkeypatch, name):
+    """Whatever it is called; the run is refused before it loads, as it is when it begins."""
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("out")
+    Path("out").mkdir()
+    Path("out/config.yaml").write_text(yaml.safe_dump({"output_dir": "out", "sink": {"latents": "out/x"}}))
+    Path("out/x").write_text("{}")
+    config = given(Path("out"))
+    part, _, key = name.rpartition(".")
+    setattr(getattr(config, part) if part else config, key, "link/x")
+    for attempt in (look, lambda config: claimed(config).__enter__()):
+        with pytest.raises(UserError, match=rf"{name}=link/x: is of an earlier run in output_dir=out, .*another"):
+            attempt(config)
+    assert sorted(path.name for path in Path("out").iterdir()) == ["config.yaml", "x"]
+    look(replace(config, output_dir="other"))
+
+
+def test_folders_that_were_made_for_nothing_are_removed(tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert claim(tmp_path / "mine" / "new" / "run") == [LOCK]
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+    with claimed(given(tmp_path / "mine" / "run")) as folder:
+        (folder / "report.json").write_text("{}")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "report.json", "run"]
 
 
 WRONG = ("", "[1]", "a: {b", "output_dir: 5\nsink: text", "[" * 1500, "sink: {video: [1]}", "\0", "a: 2001-99-99")

@@ -69,6 +69,14 @@ def test_a_launcher_that_knows_nothing_of_torchrun_is_refused(job, told, capsys,
     assert capsys.readouterr().err == "" and not job.folder.exists()
 
 
+@pytest.mark.parametrize("rank", "01")
+def test_a_multirun_is_refused_before_ranks_meet(told, tmp_path, capsys, rank):
+    told(**TOLD | {"RANK": rank})
+    assert stream.main([*TORCHRUN, "stream.seed=1,2", "--multirun", f"output_dir={tmp_path}/run"]) == 2
+    line = "error: launcher=torchrun: has the ranks of one run, and a multirun has several runs; start a torchrun for "
+    assert capsys.readouterr().err.startswith(line) == (rank == "0") and not list(tmp_path.iterdir())
+
+
 def test_a_run_of_one_process_is_any_run(nano, told):
     told(RANK="0", WORLD_SIZE="1", TORCHELASTIC_RUN_ID="none")
     assert nano("stream.chunks=1")

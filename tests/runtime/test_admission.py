@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from conf.errors import UserError
-from conf.schema import Config, SinkConfig, SourceConfig, StreamConfig
+from conf.schema import Config, LoraConfig, SinkConfig, SourceConfig, StreamConfig
 from runtime.admission import of_run, own
 from runtime.orders import Open
 from tests.helpers import config_of
@@ -77,6 +77,29 @@ def test_nobody_writes_what_is_the_runs_own(linked):
         with pytest.raises(UserError, match=rf"sink.inputs=.*{name}: {who} it; give a file of its own"):
             own(order("a", inputs=link / name), taken)
     assert own(order("a", video=real / "video.mp4"), taken)
+
+
+def test_files_of_a_models_folders_and_adapters_are_the_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kept = (
+        "m/config.json", "m/model.safetensors.index.json", "m/a.safetensors", "m/google/umt5-xxl/spiece.model",
+        "style.safetensors", "adapter_config.json", "pair/adapter_model.safetensors",
+    )  # fmt: skip
+    free = ("m/notes.json", "m/old/a.safetensors", "nano/latents.safetensors")
+    for name in (*kept, *free):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / kept[1]).write_text('{"weight_map": {"w": "a.safetensors"}}')
+    config = config_of("model=nano")
+    lora = [LoraConfig("style.safetensors"), LoraConfig("pair")]
+    taken = of_run(replace(config, model=replace(config.model, checkpoint="m/a.safetensors", lora=lora)))
+    config.model.checkpoint = "m"
+    taken |= of_run(config)
+    for name in kept:
+        with pytest.raises(UserError, match=rf"sink.latents={name}: the model reads it; give a file of its own"):
+            own(order("a", latents=name), taken)
+    for name in free:  # the last is in a folder that has the model's name
+        assert own(order("a", latents=name), taken)
 
 
 def test_standard_input_by_another_name_is_standard_input(tmp_path, monkeypatch):

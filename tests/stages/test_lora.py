@@ -164,6 +164,26 @@ def test_where_the_scale_comes_from(said, tensor, overrides, scale, base, tmp_pa
     assert sum(not torch.equal(found[k], v) for k, v in random_tensors(SHAPES).items()) == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ([], "is no JSON object"),
+        ({"lora_alpha": "16"}, 'lora_alpha="16" must be a number'),
+        ({"alpha_pattern": ["ffn", 8]}, 'alpha_pattern=["ffn", 8] must be an object'),
+        ({"alpha_pattern": {"ffn": None}}, "alpha_pattern.ffn=null must be a number"),
+        ({"use_rslora": "no"}, 'use_rslora="no" must be true or false'),
+        ({"alpha_pattern": {"ffn(": 8}}, "alpha_pattern in its adapter_config.json holds what is no pattern"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_is_said_beside_it_is_of_its_types(said, line, base, tmp_path):
+    save_file(lora_tensors(SHAPES, RANK), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError) as error:
+        network(base, tmp_path)
+    assert str(error.value).startswith("model.lora") and line in str(error.value)
+
+
 def test_several_with_strengths(base, tmp_path):
     lora = lora_tensors(SHAPES, RANK)
     save_file(lora, tmp_path / "lora.safetensors")

@@ -208,6 +208,18 @@ def config_with(**said):
     return lambda folder, tensors: (folder / "config.json").write_text(json.dumps(CONFIG | said))
 
 
+def index_of(content):
+    def write(folder, tensors):
+        (folder / "diffusion_pytorch_model.safetensors").unlink()
+        (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(content))
+
+    return write
+
+
+def deep_config(folder, tensors):
+    (folder / "config.json").write_text("[" * 100_000)
+
+
 def missing_shard(folder, tensors):
     (folder / "diffusion_pytorch_model.safetensors").unlink()
     write_shards(folder, tensors, shards=3)
@@ -236,6 +248,16 @@ MISFITS = {
         module__head__modulation=torch.ones(1, 2, 48)
     ),
     "diffusion_pytorch_model-00002-of-00003.safetensors, which": missing_shard,
+    "index.json: is no JSON object; download": index_of([]),
+    "index.json: weight_map=null must be an object; ": index_of({"metadata": {}}),
+    "index.json: weight_map.a=5 must be text; ": index_of({"weight_map": {"a": 5}}),
+    "names, is not there; download it": index_of({"weight_map": {"a": ""}}),
+    "config.json: is no JSON (maximum recursion depth": deep_config,
+    'model.network.dim="48": must be a whole number; ': config_with(dim="48"),
+    'model.network.patch[0]="1": must be a whole number; ': config_with(patch_size=["1", 2, 2]),
+    'config.json: num_attention_heads="4": must be a whole number; ': lambda folder, tensors: (
+        folder / "config.json"
+    ).write_text('{"num_attention_heads": "4", "attention_head_dim": "12"}'),
     "several weight files (a.safetensors, b.safetensors)": two_files,
     "torch's format of before 1.6": old_format,
     "config.json: is of Wan image-to-video (36 channels in, 16 out): a pic": config_with(model_type="i2v", in_dim=36),

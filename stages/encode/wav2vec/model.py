@@ -59,7 +59,7 @@ class Wav2Vec:
             raise UserError(name, "holds no config.json", "give a folder as transformers writes it")
         try:
             found = settings.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever a broken file makes of a library
             raise UserError(name, f"its config.json cannot be read ({_brief(error)})", "download it again") from error
         wanted, sizes = (self.config.layers, self.config.dim), (found.num_hidden_layers + 1, found.hidden_size)
         if sizes != wanted:

@@ -173,6 +173,11 @@ def test_files_that_do_not_fit_say_so(published, tmp_path):
     torch.save(weights | {"blocks.0.extra.weight": torch.zeros(2)}, tmp_path / "more.pth")
     with pytest.raises(UserError, match=r"1 keys that this model does not have: blocks\.0\.extra\.weight"):
         Umt5Encoder(tmp_path / "more.pth", folder / TOKENIZER, T5["dim"], ROWS)
+    (tmp_path / "sizes").mkdir()
+    (tmp_path / "sizes/config.json").write_text('{"dropout_rate": ["much"]}')
+    torch.save(weights, tmp_path / "sizes/model.pth")
+    with pytest.raises(UserError, match=r"sizes/config\.json: says no sizes of UMT5 \(.*dropout_rate"):
+        Umt5Encoder(tmp_path / "sizes", folder / TOKENIZER, T5["dim"], ROWS)
     del weights["token_embedding.weight"]
     torch.save(weights, tmp_path / "less.pth")
     with pytest.raises(UserError, match="is no UMT5 encoder"):

@@ -166,9 +166,10 @@ def test_what_cannot_be_used_is_refused(folder, tmp_path, monkeypatch):
         Wav2Vec(CONFIG, tmp_path, 0, "cpu")
     with pytest.raises(UserError, match=r"Hugging Face cache; check it, or run: hf download no/such"):
         Wav2Vec(CONFIG, "no/such", 0, "cpu")
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json cannot be read"):
-        Wav2Vec(CONFIG, tmp_path, 0, "cpu")
+    for content in ("{", '{"hidden_size": "768"}'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=r"config\.json cannot be read"):
+            Wav2Vec(CONFIG, tmp_path, 0, "cpu")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"pip install 'everframe\[encoders\]'"):
         Wav2Vec(CONFIG, None, 0, "cpu")
