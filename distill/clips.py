@@ -223,6 +223,6 @@ def codec_half(path: str | None, half: str, kind: str):
     """The encoder or decoder that clips are made with."""
     if path is None or not Path(path).exists():
         raise UserError(
-            f"clips.codec={path}", "there is no codec", "train it: python -m launch.distill stage=vae, then export"
+            f"clips.codec={path}", "there is no codec", "train it: everframe distill stage=vae, then export"
         )
     return load_half(path, half, kind)

@@ -192,7 +192,7 @@ def _tell(config: BenchConfig, resolved: str, content: dict[str, Any], durations
     file = Path(config.bench.file)
     with disk.writing(f"bench.file={file}"):
         disk.prepare(file)
-    command = f"# python -m launch.bench {' '.join(sys.argv[1:])}"
+    command = f"# everframe bench {' '.join(sys.argv[1:])}"
     disk.write_text(f"bench.file={file}", file, f"{command}\n{OmegaConf.to_yaml(content)}")
     percentiles = {n: {f"p{p}": percentile(v, p) for p in (50, 90, 99)} for n, v in durations.items()}
     write_json(file.with_suffix(".json"), {"seconds": percentiles, "configuration": resolved})

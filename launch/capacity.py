@@ -1,6 +1,6 @@
 """How many viewers a cluster can serve: copies of a plan side by side, filled with live streams in the simulator.
 
-python -m launch.plan model=... cluster=h100x64 capacity=0.999
+everframe plan model=... cluster=h100x64 capacity=0.999
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 def workers(plan: Plan, streams: int) -> Table:
     """Who holds what, and how many bytes of it."""
-    total = "total" if streams == 1 else f"total, {streams} streams"
+    total = "weights and banks" + (f", {streams} streams" if streams > 1 else "")
     sizes = ("weights", "banks per stream", total)
     table = _table("worker", "holds", *sizes, right=sizes)
     for member in plan.members:
@@ -126,7 +126,7 @@ def loads(plan: Plan) -> Table:
     for worker, own in enumerate(load):
         share = own / max(load)
         if not plan.blocks_of(worker):
-            table.add_row(f"worker {worker}", f"({holds(plan, worker)}: known once it is measured)", "-", "-")
+            table.add_row(f"worker {worker}", f"({holds(plan, worker)}: no steps)", "-", "-")
             continue
         bar = "#" * max(1, round(BAR * share))
         table.add_row(f"worker {worker}", f"{bar:.<{BAR}}", number(own), f"{share:.0%}")
@@ -174,7 +174,7 @@ def _origin(version: Version) -> str:
 
 def idleness(plan: Plan) -> Table:
     """What each version of the attention sink costs, one sentence each."""
-    table = _table("attention sink", "holds from", "idle periods", "what happens", right=("idle periods",))
+    table = _table("attention sink", "holds from", "periods lost", "what happens", right=("periods lost",))
     table.columns[3].no_wrap = False
     for version in plan.workload.versions:
         idle, first = plan.idle_periods(version), version.in_force_from
@@ -217,8 +217,9 @@ def search(config: Config, console: Console) -> Plan:
     found = rank(workload, cluster, demand, config.objective, config.plan, check=simulated)
     best = found[0]
     console.print(
-        f"cluster={cluster.name}: {len(cluster.devices)} devices; {len(found)} plans fit, by objective="
-        f"{config.objective}:\n"
+        f"cluster={cluster.name}: {len(cluster.devices)} devices; {len(found)} plans fit, the best "
+        f"{min(ranking.BEST, len(found))} by objective={config.objective} (idle: periods that attention sinks cost, once; "
+        f"control: from a key to its first frame):\n"
     )
     console.print(ranking.compared(found[: ranking.BEST], demand))
     console.print(f"\nThe first, as {ranking.overrides(best)}:\n")

@@ -52,7 +52,7 @@ def spread(choice: Choice) -> str:
     placed = [("encode", plan.encode), *(plan.stages[:-1] or [("decode", plan.decode)])]
     alone = [name for name, worker in placed if not plan.blocks_of(worker)]
     if alone:
-        parts.append(" and ".join(alone) + " apart")
+        parts.append(" and ".join(alone) + " on workers without steps")
     return ", ".join(parts) or "all on one"
 
 

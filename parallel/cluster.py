@@ -146,7 +146,7 @@ def derived(config: ClusterConfig, kind: str, subject: Subject) -> StageTimes:
             f"cluster={config.name or config.file} has no times of model={subject.model} at "
             f"{subject.height}x{subject.width} on {kind}",
             "and no arithmetic rate (flops) to derive them from",
-            "measure them (python -m launch.bench) and add cluster.measured=[FILE]"
+            "measure them (everframe bench) and add cluster.measured=[FILE]"
             + (f"; {nearest(subject.model, known)}" if known and subject.model not in known else ""),
         )
     return StageTimes(

@@ -17,7 +17,7 @@ from conf.errors import UserError
 
 SAFETENSORS, TORCH = "safetensors", "torch"
 
-AGAIN = "download it again"
+AGAIN, NAME = "download it again", "name the file with the weights"
 CONVERT = "save its tensors alone as .safetensors"
 ORIGINAL = "give the weights it was made from; model.fp8 makes 8-bit products of them"
 
@@ -30,6 +30,9 @@ SIGNS = (
     (rb"\x80[\x02-\x05]", "is a pickle of Python objects, which may hold code and is never run", CONVERT),
     (rb"\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "is a compressed archive", "unpack it"),
     (rb"\x89HDF|\x93NUMPY", "holds arrays of another library", "convert it to .safetensors"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|BM", "is a picture, not weights", NAME),
+    (rb"RIFF|ID3|OggS|fLaC|....ftyp", "is sound or video, not weights", NAME),
+    (rb"[\t\n\r\x20-\x7e]{16}", "is text, not weights", NAME),
 )
 """How files that are no weights begin, what they are, and what to do."""
 

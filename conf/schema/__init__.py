@@ -63,7 +63,7 @@ class Config:
     objective: str = one_of(OBJECTIVES, "fps")
     """What `plan=auto` looks for."""
     capacity: float | None = None
-    """Of `launch.plan`: share of frames on time with which it asks how many streams a cluster can serve."""
+    """Of `everframe plan`: share of frames on time with which it asks how many streams a cluster can serve."""
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)

@@ -172,7 +172,7 @@ class ModelConfig:
                 raise UserError(
                     f"model.checkpoint={self.checkpoint}",
                     f"config.json is of a model with {inside}{name}, which model={self.name} has not",
-                    "name the model it is of (python -m launch.inspect says which)",
+                    "name the model it is of (everframe inspect says which)",
                 )
             own[name] = self._resized(part, below, f"{inside}{name}.")
         return typed(type(config), vars(config) | own, f"model.network.{inside}".rstrip("."))
