@@ -218,7 +218,7 @@ def search(config: Config, console: Console) -> Plan:
     best = found[0]
     console.print(
         f"cluster={cluster.name}: {len(cluster.devices)} devices; {len(found)} plans fit, the best "
-        f"{min(ranking.BEST, len(found))} by objective={config.objective} (idle: periods that attention sinks cost, once; "
+        f"{min(ranking.BEST, len(found))} by objective={config.objective} (idle: periods that attention sinks cost; "
         f"control: from a key to its first frame):\n"
     )
     console.print(ranking.compared(found[: ranking.BEST], demand))
