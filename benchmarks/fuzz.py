@@ -24,7 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +172,8 @@ def measure(cases: int, seed: int, folder: Path) -> dict[str, Any]:
     starts = range(0, cases, BATCH)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(_run_batch, first, min(BATCH, cases - first), seed, folder) for first in starts]
-        found = [one for job in jobs for one in job.result()]
+        found = [one for job in as_completed(jobs) for one in _shown(job.result())]
     wrong = [one for one in found if one["fault"]]
-    for one in wrong[:60]:
-        typed = " ".join(map(str, one["arguments"]))[:300]
-        print(f"  {one['number']} {one['kind']}: {one['fault'][:300]}\n      {typed!r}")
     left = [p.name for p in folder.iterdir() if p.name != "originals"]
     (folder / "control").mkdir()
     orders = control.measure(folder / "control", CONTROL_LINES)
@@ -190,6 +187,15 @@ def measure(cases: int, seed: int, folder: Path) -> dict[str, Any]:
         "files left": bar(len(left), "0", not left),
         "control lines as they should be": bar(all(told), "benchmarks.control", all(told)),
     }
+
+
+def _shown(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What came of a batch; its faults are printed."""
+    for one in found:
+        if one["fault"]:
+            typed = " ".join(map(str, one["arguments"]))[:300]
+            print(f"  {one['number']} {one['kind']}: {one['fault'][:300]}\n      {typed!r}", flush=True)
+    return found
 
 
 def _bar(wrong: list[dict[str, Any]]) -> dict[str, Any]:
