@@ -31,7 +31,9 @@ def machine(tmp_path, monkeypatch):
 def test_a_gpu_beside_a_torch_without_cuda(machine, tmp_path, sign):
     rule, remedy = idle_gpu(**machine(sign), cuda=None)
     assert rule == f"there is a GPU ({tmp_path / sign}), and torch {torch.__version__} was built without CUDA"
-    assert remedy == "install one with CUDA (make install TORCH=cu130), or use device=cpu"
+    assert (
+        remedy == "install one with CUDA (in a checkout: make install TORCH=cu130 TORCH_INDEX=URL), or use device=cpu"
+    )
 
 
 def test_a_gpu_beside_a_torch_of_another_driver(machine):
