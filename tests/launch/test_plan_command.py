@@ -77,7 +77,7 @@ def test_what_a_sink_costs(told):
 
 
 def test_several_streams_share_weights(told):
-    assert "total, 3 streams" in told("plan=timestep", "stream.count=3")
+    assert "weights and banks, 3 streams" in told("plan=timestep", "stream.count=3")
 
 
 @pytest.mark.parametrize(
