@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_SAID = 600
+"""Characters of a value in a line: more of a path or a text helps nobody."""
 LONGEST = 80
 """Characters of a value that are said of it, where it is a word or a number."""
 MOST = 10**12
@@ -26,7 +28,8 @@ class UserError(Exception):
 
     def __init__(self, value: str, rule: str, remedy: str):
         self.value, self.rule, self.remedy = value, rule, remedy
-        super().__init__(" ".join(f"{value}: {rule}; {remedy}".split()))
+        said = value if len(value) <= LONGEST_SAID else f"{value[:LONGEST_SAID]}..."
+        super().__init__(" ".join(f"{said}: {rule}; {remedy}".split()))
 
     def __reduce__(self):
         # Travels between processes whole, not as its one line.

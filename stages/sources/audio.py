@@ -103,6 +103,8 @@ class AudioFile:
         if not self._container.streams.audio:
             raise UserError(self._name, "the file has no audio track", "give a file with sound, or leave it out")
         track = self._container.streams.audio[0]
+        if track.codec_context is None:
+            raise self._unreadable("its header names no codec")
         track.codec_context.thread_count = 1
         if track.duration is not None:
             self.duration_s = float(track.duration * track.time_base)

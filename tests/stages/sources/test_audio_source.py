@@ -251,3 +251,10 @@ def test_silence():
     source = Silence(duration_s=0.01)
     assert len(read_all(source, 100)) == 160
     source.close()
+
+
+def test_a_file_whose_header_names_no_codec(tmp_path):
+    whole = write_wav(tmp_path / "a.wav", np.zeros(1600, np.float32)).read_bytes()
+    (tmp_path / "b.wav").write_bytes(whole[:20] + b"\xff\x7f" + whole[22:])  # the format's number
+    with pytest.raises(UserError, match="cannot be read as sound"):
+        AudioFile(tmp_path / "b.wav")
