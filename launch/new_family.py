@@ -26,6 +26,8 @@ TEMPLATES = Path(__file__).parent / "scaffold"
 MODULES = ("init", "sizes", "inputs", "network", "schedule", "keys")
 PLACE = "FAMILY"
 """Stands for the name in templates."""
+CONFIGS = "configs"
+"""Where the YAML of a folder of one's own lies: a `conf` there would stand before Everframe's own on Python's path."""
 
 
 def targets(name: str, folder: Path | None) -> dict[Path, str]:
@@ -35,7 +37,7 @@ def targets(name: str, folder: Path | None) -> dict[Path, str]:
         package, yaml = root / "models" / name, Path(conf.__file__).parent / "model" / f"{name}.yaml"
         test = root.parent / "tests" / "stages" / "models" / f"test_{name}.py"
     else:
-        package, yaml = folder / name, folder / "conf" / "model" / f"{name}.yaml"
+        package, yaml = folder / name, folder / CONFIGS / "model" / f"{name}.yaml"
         test = folder / f"test_{name}.py"
     modules = {package / ("__init__.py" if m == "init" else f"{m}.py"): m for m in MODULES}
     return modules | {yaml: "model", test: "test"}
@@ -85,7 +87,7 @@ def job(arguments: list[str]) -> None:
         print(path)
     found = "everframe stream"
     if folder is not None:
-        found = f"PYTHONPATH={folder} everframe stream --config-dir {folder / 'conf'}"
+        found = f"PYTHONPATH={folder} everframe stream --config-dir {folder / CONFIGS}"
     print(f"\nTry it: {found} model={name} plan=timestep stream.chunks=10 stream.prompt=hello")
     print("What to change next: docs/new-model.md")
 

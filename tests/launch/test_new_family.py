@@ -43,7 +43,7 @@ def run(folder, tmp_path, capsys):
 
     def told(*overrides: str) -> list[str]:
         return [
-            "--config-dir", str(folder / "conf"), f"model={NAME}", "stream.prompt=hello", f"stream.chunks={CHUNKS}",
+            "--config-dir", str(folder / "configs"), f"model={NAME}", "stream.prompt=hello", f"stream.chunks={CHUNKS}",
             "stream.events=[{chunk: 5, prompt: other}]", f"source.actions={folder / 'keys.jsonl'}", "sink.video=null",
             f"output_dir={tmp_path / 'out'}", *overrides,
         ]  # fmt: skip
@@ -76,7 +76,7 @@ def test_every_plan_gives_the_latents_of_one_device(run, context, name):
 
 def test_what_workers_hold_is_what_the_plan_says(run, folder):
     report = run("plan=layers")
-    yaml = OmegaConf.to_container(OmegaConf.load(folder / "conf" / "model" / f"{NAME}.yaml"))
+    yaml = OmegaConf.to_container(OmegaConf.load(folder / "configs" / "model" / f"{NAME}.yaml"))
     config = replace(config_of("sink.video=null"), model=typed(ModelConfig, yaml, "model"))
     made = build(PlanConfig("layers"), describe(config))
     assert list(report["weight_bytes"].values()) == [made.weight_bytes(m.worker, m.rank) for m in made.members]
