@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+import devices
 from conf.errors import UserError
 from distill.optim import set_rate
 
@@ -209,7 +210,7 @@ def start(stage: int, device: str) -> Ranks:
         import deepspeed
 
         if device == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            devices.of(devices.choose("cuda", int(os.environ.get("LOCAL_RANK", "0")))).use()
         else:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", verbose=False)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import devices
 from conf.errors import UserError
 from conf.schema.distill import DistillConfig
 from distill import flow
@@ -48,7 +49,7 @@ class Stage:
                 f"stage={self.name}, zero={config.zero}", "runs in one process", "start it without torchrun"
             )
         self.shift = self.settings.shift or self.model.shift
-        self.device = "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device
+        self.device = devices.choose(config.device).type
         self.device = "cpu" if self.device == "auto" else self.device
         self.student = begin(self.model, config.seed).to(self.device)
         if weights := self.initial(self.before):

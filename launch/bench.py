@@ -28,6 +28,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+import devices
 from conf import disk
 from conf.paths import inside
 from conf.schema.bench import BenchConfig
@@ -59,8 +60,8 @@ def _kind(config: BenchConfig) -> str:
         return config.bench.kind
     if config.device.kind == "emulated":
         return "emulated"
-    cuda = config.device.may_be_gpu and torch.cuda.is_available()
-    return torch.cuda.get_device_name().replace("NVIDIA ", "").split()[0].lower() if cuda else "cpu"
+    title = devices.of(devices.choose(config.device.kind)).title()
+    return title.replace("NVIDIA ", "").split()[0].lower()
 
 
 def stages(config: BenchConfig) -> Found:
@@ -89,14 +90,14 @@ def links(config: BenchConfig) -> Found:
 
 def _local_trips(config: BenchConfig, sizes: list[int]) -> list[Trips]:
     """Between this process and another of its machine."""
-    cuda = config.device.may_be_gpu and torch.cuda.is_available()
+    gpu = config.device.may_be_gpu and devices.count() > 0
     patience = config.launcher.timeout_s
     with tempfile.TemporaryDirectory() as folder:
         process = multiprocessing.get_context("spawn").Process(
-            target=answer_locally, args=(folder, cuda, patience), daemon=True
+            target=answer_locally, args=(folder, gpu, patience), daemon=True
         )
         process.start()
-        device = torch.device("cuda", 0) if cuda else torch.device("cpu")
+        device = devices.choose("auto" if gpu else "cpu", 0)
         ends = BothWays(dist.FileStore(f"{folder}/store", 2), 0, 1, device, patience)
         trips = [ends.ask(size, config.bench.rounds) for size in sizes]
         ends.close()

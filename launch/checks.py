@@ -18,13 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
+import devices
 from conf import disk
 from conf.errors import UserError
 from conf.paths import is_there
 from conf.schema import Config
-from stages.build import choose_device, idle_gpu
 from stages.sinks.video import VideoSink
 
 ROOT = Path(__file__).parents[1]
@@ -89,18 +88,17 @@ def local(config: Config, decodes: bool, device: torch.device | None = None) -> 
 def _device(config: Config, device: torch.device | None) -> Finding:
     rule = "computes"
     try:
-        device = choose_device(config.device.kind) if device is None else device
+        device = devices.choose(config.device.kind) if device is None else device
         ones = torch.ones(64, 64, device=device)
         assert (ones @ ones).sum().item() == 64**3
     except UserError as error:
         return Finding("device", error.value, error.rule, error.remedy)
     except (RuntimeError, AssertionError) as error:
         return Finding("device", f"{device}: {str(error).splitlines()[0]}", rule, "see nvidia-smi and the driver")
-    if device.type == "cuda":
-        sheet = torch.cuda.get_device_properties(device)
-        return Finding("device", f"{device.type}, {sheet.name}, {size(sheet.total_memory)}", rule)
+    if total := devices.of(device).total_bytes():
+        return Finding("device", f"{device.type}, {devices.of(device).title()}, {size(total)}", rule)
     value = f"cpu, {config.device.threads} of {os.cpu_count()} processors"
-    if config.device.kind == "auto" and (idle := idle_gpu()):
+    if config.device.kind == "auto" and (idle := devices.idle_gpu()):
         return Finding("device", f"{value}; {idle[0]}", "a GPU where there is one", idle[1])
     return Finding("device", value, rule)
 
@@ -118,9 +116,7 @@ def _cuda() -> Finding:
 
 
 def _nccl() -> Finding:
-    there = dist.is_nccl_available() and torch.version.cuda
-    version = ".".join(map(str, torch.cuda.nccl.version())) if there else "none"
-    return Finding("NCCL", version, "joins GPUs, where there are several")
+    return Finding("NCCL", devices.nccl_version() or "none", "joins GPUs, where there are several")
 
 
 def interfaces() -> dict[str, str]:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+import devices
 from conf.errors import UserError, nearest
 from conf.schema import ClusterConfig, Config
 from conf.schema.cluster import DeviceGroup, DeviceKind, Link, StageTimes
@@ -133,9 +133,9 @@ def here(config: Config) -> str:
         UserError: it is none of them.
     """
     names = sorted(p.stem for p in CONF.glob("*.yaml"))
-    if config.device.kind == "cpu" or not torch.cuda.is_available():
+    if not (config.device.may_be_gpu and devices.count()):
         return "cpu2"
-    device, count = torch.cuda.get_device_name(0), torch.cuda.device_count()
+    device, count = devices.of(devices.choose("cuda", 0)).title(), devices.count()
     kind = next((k for k in ("h100", "h200", "h800", "a100", "l40s", "4090") if k in device.lower()), None)
     name = f"{'rtx' if kind == '4090' else ''}{kind}x{count}"
     if name not in names:

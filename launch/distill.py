@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+import devices
 from conf.errors import UserError
 from conf.schema.distill import DistillConfig
 from launch.cli import run
@@ -42,7 +43,7 @@ def distill(config: DistillConfig, resolved: str) -> None:
         return codec.main([f"run={config.run_dir}/vae", f"size={config.model.height}"])
     optimizer = getattr(config.stages, config.stage).optimizer if hasattr(config.stages, config.stage) else "adamw"
     sharding.check(config.zero, optimizer)
-    ranks = sharding.start(config.zero, "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    ranks = sharding.start(config.zero, devices.choose(config.device).type)
     with stop_event() as stop:
         # One process fills the library; the others open it when it is full.
         if ranks.rank > 0:

@@ -18,9 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
 import torch.distributed as dist
 
+import devices
 from conf.schema import Config
 from runtime.local import LocalRun
 from runtime.running import Running, Start
@@ -46,7 +46,7 @@ def threads(config: Config) -> bool:
     """Whether workers are threads of this process: unless asked, where there are not several devices for them."""
     if config.launcher.threads != "auto":
         return config.launcher.threads == "true"
-    return not (config.device.may_be_gpu and torch.cuda.device_count() > 1)
+    return not (config.device.may_be_gpu and devices.count() > 1)
 
 
 class LocalProcesses(Running):

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+import devices
 from conf.errors import UserError
 from conf.schema import Config, DeviceConfig
 from launch.local import descriptor
@@ -67,7 +68,7 @@ def _store_at(address: tuple[str, int], config: Config) -> dist.Store:
 
 def _gpu(config: Config) -> torch.device | None:
     """The GPU that Ray shows an actor; None: it has none."""
-    return torch.device("cuda") if config.device.may_be_gpu and torch.cuda.is_available() else None
+    return devices.choose("cuda") if config.device.may_be_gpu and devices.count() else None
 
 
 class Seats(NamedTuple):

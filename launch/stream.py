@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import signal
 
+import devices
+
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # The imports below take seconds: Ctrl-C ends them at once, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -50,7 +52,6 @@ from runtime.run import SequentialRun
 from runtime.running import Stopped, WorkerFailed
 from runtime.trace_file import join_traces
 from runtime.workload import describe
-from stages.build import choose_device, idle_gpu
 
 EXIT_FAULT = 1
 COMMAND = Command("stream", __doc__, schema=Config)
@@ -75,7 +76,7 @@ def _sequential(config: Config, resolved: str, console: Console, stop: Stop, log
     """The oracle, one stream after the other. What one raises ends that one alone, as under every plan."""
     look(config)
     loading = Loading()
-    require_weights(config, build(config.plan, describe(config)).weight_bytes(0), choose_device(config.device.kind))
+    require_weights(config, build(config.plan, describe(config)).weight_bytes(0), devices.choose(config.device.kind))
     with Waiting(console, lambda: str(loading)):
         engine = SequentialRun(config, stop, loading)
     stop.then()
@@ -129,7 +130,7 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
         build(config.plan, describe(config))  # a plan that cannot be is every rank's mistake: the first one tells it
     if config is not given:
         resolved = written(config)
-    if config.device.kind == "auto" and torchrun.speaks() and (idle := idle_gpu()):
+    if config.device.kind == "auto" and torchrun.speaks() and (idle := devices.idle_gpu()):
         console.print("device=auto computes on the CPU: {}; {}".format(*idle), style="yellow", soft_wrap=True)
     log = log_of(config)
     alone = config.launcher.name == "local" and config.plan.name == "sequential" and config.plan.sequence_parallel == 1
@@ -147,7 +148,7 @@ def chosen(config: Config, plan: Plan) -> str:
     workers = f"{plan.processes} worker{'s' * (plan.processes > 1)}"
     kind = config.device.kind
     here = kind == "auto" and config.launcher.name != "ray"  # whose workers may be elsewhere
-    device = choose_device(kind).type if here else kind
+    device = devices.choose(kind).type if here else kind
     return (
         f"model={config.model.name} plan={plan.name} ({workers}) launcher={config.launcher.name} device={device} "
         f"dtype={config.model.dtype}"

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
+import devices
 from conf.errors import UserError
 from conf.schema import Config
 from launch.signals import Stop, give_up
@@ -191,12 +192,11 @@ def device(config: Config) -> torch.device | None:
     Raises:
         UserError: there are several, and nothing says which is this rank's.
     """
-    if not (config.device.may_be_gpu and torch.cuda.is_available()):
+    count = devices.count()
+    if not (config.device.may_be_gpu and count):
         return None
-    count = torch.cuda.device_count()
-    local = _told("LOCAL_RANK", range(MOST_RANKS)) if count > 1 else 0
-    device = torch.device("cuda", local % count)
-    torch.cuda.set_device(device)
+    device = devices.choose("cuda", _told("LOCAL_RANK", range(MOST_RANKS)) if count > 1 else 0)
+    devices.of(device).use()
     return device
 
 

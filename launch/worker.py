@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+import devices
 from conf.schema import Config
 from conf.typed import typed
 from launch.signals import SIGNALS
@@ -54,10 +55,10 @@ def main() -> int:
 
 def _device(config: Config, index: int) -> torch.device | None:
     """This worker's GPU, where there are GPUs: its own, as long as there are enough."""
-    if not (config.device.may_be_gpu and torch.cuda.is_available()):
+    if not (config.device.may_be_gpu and devices.count()):
         return None
-    device = torch.device("cuda", index % torch.cuda.device_count())
-    torch.cuda.set_device(device)
+    device = devices.choose("cuda", index)
+    devices.of(device).use()
     return device
 
 

@@ -41,7 +41,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel import channels, device
+from devices import Mark
+from parallel import channels
 from parallel.buffers import Buffers, Leases
 from parallel.channels import Arrival, ChannelError, Closed, Credits, Failure, Inbox, Receiver, Sender, once
 from parallel.failures import why
@@ -127,7 +128,7 @@ class _End:
 
     def _guard(self, loop: Callable[[], None]) -> None:
         try:
-            device.use(self._link.device)
+            self._link.queue.use()
             loop()
             with self._lock:
                 self._running -= 1
@@ -158,7 +159,7 @@ class GroupSender(_End, Sender):
 
     def __init__(self, link: Link, inbox: Inbox | None, credits: int, check: Callable[[], None] | None):
         self._credits, self._count, self._room = Credits(link.peer, credits), credits, link.room
-        self._buffers, self._check = Buffers(link.device, link.room if link.host else 0), check
+        self._buffers, self._check = Buffers(link.device.torch, link.room if link.host else 0), check
         self._under_way: deque[tuple[list[dist.Work], Tensor]] = deque()
         self._sending = threading.Lock()
         super().__init__(link, inbox)
@@ -167,7 +168,7 @@ class GroupSender(_End, Sender):
         header = channels.header_of(message)
         self._credits.take(self._link.timeout_s)
         if not self._link.host:
-            self._out.put(partial(self._transmit, header, message, self._link.edges.mark()))
+            self._out.put(partial(self._transmit, header, message, self._link.device.mark()))
             return
         try:
             with self._sending:
@@ -209,13 +210,13 @@ class GroupSender(_End, Sender):
     def _stop(self, reason: str) -> None:
         self._credits.stop(reason)
 
-    def _transmit(self, header: Tensor, message: Message, computed: torch.cuda.Event | None) -> None:
+    def _transmit(self, header: Tensor, message: Message, computed: Mark | None) -> None:
         """On the out thread, on CUDA: one message."""
         buffer = self._buffers.take(body_bytes(header))
         if buffer is None:
             self._link.send(header, FRAME)
             return
-        with self._link.edges.after(computed, buffer, *message.tensors.values()):
+        with self._link.queue.after(computed, buffer, *message.tensors.values()):
             # Not before the tensors are there: what has gone wrong while they were computed is known only now.
             if self._check is not None:
                 self._check()
@@ -255,7 +256,7 @@ class GroupReceiver(_End, Receiver):
 
     def __init__(self, link: Link, inbox: Inbox):
         self._batch, self._released, self._room = 1, 0, link.room
-        self._frames, self._bodies = Leases(link.room), Buffers(link.device)
+        self._frames, self._bodies = Leases(link.room), Buffers(link.device.torch)
         self._read: tuple[Tensor, ...] = ()
         """Buffers of messages that were released and not told yet."""
         super().__init__(link, inbox)
@@ -273,10 +274,10 @@ class GroupReceiver(_End, Receiver):
     def _credit(self, count: int) -> None:
         self._link.send(torch.tensor([count, *self._link.offset.stamp()], dtype=torch.float64), CREDIT)
 
-    def _return(self, count: int, used: tuple[Tensor, ...], read: torch.cuda.Event | None) -> None:
+    def _return(self, count: int, used: tuple[Tensor, ...], read: Mark | None) -> None:
         """On the out thread: give back credits, and memory once its last reader is done."""
         if used:
-            with self._link.edges.after(read):
+            with self._link.queue.after(read):
                 for buffer in used:
                     self._bodies.give(buffer)
         self._credit(count)
@@ -311,7 +312,7 @@ class GroupReceiver(_End, Receiver):
     def _receive_body(self, size: int) -> Tensor | None:
         if not size:
             return None
-        with self._link.edges.after(None):
+        with self._link.queue.after(None):
             buffer = (self._frames if self._link.host else self._bodies).take(size)
             self._link.receive(buffer[:size], BODY)
         self._link.check()
@@ -324,7 +325,7 @@ class GroupReceiver(_End, Receiver):
 
         def release() -> None:
             used = () if buffer is None else (buffer,)
-            mark = self._link.edges.mark(*used)
+            mark = self._link.device.mark(*used)
             with self._lock:
                 self._read += used
                 self._released += 1

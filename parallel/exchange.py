@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import devices
 from parallel.address import gloo_device
 from parallel.channels import ChannelError
 from parallel.failures import why
@@ -87,7 +88,7 @@ class GroupExchange(Exchange):
 
     def __init__(self, store: dist.Store, worker: int, rank: int, size: int, device: torch.device, timeout_s: float):
         super().__init__(worker, rank, size)
-        self._timeout_s, self._cuda = timeout_s, device.type == "cuda"
+        self._timeout_s, self._cuda = timeout_s, not devices.of(device).immediate
         try:
             self._group = self._connect(store, device, timedelta(seconds=timeout_s))
         except RuntimeError as error:
@@ -100,7 +101,7 @@ class GroupExchange(Exchange):
             # The first transfer makes the communicator and needs the store; afterwards nothing does.
             warm = torch.zeros(self.size, dtype=torch.uint8, device=device)
             group.alltoall_base(torch.empty_like(warm), warm, [], []).wait()
-            torch.cuda.synchronize(device)
+            devices.of(device).synchronize()
             return group
         options = dist.ProcessGroupGloo._Options()
         options._devices = [gloo_device(store)]

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from devices import Span
+
 HEADER_BYTES = 4096
 KIND_BYTES = 16
 # Vector loads and every dtype want alignment; 64 bytes is a cache line and more than any dtype needs.
@@ -54,6 +56,7 @@ class Message:
         sent: when it was sent, in seconds; 0: it was not. By the sender's clock; channels turn it into the receiver's.
         moments: by name, in seconds of the same clock as `sent`; a few.
         hollow: its stream was cancelled or has failed: the message keeps its place in the order and has no tensors.
+        spans: work that may not be over yet, by worker; it does not travel (see `settle`).
     """
 
     kind: str
@@ -69,6 +72,17 @@ class Message:
     sent: float = 0.0
     moments: dict[str, float] = field(default_factory=dict)
     hollow: bool = False
+    spans: list[tuple[int, Span]] = field(default_factory=list)
+
+    def settle(self) -> Message:
+        """Add what the work took to `times`, waiting until it is over: by whoever has seen that the tensors are there.
+
+        Returns this message.
+        """
+        for worker, span in self.spans:
+            self.times[worker] = self.times.get(worker, 0.0) + span.seconds
+        self.spans = []
+        return self
 
     def __str__(self) -> str:
         return f"{self.kind} of stream {self.stream} chunk {self.chunk} step {self.step} block {self.block}"

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import devices
 from parallel import channels
 from parallel.address import gloo_device
 from parallel.channels import ChannelError, Inbox, Peer, Receiver, Sender
-from parallel.edges import Edges
 from parallel.ends import BODY, CLOCK, CUT, GroupReceiver, GroupSender
 from parallel.failures import one_line
 from parallel.message import HEADER_BYTES
@@ -46,6 +46,7 @@ class Link:
         clock: seconds that never go back.
 
     Attributes:
+        queue: of the bodies' transfers, on `device`.
         room: bytes of the longest frame at first.
         offset: of the peer's clock, kept fresh by the ends.
     """
@@ -62,8 +63,9 @@ class Link:
         expected: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self.peer, self.name, self.timeout_s, self.device, self.clock = peer, name, timeout_s, device, clock
-        self.edges, self.offset = Edges(device), Offset(clock)
+        self.peer, self.name, self.timeout_s, self.clock = peer, name, timeout_s, clock
+        self.device, self.offset = devices.of(device), Offset(clock)
+        self.queue = self.device.queue()
         self._side, self._other, self._timeout = side, 1 - side, timedelta(seconds=timeout_s)
         self._group, self._bodies, self._cut = group, bodies, False
         self.room = HEADER_BYTES + (expected + SMALL if expected and self.host else 0)
@@ -103,8 +105,8 @@ class Link:
             return
         # The first transfers of bodies make the communicator and need the store; afterwards nothing does.
         for transfer in ((self.send, self.receive), (self.receive, self.send))[self._side]:
-            with self.edges.after(None):
-                transfer(torch.zeros(64, dtype=torch.uint8, device=self.device), BODY)
+            with self.queue.after(None):
+                transfer(torch.zeros(64, dtype=torch.uint8, device=self.device.torch), BODY)
 
     def send(self, tensor: Tensor, tag: int) -> None:
         """Send a contiguous tensor; done on return (gloo) or in the order of the current stream (NCCL)."""
@@ -208,7 +210,7 @@ def link(
     store, timeout = dist.PrefixStore(name, store), timedelta(seconds=timeout_s)
     try:
         group = bodies = _gloo(store, side, timeout)
-        if device.type == "cuda":
+        if not devices.of(device).immediate:
             # Its watchdog ends the process, so it comes last: the beats notice first, and `cut` aborts the transfer.
             bodies = dist.ProcessGroupNCCL(dist.PrefixStore("bodies", store), side, 2, 3 * timeout)
         made = Link(peer, name, side, group, bodies, device, timeout_s, expected, clock)

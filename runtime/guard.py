@@ -12,12 +12,15 @@ from contextlib import contextmanager
 
 import torch
 
+import devices
 from parallel.channels import ChannelError
 from parallel.message import Message
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.reasons import Reason
 
 log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
 
 OF_THE_RUN = (ChannelError, PeerLost, Abandoned)
 """What a peer's end looks like: never one stream's doing."""
@@ -29,13 +32,14 @@ class Guard:
     Args:
         board: told why a stream cannot go on; whoever drives then has every worker drop it.
         name: of this worker, as reasons say it.
+        device: of this worker.
 
     Attributes:
         hollow: streams that were cancelled or have failed, and have not ended here yet: nothing is computed for them.
     """
 
-    def __init__(self, board: Board, name: str):
-        self.board, self.name = board, name
+    def __init__(self, board: Board, name: str, device: torch.device = CPU):
+        self.board, self.name, self.device = board, name, device
         self.hollow: set[int] = set()
         self._failed: set[int] = set()
         self._lock = threading.Lock()
@@ -64,7 +68,7 @@ class Guard:
             log.debug("stream %d failed again: %s", stream, error)
             return
         if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()  # what the pass had taken is free again, for the others
+            devices.of(self.device).trim()  # what the pass had taken is free again, for the others
         self.board.refuse(stream, Reason.of(error, f"{self.name}, {what}"))
 
     def mark(self, message: Message) -> Message:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from parallel.device import use
+import devices
 from parallel.pacing import OUTPUT, Pacer
 from runtime.conditioning import Conditioning
 from runtime.guard import Guard
@@ -114,7 +114,7 @@ class Sampler(threading.Thread):
         first, conditioning = self.keep.first if self.keep else 0, None
         end = opened = Opened(self.stream, first=first, failed=True)
         with self.guard(self.stream, "opening"):
-            use(self.opening.device)
+            devices.of(self.opening.device).use()
             conditioning = self.opening.make()
             opened = Opened(self.stream, conditioning.live, first, self._pending(conditioning))
         if not opened.failed:

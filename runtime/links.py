@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import devices
 from conf.schema.cluster import Link
 from parallel.channels import Arrival, Failure
-from parallel.device import use
 from parallel.message import Message
 from parallel.p2p import connect_all
 
@@ -89,12 +89,12 @@ class BothWays:
         return item.take()
 
 
-def answer_locally(folder: str, cuda: bool, timeout_s: float) -> None:
+def answer_locally(folder: str, gpu: bool, timeout_s: float) -> None:
     """Be worker 1 of a measurement, in a process of its own on the same machine; `folder` holds the store."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", 2)
-    device = torch.device("cuda", 1 % torch.cuda.device_count()) if cuda else torch.device("cpu")
-    use(device)
+    device = devices.choose("auto" if gpu else "cpu", 1)
+    devices.of(device).use()
     ends = BothWays(store, 1, 0, device, timeout_s)
     ends.answer()
     ends.close()

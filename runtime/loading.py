@@ -9,6 +9,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+import devices
 from conf.schema import Config, ModelConfig
 from parallel.plan import Plan
 from runtime import emulated
@@ -21,7 +22,7 @@ from runtime.pool import BankPool
 from runtime.progress import Loading
 from runtime.room import require_weights
 from runtime.warm import warm_block, warm_decoder
-from stages.build import build_decoder, build_network, choose_device, torch_dtype
+from stages.build import build_decoder, build_network, torch_dtype
 from stages.codec.base import Decoder, parameter_bytes
 from stages.compiled import compile_decoder, compile_network
 from stages.denoise import graphs
@@ -90,7 +91,7 @@ def load_parts(
         UserError: a source, weight file or output cannot be used, or memory lacks for the weights.
     """
     loading = loading or Loading()
-    device = choose_device(config.device.kind) if device is None else device
+    device = devices.choose(config.device.kind) if device is None else device
     torch.set_num_threads(config.device.threads)
     model, picture = config.model, Picture.of(config.model, config.stream)
     parts, known = Parts(device, torch_dtype(model.dtype), Sampler.of(model, schedule_of(model).steps)), list(orders)

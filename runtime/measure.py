@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
 
+import devices
 from conf.schema import Config, PlanConfig
 from conf.schema.cluster import StageTimes
 from parallel.builders import build
@@ -43,22 +43,15 @@ class Watch:
     """
 
     def __init__(self, device: torch.device):
-        self._cuda = device.type == "cuda"
+        self._device = devices.of(device)
 
     def read(self) -> Any:
         """A moment."""
-        if not self._cuda:
-            return perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        return self._device.moment()
 
     def between(self, start: Any, end: Any) -> float:
         """Seconds between two moments; waits until the later one has come."""
-        if not self._cuda:
-            return end - start
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        return self._device.seconds(start, end)
 
 
 @contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+import devices
 from conf import disk
 from conf.paths import is_there
 from conf.schema import Config, StreamConfig
@@ -32,9 +32,7 @@ def versions() -> dict[str, str]:
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak of the device's memory, or of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return devices.of(device).peak_bytes()
 
 
 WAITING = ("wait", "send")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+import devices
 from conf.errors import UserError
 from conf.schema import Config
 from runtime.orders import host
@@ -50,12 +51,9 @@ def require_weights(config: Config, needed: int, device: torch.device) -> None:
 
 def free_bytes(device: torch.device) -> tuple[str, int]:
     """(which memory, bytes free in it) of a device; of a processor what its host, or its container, has left."""
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        # What this process's allocator holds and no tensor has can be had again.
-        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        uuid = torch.cuda.get_device_properties(index).uuid
-        return f"{host()}/{uuid}", torch.cuda.mem_get_info(device)[0] + spare
+    asked = devices.of(device)
+    if where := asked.where():
+        return f"{host()}/{where}", asked.free_bytes()
     return host(), min(_host_bytes(), _container_bytes())
 
 

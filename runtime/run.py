@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import devices
 from conf.schema import Config
 from parallel.builders import build
 from runtime.admission import of_run, own
@@ -32,7 +33,6 @@ from runtime.saving import DECODER_PART, Saver, bank_part
 from runtime.state import FINISHED, State
 from runtime.trace import worker_trace
 from runtime.workload import describe
-from stages.build import choose_device
 from stages.codec.base import parameter_bytes
 from stages.denoise.finished import Finished
 from stages.denoise.share import ALL
@@ -53,7 +53,7 @@ class SequentialRun:
 
     def __init__(self, config: Config, stop: threading.Event, loading: Loading | None = None):
         self.config, self.stop = config, stop
-        self.device = choose_device(config.device.kind)
+        self.device = devices.choose(config.device.kind)
         torch.set_num_threads(config.device.threads)
         loading = loading or Loading()
         loading("sources and encoders")

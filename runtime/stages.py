@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from parallel.device import use
+import devices
 from parallel.message import Message
 from parallel.passes import Pass
 from runtime.guard import Guard
@@ -77,7 +77,7 @@ class StageThread(threading.Thread):
             self.join()
 
     def run(self) -> None:
-        use(self.device)
+        devices.of(self.device).use()
         while (taken := self._items.get()) is not None:
             try:
                 self._perform(*taken)

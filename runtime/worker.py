@@ -74,7 +74,7 @@ class Worker:
     ):
         self.plan, self.index, self.config, self.parts = plan, index, config, parts
         self.senders, self.inbox, self.trace, self.board = senders, inbox, trace, board
-        self.schedule, self.guard = Schedule(plan, index), Guard(board, f"worker {index}")
+        self.schedule, self.guard = Schedule(plan, index), Guard(board, f"worker {index}", parts.device)
         self.messages = Messages(plan, parts.device, self.guard)
         self.turn, self.saver = Turn(), Saver(board)
         self.cells = Cells(plan, index, parts, blocks, trace, self.saver)

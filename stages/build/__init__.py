@@ -5,7 +5,7 @@ Weights come from the model's checkpoint where one is named, else they are rando
 
 from stages.build.checkpoint import Checkpoint, encoders_in_file, network_class, rename_of, whole
 from stages.build.codec import build_decoder, build_encoder, decoder_of, encoder_of, video_frames
-from stages.build.device import choose_device, idle_gpu, torch_dtype
+from stages.build.dtype import torch_dtype
 from stages.build.encoders import build_input_encoder, build_text_encoder, build_wav2vec
 from stages.build.network import build_network
 from stages.codec.base import SPATIAL_STRIDE, TEMPORAL_STRIDE
@@ -20,11 +20,9 @@ __all__ = [
     "build_network",
     "build_text_encoder",
     "build_wav2vec",
-    "choose_device",
     "decoder_of",
     "encoder_of",
     "encoders_in_file",
-    "idle_gpu",
     "network_class",
     "rename_of",
     "torch_dtype",

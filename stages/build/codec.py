@@ -11,7 +11,7 @@ from torch import nn
 from conf.codecs import declared
 from conf.families import CODECS, needed
 from conf.schema import CodecConfig, ModelConfig
-from stages.build.device import torch_dtype
+from stages.build.dtype import torch_dtype
 from stages.codec.base import TEMPORAL_STRIDE, Decoder, Encoder
 
 

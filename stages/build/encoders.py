@@ -9,7 +9,7 @@ from conf import published
 from conf.errors import UserError
 from conf.schema import ModelConfig, Wav2VecConfig
 from stages.build.checkpoint import filled, text_encoder
-from stages.build.device import torch_dtype
+from stages.build.dtype import torch_dtype
 from stages.encode.text import TextEncoder
 from stages.encode.umt5 import Umt5Encoder
 from stages.encode.wav2vec import Wav2Vec

@@ -9,7 +9,7 @@ import torch
 
 from conf.schema import ModelConfig
 from stages.build.checkpoint import Checkpoint, filled, network_class
-from stages.build.device import torch_dtype
+from stages.build.dtype import torch_dtype
 from stages.denoise.network import Network
 from stages.weights import empty, first
 

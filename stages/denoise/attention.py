@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import devices
 from conf.errors import UserError, nearest
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -98,7 +99,7 @@ class Backend:
             return f"needs {' or '.join(map(_short, here))} on {device.type}, not {_short(dtype)}"
         if head_dim is not None and (head_dim > self.widest or (self.widest < float("inf") and head_dim % 8)):
             return f"needs heads of a multiple of 8 up to {self.widest}, not {head_dim}"
-        if device.type == "cuda" and torch.cuda.get_device_capability(device) < self.capability:
+        if (has := devices.of(device).capability()) and has < self.capability:
             return f"needs compute capability {'.'.join(map(str, self.capability))}"
         return None if importlib.util.find_spec(self.package) else f"needs the package {self.package}"
 

@@ -17,43 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+import devices
 from conf.errors import UserError
+from devices import Recorder
 from stages.denoise.bank import Bank
 from stages.denoise.denoiser import Denoiser, Work
 from stages.inputs import Given
-
-
-class Recorder(Protocol):
-    """What makes a graph."""
-
-    def __call__(self, work: Callable[[], Tensor | None]) -> Callable[[], Tensor | None]:
-        """Record `work` without running it. The result runs it, and gives the same tensor each time."""
-
-
-class CudaRecorder:
-    """CUDA graphs in one memory pool."""
-
-    def __init__(self):
-        self.pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, work: Callable[[], Tensor | None]) -> Callable[[], Tensor | None]:
-        graph = torch.cuda.CUDAGraph()
-        # Only this thread's calls are recorded: others move messages meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            out = work()
-
-        def replay() -> Tensor | None:
-            graph.replay()
-            return out
-
-        return replay
 
 
 @dataclass
@@ -123,10 +99,9 @@ def attach(denoiser: Denoiser, wish: str) -> None:
     Raises:
         UserError: `always`, and it cannot.
     """
-    kind = denoiser.network.device.type
-    if kind == "cuda":
-        denoiser.runner = Graphs(CudaRecorder())
+    device = devices.of(denoiser.network.device)
+    if recorder := device.recorder():
+        denoiser.runner = Graphs(recorder)
     elif wish == "always":
-        raise UserError(
-            "device.graphs=always", f"CUDA graphs are for CUDA devices, not {kind}", "set device.graphs=auto"
-        )
+        rule = f"CUDA graphs are for CUDA devices, not {device.kind}"
+        raise UserError("device.graphs=always", rule, "set device.graphs=auto")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+import devices
 from conf.errors import UserError
 from stages.dit.layers import Affine, Layer, Product, Weights
 from stages.dit.network import Transformer
@@ -90,7 +91,7 @@ def check(kind: str, device: torch.device, dtype: torch.dtype) -> None:
         UserError: the device is too old or of another kind, or the model's dtype is not what they give.
     """
     if device.type == "cuda":
-        found = torch.cuda.get_device_capability(device)
+        found = devices.of(device).capability()
         if found < OLDEST:
             raise UserError(
                 f"model.fp8={kind}", f"needs compute capability 8.9 or newer, this device has {found[0]}.{found[1]}",

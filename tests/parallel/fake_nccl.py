@@ -96,13 +96,18 @@ class Nccl(Gloo):
         self.calls.append("shutdown")
 
 
-class Edges:
-    """Edges of a stream whose work is done when the host waits for it."""
+class Queue:
+    """A device, and a queue of it, whose work is done when the host waits for it."""
+
+    torch = torch.device("cpu")
 
     def __init__(self, nccl: Nccl):
         self._nccl = nccl
         self.computed = threading.Event()
         self.computed.set()
+
+    def use(self) -> None:
+        pass
 
     def mark(self, *used: Tensor) -> threading.Event:
         return self.computed
@@ -121,6 +126,6 @@ def pair(timeout_s: float) -> list[Link]:
     for side in range(2):
         nccl = Nccl(bodies, side)
         link = Link(1 - side, "fake", side, Gloo(host, side), nccl, torch.device("cpu"), timeout_s)
-        link.edges = Edges(nccl)
+        link.device = link.queue = Queue(nccl)
         links.append(link)
     return links

@@ -10,7 +10,6 @@ import threading
 import pytest
 import torch
 
-from parallel import device
 from parallel.channels import Arrival, ChannelError, Closed, Failure
 from parallel.ends import BODY, FRAME
 from parallel.exchange import GroupExchange, local_group
@@ -93,12 +92,12 @@ def test_a_body_is_not_delivered_once_the_group_reports_an_error():
 @pytest.mark.parametrize("broken", [False, True])
 def test_what_was_computed_is_checked_when_it_is_there_and_before_it_leaves(broken):
     links, inbox, exchange = connected(), queue.SimpleQueue(), local_group(3, 2)[0]
-    links[0].edges.computed = threading.Event()
+    links[0].queue.computed = threading.Event()
     sender = links[0].sender(inbox, check=exchange.check)
     sender.send(Message("step", tensors={"x": torch.ones(4)}))
     if broken:  # after it was sent, while it is still being computed
         exchange.abort()
-    links[0].edges.computed.set()
+    links[0].queue.computed.set()
     if not broken:
         arrivals = queue.SimpleQueue()
         receiver = links[1].receiver(arrivals)
@@ -114,23 +113,15 @@ def test_what_was_computed_is_checked_when_it_is_there_and_before_it_leaves(brok
     sender.close()
 
 
-def test_every_thread_of_a_channel_uses_its_device_first(monkeypatch):
+def test_every_thread_of_a_channel_uses_its_queue_first(monkeypatch):
     used = queue.SimpleQueue()
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: used.put((threading.current_thread().name, device)))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
-    links, gpu = fake_nccl.pair(PATIENT), torch.device("cuda", 3)
-    links = [Link(link.peer, "gpu", i, link._group, link._bodies, gpu, PATIENT) for i, link in enumerate(links)]
+    monkeypatch.setattr(fake_nccl.Queue, "use", lambda self: used.put(threading.current_thread().name))
+    links = fake_nccl.pair(PATIENT)
     sender, receiver = links[0].sender(), links[1].receiver(queue.SimpleQueue())
     sender.close()
     receiver.close()
     found = sorted(used.get_nowait() for _ in range(used.qsize()))
-    assert found == [(f"gpu {loop}", gpu) for loop in ("_receive_all", "_receive_all", "_send_all", "_send_all")]
-
-
-@pytest.mark.parametrize("name", ["cpu", "cuda"])
-def test_what_has_no_number_is_not_chosen(monkeypatch, name):
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: pytest.fail("there is nothing to choose"))
-    device.use(torch.device(name))
+    assert found == [f"fake {loop}" for loop in ("_receive_all", "_receive_all", "_send_all", "_send_all")]
 
 
 # --- exchanges

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from conf.errors import UserError
-from stages.build import device
-from stages.build.device import choose_device, idle_gpu
+from devices import choose, idle_gpu, kinds
 
 SIGNS = ("dev/nvidia0", "dev/nvidia3", "proc/driver/nvidia/version")
 
@@ -61,7 +60,7 @@ def test_a_gpu_that_torch_uses(machine, monkeypatch):
 
 def test_cuda_is_refused_with_the_remedy(machine, monkeypatch):
     found = idle_gpu(**machine("dev/nvidia0"), cuda=None)
-    monkeypatch.setattr(device, "idle_gpu", lambda: found)
+    monkeypatch.setattr(kinds, "idle_gpu", lambda: found)
     with pytest.raises(UserError, match=r"device=cuda: there is a GPU .*; install one with CUDA"):
-        choose_device("cuda")
-    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+        choose("cuda")
+    assert choose("auto") == choose("cpu") == torch.device("cpu")

@@ -1,35 +1,69 @@
-"""The device and the types that a configuration names."""
+"""Which devices there are, and which one a configuration means."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from conf.errors import UserError
+from devices.accelerator import Accelerator
+from devices.base import Device
+from devices.processor import Processor
 
 HIDDEN = ("", "-1")
 """What CUDA_VISIBLE_DEVICES says where GPUs are hidden on purpose."""
+GPU = "cuda"
+"""What torch calls the GPUs of NVIDIA and of AMD."""
+
+KINDS: dict[str, Callable[[torch.device], Device]] = {"cpu": Processor, "meta": Processor}
+"""By torch's name of a kind; any other is an `Accelerator`."""
+
+_MADE: dict[torch.device, Device] = {}
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """`bfloat16` to `torch.bfloat16`."""
-    return getattr(torch, name)
+def of(device: torch.device | str) -> Device:
+    """The object of a device, one for all who ask."""
+    device = torch.device(device)
+    if device not in _MADE:
+        made = KINDS.get(device.type, Accelerator)(device)
+        if made.torch != device:
+            return _MADE.setdefault(made.torch, made)  # the current one, which may be another next time
+        _MADE[device] = made
+    return _MADE[device]
 
 
-def choose_device(kind: str) -> torch.device:
+def count() -> int:
+    """GPUs that this process sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def choose(kind: str, number: int | None = None) -> torch.device:
     """The device `device=auto|cpu|cuda` means here; an emulated one is the processor, which has little to do.
+
+    Args:
+        number: which of the GPUs, counted round; None: the current one.
 
     Raises:
         UserError: `cuda` is asked for, and torch sees none.
     """
-    if kind == "cuda" and not torch.cuda.is_available():
+    there = count()
+    if kind == GPU and not there:
         rule, remedy = idle_gpu() or ("no CUDA device is visible", "use device=cpu or device=auto")
         raise UserError("device=cuda", rule, remedy)
-    return torch.device("cuda" if kind in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
+    if kind not in ("auto", GPU) or not there:
+        return torch.device("cpu")
+    return torch.device(GPU) if number is None else torch.device(GPU, number % there)
+
+
+def nccl_version() -> str | None:
+    """Of the library that joins GPUs; None: torch was built without."""
+    there = dist.is_nccl_available() and torch.version.cuda
+    return ".".join(map(str, torch.cuda.nccl.version())) if there else None
 
 
 def idle_gpu(

@@ -1,0 +1,166 @@
+"""A device that works by itself, behind the module that torch has for its kind (`torch.cuda`, AMD's included)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from devices.base import Device, Mark, Queue, Recorder
+
+_RECORDING = threading.Lock()
+"""torch has one stream for recording per process: one thread at a time."""
+
+
+class _Mark:
+    """A mark that is an event."""
+
+    def __init__(self, event: Any):
+        self.event = event
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+    def reached(self) -> bool:
+        return self.event.query()
+
+
+class _Stream(Queue):
+    """A queue that is a stream."""
+
+    def __init__(self, device: Accelerator):
+        self.device, self._module = device, device.module
+        self._stream = device.module.Stream(device.torch)
+
+    def use(self) -> None:
+        self._module.set_device(self.device.torch)
+        self._module.set_stream(self._stream)
+
+    @contextmanager
+    def after(self, mark: Mark | None, *used: Tensor) -> Iterator[None]:
+        if mark is not None:
+            mark.wait()
+        # Leaving puts the thread back on the device it had: that must be this one, or device 0 gets a context.
+        self._module.set_device(self.device.torch)
+        with self._module.stream(self._stream):
+            for tensor in used:
+                tensor.record_stream(self._stream)
+            yield
+            self.device.mark().wait()
+
+
+class Accelerator(Device):
+    """A GPU.
+
+    Attributes:
+        module: torch's, of its kind.
+    """
+
+    immediate = False
+
+    def __init__(self, device: torch.device):
+        module = torch.get_device_module(device)
+        if device.index is None:  # it is the thread's own, which another thread need not have
+            device = torch.device(device.type, module.current_device() if module.is_available() else 0)
+        super().__init__(device)
+        self.module = module
+
+    def use(self) -> None:
+        self.module.set_device(self.torch)
+
+    def queue(self) -> Queue:
+        return _Stream(self)
+
+    def mark(self, *used: Tensor) -> Mark:
+        stream = self.module.current_stream(self.torch)
+        for tensor in used:
+            tensor.record_stream(stream)
+        # A thread that waits for it sleeps, and leaves the processor to others.
+        return _Mark(stream.record_event(self.module.Event(blocking=True)))
+
+    def follow(self, mark: Mark | None, *used: Tensor) -> None:
+        stream = self.module.current_stream(self.torch)
+        if mark is not None:
+            stream.wait_event(mark.event)
+        for tensor in used:
+            tensor.record_stream(stream)
+
+    def synchronize(self) -> None:
+        self.module.synchronize(self.torch)
+
+    def moment(self) -> Any:
+        return self.module.current_stream(self.torch).record_event(self.module.Event(enable_timing=True))
+
+    def over(self, moment: Any) -> bool:
+        return moment.query()
+
+    def seconds(self, start: Any, end: Any) -> float:
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def pinned(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type == self.kind or not tensor.numel():
+            return tensor.to(self.torch, non_blocking=True)
+        # torch's allocator of pinned memory keeps it until the copy is done, whoever lets go of it.
+        staged = self.pinned(tensor.nbytes).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        return staged.to(self.torch, non_blocking=True)
+
+    def where(self) -> str:
+        return str(self.module.get_device_properties(self.torch).uuid)
+
+    def free_bytes(self) -> int:
+        # What this process's allocator holds and no tensor has can be had again.
+        spare = self.module.memory_reserved(self.torch) - self.module.memory_allocated(self.torch)
+        return self.module.mem_get_info(self.torch)[0] + spare
+
+    def peak_bytes(self) -> int:
+        return self.module.max_memory_allocated(self.torch)
+
+    def start_peak(self) -> None:
+        self.module.reset_peak_memory_stats(self.torch)
+
+    def trim(self) -> None:
+        self.module.empty_cache()
+
+    def title(self) -> str:
+        return self.module.get_device_name(self.torch)
+
+    def total_bytes(self) -> int:
+        return self.module.get_device_properties(self.torch).total_memory
+
+    def capability(self) -> tuple[int, int] | None:
+        return self.module.get_device_capability(self.torch)
+
+    def recorder(self) -> Recorder | None:
+        return _Graphs(self) if hasattr(self.module, "CUDAGraph") else None
+
+    def reaches(self, other: torch.device) -> bool:
+        if other.type != self.kind:
+            return False
+        return other.index == self.torch.index or self.module.can_device_access_peer(self.torch, other)
+
+
+class _Graphs:
+    """Records graphs in one memory pool."""
+
+    def __init__(self, device: Accelerator):
+        self._module, self._pool = device.module, device.module.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], Tensor | None]) -> Callable[[], Tensor | None]:
+        graph = self._module.CUDAGraph()
+        # Only this thread's calls are recorded: others move messages meanwhile.
+        with _RECORDING, self._module.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            out = work()
+
+        def replay() -> Tensor | None:
+            graph.replay()
+            return out
+
+        return replay

@@ -1,0 +1,196 @@
+"""What a device is asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Mark(Protocol):
+    """A point in a queue."""
+
+    def wait(self) -> None:
+        """Hold this thread until all work before the point is done."""
+
+    def reached(self) -> bool:
+        """Whether it is done, without waiting."""
+
+
+class Recorder(Protocol):
+    """What makes a graph of device work."""
+
+    def __call__(self, work: Callable[[], Tensor | None]) -> Callable[[], Tensor | None]:
+        """Record `work` without running it. The result runs it, and gives the same tensor each time.
+
+        Raises:
+            RuntimeError: something in it cannot be recorded.
+        """
+
+
+class Queue(ABC):
+    """Work of a device that is done in the order in which it was given. torch calls it a stream, which is a video here.
+
+    Attributes:
+        device: whose.
+    """
+
+    device: Device
+
+    @abstractmethod
+    def use(self) -> None:
+        """From now on the calling thread's work goes here: the first call of every thread that touches the device."""
+
+    @abstractmethod
+    def after(self, mark: Mark | None, *used: Tensor) -> AbstractContextManager[None]:
+        """Wait for `mark`, work here, and wait until that is done: for threads beside a worker's loop.
+
+        Args:
+            mark: None: there is nothing to wait for.
+            used: tensors of other queues that are read or written inside; their memory stays until that is done.
+        """
+
+
+class Span:
+    """A stretch of the calling thread's queue, from here to `end`; how long it took is known when it is over.
+
+    Args:
+        device: whose queue.
+    """
+
+    def __init__(self, device: Device):
+        self._device, self._start = device, device.moment()
+        self._end: Any = None
+
+    def end(self) -> Span:
+        """It ends with what was given so far."""
+        self._end = self._device.moment()
+        return self
+
+    @property
+    def over(self) -> bool:
+        return self._device.over(self._end)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took; waits until it is over."""
+        return self._device.seconds(self._start, self._end)
+
+
+class Device(ABC):
+    """One device. Work is given to the calling thread's queue (`Queue.use`).
+
+    Attributes:
+        torch: the device, as torch names it.
+        immediate: whether work is done when the call that gives it returns; queues, marks and graphs mean nothing then.
+    """
+
+    immediate: bool
+
+    def __init__(self, device: torch.device):
+        self.torch = device
+
+    @property
+    def kind(self) -> str:
+        """`cpu`, `cuda`, ..."""
+        return self.torch.type
+
+    # -- order --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def use(self) -> None:
+        """Make this the calling thread's device, without a queue of one's own."""
+
+    @abstractmethod
+    def queue(self) -> Queue:
+        """A new queue. What other queues were given before is not ordered with it, but by marks."""
+
+    @abstractmethod
+    def mark(self, *used: Tensor) -> Mark | None:
+        """The point that this thread's queue has come to; None where work is immediate.
+
+        Args:
+            used: tensors that its work reads or writes and that another queue owns: their memory stays until then.
+        """
+
+    @abstractmethod
+    def follow(self, mark: Mark | None, *used: Tensor) -> None:
+        """Have what this thread's queue is given from now on wait for a mark of another queue; nobody waits here.
+
+        Args:
+            used: as for `mark`: tensors that are going to be used here.
+        """
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything that was given to the device is done."""
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def moment(self) -> Any:
+        """When this thread's queue comes to this point."""
+
+    @abstractmethod
+    def over(self, moment: Any) -> bool:
+        """Whether it has come to it."""
+
+    @abstractmethod
+    def seconds(self, start: Any, end: Any) -> float:
+        """Between two moments of one queue; waits until the later one has come."""
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def pinned(self, size: int) -> Tensor:
+        """[size] uint8 of host memory that the device copies from and to without the host's help."""
+
+    @abstractmethod
+    def upload(self, tensor: Tensor) -> Tensor:
+        """A tensor here, copied without waiting; the host's may be let go of, or changed, at once."""
+
+    @abstractmethod
+    def where(self) -> str:
+        """Which memory this is, among all devices of its host; empty: the host's own."""
+
+    @abstractmethod
+    def free_bytes(self) -> int:
+        """Bytes of it that can be had; of the host's own memory `runtime.room` knows."""
+
+    @abstractmethod
+    def peak_bytes(self) -> int:
+        """Most bytes that tensors have held since `start_peak`, or since the process began."""
+
+    @abstractmethod
+    def start_peak(self) -> None:
+        """Count the peak from now on."""
+
+    @abstractmethod
+    def trim(self) -> None:
+        """Give back memory that is held and that no tensor has."""
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def title(self) -> str:
+        """What its maker calls it, for reports and errors: `NVIDIA H100 80GB HBM3`, `cpu`."""
+
+    @abstractmethod
+    def total_bytes(self) -> int:
+        """Size of its memory; 0: the host's."""
+
+    @abstractmethod
+    def capability(self) -> tuple[int, int] | None:
+        """CUDA's compute capability; None where there is no such thing."""
+
+    @abstractmethod
+    def recorder(self) -> Recorder | None:
+        """Makes graphs, in memory that they share; None where there are none."""
+
+    @abstractmethod
+    def reaches(self, other: torch.device) -> bool:
+        """Whether it can copy from and to another device of this host without the host's memory."""

@@ -1,0 +1,91 @@
+"""The host's own processor: work is done when its call returns."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from devices.base import Device, Queue
+
+
+class _AtOnce(Queue):
+    def __init__(self, device: Device):
+        self.device = device
+
+    def use(self) -> None:
+        """All threads have the processor."""
+
+    @contextmanager
+    def after(self, mark: None, *used: Tensor) -> Iterator[None]:
+        yield
+
+
+class Processor(Device):
+    """The processor, and whatever behaves like it (`meta`)."""
+
+    immediate = True
+
+    def use(self) -> None:
+        """All threads have it."""
+
+    def queue(self) -> Queue:
+        return _AtOnce(self)
+
+    def mark(self, *used: Tensor) -> None:
+        return None
+
+    def follow(self, mark: None, *used: Tensor) -> None:
+        """There is nothing to wait for."""
+
+    def synchronize(self) -> None:
+        """Everything is done."""
+
+    def moment(self) -> float:
+        return perf_counter()
+
+    def over(self, moment: float) -> bool:
+        return True
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+    def pinned(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8)
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.torch)
+
+    def where(self) -> str:
+        return ""
+
+    def free_bytes(self) -> int:
+        raise NotImplementedError("a processor's memory is its host's")
+
+    def peak_bytes(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def start_peak(self) -> None:
+        """The system counts since the process began."""
+
+    def trim(self) -> None:
+        """The system's allocator gives back by itself."""
+
+    def title(self) -> str:
+        return self.kind
+
+    def total_bytes(self) -> int:
+        return 0
+
+    def capability(self) -> None:
+        return None
+
+    def recorder(self) -> None:
+        return None
+
+    def reaches(self, other: torch.device) -> bool:
+        return other.type == self.kind
