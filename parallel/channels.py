@@ -212,7 +212,7 @@ def header_of(message: Message) -> Tensor:
     """
     if message.kind == "beat":
         raise ValueError("message kind 'beat': channels send these themselves")
-    return pack_header(message)
+    return pack_header(message.settle())
 
 
 class LocalChannel:
