@@ -14,7 +14,7 @@ The production class `devices.Accelerator` runs on it unchanged, but for pinned 
 processor, where torch takes operations apart in another way, so runs are compared with runs on this device.
 """
 
-from tests.double.ledger import LEDGER, Wait
+from tests.double.ledger import LEDGER, Ledger, Wait
 from tests.double.module import KIND
 
-__all__ = ["KIND", "LEDGER", "Wait"]
+__all__ = ["KIND", "LEDGER", "Ledger", "Wait"]

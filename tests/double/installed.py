@@ -41,9 +41,9 @@ def _known() -> torch.library.Library:
 
 @pytest.fixture
 def twin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
-    """What is noted while a test runs whose `device=auto` and `device=cuda` are this device.
+    """What is noted while a test runs whose `device=auto` is this device.
 
-    The test fails where anything was out of order, unless it has looked at `faults` and cleared them.
+    The test fails where anything was out of order that it has not asked for (`Ledger.found`).
     """
     _known()
     LEDGER.begin()
@@ -67,4 +67,5 @@ def twin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
     for card in range(CARDS):
         module.set_stream(module.default_stream(card))
     module.set_device(0)
-    assert not LEDGER.faults, "\n".join(LEDGER.faults)
+    found = LEDGER.found()
+    assert not found, "\n".join(found)

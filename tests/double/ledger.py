@@ -139,8 +139,8 @@ class Ledger:
     """Everything that is noted, of all cards.
 
     Attributes:
-        faults: what was out of order, in words.
         waits: of the host.
+        bytes, peak: held by tensors, now and at most, by card.
     """
 
     def __init__(self):
@@ -148,7 +148,7 @@ class Ledger:
         self._lines: list[Line] = []
         self._memories: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
         self.host = self.line(-1)
-        self.faults: list[str] = []
+        self._faults: dict[tuple[str, ...], str] = {}
         self.waits: list[Wait] = []
         self.bytes: Counter[int] = Counter()
         self.peak: defaultdict[int, int] = defaultdict(int)
@@ -158,7 +158,7 @@ class Ledger:
         with self._lock:
             for line in self._lines:
                 self.host.clock.join(line.clock)
-            self.faults.clear()
+            self._faults.clear()
             self.waits.clear()
 
     def line(self, card: int) -> Line:
@@ -196,7 +196,7 @@ class Ledger:
             for access in (memory.wrote, *memory.reads.values()):
                 own = access is None or access.queue in {memory.owner.number, *memory.recorded}
                 if not (own or memory.owner.clock.has(access) or self.host.clock.has(access)):
-                    self._fault(f"memory of {memory.owner} is given back", access)
+                    self._fault("it is given back", tuple(lines(NEAR)), memory.owner, access)
 
     def all_of(self, card: int) -> list[Line]:
         return [line for line in self._lines if line.card == card]
@@ -222,12 +222,18 @@ class Ledger:
     def _ordered(self, line: Line, access: Access, before: list[Access | None]) -> None:
         for other in before:
             if other is not None and not line.clock.has(other):
-                self._fault(str(access), other)
+                self._fault(access.what, access.where, line, other)
 
-    def _fault(self, what: str, other: Access) -> None:
-        fault = f"{what}, and no edge puts it behind {self._lines[other.queue]}, where {other}"
-        if fault not in self.faults:
-            self.faults.append(fault)
+    def _fault(self, what: str, where: tuple[str, ...], line: Line, other: Access) -> None:
+        # Once for every two lines: what is wrong in a layer is wrong in all.
+        told = f"memory: {what} at {' < '.join(where) or '?'} on {line}, with no edge behind {self._lines[other.queue]}"
+        self._faults.setdefault((what, *where, other.what, *other.where), f"{told}, where {other}")
+
+    def found(self) -> list[str]:
+        """What was out of order since this was asked last, in words."""
+        with self._lock:
+            faults, self._faults = list(self._faults.values()), {}
+            return faults
 
     def follow(self, line: Line, clock: Clock, at: float = 0.0) -> None:
         """What a queue is given from now on comes behind `clock`, and not before `at`."""
