@@ -11,6 +11,7 @@ from itertools import count
 
 import torch
 
+import devices
 from runtime.conditioning import Conditioning
 from runtime.timing import Timer
 from stages.denoise.denoiser import Denoiser, StreamBanks
@@ -52,7 +53,7 @@ def generate(
         UserError: a step left latents that are not finite.
     """
     sampler, schedule = denoiser.sampler, denoiser.schedule
-    device, dtype = denoiser.network.device, denoiser.network.dtype
+    device, dtype = devices.of(denoiser.network.device), denoiser.network.dtype
     if memory is None:
         finished = Finished(schedule.recache_chunks, with_chunk(conditioning.inputs))
         memory = Memory(denoiser.open(), finished, 0, conditioning.sink())
@@ -81,7 +82,7 @@ def generate(
                 past = finished.joined(schedule.recached(chunk))
                 denoiser.recache(banks, chunk, *past, conditioning.distance(chunk, 0))
 
-        x, finite = conditioning.noise(chunk, 0).to(device, dtype), 0
+        x, finite = device.upload(conditioning.noise(chunk, 0).to(dtype)), 0
         for step in range(sampler.steps):
             with timer(f"step{step}", chunk):
                 v = denoiser.step(banks, step, chunk, x, given, conditioning.distance(chunk, step))
