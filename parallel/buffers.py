@@ -8,6 +8,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,12 +47,11 @@ class Leases:
     """Host memory that comes back by itself when the last tensor that refers to it is gone: nobody need copy out of it.
 
     Args:
-        allocate: makes [n] uint8 of new host memory.
         size: as for `Buffers`.
     """
 
-    def __init__(self, allocate: Callable[[int], Tensor], size: int = 0):
-        self._buffers = Buffers(allocate, size)
+    def __init__(self, size: int = 0):
+        self._buffers = Buffers(partial(torch.empty, dtype=torch.uint8), size)
 
     def take(self, size: int) -> Tensor:
         """[n] uint8 of at least `size` bytes."""

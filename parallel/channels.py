@@ -214,7 +214,8 @@ def header_of(message: Message) -> Tensor:
     """
     if message.kind == "beat":
         raise ValueError("message kind 'beat': channels send these themselves")
-    if all(span.over for _, span in message.spans):
-        message.settle()
-    message.times = {worker: 0.0 for worker, _ in message.spans} | message.times
+    if message.spans:
+        if all(span.over for _, span in message.spans):
+            message.settle()
+        message.times = {worker: 0.0 for worker, _ in message.spans} | message.times
     return pack_header(message)

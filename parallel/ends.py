@@ -255,7 +255,9 @@ class GroupReceiver(_End, Receiver):
 
     def __init__(self, link: Link, inbox: Inbox):
         self._batch, self._released, self._room = 1, 0, link.room
-        self._frames, self._bodies = Leases(link.device.pinned, link.room), Buffers(link.memory)
+        # On the processor messages are read where they came, for as long as they are read.
+        self._frames = Leases(link.room) if link.device.immediate else Buffers(link.device.pinned, link.room)
+        self._bodies = Buffers(link.memory)
         self._read: tuple[Tensor, ...] = ()
         """Buffers of messages that were released and not told yet."""
         super().__init__(link, inbox)
@@ -290,17 +292,20 @@ class GroupReceiver(_End, Receiver):
                 break
             size = body_bytes(header)
             within = 0 < size <= self._room - HEADER_BYTES
-            received = frame[HEADER_BYTES:] if within else self._receive_body(size)
+            apart = self._receive_body(size) if size and not within else None
             # Posted before this message is looked at: the next one may be on its way.
             following = self._expect()
-            body = self._placed(received, size)
+            body = self._placed(frame[HEADER_BYTES:] if within else apart, size)
             message = unpack(header, body)
             if message.kind != "beat":
                 self._deliver(message, None if self._link.device.immediate else body)
             else:
                 self._batch = max(1, message.chunk // SHARE)
                 self._link.offset.hear(tuple(message.moments.values()), came)
-            del header, received, body, message  # or this thread would keep their memory until the next one comes
+            if not self._link.device.immediate:
+                for memory in (frame, None if apart is body else apart):
+                    self._frames.give(memory)
+            del header, apart, body, message  # or this thread would keep their memory until the next one comes
             frame, ended = following
         self._finish("", Closed(self.peer))
 
@@ -309,9 +314,7 @@ class GroupReceiver(_End, Receiver):
         frame = self._frames.take(self._room)
         return frame, self._link.post(frame[: self._room], FRAME)
 
-    def _receive_body(self, size: int) -> Tensor | None:
-        if not size:
-            return None
+    def _receive_body(self, size: int) -> Tensor:
         buffer = (self._frames if self._link.host else self._bodies).take(size)
         self._link.receive(buffer[:size], BODY)
         self._link.check()

@@ -33,7 +33,7 @@ def test_a_buffer_that_is_too_small_is_dropped():
 
 
 def test_a_lease_ends_with_the_last_tensor_that_refers_to_it():
-    leases = Leases(host)
+    leases = Leases()
     taken = leases.take(64)
     place, part = taken.data_ptr(), taken[16:32].view(torch.float32).view(2, 2)
     del taken
@@ -48,7 +48,7 @@ def test_a_lease_ends_with_the_last_tensor_that_refers_to_it():
 
 @given(st.lists(st.integers(0, 3), max_size=60))
 def test_no_two_live_leases_share_memory(ends):
-    leases, live = Leases(host, 8), []
+    leases, live = Leases(8), []
     for number, end in enumerate(ends):
         live.append((number % 251, leases.take(8).fill_(number % 251)))
         if end < len(live):
