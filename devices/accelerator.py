@@ -96,7 +96,7 @@ class Accelerator(Device):
         self.module.synchronize(self.torch)
 
     def moment(self) -> Any:
-        return self.module.current_stream(self.torch).record_event(self.module.Event(enable_timing=True))
+        return self.module.current_stream(self.torch).record_event(self.module.Event(enable_timing=True, blocking=True))
 
     def over(self, moment: Any) -> bool:
         return moment.query()

@@ -337,7 +337,7 @@ class GroupReceiver(_End, Receiver):
 
         def release() -> None:
             used = () if buffer is None else (buffer,)
-            mark = self._link.device.mark(*used) if used else None
+            mark = self._link.device.mark(*used)
             with self._lock:
                 self._read += used
                 self._released += 1

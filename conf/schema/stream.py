@@ -280,7 +280,7 @@ class DeviceConfig:
 
     def __post_init__(self):
         check_choices(self, "device.")
-        positive("device.threads", self.threads, most=1024)
+        positive("device.threads", self.threads, most=128)
 
     @property
     def may_be_gpu(self) -> bool:
