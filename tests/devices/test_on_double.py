@@ -5,6 +5,7 @@ final latents must not hold the host: in the sequential loop where passes are gi
 loop, which has the next pass to give.
 """
 
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.unchanged import MODELS as WHOLE
 from stages.inputs import Axis, Input
 from tests.double import KIND, Ledger
-from tests.helpers import sampled
+from tests.helpers import sampled, thorough
 
 PROMPTS = ("stream.prompt=hello", "stream.events=[{chunk: 2, prompt: other}, {chunk: 5, prompt: third}]")
 NANO = ("model=nano", *PROMPTS)
@@ -48,6 +49,11 @@ SHAREABLE = ("same_level", "clean", "recache", "small Live Avatar")
 ENTRY = ("Conditioning.chunk", "Conditioning.states", "Conditioning.first_states")
 
 
+def some_of(models: Iterable[str], *kept: str) -> list:
+    """Those in `kept` are tried always, the others by `make test-all`."""
+    return [model if model in kept else thorough(model) for model in models]
+
+
 @pytest.fixture(scope="module")
 def oracle():
     return {}
@@ -64,7 +70,7 @@ def waits(twin: Ledger, *inside: str, but: tuple[str, ...] = ()) -> list[str]:
     return [str(wait) for wait in twin.waits if wait.within(*inside) and not wait.within(*but)]
 
 
-@pytest.mark.parametrize("model", sampled([(m,) for m in MODELS], {("clean",), ("small Live Avatar",)}))
+@pytest.mark.parametrize("model", some_of(MODELS, "clean", "small Live Avatar"))
 def test_the_loop_waits_for_nothing_before_a_chunk_is_final(twin, job, oracle, model):
     assert sequential(job, oracle, model)
     assert waits(twin, "generate", but=(*ENTRY, "require_finite_steps")) == []
@@ -82,7 +88,7 @@ def test_every_plan_is_exact_and_its_loops_wait_for_nothing(twin, job, oracle, p
     assert waits(twin, "Worker.run") == []
 
 
-@pytest.mark.parametrize("model", sampled([(m,) for m in SHAREABLE], {("same_level",)}))
+@pytest.mark.parametrize("model", some_of(SHAREABLE, "same_level"))
 def test_shared_passes_are_the_same_under_every_plan(twin, job, model):
     hashes = set()
     for plan in SHARED.values():
@@ -91,9 +97,9 @@ def test_shared_passes_are_the_same_under_every_plan(twin, job, model):
     assert len(hashes) == 1
 
 
-@pytest.mark.parametrize("plan", sampled([((),), (PLANS["timestep"],)], {(PLANS["timestep"],)}))
+@pytest.mark.parametrize("plan", [thorough("plan=sequential"), "plan=timestep"])
 def test_pictures_are_made_and_put_out_in_order(twin, job, plan):
-    report = job(*MODELS["same_level"], "stream.chunks=4", "launcher.threads=true", *plan)
+    report = job(*MODELS["same_level"], "stream.chunks=4", "launcher.threads=true", plan)
     assert report["frames"] == 48 and waits(twin, "Decoding.__call__") == []
 
 
@@ -114,8 +120,9 @@ def test_what_is_given_and_what_is_encoded_meet_on_the_device(twin, job, tmp_pat
 @pytest.mark.parametrize("model", ["recache", "small Live Avatar", "small LongLive"])
 def test_a_saved_stream_goes_on_here(twin, job, oracle, tmp_path, model, plan):
     expected = sequential(job, oracle, model)
-    save = ("stream.chunks=5", "stream.save_every_chunks=4", f"output_dir={tmp_path / 'saved'}")
-    job(*MODELS[model], *BASE, *PLANS[plan], *save)
+    job.folder = tmp_path / "saved"
+    job(*MODELS[model], *BASE, *PLANS[plan], "stream.chunks=5", "stream.save_every_chunks=4")
+    job.folder = tmp_path / "again"
     again = job(*MODELS[model], *BASE, f"resume={tmp_path / 'saved'}")
     assert again["state"]["resumed_at"] == 4 and again["latents_sha256"] == expected
 
