@@ -85,6 +85,9 @@ def test_what_waits_for_nothing_is_not_told(twin, card):
     card.follow(mark, x)
     x.to(f"{KIND}:1")
     assert not mark.reached() and twin.waits == []
+    mark.wait()
+    mark.wait()
+    assert len(twin.waits) == 1
 
 
 # -- order ------------------------------------------------------------------------------------------------------------

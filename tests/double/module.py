@@ -92,8 +92,9 @@ class Event:
         return self._done
 
     def synchronize(self) -> None:
+        if not (self._done or LEDGER.done(self._clock)):
+            LEDGER.wait("event", Clock() if self._timing else self._clock)
         self._done = True
-        LEDGER.wait("event", Clock() if self._timing else self._clock)
 
     def elapsed_time(self, end: Event) -> float:
         """Milliseconds from here to `end`, by the device's clock; raises as torch's where one of them is not done."""
