@@ -58,7 +58,8 @@ def identity(config: Config, stream: StreamConfig) -> dict[str, Any]:
             "width": picture.width,
             "events": {str(event.chunk): event.prompt for event in stream.events},
         },
-        "device": {"threads": config.device.threads, "compile": config.device.compile},
+        # `auto` compiles on GPUs only, whose bits are their own anyway.
+        "device": {"threads": config.device.threads, "compile": config.device.compile == "true"},
     }
 
 
