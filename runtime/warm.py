@@ -36,18 +36,20 @@ def warm_block(pool: BankPool) -> None:
         return
     records = denoiser.records
     sets = [pool.take() for _ in range(pool.allocated if records else 1)]
-    _stream(pool, sets[0], schedule.distinct if records else range(1 + schedule.recache_chunks), recaches=True)
+    drive(pool, sets[0], schedule.distinct if records else range(1 + schedule.recache_chunks), recaches=True)
     for banks in sets if records else ():
-        _stream(pool, banks, schedule.distinct)
+        drive(pool, banks, schedule.distinct)
     for banks in sets:
         pool.give(banks)
     devices.of(denoiser.network.device).synchronize()
 
 
-def _stream(pool: BankPool, banks: StreamBanks, chunks: range, recaches: bool = False) -> None:
+def drive(pool: BankPool, banks: StreamBanks, chunks: range, recaches: bool = False) -> None:
     """Begin a stream of zeros, and run every step and commit of some chunks.
 
     Args:
+        banks: of the pool.
+        chunks: from the first.
         recaches: whether new prompts come, too, after every number of chunks that one runs again.
     """
     denoiser, schedule, inputs = pool.denoiser, pool.denoiser.schedule, inputs_of(pool.denoiser.model)
@@ -55,7 +57,12 @@ def _stream(pool: BankPool, banks: StreamBanks, chunks: range, recaches: bool = 
         denoiser.set_states(banks, {one.name: torch.zeros(one.full()) for one in epoch})
     if sink := on(inputs, Axis.SINK):
         denoiser.prefill(banks, _sink(pool, sink))
-    given = {one.name: torch.zeros(one.full(denoiser.grid)) for one in with_chunk(inputs) if one.source}
+    types = {True: denoiser.network.dtype, False: torch.float32}
+    given = {
+        one.name: torch.zeros(one.full(denoiser.grid), dtype=types[one.narrow])
+        for one in with_chunk(inputs)
+        if one.source
+    }
     finished = Finished(schedule.recache_chunks, with_chunk(inputs))
     x = _entering(pool, denoiser.model.chunk_frames)
     for chunk in chunks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil, lcm
+from math import ceil
 from typing import NamedTuple
 
 from conf import families
@@ -54,10 +54,10 @@ class Schedule:
 
     @property
     def distinct(self) -> range:
-        """The first chunks, such that every later one writes and reads the slots of one of them: the ring fills, then
-        it turns until a chunk begins where an earlier one did."""
+        """The first chunks, such that every later one writes and reads the slots of one of them: the ring fills, and
+        turns once."""
         full = ceil((self.sink_frames + self.ring_frames) / self.chunk_frames) - 1
-        return range(full + lcm(self.ring_frames, self.chunk_frames) // self.chunk_frames)
+        return range(full + self.ring_frames // self.chunk_frames)
 
     def frames(self, chunk: int) -> range:
         """Generated frames of a step or a commit of `chunk`."""
