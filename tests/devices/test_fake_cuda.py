@@ -55,6 +55,16 @@ def placed(*overrides: str, device: torch.device = FIRST, layers: range | None =
     return denoiser
 
 
+def moved(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """A module that was made without cards, on one: torch cannot move such a module there."""
+    for part in module.modules():
+        for held in (part._parameters, part._buffers):
+            for name, t in held.items():
+                if t is not None:
+                    held[name] = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device)
+    return module
+
+
 def driven(denoiser: Denoiser) -> set[tuple[torch.device, torch.dtype]]:
     """Prefills, steps, commits and recaches; returns where what came out is, and its type."""
     found = set()
@@ -89,7 +99,12 @@ def test_a_range_of_layers_is_on_the_card_of_its_worker(dtype):
 def test_decoders_stay_on_their_card(codec, dtype):
     width = () if codec == "taehv" else ("model.codec.width=4",)
     model = config_of("model=nano", f"model.codec.kind={codec}", *width, f"model.dtype={dtype}").model
-    warm_decoder(build_decoder(model, SECOND), model, (4, 4))
+    with unset_fake_temporarily():
+        decoder = build_decoder(model, torch.device("cpu"))
+    decoder = moved(decoder, SECOND)
+    out = decoder(torch.zeros(1, 16, 3, 4, 4, dtype=getattr(torch, dtype), device=SECOND), decoder.start())
+    assert out.device == SECOND
+    warm_decoder(decoder, model, (4, 4))
 
 
 @pytest.mark.parametrize("sampler", ["euler", "renoise"])
