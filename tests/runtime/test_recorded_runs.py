@@ -27,6 +27,7 @@ MODELS = {
         *NANO, "model.context=clean", "model.prompt_switch=recache", "model.sampler=renoise", "model.positions=abs",
         "model.sink_frames=3", "model.recalibrate_chunk=5",
     ),
+    "in bfloat16": (*NANO, "model.dtype=bfloat16"),
     "one chunk in the window": (*NANO, "model.window_frames=3"),
     "every step of the third family": (*SMALL, "model.network.layers=3", "model.network.audio.layers=[0,2]"),
     "every step of the second family": WAN,
