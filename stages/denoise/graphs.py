@@ -86,7 +86,8 @@ class Graphs:
         whole, held = (key, shapes, state_shapes), banks.kept.setdefault(self, Held())
         if whole not in held.graphs and (self._fails or whole not in self._out):
             out = work(banks.states, entering)
-            self._out[whole] = None if out is None else self._place(out)
+            if whole not in self._out:
+                self._out[whole] = None if out is None else self._place(out)
             return out
         at = self._entered(shapes, entering), self._kept_states(held, banks.states, state_shapes)
         if whole not in held.graphs:
@@ -123,11 +124,16 @@ class Graphs:
         log.warning("%s cannot be recorded as a CUDA graph (%s); passes run without from now on", key, why)
 
     def _place(self, out: Tensor) -> Tensor:
-        return self._leaving.setdefault((out.shape, out.dtype), torch.empty_like(out))
+        key = out.shape, out.dtype
+        if key not in self._leaving:
+            self._leaving[key] = torch.empty_like(out)
+        return self._leaving[key]
 
     def _entered(self, shapes: Hashable, entering: Given) -> Given:
         """Where graphs find what enters: a copy."""
-        kept = self._entering.setdefault(shapes, {name: torch.empty_like(t) for name, t in entering.items()})
+        if shapes not in self._entering:
+            self._entering[shapes] = {name: torch.empty_like(t) for name, t in entering.items()}
+        kept = self._entering[shapes]
         for name, t in entering.items():
             kept[name].copy_(t)
         return kept
