@@ -29,8 +29,8 @@ MODELS = {
     ),
     "in bfloat16": (*NANO, "model.dtype=bfloat16"),
     "one chunk in the window": (*NANO, "model.window_frames=3"),
-    "every step of the third family": (*SMALL, "model.network.layers=3", "model.network.audio.layers=[0,2]"),
-    "every step of the second family": WAN,
+    "Live Avatar": (*SMALL, "model.network.layers=3", "model.network.audio.layers=[0,2]"),
+    "Wan": WAN,
 }  # fmt: skip
 STREAMS = (
     "stream.chunks=14", "stream.count=2", "stream.prompt=hello", "sink.video=null",
