@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from devices.base import Device, Mark, Queue, Recorder
 
 _RECORDING = threading.Lock()
-"""torch has one stream for recording per process: one thread at a time."""
+"""torch records one graph at a time per process, and waiting for a whole device ends a recording that is under way."""
 
 
 class _Mark:
@@ -93,7 +93,8 @@ class Accelerator(Device):
                 tensor.record_stream(stream)
 
     def synchronize(self) -> None:
-        self.module.synchronize(self.torch)
+        with _RECORDING:
+            self.module.synchronize(self.torch)
 
     def moment(self) -> Any:
         return self.module.current_stream(self.torch).record_event(self.module.Event(enable_timing=True, blocking=True))
@@ -151,19 +152,34 @@ class Accelerator(Device):
 
 
 class _Graphs:
-    """Records graphs in one memory pool."""
+    """Records graphs in one memory pool, on a stream of their device."""
 
     def __init__(self, device: Accelerator):
-        self._module, self._pool = device.module, device.module.graph_pool_handle()
+        self._device, self._module = device, device.module
+        self._pool, self._stream = device.module.graph_pool_handle(), device.module.Stream(device.torch)
 
     def __call__(self, work: Callable[[], Tensor | None]) -> Callable[[], Tensor | None]:
-        graph = self._module.CUDAGraph()
-        # Only this thread's calls are recorded: others move messages meanwhile.
-        with _RECORDING, self._module.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            out = work()
+        module, graph = self._module, self._module.CUDAGraph()
+        own = module.current_stream(self._device.torch)
+        with _RECORDING:
+            try:
+                # Only this thread's calls are recorded: others move messages meanwhile. torch's own stream for it
+                # belongs to the device that recorded first.
+                with module.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    out = work()
+            except BaseException:
+                self._abandon(own)
+                raise
 
         def replay() -> Tensor | None:
             graph.replay()
             return out
 
         return replay
+
+    def _abandon(self, own: Any) -> None:
+        """Put back what torch leaves behind where a recording does not end: the thread's stream is still the
+        recorder's, and memory still goes to the graphs' pool, where none that another stream used is freed."""
+        self._module.set_stream(own)
+        with suppress(RuntimeError):  # it had ended
+            torch._C._cuda_endAllocateToPool(self._device.torch.index, self._pool)

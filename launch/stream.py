@@ -43,6 +43,7 @@ from parallel.plan import Plan
 from runtime import timeline_png
 from runtime.admission import CONFIG
 from runtime.board import Abandoned, PeerLost
+from runtime.fast import said
 from runtime.pipeline import Pipeline, results
 from runtime.progress import Loading
 from runtime.reasons import Reason
@@ -132,6 +133,9 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
         resolved = written(config)
     if config.device.kind == "auto" and torchrun.speaks() and (idle := devices.idle_gpu()):
         console.print("device=auto computes on the CPU: {}; {}".format(*idle), style="yellow", soft_wrap=True)
+    if config.device.may_be_gpu and torchrun.speaks() and devices.count():
+        for line in said(config, devices.choose(config.device.kind)):
+            console.print(line, highlight=False, soft_wrap=True)
     log = log_of(config)
     alone = config.launcher.name == "local" and config.plan.name == "sequential" and config.plan.sequence_parallel == 1
     alone &= config.device.kind != "emulated" and config.control is None

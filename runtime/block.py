@@ -94,7 +94,7 @@ class Block:
 
     def _view(self, stream: int, level: int, epoch: int) -> StreamBanks:
         held = self.streams[stream]
-        return StreamBanks({level: held.banks[level].bank}, held.states.get(epoch))
+        return held.held.view(level, held.states.get(epoch))
 
     def step(self, stream: int, chunk: int, step: int, epoch: int, x: Tensor, given: Given, distance: int) -> Tensor:
         """The step's forward over this block; advances its bank."""

@@ -48,6 +48,8 @@ def identity(config: Config, stream: StreamConfig) -> dict[str, Any]:
         holder[f"{name} content"] = fingerprint(holder.pop(name))
     for key in ("height", "width"):
         del model[key]  # defaults; what holds is the stream's
+    if model["attention"] == "auto":
+        model["attention"] = "sdpa"  # as it means on a processor, and as states of before say it
     return {
         "model": model,
         "stream": {
@@ -58,7 +60,8 @@ def identity(config: Config, stream: StreamConfig) -> dict[str, Any]:
             "width": picture.width,
             "events": {str(event.chunk): event.prompt for event in stream.events},
         },
-        "device": {"threads": config.device.threads, "compile": config.device.compile},
+        # `auto` compiles on GPUs only, whose bits are their own anyway.
+        "device": {"threads": config.device.threads, "compile": config.device.compile == "true"},
     }
 
 

@@ -10,56 +10,23 @@ import torch
 from torch import Tensor
 
 import devices
-from conf.schema import Config, ModelConfig
+from conf.schema import Config
 from parallel.plan import Plan
 from runtime import emulated
 from runtime.conditioning import Conditioning
 from runtime.encoders import Encoders, Picture
+from runtime.fast import fast_decoder, fast_denoiser, ready
 from runtime.orders import Open
 from runtime.outputs import look
 from runtime.parts import Parts
 from runtime.pool import BankPool
 from runtime.progress import Loading
 from runtime.room import require_weights
-from runtime.warm import warm_block, warm_decoder
-from stages.build import build_decoder, build_network, torch_dtype
-from stages.codec.base import Decoder, parameter_bytes
-from stages.compiled import compile_decoder, compile_network
-from stages.denoise import graphs
-from stages.denoise.denoiser import Denoiser
+from stages.build import torch_dtype
+from stages.codec.base import parameter_bytes
 from stages.denoise.sampler import Sampler
 from stages.denoise.schedule import schedule_of
 from stages.post import Upscale
-
-
-def fast_denoiser(
-    config: Config,
-    device: torch.device,
-    picture: Picture,
-    layers: range | None = None,
-    count: Callable[[int], None] = lambda more: None,
-) -> Denoiser:
-    """A block of the network, loaded, and made as fast as the configuration asks; `count` hears of bytes as they come.
-
-    Raises:
-        UserError: weights cannot be read, or the device cannot.
-    """
-    network = build_network(config.model, device, layers, count=count)
-    denoiser = Denoiser(config.model, network, picture.rows, picture.columns)
-    if config.model.fp8:
-        network.quantise(config.model.fp8)
-    if config.device.compile:
-        compile_network(network)
-    if config.device.graphs != "never":
-        graphs.attach(denoiser, config.device.graphs)
-    return denoiser
-
-
-def fast_decoder(config: Config, device: torch.device) -> tuple[Decoder, int]:
-    """The decoder likewise, and what it keeps for one stream, in bytes."""
-    decoder = build_decoder(config.model, device)
-    held = decoder_bytes(decoder, config.model, Picture.of(config.model, config.stream), device)
-    return (compile_decoder(decoder) if config.device.compile else decoder), held
 
 
 def post_of(config: Config) -> Callable[[Tensor], Tensor] | None:
@@ -124,12 +91,7 @@ def load_parts(
         loading("decoder")
         parts.decoder, parts.decoder_bytes = fast_decoder(config, device)
         parts.weight_bytes += parameter_bytes(parts.decoder)
-    if config.device.compile:
-        loading("what is compiled")
-        for pool in parts.pools.values():
-            warm_block(pool)
-        if parts.decoder:
-            warm_decoder(parts.decoder, model, picture.latent)
+    ready(config, device, parts.pools.values(), parts.decoder, loading)
     if leads and any(stage.name == "post" and stage.worker == index for stage in plan.stages):
         parts.post = post_of(config)
     devices.of(device).synchronize()  # other queues use what was loaded on this one
@@ -150,16 +112,3 @@ def condition(
     return kind(
         config.model, order.config, order.source, encoders, stdin, stop, state, sink=order.sink, prompts=prompts
     )
-
-
-@torch.inference_mode()
-def decoder_bytes(decoder: Decoder, model: ModelConfig, picture: Picture, device: torch.device) -> int:
-    """What a decoder keeps for one stream, in bytes: all of it is pictures, so that one place of them tells."""
-    place = torch.zeros(
-        1, model.network.in_channels, model.chunk_frames, 1, 1, dtype=torch_dtype(model.dtype), device=device
-    )
-    state = decoder.start()
-    # After the second chunk it no longer grows.
-    for _ in range(2):
-        decoder(place, state)
-    return state.nbytes * picture.latent[0] * picture.latent[1]

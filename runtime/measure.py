@@ -121,7 +121,9 @@ def stage_durations(config: Config, chunks: int) -> Durations:
     Raises:
         UserError: a source, a weight file or an output cannot be used.
     """
-    config = replace(config, stream=replace(config.stream, chunks=None, seconds=None, count=1))
+    # Layers are timed one by one, and a graph is one piece.
+    device = replace(config.device, graphs="never")
+    config = replace(config, stream=replace(config.stream, chunks=None, seconds=None, count=1), device=device)
     plan = build(PlanConfig("sequential"), describe(config))
     order = opens(config)[0]
     parts = load_parts(plan, 0, config, [order])

@@ -80,9 +80,9 @@ class Parts:
 
     @property
     def stream_bytes(self) -> int:
-        """What one more stream needs here: banks, states (of two epochs at a change), decoder."""
+        """What one more stream needs here: banks, states, decoder."""
         states = sum(denoiser.states_bytes for denoiser in self.denoisers.values())
-        return self.bank_bytes + 2 * states + self.decoder_bytes
+        return self.bank_bytes + states + self.decoder_bytes
 
     def blocks(self, plan: Plan, worker: int) -> dict[int, Block]:
         """The blocks of a worker that holds these parts."""

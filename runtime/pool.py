@@ -39,7 +39,5 @@ class BankPool:
 
     def give(self, banks: StreamBanks) -> None:
         """Take banks back that nothing reads or writes any more."""
-        for bank in banks.banks.values():
-            if bank is not None:  # an emulated device has none
-                bank.clear()
-        self._free.append(StreamBanks(banks.banks))
+        banks.clear()
+        self._free.append(banks)

@@ -21,11 +21,13 @@ from runtime.board import Board
 from runtime.conditioning import Conditioning, ConditioningState
 from runtime.decoding import Decoding
 from runtime.encoders import Encoders, Picture
-from runtime.loading import fast_decoder, fast_denoiser, post_of
+from runtime.fast import fast_decoder, fast_denoiser, ready
+from runtime.loading import post_of
 from runtime.oracle import Memory, generate
 from runtime.output import Output, Sidecar
 from runtime.outputs import look, open_outputs
 from runtime.pipeline import opens
+from runtime.pool import BankPool
 from runtime.progress import Loading
 from runtime.reasons import Reason
 from runtime.report import Timeline, worker_report
@@ -80,10 +82,11 @@ class SequentialRun:
         total = build(config.plan, describe(config)).block_bytes(0)
         loading(f"layers 0-{config.model.network.layers - 1}", total)
         self.denoiser = fast_denoiser(config, self.device, picture, count=loading.count)
-        self.network = self.denoiser.network
+        self.network, self.pool = self.denoiser.network, BankPool(self.denoiser, range(config.model.levels), 1)
         loading("decoder")
         self.decoder = fast_decoder(config, self.device)[0] if config.sink.needs_frames else None
         self.post = post_of(config)
+        ready(config, self.device, [self.pool], self.decoder, loading)
         held = sum(parameter_bytes(p) for p in (self.network, self.decoder) if p is not None)
         self.weight_bytes = held + encoders.weight_bytes
 
@@ -123,7 +126,7 @@ class Stream:
         self._output.open()
         self._decoding = Decoding.of(run.decoder, model, state) if run.decoder else None
         finished = Finished(run.denoiser.schedule.recache_chunks, with_chunk(self._conditioning.inputs))
-        self._memory = Memory(run.denoiser.open(), finished)
+        self._memory = Memory(run.pool.take(), finished)
         if self._saver:
             self._saver.start()
         if state:
@@ -143,6 +146,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[Timeline]:
         """Yields after every chunk. However it ends, what was written so far is finished and playable."""
+        run = self._run
         with ExitStack() as stack:
             if self._saver:
                 stack.callback(self._saver.close)
@@ -150,6 +154,7 @@ class Stream:
             stack.callback(self._conditioning.close)
             with self._trace:
                 self._open()
+                stack.callback(run.pool.give, self._memory.banks)
                 yield from self._chunks()
 
     def _chunks(self) -> Iterator[Timeline]:

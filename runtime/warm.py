@@ -1,7 +1,9 @@
-"""First passes before the first stream: what is compiled when it is first called is called while a worker loads.
+"""First passes before the first stream: what is compiled when it is first called, or recorded when it is called again,
+is called while a worker loads.
 
-A pass over another number of tokens is compiled anew, and there are two: those of a reference and those of a chunk. A
-decoder's first two latent frames of a stream take other ways than all later ones. What comes out means nothing.
+A pass over another number of tokens is compiled anew: those of a reference, of a chunk, and of the chunks that a new
+prompt runs again. A pass that reads or writes other slots is recorded anew. A decoder's first two latent frames of a
+stream take other ways than all later ones. What comes out means nothing.
 """
 
 from __future__ import annotations
@@ -9,9 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import devices
 from conf.schema import ModelConfig
 from runtime.pool import BankPool
 from stages.codec.base import Decoder
+from stages.denoise.denoiser import StreamBanks
+from stages.denoise.finished import Finished
 from stages.inputs import Axis, Given, Input, inputs_of, on, with_chunk
 
 DECODED = 2
@@ -19,27 +24,58 @@ DECODED = 2
 
 
 def warm_block(pool: BankPool) -> None:
-    """Run a block's passes over one set of its pool's banks, all levels, and give them back.
+    """Run a block's passes over its pool's banks, all levels, and give them back.
+
+    What is compiled serves all banks and slots. What is recorded does not, and is recorded where it comes again: every
+    chunk of other slots runs twice over the first set of banks, and once, which records it, over each other set.
 
     Of processes that share passes none can do so alone: there the first chunk warms them.
     """
-    denoiser, model = pool.denoiser, pool.denoiser.model
+    denoiser, schedule = pool.denoiser, pool.denoiser.schedule
     if pool.parts not in (None, 1):
         return
-    banks = pool.take()
-    inputs = inputs_of(model)
+    records = denoiser.records
+    sets = [pool.take() for _ in range(pool.allocated if records else 1)]
+    drive(pool, sets[0], schedule.distinct if records else range(1 + schedule.recache_chunks), recaches=True)
+    for banks in sets if records else ():
+        drive(pool, banks, schedule.distinct)
+    for banks in sets:
+        pool.give(banks)
+    devices.of(denoiser.network.device).synchronize()
+
+
+def drive(pool: BankPool, banks: StreamBanks, chunks: range, recaches: bool = False) -> None:
+    """Begin a stream of zeros, and run every step and commit of some chunks.
+
+    Args:
+        banks: of the pool.
+        chunks: from the first.
+        recaches: whether new prompts come, too, after every number of chunks that one runs again.
+    """
+    denoiser, schedule, inputs = pool.denoiser, pool.denoiser.schedule, inputs_of(pool.denoiser.model)
     if epoch := on(inputs, Axis.EPOCH):
         denoiser.set_states(banks, {one.name: torch.zeros(one.full()) for one in epoch})
     if sink := on(inputs, Axis.SINK):
         denoiser.prefill(banks, _sink(pool, sink))
-    given = {one.name: torch.zeros(one.full(denoiser.grid)) for one in with_chunk(inputs) if one.source}
-    x = _entering(pool, model.chunk_frames)
-    for step in range(denoiser.sampler.steps):
-        if denoiser.level(step) in banks.banks:
-            denoiser.step(banks, step, 0, x, given)
-    if denoiser.schedule.commits(0):
-        denoiser.commit(banks, 0, x, given)
-    pool.give(banks)
+    types = {True: denoiser.network.dtype, False: torch.float32}
+    given = {
+        one.name: torch.zeros(one.full(denoiser.grid), dtype=types[one.narrow])
+        for one in with_chunk(inputs)
+        if one.source
+    }
+    finished = Finished(schedule.recache_chunks, with_chunk(inputs))
+    x = _entering(pool, denoiser.model.chunk_frames)
+    for chunk in chunks:
+        if recaches and 0 < chunk <= schedule.recache_chunks:
+            again = schedule.recached(chunk)
+            _, past = finished.joined(again)
+            denoiser.recache(banks, chunk, _entering(pool, len(again) * denoiser.model.chunk_frames), past)
+        for step in range(denoiser.sampler.steps):
+            if denoiser.level(step) in banks.banks:
+                denoiser.step(banks, step, chunk, x, given)
+        if schedule.commits(chunk):
+            denoiser.commit(banks, chunk, x, given)
+        finished.add(chunk, None, given)
 
 
 def warm_decoder(decoder: Decoder, model: ModelConfig, latent: tuple[int, int]) -> None:

@@ -10,9 +10,12 @@ first two frames of a stream take other ways than all later ones.
 from __future__ import annotations
 
 import importlib.util
+import logging
+import os
 import shutil
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,42 +23,78 @@ from torch import nn
 from conf.errors import UserError
 from stages.denoise.network import Network
 
+log = logging.getLogger(__name__)
 
-def check(device: torch.device) -> None:
-    """Refuse where there is no compiler.
+
+COMPILERS = {"cpu": ("a C++ compiler on a CPU", ("g++", "clang++", "c++")), "cuda": ("gcc on CUDA", ("gcc", "clang"))}
+"""By kind of device: what builds for it, and names of that; on CUDA what starts Triton's kernels."""
+
+
+def lacks(device: torch.device) -> str | None:
+    """What the compiler needs on a device and does not find; None: it can run."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "the package triton on CUDA"
+    need, names = COMPILERS.get(device.type, ("", ()))
+    return need if need and not any(map(shutil.which, (os.environ.get("CC", ""), *names))) else None
+
+
+def wanted(wish: str, device: torch.device) -> bool:
+    """Whether `device.compile` means that stages are compiled here. `auto`: where products are quick and the arithmetic
+    between them is not, on a GPU that has what the compiler needs.
 
     Raises:
-        UserError: no C++ compiler for a CPU, no Triton for a GPU.
+        UserError: `true`, and something lacks.
     """
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        raise UserError("device.compile=true", "needs the package triton on CUDA", "set device.compile=false")
-    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        raise UserError("device.compile=true", "needs a C++ compiler on a CPU", "set device.compile=false")
+    missing = lacks(device)
+    if wish == "true" and missing:
+        raise UserError("device.compile=true", f"needs {missing}", "set device.compile=auto")
+    return wish == "true" or (wish == "auto" and device.type == "cuda" and not missing)
+
+
+class Region:
+    """A function that is compiled when it is first called.
+
+    Args:
+        plain: the function.
+        must: whether a compiler that fails is an error; otherwise the function stays as it is, which is said once.
+    """
+
+    def __init__(self, plain: Callable, backend: str = "inductor", must: bool = True):
+        self._plain, self._must = plain, must
+        self._run: Callable = torch.compile(plain, dynamic=False, backend=backend)
+
+    def __call__(self, *args: Any) -> Any:
+        if self._must or self._run is self._plain:
+            return self._run(*args)
+        from torch._dynamo.exc import TorchDynamoException  # of the compiler, which takes seconds to import
+
+        try:
+            return self._run(*args)
+        except TorchDynamoException as error:
+            why = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
+            name = getattr(self._plain, "__qualname__", "a region")
+            log.warning("%s is not compiled: %s (device.compile=false compiles nothing)", name, why)
+            self._run = self._plain
+            return self._run(*args)
 
 
 @cache
-def compiled(region: Callable, backend: str = "inductor") -> Callable:
-    """A region, compiled when it is first called; once per process."""
-    return torch.compile(region, dynamic=False, backend=backend)
+def compiled(region: Callable, backend: str = "inductor", must: bool = True) -> Region:
+    """A region of the network, once per process."""
+    return Region(region, backend, must)
 
 
-def compile_network(network: Network, backend: str = "inductor") -> Network:
+def compile_network(network: Network, backend: str = "inductor", must: bool = True) -> Network:
     """Compile what is between attentions; after `Network.quantise`, if that is wanted.
 
-    Raises:
-        UserError: see `check`.
+    Args:
+        must: see `Region`.
     """
-    check(network.device)
-    return network.compile(partial(compiled, backend=backend))
+    return network.compile(partial(compiled, backend=backend, must=must))
 
 
-def compile_decoder(decoder: nn.Module, backend: str = "inductor") -> nn.Module:
-    """Compile a decoder's way of a latent frame, where it has one (`decoder.decoder`, as published).
-
-    Raises:
-        UserError: see `check`.
-    """
+def compile_decoder(decoder: nn.Module, backend: str = "inductor", must: bool = True) -> nn.Module:
+    """Compile a decoder's way of a latent frame, where it has one (`decoder.decoder`, as published)."""
     if isinstance(inner := getattr(decoder, "decoder", None), nn.Module):
-        check(next(decoder.parameters()).device)
-        inner.compile(dynamic=False, backend=backend)
+        inner.forward = Region(inner.forward, backend, must)
     return decoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,11 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+import devices
 from conf.errors import UserError
+from devices import Mark
 from stages.weight_file import WeightFile
 
 IGNORED = re.compile(r"(.*\.)?(freqs(_cis|_cos|_sin)?|token_freqs|inv_freq|_extra_state)")
 """Names of tensors that some savers add and no weight is: tables that are computed here."""
+
+AHEAD = 2
+"""Pieces on their way to a device while the host reads the next one: each of them is held in pinned memory."""
 
 Change = Callable[[str, slice, Tensor], Tensor]
 """change(name, rows, values) -> values: what to make of some rows as they are read."""
@@ -123,13 +129,13 @@ def load(
     """Fill every parameter and buffer of `module` from the keys `prefix + name` of `file`, and read no other key.
 
     Rows go from the mapped file to the module a few megabytes at a time, so that memory holds the module and little
-    else.
+    else. To a device that works by itself they are copied while the next are read.
 
     Args:
         module: on its device and dtype; values are converted.
         file: where from.
         prefix: before every name in the file.
-        change: applied to what is read.
+        change: applied to what is read, on the module's device.
         count: hears of the module's bytes as they come.
 
     Raises:
@@ -147,13 +153,18 @@ def load(
     for name, target in state.items():
         _same_shape(file, prefix + name, target.shape)
     seen: list[tuple[str, Tensor]] = []
+    under_way: deque[Mark | None] = deque()
     for name, target in state.items():
+        device = devices.of(target.device)
         for rows in file.rows(prefix + name):
-            values = file.read(prefix + name, rows)
+            values = device.upload(file.read(prefix + name, rows))
             if change is not None:
                 values = change(prefix + name, rows, values)
             own = target[rows] if target.ndim else target
             seen.append((file.entries[prefix + name].key, extremes(own.copy_(values))))
+            under_way.append(device.mark())
+            if len(under_way) > AHEAD and (mark := under_way.popleft()):
+                mark.wait()
             count(own.nbytes)
     require_finite(file.name, seen)
 

@@ -80,8 +80,8 @@ class ModelConfig:
     """Of weights, banks and latents."""
     fp8: str | None = one_of(FP8, None)
     """8-bit products in the layers, with one scale for each tensor or for each row; null: none."""
-    attention: str = "sdpa"
-    """The back end: torch's own, or one that is registered."""
+    attention: str = "auto"
+    """The back end, torch's own or one that is registered; `auto`: the fastest that the device and `dtype` support."""
 
     context: str = one_of(CONTEXTS, "same_level")
     """Which history the model was trained to read."""

@@ -28,6 +28,7 @@ SINKS = ("video", "latents", "frames", "contact_sheet", "inputs", "timeline")
 SOURCES = ("image", "audio", "actions", "tensors", "inputs")
 """Settings of a source that are files."""
 GRAPHS = ("never", "auto", "always")
+COMPILE = ("auto", "true", "false")
 SEEDS = range(-(1 << 63), 1 << 64)
 LONGEST_PROMPT, LONGEST_PATH, LONGEST_NAME = 100_000, 4096, 128
 """Characters of a prompt and of a path, bytes of a stream's name."""
@@ -272,13 +273,15 @@ class DeviceConfig:
     """What is computed on; `auto`: a GPU where there is one."""
     threads: int = 1
     """Of every process on a CPU; results are exact for equal numbers only."""
-    compile: bool = False
-    """Compile what lies between attentions, and the decoder where it can be: the first chunks wait for it."""
-    graphs: str = one_of(GRAPHS, "never")
-    """Whether a pass that comes round is recorded as a CUDA graph; `auto`: where it can be."""
+    compile: str = one_of(COMPILE, "auto")
+    """Whether what lies between attentions is compiled, and the decoder where it can be, which loading waits for;
+    `auto`: on a GPU that has Triton."""
+    graphs: str = one_of(GRAPHS, "auto")
+    """Whether passes are recorded as CUDA graphs while a worker loads; `auto`: where they can be."""
     emulated: EmulatedConfig = field(default_factory=EmulatedConfig)
 
     def __post_init__(self):
+        self.compile = str(self.compile).lower()  # true and false come as such, or as words
         check_choices(self, "device.")
         positive("device.threads", self.threads, most=128)
 

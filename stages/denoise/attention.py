@@ -114,6 +114,17 @@ BACKENDS = {
 }
 """`sdpa` leaves the choice of the kernel to torch; meta tensors are for counting."""
 
+AUTO = "auto"
+FASTEST = ("flash3", "sdpa")
+"""What `auto` tries, in order. FlashAttention-3 does up to 740 TFLOP/s on an H100, twice FlashAttention-2 (arXiv
+2407.08608), and whoever installed it wants it. Otherwise torch chooses among cuDNN's, FlashAttention-2 and its own by
+device and shape: to name one of them would refuse shapes that it does not take, such as a single query."""
+
+
+def fastest(device: torch.device, dtype: torch.dtype, head_dim: int | None = None) -> str:
+    """The back end that `auto` means here."""
+    return next(name for name in FASTEST if not BACKENDS[name].misses(device, dtype, head_dim))
+
 
 def usable(device: torch.device | str, dtype: torch.dtype, head_dim: int | None = None) -> list[str]:
     """Names of the back ends that can run here."""
@@ -125,6 +136,7 @@ def backend(name: str, device: torch.device | str, dtype: torch.dtype, head_dim:
     """The back end `name`, if it can run here.
 
     Args:
+        name: of `BACKENDS`, or `auto`.
         head_dim: channels of a head; None: any that it takes.
 
     Returns:
@@ -133,8 +145,10 @@ def backend(name: str, device: torch.device | str, dtype: torch.dtype, head_dim:
     Raises:
         UserError: no such back end, or it does not support this device, dtype or head, or is not installed.
     """
+    if name == AUTO:
+        name = fastest(torch.device(device), dtype, head_dim)
     if name not in BACKENDS:
-        raise UserError(f"model.attention={name}", "no such attention back end", nearest(name, BACKENDS))
+        raise UserError(f"model.attention={name}", "no such attention back end", nearest(name, (AUTO, *BACKENDS)))
     if missing := BACKENDS[name].misses(torch.device(device), dtype, head_dim):
         raise UserError(f"model.attention={name}", missing, f"use one of {', '.join(usable(device, dtype, head_dim))}")
     return BACKENDS[name].run

@@ -7,10 +7,10 @@ pass, and when, is decided elsewhere; so is whether a pass is shared with others
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,12 +29,58 @@ PLACES = 8
 """Chunks whose places are kept: passes of several chunks and streams take turns on a worker."""
 
 
+class Kept(Protocol):
+    """What a runner keeps over one set of banks."""
+
+    def clear(self) -> None:
+        """Let go of what belongs to the stream that was in them."""
+
+
 @dataclass
 class StreamBanks:
-    """One stream's history on one worker, and the states of its epoch (`Network.states`)."""
+    """One stream's history on one worker, and the states of its epoch (`Network.states`).
+
+    Attributes:
+        banks: by level.
+        states: in force.
+        kept: what runners keep over these banks, by runner; all views of the set share it.
+    """
 
     banks: dict[int, Bank]
     states: Any = None
+    kept: dict[Any, Kept] = field(default_factory=dict)
+
+    def view(self, level: int, states: Any) -> StreamBanks:
+        """One level of the set, with states of its own."""
+        return StreamBanks({level: self.banks[level]}, states, self.kept)
+
+    def clear(self) -> None:
+        """Forget the stream that was in it; memory, and what was recorded over it, stay."""
+        self.states = None
+        for held in (*self.kept.values(), *self.banks.values()):
+            if held is not None:  # an emulated device has no banks
+                held.clear()
+
+
+class PassKey(NamedTuple):
+    """What passes have in common that are the same work over a set of banks.
+
+    Attributes:
+        level: of the bank.
+        step: which; -1: t = 0.
+        runs: slots written, as in `Place`.
+        visible: slots read.
+    """
+
+    level: int
+    step: int
+    runs: tuple[tuple[int, int, int], ...]
+    visible: int
+
+    def __str__(self) -> str:
+        what = "a pass at t = 0" if self.step < 0 else f"step {self.step}"
+        slots = ", ".join(f"{slot} to {slot + count - 1}" for _, slot, count in self.runs)
+        return f"{what} into slots {slots} of bank {self.level}"
 
 
 Work = Callable[[Any, Given], "Tensor | None"]
@@ -45,18 +91,18 @@ the host."""
 class Runner(Protocol):
     """How such work is started."""
 
-    def __call__(self, bank: Bank, key: Hashable, work: Work, states: Any, entering: Given) -> Tensor | None:
-        """The result of `work(states, entering)`.
+    def __call__(self, banks: StreamBanks, key: PassKey, work: Work, entering: Given) -> Tensor | None:
+        """The result of `work(banks.states, entering)`.
 
         Args:
-            key: on one bank, and with tensors of the same names and shapes, works of one key do the same but for the
-                values of their tensors.
+            key: over one set of banks, and with tensors of the same names and shapes, works of one key do the same but
+                for the values of their tensors.
         """
 
 
-def run(bank: Bank, key: Hashable, work: Work, states: Any, entering: Given) -> Tensor | None:
+def run(banks: StreamBanks, key: PassKey, work: Work, entering: Given) -> Tensor | None:
     """At once."""
-    return work(states, entering)
+    return work(banks.states, entering)
 
 
 @dataclass(frozen=True)
@@ -121,8 +167,14 @@ class Denoiser:
 
     @property
     def states_bytes(self) -> int:
-        """What holds for an epoch, of all layers held here."""
-        return len(self.network.layers) * self.model.network.states_values() * self.network.dtype.itemsize
+        """States of one stream, of all layers held here: of two epochs at a change, and the copy that graphs read."""
+        epoch = len(self.network.layers) * self.model.network.states_values() * self.network.dtype.itemsize
+        return (2 + self.records) * epoch
+
+    @property
+    def records(self) -> bool:
+        """Whether passes are recorded."""
+        return self.runner is not run
 
     def open(self, levels: Iterable[int] | None = None, parts: int | None = None) -> StreamBanks:
         """Empty banks for a new stream.
@@ -189,8 +241,7 @@ class Denoiser:
         self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: Given, distance: int = 0
     ) -> Tensor | None:
         """One denoising forward of `chunk`: latents (or hidden states) in, velocity (or hidden states) out."""
-        bank = stream.banks[self.level(step)]
-        return self._forward(bank, stream, step, self.schedule.frames(chunk), x, given, distance)
+        return self._forward(self.level(step), stream, step, self.schedule.frames(chunk), x, given, distance)
 
     @torch.inference_mode()
     def commit(self, stream: StreamBanks, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor | None:
@@ -200,7 +251,7 @@ class Denoiser:
         is: that is the prefill of that version, and it is the same in every bank.
         """
         bank, others = self._first_and_others(stream)
-        out = self._forward(bank, stream, -1, self.schedule.frames(chunk), x, given, distance)
+        out = self._forward(next(iter(stream.banks)), stream, -1, self.schedule.frames(chunk), x, given, distance)
         for other in others:
             other.copy_sink(bank)
         return out
@@ -215,10 +266,9 @@ class Denoiser:
             x, given: clean latents (or hidden states) and what was given for those chunks, joined.
             distance: of the attention sink from the latest of them.
         """
-        bank, _ = self._first_and_others(stream)
         chunks = self.schedule.recached(chunk)
         frames = range(self.schedule.frames(chunks.start).start, self.schedule.frames(chunk).start)
-        return self._forward(bank, stream, -1, frames, x, given, distance)
+        return self._forward(next(iter(stream.banks)), stream, -1, frames, x, given, distance)
 
     def _first_and_others(self, stream: StreamBanks) -> tuple[Bank, list[Bank]]:
         first, *others = stream.banks.values()
@@ -259,8 +309,9 @@ class Denoiser:
             bank.adapters[adapter.name].place(self._table(adapter), wanted[layout.reference :])
 
     def _forward(
-        self, bank: Bank, stream: StreamBanks, time: int, frames: range, x: Tensor, given: Given, distance: int
+        self, level: int, stream: StreamBanks, time: int, frames: range, x: Tensor, given: Given, distance: int
     ) -> Tensor | None:
+        bank = stream.banks[level]
         self._place_sink(bank, frames.stop - self.model.chunk_frames, distance)
         place, network = self._where(frames), self.network
         upload = devices.of(network.device).upload
@@ -278,7 +329,7 @@ class Denoiser:
         # Frames of the attention sink come once, and where they are placed is noted on the host; a shared pass waits
         # for the others.
         runner = run if frames.start < self.model.sink_frames or self.share.parts > 1 else self.runner
-        return runner(bank, (time, *place.runs, place.visible), work, stream.states, entering)
+        return runner(stream, PassKey(level, time, tuple(place.runs), place.visible), work, entering)
 
     def _shared(self, x: Tensor, drive: Any, attend: BankPass, frames: int) -> Tensor | None:
         """The layers over `x`, as much of it as is computed here; None where the result is gathered elsewhere."""

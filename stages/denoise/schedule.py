@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import NamedTuple
 
 from conf import families
@@ -50,6 +51,13 @@ class Schedule:
     def renewed(self) -> Version | None:
         """The version whose reference is a generated frame; None: there is none."""
         return next((v for v in self.versions if v.kind == "prefill" and v.source >= 0), None)
+
+    @property
+    def distinct(self) -> range:
+        """The first chunks, such that every later one writes and reads the slots of one of them: the ring fills, and
+        turns once."""
+        full = ceil((self.sink_frames + self.ring_frames) / self.chunk_frames) - 1
+        return range(full + self.ring_frames // self.chunk_frames)
 
     def frames(self, chunk: int) -> range:
         """Generated frames of a step or a commit of `chunk`."""

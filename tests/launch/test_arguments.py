@@ -118,7 +118,7 @@ def test_a_complaint_names_the_argument_that_is_wrong(argument, line):
     [
         (["stream.chunks=2", "stream.chunks=1e3"], "stream.chunks=1e3: must be a whole number of chunks"),
         (["stream.seconds=soon"], "stream.seconds=soon: must be a number of seconds or null; for example"),
-        (["device.compile=perhaps"], "device.compile=perhaps: must be true or false"),
+        (["plan.force=perhaps"], "plan.force=perhaps: must be true or false"),
         (
             ["device.emulated.post_s=1" + "0" * 400],
             "must be a number of seconds; for example device.emulated.post_s=0.0",

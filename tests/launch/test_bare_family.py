@@ -14,7 +14,7 @@ from stages.build import build_network
 from stages.denoise.denoiser import Denoiser
 from stages.denoise.graphs import Graphs
 from stages.inputs import Axis, Input, inputs_of
-from tests.stages.denoise.test_graphs import Replays
+from tests.stages.denoise.tape import Replays
 
 FILES = {
     "__init__.py": "",

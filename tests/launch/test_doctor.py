@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from torch.distributed import TCPStore
 
+import devices
 from benchmarks import namespaces
 from launch import checks, doctor, meeting
 from launch.checks import PACKAGES, Finding, merged
@@ -197,7 +198,7 @@ def test_networks_are_those_that_libraries_take(monkeypatch):
 
 
 def test_a_gpu_that_is_not_used_is_found(monkeypatch, tmp_path):
-    monkeypatch.setattr(checks, "idle_gpu", lambda: ("there is a GPU (/dev/nvidia0), and torch ...", "install one"))
+    monkeypatch.setattr(devices, "idle_gpu", lambda: ("there is a GPU (/dev/nvidia0), and torch ...", "install one"))
     config = config_of("model=nano", f"output_dir={tmp_path}")
     found = {f.what: f for f in checks.local(config, decodes=False)}
     assert found["device"].remedy == "install one" and "there is a GPU (/dev/nvidia0)" in found["device"].value

@@ -78,4 +78,42 @@ def test_a_compiled_decoder_is_the_same(counters):
 def test_no_compiler_is_said_at_once(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"device.compile=true: needs a C\+\+ compiler"):
-        compiled.check(torch.device("cpu"))
+        compiled.wanted("true", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("wish", ["auto", "true", "false"])
+@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize("gcc", [False, True])
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_auto_compiles_on_a_gpu_that_has_what_it_needs(monkeypatch, wish, triton, gcc, kind):
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/x" if gcc and name else None)
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: triton or None)
+    can = gcc and (triton or kind == "cpu")
+    if wish == "true" and not can:
+        with pytest.raises(UserError, match=r"device.compile=true: needs .*; set device.compile=auto"):
+            compiled.wanted(wish, torch.device(kind))
+    else:
+        expected = {"auto": can and kind == "cuda", "true": True, "false": False}[wish]
+        assert compiled.wanted(wish, torch.device(kind)) == expected
+
+
+def broken(graph, inputs):
+    """A compiler that fails."""
+    raise RuntimeError("no such target\nand much more")
+
+
+def test_where_the_compiler_fails_a_stream_goes_on_as_it_is(caplog):
+    plain, ours = build(model_of()), build(model_of())
+    compiled.compile_network(ours.network, backend=broken, must=False)
+    for found, exact in zip(stream(ours, 2), stream(plain, 2), strict=True):
+        assert torch.equal(found, exact)
+    said = [record.getMessage() for record in caplog.records if record.name == compiled.__name__]
+    assert len(said) == 3  # a region each, not each layer and pass
+    assert all("\n" not in line and "is not compiled: " in line and "no such target" in line for line in said)
+
+
+def test_a_compiler_that_must_work_is_not_excused():
+    denoiser = build(model_of())
+    compiled.compile_network(denoiser.network, backend=broken)
+    with pytest.raises(RuntimeError, match="no such target"):
+        stream(denoiser, 1)

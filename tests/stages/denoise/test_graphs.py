@@ -1,98 +1,120 @@
 """A runner that records: with a recorder that replays the same work over the same buffers, streams do not change.
 
-All but the recording itself is what runs on CUDA: which passes are recorded, what is copied in, what is kept.
+All but the recording itself is what runs on CUDA: which passes are recorded, what is copied in, what is kept. Whole
+runs, of every family and rule, are in tests/runtime/test_recorded_runs.py.
 """
 
 import gc
+import logging
+import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from conf.errors import UserError
-from stages.denoise.denoiser import Denoiser
+from stages.denoise.denoiser import Denoiser, PassKey, StreamBanks
 from stages.denoise.graphs import Graphs, attach
+from tests.stages.denoise.tape import Replays
 from tests.stages.denoise.test_s2v import TEXT, build, latents, model_of, normal
 
-aten = torch.ops.aten
-WAITS = (aten.item.default, aten.is_nonzero.default, aten._local_scalar_dense.default)
-"""Operations that give the host a number."""
+KEY = PassKey(0, 2, ((0, 4, 3),), 13)
 
 
-class Tape(TorchDispatchMode):
-    """The operations of some work, with the tensors and numbers they were given. Playing it runs no Python of the
-    work again: it reads and writes the same memory, as a CUDA graph does, and every number of the host stays what it
-    was when it was recorded."""
-
-    def __init__(self):
-        super().__init__()
-        self.operations = []
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        if operation in WAITS:
-            raise RuntimeError("a graph cannot wait for the device")
-        made = operation(*args, **(kwargs or {}))
-        self.operations.append((operation, args, kwargs or {}, made))
-        return made
-
-    def play(self):
-        for operation, args, kwargs, recorded in self.operations:
-            made = operation(*args, **kwargs)
-            for new, place in zip(tree_leaves(made), tree_leaves(recorded), strict=True):
-                if isinstance(new, torch.Tensor) and new.data_ptr() != place.data_ptr():
-                    place.copy_(new)
-
-
-class Replays:
-    """Records like a CUDA graph: the work's Python runs once, its operations run again on the tensors it was given."""
-
-    def __init__(self):
-        self.recorded = self.replayed = 0
-
-    def __call__(self, work):
-        self.recorded += 1
-        with Tape() as tape:
-            out = work()
-
-        def replay():
-            self.replayed += 1
-            tape.play()
-            return out
-
-        return replay
-
-
-def run(graphs, bank, work, x):
+def run(graphs, banks, work, x, key=KEY):
     with torch.inference_mode():
-        return graphs(bank, "key", work, {}, {"x": x})
+        return graphs(banks, key, work, {"x": x})
 
 
 def test_the_recorder_shows_what_is_baked_in():
     """Numbers of the host are; tensors that enter, and memory that the work reads in place, are not."""
-    host, memory, bank = [1.0], torch.zeros(3), build(model_of()).open([0]).banks[0]
+    host, memory, banks = [1.0], torch.zeros(3), StreamBanks({})
     graphs = Graphs(Replays())
 
-    def work(text, entering):
+    def work(states, entering):
         return entering["x"] * 2 + memory + host[0]
 
     for i in range(4):
         memory.fill_(10.0 * i)
         host[0] = float(i)
-        out = run(graphs, bank, work, torch.full((3,), float(i)))
-        baked = max(i, 1) if i < 2 else 1  # the first runs as it is, the second is recorded
-        assert torch.equal(out, torch.full((3,), 2.0 * i + 10.0 * i + (baked if i else 0)))
+        out = run(graphs, banks, work, torch.full((3,), float(i)))
+        # The first runs as it is; the second is recorded, with the number that held then.
+        assert torch.equal(out, torch.full((3,), 2.0 * i + 10.0 * i + min(i, 1)))
 
 
-def test_the_recorder_refuses_to_wait():
-    graphs, bank = Graphs(Replays()), build(model_of()).open([0]).banks[0]
+def test_a_chunk_number_that_the_work_reads_is_caught(monkeypatch):
+    """A planted fault: latents of a stream whose passes ask the host which chunk it is are other ones when recorded."""
+    enter = type(build(model_of()).network).enter
 
-    def work(text, entering):
-        return entering["x"] * entering["x"].sum().item()
+    def faulty(network, x, given):
+        return enter(network, x, given) + 0.001 * network.chunk
 
-    run(graphs, bank, work, torch.ones(3))
-    with pytest.raises(RuntimeError, match="cannot wait"):
-        run(graphs, bank, work, torch.ones(3))
+    monkeypatch.setattr(type(build(model_of()).network), "enter", faulty)
+    plain, recorded = build(model_of()), build(model_of())
+    recorded.runner = Graphs(Replays())
+    for denoiser in (plain, recorded):
+        step = denoiser.step
+
+        def told(banks, number, chunk, *args, denoiser=denoiser, step=step):
+            denoiser.network.chunk = chunk
+            return step(banks, number, chunk, *args)
+
+        denoiser.step = told
+        denoiser.network.chunk = 0
+    pairs = zip(stream(recorded, 13), stream(plain, 13), strict=True)
+    # Chunk 11 is the first that runs what was recorded of another chunk, of chunk 7.
+    assert [torch.equal(ours, exact) for ours, exact in pairs] == [True] * 11 + [False] * 2
+
+
+def test_nothing_of_a_recording_is_taken_for_a_result():
+    """A recording computes nothing: the recorder spoils what the work made, and yet the first result is right."""
+    graphs, banks = Graphs(Replays()), StreamBanks({})
+    for _ in range(2):
+        assert torch.equal(
+            run(graphs, banks, lambda _, entering: entering["x"] + 1, torch.ones(3)), torch.full((3,), 2.0)
+        )
+
+
+def wait(states, entering):
+    """Work that no graph can hold."""
+    return entering["x"] * entering["x"].sum().item()
+
+
+def test_a_pass_that_cannot_be_recorded_runs_as_it_is_and_says_so_once(caplog):
+    recorder = Replays()
+    graphs, banks = Graphs(recorder), [StreamBanks({}), StreamBanks({})]
+    with caplog.at_level(logging.WARNING):
+        outs = [run(graphs, banks[i % 2], wait, torch.full((3,), float(i))) for i in range(6)]
+        other = [
+            run(graphs, banks[0], lambda _, entering, i=i: entering["x"] + i, torch.ones(3), KEY._replace(step=3))
+            for i in range(3)
+        ]
+    assert [out[0].item() for out in outs] == [3.0 * i * i for i in range(6)]
+    assert [out[0].item() for out in other] == [1.0, 2.0, 3.0]  # nothing else is recorded either
+    assert recorder.recorded == 1 and graphs.recorded == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 2 into slots 4 to 6 of bank 0 cannot be recorded as a CUDA graph (a graph cannot wait for the device); "
+        "passes run without from now on"
+    ]
+
+
+def test_graphs_that_are_a_must_are_an_error_where_they_cannot_be():
+    graphs, banks = Graphs(Replays(), must=True), StreamBanks({})
+    run(graphs, banks, wait, torch.ones(3))
+    with pytest.raises(
+        UserError, match=r"device.graphs=always: step 2 into slots 4 to 6 of bank 0 cannot be recorded: a "
+    ):
+        run(graphs, banks, wait, torch.ones(3))
+
+
+def test_what_was_recorded_before_a_failure_is_still_used():
+    recorder = Replays()
+    graphs, banks = Graphs(recorder), StreamBanks({})
+    for _ in range(2):
+        run(graphs, banks, lambda _, entering: entering["x"] + 1, torch.ones(3))
+        run(graphs, banks, wait, torch.ones(3), KEY._replace(step=3))
+    before = recorder.replayed
+    run(graphs, banks, lambda _, entering: entering["x"] + 1, torch.ones(3))
+    assert recorder.replayed == before + 1
 
 
 def stream(denoiser: Denoiser, chunks: int, levels=(0,), width: int = 48) -> list[torch.Tensor]:
@@ -133,30 +155,89 @@ def test_results_are_not_overwritten():
 def test_what_a_graph_reads_stays_where_it_is():
     denoiser = build(model_of())
     denoiser.runner = Graphs(Replays())
-    banks = denoiser.open([0])
+    banks = denoiser.open([0, 1])
     denoiser.set_states(banks, {"text": TEXT})
     denoiser.prefill(banks, {"reference": latents(1, 1), "motion": latents(1 + 50, 19)})
     places = set()
     for i in range(12):
         denoiser.set_states(banks, {"text": normal(i, 1, 6, 16)})
-        denoiser.step(banks, 0, i, latents(i, 3), {"audio": normal(i, 1, 3, 6, 48)})
+        for step in range(2):
+            denoiser.step(banks, step, i, latents(i, 3), {"audio": normal(i, 1, 3, 6, 48)})
         if i >= 7:
-            (held,) = denoiser.runner.held.values()
-            (kept,) = held.entering.values()
-            (states,) = held.states.values()
+            (held,) = banks.kept.values()
+            (states,) = held.states.values()  # one for both levels
+            (entering,) = denoiser.runner._entering.values()
+            (leaving,) = denoiser.runner._leaving.values()
             text = [t for pair in states.values() for t in pair]
-            places.add(tuple(t.data_ptr() for t in [*kept.values(), *text]))
+            places.add(tuple(t.data_ptr() for t in [*entering.values(), leaving, *text]))
             assert all(torch.equal(a, b) for p, q in zip(states.values(), banks.states.values(), strict=True)
                        for a, b in zip(p, q, strict=True))  # fmt: skip
     assert len(places) == 1
 
 
-def test_graphs_go_with_their_stream():
+def test_levels_of_one_set_may_be_at_different_epochs():
+    """Around a change of prompt a level is at the new one while another is at the old one, by turns."""
+    texts, outs = [normal(3, 1, 6, 16), normal(4, 1, 6, 16)], []
+    for records in (False, True):
+        denoiser = build(model_of())
+        denoiser.runner = Graphs(Replays()) if records else denoiser.runner
+        banks = denoiser.open([0, 2])
+        states = [denoiser.network.states({"text": text}) for text in texts]
+        denoiser.set_states(banks, {"text": texts[0]})
+        denoiser.prefill(banks, {"reference": latents(1, 1), "motion": latents(1 + 50, 19)})
+        outs.append(
+            [
+                denoiser.step(
+                    banks.view(level, states[(i + level // 2) % 2]),
+                    level,
+                    i,
+                    latents(i, 3),
+                    {"audio": normal(i, 1, 3, 6, 48)},
+                )
+                for i in range(13)
+                for level in (0, 2)
+            ]
+        )
+    assert all(torch.equal(*pair) for pair in zip(*outs, strict=True))
+
+
+def test_banks_that_are_free_hold_no_states_of_a_stream():
+    denoiser = build(model_of())
+    denoiser.runner = Graphs(Replays())
+    banks = denoiser.open([0])
+    denoiser.set_states(banks, {"text": TEXT})
+    first = next(iter(banks.states.values()))[0]
+    held = weakref.ref(first)
+    for i in range(9):
+        denoiser.step(banks, 0, i, latents(i, 3), {"audio": normal(i, 1, 3, 6, 48)})
+    del first
+    banks.clear()
+    gc.collect()
+    assert held() is None
+
+
+def test_a_set_that_comes_later_is_recorded_at_once_since_shapes_are_warm():
+    denoiser, recorder = build(model_of()), Replays()
+    denoiser.runner = Graphs(recorder)
+    stream(denoiser, 14)
+    assert recorder.recorded == 4
+    stream(denoiser, 14)
+    assert recorder.recorded == 4 + 7
+    assert denoiser.runner.recorded == recorder.recorded
+
+
+def test_graphs_go_with_their_banks():
     denoiser = build(model_of())
     denoiser.runner = Graphs(lambda work: lambda: None)  # holds nothing of the work, as a CUDA graph does not
-    stream(denoiser, 9)
+    banks = denoiser.open([0])
+    denoiser.set_states(banks, {"text": TEXT})
+    for i in range(9):
+        denoiser.step(banks, 0, i, latents(i, 3), {"audio": normal(i, 1, 3, 6, 48)})
+    (held,) = banks.kept.values()
+    gone = weakref.ref(held)
+    del held, banks
     gc.collect()
-    assert not denoiser.runner.held
+    assert gone() is None
 
 
 def test_graphs_need_cuda():
