@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from launch import stream
-from stages.sources.audio import AudioFile
+from stages.sources.audio_file import AudioFile
 
 ROOT = Path(__file__).parents[2]
 
