@@ -18,6 +18,8 @@ from benchmarks.gpu.parent import ROOM_S, Parent, command
 from benchmarks.record import RESULTS, record
 
 SECONDS = {"correct": 150.0, "speed": 300.0}
+INNER = ("row", "at", "limit_s")
+"""Keys of a row that are for the processes."""
 
 
 class Cut(Exception):  # noqa: N818  what was asked for
@@ -41,14 +43,12 @@ def kept(half: str, log: Log, argv: list[str], folder: Path) -> Path:
     """Write the results as every measurement's, under the name of the device."""
     machine = log.head().get("machine", {})
     theme = f"gpu-{half}-{machine.get('device', 'unknown').lower().replace(' ', '_')}"
-    rows = {
-        name: {k: v for k, v in row.items() if k not in ("row", "at", "limit_s")} for name, row in log.rows().items()
-    }
+    rows = {name: {k: v for k, v in row.items() if k not in INNER} for name, row in log.rows().items()}
     return record(theme, " ".join(["python -m benchmarks.gpu", *argv]), machine, rows, folder)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one half; returns 1 if a row missed its bar or failed."""
+    """Run one half; returns 1 if a row missed its bar or failed, 2 if none was tried."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="What a GPU does, in minutes.")
     parser.add_argument("half", choices=SECONDS)
@@ -73,12 +73,14 @@ def main(argv: list[str] | None = None) -> int:
         parent.run()
     except Cut:
         print("cut short", flush=True)
+    if not log.rows():
+        print(parent.last(), file=sys.stderr)
+        return 2
     print(f"\n{table(log)}")
     path = kept(a.half, log, argv, folder if a.out or a.small else RESULTS)
     shutil.rmtree(folder / "wheels", ignore_errors=True)
     print(f"\n{time.time() - begun:.0f} s; {path}, {folder}", flush=True)
-    rows = log.rows().values()
-    return 0 if rows and not any(row["state"] in BAD for row in rows) else 1
+    return int(any(row["state"] in BAD for row in log.rows().values()))
 
 
 if __name__ == "__main__":

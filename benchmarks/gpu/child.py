@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 
-import torch
-
+import devices
 from benchmarks.gpu.log import Log
 from benchmarks.gpu.rows import Bench, run
+from conf.errors import UserError
 
 
 def main() -> None:
@@ -20,7 +21,10 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     a = parser.parse_args()
     log = Log(Path(a.folder) / "rows.jsonl")
-    device = torch.device("cuda", 0) if a.device == "cuda" else torch.device(a.device)
+    try:
+        device = devices.choose(a.device, 0)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     bench = Bench(device, a.small, Path(a.folder), log)
     rows = importlib.import_module(f"benchmarks.gpu.{a.half}").ROWS
     if not log.head():

@@ -27,8 +27,8 @@ def coded(kind: str, half: str, dtype: str, device: torch.device, small: bool, c
     width = ["codec.width=8"] if small and kind == "wan" else []
     model = models.model("wan21_t2v_1_3b", [f"codec.kind={kind}", f"dtype={dtype}", *width])
     codec = HALVES[half](model, device)
-    if compiled:
-        compile_decoder(codec, "eager" if small else "inductor")
+    if compiled and not small:
+        compile_decoder(codec)
     height, across = (2, 3) if small else SIZE
     g, state, found = torch.Generator().manual_seed(0), codec.start(), []
     for chunk in range(CHUNKS):
@@ -51,11 +51,12 @@ def compiles(bench: Bench) -> dict[str, Any]:
     """The large decoder, compiled, against itself without."""
     expected, found = (coded("wan", "decoder", "bfloat16", bench.device, bench.small, c) for c in (False, True))
     far = distance(found, expected)
-    return bar(f"{far:.1e}", f"<= {TOLERANCE['bfloat16']:.0e}", far <= TOLERANCE["bfloat16"])
+    how = ", not compiled: a rehearsal" if bench.small else ""
+    return bar(f"{far:.1e}{how}", f"<= {TOLERANCE['bfloat16']:.0e}", far <= TOLERANCE["bfloat16"])
 
 
 ROWS = [
-    Row(f"codec {kind} {half} {dtype}", 6, partial(check, kind, half, dtype))
+    Row(f"codec {kind} {half} {dtype}", 4, partial(check, kind, half, dtype))
     for kind, half in (("wan", "decoder"), ("taehv", "decoder"), ("wan", "encoder"), ("small", "decoder"))
     for dtype in ("bfloat16", "float32")
 ]

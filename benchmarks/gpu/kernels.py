@@ -10,9 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import devices
 from benchmarks.gpu.rows import Bench, Row
-from benchmarks.gpu.stages import AVATAR, subject
+from benchmarks.gpu.stages import AVATAR, decoded, subject
 from benchmarks.stage import Stage, decode_work
-from conf.schema import CodecConfig
 
 TIMES, MOST, NAMED = 3, 20, 3
 """Runs that are watched, kernels in the file, and kernels in the row."""
@@ -50,8 +49,7 @@ def slowest(bench: Bench) -> dict[str, Any]:
 
 def decode(kind: str, bench: Bench) -> dict[str, Any]:
     """A chunk of the avatar's latents through a decoder."""
-    codec = CodecConfig(kind, width=2) if bench.small else CodecConfig(kind)
-    return table(f"decode-{kind}", decode_work(codec, subject(AVATAR, bench), bench.device), bench)
+    return table(f"decode-{kind}", decode_work(*decoded(kind, bench), bench.device), bench)
 
 
 ROWS = [Row("kernels of the slowest step", 25, slowest), Row("kernels of decode wan", 8, partial(decode, "wan"))]

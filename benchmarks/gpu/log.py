@@ -10,7 +10,8 @@ from typing import Any
 BEGUN, OK, MISS, MEASURED, ABSENT, ERROR, LATE = "begun", "ok", "MISS", "measured", "absent", "ERROR", "no time"
 """States of a row: within its bar or not, without a bar, not possible here (the value says why), failed, not tried."""
 BAD = (MISS, ERROR, BEGUN)
-WIDTHS = (34, 8, 7)
+WIDTH = 34
+"""Of a name, where others are not known."""
 
 
 class Log:
@@ -45,16 +46,16 @@ class Log:
         return found | {line["row"]: line for line in self.lines() if "row" in line}
 
 
-def shown(row: dict[str, Any]) -> str:
+def shown(row: dict[str, Any], width: int = WIDTH) -> str:
     """A row of the table, on one line."""
     took = f"{row['seconds']:.1f} s" if "seconds" in row else ""
     bar = f"  ({row['bar']})" if row.get("bar") else ""
-    name, state, time = (str(v).ljust(w) for v, w in zip((row["row"], row["state"], took), WIDTHS, strict=True))
-    return f"{name} {state} {time} {row.get('value', '')}{bar}".rstrip()
+    return f"{row['row']:{width}} {row['state']:8} {took:>7}  {row.get('value', '')}{bar}".rstrip()
 
 
 def table(log: Log) -> str:
     """All rows, under what is known of the machine."""
     head = log.head()
     title = ", ".join(f"{key} {value}" for key, value in head.get("machine", {}).items())
-    return "\n".join([title, *(shown(row) for row in log.rows().values())])
+    rows = log.rows()
+    return "\n".join([title, *(shown(row, max(map(len, rows))) for row in rows.values())])

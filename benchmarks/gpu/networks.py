@@ -42,10 +42,11 @@ NETWORKS: dict[str, tuple[str, ...]] = {
 LARGE = ("live_avatar_14b", "wan21_t2v_1_3b")
 CHUNKS, SMALL_CHUNKS = 13, 6
 """The ring holds four: every slot is seen three times, so a graph is recorded and replayed."""
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "per_tensor": 1e-1, "per_row": 1e-1}
-"""Relative distance from float32: rounding of weights and activations to bfloat16 or to e4m3, through two layers."""
-SAME = 2e-2
-"""Of one network in bfloat16, compiled from not compiled: other roundings of the same numbers."""
+TOLERANCE = {"float32": 2e-3, "bfloat16": 3e-2, "per_tensor": 1e-1, "per_row": 1e-1}
+"""Relative distance from float32: rounding of weights and activations to bfloat16 or to e4m3, through two layers; of
+float32, that of convolutions (of sound) to TF32, which torch allows."""
+SAME = {"float32": 1e-4, "bfloat16": 2e-2}
+"""Of one network, compiled from not compiled: other roundings of the same numbers."""
 PRODUCT, ROUNDED = 1e-2, 6e-2
 """Of an 8-bit product from the same of its dequantised operands, and from the one that is meant."""
 
@@ -151,8 +152,7 @@ def compiles(name: str, dtype: str, kind: str | None, bench: Bench) -> dict[str,
     backend = "eager" if bench.small else "inductor"
     compiled = here(model, bench, *first, lambda denoiser: compile_network(denoiser.network, backend))
     far = distance(compiled, here(model, bench, *first))
-    tolerance = TOLERANCE["float32"] if dtype == "float32" else SAME
-    return bar(f"{far:.1e} by {backend}", f"<= {tolerance:.0e}", far <= tolerance)
+    return bar(f"{far:.1e} by {backend}", f"<= {SAME[dtype]:.0e}", far <= SAME[dtype])
 
 
 def recorded(name: str, bench: Bench) -> dict[str, Any]:
@@ -165,14 +165,14 @@ def recorded(name: str, bench: Bench) -> dict[str, Any]:
 
 
 PLAIN = [
-    Row(f"network {name} {dtype}", 3, partial(plain, name, dtype))
+    Row(f"network {name} {dtype}", 2, partial(plain, name, dtype))
     for dtype in ("bfloat16", "float32")
     for name in NETWORKS
 ]
 KINDS = "per_tensor", "per_row"
 PRODUCTS = [Row(f"fp8 product {kind}", 2, partial(product, kind)) for kind in KINDS]
-EIGHT = [Row(f"fp8 {kind} {name}", 3, partial(eight, name, kind)) for kind in KINDS for name in LARGE]
-GRAPHS = [Row(f"graphs {name}", 3, partial(recorded, name)) for name in NETWORKS]
+EIGHT = [Row(f"fp8 {kind} {name}", 2, partial(eight, name, kind)) for kind in KINDS for name in LARGE]
+GRAPHS = [Row(f"graphs {name}", 2, partial(recorded, name)) for name in NETWORKS]
 COMPILED = [
     Row(f"compile {name} {dtype}{' ' + kind if kind else ''}", 25, partial(compiles, name, dtype, kind))
     for name, dtype, kind in (

@@ -66,16 +66,13 @@ class Parent:
     def _close(self, code: int) -> None:
         """Give a row its line that its process did not end."""
         if row := self._open():
-            took, last = time.time() - row["at"], self._last()
-            how = (
-                f"ended after {took:.0f} s"
-                if code == -signal.SIGKILL
-                else f"its process ended with code {code}: {last}"
-            )
+            took = time.time() - row["at"]
+            ended = f"its process ended with code {code}: {self.last()}"
+            how = f"ended after {took:.0f} s" if code == -signal.SIGKILL else ended
             self.log.add(row=row["row"], state=ERROR, seconds=round(took, 1), value=how)
 
-    def _last(self) -> str:
-        """What was said last."""
+    def last(self) -> str:
+        """What children said last."""
         lines = self.messages.read_text(errors="replace").splitlines()
         return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "it said nothing")
 

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.gpu.plans import LOOP, PLANS, Settings, config, ran
 from benchmarks.gpu.rows import Bench, Row
 
-CHUNKS, SMALL_CHUNKS = 40, 6
+CHUNKS, SMALL_CHUNKS = 40, 3
 
 
 def rate(name: str, settings: Settings, bench: Bench) -> dict[str, Any]:

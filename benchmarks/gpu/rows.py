@@ -21,7 +21,7 @@ from benchmarks.gpu.log import ABSENT, BEGUN, ERROR, LATE, MEASURED, MISS, OK, L
 from benchmarks.stage import Machine
 from conf.errors import UserError
 
-LEAST_LIMIT_S, LIMIT = 20.0, 4.0
+LEAST_LIMIT_S, LIMIT = 25.0, 4.0
 """A row is ended after so long, and after so many times what it was thought to take, whichever is more."""
 POISONED = 3
 """Exit code of a process whose device takes no more work."""
