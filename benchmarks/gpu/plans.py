@@ -113,8 +113,14 @@ def heard(model: ModelConfig) -> dict[str, Tensor]:
     }
 
 
-def config(bench: Bench, name: str, plan: Settings, folder: Path, processes: bool = False, **stream: Any) -> Config:
-    """A run of a few chunks, in a folder of its own."""
+def config(bench: Bench, name: str, plan: Settings, folder: Path, by: str | None = None, **stream: Any) -> Config:
+    """A run of a few chunks.
+
+    Args:
+        folder: of its own.
+        by: what tensors travel by between its processes, as `launcher.transport`; None: workers are threads.
+        stream: what is asked of the stream beside.
+    """
     keys, (before, after) = MODELS[name]
     if bench.small and name.startswith("pocket"):
         keys += TINY
@@ -123,15 +129,14 @@ def config(bench: Bench, name: str, plan: Settings, folder: Path, processes: boo
     given = heard(model)
     if given:
         save_file(given, tensors)
+    length = SMALL_CHUNKS if bench.small else CHUNKS
+    asked = {"chunks": length, "prompt": before, "events": [Event(EVENT, after)]}
     return Config(
         model=model,
         plan=PlanConfig(**plan),
-        launcher=LauncherConfig(threads=str(not processes).lower()),
+        launcher=LauncherConfig(threads=str(by is None).lower(), transport=by or "auto"),
         device=DeviceConfig(kind=bench.device.type),
-        stream=StreamConfig(
-            **{"chunks": SMALL_CHUNKS if bench.small else CHUNKS, "prompt": before, "events": [Event(EVENT, after)]}
-            | stream
-        ),
+        stream=StreamConfig(**asked | stream),
         source=SourceConfig(tensors=str(tensors) if given else None),
         sink=SinkConfig(video=None, trace="none"),
         output_dir=str(folder),
@@ -190,10 +195,10 @@ def again(name: str, bench: Bench) -> dict[str, Any]:
         return equal(streamed(config(bench, name, LOOP, Path(folder))), loop(bench, name))
 
 
-def plan(name: str, settings: Settings, processes: bool, bench: Bench) -> dict[str, Any]:
+def plan(name: str, settings: Settings, by: str | None, bench: Bench) -> dict[str, Any]:
     """A plan against the loop."""
     with tempfile.TemporaryDirectory() as folder:
-        given = config(bench, name, settings, Path(folder), processes)
+        given = config(bench, name, settings, Path(folder), by)
         found = streamed(given)
     return equal(found, loop(bench, name, settings.get("sequence_parallel", 1)))
 
@@ -238,28 +243,29 @@ def resumed(bench: Bench) -> dict[str, Any]:
 def over_cards(settings: Settings, bench: Bench) -> dict[str, Any]:
     """A plan whose processes have a card each, and so NCCL between them."""
     with tempfile.TemporaryDirectory() as folder:
-        given = config(bench, "nano", settings, Path(folder), processes=True)
+        given = config(bench, "nano", settings, Path(folder))
     there, processes = devices.count(), build(given.plan, describe(given)).processes
     needs(there >= processes, f"{processes} processes need as many cards, {there} are visible")
-    return plan("nano", settings, True, bench)
+    return plan("nano", settings, "nccl", bench)
 
 
 def by_processes(name: str, settings: Settings, bench: Bench) -> dict[str, Any]:
-    """A plan whose five processes share the device. A rehearsal has two, once, and threads: processes take seconds."""
-    if bench.small and settings is PLANS["timestep"] and name == "nano":
+    """A plan whose five processes share the device. Starting them takes most of the time: a rehearsal has two, once."""
+    if bench.small:
+        needs(name == "nano" and settings is PLANS["timestep"], "a rehearsal starts processes once")
         settings = PAIR
-    return plan(name, settings, not bench.small or settings is PAIR, bench)
+    return plan(name, settings, "host", bench)
 
 
 ROWS = [
     Row("plan loop nano, twice", 4, partial(again, "nano")),
-    *(Row(f"plan {label} nano, threads", 2, partial(plan, "nano", one, False)) for label, one in PLANS.items()),
-    Row("plan shared nano, threads", 3, partial(plan, "nano", TWO, False)),
+    *(Row(f"plan {label} nano, threads", 2, partial(plan, "nano", one, None)) for label, one in PLANS.items()),
+    Row("plan shared nano, threads", 3, partial(plan, "nano", TWO, None)),
     Row("shared against alone", 3, shared),
     Row("prompt change", 2, partial(changed, "prompt change")),
     Row("recalibration", 2, partial(changed, "recalibration")),
     *(
-        Row(f"plan {label} {name}, threads", 4, partial(plan, name, PLANS[label], False))
+        Row(f"plan {label} {name}, threads", 4, partial(plan, name, PLANS[label], None))
         for name in [*MODELS][1:]
         for label in (PLANS if name == "nano clean" else ("timestep",))
     ),
