@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.gpu.log import BEGUN, ERROR, Log
+from benchmarks.gpu.log import BEGUN, ERROR, LATE, Log
 
 POLL_S = 0.1
 ROOM_S = 3.0
@@ -69,7 +69,8 @@ class Parent:
             took = time.time() - row["at"]
             ended = f"its process ended with code {code}: {self.last()}"
             how = f"ended after {took:.0f} s" if code == -signal.SIGKILL else ended
-            self.log.add(row=row["row"], state=ERROR, seconds=round(took, 1), value=how)
+            state = LATE if time.time() >= self.until else ERROR
+            self.log.add(row=row["row"], state=state, seconds=round(took, 1), value=how)
 
     def last(self) -> str:
         """What children said last."""

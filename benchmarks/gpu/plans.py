@@ -113,12 +113,15 @@ def heard(model: ModelConfig) -> dict[str, Tensor]:
     }
 
 
-def config(bench: Bench, name: str, plan: Settings, folder: Path, by: str | None = None, **stream: Any) -> Config:
+def config(
+    bench: Bench, name: str, plan: Settings, folder: Path, by: str | None = None, graphs: str = "never", **stream: Any
+) -> Config:
     """A run of a few chunks.
 
     Args:
         folder: of its own.
         by: what tensors travel by between its processes, as `launcher.transport`; None: workers are threads.
+        graphs: as `device.graphs`; nothing is compiled, which would take longer than all the rest.
         stream: what is asked of the stream beside.
     """
     keys, (before, after) = MODELS[name]
@@ -135,7 +138,7 @@ def config(bench: Bench, name: str, plan: Settings, folder: Path, by: str | None
         model=model,
         plan=PlanConfig(**plan),
         launcher=LauncherConfig(threads=str(by is None).lower(), transport=by or "auto"),
-        device=DeviceConfig(kind=bench.device.type),
+        device=DeviceConfig(kind=bench.device.type, compile=False, graphs=graphs),
         stream=StreamConfig(**asked | stream),
         source=SourceConfig(tensors=str(tensors) if given else None),
         sink=SinkConfig(video=None, trace="none"),
@@ -195,10 +198,10 @@ def again(name: str, bench: Bench) -> dict[str, Any]:
         return equal(streamed(config(bench, name, LOOP, Path(folder))), loop(bench, name))
 
 
-def plan(name: str, settings: Settings, by: str | None, bench: Bench) -> dict[str, Any]:
+def plan(name: str, settings: Settings, by: str | None, bench: Bench, graphs: str = "never") -> dict[str, Any]:
     """A plan against the loop."""
     with tempfile.TemporaryDirectory() as folder:
-        given = config(bench, name, settings, Path(folder), by)
+        given = config(bench, name, settings, Path(folder), by, graphs)
         found = streamed(given)
     return equal(found, loop(bench, name, settings.get("sequence_parallel", 1)))
 
@@ -260,6 +263,10 @@ def by_processes(name: str, settings: Settings, bench: Bench) -> dict[str, Any]:
 ROWS = [
     Row("plan loop nano, twice", 4, partial(again, "nano")),
     *(Row(f"plan {label} nano, threads", 2, partial(plan, "nano", one, None)) for label, one in PLANS.items()),
+    *(
+        Row(f"plan {label} nano, threads, graphs", 4, partial(plan, "nano", PLANS[label], None, graphs="auto"))
+        for label in ("timestep", "grid")
+    ),
     Row("plan shared nano, threads", 3, partial(plan, "nano", TWO, None)),
     Row("shared against alone", 3, shared),
     Row("prompt change", 2, partial(changed, "prompt change")),

@@ -17,7 +17,7 @@ def rate(name: str, settings: Settings, bench: Bench) -> dict[str, Any]:
     """The rate in steady state."""
     with tempfile.TemporaryDirectory() as folder:
         length = SMALL_CHUNKS if bench.small else CHUNKS
-        given = config(bench, name, settings, Path(folder), chunks=length)
+        given = config(bench, name, settings, Path(folder), graphs="auto", chunks=length)
         _, report = ran(given)
     return {"value": f"{report['fps']:.1f} frames/s, {given.model.fps} are wanted", "fps": report["fps"]}
 

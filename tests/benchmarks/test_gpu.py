@@ -162,6 +162,15 @@ def test_rows_whose_process_dies_or_hangs_cost_no_others(tmp_path):
     assert found["hangs"]["value"].startswith("ended after")
 
 
+def test_a_row_that_the_end_of_the_time_cuts_has_not_failed(tmp_path):
+    log = Log(tmp_path / "rows.jsonl")
+    log.add(rows=["dies", "hangs"], machine={})
+    log.add(row="dies", state=ERROR, value="before")
+    child = [sys.executable, "-c", CHILD.replace('("hangs", 0)', '("hangs", 60)'), str(log.path)]
+    Parent(child, log, tmp_path / "messages.txt", time.time() + 3).run()
+    assert log.rows()["hangs"]["state"] == LATE
+
+
 def test_a_child_that_comes_to_no_row_is_not_started_for_ever(tmp_path):
     log = Log(tmp_path / "rows.jsonl")
     parent = Parent(
