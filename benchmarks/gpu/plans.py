@@ -69,8 +69,8 @@ APART: dict[str, Settings] = {
 }
 """For two cards, and for four."""
 NARROW = (
-    "dtype=float32", "network.dim=48", "network.ffn_dim=96", "network.heads=4", "network.layers=6",
-    "network.freq_dim=32", "network.text_dim=16", "network.text_tokens=8", "network.audio.layers=[0,2,5]",
+    "dtype=float32", "network.dim=48", "network.ffn_dim=96", "network.heads=4", "network.layers=2",
+    "network.freq_dim=32", "network.text_dim=16", "network.text_tokens=8", "network.audio.layers=[0]",
     "network.audio.wav2vec.layers=3", "network.audio.wav2vec.dim=16", "codec.width=2", "height=64", "width=64",
 )  # fmt: skip
 """Every part of the large avatar, at a width of milliseconds."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -30,24 +31,45 @@ sys.meta_path.insert(0, Block())
 """
 
 
-@pytest.fixture
-def bare(tmp_path, monkeypatch):
-    """Processes that are started in the test have none of the packages that a bare GPU machine lacks."""
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "sitecustomize.py").write_text(BLOCKED)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bare"))
-    return tmp_path
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    """Both halves, side by side, on a machine that has none of the packages that a bare GPU machine lacks: by half its
+    exit code, its folder and what it printed."""
+    bare = tmp_path_factory.mktemp("bare")
+    (bare / "sitecustomize.py").write_text(BLOCKED)
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(bare), str(Path.cwd())])}
+    options = ["--device", "cpu", "--small", "--seconds", "300", "--out"]
+    started = {
+        half: subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.gpu", half, *options, str(bare / half)],
+            stdout=subprocess.PIPE, text=True, env=environ,
+        )
+        for half in HALVES
+    }  # fmt: skip
+    said = {half: process.communicate()[0] for half, process in started.items()}
+    return {half: (process.returncode, bare / half, said[half]) for half, process in started.items()}
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_every_row_runs_on_a_bare_machine(half, bare, capsys):
-    assert gpu.main([half, "--device", "cpu", "--small", "--out", str(bare), "--seconds", "300"]) == 0
-    told = json.loads((bare / f"gpu-{half}-cpu.json").read_text())
+def test_every_row_runs_on_a_bare_machine(half, rehearsed):
+    code, folder, said = rehearsed[half]
+    assert code == 0, said
+    told = json.loads((folder / f"gpu-{half}-cpu.json").read_text())
     assert list(told["measured"]) == [row.name for row in HALVES[half]]
     assert {row["state"] for row in told["measured"].values()} <= {OK, MEASURED, ABSENT}
     assert told["configuration"]["torch"] == torch.__version__
-    shown = capsys.readouterr().out
-    assert all(row.name in shown for row in HALVES[half])
+    table = said[said.index("\n\n") :]
+    assert all(f"\n{row.name} " in table for row in HALVES[half])
+
+
+def test_wheels_that_were_carried_along_are_found(tmp_path):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "carried-1.0-py3-none-any.whl", "w") as file:
+        file.writestr("carried/__init__.py", "")
+    (path,) = gpu.unpacked(wheels, tmp_path / "out")
+    assert (Path(path) / "carried" / "__init__.py").exists()
+    assert gpu.unpacked(None, tmp_path / "out") == []
 
 
 def test_rows_have_names_of_their_own_and_times():
