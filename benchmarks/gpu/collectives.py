@@ -14,6 +14,7 @@ import devices
 from benchmarks.gpu.rows import Bench, Row, needs
 from benchmarks.record import bar
 from parallel.exchange import GroupExchange
+from parallel.transport import gloo, nccl
 
 PATIENCE = timedelta(seconds=30)
 HOST = "127.0.0.1"
@@ -23,9 +24,8 @@ VALUES = 1 << 22
 def alone(bench: Bench) -> dict[str, Any]:
     """A communicator of one rank: whether the library is there, whole, and fits the driver; without a card, gloo."""
     device, store = devices.of(bench.device), dist.HashStore()
-    library = dist.ProcessGroupGloo if device.immediate else dist.ProcessGroupNCCL
     begun = time.perf_counter()
-    group = library(store, 0, 1, PATIENCE)
+    group = (gloo if device.immediate else nccl)(store, 0, 1, PATIENCE)
     x = torch.arange(1 << 16, device=bench.device, dtype=torch.int32)
     sent, y = x.clone(), torch.empty_like(x)
     group.alltoall_base(y, x, [], []).wait()
@@ -45,7 +45,7 @@ def _rank(rank: int, size: int, port: int, results: Any) -> None:
     devices.of(device).use()
     store = dist.TCPStore(HOST, port, is_master=False, timeout=PATIENCE)
     begun = time.perf_counter()
-    exchange = GroupExchange(store, 0, rank, size, device, PATIENCE.total_seconds())
+    exchange = GroupExchange(store, 0, rank, size, device, PATIENCE.total_seconds(), "nccl")
     made = time.perf_counter() - begun
     x = torch.arange(size, device=device).view(-1, 1).repeat(1, VALUES) + rank * size
     exchange.all_to_all(x)

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import correct, plans, speed
+from benchmarks.gpu import codecs, correct, networks, order, plans, speed
 from benchmarks.gpu.log import ABSENT, BEGUN, ERROR, LATE, MEASURED, MISS, OK, Log, table
 from benchmarks.gpu.parent import Parent
 from benchmarks.gpu.rows import Absent, Bench, Row, distance, run
 from benchmarks.record import bar
+from tests.double.module import KIND
 
 HALVES = {"correct": correct.ROWS, "speed": speed.ROWS}
 HEAVY = ("av", "PIL", "ray", "hydra", "omegaconf", "yaml", "rich", "transformers", "diffusers", "xformers")
@@ -150,6 +151,16 @@ def test_a_plan_that_fails_is_told_with_the_workers_reason(bench):
     given.source.actions = str(bench.folder / "missing.jsonl")
     with pytest.raises(Exception, match=r"missing\.jsonl"):
         plans.streamed(given)
+
+
+@pytest.mark.parametrize("row", [*order.ROWS, *networks.GRAPHS[-1:], *codecs.ROWS[:1]], ids=lambda row: row.name)
+def test_rows_run_on_a_device_that_is_late(twin, bench, row):
+    """Uploads and times are of a device that works by itself; what is out of order fails the test."""
+    bench.device = torch.device(KIND, 0)
+    if row.name == "device times":
+        assert "not over at once" in row.work(bench)["value"]
+    else:
+        assert row.work(bench)["passed"]
 
 
 # -- the two processes ------------------------------------------------------------------------------------------------
