@@ -192,7 +192,7 @@ def attention_times(model: ModelConfig, machine: Machine, repeats: int) -> dict[
         core = backend(name, machine.device, dtype, channels)
         try:
             took = statistics.median(seconds(lambda core=core: core(q, k, v, None), machine.device, repeats))
-        except RuntimeError as error:  # a kernel that torch was built without
+        except (RuntimeError, ImportError) as error:  # a kernel that torch, or a package for another torch, lacks
             found[name] = {"error": str(error).splitlines()[0]}
             continue
         found[name] = {"ms": round(took * 1e3, 4), "tflop_per_s": round(4 * q.numel() * keys / took / 1e12, 3)}

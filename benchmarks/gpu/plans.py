@@ -36,7 +36,9 @@ from conf.schema import (
 )
 from launch.local import launched
 from parallel.builders import build
+from parallel.plan import Plan
 from runtime.pipeline import results, run_all
+from runtime.run import SequentialRun
 from runtime.running import Start
 from runtime.workload import describe
 from stages.inputs import inputs_of
@@ -168,10 +170,8 @@ def ran(given: Config) -> tuple[Made, dict[str, Any]]:
     watching = threading.Thread(target=read, name="reader", daemon=True)
     watching.start()
     try:
-        start = Start(build(given.plan, describe(given)), given, None, lambda pipeline: run_all(pipeline, given))
-        with launched(start).start() as running:
-            running.wait(PATIENCE_S if given.launcher.threads == "true" else PROCESSES_S)
-            (report,) = results(running.pipeline)
+        plan = build(given.plan, describe(given))
+        report = _alone(given) if plan.processes == 1 else _together(plan, given)
     finally:
         over.set()
         watching.join(PATIENCE_S)
@@ -181,9 +181,26 @@ def ran(given: Config) -> tuple[Made, dict[str, Any]]:
     return Made(report["latents_sha256"], pictures.hexdigest()), report
 
 
+def _alone(given: Config) -> dict[str, Any]:
+    """The report of the sequential loop, which knows no worker."""
+    stream = SequentialRun(given, threading.Event()).stream(0, Path(given.output_dir))
+    for _ in stream:
+        """It goes on as it is asked to."""
+    return stream.report()[0]
+
+
+def _together(plan: Plan, given: Config) -> dict[str, Any]:
+    """That of workers."""
+    start = Start(plan, given, None, lambda pipeline: run_all(pipeline, given))
+    with launched(start).start() as running:
+        running.wait(PATIENCE_S if given.launcher.threads == "true" else PROCESSES_S)
+        (report,) = results(running.pipeline)
+    return report
+
+
 @cache
 def loop(bench: Bench, name: str, degree: int = 1) -> Made:
-    """What all plans are to give: one worker, or one whose passes several threads share."""
+    """What all plans are to give: the sequential loop's, or one worker's whose passes several threads share."""
     with tempfile.TemporaryDirectory() as folder:
         return streamed(config(bench, name, {**LOOP, "sequence_parallel": degree}, Path(folder)))
 
