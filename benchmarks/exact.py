@@ -19,7 +19,8 @@ import numpy as np
 
 from benchmarks.launched import ROOT, run, start
 from benchmarks.record import bar, record
-from stages.sources.audio import RATE, AudioFile
+from stages.sources.audio import RATE
+from stages.sources.audio_file import AudioFile
 
 EVENT, RECALIBRATE = "stream.events=[{chunk: 17, prompt: other}]", "model.recalibrate_chunk=4"
 BASE = ("model=nano", "stream.chunks=40", "sink.video=null", "stream.prompt=hello")

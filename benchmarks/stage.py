@@ -53,6 +53,7 @@ SUITE = (
 )
 SUITE_S = 430.0
 """After so long no other variant is begun."""
+Work = Callable[[], object]
 OWN = "own"
 """The decoder of the model's own codec."""
 
@@ -175,44 +176,50 @@ def fps(model: ModelConfig, step_s: float, decode_s: float) -> float:
     return model.chunk_frames * FRAMES_PER_LATENT / max(period, decode_s)
 
 
+def attention_shape(model: ModelConfig) -> tuple[int, int, int, int]:
+    """Of self-attention over a full ring: queries, keys, heads, channels of a head."""
+    n = model.network
+    tokens = (model.height // PIXELS // n.patch[1]) * (model.width // PIXELS // n.patch[2])
+    return model.chunk_frames * tokens, Layout.of(model, tokens).size, n.heads, n.head_dim
+
+
 def attention_times(model: ModelConfig, machine: Machine, repeats: int) -> dict[str, dict[str, float]]:
     """Self-attention of one layer over a full ring, by every back end that runs here."""
-    n, dtype = model.network, getattr(torch, model.dtype)
-    tokens = (model.height // PIXELS // n.patch[1]) * (model.width // PIXELS // n.patch[2])
-    new, keys = model.chunk_frames * tokens, Layout.of(model, tokens).size
-    q, k, v = (torch.randn(1, m, n.heads, n.head_dim, device=machine.device, dtype=dtype) for m in (new, keys, keys))
+    dtype, (new, keys, heads, channels) = getattr(torch, model.dtype), attention_shape(model)
+    q, k, v = (torch.randn(1, m, heads, channels, device=machine.device, dtype=dtype) for m in (new, keys, keys))
     found = {}
-    for name in usable(machine.device, dtype, n.head_dim):
-        core = backend(name, machine.device, dtype, n.head_dim)
+    for name in usable(machine.device, dtype, channels):
+        core = backend(name, machine.device, dtype, channels)
         try:
             took = statistics.median(seconds(lambda core=core: core(q, k, v, None), machine.device, repeats))
-        except RuntimeError as error:  # a kernel that torch was built without
+        except (RuntimeError, ImportError) as error:  # a kernel that torch, or a package for another torch, lacks
             found[name] = {"error": str(error).splitlines()[0]}
             continue
-        found[name] = {"ms": round(took * 1e3, 4), "tflop_per_s": round(4 * new * keys * n.dim / took / 1e12, 3)}
+        found[name] = {"ms": round(took * 1e3, 4), "tflop_per_s": round(4 * q.numel() * keys / took / 1e12, 3)}
     return found
 
 
-def decode(kind: str, model: ModelConfig, machine: Machine, compiled: bool, repeats: int) -> dict[str, Any]:
-    """One chunk through a decoder, when the stream has begun."""
-    dtype, meta = getattr(torch, model.dtype), torch.device("meta")
+def decode_work(codec: CodecConfig, model: ModelConfig, device: torch.device, compiled: bool = False) -> Work:
+    """One chunk of a model's latents through a codec's decoder, when the stream has begun."""
+    dtype = getattr(torch, model.dtype)
     shape = 1, model.network.in_channels, model.chunk_frames, model.height // PIXELS, model.width // PIXELS
+    decoder = placed(lambda: decoder_of(codec), device, dtype)
+    latents, state = torch.randn(shape, device=device, dtype=dtype), decoder.start()
+    if compiled and device.type != "meta":
+        compile_decoder(decoder)
 
-    def ready(device: torch.device) -> Callable[[], object]:
-        decoder = placed(lambda: decoder_of(CodecConfig(kind)), device, dtype)
-        latents, state = torch.randn(shape, device=device, dtype=dtype), decoder.start()
-        if compiled and device.type != "meta":
-            compile_decoder(decoder)
-        with torch.inference_mode():
-            decoder(latents, state)
+    @torch.inference_mode()
+    def work() -> object:
+        return decoder(latents, state)
 
-        def work() -> object:
-            with torch.inference_mode():
-                return decoder(latents, state)
+    work()
+    return work
 
-        return work
 
-    return machine.judged(seconds(ready(machine.device), machine.device, repeats), count(ready(meta)), dtype)
+def decode(codec: CodecConfig, model: ModelConfig, machine: Machine, compiled: bool, repeats: int) -> dict[str, Any]:
+    """How long that takes."""
+    work, counted = (decode_work(codec, model, d, compiled) for d in (machine.device, torch.device("meta")))
+    return machine.judged(seconds(work, machine.device, repeats), count(counted), getattr(torch, model.dtype))
 
 
 def measure(
@@ -306,7 +313,7 @@ def run(
         # Compiling a decoder takes longest: whatever ends the run early should have the steps.
         for label in (d for d in decoders if ("+" in d) == (part == "decode compiled")):
             kind, compiled = label.partition("+")[0], "+" in label
-            tried("decode", label, lambda k=kind, c=compiled: decode(k, model, machine, c, repeats))
+            tried("decode", label, lambda k=kind, c=compiled: decode(CodecConfig(k), model, machine, c, repeats))
     keep()
     print(f"  matrix rates {found['matrix_tflop_per_s']} TFLOP/s, copy {machine.bytes_per_s / 1e9:.0f} GB/s")
     print(f"  fps under plan timestep: {found['fps']}", flush=True)

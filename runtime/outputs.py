@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,19 @@ from runtime.encoders import Picture
 from runtime.orders import Open
 from runtime.state import Keep, State
 from stages.inputs import inputs_of, made_of
-from stages.sinks.contact_sheet import ContactSheet
-from stages.sinks.frames import FramesSink
-from stages.sinks.join import is_of, join, segment, segments
-from stages.sinks.latents import LatentsSink
 from stages.sinks.latents_hash import LatentsHash
 from stages.sinks.reader import ReaderSink
-from stages.sinks.video import VideoSink, check
 
 log = logging.getLogger(__name__)
 
-FILES = ("video", "latents", "frames", "contact_sheet")
-"""Settings of sinks that are files of results."""
+FILES = {
+    "video": "stages.sinks.video:VideoSink",
+    "latents": "stages.sinks.latents:LatentsSink",
+    "frames": "stages.sinks.frames:FramesSink",
+    "contact_sheet": "stages.sinks.contact_sheet:ContactSheet",
+}
+"""Settings of sinks that are files of results, and where each is: imported when it is wanted, since a machine that
+writes no pictures may lack what they are written with."""
 OWN = (*FILES, "inputs")
 """Settings of sinks that are files of one stream alone."""
 
@@ -67,7 +69,7 @@ def look(config: Config, order: Open) -> None:
         UserError: one could not be.
     """
     if order.sink.video:
-        check(order.sink.video, *size(config, order))
+        resolve_name("stages.sinks.video").check(order.sink.video, *size(config, order))
     for name in FILES:
         if path := getattr(order.sink, name):
             with disk.writing(f"sink.{name}={path}"):
@@ -96,24 +98,25 @@ class Outputs:
         self._joins = False
         """Whether what is written of the video is joined to what there is of it."""
         self.paths = {name: Path(path) for name in FILES if (path := getattr(sink, name))}
-        self._sheet: ContactSheet | None = None
+        self._sheet: Any = None
         self._opened: list = []
         try:
             if sink.contact_sheet:
                 with disk.writing(f"sink.contact_sheet={sink.contact_sheet}"):
                     disk.prepare(sink.contact_sheet)
-                self._sheet = ContactSheet(fps=fps)
+                self._sheet = resolve_name(FILES["contact_sheet"])(fps=fps)
             before = self.hash.hexdigest if state else None
-            self._latents = self._open(LatentsSink, "latents", first=self.first, digest=before)
+            self._latents = self._open("latents", first=self.first, digest=before)
             self._whole = video = self.paths.get("video")
+            joins = resolve_name("stages.sinks.join") if video else None
             if video and state and is_file(video) and state.video == video.absolute():
                 # What is there stays as it is; if it is the stream's own so far, the rest is joined to it in the end.
-                self._joins, self.paths["video"] = is_of(video, mark), segment(video, self.frames)
+                self._joins, self.paths["video"] = joins.is_of(video, mark), joins.segment(video, self.frames)
             elif video:
-                for _, left in segments(video):
+                for _, left in joins.segments(video):
                     disk.remove(left)  # of another video, which is replaced
-            self._video = self._open(VideoSink, "video", fps, height, width, sound, mark)
-            self._frames = self._open(FramesSink, "frames")
+            self._video = self._open("video", fps, height, width, sound, mark)
+            self._frames = self._open("frames")
             if self._frames:
                 self._frames.frames = self.frames
             self._reader = ReaderSink(sink.reader, fps, self.first) if sink.reader else None
@@ -123,10 +126,10 @@ class Outputs:
                 self.close()
             raise
 
-    def _open(self, kind, name: str, *rest, **more):
+    def _open(self, name: str, *rest, **more):
         if name not in self.paths:
             return None
-        self._opened.append(kind(self.paths[name], *rest, **more))
+        self._opened.append(resolve_name(FILES[name])(self.paths[name], *rest, **more))
         return self._opened[-1]
 
     def latents(self, latents: torch.Tensor) -> None:
@@ -179,7 +182,7 @@ class Outputs:
         if self._joins:
             self._joins = False
             try:
-                join(self._whole)
+                resolve_name("stages.sinks.join").join(self._whole)
                 self.paths["video"] = self._whole
             except UserError as error:
                 log.warning("%s", error)

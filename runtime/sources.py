@@ -16,8 +16,7 @@ from runtime.inputs import Inputs, InputsSink, Tap
 from runtime.sound import Sound
 from stages.inputs import Input, inputs_of, made_of
 from stages.sources.actions import ActionFile, LiveActions
-from stages.sources.audio import AudioFile, LivePcm, Silence
-from stages.sources.image import load_image
+from stages.sources.audio import LivePcm, Silence
 from stages.sources.live import live_stream
 from stages.sources.tensors import TensorsFile
 
@@ -93,6 +92,8 @@ def open_sources(
         if taken := made_of(declared, "actions"):
             opened.actions = _actions(taken, source, inputs, stdin, stop)
         if source.image:
+            from stages.sources.image import load_image  # not above: Pillow is needed where there is a picture
+
             opened.image = load_image(source.image, picture.height, picture.width)
         if sink.inputs:
             opened.sink = InputsSink(sink.inputs, first)
@@ -114,14 +115,19 @@ def _sound(
 ) -> Sound:
     if is_stream(source.audio) and heard.ear.whole:
         raise UserError(f"{heard.ear.whole}=true", "live sound has no end to wait for", "set it to false")
+    whole_file = False
     if inputs is not None:
         pcm = inputs.sound or Silence()
     elif is_stream(source.audio):
         name, path = f"source.audio={source.audio}", source.audio
         pcm = LivePcm(live_stream("source.audio", path, stdin), stop, name, owned=path != "-")
+    elif source.audio:
+        from stages.sources.audio_file import AudioFile  # not above: FFmpeg is needed where there is a file
+
+        pcm, whole_file = AudioFile(source.audio, stop), True
     else:
-        pcm = AudioFile(source.audio, stop) if source.audio else Silence()
-    features = encoders.listen(heard, whole_file=isinstance(pcm, AudioFile))
+        pcm = Silence()
+    features = encoders.listen(heard, whole_file)
     return Sound(Tap(pcm) if tap else pcm, fps, features)
 
 

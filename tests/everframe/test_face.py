@@ -15,7 +15,7 @@ from everframe.pipeline import _word
 from launch.cli import CONF
 from runtime.outputs import Outputs
 from stages.sinks.reader import AHEAD
-from stages.sources.audio import AudioFile
+from stages.sources.audio_file import AudioFile
 from tests.helpers import config_of
 
 README = Path(__file__).parents[2] / "README.md"

@@ -17,7 +17,7 @@ from runtime.board import PeerLost
 from runtime.running import Running, Stopped, WorkerFailed
 from runtime.worker import Worker
 from stages.sinks.video import VideoSink
-from stages.sources.audio import AudioFile
+from stages.sources.audio_file import AudioFile
 from tests.helpers import config_of, thorough
 from tests.launch.started import start as start_job
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import devices
 from launch import stream
-from stages.sources.audio import AudioFile
+from stages.sources.audio_file import AudioFile
 
 ROOT = Path(__file__).parents[2]
 

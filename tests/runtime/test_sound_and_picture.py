@@ -10,7 +10,8 @@ from benchmarks.live_avatar import SMALL
 from runtime.encoders import Encoders
 from runtime.sound import Sound
 from stages.inputs import made_of
-from stages.sources.audio import AudioFile, LivePcm
+from stages.sources.audio import LivePcm
+from stages.sources.audio_file import AudioFile
 from tests.helpers import config_of, write_wav
 
 HEARD = {

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from conf.errors import UserError
-from stages.sources.audio import RATE, AudioFile, LivePcm, Silence
+from stages.sources.audio import RATE, LivePcm, Silence
+from stages.sources.audio_file import AudioFile
 from stages.sources.live import LiveBytes
 from tests.stages.sources.blocked import Blocked
 

@@ -1,0 +1,36 @@
+"""The process that works: `python -m benchmarks.gpu.child`, started by its parent alone."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+import devices
+from benchmarks.gpu.log import Log
+from benchmarks.gpu.rows import Bench, run
+from conf.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("half", "device", "folder"):
+        parser.add_argument(name)
+    parser.add_argument("until", type=float)
+    parser.add_argument("--small", action="store_true")
+    a = parser.parse_args()
+    log = Log(Path(a.folder) / "rows.jsonl")
+    try:
+        device = devices.choose(a.device, 0)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    bench = Bench(device, a.small, Path(a.folder), log)
+    rows = importlib.import_module(f"benchmarks.gpu.{a.half}").ROWS
+    if not log.head():
+        log.add(rows=[row.name for row in rows], machine=bench.told)
+    run(rows, bench, a.until)
+
+
+if __name__ == "__main__":
+    main()
