@@ -10,7 +10,7 @@ import shutil
 import socket
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +24,8 @@ from conf import disk
 from conf.errors import UserError
 from conf.paths import is_there
 from conf.schema import Config
+from launch.places import said
+from parallel.plan import Plan
 from stages.sinks.video import VideoSink
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +85,16 @@ def local(config: Config, decodes: bool, device: torch.device | None = None) -> 
     if decodes and config.sink.video:
         checks.append(_encoder)
     return [check() for check in checks]
+
+
+def shared(plan: Plan, cards: Sequence[str]) -> list[Finding]:
+    """Who is to compute where.
+
+    Args:
+        cards: the GPU of every process, by a name of its own; empty: not all have one.
+    """
+    value = said(plan, cards) or f"none for {plan.processes} worker{'s' * (plan.processes > 1)}"
+    return [Finding("GPUs", value, "who computes most has one of its own")]
 
 
 def _device(config: Config, device: torch.device | None) -> Finding:

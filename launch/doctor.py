@@ -23,8 +23,8 @@ from rich.table import Table
 
 from conf.errors import UserError
 from conf.schema import Config
-from launch import planning, torchrun
-from launch.checks import Finding, fingerprint, local, merged
+from launch import planning, running, torchrun
+from launch.checks import Finding, fingerprint, local, merged, shared
 from launch.cli import EXIT_USER_ERROR, run
 from launch.command import Command
 from launch.meeting import Meeting, attend
@@ -39,8 +39,10 @@ COMMAND = Command("doctor", __doc__, schema=Config)
 
 
 def _local(config: Config) -> Found:
-    """All workers are threads of this process."""
-    return {"this process": [*local(config, True), Finding("Everframe", fingerprint(), "the same everywhere")]}
+    """Workers are of this machine: what there is for one is there for all."""
+    config = planning.resolve(config)
+    own = [*local(config, True), Finding("Everframe", fingerprint(), "the same everywhere")]
+    return {"this machine": [*own, *shared(plan := _plan(config), running.cards(plan, config))]}
 
 
 def _torchrun(config: Config) -> Found | None:

@@ -29,7 +29,7 @@ from rich.console import Console
 from conf import disk
 from conf.errors import UserError
 from conf.schema import Config
-from launch import control, planning, running, torchrun
+from launch import control, places, planning, running, torchrun
 from launch.cli import EXIT_USER_ERROR, run, written
 from launch.command import Command
 from launch.console import lasting
@@ -63,7 +63,10 @@ Results = tuple[list[dict[str, Any]], list[dict[str, Any]], Ended | None]
 def _begin(config: Config, resolved: str, console: Console, log: Log, held: ExitStack) -> Path:
     """The output folder, made once everything is loaded, and this run's until `held` is closed."""
     if torchrun.speaks():
-        console.print(chosen(config, build(config.plan, describe(config))), highlight=False, soft_wrap=True)
+        plan = build(config.plan, describe(config))
+        console.print(chosen(config, plan), highlight=False, soft_wrap=True)
+        if plan.processes > 1 and (cards := running.cards(plan, config)):
+            console.print(places.said(plan, cards), highlight=False, soft_wrap=True)
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise, not pictures", style="yellow")
     folder = held.enter_context(claimed(config))
@@ -130,8 +133,11 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
         build(config.plan, describe(config))  # a plan that cannot be is every rank's mistake: the first one tells it
     if config is not given:
         resolved = written(config)
-    if config.device.kind == "auto" and torchrun.speaks() and (idle := devices.idle_gpu()):
-        console.print("device=auto computes on the CPU: {}; {}".format(*idle), style="yellow", soft_wrap=True)
+    if given.device.kind == "auto" and torchrun.speaks():
+        if config.device.kind == "cpu":
+            console.print(f"device=auto computes on the CPU: {places.small(config)}", soft_wrap=True)
+        elif idle := devices.idle_gpu():
+            console.print("device=auto computes on the CPU: {}; {}".format(*idle), style="yellow", soft_wrap=True)
     log = log_of(config)
     alone = config.launcher.name == "local" and config.plan.name == "sequential" and config.plan.sequence_parallel == 1
     alone &= config.device.kind != "emulated" and config.control is None

@@ -105,12 +105,11 @@ class Memory:
         return total + BUFFERS * sum(largest.values()) + self._communicators(worker)
 
     def _communicators(self, worker: int) -> float:
-        """What the library that joins devices keeps: of each pair of workers that send each other more than headers, and
-        of the processes that share passes. Those on one device are joined through the host's memory."""
+        """What the library that joins devices keeps: for every channel with more than headers, and for those who share
+        passes. Processes on one device are joined through the host's memory."""
         groups, device = self.costs.groups, self.costs.cluster.devices[self.costs.groups[worker][0]]
-        pairs = {frozenset((a, b)) for a, b, size in self.costs.traffic if size and groups[a][0] != groups[b][0]}
-        peers = sum(worker in pair for pair in pairs) + len(set(groups[worker])) - 1
-        return device.sheet.peer_bytes * peers
+        apart = {(a, b) for a, b, size in self.costs.traffic if size and groups[a][0] != groups[b][0]}
+        return device.sheet.peer_bytes * (sum(worker in pair for pair in apart) + len(set(groups[worker])) - 1)
 
     def ranges(self, worker: int, block: int) -> np.ndarray:
         """Total bytes of a worker, for any range of layers its block might be."""

@@ -55,8 +55,8 @@ def share(loads: Sequence[float], speeds: Sequence[float]) -> tuple[int, ...]:
     """Which of one machine's devices each process has. Where there are enough: in order, one each.
 
     Else the heaviest goes first, to the device that is free again soonest with it; of equal ones to that with fewest
-    processes, then to that of the process before it, with which it talks most. (Longest processing time first: at most
-    a third longer than the best. R. L. Graham, Bounds on multiprocessing timing anomalies, 1969.)
+    processes, then to that of the process before it, with which it talks most. (Longest processing time first: on equal
+    devices at most a third more than the best. R. L. Graham, Bounds on multiprocessing timing anomalies, 1969.)
 
     Args:
         loads: of the processes, in their order.

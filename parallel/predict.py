@@ -8,7 +8,7 @@ times are of steady running; jitter, prompt changes and the cheaper first chunks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -88,7 +88,7 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
     turn = turnaround(costs)
     bounds = [(max(load), f"worker {load.index(max(load))}")]
     for device, workers in costs.shared.items():
-        bounds.append((costs.device_s(device), f"device {device}, which workers {_listed(workers)} share"))
+        bounds.append((costs.device_s(device), f"device {device}, shared by workers {', '.join(map(str, workers))}"))
     wire = costs.wire()
     bounds += [(seconds, f"link from worker {a} to {b}") for (a, b), seconds in wire.items()]
     bounds.append((turn / chunks, f"a chunk's round trip, {in_flight} in flight"))
@@ -155,10 +155,6 @@ def filling(costs: Costs, share: float | None = None) -> float:
     slowest = max([*own, *(sum(own[worker] for worker in workers) for workers in costs.shared.values())])
     way = sum(own) if plan.returns else turnaround(costs)
     return whole(way / slowest, share) if plan.returns else max(1.0, way / slowest)
-
-
-def _listed(workers: Sequence[int]) -> str:
-    return f"{', '.join(map(str, workers[:-1]))} and {workers[-1]}"
 
 
 def walk(costs: Costs, start: float, ready: Callable[[Cell], float] = lambda cell: 0.0) -> float:

@@ -25,7 +25,7 @@ class DeviceKind:
         memory_bytes: of one device, all of it.
         reserve_bytes: what the driver, libraries and the allocator keep for themselves.
         context_bytes: what the driver keeps for each process beyond the first that shares a device.
-        peer_bytes: what the library that joins devices keeps for each other process that is sent more than headers.
+        peer_bytes: what the library that joins devices keeps for each channel that carries more than headers.
         flops: arithmetic rate that a step sustains, in the model's dtype (not the data sheet's peak). Times of models
             that have no `StageTimes` are derived from it; null: they cannot be.
         launch_s: what launching a layer's kernels takes; in derived times no layer takes less, nor a pass
@@ -198,7 +198,7 @@ class ClusterConfig:
     """A machine or several.
 
     Attributes:
-        name: of the file.
+        name: of the file; `here`, without devices: they are found.
         note: where its numbers come from, printed with the plans.
         file: a cluster file of one's own (what `cluster=FILE.yaml` sets).
         measured: files with times or links that `launch.bench` wrote, preferred to those given here.
@@ -223,3 +223,8 @@ class ClusterConfig:
         self.measured = [found(f) for f in self.measured]
         for group in self.devices:
             choice("cluster.devices[].kind", group.kind, self.kinds)
+
+    @property
+    def named(self) -> bool:
+        """Whether a cluster was asked for, be it the machine at hand."""
+        return bool(self.name or self.file)

@@ -172,7 +172,7 @@ def test_a_device_is_shared_where_more_workers_are_wanted_than_there_are_devices
     named = assess(PlanConfig("timestep"), w, devices, Demand())
     assert named.placement == (0, 1, 2, 3, 3)
     assert named.prediction.period_s == pytest.approx(1.5)
-    assert named.prediction.bound == "device 3, which workers 3 and 4 share"
+    assert named.prediction.bound == "device 3, shared by workers 3, 4"
 
 
 def test_who_shares_a_device_shares_its_memory():
