@@ -28,6 +28,7 @@ from launch.checks import Finding, fingerprint, local, merged, shared
 from launch.cli import EXIT_USER_ERROR, run
 from launch.command import Command
 from launch.meeting import Meeting, attend
+from launch.places import settled, small
 from parallel.builders import build
 from parallel.plan import Plan
 from runtime.workload import describe
@@ -114,6 +115,13 @@ def _plan(config: Config) -> Plan:
 DOCTORS = {"local": _local, "torchrun": _torchrun, "ray": _ray}
 
 
+def _instead(config: Config) -> Found:
+    """What is taken for `device=auto` though there may be a GPU."""
+    if settled(config) is config:
+        return {}
+    return {"this process": [Finding("device", f"cpu: {small(config)}", "a GPU where it is a gain")]}
+
+
 def table(found: Found) -> Table:
     """A line for every finding; what is wrong comes last, where it is seen."""
     lines = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -129,6 +137,7 @@ def job(config: Config, resolved: str) -> None:
     found = DOCTORS[config.launcher.name](config)
     if found is None:
         return
+    found |= _instead(config)
     terminal = sys.stdout.isatty()
     Console(highlight=False, width=None if terminal else 1000).print(table(found))
     if not all(f.ok for findings in found.values() for f in findings):

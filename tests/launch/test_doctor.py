@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from torch.distributed import TCPStore
 
+import devices
 from benchmarks import namespaces
 from launch import checks, doctor, meeting
 from launch.checks import PACKAGES, Finding, merged
@@ -50,6 +51,7 @@ def test_all_is_well(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "FAIL" not in out
     assert all(what in out for what in ("device", "shared memory", "free disk", "output folder", "video encoder"))
+    assert "none for 1 worker" in out
     assert all(what in out for what in ("GPU driver", "CUDA", "NCCL", "gloo network", "NCCL network", "lo 127.0.0.1"))
     assert not list(tmp_path.iterdir())
 
@@ -140,6 +142,31 @@ def test_hosts_with_a_loopback_address_and_folders_of_their_own_are_found(tmp_pa
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("launcher", ["torchrun", "ray"])
+def test_who_shares_a_gpu_is_told(launcher):
+    """Five workers on three hosts, two of them on one card; on Ray each sees its own only, and has it."""
+    config = config_of("model=nano", "plan=timestep", f"launcher={launcher}")
+    at = Meeting(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), 0, doctor._plan(config), config)
+    own = [("a", "a0"), ("a", "a1"), ("b", "b0"), ("b", "b0"), ("c", "c0")]
+    here = {
+        index: {"host": host, "cards": ["a0", "a1"] if (host, launcher) == ("a", "torchrun") else [card]}
+        for index, (host, card) in enumerate(own)
+    }
+    assert at._cards(here) == ("GPU 0 of a", "GPU 1 of a", "GPU 0 of b", "GPU 0 of b", "GPU 0 of c")
+    (finding,) = checks.shared(at.plan, at._cards(here))
+    assert finding.value == "workers 2, 3 share GPU 0 of b; workers 0, 1, 4: a GPU each"
+    without = here | {2: {"host": "b", "cards": []}}
+    assert at._cards(without) == () and checks.shared(at.plan, ())[0].value == "none for 5 workers"
+
+
+def test_a_model_that_is_too_small_for_a_gpu_is_told(monkeypatch):
+    config = config_of("model=nano")
+    assert doctor._instead(config) == {}
+    monkeypatch.setattr(devices, "count", lambda: 1)
+    (finding,) = doctor._instead(config)["this process"]
+    assert finding.ok and "device=cuda computes on a GPU" in finding.value
+
+
 def test_ports_of_ray_are_tried():
     with socket.create_server(("127.0.0.1", 0)) as server:
         node = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": server.getsockname()[1]}
@@ -197,7 +224,7 @@ def test_networks_are_those_that_libraries_take(monkeypatch):
 
 
 def test_a_gpu_that_is_not_used_is_found(monkeypatch, tmp_path):
-    monkeypatch.setattr(checks, "idle_gpu", lambda: ("there is a GPU (/dev/nvidia0), and torch ...", "install one"))
+    monkeypatch.setattr(devices, "idle_gpu", lambda: ("there is a GPU (/dev/nvidia0), and torch ...", "install one"))
     config = config_of("model=nano", f"output_dir={tmp_path}")
     found = {f.what: f for f in checks.local(config, decodes=False)}
     assert found["device"].remedy == "install one" and "there is a GPU (/dev/nvidia0)" in found["device"].value

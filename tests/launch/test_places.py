@@ -168,9 +168,7 @@ def test_auto_with_more_workers_than_devices_shares_them(machine, count, monkeyp
 
 def test_what_does_not_fit_is_refused_and_the_remedy_works(machine):
     machine(1, ("NVIDIA GeForce RTX 4090", 25_000_000_000))
-    with pytest.raises(
-        UserError, match=r"rtx4090 has .* too much; use more devices, fewer streams or"
-    ):
+    with pytest.raises(UserError, match=r"rtx4090 has .* too much; use more devices, fewer streams or"):
         planning.resolve(config_of("model=wan21_t2v_1_3b", "plan=auto", "stream.count=8"))
     assert planning.resolve(config_of("model=wan21_t2v_1_3b", "plan=auto")).plan.name == "sequential"
 

@@ -12,6 +12,7 @@ import av
 import numpy as np
 from PIL import Image
 
+import devices
 from launch import stream
 from stages.sources.audio import AudioFile
 
@@ -140,7 +141,7 @@ def test_live_sound_reaches_a_worker_in_a_process_of_its_own(nano, speech, tmp_p
 
 def test_a_gpu_that_is_not_used_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        stream, "idle_gpu", lambda: ("there is a GPU (/dev/nvidia0), and torch has no CUDA", "install one")
+        devices, "idle_gpu", lambda: ("there is a GPU (/dev/nvidia0), and torch has no CUDA", "install one")
     )
     base = ("model=nano", "stream.chunks=1", "sink.video=null", f"output_dir={tmp_path}")
     told = "device=auto computes on the CPU: there is a GPU (/dev/nvidia0), and torch has no CUDA; install one\n"
