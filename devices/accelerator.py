@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,8 +47,7 @@ class _Stream(Queue):
         # Leaving puts the thread back on the device it had: that must be this one, or device 0 gets a context.
         self._module.set_device(self.device.torch)
         with self._module.stream(self._stream):
-            for tensor in used:
-                tensor.record_stream(self._stream)
+            self.device.keep(self._stream, used)
             yield
             self.device.mark().wait()
 
@@ -77,8 +76,7 @@ class Accelerator(Device):
 
     def mark(self, *used: Tensor) -> Mark:
         stream = self.module.current_stream(self.torch)
-        for tensor in used:
-            tensor.record_stream(stream)
+        self.keep(stream, used)
         # A thread that waits for it sleeps, and leaves the processor to others.
         return _Mark(stream.record_event(self.module.Event(blocking=True)))
 
@@ -86,14 +84,19 @@ class Accelerator(Device):
         stream = self.module.current_stream(self.torch)
         if mark is not None:
             stream.wait_event(mark.event)
+        self.keep(stream, used)
+
+    def keep(self, stream: Any, used: Iterable[Tensor]) -> None:
+        """Keep the memory of tensors for what `stream` has been given. The host's needs no keeping."""
         for tensor in used:
-            tensor.record_stream(stream)
+            if tensor.device.type == self.kind:
+                tensor.record_stream(stream)
 
     def synchronize(self) -> None:
         self.module.synchronize(self.torch)
 
     def moment(self) -> Any:
-        return self.module.current_stream(self.torch).record_event(self.module.Event(enable_timing=True))
+        return self.module.current_stream(self.torch).record_event(self.module.Event(enable_timing=True, blocking=True))
 
     def over(self, moment: Any) -> bool:
         return moment.query()

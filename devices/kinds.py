@@ -61,9 +61,11 @@ def choose(kind: str, number: int | None = None) -> torch.device:
 
 
 def nccl_version() -> str | None:
-    """Of the library that joins GPUs; None: torch was built without."""
-    there = dist.is_nccl_available() and torch.version.cuda
-    return ".".join(map(str, torch.cuda.nccl.version())) if there else None
+    """Of the library that joins GPUs; None: torch was built without. AMD's says so: it does not talk to NVIDIA's."""
+    if not dist.is_nccl_available():
+        return None
+    version = ".".join(map(str, torch.cuda.nccl.version()))
+    return f"RCCL {version}" if torch.version.hip else version
 
 
 def idle_gpu(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,29 +21,26 @@ class Buffers:
     """Memory that its user gives back. Each buffer grows to the largest it has held.
 
     Args:
-        device: of the memory.
+        allocate: makes [n] uint8 of new memory.
         size: bytes foreseen. Some of that size are ready from the start, and written to, so that the first messages do
             not pay for memory a page at a time. 0: nothing is foreseen.
     """
 
-    def __init__(self, device: torch.device, size: int = 0):
-        self._device = device
-        self._free: deque[Tensor] = deque(self._new(size).zero_() for _ in range(READY if size else 0))
+    def __init__(self, allocate: Callable[[int], Tensor], size: int = 0):
+        self._allocate = allocate
+        self._free: deque[Tensor] = deque(allocate(size).zero_() for _ in range(READY if size else 0))
 
     def take(self, size: int) -> Tensor | None:
         """At least `size` bytes, or None for none."""
         if not size:
             return None
         buffer = self._free.pop() if self._free else None
-        return self._new(size) if buffer is None or buffer.numel() < size else buffer
+        return self._allocate(size) if buffer is None or buffer.numel() < size else buffer
 
     def give(self, buffer: Tensor | None) -> None:
         """Take a buffer back that nothing reads or writes any more."""
         if buffer is not None:
             self._free.append(buffer)
-
-    def _new(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.uint8, device=self._device)
 
 
 class Leases:
@@ -52,7 +51,7 @@ class Leases:
     """
 
     def __init__(self, size: int = 0):
-        self._buffers = Buffers(torch.device("cpu"), size)
+        self._buffers = Buffers(partial(torch.empty, dtype=torch.uint8), size)
 
     def take(self, size: int) -> Tensor:
         """[n] uint8 of at least `size` bytes."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from parallel.durations import Durations
 from parallel.plan import Plan
 from parallel.simulator import Chunk, Simulator
+from parallel.timeline import FAR
 
 SHORTEST, ENOUGH = 12, 8000
 """Chunks of a stream that are watched at least; and of all streams together, about."""
@@ -52,7 +53,7 @@ def share_on_time(plan: Plan, durations: Durations, streams: int, service: Servi
     """
     simulator, draw = Simulator(plan, durations), random.Random(service.seed)
     # Many streams are many samples: they are watched for less long.
-    settled = 2 * max((v.in_force_from for v in plan.workload.versions), default=0)
+    settled = 2 * max((v.in_force_from for v in plan.workload.versions if v.in_force_from < FAR), default=0)
     length = settled + max(SHORTEST, min(round(service.seconds / service.play_s), ENOUGH // streams))
     for stream in range(streams):
         opened = draw.random() * service.play_s
@@ -82,7 +83,10 @@ def most_streams(plan: Plan, durations: Callable[[], Durations], service: Servic
     def served(streams: int) -> bool:
         return share_on_time(plan, durations(), streams, service) >= service.on_time
 
-    good, bad = 0, limit + 1
+    # The limit is near: down from it in steps that double, until so many are served, and then between the last two.
+    good, bad, step = limit, limit + 1, 1
+    while good > 0 and not served(good):
+        good, bad, step = max(0, good - step), good, 2 * step
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if served(middle) else (good, middle)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from parallel.message import Message, pack_body, pack_header, unpack
+from parallel.message import Message, pack_header
 from parallel.plan import Member
 
 CREDITS = 2
@@ -207,57 +207,15 @@ def once(action: Callable[[], None]) -> Callable[[], None]:
 def header_of(message: Message) -> Tensor:
     """The header of a message that a worker sends; what one channel cannot carry, every channel refuses.
 
+    It has the times of work that is over, and room for those of work that is not.
+
     Raises:
         ValueError: it cannot be packed, or is a beat: those are the channels' own.
     """
     if message.kind == "beat":
         raise ValueError("message kind 'beat': channels send these themselves")
+    if message.spans:
+        if all(span.over for _, span in message.spans):
+            message.settle()
+        message.times = {worker: 0.0 for worker, _ in message.spans} | message.times
     return pack_header(message)
-
-
-class LocalChannel:
-    """A channel between two threads of one process.
-
-    Args:
-        source, target: worker indices of the two ends.
-        inbox: the target's.
-        credits: messages that may be under way.
-        timeout_s: longest wait of `send` for a credit.
-
-    Attributes:
-        sender, receiver: the two ends.
-    """
-
-    def __init__(self, source: int, target: int, inbox: Inbox, credits: int = CREDITS, timeout_s: float = 60.0):
-        left = Credits(target, credits)
-        self.sender: Sender = _LocalSender(source, target, inbox, left, timeout_s)
-        self.receiver: Receiver = _LocalReceiver(source, left)
-
-
-class _LocalSender(Sender):
-    def __init__(self, source: int, target: int, inbox: Inbox, credits: Credits, timeout_s: float):
-        self.peer = target
-        self._source, self._inbox, self._credits, self._timeout_s = source, inbox, credits, timeout_s
-        self._tell_end = once(lambda: inbox.put(Closed(source)))
-
-    def send(self, message: Message) -> None:
-        header = header_of(message)
-        self._credits.take(self._timeout_s)
-        try:
-            body = pack_body(message)
-        except BaseException:
-            self._credits.give()  # nothing is under way
-            raise
-        self._inbox.put(Arrival(self._source, unpack(header, body), once(self._credits.give)))
-
-    def close(self) -> None:
-        self._credits.stop("this end of the channel is closed")
-        self._tell_end()
-
-
-class _LocalReceiver(Receiver):
-    def __init__(self, source: int, credits: Credits):
-        self.peer, self._credits = source, credits
-
-    def close(self) -> None:
-        self._credits.stop("has closed the channel")

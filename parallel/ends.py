@@ -4,15 +4,19 @@ Four kinds of transfer share a `Link`, told apart by their tag:
 
     sender -> receiver   frame    uint8, host: a header (a message, a beat, or all zeros: the end) and the body if there
                                   is *room* for it; its receive is posted ahead, for the longest frame there may be
-    sender -> receiver   body     uint8, the device's: one there was no room for; its receive is posted only then
+    sender -> receiver   body     uint8: one there was no room for; its receive is posted only then
     receiver -> sender   credit   [4] float64, host: how many messages were released (0: a beat, -1: the end), and a
                                   stamp of `parallel.offset`; beats carry one, too
     both ways            clock    [3] float64, host: a stamp; only while connecting
 
 Between hosts' memories there is room from the start for what the plan expects, and a body that found none makes room
 for all that follow, at both ends: then a message is one transfer. With dozens of workers on a machine the wake-ups of
-threads cost more than copies do, so there the thread that sends begins the transfer, too. On CUDA bodies always travel
-by themselves.
+threads cost more than copies do, so on processors the thread that sends begins the transfer, too. By NCCL bodies travel
+by themselves, from card to card.
+
+What a device computes is sent when it is there: the out thread has the body packed by a queue of the channel's, waits
+for that, and only then announces it, with the times that the work took. What arrives for a device is there when it is
+delivered. So a worker's thread waits for neither.
 
 Each end runs two daemon threads, one out and one in, because a gloo transfer cannot be polled. Out threads send beats
 at a steady pace, and a sender answers each of its receiver's at once, which gives the offset of their clocks. An in
@@ -33,12 +37,10 @@ import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from devices import Mark
@@ -159,73 +161,68 @@ class GroupSender(_End, Sender):
 
     def __init__(self, link: Link, inbox: Inbox | None, credits: int, check: Callable[[], None] | None):
         self._credits, self._count, self._room = Credits(link.peer, credits), credits, link.room
-        self._buffers, self._check = Buffers(link.device.torch, link.room if link.host else 0), check
-        self._under_way: deque[tuple[list[dist.Work], Tensor]] = deque()
+        self._buffers = Buffers(link.device.pinned, link.room) if link.host else Buffers(link.memory)
+        self._check = check
+        self._under_way: deque[tuple[list[Callable[[], None]], Tensor]] = deque()
         self._sending = threading.Lock()
         super().__init__(link, inbox)
 
     def send(self, message: Message) -> None:
-        header = channels.header_of(message)
+        header, device = channels.header_of(message), self._link.device
+        computed = device.mark() if message.tensors else None
         self._credits.take(self._link.timeout_s)
-        if not self._link.host:
-            self._out.put(partial(self._transmit, header, message, self._link.device.mark()))
+        if not device.immediate:
+            self._out.put(partial(self._begin, header, message, computed))
             return
         try:
             with self._sending:
-                self._begin(header, message)
+                self._begin(header, message, computed)
         except RuntimeError as error:
             raise ChannelError(self.peer, f"channel {self._link.name}: {why(error, self._link.timeout_s)}") from error
 
     def close(self) -> None:
         self._stop("this end of the channel is closed")
         super().close()
-        with suppress(RuntimeError):
-            self._settle(0)
 
-    def _begin(self, header: Tensor, message: Message) -> None:
-        """Begin to transfer a message, in the thread that sends it."""
-        if self._check is not None:
-            self._check()
+    def _begin(self, header: Tensor, message: Message, computed: Mark | None) -> None:
+        """Begin to transfer a message, in the thread that sends it or, where a device computes, in the out thread."""
+        link = self._link
         self._settle(AHEAD - 1)
         length = HEADER_BYTES + body_bytes(header)
-        frame = self._buffers.take(length)
-        frame[:HEADER_BYTES] = header
-        pack_body(message, frame[HEADER_BYTES:])
-        if length <= self._room:
-            works = [self._link.begin(frame[:length], FRAME)]
+        memory = self._buffers.take(length)
+        body = memory[HEADER_BYTES:length]
+        if computed is None:
+            pack_body(message, body)
         else:
-            body = frame[HEADER_BYTES:length]
-            works = [self._link.begin(frame[:HEADER_BYTES], FRAME), self._link.begin(body, BODY)]
+            link.device.follow(computed, *message.tensors.values())
+            pack_body(message, body)
+            link.device.mark().wait()
+        # Not before the tensors are there: what has gone wrong while they were computed, and how long that took, is
+        # known only now.
+        if self._check is not None:
+            self._check()
+        if message.spans:
+            header = pack_header(message.settle())
+        if link.host:
+            memory[:HEADER_BYTES] = header
+            header = memory[:HEADER_BYTES]
+        within = link.host and length <= self._room
+        ends = [link.begin(memory[:length] if within else header, FRAME)]
+        if not within and length > HEADER_BYTES:
+            ends.append(link.begin(body, BODY))
             self._room = length
-        self._under_way.append((works, frame))
+        self._under_way.append((ends, memory))
 
     def _settle(self, left: int) -> None:
         """Wait until no more than so many transfers are under way."""
         while len(self._under_way) > left:
-            works, frame = self._under_way.popleft()
-            for work in works:
-                self._link.wait(work, FRAME)
-            self._buffers.give(frame)
+            ends, memory = self._under_way.popleft()
+            for end in ends:
+                end()
+            self._buffers.give(memory)
 
     def _stop(self, reason: str) -> None:
         self._credits.stop(reason)
-
-    def _transmit(self, header: Tensor, message: Message, computed: Mark | None) -> None:
-        """On the out thread, on CUDA: one message."""
-        buffer = self._buffers.take(body_bytes(header))
-        if buffer is None:
-            self._link.send(header, FRAME)
-            return
-        with self._link.queue.after(computed, buffer, *message.tensors.values()):
-            # Not before the tensors are there: what has gone wrong while they were computed is known only now.
-            if self._check is not None:
-                self._check()
-            # Packed here, and not on the worker's thread, which has the next pass to begin.
-            body = pack_body(message, buffer)
-            announced = self._link.begin(header, FRAME)
-            self._link.send(body, BODY)
-            self._link.wait(announced, FRAME)
-        self._buffers.give(buffer)
 
     def _beat(self) -> None:
         asked, heard, said = self._link.offset.stamp()
@@ -234,6 +231,8 @@ class GroupSender(_End, Sender):
         self._link.send(pack_header(beat), FRAME)
 
     def _end(self) -> None:
+        with self._sending:
+            self._settle(0)  # what shuts the link finds nothing in the air
         self._link.send(END_HEADER, FRAME)
 
     def _receive_all(self) -> None:
@@ -256,7 +255,9 @@ class GroupReceiver(_End, Receiver):
 
     def __init__(self, link: Link, inbox: Inbox):
         self._batch, self._released, self._room = 1, 0, link.room
-        self._frames, self._bodies = Leases(link.room), Buffers(link.device.torch)
+        # On the processor messages are read where they came, for as long as they are read.
+        self._frames = Leases(link.room) if link.device.immediate else Buffers(link.device.pinned, link.room)
+        self._bodies = Buffers(link.memory)
         self._read: tuple[Tensor, ...] = ()
         """Buffers of messages that were released and not told yet."""
         super().__init__(link, inbox)
@@ -276,49 +277,60 @@ class GroupReceiver(_End, Receiver):
 
     def _return(self, count: int, used: tuple[Tensor, ...], read: Mark | None) -> None:
         """On the out thread: give back credits, and memory once its last reader is done."""
-        if used:
-            with self._link.queue.after(read):
-                for buffer in used:
-                    self._bodies.give(buffer)
+        if read is not None:
+            read.wait()
+        for buffer in used:
+            self._bodies.give(buffer)
         self._credit(count)
 
     def _receive_all(self) -> None:
-        frame, work = self._expect()
+        frame, ended = self._expect()
         while True:
-            self._link.wait(work, FRAME)
+            ended()
             came, header = self._link.clock(), frame[:HEADER_BYTES]
             if not header[0]:
                 break
             size = body_bytes(header)
             within = 0 < size <= self._room - HEADER_BYTES
-            body = frame[HEADER_BYTES:] if within else self._receive_body(size)
+            apart = self._receive_body(size) if size and not within else None
             # Posted before this message is looked at: the next one may be on its way.
             following = self._expect()
+            body = self._placed(frame[HEADER_BYTES:] if within else apart, size)
             message = unpack(header, body)
             if message.kind != "beat":
-                self._deliver(message, None if self._link.host else body)
+                self._deliver(message, None if self._link.device.immediate else body)
             else:
                 self._batch = max(1, message.chunk // SHARE)
                 self._link.offset.hear(tuple(message.moments.values()), came)
-            del header, body, message  # or this thread would keep their memory until the next one comes
-            frame, work = following
+            if not self._link.device.immediate:
+                for memory in (frame, None if apart is body else apart):
+                    self._frames.give(memory)
+            del header, apart, body, message  # or this thread would keep their memory until the next one comes
+            frame, ended = following
         self._finish("", Closed(self.peer))
 
-    def _expect(self) -> tuple[Tensor, dist.Work]:
+    def _expect(self) -> tuple[Tensor, Callable[[], None]]:
         """Post the receive of the next frame; gloo lets it be shorter than there is room for."""
         frame = self._frames.take(self._room)
         return frame, self._link.post(frame[: self._room], FRAME)
 
-    def _receive_body(self, size: int) -> Tensor | None:
-        if not size:
-            return None
-        with self._link.queue.after(None):
-            buffer = (self._frames if self._link.host else self._bodies).take(size)
-            self._link.receive(buffer[:size], BODY)
+    def _receive_body(self, size: int) -> Tensor:
+        buffer = (self._frames if self._link.host else self._bodies).take(size)
+        self._link.receive(buffer[:size], BODY)
         self._link.check()
         if self._link.host:
             self._room = HEADER_BYTES + size
         return buffer
+
+    def _placed(self, body: Tensor | None, size: int) -> Tensor | None:
+        """What was received, where it is to be read: on the device."""
+        device = self._link.device
+        if body is None or device.immediate or not self._link.host:
+            return body
+        placed = self._bodies.take(size)
+        placed[:size].copy_(body[:size], non_blocking=True)
+        device.mark().wait()
+        return placed
 
     def _deliver(self, message: Message, buffer: Tensor | None) -> None:
         """`buffer`: memory of the channel's that the message borrows."""
@@ -331,8 +343,8 @@ class GroupReceiver(_End, Receiver):
                 self._released += 1
                 if self._released < self._batch:
                     return
-                count, used, self._released, self._read = self._released, self._read, 0, ()
-            self._out.put(partial(self._return, count, used, mark))
+                count, read, self._released, self._read = self._released, self._read, 0, ()
+            self._out.put(partial(self._return, count, read, mark))
 
         if not self._over:
             at = self._link.clock()

@@ -79,9 +79,10 @@ class Message:
 
         Returns this message.
         """
+        times = dict(self.times)  # other messages may have the same dictionary
         for worker, span in self.spans:
-            self.times[worker] = self.times.get(worker, 0.0) + span.seconds
-        self.spans = []
+            times[worker] = times.get(worker, 0.0) + span.seconds
+        self.times, self.spans = times, []
         return self
 
     def __str__(self) -> str:
@@ -179,6 +180,8 @@ def pack_header(message: Message) -> Tensor:
 def pack_body(message: Message, buffer: Tensor | None = None) -> Tensor | None:
     """The body alone, [n] uint8: always a copy, so the tensors are free afterwards.
 
+    Between an accelerator and pinned memory the copies are work of the calling thread's queue, and nobody waits here.
+
     Args:
         message: one that `pack_header` accepts.
         buffer: at least `body_bytes` uint8 to pack into, on any device; new memory on the tensors' device if None.
@@ -190,7 +193,7 @@ def pack_body(message: Message, buffer: Tensor | None = None) -> Tensor | None:
         buffer = torch.empty(form.size, dtype=torch.uint8, device=next(iter(message.tensors.values())).device)
     for offset, tensor in zip(form.offsets, message.tensors.values(), strict=True):
         place = buffer[offset : offset + tensor.nbytes]
-        place.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
+        place.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach(), non_blocking=True)
     return buffer[: form.size]
 
 

@@ -1,7 +1,7 @@
-"""Connects pairs of processes over torch.distributed point-to-point: gloo on CPU, NCCL for bodies on CUDA.
+"""Connects pairs of processes over torch.distributed point-to-point: gloo, and NCCL for large bodies between cards.
 
 Every channel has a two-member process group of its own, so a dead peer takes no other channel down. Its two ends are in
-`parallel.ends`.
+`parallel.ends`; what travels how is decided in `parallel.transport`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 import devices
+from devices import Device
 from parallel import channels
-from parallel.address import gloo_device
 from parallel.channels import ChannelError, Inbox, Peer, Receiver, Sender
 from parallel.ends import BODY, CLOCK, CUT, GroupReceiver, GroupSender
 from parallel.failures import one_line
 from parallel.message import HEADER_BYTES
 from parallel.offset import Offset
+from parallel.transport import QUEUES, Place, by_nccl, gloo, nccl, told_places
 
 # Bytes beside an expected body: of sound, actions and whatever else is small and goes along.
 SMALL = 1 << 16
@@ -39,14 +41,15 @@ class Link:
         peer, name: who is at the other end, and what errors call the channel.
         side: 0 or 1, of this process in the groups.
         group: two processes that exchange host tensors.
-        bodies: the same two, for bodies; `group` itself where those are host tensors, too.
-        device: of bodies.
+        bodies: the same two, for bodies; `group` itself where those go through the hosts' memories, too.
+        device: of bodies, at this end.
         timeout_s: longest wait for the peer.
         expected: bytes of the longest body that is foreseen.
         clock: seconds that never go back.
 
     Attributes:
-        queue: of the bodies' transfers, on `device`.
+        host: whether bodies go through the hosts' memories.
+        queue: of what the channel does on `device`.
         room: bytes of the longest frame at first.
         offset: of the peer's clock, kept fresh by the ends.
     """
@@ -58,16 +61,18 @@ class Link:
         side: int,
         group: dist.Backend,
         bodies: dist.Backend,
-        device: torch.device,
+        device: Device,
         timeout_s: float,
         expected: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.peer, self.name, self.timeout_s, self.clock = peer, name, timeout_s, clock
-        self.device, self.offset = devices.of(device), Offset(clock)
-        self.queue = self.device.queue()
+        self.device, self.queue, self.offset = device, device.queue(), Offset(clock)
         self._side, self._other, self._timeout = side, 1 - side, timedelta(seconds=timeout_s)
         self._group, self._bodies, self._cut = group, bodies, False
+        self.host = bodies is group
+        # One thread does it: NCCL joins threads of its own then.
+        self._abort = channels.once(bodies.abort)
         self.room = HEADER_BYTES + (expected + SMALL if expected and self.host else 0)
 
     def sender(
@@ -106,30 +111,37 @@ class Link:
         # The first transfers of bodies make the communicator and need the store; afterwards nothing does.
         for transfer in ((self.send, self.receive), (self.receive, self.send))[self._side]:
             with self.queue.after(None):
-                transfer(torch.zeros(64, dtype=torch.uint8, device=self.device.torch), BODY)
+                transfer(self.memory(64).zero_(), BODY)
+
+    def memory(self, size: int) -> Tensor:
+        """[size] uint8 of new memory on the device."""
+        return torch.empty(size, dtype=torch.uint8, device=self.device.torch)
 
     def send(self, tensor: Tensor, tag: int) -> None:
-        """Send a contiguous tensor; done on return (gloo) or in the order of the current stream (NCCL)."""
-        self.wait(self.begin(tensor, tag), tag)
+        """Send a contiguous tensor; done on return."""
+        self.begin(tensor, tag)()
 
-    def begin(self, tensor: Tensor, tag: int) -> dist.Work:
-        """Begin to send a contiguous tensor, which must stay as it is until the work was waited for."""
-        return self._of(tag).send([tensor], self._other, tag)
+    def begin(self, tensor: Tensor, tag: int) -> Callable[[], None]:
+        """Begin to send a contiguous tensor, which must stay as it is until the transfer is over.
+
+        Returns:
+            What waits for that; it raises RuntimeError if the transfer did not end in time or the connection closed.
+        """
+        return self._end(self._of(tag).send([tensor], self._other, tag), tag)
 
     def receive(self, tensor: Tensor, tag: int) -> None:
-        """Receive into a contiguous tensor; done on return (gloo) or in the order of the current stream (NCCL)."""
-        self.wait(self.post(tensor, tag), tag)
+        """Receive into a contiguous tensor; done on return."""
+        self.post(tensor, tag)()
 
-    def post(self, tensor: Tensor, tag: int) -> dist.Work:
-        """Begin to receive into a contiguous tensor."""
-        return self._of(tag).recv([tensor], self._other, tag)
+    def post(self, tensor: Tensor, tag: int) -> Callable[[], None]:
+        """Begin to receive into a contiguous tensor; returns what waits for it, as `begin` does."""
+        return self._end(self._of(tag).recv([tensor], self._other, tag), tag)
 
-    def wait(self, work: dist.Work, tag: int) -> None:
-        """Wait for a transfer. Raises RuntimeError if it did not end in time or the connection closed."""
-        if tag == BODY and not self.host:
-            work.wait()  # given a time, NCCL would block the host
-        else:
-            work.wait(self._timeout)
+    def _end(self, work: dist.Work, tag: int) -> Callable[[], None]:
+        if self.host or tag != BODY:
+            return partial(work.wait, self._timeout)
+        work.wait()  # this thread's queue does, and not the host, which would if it were given a time
+        return self.device.mark().wait
 
     def check(self) -> None:
         """Raise RuntimeError if a body that was received may be garbage. On CUDA a transfer that was aborted ends like
@@ -140,11 +152,6 @@ class Link:
         if not self.host and (state := self._bodies.get_error()).name != "SUCCESS":
             raise RuntimeError(f"NCCL reports {state.name}")
 
-    @property
-    def host(self) -> bool:
-        """Whether bodies travel between hosts' memories."""
-        return self._bodies is self._group
-
     def cut(self) -> None:
         """Break the pair: whatever waits on it, in any thread and at the peer, fails now."""
         self._cut = True
@@ -152,7 +159,7 @@ class Link:
         with suppress(RuntimeError):
             self._group.recv([torch.empty(1)], self._other, CUT).wait(timedelta(milliseconds=1))
         if not self.host:
-            self._bodies.abort()
+            self._abort()
 
     def shut(self) -> None:
         """Give back what NCCL holds, when both ends have ended in good order."""
@@ -172,6 +179,7 @@ def connect(
     timeout_s: float,
     expected: int = 0,
     clock: Callable[[], float] = time.perf_counter,
+    transport: str = "auto",
 ) -> Link:
     """Connect with `peer`, which calls this with the same name at about the same time; blocks until it does.
 
@@ -186,6 +194,7 @@ def connect(
         timeout_s: longest wait for the peer, here and from then on.
         expected: bytes of the longest body that is foreseen, the same for both; longer ones travel, too.
         clock: of this worker, in seconds; all moments of its messages are by it.
+        transport: as `launcher.transport`, the same for both.
 
     Raises:
         ChannelError: the peer did not come in time, or the store is gone.
@@ -193,7 +202,7 @@ def connect(
     """
     if me == peer:
         raise ValueError(f"channel {name}: worker {me} talks to itself; use a LocalChannel")
-    return link(store, int(me > peer), peer, name, torch.device(device), timeout_s, expected, clock)
+    return link(store, int(me > peer), peer, name, torch.device(device), timeout_s, expected, clock, transport)
 
 
 def link(
@@ -205,27 +214,21 @@ def link(
     timeout_s: float,
     expected: int = 0,
     clock: Callable[[], float] = time.perf_counter,
+    transport: str = "auto",
 ) -> Link:
     """One side, 0 or 1, of a new pair; the rest is as for `connect`."""
     store, timeout = dist.PrefixStore(name, store), timedelta(seconds=timeout_s)
+    own = devices.of(device)
     try:
-        group = bodies = _gloo(store, side, timeout)
-        if not devices.of(device).immediate:
+        group = bodies = gloo(store, side, 2, timeout)
+        if by_nccl(transport, told_places(store, side, 2, Place.of(own)), expected):
             # Its watchdog ends the process, so it comes last: the beats notice first, and `cut` aborts the transfer.
-            bodies = dist.ProcessGroupNCCL(dist.PrefixStore("bodies", store), side, 2, 3 * timeout)
-        made = Link(peer, name, side, group, bodies, device, timeout_s, expected, clock)
+            bodies = nccl(dist.PrefixStore("bodies", store), side, 2, 3 * timeout, QUEUES)
+        made = Link(peer, name, side, group, bodies, own, timeout_s, expected, clock)
         made.meet()
         return made
     except RuntimeError as error:
         raise ChannelError(peer, f"channel {name} not connected in {timeout_s:g} s ({one_line(error)})") from error
-
-
-def _gloo(store: dist.Store, side: int, timeout: timedelta) -> dist.ProcessGroupGloo:
-    options = dist.ProcessGroupGloo._Options()
-    options._devices = [gloo_device(store)]
-    options._threads = 1  # they serve collectives, of which there are none
-    options._timeout = timeout
-    return dist.ProcessGroupGloo(store, side, 2, options)
 
 
 def connect_all(
@@ -236,14 +239,16 @@ def connect_all(
     timeout_s: float,
     expected: Mapping[str, int] | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    transport: str = "auto",
 ) -> dict[str, Link]:
     """`connect` all channels of a worker, given as name -> peer, in the order that cannot deadlock.
 
     Args:
         expected: per channel, as for `connect`.
+        transport: as for `connect`.
     """
     bodies = expected or {}
     return {
-        name: connect(store, me, peers[name], name, device, timeout_s, bodies.get(name, 0), clock)
+        name: connect(store, me, peers[name], name, device, timeout_s, bodies.get(name, 0), clock, transport)
         for name in sorted(peers)
     }

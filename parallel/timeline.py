@@ -19,6 +19,8 @@ from parallel.simulator import Span as Done
 
 IDLE, SINK, COMMIT = ".", "s", "c"
 """Marks of a drawing: nothing to do, a pass that makes an attention sink, the clean pass of a finished chunk."""
+FAR = 1000
+"""Chunks ahead at which a version of an attention sink changes nothing that is drawn, predicted or watched."""
 MOST_SLOTS = 8
 """Parts of a period that a drawing tells apart, at most."""
 
@@ -128,7 +130,7 @@ def entries(plan: Plan, chunks: int) -> list[Fraction]:
 
 def pace_of(plan: Plan) -> Fraction:
     """Periods per chunk in steady running: 1 unless chunks wait for each other."""
-    last = max((v.in_force_from for v in plan.workload.versions), default=0)
+    last = max((v.in_force_from for v in plan.workload.versions if v.in_force_from < FAR), default=0)
     # Long after the pipeline has filled and the last version has come; chunks may enter in bursts, hence the average.
     first, turn = last + 2 * plan.in_flight, 2 * plan.in_flight
     when = entries(plan, first + turn + 1)

@@ -18,7 +18,7 @@ from runtime.orders import Open
 from runtime.parts import Parts
 from runtime.saving import Saver, bank_part
 from runtime.state import Keep
-from runtime.trace import Trace
+from runtime.timing import Timer
 from stages.denoise.draws import Draws
 from stages.denoise.sampler import finite_steps
 from stages.inputs import FINITE, part
@@ -36,15 +36,15 @@ class Cells:
         plan, index: the plan and which of its workers this is.
         parts: what this worker holds.
         blocks: its layers.
-        trace: told how long each pass took.
+        timer: times every pass.
         saver: writes what marks cut.
 
     Attributes:
         work: by kind of pass; of a kind along rows it is the method `_KIND`.
     """
 
-    def __init__(self, plan: Plan, index: int, parts: Parts, blocks: dict[int, Block], trace: Trace, saver: Saver):
-        self.plan, self.index, self.parts, self.blocks, self.trace = plan, index, parts, blocks, trace
+    def __init__(self, plan: Plan, index: int, parts: Parts, blocks: dict[int, Block], timer: Timer, saver: Saver):
+        self.plan, self.index, self.parts, self.blocks, self.timer = plan, index, parts, blocks, timer
         self.sampler, self.saver = parts.sampler, saver
         self.draws: dict[int, Draws] = {}
         self.keeps: dict[int, Keep] = {}
@@ -89,17 +89,18 @@ class Cells:
 
     def _step(self, item: Pass, m: Message) -> Message:
         """One step over one block; after the last block the next step's input (or final latents) is in `x`."""
-        start, block, tensors = self.trace.clock(), self.blocks[item.block], dict(m.tensors)
-        self._begin_epoch(block, item, m)
-        given, x = part("given", tensors), tensors["x"]
-        incoming, distance = tensors.pop("hidden", x), m.distances[item.step]
-        out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, distance)
-        if item.block == len(self.plan.blocks) - 1:
-            tensors["x"] = x = self.sampler.update(item.step, x, out, self._noise(item, tensors))
-            tensors[FINITE] = finite_steps(x, tensors.get(FINITE, 0))
-        else:
-            tensors["hidden"] = out
-        m.tensors, m.times[self.index] = tensors, m.times.get(self.index, 0.0) + self._timed(item, start)
+        block, tensors = self.blocks[item.block], dict(m.tensors)
+        with self.timer(self.name(item), item.chunk) as span:
+            self._begin_epoch(block, item, m)
+            given, x = part("given", tensors), tensors["x"]
+            incoming, distance = tensors.pop("hidden", x), m.distances[item.step]
+            out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, distance)
+            if item.block == len(self.plan.blocks) - 1:
+                tensors["x"] = x = self.sampler.update(item.step, x, out, self._noise(item, tensors))
+                tensors[FINITE] = finite_steps(x, tensors.get(FINITE, 0))
+            else:
+                tensors["hidden"] = out
+        m.tensors, m.spans = tensors, [*m.spans, (self.index, span)]
         return m
 
     def _noise(self, item: Pass, tensors: dict[str, Tensor]) -> Tensor | None:
@@ -112,12 +113,12 @@ class Cells:
 
     def _write(self, run: Row, item: Pass, m: Message) -> Message:
         """A pass along rows, over one bank."""
-        start, tensors, block = self.trace.clock(), m.tensors, self.blocks[item.block]
-        incoming = tensors.get("hidden", tensors.get("x"))
-        incoming = None if incoming is None else incoming.to(self.parts.dtype)
-        self._begin_epoch(block, item, m)
-        out = run(block, item, m, incoming)
-        self._timed(item, start)
+        tensors, block = m.tensors, self.blocks[item.block]
+        with self.timer(self.name(item), item.chunk):
+            incoming = tensors.get("hidden", tensors.get("x"))
+            incoming = None if incoming is None else incoming.to(self.parts.dtype)
+            self._begin_epoch(block, item, m)
+            out = run(block, item, m, incoming)
         # Not changed in place: passes on other levels may be made from the same message. Later blocks are given hidden
         # states in place of the attention sink's inputs.
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("sink.")}
@@ -142,7 +143,7 @@ class Cells:
         write = None
         try:
             if not m.hollow:
-                with self.trace.span(self.name(item), item.chunk):
+                with self.timer(self.name(item), item.chunk):
                     files = self.blocks[item.block].cut(item.stream, item.level)
                 write = partial(write_cut, Path(self.keeps[item.stream].part(item.chunk)), files)
         finally:
@@ -171,9 +172,3 @@ class Cells:
             return item.kind
         stage = item.kind if self.plan.workload.passes[item.kind].path == ROWS else f"{item.kind}{item.step}"
         return stage if len(self.plan.blocks) == 1 else f"{stage}.block{item.block}"
-
-    def _timed(self, item: Pass, start: float) -> float:
-        """Note how long a pass took; returns the seconds."""
-        took = self.trace.clock() - start
-        self.trace.add(self.name(item), item.chunk, start, took)
-        return took

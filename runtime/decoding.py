@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import devices
 from conf.schema import ModelConfig
 from runtime.saving import Write
 from runtime.state import DECODER, Keep, State, write
@@ -53,7 +54,8 @@ class Decoding:
         """Before the first chunk: see what was before the stream, an input of the attention sink, if that is wanted."""
         if self.primes and lasting:
             weight = next(self.decoder.parameters())
-            self.decoder(lasting[self.primer][:, :, : self.primes].to(weight.device, weight.dtype), self.state)
+            seen = devices.of(weight.device).upload(lasting[self.primer][:, :, : self.primes])
+            self.decoder(seen.to(weight.dtype), self.state)
 
     def cut(self, keep: Keep, chunk: int) -> Write:
         """What it remembers now, before `chunk`, to be written later: nothing that comes changes it."""

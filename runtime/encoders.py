@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import devices
 from conf.errors import UserError
 from conf.schema import ModelConfig, StreamConfig
 from stages.build import SPATIAL_STRIDE, build_encoder, build_input_encoder, build_text_encoder, video_frames
@@ -114,5 +115,6 @@ class Encoders:
         encoder = self.codec
         frames = video_frames(replace(self.model.codec, prime=0), latents, first=True)
         dtype = next(encoder.parameters()).dtype
-        video = image.to(self.device, dtype)[None, :, None].repeat(1, 1, frames, 1, 1)
+        here = devices.of(self.device).upload(image).to(dtype)
+        video = here[None, :, None].repeat(1, 1, frames, 1, 1)
         return encoder(video, encoder.start())

@@ -1,9 +1,12 @@
 """The processes of one worker that share its passes: the first is the worker, the others do as it does.
 
-The first, the leader, tells the others of every call that changes its blocks, over a channel to each, and then makes
-the call itself; the others, followers, make the same calls on blocks of their own in the same order, so all blocks go
-through the same states: streams and texts come and go everywhere alike. Within a pass tokens and heads are exchanged
+The first, the leader, tells the others of every call that changes its blocks, and then makes the call itself; the
+others, followers, make the same calls on blocks of their own in the same order, so all blocks go through the same
+states: streams and texts come and go everywhere alike. Within a pass tokens and heads are exchanged
 (`stages.denoise.share`), and the result is gathered on the leader. Nothing else of the worker knows.
+
+That there is a call, and what its tensors look like, goes over a channel between the hosts' memories. The tensors are
+broadcast by the group's exchange: devices have one order of transfers then, so none waits for what is behind it.
 
 Channels beat, so whoever dies is noticed while nothing happens, too: as a `Failure` in the inbox.
 """
@@ -21,9 +24,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.channels import Arrival, ChannelError, Closed, Event, Failure, LocalChannel, Receiver, Sender
+import devices
+from parallel.channels import Arrival, ChannelError, Closed, Event, Failure, Receiver, Sender
 from parallel.exchange import Exchange, GroupExchange, local_group
-from parallel.message import Message
+from parallel.local import LocalChannel
+from parallel.message import HEADER_BYTES, Message, body_bytes, pack, unpack
 from parallel.p2p import link
 from parallel.passes import PASSES, ROWS
 from parallel.plan import Member, Plan
@@ -38,8 +43,13 @@ from stages.denoise.share import Ulysses
 CALLS = ("open", "close", "set_states", "step", *PASSES.on(ROWS), "cut", "restore")
 """What changes a block, or needs all members. All that is asked of it besides, followers need not hear."""
 
+HOST = torch.device("cpu")
+"""Where calls are told; the exchange has the tensors."""
+
 log = logging.getLogger(__name__)
 
+CALL, HEADER = "call", "header"
+"""The kind of a call's message, and of the one that tells of it: its tensor is the header of the first."""
 CREDITS = 4
 """Calls a follower may be behind by: they end in an exchange, so it is never far."""
 
@@ -82,7 +92,7 @@ class Group:
         """A worker's blocks, as it is to use them: what is done to them, followers do too."""
         if not self.senders:
             return dict(blocks)
-        return {number: Lead(number, block, self.senders) for number, block in blocks.items()}
+        return {number: Lead(number, block, self.senders, self.exchange) for number, block in blocks.items()}
 
     def follow(self, blocks: Mapping[int, Block], inbox: queue.SimpleQueue, trace: Trace) -> None:
         """Do as the leader does, until it says that this is the end.
@@ -100,8 +110,9 @@ class Group:
                 raise PeerLost(f"worker {item.peer} has given up; worker {self.member} was following it")
             if item.message.kind == "end":
                 return item.release()
-            number, method, args = unpack_call(item)
+            method = ""
             try:
+                number, method, args = take_call(item, blocks, self.exchange)
                 with trace.span(method, -1):
                     getattr(blocks[number], method)(*args)
             except ChannelError as error:
@@ -135,13 +146,13 @@ class Group:
 
 
 class Lead:
-    """A block with followers: has the block's face, and says what is done to it before doing it.
+    """A block with followers: has the block's face, and says what is done to it before doing it, in one thread.
 
     Calls raise ChannelError if a follower is gone or silent.
     """
 
-    def __init__(self, number: int, block: Block, senders: Sequence[Sender]):
-        self._number, self._block, self._senders = number, block, senders
+    def __init__(self, number: int, block: Block, senders: Sequence[Sender], exchange: Exchange):
+        self._number, self._block, self._senders, self._exchange = number, block, senders, exchange
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._block, name)
@@ -149,41 +160,55 @@ class Lead:
             return found
 
         def call(*args: Any) -> Any:
+            made = call_of(self._number, name, args, self._block.denoiser.network.device)
+            header, body = pack(made)
             for sender in self._senders:
-                sender.send(pack_call(self._number, name, args, self._block.denoiser.network.device))
+                sender.send(Message(CALL, tensors={HEADER: header}))
+            if body is not None:
+                self._exchange.broadcast(body)
             return found(*args)
 
         return call
 
 
-def pack_call(number: int, method: str, args: Sequence[Any], device: torch.device) -> Message:
-    """A call of a block's method: numbers in the note, tensors (and dictionaries of them) in the body."""
+def call_of(number: int, method: str, args: Sequence[Any], device: torch.device) -> Message:
+    """A call of a block's method: numbers in the note, tensors (and dictionaries of them) in the body, on `device`."""
     tensors: dict[str, Tensor] = {}
 
     def place(value: Any) -> Any:
         if isinstance(value, Tensor):
             name = str(len(tensors))
-            tensors[name] = value.to(device)
+            tensors[name] = devices.of(device).upload(value)
             return {"tensor": name}
         if isinstance(value, dict):
             return {"tensors": {name: place(tensor) for name, tensor in value.items()}}
         return value
 
     note = json.dumps([method, [place(a) for a in args]])
-    return Message("call", block=number, note=note, tensors=tensors)
+    return Message(CALL, block=number, note=note, tensors=tensors)
 
 
-def unpack_call(arrival: Arrival) -> tuple[int, str, list[Any]]:
-    """(block, method, arguments) of `pack_call`; the arrival is taken."""
-    message = arrival.take()
-    tensors = message.tensors
+def take_call(arrival: Arrival, blocks: Mapping[int, Block], exchange: Exchange) -> tuple[int, str, list[Any]]:
+    """(block, method, arguments) of a call that was told; its tensors come over the exchange.
+
+    Raises:
+        ChannelError: they do not.
+    """
+    header, body = arrival.take().tensors[HEADER], None
+    if size := body_bytes(header):
+        # All processes of a worker have its blocks on devices of one kind.
+        device = next(iter(blocks.values())).denoiser.network.device
+        body = torch.empty(size, dtype=torch.uint8, device=device)
+        exchange.broadcast(body)
+    message = unpack(header, body)
 
     def read(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         if "tensor" in value:
-            return tensors[value["tensor"]]
-        return {name: read(tensor) for name, tensor in value["tensors"].items()}
+            return message.tensors[value["tensor"]]
+        # A block keeps what was given to it for longer than what it makes of hidden states, which are most of the body.
+        return {name: read(tensor).clone() for name, tensor in value["tensors"].items()}
 
     method, args = json.loads(message.note)
     return message.block, method, [read(a) for a in args]
@@ -214,7 +239,13 @@ def run_follower(
 
 
 def join_group(
-    plan: Plan, process: int, store: dist.Store, device: torch.device, inbox: queue.SimpleQueue, timeout_s: float
+    plan: Plan,
+    process: int,
+    store: dist.Store,
+    device: torch.device,
+    inbox: queue.SimpleQueue,
+    timeout_s: float,
+    transport: str = "auto",
 ) -> Group:
     """Connect with the other processes of this one's worker; all call it at about the same time, before channels.
 
@@ -224,6 +255,7 @@ def join_group(
         device: of the network.
         inbox: where followers' calls come in, and where the loss of a member is told.
         timeout_s: longest wait for a member, here and from then on.
+        transport: as `launcher.transport`.
 
     Raises:
         ChannelError: a member did not come in time.
@@ -233,12 +265,14 @@ def join_group(
     if size == 1:
         return Group(member)
     store = dist.PrefixStore(f"group{member.worker}", store)
-    exchange = GroupExchange(dist.PrefixStore("exchange", store), member.worker, member.rank, size, device, timeout_s)
+    shared = dist.PrefixStore("exchange", store)
+    exchange = GroupExchange(shared, member.worker, member.rank, size, device, timeout_s, transport)
     group, alarm = Group(member, exchange), Alarm(inbox, exchange)
     leads = member.leads
     for rank in range(1, size) if leads else [member.rank]:
         peer = Member(member.worker, rank if leads else 0)
-        connected = link(store, int(not leads), peer, f"{member.worker}-{member.worker}.{rank}", device, timeout_s)
+        name = f"{member.worker}-{member.worker}.{rank}"
+        connected = link(store, int(not leads), peer, name, HOST, timeout_s, HEADER_BYTES)
         if leads:
             group.senders.append(connected.sender(alarm, CREDITS))
         else:

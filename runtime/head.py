@@ -108,15 +108,18 @@ class Sampler(threading.Thread):
         super().__init__(name=f"sample-{stream}", daemon=True)
         self.stream, self.opening, self.keep = stream, opening, keep
         self.steps, self.dtype, self.deliver, self.clock, self.guard = steps, dtype, deliver, clock, guard
+        self.queue = devices.of(opening.device).queue()
+        """Of encoders and what they give: beside the worker's passes, and done before it is told."""
         self.credits: queue.SimpleQueue[tuple[int, float] | None] = queue.SimpleQueue()
 
     def run(self) -> None:
         first, conditioning = self.keep.first if self.keep else 0, None
         end = opened = Opened(self.stream, first=first, failed=True)
         with self.guard(self.stream, "opening"):
-            devices.of(self.opening.device).use()
-            conditioning = self.opening.make()
-            opened = Opened(self.stream, conditioning.live, first, self._pending(conditioning))
+            self.queue.use()
+            with self.queue.after(None):
+                conditioning = self.opening.make()
+                opened = Opened(self.stream, conditioning.live, first, self._pending(conditioning))
         if not opened.failed:
             self.deliver(opened)
             end = self._sample(conditioning)
@@ -158,7 +161,8 @@ class Sampler(threading.Thread):
             entry = Entry(self.stream, chunk, stopped=not conditioning.finished(chunk))
             conditioning.ended(chunk)
         else:
-            entry = self._filled(conditioning, chunk, entered, given)
+            with self.queue.after(None):
+                entry = self._filled(conditioning, chunk, entered, given)
         if self.keep and self.keep.due(chunk, entry.stopped):
             try:
                 entry.files = progress.write(self.keep.begin(chunk))

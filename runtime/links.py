@@ -15,6 +15,7 @@ from conf.schema.cluster import Link
 from parallel.channels import Arrival, Failure
 from parallel.message import Message
 from parallel.p2p import connect_all
+from parallel.transport import NCCL
 
 WARM = 5
 """Round trips that do not count: buffers grow, connections open their windows."""
@@ -51,7 +52,9 @@ class BothWays:
         self.me, self.peer, self.device, self.timeout_s = me, peer, device, timeout_s
         self.inbox: queue.SimpleQueue = queue.SimpleQueue()
         there, back = f"{name}{me:04d}-{peer:04d}", f"{name}{peer:04d}-{me:04d}"
-        links = connect_all(store, me, {there: peer, back: peer}, device, timeout_s)
+        # By NCCL where it can go, as large messages do; how large they are is not known here.
+        some = {there: 1, back: 1}
+        links = connect_all(store, me, {there: peer, back: peer}, device, timeout_s, some, transport=NCCL)
         self.sender, self.receiver = links[there].sender(self.inbox), links[back].receiver(self.inbox)
 
     def ask(self, size: int, rounds: int) -> Trips:

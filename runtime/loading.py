@@ -94,7 +94,9 @@ def load_parts(
     device = devices.choose(config.device.kind) if device is None else device
     torch.set_num_threads(config.device.threads)
     model, picture = config.model, Picture.of(config.model, config.stream)
-    parts, known = Parts(device, torch_dtype(model.dtype), Sampler.of(model, schedule_of(model).steps)), list(orders)
+    queue, known = devices.of(device).queue(), list(orders)
+    queue.use()
+    parts = Parts(device, torch_dtype(model.dtype), Sampler.of(model, schedule_of(model).steps), queue)
     if leads and index == plan.stages[-1].worker:
         for order in known:
             look(config, order)
@@ -130,6 +132,7 @@ def load_parts(
             warm_decoder(parts.decoder, model, picture.latent)
     if leads and any(stage.name == "post" and stage.worker == index for stage in plan.stages):
         parts.post = post_of(config)
+    devices.of(device).synchronize()  # other queues use what was loaded on this one
     return parts
 
 

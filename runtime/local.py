@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from conf.schema import Config
-from parallel.channels import ChannelError, Failure, Inbox, LocalChannel
+from parallel.channels import ChannelError, Failure, Inbox
+from parallel.local import LocalChannel
 from parallel.plan import Plan
 from runtime.board import Board
 from runtime.group import local_groups
@@ -83,6 +84,8 @@ class LocalRun(Running):
         end = time.monotonic() + patience
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
+        for channel in self._channels.values():
+            channel.sender.close()
         super()._release()
 
     def _fault(self, reason: Reason, index: int) -> Exception:

@@ -136,7 +136,7 @@ def stage_durations(config: Config, chunks: int) -> Durations:
                 counts, first = chunk >= full, ".first" if chunk == 0 else ""
                 with book.stage(f"encode{first}", counts or chunk == 0):
                     given, states = given_by.chunk(chunk), given_by.states(chunk)
-                    x = given_by.noise(chunk, 0).to(parts.device, parts.dtype)
+                    x = devices.of(parts.device).upload(given_by.noise(chunk, 0).to(parts.dtype))
                 if states:
                     denoiser.set_states(banks, states)
                 anchor = given_by.sink() if chunk == 0 else {}

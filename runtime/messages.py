@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import devices
 from parallel.message import Message
 from parallel.pacing import ENCODE
 from parallel.passes import Pass, along_rows, entering
@@ -31,7 +32,7 @@ class Messages:
     """
 
     def __init__(self, plan: Plan, device: torch.device, guard: Guard):
-        self.plan, self.device, self.guard = plan, device, guard
+        self.plan, self.device, self.guard = plan, devices.of(device), guard
 
     def entering(self, entry: Entry) -> Iterator[tuple[int, Message]]:
         """What a sampled chunk, or the end of its stream, sends off: (worker, message), in that order."""
@@ -86,6 +87,7 @@ class Messages:
             # A bank made from a chunk carries that chunk's text: a recalibration epoch 0, which began with chunk 0.
             epoch=message.epoch if item.kind == following.kind else 0,
             times=message.times if travels else {},
+            spans=message.spans if travels else [],
             distances=message.distances,
             note=message.note,
             hollow=message.hollow,
@@ -94,7 +96,10 @@ class Messages:
 
     def placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors on this worker's device."""
-        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        for tensor in tensors.values():
+            if tensor.device == self.device.torch:
+                self.device.follow(None, tensor)  # it was made on another queue
+        return {name: self.device.upload(tensor) for name, tensor in tensors.items()}
 
     def _marked(self, message: Message) -> Message:
         return self.guard.mark(message)

@@ -11,8 +11,9 @@ from itertools import count
 
 import torch
 
+import devices
 from runtime.conditioning import Conditioning
-from runtime.trace import Trace
+from runtime.timing import Timer
 from stages.denoise.denoiser import Denoiser, StreamBanks
 from stages.denoise.finished import Finished
 from stages.denoise.sampler import finite_steps, require_finite_steps
@@ -38,21 +39,21 @@ class Memory:
 
 @torch.inference_mode()
 def generate(
-    denoiser: Denoiser, conditioning: Conditioning, trace: Trace, memory: Memory | None = None
+    denoiser: Denoiser, conditioning: Conditioning, timer: Timer, memory: Memory | None = None
 ) -> Iterator[torch.Tensor]:
     """The final latents [1, C, c, h, w] of chunk 0, 1, 2, ... until the conditioning ends.
 
     Args:
         denoiser: the whole network on one device.
         conditioning: what to draw, read and encode for every chunk.
-        trace: told how long each pass took.
+        timer: times every pass.
         memory: what to go on from; None: the stream begins.
 
     Raises:
         UserError: a step left latents that are not finite.
     """
     sampler, schedule = denoiser.sampler, denoiser.schedule
-    device, dtype = denoiser.network.device, denoiser.network.dtype
+    device, dtype = devices.of(denoiser.network.device), denoiser.network.dtype
     if memory is None:
         finished = Finished(schedule.recache_chunks, with_chunk(conditioning.inputs))
         memory = Memory(denoiser.open(), finished, 0, conditioning.sink())
@@ -60,7 +61,7 @@ def generate(
     anchor_states = denoiser.network.states(conditioning.first_states()) if memory.chunk and anchor else None
 
     for chunk in count(memory.chunk):
-        with trace.span("encode", chunk):
+        with timer("encode", chunk):
             given: Given | None = conditioning.chunk(chunk)
         if given is None:
             return
@@ -72,25 +73,25 @@ def generate(
         # The attention sink's versions: the reference from chunk 0, the model's own first frame from chunk e (beside
         # what lasts). Each is read with the states of the chunk it was made from.
         if any(v.kind == "prefill" and v.in_force_from == chunk for v in schedule.versions):
-            with trace.span("prefill", chunk):
+            with timer("prefill", chunk):
                 denoiser.prefill(banks, anchor, anchor_states)
 
         # Another prompt: what is in the window is read again, with it.
         if schedule.recache_chunks and 0 < chunk == conditioning.epoch(chunk):
-            with trace.span("recache", chunk):
+            with timer("recache", chunk):
                 past = finished.joined(schedule.recached(chunk))
                 denoiser.recache(banks, chunk, *past, conditioning.distance(chunk, 0))
 
-        x, finite = conditioning.noise(chunk, 0).to(device, dtype), 0
+        x, finite = device.upload(conditioning.noise(chunk, 0).to(dtype)), 0
         for step in range(sampler.steps):
-            with trace.span(f"step{step}", chunk):
+            with timer(f"step{step}", chunk):
                 v = denoiser.step(banks, step, chunk, x, given, conditioning.distance(chunk, step))
                 later = step + 1 < sampler.steps and sampler.needs_noise(step + 1)
                 x = sampler.update(step, x, v, conditioning.noise(chunk, step + 1) if later else None)
                 finite = finite_steps(x, finite)
 
         if schedule.commits(chunk):
-            with trace.span("commit", chunk):
+            with timer("commit", chunk):
                 denoiser.commit(banks, chunk, x, given, conditioning.distance(chunk, sampler.steps))
                 finished.add(chunk, x, given)
         if schedule.renewed and chunk == schedule.renewed.source:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+import devices
 from conf.schema import Config
 from parallel.plan import Plan
 from runtime.block import Block
@@ -45,6 +46,7 @@ class Parts:
 
     Attributes:
         device, dtype: of its network.
+        queue: of the device: where the worker's passes and stages go.
         sampler: the step list.
         denoisers: per block held.
         conditioning: makes what drives a stream, on the encode worker: (order, its prompts, its stop event).
@@ -60,6 +62,7 @@ class Parts:
     device: torch.device
     dtype: torch.dtype
     sampler: Sampler
+    queue: devices.Queue
     denoisers: dict[int, Denoiser] = field(default_factory=dict)
     conditioning: Callable[[Open, Prompts, threading.Event], Conditioning] | None = None
     prepared: dict[int, Opening] = field(default_factory=dict)

@@ -13,10 +13,12 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import torch
 import torch.distributed as dist
 
+import devices
 from conf.schema import Config
 from parallel.channels import ChannelError, Inbox, Sender
 from parallel.p2p import connect_all
 from parallel.plan import Plan
+from parallel.transport import NCCL, Place, bodies, refuse
 from runtime.admission import most_streams
 from runtime.block import Block
 from runtime.board import DRIVER, Abandoned, Board, OrderReader, PeerLost
@@ -75,16 +77,16 @@ def credits(plan: Plan, config: Config) -> int:
 
 def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> Connect:
     """Connections of process `index` to others, which meet on `store`."""
-    worker, patience = plan.members[index].worker, config.launcher.timeout_s
+    worker, patience, transport = plan.members[index].worker, config.launcher.timeout_s, config.launcher.transport
     # Channels are the worker's; who only shares its passes has none.
     mine = [pair for pair in plan.channels if worker in pair and plan.members[index].leads]
 
     def connect(inbox: Inbox, device: torch.device) -> Ends:
-        group = join_group(plan, index, store, device, inbox, patience)
+        group = join_group(plan, index, store, device, inbox, patience, transport)
         peers = {f"{a:04d}-{b:04d}": (b if a == worker else a) for a, b in mine}
-        expected = {f"{a:04d}-{b:04d}": max(h.bytes for h in plan.hops if h[:2] == (a, b)) for a, b in mine}
+        expected = {f"{a:04d}-{b:04d}": size for (a, b), size in bodies(plan).items() if (a, b) in mine}
         senders, receivers = {}, []
-        for name, link in connect_all(store, worker, peers, device, patience, expected).items():
+        for name, link in connect_all(store, worker, peers, device, patience, expected, transport=transport).items():
             if int(name[:4]) == worker:
                 check = group.exchange.check if group.exchange else None
                 senders[link.peer] = link.sender(inbox, credits(plan, config), check=check)
@@ -140,6 +142,7 @@ def run_worker(
         inbox = Inbox() if inbox is None else inbox
         job = Job(plan, index, config, board, folder, inbox, OrderReader(board, inbox), pulse)
         first()
+        job.agree(device)
         parts = job.load(device, stdin)
         job.meet()
         left = job.run(parts, connect) | {"node": node}
@@ -184,6 +187,22 @@ class Job(NamedTuple):
     inbox: Inbox
     orders: OrderReader
     pulse: Pulse
+
+    def agree(self, device: torch.device | None) -> None:
+        """Find out before anything loads whether tensors can go as they are asked to.
+
+        Raises:
+            UserError: two processes cannot exchange them by NCCL, and that was asked for.
+        """
+        if self.config.launcher.transport != NCCL:
+            return
+        own = devices.of(devices.choose(self.config.device.kind) if device is None else device)
+        self.board.tell(f"place/{self.index}", Place.of(own))
+        places = []
+        for process in range(self.plan.processes):
+            self.board.wait(f"place/{process}", self.config.launcher.timeout_s)
+            places.append(Place(*self.board.told(f"place/{process}")))
+        refuse(self.plan, places)
 
     def load(self, device: torch.device | None, stdin: BinaryIO | None) -> Parts:
         """Load what this process holds. Between two parts it looks whether that is still wanted.

@@ -31,6 +31,7 @@ from runtime.reasons import Reason
 from runtime.report import Timeline, worker_report
 from runtime.saving import DECODER_PART, Saver, bank_part
 from runtime.state import FINISHED, State
+from runtime.timing import Timer
 from runtime.trace import worker_trace
 from runtime.workload import describe
 from stages.codec.base import parameter_bytes
@@ -104,6 +105,7 @@ class Stream:
         self.length = self._conditioning.length()
         # Every stream has a track of its own.
         self._trace = worker_trace(folder, index, keep=run.config.sink.trace)
+        self._timer = Timer(devices.of(run.device), self._trace)
         model, self._keep = run.config.model, order.keep
         state = self._keep.state if self._keep else None
         made = (state.chunk, state.content["frames"]) if state else (0, 0)
@@ -112,7 +114,7 @@ class Stream:
         decodes = run.decoder is not None
         self._output = Output(order.config, model, make, self.timeline, self._trace, self._keep, decodes)
         self._saved = 0
-        self._saver = Saver(Board(dist.HashStore(), 0, 1)) if self._keep else None
+        self._saver = Saver(Board(dist.HashStore(), 0, 1), devices.of(run.device)) if self._keep else None
 
     def _open(self) -> None:
         """Open what is this stream's own: its files, what its decoder keeps, its banks."""
@@ -154,7 +156,7 @@ class Stream:
         run, conditioning, trace = self._run, self._conditioning, self._trace
         chunk = self._memory.chunk
         progress, entered = conditioning.progress(chunk), trace.clock()
-        for latents in generate(run.denoiser, conditioning, trace, self._memory):
+        for latents in generate(run.denoiser, conditioning, self._timer, self._memory):
             self._finish(chunk, latents, entered)
             chunk += 1
             progress = conditioning.progress(chunk)
@@ -177,13 +179,14 @@ class Stream:
         )
         frames = None
         if self._decoding:
-            with self._trace.span("decode", chunk):
+            with self._timer("decode", chunk):
                 self._decoding.prime(lasting)
                 frames = self._decoding(latents)
             if run.post:
-                with self._trace.span("post", chunk):
+                with self._timer("post", chunk):
                     frames = run.post(frames)
         self._output.write(chunk, latents, frames, sidecar)
+        self._timer.settle()  # all of it is over: it was put out
 
     def _save(self, chunk: int, progress: ConditioningState, stopped: bool = False) -> None:
         """Save the state before `chunk`, if it is due there and was not saved."""

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import devices
+from devices import Mark
 from runtime.board import Board
 from runtime.state import Keep
 
@@ -57,18 +59,19 @@ class Saver(threading.Thread):
 
     Args:
         board: where workers tell each other of parts.
+        device: of the tensors.
     """
 
-    def __init__(self, board: Board):
+    def __init__(self, board: Board, device: devices.Device):
         super().__init__(name="saver", daemon=True)
-        self.board = board
+        self.board, self.device, self._queue = board, device, device.queue()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: list[Whole] = []
         self._lock, self._wait, self._over = threading.Lock(), True, False
 
     def part(self, stream: int, chunk: int, name: str, write: Write | None) -> None:
         """Write a part of a state; None: there is nothing to write, and the state does not become whole."""
-        self._jobs.put(partial(self._write, key(stream, chunk, name), name, write))
+        self._jobs.put(partial(self._write, key(stream, chunk, name), name, write, self.device.mark()))
 
     def complete(self, whole: Whole) -> None:
         """Make a state whole once its parts are there and `whole.ready` is set. States of a stream come in order."""
@@ -90,6 +93,7 @@ class Saver(threading.Thread):
             self.join()
 
     def run(self) -> None:
+        self._queue.use()
         try:
             self._work()
         except RuntimeError:
@@ -129,9 +133,10 @@ class Saver(threading.Thread):
         whole.keep.drop(whole.chunk)
         whole.then(False)
 
-    def _write(self, where: str, name: str, write: Write | None) -> None:
+    def _write(self, where: str, name: str, write: Write | None, cut: Mark | None) -> None:
         try:
-            told = {"files": write()} if write else {"failure": NOTHING}
+            with self._queue.after(cut):
+                told = {"files": write()} if write else {"failure": NOTHING}
         except Exception as error:  # whatever it is, it costs this state and nothing else
             told = {"failure": f"{name}: {error}"}
         self.board.tell(where, told)

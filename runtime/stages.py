@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from queue import SimpleQueue
 
-import torch
-
-import devices
+from devices import Mark, Queue
 from parallel.message import Message
 from parallel.passes import Pass
 from runtime.guard import Guard
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -42,8 +38,8 @@ class StageThread(threading.Thread):
         work: (pass, message) -> the message that goes on.
         deliver: takes `Performed`; and an exception that is no stream's, which ends the run.
         guard: of the worker.
-        turn: makes the context in which the work is done: a turn on the worker's device; None: it needs none.
-        device: of the tensors.
+        queue: where its work goes: the worker's, after the passes that were given to it, or, without a turn, its own.
+        turn: makes the context in which work is given to the worker's queue; None: the stage works beside it.
     """
 
     def __init__(
@@ -52,23 +48,23 @@ class StageThread(threading.Thread):
         work: Callable[[Pass, Message], Message],
         deliver: Callable[[object], None],
         guard: Guard,
+        queue: Queue,
         turn: Callable[[], AbstractContextManager] | None = None,
-        device: torch.device = CPU,
     ):
         super().__init__(name=name, daemon=True)
-        self.work, self.deliver, self.guard, self.turn = work, deliver, guard, turn or nullcontext
-        self.device = device
+        self.work, self.deliver, self.guard, self.queue, self.turn = work, deliver, guard, queue, turn
         self.at: tuple[Pass, float] | None = None
         """The pass that is being worked on, and since when, in seconds of `time.perf_counter`."""
-        self._items: queue.SimpleQueue[tuple[Pass, Message] | None] = queue.SimpleQueue()
+        self._items: SimpleQueue[tuple[Pass, Message, Mark | None] | None] = SimpleQueue()
 
     def put(self, item: Pass, message: Message) -> None:
         """Have a pass worked on; at once where the machine had no thread left, so that a stream that failed by that
         ends like any other."""
+        computed = self.queue.device.mark()
         if self.ident is None:
-            self._perform(item, message)
+            self._perform(item, message, computed)
         else:
-            self._items.put((item, message))
+            self._items.put((item, message, computed))
 
     def close(self) -> None:
         """Stop when everything that was handed over has been done."""
@@ -77,7 +73,7 @@ class StageThread(threading.Thread):
             self.join()
 
     def run(self) -> None:
-        devices.of(self.device).use()
+        self.queue.use()
         while (taken := self._items.get()) is not None:
             try:
                 self._perform(*taken)
@@ -85,13 +81,18 @@ class StageThread(threading.Thread):
                 self.deliver(error)
                 return
 
-    def _perform(self, item: Pass, message: Message) -> None:
+    def _perform(self, item: Pass, message: Message, computed: Mark | None) -> None:
         try:
-            with self.turn():
-                self.at = item, time.perf_counter()
-                with self.guard(item.stream, f"{self.name} of chunk {item.chunk}"):
+            with self.guard(item.stream, f"{self.name} of chunk {item.chunk}"):
+                done = None
+                with self.turn() if self.turn else self.queue.after(computed, *message.tensors.values()):
+                    self.at = item, time.perf_counter()
                     self.guard.mark(message)
                     message = self.work(item, message)
+                    done = self.queue.device.mark()
+                # What is told must have happened. Others have their turns meanwhile.
+                if self.turn and done:
+                    done.wait()
         finally:
             self.at = None
         self.deliver(Performed(item, self.guard.mark(message)))

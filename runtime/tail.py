@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +22,7 @@ from runtime.parts import Parts
 from runtime.report import Timeline
 from runtime.saving import DECODER_PART, NOTHING, Saver, Whole, parts
 from runtime.stages import StageThread
-from runtime.trace import Trace
+from runtime.timing import Timer
 from runtime.turn import STAGE, Turn
 from stages.denoise.sampler import require_finite_steps
 from stages.inputs import FINITE
@@ -47,7 +46,7 @@ class Tail:
         plan, index: the plan and which of its workers this is.
         config: the run.
         held: what the worker holds.
-        trace, board, guard, saver, turn: the worker's.
+        timer, board, guard, saver, turn: the worker's.
         deliver: takes what stages have done, from their threads.
     """
 
@@ -57,7 +56,7 @@ class Tail:
         index: int,
         config: Config,
         held: Parts,
-        trace: Trace,
+        timer: Timer,
         board: Board,
         guard: Guard,
         saver: Saver,
@@ -65,7 +64,8 @@ class Tail:
         deliver: Callable[[object], None],
     ):
         self.plan, self.index, self.config, self.held = plan, index, config, held
-        self.trace, self.board, self.guard, self.saver, self.deliver = trace, board, guard, saver, deliver
+        self.timer, self.trace = timer, timer.trace
+        self.board, self.guard, self.saver, self.deliver = board, guard, saver, deliver
         self.stages = tuple(stage.name for stage in plan.stages)
         """Names of the plan's last stages, in order; a pass on the i-th has step S + i."""
         self._last = plan.workload.steps + max(
@@ -79,7 +79,7 @@ class Tail:
         self.outputs: dict[int, Output] = {}
         work = {"decode": self._decode, "post": self._post}
         self.shared = {
-            name: StageThread(name, work[name], deliver, guard, partial(turn, STAGE), held.device)
+            name: StageThread(name, work[name], deliver, guard, held.queue, partial(turn, STAGE))
             for name in work
             if name in owned
         }
@@ -115,7 +115,7 @@ class Tail:
                 "decode" in self.stages,
             )
             self.own[stream] = StageThread(
-                "output", partial(self._output, output), self.deliver, self.guard, device=self.held.device
+                "output", partial(self._output, output), self.deliver, self.guard, self.held.queue.device.queue()
             )
             self.own[stream].start()
         if self.held.decoder:
@@ -174,15 +174,17 @@ class Tail:
             self.decodings.pop(stream, None)
         elif not m.hollow:
             x, sidecar = m.tensors["x"], self._sidecar(item)
-            with self._timed(m, "decode", chunk):
+            with self.timer("decode", chunk) as span:
                 self.decodings[stream].prime(sidecar.lasting)
                 m.tensors = m.tensors | {"frames": self.decodings[stream](x)}
+            m.spans = [*m.spans, (self.index, span)]  # the worker's, whose device it uses
         return m
 
     def _post(self, item: Pass, m: Message) -> Message:
         if item.kind == "stage" and not m.hollow:
-            with self._timed(m, "post", item.chunk):
+            with self.timer("post", item.chunk) as span:
                 m.tensors = m.tensors | {"frames": self.held.post(m.tensors["frames"])}
+            m.spans = [*m.spans, (self.index, span)]
         return m
 
     def _output(self, output: Output, item: Pass, m: Message) -> Message:
@@ -242,15 +244,6 @@ class Tail:
         """What came with a chunk; the last stage here lets go of it."""
         key = item.stream, item.chunk
         return self.sidecars.pop(key) if item.step == self._last else self.sidecars[key]
-
-    @contextmanager
-    def _timed(self, m: Message, stage: str, chunk: int) -> Iterator[None]:
-        """Note what a stage spends on a chunk: its time is the worker's, whose device it uses."""
-        start = self.trace.clock()
-        yield
-        took = self.trace.clock() - start
-        self.trace.add(stage, chunk, start, took)
-        m.times[self.index] = m.times.get(self.index, 0.0) + took
 
     def _tell_progress(self, stream: int, output: Output, every_s: float = 0.0) -> None:
         """Tell where a stream is, unless that was told just now; chunks may be much faster than anyone reads."""

@@ -15,6 +15,7 @@ import logging
 import queue
 import time
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 from conf.schema import Config
@@ -37,12 +38,15 @@ from runtime.report import worker_report
 from runtime.saving import Saver
 from runtime.stages import Performed
 from runtime.tail import Saved, Tail
+from runtime.timing import Timer
 from runtime.trace import Trace
 from runtime.turn import CELL, Turn
 from stages.denoise.schedule import schedule_of
 
 log = logging.getLogger(__name__)
 
+OVER = "over"
+"""Comes in when the device is through with a pass."""
 IDLE_S = 0.2
 """How often a worker looks whether what is owed has come, at least."""
 
@@ -76,9 +80,10 @@ class Worker:
         self.senders, self.inbox, self.trace, self.board = senders, inbox, trace, board
         self.schedule, self.guard = Schedule(plan, index), Guard(board, f"worker {index}", parts.device)
         self.messages = Messages(plan, parts.device, self.guard)
-        self.turn, self.saver = Turn(), Saver(board)
-        self.cells = Cells(plan, index, parts, blocks, trace, self.saver)
-        self.tail = Tail(plan, index, config, parts, trace, board, self.guard, self.saver, self.turn, inbox.put)
+        self.turn, self.saver = Turn(), Saver(board, parts.queue.device)
+        self.timer = Timer(parts.queue.device, trace)
+        self.cells = Cells(plan, index, parts, blocks, self.timer, self.saver)
+        self.tail = Tail(plan, index, config, parts, self.timer, board, self.guard, self.saver, self.turn, inbox.put)
         self.head = None
         if index == plan.encode:
             self.head = Head(parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock, self.guard)
@@ -103,6 +108,7 @@ class Worker:
             PeerLost: a peer failed, or owed work did not come within `launcher.timeout_s`.
         """
         self.saver.start()
+        self.timer.start(partial(self.inbox.put, OVER))
         whole = False
         try:
             while not self._over:
@@ -111,7 +117,7 @@ class Worker:
                     self.head.ask(self.schedule.may_enter)
                 for item, message in self.schedule.staged():
                     self.tail.put(item, message)
-                if not (self.schedule.ready and self._compute()) and not self._over:
+                if not (self.schedule.ready and self.timer.room and self._compute()) and not self._over:
                     self._take_in(block=True)
             whole = True
         except ChannelError as error:
@@ -136,6 +142,7 @@ class Worker:
             self.saver.close(wait=False)  # some parts may never come, and outputs wait for their states
         self.tail.close()
         self.saver.close()
+        self.timer.close()
         self.trace.close()
 
     def _take_in(self, block: bool) -> None:
@@ -175,6 +182,8 @@ class Worker:
             self._begin(item)
         elif isinstance(item, Saved):
             self._send(self.plan.encode, Message("done", stream=item.stream, chunk=item.chunk, step=SAVED))
+        elif item is OVER:
+            pass  # there is room for another pass
         elif isinstance(item, Failure):
             raise self._lost(item.error)
         elif isinstance(item, Exception):
@@ -222,7 +231,7 @@ class Worker:
         self._moves[stream] = self.trace.clock()
         if message.kind == "done":
             if not message.sent:  # else it was heard of when it came
-                self._left(message, message.times)
+                self._left(message, message.settle().times)
             self._look_at_head(stream)
         elif message.kind == "sidecar":
             with self.guard(stream, f"opening the output for chunk {chunk}"):
@@ -368,11 +377,13 @@ class Worker:
 
     def look(self) -> Doing:
         """What the loop and the stages are at: of several passes the one that has taken longest so far."""
-        passes = [*self.tail.doing(), *([self._at] if self._at else [])]
+        passes = [(self._words(item), since) for item, since in (*self.tail.doing(), *([self._at] if self._at else []))]
+        if given := self.timer.doing():
+            passes.append((f"{given[0]} of chunk {given[1]}", given[2]))
         if not passes:
             return Doing(self._came_to(), self._moved, self._moved, streams=dict(self._moves))
-        item, since = min(passes, key=lambda at: at[1])
-        return Doing(self._words(item), since, self._moved, busy=True, streams=dict(self._moves))
+        words, since = min(passes, key=lambda at: at[1])
+        return Doing(words, since, self._moved, busy=True, streams=dict(self._moves))
 
     def _check_owed(self) -> None:
         """Nothing moves of a stream of which chunks are under way: a failure, unless somebody is just slow.

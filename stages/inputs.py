@@ -167,7 +167,7 @@ class Input:
         if not self.reach:
             return tensor
         first = tensor.narrow(self.at, 0, 1)
-        lead = torch.cat([first] * self.reach, self.at) if before is None else before.to(tensor.dtype)
+        lead = torch.cat([first] * self.reach, self.at) if before is None else before.to(tensor)
         return torch.cat([lead, tensor], self.at)
 
     def left(self, tensor: Tensor) -> Tensor | None:

@@ -34,6 +34,7 @@ class TextConfig:
 
     def __post_init__(self):
         check_choices(self, "model.text.")
+        positive("model.text.buckets", self.buckets, most=10_000_000)
         self.checkpoint, self.tokenizer = found(self.checkpoint), found(self.tokenizer)
 
     def beside(self, model: str | None) -> TextConfig:

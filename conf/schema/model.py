@@ -9,7 +9,7 @@ from typing import Any
 from conf import families, published
 from conf.codecs import declared
 from conf.contexts import CONTEXTS, ContextRule
-from conf.errors import UserError, positive
+from conf.errors import UserError, not_negative, positive
 from conf.hub import found
 from conf.paths import is_folder
 from conf.schema.codec import CodecConfig
@@ -21,6 +21,8 @@ from conf.typed import typed
 
 LEAST_SHIFT = 1e-3
 """Below it the first step's level would be lost to rounding."""
+MOST_PIXELS = 65_536
+"""On a side."""
 POSITION_RULES = ("abs", "slot", "sink_shift")
 SAMPLERS = ("euler", "renoise")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -42,6 +44,8 @@ class SinkShift:
     """At most."""
 
     def __post_init__(self):
+        for name in ("start", "distance_min", "distance_max"):
+            not_negative(f"model.sink_shift.{name}", getattr(self, name), most=1_000_000)
         if self.distance_min > self.distance_max:
             raise UserError(
                 f"model.sink_shift.distance_min={self.distance_min}",
@@ -122,6 +126,8 @@ class ModelConfig:
             self._check_widths()
         for name in ("steps", "chunk_frames", "window_frames", "shift", "fps", "lora_alpha"):
             positive(f"model.{name}", getattr(self, name), most=100_000)
+        for name in ("height", "width"):
+            positive(f"model.{name}", getattr(self, name), most=MOST_PIXELS)
         if self.shift < LEAST_SHIFT:
             raise UserError(f"model.shift={self.shift}", f"must not be below {LEAST_SHIFT}", "models use 1 to 17")
         if self.prompt_switch == "recache" and not self.rule.commits:

@@ -17,6 +17,7 @@ OBJECTIVES = ("fps", "first_frame", "control_latency")
 LAUNCHERS = ("local", "torchrun", "ray")
 POSTS = ("none", "upscale")
 THREADS = ("auto", "true", "false")
+TRANSPORTS = ("auto", "nccl", "host")
 LOGS = ("none", "wandb")
 TRACES = ("none", "recent", "all")
 PACES = ("live", "free")
@@ -279,7 +280,7 @@ class DeviceConfig:
 
     def __post_init__(self):
         check_choices(self, "device.")
-        positive("device.threads", self.threads, most=1024)
+        positive("device.threads", self.threads, most=128)
 
     @property
     def may_be_gpu(self) -> bool:
@@ -341,6 +342,10 @@ class LauncherConfig:
     threads: str = one_of(THREADS, "auto")
     """Whether local workers are threads of one process (true) or processes; `auto`: threads, unless there are several
     GPUs."""
+    transport: str = one_of(TRANSPORTS, "auto")
+    """How tensors go from one process's GPU to another's: `nccl` from card to card, `host` through the hosts' memories,
+    which is the only way between workers on one card; `auto`: by NCCL where it can go and messages are larger than
+    1 MB."""
 
     def __post_init__(self):
         self.threads = self.threads.lower()  # `true` on the command line is a boolean to YAML

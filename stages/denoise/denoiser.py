@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+import devices
 from conf.schema import Adapter, ModelConfig
 from stages.denoise.bank import AdapterPass, Bank, BankPass, Layout
 from stages.denoise.network import Network
@@ -23,6 +24,9 @@ from stages.denoise.sampler import Sampler, zero_timestep
 from stages.denoise.schedule import schedule_of
 from stages.denoise.share import ALL, Share
 from stages.inputs import Given, marked, part
+
+PLACES = 8
+"""Chunks whose places are kept: passes of several chunks and streams take turns on a worker."""
 
 
 @dataclass
@@ -108,7 +112,8 @@ class Denoiser:
         with torch.inference_mode():
             timesteps = [torch.full((1, 1), self.sampler.timestep(s)) for s in range(self.sampler.steps)]
             self._constants = [network.constants(t) for t in [*timesteps, zero_timestep()]]
-        self._place: Place | None = None
+        self._places: dict[range, Place] = {}
+        """The latest, by their frames."""
 
     def level(self, step: int) -> int:
         """The bank a step reads and writes."""
@@ -169,11 +174,11 @@ class Denoiser:
         attend = BankPass(bank, self._prefill_table, self._prefilled, runs, frames, self.core, fixed)
         states = stream.states if states is None else states
         drive = self.network.drive(self._constants[-1], states, {}, partial(self.share.take, frames=1), leaves=False)
-        device, dtype = self.network.device, self.network.dtype
+        dtype, upload = self.network.dtype, devices.of(self.network.device).upload
         if self.network.first:
-            x = self.network.enter_sink({name: t.to(device, dtype) for name, t in sink.items()})
+            x = self.network.enter_sink({name: upload(t).to(dtype) for name, t in sink.items()})
         else:
-            x = sink.to(device, dtype)
+            x = upload(sink).to(dtype)
         out = self._shared(x, drive, attend, 1)
         for other in others:
             other.copy_sink(bank)
@@ -220,13 +225,15 @@ class Denoiser:
         return first, others
 
     def _where(self, frames: range) -> Place:
-        if self._place is None or self._place.frames != frames:
+        if frames not in self._places:
             layout = self.layout
             own = {adapter.name: self._table(adapter)(frames) for adapter in self.model.network.adapters}
             tables = {"": self.rope.table(frames)} | own
             runs, visible = layout.slots(frames.start, len(frames)), layout.visible(frames.stop)
-            self._place = Place(frames, runs, visible, tables)
-        return self._place
+            self._places[frames] = Place(frames, runs, visible, tables)
+            if len(self._places) > PLACES:
+                del self._places[next(iter(self._places))]
+        return self._places[frames]
 
     def _table(self, adapter: Adapter) -> Callable[[range], Tensor]:
         """Rotation of an adapter's entries, which stand in time only, for frames at given positions."""
@@ -256,7 +263,8 @@ class Denoiser:
     ) -> Tensor | None:
         self._place_sink(bank, frames.stop - self.model.chunk_frames, distance)
         place, network = self._where(frames), self.network
-        here = {name: t.to(network.device) for name, t in given.items()}
+        upload = devices.of(network.device).upload
+        here = {name: upload(t) for name, t in given.items()}
         entering = {"x": x} | marked("table", place.tables) | marked("given", here)
 
         def work(states: Any, entering: Given) -> Tensor | None:

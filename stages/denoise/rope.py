@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+import devices
+
 
 def axis_widths(head_dim: int) -> tuple[int, int, int]:
     """Channels of a head that encode (frame, row, column)."""
@@ -48,7 +50,8 @@ class Rope:
         widths: tuple[int, int, int] | None = None,
         base: float = 10000.0,
     ):
-        self.device, self.rows, self.columns, self.base = device, rows, columns, base
+        self.rows, self.columns, self.base = rows, columns, base
+        self._upload = devices.of(device).upload
         self.widths = widths or axis_widths(head_dim)
         self.spatial = self._plane(range(rows), range(columns))
 
@@ -57,7 +60,7 @@ class Rope:
         _, height_width, width_width = self.widths
         by_row = _factors(torch.tensor(list(rows)), height_width, self.base)[:, None].expand(-1, len(columns), -1)
         by_column = _factors(torch.tensor(list(columns)), width_width, self.base)[None].expand(len(rows), -1, -1)
-        return torch.cat([by_row, by_column], -1).flatten(0, 1).to(self.device)
+        return self._upload(torch.cat([by_row, by_column], -1).flatten(0, 1))
 
     def table(self, frame_positions: Sequence[int]) -> Tensor:
         """Factors [frames * rows * columns, 1, head_dim / 2], complex64, for frames at these positions."""
@@ -69,7 +72,7 @@ class Rope:
 
     def _joined(self, frame_positions: Sequence[int], spatial: Tensor) -> Tensor:
         positions = torch.tensor(list(frame_positions), dtype=torch.float64)
-        time = _factors(positions, self.widths[0], self.base).to(self.device)
+        time = self._upload(_factors(positions, self.widths[0], self.base))
         both = [time[:, None].expand(-1, len(spatial), -1), spatial[None].expand(len(time), -1, -1)]
         return torch.cat(both, -1).flatten(0, 1)[:, None]
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import devices
 from conf.errors import UserError
 from conf.schema import ModelConfig
 
@@ -109,7 +110,9 @@ class Sampler:
         if self.rule == "euler":
             return (x.float() + (level - self.table[step].sigma) * v.float()).to(x.dtype)
         x0 = self.clean(step, x, v)
-        return x0 if last else ((1 - level) * x0.float() + level * noise.to(x.device)).to(x.dtype)
+        if last:
+            return x0
+        return ((1 - level) * x0.float() + level * devices.of(x.device).upload(noise)).to(x.dtype)
 
 
 def finite_steps(x: Tensor, before: Tensor | int = 0) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import devices
 from stages.denoise.attention import Attend, History, KeysValues
 from stages.denoise.network import Network, Take
 from stages.denoise.rope import Rope
@@ -166,7 +167,8 @@ class Transformer(Network):
 
         Missing rows are zeros and take part: the published models attend to them.
         """
-        rows = F.pad(context.to(self.device, self.dtype), (0, 0, 0, self.config.text_tokens - context.shape[1]))
+        here = devices.of(self.device).upload(context).to(self.dtype)
+        rows = F.pad(here, (0, 0, 0, self.config.text_tokens - context.shape[1]))
         text = self.text_embedding(rows)
         return {i: self.blocks[str(i)].cross_attn.keys_values(text) for i in self.layers}
 

@@ -12,6 +12,7 @@ import re
 import torch
 from torch import Tensor, nn
 
+import devices
 from conf.schema import TextConfig
 
 MISSING = -1
@@ -51,7 +52,7 @@ class TextEncoder(nn.Module):
 
     def rows(self, ids: Tensor) -> Tensor:
         """Row numbers [B, L], `MISSING` where there is no word, to rows [B, L, text_dim]."""
-        ids = ids.to(self.table.weight.device)
+        ids = devices.of(self.table.weight.device).upload(ids)
         return self.table(ids.clamp(min=0)) * (ids != MISSING)[..., None]
 
     def forward(self, prompt: str) -> Tensor:

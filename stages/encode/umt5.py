@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import devices
 from conf import hub
 from conf.errors import UserError
 from conf.paths import is_file, is_folder
@@ -134,7 +135,8 @@ class Umt5Encoder(nn.Module):
         """The prompt's rows [1, L, text_dim], on the CPU."""
         with self._lock:  # streams have threads of their own
             if prompt not in self._cache:
-                ids = torch.tensor([self.ids(prompt)[0]], device=self.stack.embed_tokens.weight.device)
+                device = self.stack.embed_tokens.weight.device
+                ids = devices.of(device).upload(torch.tensor([self.ids(prompt)[0]]))
                 self._cache[prompt] = self.stack(input_ids=ids).last_hidden_state.cpu()
             self._cache.move_to_end(prompt)
             rows = self._cache[prompt]

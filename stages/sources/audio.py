@@ -91,7 +91,7 @@ class AudioFile:
             self._open_track()
         except BaseException as error:
             self.close()
-            if not isinstance(error, OSError | ValueError | UserError):
+            if not isinstance(error, OSError | ValueError | EOFError | UserError):
                 raise
             if self._pipe and stop is not None and stop.is_set():
                 return  # nobody will hear it
@@ -145,14 +145,14 @@ class AudioFile:
         while True:
             try:
                 packet = next(packets, None)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:  # an EOFError of FFmpeg is no OSError
                 self._note(error)
                 packet = None
             if packet is None:
                 break
             try:
                 frames = packet.decode()
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:  # an EOFError of FFmpeg is no OSError
                 self._note(error)
                 continue
             for frame in frames:

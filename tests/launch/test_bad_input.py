@@ -36,8 +36,11 @@ NANO = ("model=nano", "stream.chunks=2")
         (["model.codec.kind=vae"], "model.codec.kind=vae"),
         # Values out of all reason.
         (["stream.width=1000000000000000000"], "stream.width=1000000000000000000: must not be above"),
-        (["device.threads=1000000000000000000"], "device.threads=1000000000000000000: must not be above 1024"),
+        (["device.threads=1000000000000000000"], "device.threads=1000000000000000000: must not be above 128"),
         (["model.network.dim=1000000000000000000"], "model.network.dim=1000000000000000000: must not be above"),
+        (["model.height=-9223372036854775808"], "model.height=-9223372036854775808: must be above zero"),
+        (["model.text.buckets=0"], "model.text.buckets=0: must be above zero"),
+        (["model.sink_shift.distance_max=9223372036854775807"], "must not be above 1000000"),
         (["model.network.audio.bands=-1"], "model.network.audio.bands=-1: must be above zero"),
         (["device=emulated", "device.emulated.decode_s=1e18"], "must not be above"),
         (["model.network.layers=8", "model.network.dim=96000"], "GB of weights here, and cpu has"),

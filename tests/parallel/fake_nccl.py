@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from parallel.p2p import Link
+from tests.parallel.late import Late
 
 
 class Wire:
@@ -59,31 +59,31 @@ class Gloo:
 class Nccl(Gloo):
     """One member, for bodies.
 
+    Args:
+        device: whose queues transfers are work of.
+
     Attributes:
         calls: what was done to end it.
         error: what it reports.
-        waits: set while the host waits for a transfer.
+        waits: set while somebody waits for a transfer.
     """
 
-    def __init__(self, wire: Wire, side: int):
+    def __init__(self, wire: Wire, side: int, device: Late):
         super().__init__(wire, side)
-        self.calls: list[str] = []
+        self.device, self.calls = device, []
         self.error = SimpleNamespace(name="SUCCESS")
         self.waits = threading.Event()
-        self._begun: deque[tuple[Tensor, int, int]] = deque()
 
     def recv(self, tensors: list[Tensor], other: int, tag: int) -> SimpleNamespace:
-        return SimpleNamespace(wait=lambda: self._begun.append((tensors[0], other, tag)))
+        transfer = partial(self._transfer, tensors[0], self.wire.sent[other, tag])
+        return SimpleNamespace(wait=lambda: self.device.later(transfer))
 
-    def finish(self) -> None:
-        """What the host's wait for the stream does: nothing says that a transfer was aborted."""
-        while self._begun:
-            tensor, other, tag = self._begun.popleft()
-            came = self.wire.sent[other, tag]
-            with self.wire.changed:
-                self.waits.set()
-                self.wire.changed.wait_for(lambda came=came: came or self.wire.closed)
-                tensor.copy_(came.popleft()) if came else tensor.fill_(77)
+    def _transfer(self, tensor: Tensor, came: deque[Tensor]) -> None:
+        """Nothing says that a transfer was aborted."""
+        with self.wire.changed:
+            self.waits.set()
+            self.wire.changed.wait_for(lambda: came or self.wire.closed)
+            tensor.copy_(came.popleft()) if came else tensor.fill_(77)
 
     def get_error(self) -> SimpleNamespace:
         return self.error
@@ -93,39 +93,15 @@ class Nccl(Gloo):
         self.wire.close()
 
     def shutdown(self) -> None:
+        assert not any(self.wire.sent.values()), "something is in the air"
         self.calls.append("shutdown")
 
 
-class Queue:
-    """A device, and a queue of it, whose work is done when the host waits for it."""
-
-    torch = torch.device("cpu")
-
-    def __init__(self, nccl: Nccl):
-        self._nccl = nccl
-        self.computed = threading.Event()
-        self.computed.set()
-
-    def use(self) -> None:
-        pass
-
-    def mark(self, *used: Tensor) -> threading.Event:
-        return self.computed
-
-    @contextmanager
-    def after(self, mark: threading.Event | None, *used: Tensor) -> Iterator[None]:
-        if mark is not None:
-            mark.wait()
-        yield
-        self._nccl.finish()
-
-
 def pair(timeout_s: float) -> list[Link]:
-    """Both sides of a link."""
+    """Both sides of a link, each with a device of its own."""
     host, bodies, links = Wire(), Wire(), []
     for side in range(2):
-        nccl = Nccl(bodies, side)
-        link = Link(1 - side, "fake", side, Gloo(host, side), nccl, torch.device("cpu"), timeout_s)
-        link.device = link.queue = Queue(nccl)
-        links.append(link)
+        device = Late(torch.device("cpu"))
+        groups = Gloo(host, side), Nccl(bodies, side, device)
+        links.append(Link(1 - side, "fake", side, *groups, device, timeout_s))
     return links

@@ -6,11 +6,13 @@ from hypothesis import strategies as st
 
 from parallel.buffers import READY, Buffers, Leases
 
-CPU = torch.device("cpu")
+
+def host(size: int) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8)
 
 
 def test_what_was_given_back_last_is_taken_first():
-    buffers = Buffers(CPU)
+    buffers = Buffers(host)
     first, second = buffers.take(8), buffers.take(8)
     buffers.give(first)
     buffers.give(second)
@@ -19,13 +21,13 @@ def test_what_was_given_back_last_is_taken_first():
 
 
 def test_what_is_foreseen_is_there_from_the_start():
-    buffers = Buffers(CPU, 100)
+    buffers = Buffers(host, 100)
     ready = {buffers._free[i].data_ptr() for i in range(READY)}
     assert {buffers.take(100).data_ptr() for _ in range(READY)} == ready
 
 
 def test_a_buffer_that_is_too_small_is_dropped():
-    buffers = Buffers(CPU, 10)
+    buffers = Buffers(host, 10)
     assert buffers.take(11).numel() == 11
     assert buffers.take(10).numel() == 10
 

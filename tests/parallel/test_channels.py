@@ -15,7 +15,8 @@ import torch
 from torch.distributed import TCPStore
 
 from parallel import p2p
-from parallel.channels import CREDITS, Arrival, ChannelError, Closed, Failure, Inbox, LocalChannel
+from parallel.channels import CREDITS, Arrival, ChannelError, Closed, Failure, Inbox
+from parallel.local import LocalChannel
 from parallel.message import Message
 from parallel.offset import Offset
 from tests.processes import PATIENT, PROCESSES, store_at, workers
@@ -59,7 +60,7 @@ def test_a_message_that_there_is_no_room_for_gives_its_credit_back(monkeypatch):
     inbox, given = queue.Queue(), []
     channel = LocalChannel(3, 4, inbox, credits=1, timeout_s=0.1)
     with monkeypatch.context() as m, pytest.raises(torch.OutOfMemoryError):
-        m.setattr("parallel.channels.pack_body", full)
+        m.setattr("parallel.local.pack_body", full)
         channel.sender.send(message_of(1, "full"))
     channel.sender.send(message_of(1, "full"))
     message = inbox.get(timeout=1).take()

@@ -9,13 +9,16 @@ import threading
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
+from devices import Span
 from parallel.channels import Arrival, ChannelError, Closed, Failure
 from parallel.ends import BODY, FRAME
 from parallel.exchange import GroupExchange, local_group
 from parallel.message import Message, pack, unpack
 from parallel.p2p import Link
 from tests.parallel import fake_nccl
+from tests.parallel.late import Late
 from tests.processes import PATIENT
 
 
@@ -55,6 +58,19 @@ def test_bodies_arrive_in_order_and_a_good_end_shuts_both_sides_down():
     assert calls(links) == [["shutdown"], ["shutdown"]]
 
 
+def test_what_is_wrong_with_a_message_is_told_where_it_is_sent():
+    links = connected()
+    sender, receiver = links[0].sender(), links[1].receiver(queue.SimpleQueue())
+    with pytest.raises(ValueError, match="complex64"):
+        sender.send(Message("step", tensors={"x": torch.zeros(1, dtype=torch.complex64)}))
+    many = [(worker, Span(links[0].device).end()) for worker in range(1000)]
+    with pytest.raises(ValueError, match="times of 1000 workers"):
+        sender.send(Message("step", spans=many))
+    sender.send(Message("step"))
+    sender.close()
+    receiver.close()
+
+
 def announced(link: Link) -> None:
     """Send a header whose body does not come."""
     header, _ = pack(Message("step", tensors={"x": torch.ones(4)}))
@@ -73,7 +89,7 @@ def test_a_body_that_was_aborted_is_not_delivered():
     assert "cut off" in str(failure.error)
     receiver.close()
     assert inbox.empty()
-    assert "shutdown" not in links[1]._bodies.calls
+    assert links[1]._bodies.calls == ["abort"]
 
 
 def test_a_body_is_not_delivered_once_the_group_reports_an_error():
@@ -92,12 +108,12 @@ def test_a_body_is_not_delivered_once_the_group_reports_an_error():
 @pytest.mark.parametrize("broken", [False, True])
 def test_what_was_computed_is_checked_when_it_is_there_and_before_it_leaves(broken):
     links, inbox, exchange = connected(), queue.SimpleQueue(), local_group(3, 2)[0]
-    links[0].queue.computed = threading.Event()
-    sender = links[0].sender(inbox, check=exchange.check)
+    computed, sender = threading.Event(), links[0].sender(inbox, check=exchange.check)
+    links[0].device.later(computed.wait)
     sender.send(Message("step", tensors={"x": torch.ones(4)}))
     if broken:  # after it was sent, while it is still being computed
         exchange.abort()
-    links[0].queue.computed.set()
+    computed.set()
     if not broken:
         arrivals = queue.SimpleQueue()
         receiver = links[1].receiver(arrivals)
@@ -113,34 +129,34 @@ def test_what_was_computed_is_checked_when_it_is_there_and_before_it_leaves(brok
     sender.close()
 
 
-def test_every_thread_of_a_channel_uses_its_queue_first(monkeypatch):
-    used = queue.SimpleQueue()
-    monkeypatch.setattr(fake_nccl.Queue, "use", lambda self: used.put(threading.current_thread().name))
+def test_every_thread_of_a_channel_uses_its_queue_first():
     links = fake_nccl.pair(PATIENT)
     sender, receiver = links[0].sender(), links[1].receiver(queue.SimpleQueue())
     sender.close()
     receiver.close()
-    found = sorted(used.get_nowait() for _ in range(used.qsize()))
-    assert found == [f"fake {loop}" for loop in ("_receive_all", "_receive_all", "_send_all", "_send_all")]
+    for link in links:
+        first = {thread: what for what, thread in reversed(link.device.notes)}
+        assert first == {f"fake {loop}": "use" for loop in ("_receive_all", "_send_all")}
 
 
 # --- exchanges
 
 
 class DeviceExchange(GroupExchange):
-    """A member on CUDA, over a fake."""
+    """A member with a card of its own, over a fake."""
 
     def __init__(self, nccl: fake_nccl.Nccl):
         self.nccl = nccl
-        super().__init__(None, 3, 0, 2, torch.device("cuda"), PATIENT)
+        super().__init__(HashStore(), 3, 0, 1, torch.device("cpu"), PATIENT)
 
-    def _connect(self, store, device, timeout):
+    def _connect(self, store, timeout):
+        self._nccl, self.size = True, 2
         return self.nccl
 
 
 @pytest.fixture
 def exchange() -> DeviceExchange:
-    return DeviceExchange(fake_nccl.Nccl(fake_nccl.Wire(), 0))
+    return DeviceExchange(fake_nccl.Nccl(fake_nccl.Wire(), 0, Late(torch.device("cpu"))))
 
 
 def test_an_exchange_that_came_out_well_is_shut_down(exchange):

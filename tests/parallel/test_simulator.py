@@ -281,6 +281,9 @@ def test_a_pipeline_serves_as_many_streams_as_fit_its_pace():
     assert share_on_time(plan, Given(plan), 5, service) < 0.9
     assert most_streams(plan, lambda: Given(plan), service, limit=9) == 4
     assert most_streams(plan, lambda: Given(plan, decode=70), service, limit=9) == 0
+    tried = []
+    assert most_streams(plan, lambda: tried.append(0) or Given(plan), service, limit=4) == 4
+    assert len(tried) == 1, "what is possible at most is tried first"
 
 
 plans = st.sampled_from(

@@ -115,3 +115,11 @@ def test_a_drawing_has_a_row_per_worker_and_a_cell_per_period(periods):
     assert len(lines) == 6
     assert all(line.count("|") == periods + 1 for line in lines[1:])
     assert len({len(line) for line in lines[1:]}) == 1
+
+
+def test_a_version_that_is_far_away_changes_nothing_that_is_drawn():
+    far, none = (
+        plan_of(PlanConfig("timestep", workers=4), versions=v)
+        for v in ((Version(-1, 0), Version(0, 10**15)), (Version(-1, 0),))
+    )
+    assert pace_of(far) == pace_of(none)

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch.distributed as dist
 
+import devices
 from runtime.board import Board
 from runtime.saving import Saver, Whole
 from runtime.state import Keep
@@ -22,7 +23,7 @@ def written(keep: Keep, chunk: int, name: str):
 
 def savers(count: int) -> list[Saver]:
     store = dist.HashStore()
-    found = [Saver(Board(store, index, count)) for index in range(count)]
+    found = [Saver(Board(store, index, count), devices.of("cpu")) for index in range(count)]
     for saver in found:
         saver.start()
     return found

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import devices
 from conf.schema import Wav2VecConfig
 from stages.encode.wav2vec.model import FIELD, HOP, RATE, Wav2Vec
 from stages.rate import frame_rate
@@ -236,7 +237,8 @@ class Listening(Features):
 
 def _between_states(states: Tensor, places: Sequence[Fraction]) -> Tensor:
     """States [layers, T, dim] at places between 0 and T - 1, linearly between neighbours: [layers, n, dim]."""
-    last = states.shape[1] - 1
-    low = [min(math.floor(p), last) for p in places]
-    share = states.new_tensor([float(p - math.floor(p)) for p in places])[None, :, None]
-    return torch.lerp(states[:, low], states[:, [min(i + 1, last) for i in low]], share)
+    last, upload = states.shape[1] - 1, devices.of(states.device).upload
+    low = torch.tensor([math.floor(p) for p in places])
+    share = torch.tensor([float(p - math.floor(p)) for p in places], dtype=states.dtype)
+    before, after = (states[:, upload(i.clamp(max=last))] for i in (low, low + 1))
+    return torch.lerp(before, after, upload(share)[None, :, None])

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import devices
 from conf import hub
 from conf.errors import UserError
 from conf.paths import is_file, is_there
@@ -86,7 +87,7 @@ class Wav2Vec:
     def states(self, samples: Tensor) -> Tensor:
         """All hidden states [layers, T, dim] of normalised samples [n], n >= 400; the first is the embedding's."""
         device = next(self.model.parameters()).device
-        found = self.model(samples[None].to(device, torch.float32), output_hidden_states=True).hidden_states
+        found = self.model(devices.of(device).upload(samples.float()[None]), output_hidden_states=True).hidden_states
         return torch.cat(found)
 
 

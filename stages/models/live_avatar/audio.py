@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import devices
 from stages.inputs import FRAMES_PER_LATENT
 
 KERNEL = 3
@@ -77,7 +78,7 @@ class CausalAudioEncoder(nn.Module):
         The last token is the global one, which stands for the latent frame as a whole. Latent frame m hears the video
         frames 4 m - 5 to 4 m + 3.
         """
-        features = features.to(self.weights.device, torch.float32)
+        features = devices.of(self.weights.device).upload(features).float()
         share = F.silu(self.weights)
         mixed = ((features * share).sum(1) / share.sum()).transpose(1, 2)
         led = torch.cat([mixed[:, :1].expand(-1, LEAD, -1), mixed], 1)

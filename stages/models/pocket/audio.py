@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+import devices
 from stages.inputs import FRAMES_PER_LATENT
 from stages.models.pocket.sizes import AudioConfig
 
@@ -35,5 +36,5 @@ class AudioEncoder(nn.Module):
             raise ValueError(
                 f"features are {list(features.shape)}, not [B, {FRAMES_PER_LATENT} f, {self.config.features}]"
             )
-        tokens = self.mix(features.to(self.position.device, self.position.dtype))
+        tokens = self.mix(devices.of(self.position.device).upload(features).to(self.position.dtype))
         return tokens.unflatten(1, (-1, FRAMES_PER_LATENT)) + self.position

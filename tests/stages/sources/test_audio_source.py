@@ -57,6 +57,22 @@ def read_all(source, block=777):
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
+@pytest.mark.parametrize("suffix", [".wav", ".mp4", ".ogg"])
+def test_a_file_that_is_cut_anywhere_is_read_or_refused_in_one_line(tmp_path, suffix):
+    path = tmp_path / f"whole{suffix}"
+    if suffix == ".wav":
+        write_wav(path, click(RATE))
+    else:
+        write_encoded(path, {".mp4": "aac", ".ogg": "libopus"}[suffix], click(48000), 48000)
+    content, cut = path.read_bytes(), tmp_path / f"cut{suffix}"
+    for length in {*range(1, 80), *range(80, len(content), 997)}:
+        cut.write_bytes(content[:length])
+        try:
+            read_all(AudioFile(cut))
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
 def test_wav_at_its_own_rate_is_exact(tmp_path):
     samples = np.random.default_rng(0).integers(-30000, 30000, 4001)
     source = AudioFile(write_wav(tmp_path / "a.wav", samples / 32767))
