@@ -21,12 +21,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+import devices
 from conf.errors import UserError
 from conf.schema import Config
 from launch import planning, running, torchrun
 from launch.checks import Finding, fingerprint, local, merged, shared
 from launch.cli import EXIT_USER_ERROR, run
 from launch.command import Command
+from launch.local import threads
 from launch.meeting import Meeting, attend
 from launch.places import settled, small
 from parallel.builders import build
@@ -43,7 +45,9 @@ def _local(config: Config) -> Found:
     """Workers are of this machine: what there is for one is there for all."""
     config = planning.resolve(config)
     own = [*local(config, True), Finding("Everframe", fingerprint(), "the same everywhere")]
-    return {"this machine": [*own, *shared(plan := _plan(config), running.cards(plan, config))]}
+    plan, transport = _plan(config), None if threads(config) else config.launcher.transport
+    libraries = [devices.nccl_version() or ""] * plan.processes
+    return {"this machine": [*own, *shared(plan, running.cards(plan, config), transport, libraries)]}
 
 
 def _torchrun(config: Config) -> Found | None:

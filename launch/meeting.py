@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import devices
 from conf.schema import Config
 from launch.checks import Finding, existing, fingerprint, local, shared
 from launch.here import PROCESSOR, machine
@@ -68,6 +69,7 @@ class Meeting:
         network = [home("net"), told_address(self.board.store)]
         cards = [card.where for card in machine(self.config) if card.title != PROCESSOR]
         here = {"host": self.host, "code": fingerprint(), "found": findings, "network": network, "cards": cards}
+        here["nccl"] = devices.nccl_version() or ""
         self.board.tell(f"here/{self.index}", here)
         self.board.wait("present", self.patience + SLACK_S)
         present = self.board.told("present")
@@ -114,7 +116,8 @@ class Meeting:
                     Finding("output folder", value, "is one for all", remedy)
                 )
         if len(present) == self.plan.processes:
-            found["all workers"] = shared(self.plan, self._cards(here))
+            libraries = [here[index]["nccl"] for index in present]
+            found["all workers"] = shared(self.plan, self._cards(here), self.config.launcher.transport, libraries)
         return found | self._told_links(present, here)
 
     def _cards(self, here: dict[int, dict[str, Any]]) -> tuple[str, ...]:

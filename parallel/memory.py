@@ -13,6 +13,7 @@ import numpy as np
 
 from parallel.cost import Costs
 from parallel.partition import prefix_ranges
+from parallel.transport import Place, communicators
 
 WORKSPACE = 12
 """Tensors of the size of hidden states that a pass holds at once, where it was not measured: the input, its float32
@@ -102,14 +103,17 @@ class Memory:
         for source, target, size in self.costs.traffic:
             if worker in (source, target):
                 largest[source, target] = max(size, largest.get((source, target), 0.0))
-        return total + BUFFERS * sum(largest.values()) + self._communicators(worker)
+        first = plan.group(worker)[0]
+        peers = sum(len(members) - 1 for members in self._communicators if first in members)
+        sheet = self.costs.cluster.devices[self.costs.groups[worker][0]].sheet
+        return total + BUFFERS * sum(largest.values()) + sheet.peer_bytes * peers
 
-    def _communicators(self, worker: int) -> float:
-        """What the library that joins devices keeps: for every channel with more than headers, and for those who share
-        passes. Processes on one device are joined through the host's memory."""
-        groups, device = self.costs.groups, self.costs.cluster.devices[self.costs.groups[worker][0]]
-        apart = {(a, b) for a, b, size in self.costs.traffic if size and groups[a][0] != groups[b][0]}
-        return device.sheet.peer_bytes * (sum(worker in pair for pair in apart) + len(set(groups[worker])) - 1)
+    @cached_property
+    def _communicators(self) -> list[tuple[int, ...]]:
+        """Processes that the library which joins devices joins, where `launcher.transport` does not say otherwise. All
+        devices have one library."""
+        on = {process: Place(str(device), "any") for device, there in self._on.items() for process in there}
+        return list(communicators(self.plan, "auto", [on[process] for process in range(self.plan.processes)]))
 
     def ranges(self, worker: int, block: int) -> np.ndarray:
         """Total bytes of a worker, for any range of layers its block might be."""

@@ -25,7 +25,7 @@ class DeviceKind:
         memory_bytes: of one device, all of it.
         reserve_bytes: what the driver, libraries and the allocator keep for themselves.
         context_bytes: what the driver keeps for each process beyond the first that shares a device.
-        peer_bytes: what the library that joins devices keeps for each channel that carries more than headers.
+        peer_bytes: what the library that joins devices keeps in each of two that it joins.
         flops: arithmetic rate that a step sustains, in the model's dtype (not the data sheet's peak). Times of models
             that have no `StageTimes` are derived from it; null: they cannot be.
         launch_s: what launching a layer's kernels takes; in derived times no layer takes less, nor a pass

@@ -153,10 +153,31 @@ def test_who_shares_a_gpu_is_told(launcher):
         for index, (host, card) in enumerate(own)
     }
     assert at._cards(here) == ("GPU 0 of a", "GPU 1 of a", "GPU 0 of b", "GPU 0 of b", "GPU 0 of c")
-    (finding,) = checks.shared(at.plan, at._cards(here))
-    assert finding.value == "workers 2, 3 share GPU 0 of b; workers 0, 1, 4: a GPU each"
+    gpus, _ = checks.shared(at.plan, at._cards(here), "auto", ["2.27"] * 5)
+    assert gpus.value == "workers 2, 3 share GPU 0 of b; workers 0, 1, 4: a GPU each"
     without = here | {2: {"host": "b", "cards": []}}
-    assert at._cards(without) == () and checks.shared(at.plan, ())[0].value == "none for 5 workers"
+    assert at._cards(without) == ()
+    (finding,) = checks.shared(at.plan, (), "auto", [""] * 5)
+    assert finding.value == "none for 5 workers"
+
+
+def test_how_messages_travel_is_told():
+    plan = doctor._plan(config_of("model=nano", "plan=grid", "plan.grid=[2,2]", "sink.video=null"))
+    large = replace(plan, workload=replace(plan.workload, hidden_bytes=1 << 22))
+    apart, libraries = ("GPU 0", "GPU 1", "GPU 2", "GPU 3"), ["2.27"] * 4
+
+    def told(cards, transport="auto"):
+        return {f.what: f for f in checks.shared(large, cards, transport, libraries)}.get("transport")
+
+    assert "hidden by NCCL" in told(apart).value and "latents through hosts" in told(apart).value
+    assert "hidden through hosts or by NCCL" in told(("GPU 0", "GPU 0", "GPU 1", "GPU 2")).value
+    assert "NCCL" not in told(("GPU 0",) * 4).value and told(("GPU 0",) * 4).ok
+    assert "hidden through hosts" in told(apart, "host").value
+    assert told(apart, None) is None and told(apart, "nccl").ok
+    wrong = told(("GPU 0", "GPU 0", "GPU 1", "GPU 2"), "nccl")
+    assert "are on one device (GPU 0)" in wrong.value and wrong.remedy.startswith("use launcher.transport=auto")
+    # The remedy is one.
+    assert told(("GPU 0", "GPU 0", "GPU 1", "GPU 2"), "auto").ok
 
 
 def test_a_model_that_is_too_small_for_a_gpu_is_told(monkeypatch):

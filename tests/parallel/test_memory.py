@@ -15,12 +15,14 @@ from runtime.loading import load_parts
 from runtime.workload import describe
 from tests.helpers import config_of
 
-LATENTS, HIDDEN = 1_000, 20_000
+LATENTS, HIDDEN, PEER = 2_000_000, 20_000_000, 4e6
 
 
-def memory_of(config: PlanConfig, placement=None, streams: int = 1, devices: int = 5, **changes) -> Memory:
+def memory_of(
+    config: PlanConfig, placement=None, streams: int = 1, devices: int = 5, peer_bytes=PEER, **changes
+) -> Memory:
     workload = {"steps": 4, "layers": 6, "layer_bytes": (100,) * 6, "bank_bytes": 10, "states_bytes": 7} | changes
-    kind = DeviceKind(memory_bytes=1e9, reserve_bytes=1e8, context_bytes=5e7, peer_bytes=4e6)
+    kind = DeviceKind(memory_bytes=1e9, reserve_bytes=1e8, context_bytes=5e7, peer_bytes=peer_bytes)
     config_of_cluster = ClusterConfig(
         kinds={"gpu": kind}, devices=[DeviceGroup(count=devices)],
         times=[StageTimes(model="test", step_s=1.0, decode_bytes=3e6, step_bytes=2e5)],
@@ -39,16 +41,23 @@ def test_text_is_there_twice_while_a_prompt_changes(streams):
     assert blocks.banks == streams * 2 * (4 * 10 + 2 * 7)
 
 
-def test_every_channel_with_more_than_headers_has_a_communicator():
-    steps = memory_of(PlanConfig("timestep"))
+def joined(config: PlanConfig, placement=None, **changes) -> list[float]:
+    """How many others each worker's first process is joined with."""
+    with_them = memory_of(config, placement, **changes)
+    without = memory_of(config, placement, peer_bytes=0.0, **changes)
+    return [(with_them.working(w) - without.working(w)) / PEER for w in range(with_them.plan.workers)]
+
+
+def test_every_channel_with_large_bodies_has_a_communicator():
     # Latents come from the step before and go to the next; of a sidecar, and that a chunk has left, headers suffice.
-    assert [steps._communicators(worker) for worker in range(5)] == [4e6, 8e6, 8e6, 8e6, 4e6]
-    assert steps.working(1) == 2e5 + 2 * 2 * LATENTS + 8e6
+    assert joined(PlanConfig("timestep")) == [1, 2, 2, 2, 1]
+    assert joined(PlanConfig("timestep"), latent_bytes=1000) == [0] * 5
     # On one device there are none.
-    shared = memory_of(PlanConfig("timestep"), placement=(0, 1, 2, 3, 3))
-    assert [shared._communicators(worker) for worker in range(5)] == [4e6, 8e6, 8e6, 4e6, 0]
+    assert joined(PlanConfig("timestep"), (0, 1, 2, 3, 3)) == [1, 2, 2, 1, 0]
     passes = PlanConfig("sequential", sequence_parallel=2, workers=2)
-    assert memory_of(passes, heads=4, tokens_per_frame=4)._communicators(0) == 4e6
+    assert joined(passes, heads=4, tokens_per_frame=4) == [1]
+    steps = memory_of(PlanConfig("timestep"))
+    assert steps.working(1) == 2e5 + 2 * 2 * LATENTS + 2 * PEER
 
 
 def test_what_is_recorded_has_a_workspace_and_text_of_its_own():
