@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 import devices
 from conf.schema import Config
-from launch.places import on_one_host
+from launch.places import on_one_host, refuse_unjoined
 from parallel.plan import Plan
 from runtime.local import LocalRun
 from runtime.running import Running, Start
@@ -40,6 +40,7 @@ def launched(start: Start) -> Running:
     if threads(start.config):
         running = LocalRun(start.plan, start.config, Path(start.config.output_dir), start.stdin)
     else:
+        refuse_unjoined(start.plan, start.config, cards(start.plan, start.config))
         running = LocalProcesses(start)
     running.open_first(start.first)
     return running

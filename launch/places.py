@@ -11,6 +11,7 @@ from conf.schema import Config
 from launch.here import PROCESSOR, known
 from parallel.placement import hosts, place, process_loads, share
 from parallel.plan import Plan
+from parallel.transport import NCCL, Place, refuse
 from runtime.arithmetic import layer_flops
 from stages.build import TEMPORAL_STRIDE
 
@@ -107,6 +108,19 @@ def named(seats: Sequence[Seat], of: Sequence[int], cards: Sequence[int | None])
     return tuple(
         f"GPU {numbers[seat.node].index(card)}" + f" of {seat.name}" * (len(known) > 1) for seat, card in chosen
     )
+
+
+def refuse_unjoined(plan: Plan, config: Config, cards: Sequence[str]) -> None:
+    """Refuse `launcher.transport=nccl` where workers that send each other tensors share a card.
+
+    Args:
+        cards: the GPU of every process, by a name of its own; empty: they have none.
+
+    Raises:
+        UserError: it names two of them.
+    """
+    if config.launcher.transport == NCCL and cards:
+        refuse(plan, [Place(card, NCCL) for card in cards])
 
 
 def said(plan: Plan, cards: Sequence[str]) -> str:

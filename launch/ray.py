@@ -26,6 +26,7 @@ from conf.errors import UserError
 from conf.schema import Config, DeviceConfig
 from launch.local import descriptor
 from launch.meeting import Meeting, attend
+from launch.places import refuse_unjoined
 from launch.ray_cluster import cluster, nodes
 from parallel.address import refuse_loopback
 from parallel.placement import hosts, place
@@ -199,7 +200,9 @@ def launched(start: Start) -> Running:
     config = start.config
     config.output_dir = str(Path(config.output_dir).absolute())
     with contextlib.ExitStack() as stack:
-        running = RayRun(start, stack.enter_context(cluster(config)))
+        host = stack.enter_context(cluster(config))
+        refuse_unjoined(start.plan, config, cards(start.plan, config))
+        running = RayRun(start, host)
         running.open_first(start.first)
         running.held = stack.pop_all()
     return running

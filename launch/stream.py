@@ -40,6 +40,7 @@ from launch.signals import Stop, give_up, listening
 from parallel import capability
 from parallel.builders import build
 from parallel.plan import Plan
+from parallel.transport import NCCL
 from runtime import timeline_png
 from runtime.admission import CONFIG
 from runtime.board import Abandoned, PeerLost
@@ -130,7 +131,10 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
     with Waiting(console, lambda: f"looking for a plan by objective={config.objective}"):
         config = planning.resolve(config)
     if config.launcher.name == "torchrun":
-        build(config.plan, describe(config))  # a plan that cannot be is every rank's mistake: the first one tells it
+        # A plan that cannot be is every rank's mistake: the first one tells it.
+        plan = build(config.plan, describe(config))
+        if config.launcher.transport == NCCL:
+            places.refuse_unjoined(plan, config, torchrun.cards(plan, config))
     if config is not given:
         resolved = written(config)
     if given.device.kind == "auto" and torchrun.speaks():

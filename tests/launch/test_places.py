@@ -270,3 +270,18 @@ def test_processes_may_share_the_only_card(machine):
     config = config_of(*LARGE, "plan=timestep", "model.context=same_level", "launcher.threads=false")
     plan = build(config.plan, describe(config))
     assert set(local.cards(plan, config)) == {"GPU 0"}
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_nccl_is_refused_where_workers_share_a_card_and_the_remedy_works(machine, count):
+    machine(count)
+    told = (*LARGE, "plan=timestep", "plan.workers=4", "model.context=same_level", "launcher.threads=false")
+    config = config_of(*told, "launcher.transport=nccl")
+    plan = build(config.plan, describe(config))
+    cards = local.cards(plan, config)
+    if count in (1, 2):
+        with pytest.raises(UserError, match=r"are on one device \(GPU \d\); use launcher.transport=auto"):
+            places.refuse_unjoined(plan, config, cards)
+    else:
+        places.refuse_unjoined(plan, config, cards)
+    places.refuse_unjoined(plan, config_of(*told, "launcher.transport=auto"), cards)
