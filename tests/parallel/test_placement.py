@@ -113,4 +113,4 @@ def test_no_device_is_much_busier_than_it_must_be(loads, devices):
         assert max(ends) <= sum(loads) / devices + max(loads) * (1 - 1 / devices) + 1e-6
     else:
         assert shared == tuple(range(len(loads)))
-    assert share([1, 1, 1], [1.0, 2.0]) == (1, 1, 0)
+    assert share([1, 1, 1], [1.0, 2.0]) == (1, 0, 1)
