@@ -36,8 +36,9 @@ class Seat(NamedTuple):
 
 def settled(config: Config) -> Config:
     """The configuration; `device=auto` is the processor where there may be a GPU that would be no gain."""
-    asks = config.device.kind == "auto" and (devices.count() or config.launcher.name == "ray")
-    if not (asks and processor_time(config) < SPARE):
+    elsewhere = config.launcher.name == "ray" and config.launcher.address is not None
+    asks = config.device.kind == "auto" and (devices.count() or elsewhere)
+    if not asks or processor_time(config) >= SPARE:
         return config
     return replace(config, device=replace(config.device, kind="cpu"))
 
@@ -53,7 +54,7 @@ def processor_time(config: Config) -> float:
 def small(config: Config) -> str:
     """Why the processor is enough for a run, and how to have a GPU."""
     share = processor_time(config)
-    return f"the model's steps take a processor {share:.1%} of the time that they play; device=cuda computes on a GPU"
+    return f"the model's steps take a processor {share:.2g} of the time that they play; device=cuda computes on a GPU"
 
 
 def on_one_host(plan: Plan, wanted: Sequence[int] | None, cards: int) -> tuple[int, ...]:

@@ -62,7 +62,7 @@ def cluster_of(config: Config) -> Cluster:
 def _found(config: Config) -> ClusterConfig:
     measured = config.cluster.measured
     if config.device.kind != "emulated":
-        return here.cluster([here.machine(config)], measured)
+        return here.cluster([here.machine(settled(config))], measured)
     if config.plan.workers is None:
         raise UserError("plan.workers=null", "says how many emulated devices there are", "set plan.workers=5")
     return replace(clusters.emulated(config, config.plan.workers), measured=measured)

@@ -57,7 +57,7 @@ def plan_of(workers: int | None = None) -> Plan:
 def test_the_demo_runs_on_processors_whatever_there_is(machine, count, tour):
     machine(count)
     config = planning.resolve(config_of(f"experiment={tour}"))
-    assert config.device.kind == "cpu"
+    assert config.device.kind == ("cpu" if count else "auto")
     plan = build(config.plan, describe(config))
     found = ray.seats(plan, [{"GPU": float(count), "CPU": 2.0}], config.device)
     assert all("CPU" in share for share in found.shares) and not found.cards
@@ -85,8 +85,12 @@ def test_whether_a_gpu_is_a_gain_follows_from_what_is_computed(machine):
     # A processor is not enough for many streams, nor for a large model.
     assert planning.resolve(config_of("model=pocket_avatar", "stream.count=40")).device.kind == "auto"
     assert planning.resolve(config_of(*LARGE)).device.kind == "auto"
+    assert planning.cluster_of(config_of("model=pocket_avatar")).kinds == {"cpu"}
     machine(0)
     assert planning.resolve(config_of("model=pocket_avatar")).device.kind == "auto"
+    # A cluster elsewhere may have some.
+    there = config_of("model=pocket_avatar", "launcher=ray", "launcher.address=10.0.0.1:6379")
+    assert planning.resolve(there).device.kind == "cpu"
 
 
 # -- the cluster of the machine at hand --------------------------------------------------------------------------------
