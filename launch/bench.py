@@ -32,7 +32,7 @@ import devices
 from conf import disk
 from conf.paths import inside
 from conf.schema.bench import BenchConfig
-from launch import stream, torchrun
+from launch import here, stream, torchrun
 from launch.cli import run, written
 from launch.command import Command
 from launch.folder import claimed, look
@@ -60,8 +60,7 @@ def _kind(config: BenchConfig) -> str:
         return config.bench.kind
     if config.device.kind == "emulated":
         return "emulated"
-    title = devices.of(devices.choose(config.device.kind)).title()
-    return title.replace("NVIDIA ", "").split()[0].lower()
+    return here.kind_of(devices.of(devices.choose(config.device.kind)).title())
 
 
 def stages(config: BenchConfig) -> Found:

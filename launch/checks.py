@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
 import socket
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,10 +25,13 @@ from conf import disk
 from conf.errors import UserError
 from conf.paths import is_there
 from conf.schema import Config
+from launch.places import said
+from parallel.plan import Plan
+from parallel.transport import NCCL, Place, by_nccl, refuse
 from stages.sinks.video import VideoSink
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("conf", "everframe", "launch", "parallel", "runtime", "stages")
+PACKAGES = ("conf", "devices", "everframe", "launch", "parallel", "runtime", "stages")
 SHARED_BYTES = 250_000_000
 """Of shared memory: NCCL's rings of a process and Ray's object store, as the batch scripts start it."""
 DISK_BYTES = 1_000_000_000
@@ -83,6 +87,38 @@ def local(config: Config, decodes: bool, device: torch.device | None = None) -> 
     if decodes and config.sink.video:
         checks.append(_encoder)
     return [check() for check in checks]
+
+
+def shared(plan: Plan, cards: Sequence[str], transport: str | None, libraries: Sequence[str]) -> list[Finding]:
+    """Who is to compute where, and how they reach each other.
+
+    Args:
+        cards: the GPU of every process, by a name of its own; empty: not all have one.
+        transport: `launcher.transport`; None: workers are threads, which hand tensors over.
+        libraries: version of NCCL of every process; empty: none.
+    """
+    value = said(plan, cards) or f"none for {plan.processes} worker{'s' * (plan.processes > 1)}"
+    found = [Finding("GPUs", value, "who computes most has one of its own")]
+    if not cards or transport is None or plan.processes == 1:
+        return found
+    places = [Place(card, library) for card, library in zip(cards, libraries, strict=True)]
+    ways: dict[str, set[bool]] = {}
+    for hop in plan.hops:
+        ends = [places[plan.group(worker)[0]] for worker in (hop.source, hop.target)]
+        if hop.bytes:
+            ways.setdefault(hop.what, set()).add(by_nccl(transport, ends, hop.bytes))
+    for worker in range(plan.workers):
+        if len(group := plan.group(worker)) > 1:
+            ways.setdefault("shared passes", set()).add(by_nccl(transport, [places[p] for p in group], math.inf))
+    named = {True: "by NCCL", False: "through hosts"}
+    value = ", ".join(f"{what} {' or '.join(named[way] for way in sorted(how))}" for what, how in ways.items())
+    try:
+        if transport == NCCL:
+            refuse(plan, places)
+    except UserError as error:
+        return [*found, Finding("transport", f"{error.value}: {error.rule}", "goes between all workers", error.remedy)]
+    rule = "by NCCL where it can go and bodies are large" if transport == "auto" else f"launcher.transport={transport}"
+    return [*found, Finding("transport", value, rule)]
 
 
 def _device(config: Config, device: torch.device | None) -> Finding:

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-import devices
 from conf.errors import UserError, nearest
 from conf.schema import ClusterConfig, Config
 from conf.schema.cluster import DeviceGroup, DeviceKind, Link, StageTimes
@@ -124,22 +123,3 @@ def _shared(times: StageTimes, degree: int) -> StageTimes:
     layers = None if times.layer_s is None else [part(seconds) for seconds in times.layer_s]
     passes = {"step_s": part(times.step_s), "commit_s": part(times.commit_s), "prefill_s": part(times.prefill_s)}
     return replace(times, degree=degree, layer_s=layers, **passes)
-
-
-def here(config: Config) -> str:
-    """The shipped cluster that this machine is.
-
-    Raises:
-        UserError: it is none of them.
-    """
-    names = sorted(p.stem for p in CONF.glob("*.yaml"))
-    if not (config.device.may_be_gpu and devices.count()):
-        return "cpu2"
-    device, count = devices.of(devices.choose("cuda", 0)).title(), devices.count()
-    kind = next((k for k in ("h100", "h200", "h800", "a100", "l40s", "4090") if k in device.lower()), None)
-    name = f"{'rtx' if kind == '4090' else ''}{kind}x{count}"
-    if name not in names:
-        raise UserError(
-            "cluster=null", f"there is no cluster file for {count} {device}", "give cluster=NAME or cluster=FILE.yaml"
-        )
-    return name

@@ -21,13 +21,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+import devices
 from conf.errors import UserError
 from conf.schema import Config
-from launch import planning, torchrun
-from launch.checks import Finding, fingerprint, local, merged
+from launch import planning, running, torchrun
+from launch.checks import Finding, fingerprint, local, merged, shared
 from launch.cli import EXIT_USER_ERROR, run
 from launch.command import Command
+from launch.local import threads
 from launch.meeting import Meeting, attend
+from launch.places import settled, small
 from parallel.builders import build
 from parallel.plan import Plan
 from runtime.workload import describe
@@ -39,8 +42,12 @@ COMMAND = Command("doctor", __doc__, schema=Config)
 
 
 def _local(config: Config) -> Found:
-    """All workers are threads of this process."""
-    return {"this process": [*local(config, True), Finding("Everframe", fingerprint(), "the same everywhere")]}
+    """Workers are of this machine: what there is for one is there for all."""
+    config = planning.resolve(config)
+    own = [*local(config, True), Finding("Everframe", fingerprint(), "the same everywhere")]
+    plan, transport = _plan(config), None if threads(config) else config.launcher.transport
+    libraries = [devices.nccl_version() or ""] * plan.processes
+    return {"this machine": [*own, *shared(plan, running.cards(plan, config), transport, libraries)]}
 
 
 def _torchrun(config: Config) -> Found | None:
@@ -112,6 +119,13 @@ def _plan(config: Config) -> Plan:
 DOCTORS = {"local": _local, "torchrun": _torchrun, "ray": _ray}
 
 
+def _instead(config: Config) -> Found:
+    """What is taken for `device=auto` though there may be a GPU."""
+    if settled(config) is config:
+        return {}
+    return {"this process": [Finding("device", f"cpu: {small(config)}", "a GPU where it is a gain")]}
+
+
 def table(found: Found) -> Table:
     """A line for every finding; what is wrong comes last, where it is seen."""
     lines = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -127,6 +141,7 @@ def job(config: Config, resolved: str) -> None:
     found = DOCTORS[config.launcher.name](config)
     if found is None:
         return
+    found |= _instead(config)
     terminal = sys.stdout.isatty()
     Console(highlight=False, width=None if terminal else 1000).print(table(found))
     if not all(f.ok for findings in found.values() for f in findings):

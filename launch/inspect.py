@@ -159,7 +159,7 @@ def _table(rows: dict[str, str]) -> Table:
 def _fit(config: Config, console: Console) -> None:
     """What every worker holds, and on a named cluster whether that fits."""
     workload = planning.workload_of(config)
-    if not (config.cluster.devices or config.cluster.file):
+    if not config.cluster.named:
         console.print(plans.workers(build(config.plan, workload), config.stream.count))
         return
     cluster, demand = planning.cluster_of(config), planning.demand(config)

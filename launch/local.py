@@ -1,6 +1,7 @@
 """Workers on this machine: threads of this process, or processes of their own.
 
-Threads share a device. Processes are for several GPUs, and for whoever wants a worker's death to be its own alone.
+Threads share a device. Processes are for several GPUs, which they go round, and for whoever wants a worker's death to
+be its own alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import torch.distributed as dist
 
 import devices
 from conf.schema import Config
+from launch.places import on_one_host, refuse_unjoined
+from parallel.plan import Plan
 from runtime.local import LocalRun
 from runtime.running import Running, Start
 
@@ -37,9 +40,19 @@ def launched(start: Start) -> Running:
     if threads(start.config):
         running = LocalRun(start.plan, start.config, Path(start.config.output_dir), start.stdin)
     else:
+        refuse_unjoined(start.plan, start.config, cards(start.plan, start.config))
         running = LocalProcesses(start)
     running.open_first(start.first)
     return running
+
+
+def cards(plan: Plan, config: Config) -> tuple[str, ...]:
+    """The GPU of every process; empty: they have none."""
+    if not (config.device.may_be_gpu and (count := devices.count())):
+        return ()
+    if threads(config):
+        return ("GPU 0",) * plan.processes
+    return tuple(f"GPU {card}" for card in on_one_host(plan, config.plan.devices, count))
 
 
 def threads(config: Config) -> bool:

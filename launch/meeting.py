@@ -13,8 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import devices
 from conf.schema import Config
-from launch.checks import Finding, existing, fingerprint, local
+from launch.checks import Finding, existing, fingerprint, local, shared
+from launch.here import PROCESSOR, machine
+from launch.places import Seat, named, on_seats
 from parallel.address import home, misplaced, own_address, told_address
 from parallel.channels import ChannelError
 from parallel.plan import Plan
@@ -64,7 +67,9 @@ class Meeting:
         decodes = self.index == self.plan.group(self.plan.decode)[0]
         findings = local(self.config, decodes, self.device)
         network = [home("net"), told_address(self.board.store)]
-        here = {"host": self.host, "code": fingerprint(), "found": findings, "network": network}
+        cards = [card.where for card in machine(self.config) if card.title != PROCESSOR]
+        here = {"host": self.host, "code": fingerprint(), "found": findings, "network": network, "cards": cards}
+        here["nccl"] = devices.nccl_version() or ""
         self.board.tell(f"here/{self.index}", here)
         self.board.wait("present", self.patience + SLACK_S)
         present = self.board.told("present")
@@ -110,7 +115,19 @@ class Meeting:
                 found[f"worker {index} on {here[index]['host']}"].append(
                     Finding("output folder", value, "is one for all", remedy)
                 )
+        if len(present) == self.plan.processes:
+            libraries = [here[index]["nccl"] for index in present]
+            found["all workers"] = shared(self.plan, self._cards(here), self.config.launcher.transport, libraries)
         return found | self._told_links(present, here)
+
+    def _cards(self, here: dict[int, dict[str, Any]]) -> tuple[str, ...]:
+        """The GPU of every process; empty: not all have one."""
+        hosts = list(dict.fromkeys(here[index]["host"] for index in sorted(here)))
+        told = (here[index] for index in sorted(here))
+        seats = [Seat(hosts.index(one["host"]), one["host"], tuple(one["cards"])) for one in told]
+        # Only torchrun leaves to the plan who has which.
+        wanted = self.config.plan.devices if self.config.launcher.name == "torchrun" else range(len(seats))
+        return named(seats, *on_seats(self.plan, wanted, seats))
 
     # -- arrivals ---------------------------------------------------------------------------------------------------
 

@@ -255,7 +255,7 @@ def show(config: Config, console: Console) -> None:
         return
     if config.plan.name == "auto":
         plan = search(config, console)
-    elif config.cluster.devices or config.cluster.file:
+    elif config.cluster.named:
         plan = predicted(config, console)
     else:
         plan = build(config.plan, planning.workload_of(config))

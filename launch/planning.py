@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from conf.errors import UserError
 from conf.schema import ClusterConfig, Config
-from launch import clusters
+from launch import clusters, here
+from launch.places import settled
 from parallel.cluster import Cluster, Subject
 from parallel.plan import Workload
 from parallel.planner import Choice, choose
@@ -47,21 +48,21 @@ def demand(config: Config) -> Demand:
 
 
 def cluster_of(config: Config) -> Cluster:
-    """A run's cluster, with times of its model; without one, this machine (or the emulated one).
+    """A run's cluster, with times of its model; where none is named, this machine (or the emulated one).
 
     Raises:
         UserError: its file is broken, has no devices, or says nothing about this model.
     """
     given = config.cluster
     if not (given.devices or given.file):
-        given = _unnamed(config)
+        given = _found(config)
     return Cluster.of(clusters.load(given), subject(config))
 
 
-def _unnamed(config: Config) -> ClusterConfig:
+def _found(config: Config) -> ClusterConfig:
     measured = config.cluster.measured
     if config.device.kind != "emulated":
-        return ClusterConfig(file=str(clusters.CONF / f"{clusters.here(config)}.yaml"), measured=measured)
+        return here.cluster([here.machine(settled(config))], measured)
     if config.plan.workers is None:
         raise UserError("plan.workers=null", "says how many emulated devices there are", "set plan.workers=5")
     return replace(clusters.emulated(config, config.plan.workers), measured=measured)
@@ -85,13 +86,15 @@ def choice_of(config: Config) -> Choice:
 
 
 def resolve(config: Config) -> Config:
-    """The configuration with `plan=auto` replaced by the plan that was chosen; every other plan is left as it is.
+    """The configuration with `plan=auto` replaced by the plan that was chosen, and `device=auto` by the processor where
+    a GPU would be no gain; all else is left as it is.
 
     The same configuration always gives the same plan, so processes that resolve it for themselves agree.
 
     Raises:
         UserError: no plan fits, or none is fast enough to be steered.
     """
+    config = settled(config)
     if config.plan.name != "auto":
         return config
     choice = choice_of(config)

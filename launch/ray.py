@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,9 +26,10 @@ from conf.errors import UserError
 from conf.schema import Config, DeviceConfig
 from launch.local import descriptor
 from launch.meeting import Meeting, attend
+from launch.places import refuse_unjoined
 from launch.ray_cluster import cluster, nodes
 from parallel.address import refuse_loopback
-from parallel.placement import place
+from parallel.placement import hosts, place
 from parallel.plan import Plan
 from runtime.board import Board
 from runtime.process import over_network, run_worker
@@ -77,42 +79,66 @@ class Seats(NamedTuple):
     Attributes:
         bundles: resources, one bundle for each node that is used: what is in one bundle is on one node.
         of: the bundle of every process.
-        share: of a bundle, for each process.
+        shares: of a bundle, of every process.
+        cards: of every process, (node, which of its GPUs); empty: they have processors.
     """
 
     bundles: list[dict[str, float]]
     of: tuple[int, ...]
-    share: dict[str, float]
+    shares: tuple[dict[str, float], ...]
+    cards: tuple[tuple[int, int], ...] = ()
 
 
 def seats(plan: Plan, resources: Sequence[dict[str, float]], device: DeviceConfig) -> Seats:
-    """Where a plan's processes go: to GPUs of their own, or to fractions of processors where there are no GPUs.
+    """Where a plan's processes go: to GPUs, which some share where there are fewer, or to fractions of processors where
+    there are none.
 
     Args:
         resources: of every node, as Ray counts them.
         device: what the run may use.
 
     Raises:
-        UserError: there are GPUs, but too few.
+        UserError: GPUs are asked for, and there are none.
     """
     gpus = [int(node.get("GPU", 0)) if device.may_be_gpu else 0 for node in resources]
-    if (device.kind == "cuda" or any(gpus)) and sum(gpus) < plan.processes:
-        raise UserError(
-            f"plan.workers={plan.processes}",
-            f"the Ray cluster has {sum(gpus)} GPUs",
-            f"use plan.workers={sum(gpus)}, or device=cpu",
-        )
-    kind, share, room = "GPU", 1.0, gpus
-    if not any(gpus):
-        cpus = [node.get("CPU", 0.0) for node in resources]
-        kind, share = "CPU", min(1.0, round(0.9 * sum(cpus) / plan.processes, 4))
-        while sum(room := [int(c / share) for c in cpus]) < plan.processes:
-            share = round(0.9 * share, 4)
+    if any(gpus):
+        return _on_gpus(plan, gpus)
+    if device.kind == "cuda":
+        raise UserError("device=cuda", "the Ray cluster has no GPUs", "use device=cpu or device=auto")
+    cpus = [node.get("CPU", 0.0) for node in resources]
+    share = min(1.0, round(0.9 * sum(cpus) / plan.processes, 4))
+    while sum(room := [int(c / share) for c in cpus]) < plan.processes:
+        share = round(0.9 * share, 4)
     held = [node for node, count in enumerate(room) for _ in range(count)]
-    at = [held[seat] for seat in place(plan, held)]
+    at = [held[seat] for seat in hosts(plan, held)]
+    return _bundled(at, [{"CPU": share}] * plan.processes, lambda node: {"CPU": round(share * at.count(node), 4)})
+
+
+def _on_gpus(plan: Plan, gpus: Sequence[int]) -> Seats:
+    """Ray chooses which of a node's GPUs an actor has, and puts parts of one together as they fit. So all parts on a
+    node are equal, and fit in whatever order actors come; who computes most asks for a whole one."""
+    nodes = [node for node, count in enumerate(gpus) for _ in range(count)]
+    placed = place(plan, nodes)
+    at = [nodes[card] for card in placed]
+    most = {node: max(placed.count(card) for card in placed if nodes[card] == node) for node in at}
+    parts = [1 / most[nodes[card]] if placed.count(card) > 1 else 1.0 for card in placed]
+    # Ray counts in ten thousandths.
+    shares = [{"GPU": math.floor(part * 1e4) / 1e4} for part in parts]
+    found = _bundled(at, shares, lambda node: {"GPU": float(len({c for c in placed if nodes[c] == node}))})
+    return found._replace(cards=tuple((nodes[card], card - nodes.index(nodes[card])) for card in placed))
+
+
+def _bundled(at: Sequence[int], shares: Sequence[dict], content: Callable[[int], dict[str, float]]) -> Seats:
+    """Seats of processes on these nodes."""
     used = list(dict.fromkeys(at))
-    bundles = [{kind: round(share * at.count(node), 4)} for node in used]
-    return Seats(bundles, tuple(used.index(node) for node in at), {kind: share})
+    return Seats([content(node) for node in used], tuple(used.index(node) for node in at), tuple(shares))
+
+
+def cards(plan: Plan, config: Config) -> tuple[str, ...]:
+    """The GPU of every process; empty: they have none. Ray runs already, and may number them otherwise."""
+    there = nodes()
+    found = seats(plan, [node["Resources"] for node in there], config.device).cards
+    return tuple(f"GPU {card} of {there[node]['NodeManagerHostname']}" for node, card in found)
 
 
 @contextlib.contextmanager
@@ -131,14 +157,16 @@ def actors(kind: Any, plan: Plan, config: Config) -> Iterator[list[Any]]:
                 f"Ray has no room for {' and '.join(map(str, seated.bundles))} within {config.launcher.timeout_s:g} s",
                 "use fewer workers, or wait until others have left",
             )
-        yield [
-            kind.options(
-                num_cpus=seated.share.get("CPU", 0),
-                num_gpus=seated.share.get("GPU", 0),
+        made: dict[int, Any] = {}
+        # Those that are to share a GPU one after the other, which is how Ray puts them together.
+        for index in sorted(range(plan.processes), key=lambda index: seated.cards[index : index + 1]):
+            share, bundle = seated.shares[index], seated.of[index]
+            made[index] = kind.options(
+                num_cpus=share.get("CPU", 0),
+                num_gpus=share.get("GPU", 0),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
             ).remote()
-            for bundle in seated.of
-        ]
+        yield [made[index] for index in range(plan.processes)]
     finally:
         remove_placement_group(group)
 
@@ -172,7 +200,9 @@ def launched(start: Start) -> Running:
     config = start.config
     config.output_dir = str(Path(config.output_dir).absolute())
     with contextlib.ExitStack() as stack:
-        running = RayRun(start, stack.enter_context(cluster(config)))
+        host = stack.enter_context(cluster(config))
+        refuse_unjoined(start.plan, config, cards(start.plan, config))
+        running = RayRun(start, host)
         running.open_first(start.first)
         running.held = stack.pop_all()
     return running

@@ -9,12 +9,18 @@ from typing import BinaryIO
 from conf.schema import Config
 from launch.folder import claimed
 from parallel.builders import build
+from parallel.plan import Plan
 from runtime.pipeline import Pipeline
 from runtime.running import Running, Start
 from runtime.workload import describe
 
 LAUNCHERS = {"local": "launch.local", "torchrun": "launch.torchrun", "ray": "launch.ray"}
-"""Where each launcher's `launched(start) -> Running` is; imported when it is needed, since Ray takes its time."""
+"""Where each launcher's `launched(start) -> Running` and `cards` are; imported when needed: Ray takes its time."""
+
+
+def cards(plan: Plan, config: Config) -> tuple[str, ...]:
+    """The GPU of every process of a run, by a name of its own; empty: they have none."""
+    return importlib.import_module(LAUNCHERS[config.launcher.name]).cards(plan, config)
 
 
 def start(

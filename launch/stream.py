@@ -29,7 +29,7 @@ from rich.console import Console
 from conf import disk
 from conf.errors import UserError
 from conf.schema import Config
-from launch import control, planning, running, torchrun
+from launch import control, places, planning, running, torchrun
 from launch.cli import EXIT_USER_ERROR, run, written
 from launch.command import Command
 from launch.console import lasting
@@ -40,6 +40,7 @@ from launch.signals import Stop, give_up, listening
 from parallel import capability
 from parallel.builders import build
 from parallel.plan import Plan
+from parallel.transport import NCCL
 from runtime import timeline_png
 from runtime.admission import CONFIG
 from runtime.board import Abandoned, PeerLost
@@ -64,7 +65,10 @@ Results = tuple[list[dict[str, Any]], list[dict[str, Any]], Ended | None]
 def _begin(config: Config, resolved: str, console: Console, log: Log, held: ExitStack) -> Path:
     """The output folder, made once everything is loaded, and this run's until `held` is closed."""
     if torchrun.speaks():
-        console.print(chosen(config, build(config.plan, describe(config))), highlight=False, soft_wrap=True)
+        plan = build(config.plan, describe(config))
+        console.print(chosen(config, plan), highlight=False, soft_wrap=True)
+        if plan.processes > 1 and (cards := running.cards(plan, config)):
+            console.print(places.said(plan, cards), highlight=False, soft_wrap=True)
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise, not pictures", style="yellow")
     folder = held.enter_context(claimed(config))
@@ -128,11 +132,17 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
     with Waiting(console, lambda: f"looking for a plan by objective={config.objective}"):
         config = planning.resolve(config)
     if config.launcher.name == "torchrun":
-        build(config.plan, describe(config))  # a plan that cannot be is every rank's mistake: the first one tells it
+        # A plan that cannot be is every rank's mistake: the first one tells it.
+        plan = build(config.plan, describe(config))
+        if config.launcher.transport == NCCL:
+            places.refuse_unjoined(plan, config, torchrun.cards(plan, config))
     if config is not given:
         resolved = written(config)
-    if config.device.kind == "auto" and torchrun.speaks() and (idle := devices.idle_gpu()):
-        console.print("device=auto computes on the CPU: {}; {}".format(*idle), style="yellow", soft_wrap=True)
+    if given.device.kind == "auto" and torchrun.speaks():
+        if config.device.kind == "cpu":
+            console.print(f"device=auto computes on the CPU: {places.small(config)}", soft_wrap=True)
+        elif idle := devices.idle_gpu():
+            console.print("device=auto computes on the CPU: {}; {}".format(*idle), style="yellow", soft_wrap=True)
     if config.device.may_be_gpu and torchrun.speaks() and devices.count():
         for line in said(config, devices.choose(config.device.kind)):
             console.print(line, highlight=False, soft_wrap=True)

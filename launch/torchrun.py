@@ -5,6 +5,7 @@ torchrun --nproc-per-node=5 -m launch.stream launcher=torchrun plan=timestep mod
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -23,10 +24,11 @@ from omegaconf import DictConfig
 import devices
 from conf.errors import UserError
 from conf.schema import Config
+from launch.here import PROCESSOR, Card, cluster, machine
+from launch.places import Seat, named, on_seats, settled
 from launch.signals import Stop, give_up
 from parallel.address import refuse_loopback
 from parallel.channels import ChannelError, Failure, Inbox
-from parallel.placement import place
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.process import over_network, run_worker
@@ -119,11 +121,21 @@ def heard(store: dist.Store, key: str) -> bytes:
     return store.get(key)
 
 
-def nodes_of(store: dist.Store, rank: int, world: int) -> list[tuple[int, str]]:
-    """The machine of every rank: numbered by the torchruns that started them, and its name. Waits for all ranks."""
-    store.set(f"node/{rank}", f"{os.environ.get('GROUP_RANK', 0)} {platform.node()}")
-    told = [heard(store, f"node/{other}").decode().split(" ", 1) for other in range(world)]
-    return [(int(number), name) for number, name in told]
+def machines(config: Config, store: dist.Store, rank: int, world: int) -> tuple[list[Seat], list[list[Card]]]:
+    """(where every rank is, the devices of every machine). Machines are numbered by the torchruns that started their
+    ranks. Waits for all ranks.
+    """
+    own = [os.environ.get("GROUP_RANK", 0), platform.node(), machine(config)]
+    store.set(f"machine/{rank}", json.dumps(own))
+    seats: list[Seat] = []
+    found: dict[int, dict[Card, None]] = {}
+    for other in range(world):
+        node, name, told = json.loads(heard(store, f"machine/{other}"))
+        there = [Card(*card) for card in told]
+        seats.append(Seat(int(node), name, tuple(card.where for card in there if card.title != PROCESSOR)))
+        # A rank may be shown some of its machine's devices only.
+        found.setdefault(int(node), {}).update(dict.fromkeys(there))
+    return seats, [list(found[node]) for node in sorted(found)]
 
 
 def with_host(line: str, plan: Plan, hosts: Sequence[str]) -> str:
@@ -186,8 +198,22 @@ def agree(config: DictConfig, stop: Stop | None = None) -> None:
     config.output_dir = heard(store, "output_dir").decode()
 
 
+def seated(plan: Plan, config: Config, rank: int, seats: Sequence[Seat]) -> tuple[int, torch.device | None, list[Seat]]:
+    """(this rank's process of a plan, its GPU where there is one, the seat of every process).
+
+    Args:
+        seats: where every rank is.
+    """
+    of, own = on_seats(plan, config.plan.devices, seats)
+    index = of.index(rank)
+    found = None if own[index] is None else devices.choose("cuda", own[index])
+    if found is not None:
+        devices.of(found).use()
+    return index, found, [seats[seat] for seat in of]
+
+
 def device(config: Config) -> torch.device | None:
-    """This rank's GPU, where there are GPUs.
+    """This rank's GPU, where there are GPUs and no plan says which.
 
     Raises:
         UserError: there are several, and nothing says which is this rank's.
@@ -201,25 +227,33 @@ def device(config: Config) -> torch.device | None:
 
 
 def sized(config: Config) -> Config:
-    """The configuration, its plan of as many workers as torchrun started processes."""
-    _, _, workers = rendezvous(config.launcher.timeout_s)
+    """The configuration, its plan of as many workers as torchrun started processes; where a plan is to be found and no
+    cluster is named, with that of all ranks' machines."""
+    store, rank, workers = rendezvous(config.launcher.timeout_s)
     if config.plan.workers not in (None, workers):
         raise UserError(
             f"plan.workers={config.plan.workers}",
             f"torchrun started {workers} processes",
             f"use plan.workers={workers}, or --nproc-per-node={config.plan.workers}",
         )
-    return replace(config, plan=replace(config.plan, workers=workers))
+    config = replace(config, plan=replace(config.plan, workers=workers))
+    if config.plan.name != "auto" or config.cluster.devices or config.cluster.file or config.device.kind == "emulated":
+        return config
+    _, found = machines(settled(config), store, rank, workers)
+    return replace(config, cluster=cluster(found, config.cluster.measured))
+
+
+def cards(plan: Plan, config: Config) -> tuple[str, ...]:
+    """The GPU of every process; empty: not all have one. For ranks that have met."""
+    seats, _ = machines(config, *rendezvous(config.launcher.timeout_s))
+    return named(seats, *on_seats(plan, config.plan.devices, seats))
 
 
 def launched(start: Start) -> Running:
     """This rank's worker, not started yet; on the first rank with the pipeline of all."""
     store, rank, world = rendezvous(start.config.launcher.timeout_s)
-    device(start.config)  # what is wrong with it is found before anybody waits for this rank
-    nodes = nodes_of(store, rank, world)
-    # A plan for unequal devices says which of them each process is for; rank i is device i.
-    ranks = list(start.config.plan.devices or place(start.plan, [number for number, _ in nodes]))
-    running = TorchrunRun(start, store, rank, [nodes[r] for r in ranks], ranks)
+    seats, _ = machines(start.config, store, rank, world)
+    running = TorchrunRun(start, store, rank, seats)
     board = Board(store, running.index, world)
     if running.leads:
         try:
@@ -241,19 +275,18 @@ class TorchrunRun(Running):
         start: what to run.
         store: that all ranks share.
         rank: of this process.
-        nodes: number and name of the machine of every process of the plan.
-        ranks: the rank of every process of the plan.
+        seats: where every rank is.
 
     Attributes:
         index: this rank's process of the plan.
     """
 
-    def __init__(self, start: Start, store: dist.Store, rank: int, nodes: list[tuple[int, str]], ranks: list[int]):
+    def __init__(self, start: Start, store: dist.Store, rank: int, seats: Sequence[Seat]):
         # A connection of its own: whoever connects with other workers waits on the store's.
         super().__init__(start.plan, start.config, store.clone(), leads=rank == 0)
         self._workers_store = store
-        self.index, self._stdin = ranks.index(rank), start.stdin
-        self._nodes, self._inbox = nodes, Inbox()
+        self.index, self._device, self._seats = seated(start.plan, start.config, rank, seats)
+        self._stdin, self._inbox = start.stdin, Inbox()
         self._failed: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
 
@@ -267,7 +300,7 @@ class TorchrunRun(Running):
             run_worker(
                 plan, index, config, Board(store, index, plan.processes), Path(config.output_dir),
                 over_network(plan, index, config, store),
-                device(config), self._stdin, self._inbox, self._nodes[index][0],
+                self._device, self._stdin, self._inbox, self._seats[index].node,
                 partial(refuse_loopback, store, index, plan.processes),
             )  # fmt: skip
         except Exception as error:
@@ -321,5 +354,5 @@ class TorchrunRun(Running):
         return self._named(Abandoned(reason.line) if elsewhere else self._failed or super()._fault(reason, index))
 
     def _named(self, error: Exception) -> Exception:
-        hosts = [name for _, name in self._nodes]
+        hosts = [seat.name for seat in self._seats]
         return PeerLost(with_host(str(error), self.plan, hosts)) if isinstance(error, PeerLost) else error

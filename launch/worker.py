@@ -21,8 +21,10 @@ import torch.distributed as dist
 import devices
 from conf.schema import Config
 from conf.typed import typed
+from launch.places import on_one_host
 from launch.signals import SIGNALS
 from parallel.builders import build
+from parallel.plan import Plan
 from runtime.board import Abandoned, Board
 from runtime.process import over_network, run_worker
 from runtime.workload import describe
@@ -45,7 +47,7 @@ def main() -> int:
     connect = over_network(plan, index, config, store)
     board = Board(store, index, plan.processes)
     try:
-        run_worker(plan, index, config, board, Path(config.output_dir), connect, _device(config, index), live)
+        run_worker(plan, index, config, board, Path(config.output_dir), connect, _device(plan, config, index), live)
     except Abandoned:
         return 1
     except Exception:
@@ -53,11 +55,11 @@ def main() -> int:
     return 0
 
 
-def _device(config: Config, index: int) -> torch.device | None:
-    """This worker's GPU, where there are GPUs: its own, as long as there are enough."""
-    if not (config.device.may_be_gpu and devices.count()):
+def _device(plan: Plan, config: Config, index: int) -> torch.device | None:
+    """This worker's GPU, where there are GPUs; all processes of the run find the same."""
+    if not (config.device.may_be_gpu and (count := devices.count())):
         return None
-    device = devices.choose("cuda", index)
+    device = devices.choose("cuda", on_one_host(plan, config.plan.devices, count)[index])
     devices.of(device).use()
     return device
 

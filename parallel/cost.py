@@ -35,10 +35,11 @@ class Ranges:
         self._known: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
 
     def of(self, kind: str, group: tuple[int, ...]) -> np.ndarray:
-        """A pass (of any kind that has layers) shared by the devices of a group, which is as fast as its slowest."""
+        """A pass (of any kind that has layers) shared by the devices of a group, which is as fast as its slowest. One
+        that is in the group twice does two parts."""
         key = kind, group
         if key not in self._known:
-            own = np.maximum.reduce([self._on(device, kind, len(group)) for device in group])
+            own = np.maximum.reduce([self._on(d, kind, len(group)) * group.count(d) for d in group])
             self._known[key] = own + self._exchanged(group)
         return self._known[key]
 
@@ -197,9 +198,18 @@ class Costs:
 
     def fixed_s(self, worker: int) -> float:
         """What a worker spends on one chunk however many layers it has: stages on its device, and messages."""
-        stages = self.encode_s() * (worker == self.plan.encode)
-        stages += sum(self.stage_s(stage.name) for stage in self.plan.stages[:-1] if stage.worker == worker)
-        return stages + self.handling_s(worker) * sum((m[0] == worker) + (m[1] == worker) for m in self.traffic)
+        handled = sum((m[0] == worker) + (m[1] == worker) for m in self.traffic)
+        return self.stages_s(worker) + self.handling_s(worker) * handled
+
+    def stages_s(self, worker: int) -> float:
+        """What the stages of a worker keep its first device busy for one chunk."""
+        stages = sum(self.stage_s(stage.name) for stage in self.plan.stages[:-1] if stage.worker == worker)
+        return self.encode_s() * (worker == self.plan.encode) + stages
+
+    def passes_s(self, worker: int) -> float:
+        """What the passes of one chunk keep a worker's devices busy."""
+        held = ((self.plan.blocks[b], b) for b in self.plan.blocks_of(worker))
+        return sum(float(self.layers_s(worker, b)[layers.start, layers.stop]) for layers, b in held)
 
     def layers_s(self, worker: int, block: int) -> np.ndarray:
         """What a worker spends on the passes of one chunk over a block, for any range of layers it might be."""
@@ -211,12 +221,30 @@ class Costs:
 
     def load(self) -> list[float]:
         """Seconds each worker spends on one chunk in steady running."""
-        blocks = self.plan.blocks
-        return [
-            self.fixed_s(w)
-            + sum(float(self.layers_s(w, b)[blocks[b].start, blocks[b].stop]) for b in self.plan.blocks_of(w))
-            for w in range(self.plan.workers)
-        ]
+        return [self.fixed_s(worker) + self.passes_s(worker) for worker in range(self.plan.workers)]
+
+    @cached_property
+    def shared(self) -> dict[int, tuple[int, ...]]:
+        """Devices that several workers are on, with these workers."""
+        held: dict[int, tuple[int, ...]] = {}
+        for worker, group in enumerate(self.groups):
+            for device in dict.fromkeys(group):
+                held[device] = (*held.get(device, ()), worker)
+        return {device: workers for device, workers in sorted(held.items()) if len(workers) > 1}
+
+    def device_s(self, device: int, without: int | None = None) -> float:
+        """Seconds one chunk keeps a device busy, whose workers take turns. Messages are handled beside it.
+
+        Args:
+            without: a worker that is not counted.
+        """
+        there = [worker for worker, group in enumerate(self.groups) if device in group and worker != without]
+        return sum(self.passes_s(w) + self.stages_s(w) * (self.groups[w][0] == device) for w in there)
+
+    def beside_s(self, worker: int) -> float:
+        """Seconds one chunk keeps the busiest of a worker's devices busy for other workers."""
+        shared = (device for device in self.groups[worker] if device in self.shared)
+        return max((self.device_s(device, worker) for device in shared), default=0.0)
 
     def wire(self) -> dict[tuple[int, int], float]:
         """Seconds each channel carries bytes of one chunk."""

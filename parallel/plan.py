@@ -80,6 +80,8 @@ class Workload:
         bank_bytes: of a layer's bank at one level, which the processes of a worker share.
         shared_bytes, whole_bytes: of each layer's adapters' banks: those that processes share, and those that each has
             whole; empty: none has any.
+        states_bytes: of what a layer keeps of one stream's text while a prompt holds.
+        recorded: whether passes are recorded as graphs.
         heads, tokens_per_frame: what sharing a pass divides; 0: not known, and not checked.
         recache_chunks: finished chunks that a new prompt runs again, at most; 0: it runs none.
         passes: the table of pass kinds.
@@ -104,6 +106,8 @@ class Workload:
     bank_bytes: int = 0
     shared_bytes: tuple[int, ...] = ()
     whole_bytes: tuple[int, ...] = ()
+    states_bytes: int = 0
+    recorded: bool = False
     heads: int = 0
     tokens_per_frame: int = 0
     recache_chunks: int = 0

@@ -41,7 +41,7 @@ class Choice:
         plan: what `builders.build` makes of it.
         prediction: what it will do.
         bytes: on the first device of every worker.
-        usable: bytes that device has.
+        usable: bytes that device has for that worker.
     """
 
     config: PlanConfig
@@ -64,23 +64,18 @@ class Choice:
 def assess(
     config: PlanConfig, workload: Workload, cluster: Cluster, demand: Demand, check: Predictor | None = None
 ) -> Choice:
-    """A plan that was asked for, on a cluster: prediction and bytes, refusing nothing but what cannot be placed.
+    """A plan that was asked for, on a cluster: prediction and bytes, refusing nothing but what cannot be placed. Where
+    there are fewer devices than processes, some share one.
 
     Args:
         check: predicts in place of the formulas.
 
     Raises:
-        UserError: the plan cannot be built, or has more processes than the cluster has devices.
+        UserError: the plan cannot be built, or names devices that there are not.
     """
     plan = build(config, workload)
     if config.devices is not None:
         _check_placement(config.devices, plan, cluster)
-    elif plan.processes > len(cluster.devices):
-        raise UserError(
-            f"plan={config.name} has {plan.processes} processes",
-            f"cluster={cluster.name} has {len(cluster.devices)} devices",
-            "use fewer workers, or another cluster",
-        )
     else:
         config = replace(config, devices=_unless_plain(place(plan, cluster.nodes)))
     placement = tuple(config.devices) if config.devices else None
@@ -91,11 +86,11 @@ def assess(
 
 def _check_placement(devices: list[int], plan: Plan, cluster: Cluster) -> None:
     known = range(len(cluster.devices))
-    if len(devices) != plan.processes or len(set(devices)) != len(devices) or not set(devices) <= set(known):
+    if len(devices) != plan.processes or not set(devices) <= set(known):
         raise UserError(
             f"plan.devices={devices}",
-            f"names one device of 0 to {known[-1]} for each of {plan.processes} processes, none twice",
-            f"use plan.devices={list(range(plan.processes))}",
+            f"names one device of 0 to {known[-1]} for each of {plan.processes} processes",
+            f"use plan.devices={list(place(plan, cluster.nodes))}",
         )
 
 
@@ -119,7 +114,7 @@ def rank(
         UserError: nothing fits (and by how much), or nothing is fast enough to be steered.
     """
     wanted = wanted or PlanConfig(name="auto")
-    _check_wanted(wanted, cluster)
+    _check_wanted(wanted)
     found: list[Choice] = []
     nearest: Choice | None = None
     for choice in _search(workload, cluster, demand, wanted):
@@ -185,11 +180,14 @@ def too_big(choice: Choice, cluster: Cluster) -> UserError:
     missing = [b.total - u for b, u in zip(choice.bytes, choice.usable, strict=True)]
     worker = int(np.argmax(missing))
     own, plan = choice.bytes[worker], choice.plan
-    kind = cluster.devices[choice.placement[plan.group(worker)[0]]].kind
+    device = choice.placement[plan.group(worker)[0]]
+    kind, shared = cluster.devices[device].kind, choice.placement.count(device) > 1
+    beside = f" beside {choice.placement.count(device) - 1} other processes" if shared else ""
     return UserError(
         f"plan={plan.name} on {plan.processes} devices of cluster={cluster.name}",
         f"worker {worker} needs {_gb(own.total)} (weights {_gb(own.weights)}, banks {_gb(own.banks)}, passes and "
-        f"messages {_gb(own.working)}) and a {kind} has {_gb(choice.usable[worker])}: {_gb(missing[worker])} too much",
+        f"messages {_gb(own.working)}) and a {kind} has {_gb(max(0, choice.usable[worker]))}{beside}: "
+        f"{_gb(missing[worker])} too much",
         "use more devices, fewer streams or a shorter window",
     )
 
@@ -208,29 +206,28 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
-def _check_wanted(wanted: PlanConfig, cluster: Cluster) -> None:
+def _check_wanted(wanted: PlanConfig) -> None:
     """`plan=auto` chooses what other plans are told."""
     for setting in ("steps", "layers", "grid", *PLACED):
         if getattr(wanted, setting) is not None:
             raise UserError(
                 f"plan.{setting}={getattr(wanted, setting)}", "is chosen by plan=auto", "leave it out, or name a plan"
             )
-    if wanted.workers is not None and wanted.workers > len(cluster.devices):
-        raise UserError(
-            f"plan.workers={wanted.workers}",
-            f"cluster={cluster.name} has {len(cluster.devices)} devices",
-            f"use {len(cluster.devices)} or fewer",
-        )
 
 
 # -- the search -----------------------------------------------------------------------------------------------------
 
 
 def _search(workload: Workload, cluster: Cluster, demand: Demand, wanted: PlanConfig) -> Iterator[Choice]:
-    """For every shape and device order the partitions worth a prediction."""
+    """For every shape and device order the partitions worth a prediction.
+
+    A device is shared only if more workers are wanted than there are devices: a stage may be beside any worker's cells,
+    so a worker more on the same device does nothing sooner.
+    """
     ranges = Ranges(workload, cluster)
     degree = wanted.sequence_parallel if wanted.sequence_parallel > 1 else None
-    for shape in shapes(workload, len(cluster.devices), wanted.workers, degree):
+    most = max(len(cluster.devices), wanted.workers or 0)
+    for shape in shapes(workload, most, wanted.workers, degree):
         for placement in orders(cluster, shape.sizes, wanted.devices):
             yield from of_shape(shape, placement, ranges, demand, wanted)
 
@@ -242,9 +239,8 @@ def of_shape(
     workload, cluster = ranges.workload, ranges.cluster
     more = {"force": wanted.force, "in_flight": wanted.in_flight} if wanted else {}
     probe = build(shape.config(split_evenly(workload.layers, shape.blocks)), workload)
-    if cluster.uniform and not (wanted and wanted.devices):
-        # As launchers do it: only where devices are is not alike.
-        placement = place(probe, cluster.nodes)
+    if (cluster.uniform or probe.processes > len(cluster.devices)) and not (wanted and wanted.devices):
+        placement = _placed(probe, ranges)
     costs = Costs(probe, cluster, placement, ranges)
     for layers in _partitions(costs, Memory(costs, demand.streams)):
         config = shape.config(layers, devices=_unless_plain(placement), **more)
@@ -252,6 +248,16 @@ def of_shape(
         for limited in _with_room(config, costs):
             costs.plan = replace(costs.plan, limit=limited.in_flight)
             yield _choice(limited, costs, demand)
+
+
+def _placed(plan: Plan, ranges: Ranges) -> tuple[int, ...]:
+    """Where processes go if equal devices are taken in order, as launchers do it, and others by their speeds."""
+    cluster = ranges.cluster
+    if cluster.uniform and plan.processes <= len(cluster.devices):
+        return place(plan, cluster.nodes)
+    own = Costs(plan, cluster, (0,) * plan.processes, ranges).load()
+    loads = [own[member.worker] / len(plan.group(member.worker)) for member in plan.members]
+    return place(plan, cluster.nodes, loads, [d.speed for d in cluster.devices])
 
 
 def _unless_plain(placement: tuple[int, ...]) -> list[int] | None:
@@ -266,7 +272,7 @@ def _partitions(costs: Costs, memory: Memory) -> list[list[int]]:
     for b in range(len(plan.blocks)):
         held = sorted({row[b] for row in plan.owners})
         over = np.maximum.reduce([memory.ranges(w, b) - memory.usable(w) for w in held])
-        own = np.maximum.reduce([costs.fixed_s(w) + costs.layers_s(w, b) for w in held])
+        own = np.maximum.reduce([costs.fixed_s(w) + costs.layers_s(w, b) + costs.beside_s(w) for w in held])
         load.append(np.where(over <= 0, own, np.inf))
         way.append(sum(costs.ranges("step", row[b]) for row in plan.owners))
         excess.append(over)

@@ -87,6 +87,8 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
     in_flight = ceil(round(chunks, 6))
     turn = turnaround(costs)
     bounds = [(max(load), f"worker {load.index(max(load))}")]
+    for device, workers in costs.shared.items():
+        bounds.append((costs.device_s(device), f"device {device}, shared by workers {', '.join(map(str, workers))}"))
     wire = costs.wire()
     bounds += [(seconds, f"link from worker {a} to {b}") for (a, b), seconds in wire.items()]
     bounds.append((turn / chunks, f"a chunk's round trip, {in_flight} in flight"))
@@ -149,7 +151,10 @@ def filling(costs: Costs, share: float | None = None) -> float:
     if not any(own):
         return plan.in_flight
     share = plan.share if share is None else share
-    return whole(pace(own), share) if plan.returns else max(1.0, pace(own, turnaround(costs) - sum(own)))
+    # Workers that share a device are as slow as what they do there together.
+    slowest = max([*own, *(sum(own[worker] for worker in workers) for workers in costs.shared.values())])
+    way = sum(own) if plan.returns else turnaround(costs)
+    return whole(way / slowest, share) if plan.returns else max(1.0, way / slowest)
 
 
 def walk(costs: Costs, start: float, ready: Callable[[Cell], float] = lambda cell: 0.0) -> float:

@@ -127,7 +127,8 @@ def _places(cells: int, workload: Workload) -> Iterator[tuple[int, int, int | No
 def orders(cluster: Cluster, sizes: Sequence[int], fixed: Sequence[int] | None = None) -> list[tuple[int, ...]]:
     """Placements to try: the device of every process.
 
-    Devices of one kind and speed are interchangeable and taken in the file's order, so equal devices give one
+    None is tried where there are fewer devices than processes: they share (`parallel.placement`). Devices of one kind
+    and speed are interchangeable and taken in the file's order, so equal devices give one
     placement, the identity. A worker's processes are put on equal devices where there are enough.
 
     Args:
@@ -135,6 +136,8 @@ def orders(cluster: Cluster, sizes: Sequence[int], fixed: Sequence[int] | None =
     """
     if fixed is not None:
         return [tuple(fixed)]
+    if sum(sizes) > len(cluster.devices):
+        return [()]
     classes: dict[tuple[str, float], list[int]] = {}
     for index, device in enumerate(cluster.devices):
         classes.setdefault((device.kind, device.speed), []).append(index)

@@ -29,7 +29,7 @@ def simulated(costs: Costs, demand: Demand) -> Prediction:
     and g at worst, and then as long as that chunk takes from being sampled to its first frame.
     """
     said = predict(costs, demand)
-    simulator = Simulator(costs.plan, PlanDurations(costs))
+    simulator = Simulator(costs.plan, PlanDurations(costs), devices=costs.groups)
     play = demand.frames / demand.fps
     for stream in range(demand.streams):
         simulator.open(stream, live=(lambda chunk: chunk * play) if demand.paced else None)

@@ -2,7 +2,8 @@
 
 Every worker takes in what has come, then runs the pass that others wait for most, as `runtime.worker` does; only work
 and messages are durations. A stage beside cells has its worker's device in turn with them, and goes first; output is
-beside the device, in order for each stream. Any kind of number counts time (floats, or fractions where equality
+beside the device, in order for each stream. Workers that share a device take turns, too, pass by pass, and who has
+waited longest is next. Any kind of number counts time (floats, or fractions where equality
 matters).
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
@@ -74,6 +75,7 @@ class Simulator:
         plan: what runs where.
         durations: of everything.
         spans: whether to keep what every worker did.
+        devices: of every worker; None: each has its own.
 
     Attributes:
         now: the present moment.
@@ -82,8 +84,11 @@ class Simulator:
         most_held: messages on each channel that had not been taken in, at most; what a credit is needed for.
     """
 
-    def __init__(self, plan: Plan, durations: Durations, spans: bool = False):
+    def __init__(
+        self, plan: Plan, durations: Durations, spans: bool = False, devices: Sequence[Sequence[int]] | None = None
+    ):
         self.plan, self.durations = plan, durations
+        self.devices = [(worker,) for worker in range(plan.workers)] if devices is None else devices
         self.workers = [_Worker(Schedule(plan, w)) for w in range(plan.workers)]
         self.pacer, self.lanes = Pacer.of(plan), {}
         self.now: float = 0
@@ -102,6 +107,10 @@ class Simulator:
         self._links: dict[tuple[int, int], float] = {}
         """When each link is free."""
         self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._taken: set[int] = set()
+        """Devices that are computing."""
+        self._waiting: dict[int, float] = {}
+        """Since when workers have waited for a device."""
         self._order = count()
         self._woken: set[int] = set()
 
@@ -133,7 +142,7 @@ class Simulator:
             while self._events and self._events[0][0] == self.now:
                 heapq.heappop(self._events)[2]()
                 while self._woken and not (self._events and self._events[0][0] == self.now):
-                    woken, self._woken = sorted(self._woken), set()
+                    woken, self._woken = sorted(self._woken, key=self._turn), set()
                     for worker in woken:
                         self._go_on(worker)
 
@@ -192,7 +201,7 @@ class Simulator:
         worker = self.workers[index]
         if worker.busy:
             return
-        if worker.encodes:
+        if worker.encodes and self._may_compute(index):
             self._encode(index, worker.encodes.popleft())
             return
         if worker.inbox:
@@ -202,11 +211,11 @@ class Simulator:
                 return
         if index == self.plan.encode:
             self._ask()
-            if worker.encodes:
+            if worker.encodes and self._may_compute(index):
                 self._go_on(index)
                 return
         self._hand_over(index)
-        item = self._next(worker)
+        item = self._next(worker) if self._may_compute(index) else None
         if item is None:
             return
         if item.kind == "step" and item[3:5] == (0, 0):
@@ -218,7 +227,7 @@ class Simulator:
         if self.plan.workload.passes[item.kind].carries_chunk:
             spent = self._times.setdefault((item.stream, item.chunk), {})
             spent[index] = spent.get(index, 0) + length
-        self._keep_busy(index, length, lambda: self._done(index, item))
+        self._compute(index, length, lambda: self._done(index, item))
 
     @staticmethod
     def _next(worker: _Worker) -> Pass | None:
@@ -262,6 +271,29 @@ class Simulator:
         self._at(begins, lambda: self._began(index, item, length))
         self._at(begins + length, over)
 
+    def _turn(self, index: int) -> tuple:
+        """The order in which workers go on that may at one moment: those that wait for a device, the longest first."""
+        return index not in self._waiting, self._waiting.get(index, 0), index
+
+    def _may_compute(self, index: int) -> bool:
+        """Whether a worker's devices are free; if they are not, it is woken when they may be."""
+        if self._taken.isdisjoint(self.devices[index]):
+            self._waiting.pop(index, None)
+            return True
+        self._waiting.setdefault(index, self.now)
+        return False
+
+    def _compute(self, index: int, length: float, then: Callable[[], None]) -> None:
+        """Keep a worker and its devices busy."""
+        self._taken.update(self.devices[index])
+
+        def over() -> None:
+            self._taken.difference_update(self.devices[index])
+            self._woken.update(self._waiting)
+            then()
+
+        self._keep_busy(index, length, over)
+
     def _keep_busy(self, index: int, length: float, then: Callable[[], None]) -> None:
         worker = self.workers[index]
         worker.busy, worker.free_at = True, self.now + length
@@ -285,7 +317,7 @@ class Simulator:
             self._sample(lane)
             self.workers[index].inbox.append(("entry", Pass("step", chunk.stream, chunk.number), None))
 
-        self._keep_busy(index, length, entered)
+        self._compute(index, length, entered)
 
     def _take_in(self, index: int) -> float:
         """Move what has come to the schedule; returns what that takes."""

@@ -70,6 +70,8 @@ def describe(config: Config) -> Workload:
         bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype),
         shared_bytes=tuple(_adapter_bytes(model, layout, layer, dtype, PLACE) for layer in range(n)),
         whole_bytes=tuple(_adapter_bytes(model, layout, layer, dtype, LATENT) for layer in range(n)),
+        states_bytes=network.states_values() * dtype.itemsize,
+        recorded=config.device.graphs != "never" and config.device.may_be_gpu,
         heads=network.heads,
         tokens_per_frame=math.gcd(tokens, layout.fixed),
         recache_chunks=model.recache_chunks,

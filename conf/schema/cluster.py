@@ -24,6 +24,8 @@ class DeviceKind:
     Attributes:
         memory_bytes: of one device, all of it.
         reserve_bytes: what the driver, libraries and the allocator keep for themselves.
+        context_bytes: what the driver keeps for each process beyond the first that shares a device.
+        peer_bytes: what the library that joins devices keeps in each of two that it joins.
         flops: arithmetic rate that a step sustains, in the model's dtype (not the data sheet's peak). Times of models
             that have no `StageTimes` are derived from it; null: they cannot be.
         launch_s: what launching a layer's kernels takes; in derived times no layer takes less, nor a pass
@@ -33,6 +35,8 @@ class DeviceKind:
 
     memory_bytes: float = 0.0
     reserve_bytes: float = 0.0
+    context_bytes: float = 0.0
+    peer_bytes: float = 0.0
     flops: float | None = None
     launch_s: float = 0.0
     pixel_s: float | None = None
@@ -40,7 +44,7 @@ class DeviceKind:
     def __post_init__(self):
         for name in ("memory_bytes", "flops", "pixel_s"):
             positive(f"cluster.kinds.*.{name}", getattr(self, name), most=1e18)
-        for name in ("reserve_bytes", "launch_s"):
+        for name in ("reserve_bytes", "context_bytes", "peer_bytes", "launch_s"):
             not_negative(f"cluster.kinds.*.{name}", getattr(self, name))
 
 
@@ -194,7 +198,7 @@ class ClusterConfig:
     """A machine or several.
 
     Attributes:
-        name: of the file.
+        name: of the file; `here`, without devices: they are found.
         note: where its numbers come from, printed with the plans.
         file: a cluster file of one's own (what `cluster=FILE.yaml` sets).
         measured: files with times or links that `launch.bench` wrote, preferred to those given here.
@@ -219,3 +223,8 @@ class ClusterConfig:
         self.measured = [found(f) for f in self.measured]
         for group in self.devices:
             choice("cluster.devices[].kind", group.kind, self.kinds)
+
+    @property
+    def named(self) -> bool:
+        """Whether a cluster was asked for, be it the machine at hand."""
+        return bool(self.name or self.file)

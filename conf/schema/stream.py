@@ -270,7 +270,8 @@ class DeviceConfig:
     """What a worker computes on. `emulated`: on nothing, but for as long as `emulated` says."""
 
     kind: str = one_of(("auto", "cpu", "cuda", "emulated"), "auto")
-    """What is computed on; `auto`: a GPU where there is one."""
+    """What is computed on; `auto`: a GPU where there is one and the model's steps take a processor more than a tenth of
+    the time that they play."""
     threads: int = 1
     """Of every process on a CPU; results are exact for equal numbers only."""
     compile: str = one_of(COMPILE, "auto")
@@ -318,7 +319,8 @@ class PlanConfig:
     in_flight: int | None = None
     """Chunks on their way at most; null: as many as keep every worker busy, counted in layers."""
     devices: list[int] | None = None
-    """The device of every process, by its number in the cluster file; null: in order."""
+    """The device of every process, by its number in the cluster file; null: in order, and where there are fewer devices
+    than processes, those that compute most have their own and the others share."""
     force: bool = False
     """Run a plan whose predicted control latency is over `stream.max_control_latency_s`."""
 
@@ -343,8 +345,8 @@ class LauncherConfig:
     timeout_s: float = 60.0
     """Longest wait for a peer that owes something and is not known to live."""
     threads: str = one_of(THREADS, "auto")
-    """Whether local workers are threads of one process (true) or processes; `auto`: threads, unless there are several
-    GPUs."""
+    """Whether local workers are threads of one process (true), all on one GPU, or processes, which go round the GPUs;
+    `auto`: threads, unless there are several GPUs."""
     transport: str = one_of(TRANSPORTS, "auto")
     """How tensors go from one process's GPU to another's: `nccl` from card to card, `host` through the hosts' memories,
     which is the only way between workers on one card; `auto`: by NCCL where it can go and messages are larger than

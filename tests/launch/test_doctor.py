@@ -51,6 +51,7 @@ def test_all_is_well(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "FAIL" not in out
     assert all(what in out for what in ("device", "shared memory", "free disk", "output folder", "video encoder"))
+    assert "none for 1 worker" in out
     assert all(what in out for what in ("GPU driver", "CUDA", "NCCL", "gloo network", "NCCL network", "lo 127.0.0.1"))
     assert not list(tmp_path.iterdir())
 
@@ -139,6 +140,52 @@ def test_hosts_with_a_loopback_address_and_folders_of_their_own_are_found(tmp_pa
     assert wrong[0][1].value == "127.0.1.1 is told to other hosts"
     assert "does not see" in wrong[1][1].value
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "ray"])
+def test_who_shares_a_gpu_is_told(launcher):
+    """Five workers on three hosts, two of them on one card; on Ray each sees its own only, and has it."""
+    config = config_of("model=nano", "plan=timestep", f"launcher={launcher}")
+    at = Meeting(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), 0, doctor._plan(config), config)
+    own = [("a", "a0"), ("a", "a1"), ("b", "b0"), ("b", "b0"), ("c", "c0")]
+    here = {
+        index: {"host": host, "cards": ["a0", "a1"] if (host, launcher) == ("a", "torchrun") else [card]}
+        for index, (host, card) in enumerate(own)
+    }
+    assert at._cards(here) == ("GPU 0 of a", "GPU 1 of a", "GPU 0 of b", "GPU 0 of b", "GPU 0 of c")
+    gpus, _ = checks.shared(at.plan, at._cards(here), "auto", ["2.27"] * 5)
+    assert gpus.value == "workers 2, 3 share GPU 0 of b; workers 0, 1, 4: a GPU each"
+    without = here | {2: {"host": "b", "cards": []}}
+    assert at._cards(without) == ()
+    (finding,) = checks.shared(at.plan, (), "auto", [""] * 5)
+    assert finding.value == "none for 5 workers"
+
+
+def test_how_messages_travel_is_told():
+    plan = doctor._plan(config_of("model=nano", "plan=grid", "plan.grid=[2,2]", "sink.video=null"))
+    large = replace(plan, workload=replace(plan.workload, hidden_bytes=1 << 22))
+    apart, libraries = ("GPU 0", "GPU 1", "GPU 2", "GPU 3"), ["2.27"] * 4
+
+    def told(cards, transport="auto"):
+        return {f.what: f for f in checks.shared(large, cards, transport, libraries)}.get("transport")
+
+    assert "hidden by NCCL" in told(apart).value and "latents through hosts" in told(apart).value
+    assert "hidden through hosts or by NCCL" in told(("GPU 0", "GPU 0", "GPU 1", "GPU 2")).value
+    assert "NCCL" not in told(("GPU 0",) * 4).value and told(("GPU 0",) * 4).ok
+    assert "hidden through hosts" in told(apart, "host").value
+    assert told(apart, None) is None and told(apart, "nccl").ok
+    wrong = told(("GPU 0", "GPU 0", "GPU 1", "GPU 2"), "nccl")
+    assert "are on one device (GPU 0)" in wrong.value and wrong.remedy.startswith("use launcher.transport=auto")
+    # The remedy is one.
+    assert told(("GPU 0", "GPU 0", "GPU 1", "GPU 2"), "auto").ok
+
+
+def test_a_model_that_is_too_small_for_a_gpu_is_told(monkeypatch):
+    config = config_of("model=nano")
+    assert doctor._instead(config) == {}
+    monkeypatch.setattr(devices, "count", lambda: 1)
+    (finding,) = doctor._instead(config)["this process"]
+    assert finding.ok and "device=cuda computes on a GPU" in finding.value
 
 
 def test_ports_of_ray_are_tried():

@@ -113,11 +113,10 @@ def test_refusals(capsys):
     late = ("model=pocket_world", "cluster=cpu2", "stream.max_control_latency_s=0.01")
     assert "and stream.max_control_latency_s is 0.01; use" in refused(capsys, *late)
     assert "s at worst (at most 0.01 s allowed)" in told(capsys, *late, "plan.force=true")
-    assert "has 2 devices" in refused(capsys, "model=nano", "plan=timestep", "cluster=cpu2")
 
 
 def test_shipped_clusters():
-    names = {path.stem for path in clusters.CONF.glob("*.yaml")}
+    names = {path.stem for path in clusters.CONF.glob("*.yaml")} - {"here"}
     assert {f"{kind}x{n}" for kind in ("h100", "h800", "a100", "l40s", "rtx4090") for n in (1, 2, 4, 5, 8)} <= names
     for name in sorted(names):
         found = clusters.load(ClusterConfig(file=str(clusters.CONF / f"{name}.yaml")))
@@ -139,8 +138,10 @@ def test_auto_becomes_an_ordinary_plan(mine):
     assert planning.resolve(other) is other
 
 
-def test_auto_finds_this_machine():
-    assert planning.resolve(config_of("model=pocket_avatar", "plan=auto", "device=cpu")).plan.workers == 2
+def test_more_workers_than_devices_share_them(capsys):
+    text = told(capsys, "model=nano", "plan=timestep", "cluster=cpu2")
+    assert "set by device 0, shared by workers 0, 3, 4." in text
+    assert "plan=timestep plan.workers=5" in told(capsys, "model=nano", "plan=auto", "plan.workers=5", "cluster=cpu2")
 
 
 @pytest.mark.parametrize("times", ["step_s=0.06", "layers_s=[0.01,0.01,0.01,0.01,0.01,0.01]"])
@@ -164,3 +165,8 @@ def test_emulated_speeds_go_where_the_plan_puts_them():
     assert resolved.device.emulated.speeds == [(0.5, 1, 1)[d] for d in first]
     with pytest.raises(UserError, match="says how many emulated devices"):
         planning.resolve(config_of("model=nano", "plan=auto", "device=emulated"))
+
+
+def test_the_machine_at_hand_is_named_here(capsys):
+    text = told(capsys, "model=nano", "plan=sequential", "cluster=here", "device=cpu")
+    assert "cluster=here:" in text and "Times on cpu: derived" in text

@@ -1,11 +1,13 @@
 """Placement on several machines: what travels most stays inside one."""
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.schema import PlanConfig
 from parallel.builders import build
-from parallel.placement import crossing, place
+from parallel.placement import crossing, place, share
 from parallel.plan import Workload
 
 
@@ -71,3 +73,44 @@ def test_what_fits_no_machine_is_cut_into_neighbours():
     # A ring on two machines: hidden states to the second, latents back for the next step.
     crosses = crossing(ring, on(2, 2), place(ring, on(2, 2)))
     assert (crosses["hidden"], crosses["latents"]) == (1, 1)
+
+
+@given(plans, st.lists(st.integers(1, 3), min_size=1, max_size=3))
+def test_devices_are_shared_evenly_where_there_are_too_few(plan, sizes):
+    nodes = on(*sizes)
+    held = Counter(place(plan, nodes))
+    if plan.processes > len(nodes):
+        assert set(held) == set(range(len(nodes)))
+        # All of these plans' processes with cells compute as much.
+        assert max(held.values()) <= -(-plan.processes // len(nodes)) + 1
+
+
+def test_who_computes_most_has_a_device_of_its_own():
+    decoding = Workload(steps=4, layers=8, layer_bytes=(1,) * 8)
+    steps = build(PlanConfig("timestep"), decoding)
+    # Decode is beside the last step, which sends it latents.
+    assert place(steps, on(4)) == (0, 1, 2, 3, 3)
+    assert place(build(PlanConfig("timestep", encode=5, workers=6), decoding), on(4)) == (0, 1, 2, 3, 3, 0)
+    uneven = build(PlanConfig("timestep", steps=[1, 2, 1], workers=4), decoding)
+    assert place(uneven, on(2)) == (1, 0, 1, 0)
+    assert place(steps, on(1)) == (0,) * 5
+    # Known times change that: a decoder that takes longer than two steps.
+    assert place(steps, on(2), loads=[1, 1, 1, 1, 5]) == (1, 1, 1, 1, 0)
+
+
+def test_processes_that_share_passes_are_on_several_devices():
+    plan = plan_of("timestep", workers=4, steps=[2, 2], sequence_parallel=2)
+    placement = place(plan, on(2))
+    assert [{placement[p] for p in plan.group(worker)} for worker in range(2)] == [{0, 1}, {0, 1}]
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=8), st.integers(1, 8))
+def test_no_device_is_much_busier_than_it_must_be(loads, devices):
+    shared = share(loads, [1.0] * devices)
+    ends = [sum(load for load, at in zip(loads, shared, strict=True) if at == d) for d in range(devices)]
+    if len(loads) > devices:
+        # Whoever comes last goes where least was.
+        assert max(ends) <= sum(loads) / devices + max(loads) * (1 - 1 / devices) + 1e-6
+    else:
+        assert shared == tuple(range(len(loads)))
+    assert share([1, 1, 1], [1.0, 2.0]) == (1, 0, 1)

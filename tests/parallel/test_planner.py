@@ -155,10 +155,36 @@ def test_settings_beside_auto():
     assert {c.plan.degree for c in rank(w, devices, Demand(), wanted=PlanConfig("auto", sequence_parallel=2))} == {2}
     with pytest.raises(UserError, match="is chosen by plan=auto"):
         rank(w, devices, Demand(), wanted=PlanConfig("auto", steps=[2, 2]))
-    with pytest.raises(UserError, match="has 4 devices"):
-        rank(w, devices, Demand(), wanted=PlanConfig("auto", workers=9))
-    with pytest.raises(UserError, match="names one device"):
-        assess(PlanConfig("timestep", workers=2, devices=[0, 0]), w, devices, Demand())
+    with pytest.raises(UserError, match=r"names one device of 0 to 3 for each of 2 processes.*devices=\[0, 1\]"):
+        assess(PlanConfig("timestep", workers=2, devices=[0, 9]), w, devices, Demand())
+
+
+def test_a_device_is_shared_where_more_workers_are_wanted_than_there_are_devices():
+    w, devices = workload(layer_bytes=(10,) * 6), cluster(*[1] * 4, decode_s=0.5)
+    best = rank(w, devices, Demand())[0]
+    assert best.plan.processes <= 4 and len(set(best.placement)) == best.plan.processes
+    five = rank(w, devices, Demand(), wanted=PlanConfig("auto", workers=5))[0]
+    assert five.plan.processes == 5 and set(five.placement) == {0, 1, 2, 3}
+    # Nothing is gained by the fifth, and hardly anything lost.
+    assert best.prediction.period_s <= five.prediction.period_s <= 1.001 * 1.5
+    assert assess(five.config, w, devices, Demand()) == five
+    # The four that step have devices of their own, and the decoder is beside the one it gets latents from.
+    named = assess(PlanConfig("timestep"), w, devices, Demand())
+    assert named.placement == (0, 1, 2, 3, 3)
+    assert named.prediction.period_s == pytest.approx(1.5)
+    assert named.prediction.bound == "device 3, shared by workers 3, 4"
+
+
+def test_who_shares_a_device_shares_its_memory():
+    w = workload(layer_bytes=(10_000_000,) * 6, bank_bytes=1_000_000)
+    # A step's worker holds 60 MB of weights and 6 MB of banks.
+    two = PlanConfig("timestep", workers=2, decode=1)
+    assert assess(two, w, cluster(1, 1, memory=73e6), Demand()).short <= 0
+    choice = assess(two, w, cluster(1, memory=140e6), Demand())
+    assert choice.short == pytest.approx(4e6)
+    with pytest.raises(UserError, match=r"beside 1 other processes: 4\.00 MB too much"):
+        refuse(choice, cluster(1, memory=140e6), Demand())
+    assert assess(two, w, cluster(1, memory=145e6), Demand()).short <= 0
 
 
 def test_a_second_opinion_ranks_the_best_again():

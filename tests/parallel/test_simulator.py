@@ -1,5 +1,6 @@
 """Virtual time: the workers' own order, and what follows from it."""
 
+from collections import Counter
 from fractions import Fraction
 from itertools import pairwise
 
@@ -283,3 +284,56 @@ def test_a_pipeline_serves_as_many_streams_as_fit_its_pace():
     tried = []
     assert most_streams(plan, lambda: tried.append(0) or Given(plan), service, limit=4) == 4
     assert len(tried) == 1, "what is possible at most is tried first"
+
+
+plans = st.sampled_from(
+    [
+        PlanConfig("timestep"), PlanConfig("timestep", steps=[2, 1, 1], encode=4), PlanConfig("layers", layers=[3, 3]),
+        PlanConfig("grid", grid=[2, 2]), PlanConfig("timestep", workers=4, decode=0),
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(plans, st.data(), st.integers(1, 2), st.integers(0, 20))
+def test_a_device_does_one_thing_at_a_time_for_all_its_workers(config, data, streams, decode):
+    plan = plan_of(config)
+    devices = [(data.draw(st.integers(0, 2)),) for _ in range(plan.workers)]
+    simulator = Simulator(plan, Given(plan, decode=decode), spans=True, devices=devices)
+    for stream in range(streams):
+        simulator.open(stream, 0, 40)
+    simulator.run(lambda: False)
+    assert len(simulator.chunks) == 40 * streams
+    output = plan.workload.steps + len(plan.stages) - 1
+    work = [s for s in simulator.spans if s.item.step != output]
+    for device in set(devices):
+        mine = sorted((s.start, s.end) for s in work if devices[s.worker] == device)
+        assert all(a[1] <= b[0] for a, b in pairwise(mine))
+    # So chunks come no faster than the busiest device does what all its workers do for one.
+    load, encode = plan.load({"step": 12, "decode": decode}), 2
+    busiest = max(
+        sum(load[w] for w in range(plan.workers) if devices[w] == device) + encode * (devices[plan.encode] == device)
+        for device in set(devices)
+    )
+    left = [chunk.left for chunk in simulator.chunks]
+    assert left[-1] >= busiest * len(left)
+    # And none waits for who has something to do and does not do it.
+    assert left[-1] <= busiest * len(left) + 40 * 12 * plan.workers + 1000
+
+
+@pytest.mark.parametrize("config", [PlanConfig("timestep"), PlanConfig("grid", grid=[2, 2])], ids=lambda c: c.name)
+def test_a_device_for_every_worker_is_as_before(config):
+    plan = plan_of(config)
+    own = Simulator(plan, Given(plan), devices=[(7 - worker,) for worker in range(plan.workers)])
+    own.open(0, 0, 20)
+    own.run(lambda: False)
+    assert own.chunks == run(plan, 20)
+
+
+def test_who_has_waited_longest_has_the_device_next():
+    plan = plan_of(PlanConfig("timestep"))
+    simulator = Simulator(plan, Given(plan), spans=True, devices=[(0,)] * plan.workers)
+    simulator.open(0, 0, 30)
+    simulator.run(lambda: False)
+    steps = Counter(s.worker for s in simulator.spans if s.item.kind == "step" and 10 * 50 < s.start < 20 * 50)
+    assert max(steps.values()) - min(steps.values()) <= 2
