@@ -2,7 +2,8 @@
 
 Order and placement are seen to by the device itself, which fails a test in the end. A chunk's way from its entry to its
 final latents must not hold the host: in the sequential loop where passes are given, in plans anywhere in a worker's
-loop, which has the next pass to give.
+loop, which has the next pass to give. Commits hand over by a host wait that hides some missing edges, so rows without
+them are tried as well.
 """
 
 from collections.abc import Iterable
@@ -39,7 +40,7 @@ PLANS = {
     "timestep": ("plan=timestep",),
     "layers": ("plan=layers", "plan.workers=2"),
     "grid": ("plan=grid",),
-    "three uneven": ("plan=grid", "plan.steps=[3,1]", "plan.layers=[1,5]"),
+    "grid uneven": ("plan=grid", "plan.steps=[3,1]", "plan.layers=[1,5]"),
 }
 SHARED = {
     "timestep": ("plan=timestep", "plan.steps=[3,1]"),
@@ -70,7 +71,7 @@ def waits(twin: Ledger, *inside: str, but: tuple[str, ...] = ()) -> list[str]:
     return [str(wait) for wait in twin.waits if wait.within(*inside) and not wait.within(*but)]
 
 
-@pytest.mark.parametrize("model", some_of(MODELS, "clean", "small Live Avatar"))
+@pytest.mark.parametrize("model", some_of(MODELS, "small Live Avatar"))
 def test_the_loop_waits_for_nothing_before_a_chunk_is_final(twin, job, oracle, model):
     assert sequential(job, oracle, model)
     assert waits(twin, "generate", but=(*ENTRY, "require_finite_steps")) == []
@@ -79,7 +80,7 @@ def test_the_loop_waits_for_nothing_before_a_chunk_is_final(twin, job, oracle, m
 
 @pytest.mark.parametrize(
     ("plan", "model"),
-    sampled(product(PLANS, MODELS), {("timestep", "clean"), ("three uneven", "recache")}),
+    sampled(product(PLANS, MODELS), {("timestep", "clean"), ("layers", "same_level")}),
 )
 def test_every_plan_is_exact_and_its_loops_wait_for_nothing(twin, job, oracle, plan, model):
     expected = sequential(job, oracle, model)

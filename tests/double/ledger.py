@@ -6,6 +6,9 @@ count of one queue; it comes before another queue's work if that queue's clock h
 
 A GPU's allocator gives memory out again, to the queue that asked for it, as soon as the last tensor is gone. So asking
 for memory is an access like writing, and giving back what another queue may still use is a fault.
+
+Where it sees too little: a wait of any thread counts for all, so it may hide that another thread lacks an edge; memory
+is told apart by allocation, so an edge is asked for between accesses to two parts of one as well.
 """
 
 from __future__ import annotations

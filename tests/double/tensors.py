@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from tests.double.ledger import LEDGER, Line, Memory
 from tests.double.module import KIND, Stream, current_device, current_stream
@@ -146,11 +145,16 @@ def _dispatch(func: Any, args: tuple, kwargs: dict) -> Any:
         return all(isinstance(t, OnCard) for t in args)
     if func in COPIES:
         return (_to_copy if func is aten._to_copy.default else _copy)(*args, **kwargs)
-    flat, spec = pytree.tree_flatten((args, kwargs))
-    tensors = [t for t in flat if isinstance(t, Tensor)]
+    tensors: list[Tensor] = []
+
+    def taken(t: Tensor) -> Tensor:
+        tensors.append(t)
+        return _raw(t)
+
+    raw_args = _mapped(taken, args)
+    raw_kwargs = {name: _mapped(taken, value) for name, value in kwargs.items()}
     card = _one_card(func, tensors)
     known = {id(t.raw): t for t in tensors if isinstance(t, Held)}
-    raw_args, raw_kwargs = pytree.tree_unflatten([t.raw if isinstance(t, Held) else t for t in flat], spec)
     target = card
     if raw_kwargs.get("device") is not None:
         target, raw_kwargs = _target(raw_kwargs["device"]), raw_kwargs | {"device": HOST}
@@ -172,7 +176,20 @@ def _dispatch(func: Any, args: tuple, kwargs: dict) -> Any:
             return known[id(raw)]
         return _wrap(raw, target, bool(pinned) and id(LEDGER.known(raw)) in pinned)
 
-    return pytree.tree_map_only(Tensor, wrapped, out)
+    return _mapped(wrapped, out)
+
+
+def _mapped(do: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The tensors among an operation's arguments or results; lists are all that they may be in."""
+    if isinstance(value, Tensor):
+        return do(value)
+    if isinstance(value, list):
+        return [_mapped(do, one) for one in value]
+    return tuple(_mapped(do, one) for one in value) if isinstance(value, tuple) else value
+
+
+def _raw(t: Tensor) -> Tensor:
+    return t.raw if isinstance(t, Held) else t
 
 
 def _one_card(func: Any, tensors: list[Tensor]) -> int | None:
@@ -207,10 +224,6 @@ def _wait_of(func: Any, args: tuple) -> str | None:
 
 
 # -- copies -----------------------------------------------------------------------------------------------------------
-
-
-def _raw(t: Tensor) -> Tensor:
-    return t.raw if isinstance(t, Held) else t
 
 
 def _to_copy(
