@@ -151,7 +151,8 @@ class Device(ABC):
 
     @abstractmethod
     def upload(self, tensor: Tensor) -> Tensor:
-        """A tensor here, copied without waiting; the host's may be let go of, or changed, at once."""
+        """A tensor here, copied without waiting. The host's may be let go of at once, and must not be changed: where it
+        is here already, it is the same."""
 
     @abstractmethod
     def where(self) -> str:

@@ -11,7 +11,8 @@ Four kinds of transfer share a `Link`, told apart by their tag:
 
 Between hosts' memories there is room from the start for what the plan expects, and a body that found none makes room
 for all that follow, at both ends: then a message is one transfer. With dozens of workers on a machine the wake-ups of
-threads cost more than copies do, so on processors the thread that sends begins the transfer, too. By NCCL bodies travel
+threads cost more than copies do, so on processors the thread that sends begins the transfer, too, unless the plan
+expects megabytes (`LARGE`): those the out thread packs, beside the worker's next pass. By NCCL bodies travel
 by themselves, from card to card.
 
 What a device computes is sent when it is there: the out thread has the body packed by a queue of the channel's, waits
@@ -49,6 +50,7 @@ from parallel.buffers import Buffers, Leases
 from parallel.channels import Arrival, ChannelError, Closed, Credits, Failure, Inbox, Receiver, Sender, once
 from parallel.failures import why
 from parallel.message import HEADER_BYTES, Message, body_bytes, pack_body, pack_header, unpack
+from parallel.transport import LARGE
 
 if TYPE_CHECKING:
     from parallel.p2p import Link
@@ -163,6 +165,8 @@ class GroupSender(_End, Sender):
         self._credits, self._count, self._room = Credits(link.peer, credits), credits, link.room
         self._buffers = Buffers(link.device.pinned, link.room) if link.host else Buffers(link.memory)
         self._check = check
+        # Packing megabytes would hold the worker from its next pass.
+        self._apart = not link.device.immediate or link.room > LARGE
         self._under_way: deque[tuple[list[Callable[[], None]], Tensor]] = deque()
         self._sending = threading.Lock()
         super().__init__(link, inbox)
@@ -171,7 +175,7 @@ class GroupSender(_End, Sender):
         header, device = channels.header_of(message), self._link.device
         computed = device.mark() if message.tensors else None
         self._credits.take(self._link.timeout_s)
-        if not device.immediate:
+        if self._apart:
             self._out.put(partial(self._begin, header, message, computed))
             return
         try:
@@ -185,7 +189,7 @@ class GroupSender(_End, Sender):
         super().close()
 
     def _begin(self, header: Tensor, message: Message, computed: Mark | None) -> None:
-        """Begin to transfer a message, in the thread that sends it or, where a device computes, in the out thread."""
+        """Begin to transfer a message, in the thread that sends it or in the out thread."""
         link = self._link
         self._settle(AHEAD - 1)
         length = HEADER_BYTES + body_bytes(header)

@@ -65,6 +65,8 @@ def generate(
             given: Given | None = conditioning.chunk(chunk)
         if given is None:
             return
+        # Once for all passes, and for a recache, which joins them with those of a saved state.
+        given = {name: device.upload(tensor) for name, tensor in given.items()}
         if epoch := conditioning.states(chunk):
             denoiser.set_states(banks, epoch)
         if chunk == 0:

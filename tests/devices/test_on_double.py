@@ -92,7 +92,8 @@ def test_every_plan_is_exact_and_its_loops_wait_for_nothing(twin, job, oracle, p
 def test_shared_passes_are_the_same_under_every_plan(twin, job, model):
     hashes = set()
     for plan in SHARED.values():
-        hashes.add(job(*MODELS[model], *BASE, *plan, "plan.sequence_parallel=2")["latents_sha256"])
+        shared = (*plan, "plan.sequence_parallel=2", "stream.chunks=4")
+        hashes.add(job(*MODELS[model], *BASE, *shared)["latents_sha256"])
         assert waits(twin, "Worker.run", "Group.follow") == []
     assert len(hashes) == 1
 

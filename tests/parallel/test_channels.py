@@ -12,9 +12,10 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed import TCPStore
 
-from parallel import p2p
+from parallel import ends, p2p
 from parallel.channels import CREDITS, Arrival, ChannelError, Closed, Failure, Inbox
 from parallel.local import LocalChannel
 from parallel.message import Message
@@ -392,3 +393,31 @@ def test_a_peer_that_does_not_come_is_named():
         p2p.connect(store, 2, 9, "lonely", "cpu", 0.3)
     with pytest.raises(ValueError, match="talks to itself"):
         p2p.connect(store, 2, 2, "self", "cpu", 0.3)
+
+
+def test_packing_megabytes_does_not_hold_the_sender_and_keeps_the_order(monkeypatch):
+    store, links = dist.HashStore(), {}
+
+    def connect(side: int) -> None:
+        links[side] = p2p.link(store, side, 1 - side, "large", torch.device("cpu"), PATIENT, expected=2 << 20)
+
+    threads = [threading.Thread(target=connect, args=(side,)) for side in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    may, pack = threading.Event(), ends.pack_body
+
+    def packed(*args):
+        assert may.wait(PATIENT)
+        return pack(*args)
+
+    monkeypatch.setattr(ends, "pack_body", packed)
+    inbox = queue.SimpleQueue()
+    sender, receiver = links[0].sender(credits=8), links[1].receiver(inbox)
+    for index in range(8):
+        sender.send(message_of(index, "large"))  # returns, though nothing is packed
+    may.set()
+    assert all(same(inbox.get(timeout=PATIENT).take(), message_of(index, "large")) for index in range(8))
+    sender.close()
+    receiver.close()

@@ -1,6 +1,6 @@
 """Streaming through banks equals one forward over the whole clip, whatever the window, sink and positions."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -168,6 +168,21 @@ def test_rewriting_a_chunk_changes_nothing():
 
 
 @torch.no_grad()
+def test_streams_that_take_turns_make_no_table_twice(monkeypatch):
+    """On a device a table is an upload and some kernels."""
+    model, made, table = model_of(reference=False), [], Rope.table
+    monkeypatch.setattr(Rope, "table", lambda rope, positions: made.append(positions) or table(rope, positions))
+    denoiser = build(model)
+    made.clear()
+    streams = [denoiser.open() for _ in range(2)]
+    for banks in streams:
+        denoiser.set_states(banks, {"text": TEXT})
+    [x] = latents(1, 3)
+    for chunk, step, (ahead, banks) in product(range(3), range(2), enumerate(streams)):
+        denoiser.step(banks, step, chunk + ahead, x, NONE, 0)
+    assert made == [range(0, 3), range(3, 6), range(6, 9), range(9, 12)]
+
+
 def test_export_restores_to_the_same_stream_and_size_is_known_beforehand():
     model = model_of(sink_frames=3, reference=True)
     denoiser = build(model)
