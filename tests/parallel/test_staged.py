@@ -15,7 +15,7 @@ import devices
 from devices import Span
 from parallel import p2p
 from parallel.channels import Arrival, Closed, Failure, Inbox
-from parallel.exchange import GroupExchange, local_group
+from parallel.exchange import GroupExchange
 from parallel.local import LocalChannel
 from parallel.message import Message
 from tests.parallel import late
@@ -110,37 +110,14 @@ def test_members_of_a_group_that_share_a_card_exchange_what_is_computed():
         assert order == ["computed", "exchanged"] * 2
 
 
+# --- threads of one process
+
+
 @pytest.fixture
 def device(monkeypatch) -> late.Late:
     monkeypatch.setitem(devices.KINDS, "cpu", late.Late)
     monkeypatch.setattr("devices.kinds._MADE", {})
     return devices.of("cpu")
-
-
-def test_threads_of_a_group_wait_for_each_others_queues(device):
-    found = {}
-
-    def member(exchange) -> None:
-        device.queue().use()
-        x, buffer = torch.zeros(2, 1), torch.zeros(3)
-        device.later(lambda: x.add_(torch.tensor([[1.0], [2.0]]) + 10 * exchange.rank))
-        parts = exchange.all_to_all(x)
-        # It may be written again as soon as all have read it.
-        x.fill_(99)
-        if exchange.rank == 0:
-            device.later(lambda: buffer.fill_(5))
-        exchange.broadcast(buffer)
-        found[exchange.rank] = parts.flatten().tolist(), buffer.tolist()
-
-    threads = [threading.Thread(target=member, args=(exchange,)) for exchange in local_group(1, 2, PATIENT)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENT)
-    assert found == {0: ([1.0, 11.0], [5.0] * 3), 1: ([2.0, 12.0], [5.0] * 3)}
-
-
-# --- threads of one process
 
 
 def test_between_threads_a_message_is_delivered_when_it_is_computed(device):
