@@ -40,8 +40,8 @@ class Seam(NamedTuple):
 
 
 SEAMS: dict[str, Seam] = {
-    "image": Seam("runtime.sources", "", "load_image"),
-    "audio": Seam("runtime.sources", "AudioFile", "__init__"),
+    "image": Seam("stages.sources.image", "", "load_image"),
+    "audio": Seam("stages.sources.audio_file", "AudioFile", "__init__"),
     "hearing": Seam("stages.sources.audio", "AudioFile", "read", after=2),
     "actions": Seam("runtime.sources", "ActionFile", "__init__"),
     "tensors": Seam("runtime.sources", "TensorsFile", "__init__"),

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import devices
 from conf.schema import ClusterConfig, Config
 from conf.schema.cluster import DeviceGroup, DeviceKind, StageTimes
-from launch import clusters
 
 LIMIT = Path("/sys/fs/cgroup/memory.max")
 """Bytes that a container may use, or `max`."""
@@ -60,6 +59,8 @@ def _memory() -> float:
 @cache
 def known() -> dict[str, ClusterConfig]:
     """The cluster file that describes each kind: that of one GPU, and that of a machine without."""
+    from launch import clusters  # reads YAML, which a machine with little but torch has not
+
     files = (*sorted(clusters.CONF.glob("*x1.yaml")), clusters.CONF / "cpu2.yaml")
     found = (clusters.load(ClusterConfig(file=str(path))) for path in files)
     return {config.devices[0].kind: config for config in found}

@@ -17,11 +17,11 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -62,30 +62,52 @@ Results = tuple[list[dict[str, Any]], list[dict[str, Any]], Ended | None]
 """Every worker's part of the report, every stream's, and who has told of streams that came and went."""
 
 
-def _begin(config: Config, resolved: str, console: Console, log: Log, held: ExitStack) -> Path:
-    """The output folder, made once everything is loaded, and this run's until `held` is closed."""
+class Job(NamedTuple):
+    """A run of the configuration, by whatever plan.
+
+    Attributes:
+        resolved: the configuration as text.
+        notes: what `auto` chose, a line each.
+        held: closed at the run's end; the output folder is the run's until then.
+    """
+
+    config: Config
+    resolved: str
+    notes: list[str]
+    console: Console
+    stop: Stop
+    log: Log
+    held: ExitStack
+
+
+def _begin(job: Job) -> Path:
+    """The output folder, made once everything is loaded."""
+    config, console = job.config, job.console
     if torchrun.speaks():
+        for note in job.notes:
+            console.print(note, highlight=False, soft_wrap=True)
         plan = build(config.plan, describe(config))
         console.print(chosen(config, plan), highlight=False, soft_wrap=True)
         if plan.processes > 1 and (cards := running.cards(plan, config)):
             console.print(places.said(plan, cards), highlight=False, soft_wrap=True)
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise, not pictures", style="yellow")
-    folder = held.enter_context(claimed(config))
-    disk.write_text(f"output_dir={folder}", folder / CONFIG, resolved)
-    log.begin(folder)
+    folder = job.held.enter_context(claimed(config))
+    disk.write_text(f"output_dir={folder}", folder / CONFIG, job.resolved)
+    job.log.begin(folder)
     return folder
 
 
-def _sequential(config: Config, resolved: str, console: Console, stop: Stop, log: Log, held: ExitStack) -> Results:
+def _sequential(job: Job) -> Results:
     """The oracle, one stream after the other. What one raises ends that one alone, as under every plan."""
+    config, console, stop, log = job.config, job.console, job.stop, job.log
     look(config)
     loading = Loading()
     require_weights(config, build(config.plan, describe(config)).weight_bytes(0), devices.choose(config.device.kind))
     with Waiting(console, lambda: str(loading)):
         engine = SequentialRun(config, stop, loading)
     stop.then()
-    folder = _begin(config, resolved, console, log, held)
+    folder = _begin(job)
     streams, worker, traces = [], {}, []
     for index in range(config.stream.count):
         running, reason = engine.stream(index, folder), None
@@ -102,8 +124,9 @@ def _sequential(config: Config, resolved: str, console: Console, stop: Stop, log
     return [worker | {"traces": traces}], streams, None
 
 
-def _running(config: Config, resolved: str, console: Console, stop: Stop, log: Log, held: ExitStack) -> Results | None:
+def _running(job: Job) -> Results | None:
     """Any plan under any launcher; None where another process of the run tells its results."""
+    config, console, stop, log = job.config, job.console, job.stop, job.log
     ended = Ended(config)
 
     def first(pipeline: Pipeline) -> None:
@@ -113,7 +136,7 @@ def _running(config: Config, resolved: str, console: Console, stop: Stop, log: L
 
     with ExitStack() as stack:
         with Waiting(console, lambda: f"starting workers by launcher={config.launcher.name}"):
-            started = running.start(config, begin=lambda: _begin(config, resolved, console, log, held), first=first)
+            started = running.start(config, begin=lambda: _begin(job), first=first)
         engine = stack.enter_context(started)
         stop.then(engine.interrupt)
         if engine.leads:
@@ -138,23 +161,26 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
             places.refuse_unjoined(plan, config, torchrun.cards(plan, config))
     if config is not given:
         resolved = written(config)
-    if given.device.kind == "auto" and torchrun.speaks():
-        if config.device.kind == "cpu":
-            console.print(f"device=auto computes on the CPU: {places.small(config)}", soft_wrap=True)
-        elif idle := devices.idle_gpu():
-            console.print("device=auto computes on the CPU: {}; {}".format(*idle), style="yellow", soft_wrap=True)
-    if config.device.may_be_gpu and torchrun.speaks() and devices.count():
-        for line in said(config, devices.choose(config.device.kind)):
-            console.print(line, highlight=False, soft_wrap=True)
     log = log_of(config)
     alone = config.launcher.name == "local" and config.plan.name == "sequential" and config.plan.sequence_parallel == 1
     alone &= config.device.kind != "emulated" and config.control is None
     with ExitStack() as held:
-        found = _outcome(partial(_sequential if alone else _running, config, resolved, console, stop, log, held))
+        job = Job(config, resolved, list(_notes(given, config)), console, stop, log, held)
+        found = _outcome(partial(_sequential if alone else _running, job))
         if found is not None:
             _tell(config, log, *found)
     if stop.is_set():
         raise SystemExit(0)  # no other job of a multirun is to begin
+
+
+def _notes(given: Config, config: Config) -> Iterator[str]:
+    """What `auto` chose of a configuration as it was given, and why."""
+    if given.device.kind == "auto" and config.device.kind == "cpu":
+        yield f"device=auto computes on the CPU: {places.small(config)}"
+    elif given.device.kind == "auto" and (idle := devices.idle_gpu()):
+        yield "device=auto computes on the CPU: {}; {}".format(*idle)
+    if config.device.may_be_gpu and devices.count():
+        yield from said(config, devices.choose(config.device.kind))
 
 
 def chosen(config: Config, plan: Plan) -> str:

@@ -15,6 +15,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 import devices
 from devices import kinds
 from devices.accelerator import Accelerator
+from launch import places
 from stages.denoise import attention
 from tests.double import module
 from tests.double.ledger import LEDGER, Ledger
@@ -49,6 +50,7 @@ def twin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
     LEDGER.begin()
     monkeypatch.setitem(devices.KINDS, KIND, Twin)
     monkeypatch.setattr(kinds, "GPU", KIND)
+    monkeypatch.setattr(places, "SPARE", 0.0)  # no model is too small for it
     for place in (devices, kinds):
         monkeypatch.setattr(place, "count", lambda: CARDS)
     for row in attention.BACKENDS.values():

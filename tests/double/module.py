@@ -217,6 +217,15 @@ def get_device_capability(device: object = None) -> tuple[int, int]:
     return 9, 0
 
 
+def get_rng_state(device: object = None) -> torch.Tensor:
+    """Every draw is the processor's."""
+    return torch.empty(0, dtype=torch.uint8)
+
+
+def set_rng_state(state: torch.Tensor, device: object = None) -> None:
+    """There is none."""
+
+
 def can_device_access_peer(device: object, peer: object) -> bool:
     return True
 

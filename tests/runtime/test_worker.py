@@ -88,7 +88,7 @@ def test_a_thread_that_cannot_start_ends_its_stream_alone(tmp_path, monkeypatch,
     ("owner", "name", "where"),
     [
         ("parallel.channels:Arrival", "take", "taking in step of chunk"),
-        ("parallel.channels", "pack_body", "sending step of chunk"),
+        ("parallel.local", "pack_body", "sending step of chunk"),
         ("runtime.messages", "marked", "prefill of chunk 2"),
     ],
 )
