@@ -42,7 +42,7 @@ class Seam(NamedTuple):
 SEAMS: dict[str, Seam] = {
     "image": Seam("stages.sources.image", "", "load_image"),
     "audio": Seam("stages.sources.audio_file", "AudioFile", "__init__"),
-    "hearing": Seam("stages.sources.audio", "AudioFile", "read", after=2),
+    "hearing": Seam("stages.sources.audio_file", "AudioFile", "read", after=2),
     "actions": Seam("runtime.sources", "ActionFile", "__init__"),
     "tensors": Seam("runtime.sources", "TensorsFile", "__init__"),
     "encoder": Seam("runtime.encoders", "Encoders", "still"),

@@ -18,6 +18,12 @@ GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
 """torch's table of what makes a device current, by type (c10/core/impl/DeviceGuardImplInterface.h)."""
 
 
+class _NoDevice(FakeTensorMode):
+    """Tensors without values, whatever devices there are: one that another test has registered is of no use here."""
+
+    avoid_device_init = True
+
+
 @contextmanager
 def cards() -> Iterator[None]:
     """Inside, tensors can be made on `cuda:0`, `cuda:1`, ...: operations say what comes out, and refuse what they would
@@ -31,7 +37,7 @@ def cards() -> Iterator[None]:
     there = guards[CUDA]
     guards[CUDA] = there or guards[META]
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with _NoDevice(allow_non_fake_inputs=True):
             yield
     finally:
         guards[CUDA] = there
