@@ -1,8 +1,12 @@
 """A GPU that torch cannot use is told, with the remedy."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+import devices
 from conf.errors import UserError
 from devices import choose, idle_gpu, kinds
 
@@ -64,3 +68,17 @@ def test_cuda_is_refused_with_the_remedy(machine, monkeypatch):
     with pytest.raises(UserError, match=r"device=cuda: there is a GPU .*; install one with CUDA"):
         choose("cuda")
     assert choose("auto") == choose("cpu") == torch.device("cpu")
+
+
+def test_the_modules_of_devices_are_asked_here_alone():
+    """Whatever else asked `torch.cuda` would not run on a device of another kind, nor on the one that tests have."""
+    root = Path(devices.__file__).parent.parent
+    rooms = ("conf", "everframe", "launch", "parallel", "runtime", "stages", "distill")
+    asking = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for room in rooms
+        for path in (root / room).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.search(r"\btorch\.(cuda|xpu|mps|accelerator)\b|\bis_cuda\b", line)
+    ]
+    assert not asking, "\n".join(asking)
