@@ -27,7 +27,7 @@ from conf.paths import is_there
 from conf.schema import Config
 from launch.places import said
 from parallel.plan import Plan
-from parallel.transport import NCCL, Place, by_nccl, refuse
+from parallel.transport import NCCL, Place, by_nccl, of_channels, refuse
 from stages.sinks.video import VideoSink
 
 ROOT = Path(__file__).parents[1]
@@ -106,7 +106,7 @@ def shared(plan: Plan, cards: Sequence[str], transport: str | None, libraries: S
     for hop in plan.hops:
         ends = [places[plan.group(worker)[0]] for worker in (hop.source, hop.target)]
         if hop.bytes:
-            ways.setdefault(hop.what, set()).add(by_nccl(transport, ends, hop.bytes))
+            ways.setdefault(hop.what, set()).add(by_nccl(of_channels(plan, transport), ends, hop.bytes))
     for worker in range(plan.workers):
         if len(group := plan.group(worker)) > 1:
             ways.setdefault("shared passes", set()).add(by_nccl(transport, [places[p] for p in group], math.inf))

@@ -74,6 +74,15 @@ def by_nccl(transport: str, places: Sequence[Place], size: float) -> bool:
     return size > BEYOND[transport] and not any(why_not(a, b) for a, b in combinations(places, 2))
 
 
+def of_channels(plan: Plan, transport: str) -> str:
+    """By which way the bodies of channels are to travel, where `transport` is what was asked for.
+
+    Where several processes share passes, their exchanges have communicators of their own, beside which threads of
+    channels would use theirs. NCCL is known to have hung in such a mix (pytorch issue 175145), so `auto` does not try.
+    """
+    return "host" if transport == "auto" and plan.degree > 1 else transport
+
+
 def bodies(plan: Plan) -> dict[tuple[int, int], int]:
     """By channel (source, target), the bytes of the longest body that the plan foresees."""
     largest = dict.fromkeys(plan.channels, 0)
@@ -94,9 +103,10 @@ def communicators(plan: Plan, transport: str, places: Sequence[Place]) -> Iterat
     first = {worker: plan.group(worker)[0] for worker in range(plan.workers)}
     groups = [(plan.group(worker), math.inf) for worker in range(plan.workers)]
     pairs = [((first[a], first[b]), size) for (a, b), size in bodies(plan).items()]
-    for members, size in (*groups, *pairs):
-        if len(members) > 1 and by_nccl(transport, [places[m] for m in members], size):
-            yield members
+    for found, way in ((groups, transport), (pairs, of_channels(plan, transport))):
+        for members, size in found:
+            if len(members) > 1 and by_nccl(way, [places[m] for m in members], size):
+                yield members
 
 
 def refuse(plan: Plan, places: Sequence[Place]) -> None:

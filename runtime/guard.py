@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
-OF_THE_RUN = (ChannelError, PeerLost, Abandoned)
-"""What a peer's end looks like: never one stream's doing."""
+OF_THE_RUN = (ChannelError, PeerLost, Abandoned, torch.AcceleratorError)
+"""A peer's end, or an error after which a device does nothing more: never one stream's doing."""
 
 
 class Guard:

@@ -18,7 +18,7 @@ from conf.schema import Config
 from parallel.channels import ChannelError, Inbox, Sender
 from parallel.p2p import connect_all
 from parallel.plan import Plan
-from parallel.transport import NCCL, Place, bodies, refuse
+from parallel.transport import NCCL, Place, bodies, of_channels, refuse
 from runtime.admission import most_streams
 from runtime.block import Block
 from runtime.board import DRIVER, Abandoned, Board, OrderReader, PeerLost
@@ -30,7 +30,7 @@ from runtime.parts import Parts
 from runtime.progress import Loading
 from runtime.pulse import Pulse
 from runtime.reasons import Reason
-from runtime.room import room
+from runtime.room import free_bytes, require_together, room
 from runtime.trace import Trace, worker_trace
 from runtime.worker import Worker
 
@@ -86,7 +86,9 @@ def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> C
         peers = {f"{a:04d}-{b:04d}": (b if a == worker else a) for a, b in mine}
         expected = {f"{a:04d}-{b:04d}": size for (a, b), size in bodies(plan).items() if (a, b) in mine}
         senders, receivers = {}, []
-        for name, link in connect_all(store, worker, peers, device, patience, expected, transport=transport).items():
+        for name, link in connect_all(
+            store, worker, peers, device, patience, expected, transport=of_channels(plan, transport)
+        ).items():
             if int(name[:4]) == worker:
                 check = group.exchange.check if group.exchange else None
                 senders[link.peer] = link.sender(inbox, credits(plan, config), check=check)
@@ -221,11 +223,31 @@ class Job(NamedTuple):
         own = self.board.told(OWN) or 0
         known = [order for order in self.orders.orders() if isinstance(order, Open) and order.number < own]
         member = self.plan.members[self.index]
+        self._claim(devices.choose(self.config.device.kind) if device is None else device)
         parts = load_parts(self.plan, member.worker, self.config, known, device, stdin, Loading(told), member.leads)
         if member.leads:
             self.board.tell(f"room/{member.worker}", room(parts))
         self.pulse.at("waiting for the others to load")
         return parts
+
+    def _claim(self, device: torch.device) -> None:
+        """Tell what this process is going to hold, and look at what others told who use the same memory.
+
+        What is free there was told by whoever looked first, before anything was loaded.
+
+        Raises:
+            UserError: together they hold more than is free.
+        """
+        if self.config.device.kind == "emulated":
+            return
+        member = self.plan.members[self.index]
+        memory, free = free_bytes(device)
+        self.board.tell(
+            f"holds/{self.index}",
+            {"memory": memory, "free": free, "bytes": self.plan.weight_bytes(member.worker, member.rank)},
+        )
+        told = [self.board.told(f"holds/{process}") for process in range(self.plan.processes)]
+        require_together(self.config, [one for one in told if one and one["memory"] == memory])
 
     def meet(self) -> None:
         """Wait until all have loaded and the output folder has been made.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,24 @@ def require_weights(config: Config, needed: int, device: torch.device) -> None:
             f"model={config.model.name}",
             f"has {needed / GB:.1f} GB of weights here, and {device} has {free / GB:.1f} GB free",
             "use more workers on more devices (plan=layers), or a smaller model or dtype",
+        )
+
+
+def require_together(config: Config, told: Sequence[dict[str, Any]]) -> None:
+    """Refuse weights of several processes that the memory which they share has no room for.
+
+    Args:
+        told: `bytes` that each is to hold, and what was `free` when it looked: the most is that of the first.
+
+    Raises:
+        UserError: more than was free.
+    """
+    needed, free = sum(one["bytes"] for one in told), max(one["free"] for one in told)
+    if needed > free:
+        raise UserError(
+            f"model={config.model.name}",
+            f"{len(told)} processes hold {needed / GB:.1f} GB of it in a memory that had {free / GB:.1f} GB free",
+            "use plan=layers (each holds its own layers), fewer workers there, or a smaller model or dtype",
         )
 
 

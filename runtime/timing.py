@@ -69,8 +69,12 @@ class Timer:
         with self._lock:
             return self._under_way[0][:3] if self._under_way else None
 
-    def start(self, then: Callable[[], None]) -> None:
-        """Tell of passes as they end, from a thread of its own; `then` is called after each of them."""
+    def start(self, then: Callable[[Exception | None], None]) -> None:
+        """Tell of passes as they end, from a thread of its own.
+
+        Args:
+            then: called after each of them, with what the device raised: it does nothing more from then on.
+        """
         if not self.device.immediate:
             self._thread = threading.Thread(target=self._follow, args=(then,), name="timer", daemon=True)
             self._thread.start()
@@ -86,17 +90,23 @@ class Timer:
             self._begun.put(None)
             self._thread.join()
 
-    def _follow(self, then: Callable[[], None]) -> None:
+    def _follow(self, then: Callable[[Exception | None], None]) -> None:
         self.device.use()
         while (begun := self._begun.get()) is not None:
-            self._end(begun)
-            then()
+            failed = None
+            try:
+                self._end(begun)
+            except Exception as error:
+                failed = error
+            then(failed)
 
     def _end(self, begun: _Begun) -> None:
-        took = begun.span.seconds
+        try:
+            took = begun.span.seconds
+        finally:
+            with self._lock:
+                self._under_way.remove(begun)
         # It began when it was given, or, where the queue was not empty, when the one before it was over.
         start = max(begun.given, self._over)
         self._over = start + took
         self.trace.add(begun.stage, begun.chunk, start, took)
-        with self._lock:
-            self._under_way.remove(begun)

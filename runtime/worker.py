@@ -15,7 +15,6 @@ import logging
 import queue
 import time
 from collections import defaultdict
-from functools import partial
 from typing import Any
 
 from conf.schema import Config
@@ -108,7 +107,7 @@ class Worker:
             PeerLost: a peer failed, or owed work did not come within `launcher.timeout_s`.
         """
         self.saver.start()
-        self.timer.start(partial(self.inbox.put, OVER))
+        self.timer.start(lambda failed: self.inbox.put(failed or OVER))
         whole = False
         try:
             while not self._over:

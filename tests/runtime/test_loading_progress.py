@@ -10,6 +10,8 @@ from rich.console import Console
 from conf.errors import UserError
 from launch import progress
 from parallel.builders import build
+from runtime import process
+from runtime.local import LocalRun
 from runtime.progress import Loading
 from runtime.room import require_weights
 from runtime.workload import describe
@@ -61,3 +63,25 @@ def test_who_waits_is_told_again_and_again(monkeypatch):
     with progress.Waiting(Console(file=said), tell):
         assert thrice.wait(30)
     assert [line.split("  ")[0] for line in said.getvalue().splitlines()[:3]] == ["part 1", "part 2", "part 3"]
+
+
+@pytest.mark.parametrize("plan", ["plan=timestep", "plan=layers"])
+def test_workers_that_share_a_memory_are_counted_together(tmp_path, monkeypatch, plan):
+    """Each of them alone finds room. Under `timestep` each holds all layers, under `layers` its own."""
+    config = config_of("model=nano", plan, "plan.workers=4", "sink.video=null", f"output_dir={tmp_path}")
+    made = build(config.plan, describe(config))
+    needed, room, looked = sum(made.weight_bytes(worker) for worker in range(4)), 13_000_000, []
+
+    def free(device):
+        looked.append(0)
+        return "host", room if len(looked) == 1 else room // 2  # others load while the last ones look
+
+    monkeypatch.setattr(process, "free_bytes", free)
+    engine = LocalRun(made, config, tmp_path)
+    assert (needed > room) == (plan == "plan=timestep")
+    if needed > room:
+        with pytest.raises(UserError, match=r"model=nano: \d processes hold .* GB of it in a memory that had"):
+            engine.start()
+    else:
+        engine.start()
+        engine.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import deque
 
@@ -37,11 +38,19 @@ class Late(Processor):
             moment.at = self.clock
             moment.come.set()
 
+    def fail(self) -> None:
+        """What was given is never done: CUDA tells whoever waits for it."""
+        for moment in self.moments:
+            moment.failed = True
+            moment.come.set()
+
     def over(self, moment: Moment) -> bool:
         return moment.come.is_set()
 
     def seconds(self, start: Moment, end: Moment) -> float:
         assert end.come.wait(PATIENT)
+        if end.failed:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
         return end.at - start.at
 
 
@@ -49,7 +58,7 @@ class Moment:
     """One that has not come yet."""
 
     def __init__(self):
-        self.come, self.at = threading.Event(), 0.0
+        self.come, self.at, self.failed = threading.Event(), 0.0, False
 
 
 @pytest.fixture
@@ -57,7 +66,7 @@ def timed():
     """(device, timer, its trace, a semaphore that counts passes that were told); the program's clock stands at 100."""
     device, trace = Late(), Trace(keep="recent", clock=lambda: 100.0)
     timer, told = Timer(device, trace), threading.Semaphore(0)
-    timer.start(told.release)
+    timer.start(lambda failed: told.release())
     yield device, timer, trace, told
     timer.close()
 
@@ -111,3 +120,17 @@ def test_work_that_is_immediate_is_told_at_once():
         pass
     assert trace.stages["step0"].last == span.seconds
     assert timer.room and timer.doing() is None
+
+
+def test_what_the_device_raises_is_told_and_holds_nobody():
+    device, told = Late(), queue.SimpleQueue()
+    timer = Timer(device, Trace())
+    timer.start(told.put)
+    for chunk in range(AHEAD):
+        with timer("step0", chunk):
+            pass
+    device.fail()
+    for _ in range(AHEAD):
+        assert isinstance(told.get(timeout=PATIENT), torch.AcceleratorError)
+    assert timer.room and timer.doing() is None
+    timer.close()
