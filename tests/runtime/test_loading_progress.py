@@ -17,6 +17,7 @@ from runtime.room import require_weights
 from runtime.workload import describe
 from stages.build import build_network
 from tests.helpers import config_of
+from tests.processes import PATIENT
 
 
 def test_bytes_and_rate_are_told():
@@ -81,7 +82,7 @@ def test_workers_that_share_a_memory_are_counted_together(tmp_path, monkeypatch,
     assert (needed > room) == (plan == "plan=timestep")
     if needed > room:
         with pytest.raises(UserError, match=r"model=nano: \d processes hold .* GB of it in a memory that had"):
-            engine.start()
+            engine.start().wait(PATIENT)
     else:
-        engine.start()
-        engine.close()
+        engine.start().close()
+        engine.wait(PATIENT)
