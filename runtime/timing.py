@@ -69,10 +69,15 @@ class Timer:
         with self._lock:
             return self._under_way[0][:3] if self._under_way else None
 
-    def start(self, then: Callable[[], None]) -> None:
-        """Tell of passes as they end, from a thread of its own; `then` is called after each of them."""
+    def start(self, then: Callable[[], None], failed: Callable[[Exception], None]) -> None:
+        """Tell of passes as they end, from a thread of its own.
+
+        Args:
+            then: called after each of them.
+            failed: called with what the device raises, which is through with no pass any more.
+        """
         if not self.device.immediate:
-            self._thread = threading.Thread(target=self._follow, args=(then,), name="timer", daemon=True)
+            self._thread = threading.Thread(target=self._follow, args=(then, failed), name="timer", daemon=True)
             self._thread.start()
 
     def settle(self) -> None:
@@ -86,11 +91,14 @@ class Timer:
             self._begun.put(None)
             self._thread.join()
 
-    def _follow(self, then: Callable[[], None]) -> None:
-        self.device.use()
-        while (begun := self._begun.get()) is not None:
-            self._end(begun)
-            then()
+    def _follow(self, then: Callable[[], None], failed: Callable[[Exception], None]) -> None:
+        try:
+            self.device.use()
+            while (begun := self._begun.get()) is not None:
+                self._end(begun)
+                then()
+        except Exception as error:  # after such a fault a device takes no more work, of any stream
+            failed(error)
 
     def _end(self, begun: _Begun) -> None:
         took = begun.span.seconds

@@ -108,7 +108,7 @@ class Worker:
             PeerLost: a peer failed, or owed work did not come within `launcher.timeout_s`.
         """
         self.saver.start()
-        self.timer.start(partial(self.inbox.put, OVER))
+        self.timer.start(partial(self.inbox.put, OVER), self.inbox.put)
         whole = False
         try:
             while not self._over:

@@ -13,6 +13,8 @@ from pathlib import Path
 from benchmarks.gpu.log import BEGUN, ERROR, LATE, Log
 
 POLL_S = 0.1
+TELL_S = 0.5
+"""For a child to write down where it is."""
 ROOM_S = 3.0
 """Of the time that is given: for the table, and for a row that takes a little longer than it was thought to."""
 
@@ -49,6 +51,9 @@ class Parent:
             try:
                 while child.poll() is None and time.time() < min(self.until, self._limit()):
                     time.sleep(POLL_S)
+                if child.poll() is None and self._open():
+                    child.send_signal(signal.SIGUSR1)
+                    time.sleep(TELL_S)
             finally:
                 child.kill()
                 child.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import deque
 
@@ -57,7 +58,7 @@ def timed():
     """(device, timer, its trace, a semaphore that counts passes that were told); the program's clock stands at 100."""
     device, trace = Late(), Trace(keep="recent", clock=lambda: 100.0)
     timer, told = Timer(device, trace), threading.Semaphore(0)
-    timer.start(told.release)
+    timer.start(told.release, pytest.fail)
     yield device, timer, trace, told
     timer.close()
 
@@ -102,6 +103,20 @@ def test_a_message_has_the_devices_times_once_it_is_settled(timed):
     device.work()
     assert message.settle().times == {3: 11.0, 4: 5.0}
     assert message.settle().times == {3: 11.0, 4: 5.0}, "it is settled once"
+
+
+def test_a_device_that_takes_no_more_work_is_told_of(timed):
+    class Broken(Late):
+        def seconds(self, start, end):
+            raise RuntimeError("device-side assert")
+
+    errors = queue.SimpleQueue()
+    timer = Timer(Broken(), Trace(keep="recent"))
+    timer.start(pytest.fail, errors.put)
+    with timer("step0", 0):
+        pass
+    assert "device-side assert" in str(errors.get(timeout=PATIENT))
+    timer.close()
 
 
 def test_work_that_is_immediate_is_told_at_once():
