@@ -165,13 +165,13 @@ def recorded(name: str, bench: Bench) -> dict[str, Any]:
 
 
 PLAIN = [
-    Row(f"network {name} {dtype}", 2, partial(plain, name, dtype))
+    Row(f"network {name} {dtype}", 1, partial(plain, name, dtype))
     for dtype in ("bfloat16", "float32")
     for name in NETWORKS
 ]
 KINDS = "per_tensor", "per_row"
-PRODUCTS = [Row(f"fp8 product {kind}", 2, partial(product, kind)) for kind in KINDS]
-EIGHT = [Row(f"fp8 {kind} {name}", 2, partial(eight, name, kind)) for kind in KINDS for name in LARGE]
+PRODUCTS = [Row(f"fp8 product {kind}", 1, partial(product, kind)) for kind in KINDS]
+EIGHT = [Row(f"fp8 {kind} {name}", 1, partial(eight, name, kind)) for kind in KINDS for name in LARGE]
 GRAPHS = [Row(f"graphs {name}", 2, partial(recorded, name)) for name in NETWORKS]
 COMPILED = [
     Row(f"compile {name} {dtype}{' ' + kind if kind else ''}", 25, partial(compiles, name, dtype, kind))

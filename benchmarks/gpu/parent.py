@@ -73,9 +73,10 @@ class Parent:
         if row := self._open():
             took = time.time() - row["at"]
             ended = f"its process ended with code {code}: {self.last()}"
-            how = f"ended after {took:.0f} s" if code == -signal.SIGKILL else ended
+            hung = code == -signal.SIGKILL
+            how = f"ended after {took:.0f} s; {self.messages.name} says where it was" if hung else ended
             state = LATE if time.time() >= self.until else ERROR
-            self.log.add(row=row["row"], state=state, seconds=round(took, 1), value=how)
+            self.log.add(row=row["row"], state=state, seconds=round(took, 1), value=how, hung=hung)
 
     def last(self) -> str:
         """What children said last."""

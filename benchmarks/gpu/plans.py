@@ -37,7 +37,9 @@ from conf.schema import (
 from launch.local import launched
 from parallel.builders import build
 from parallel.plan import Plan
-from runtime.pipeline import results, run_all
+from runtime.orders import Open
+from runtime.pipeline import Pipeline, opens, results, run_all
+from runtime.reasons import Reason
 from runtime.run import SequentialRun
 from runtime.running import Start
 from runtime.workload import describe
@@ -46,8 +48,10 @@ from stages.sinks.reader import Reader
 
 CHUNKS, SMALL_CHUNKS, EVENT, RECALIBRATE, SAVED = 10, 6, 5, 4, 5
 """The ring holds four chunks."""
-PATIENCE_S, PROCESSES_S = 15.0, 45.0
-"""Longest wait for a stream of threads, and for one of processes, which have to start."""
+TURNS, SMALL_TURNS, BRIEF, BOTH = 18, 3, 2, 2
+"""Streams that come one after the other, their chunks, and streams that come at once."""
+PATIENCE_S, PROCESSES_S, COMPILER_S = 15.0, 45.0, 120.0
+"""Longest wait for a stream of threads, for one of processes, which have to start, and for one that is compiled."""
 SHARED = 1e-4
 """Relative distance that sums in another order leave in float32, where processes share a pass."""
 
@@ -68,8 +72,9 @@ APART: dict[str, Settings] = {
     "timestep": PAIR,
     "shared": {**LOOP, "sequence_parallel": 2},
     "grid": {"name": "grid", "grid": [2, 2], "decode": 3},
+    "shared layers": {"name": "layers", "layers": [3, 3], "decode": 1, "sequence_parallel": 2},
 }
-"""For two cards, and for four."""
+"""For two cards, and the last two for four."""
 NARROW = (
     "dtype=float32", "network.dim=48", "network.ffn_dim=96", "network.heads=4", "network.layers=2",
     "network.freq_dim=32", "network.text_dim=16", "network.text_tokens=8", "network.audio.layers=[0]",
@@ -116,15 +121,25 @@ def heard(model: ModelConfig) -> dict[str, Tensor]:
 
 
 def config(
-    bench: Bench, name: str, plan: Settings, folder: Path, by: str | None = None, graphs: str = "never", **stream: Any
+    bench: Bench,
+    name: str,
+    plan: Settings,
+    folder: Path,
+    by: str | None = None,
+    graphs: str = "never",
+    compiled: bool = False,
+    **stream: Any,
 ) -> Config:
     """A run of a few chunks.
 
     Args:
         folder: of its own.
         by: what tensors travel by between its processes, as `launcher.transport`; None: workers are threads.
-        graphs: as `device.graphs`; nothing is compiled, which would take longer than all the rest.
+        graphs: as `device.graphs`.
+        compiled: whether stages are, which takes longer than all the rest.
         stream: what is asked of the stream beside.
+
+    The device is named: on its own Everframe would leave small models to the processor.
     """
     keys, (before, after) = MODELS[name]
     if bench.small and name.startswith("pocket"):
@@ -140,7 +155,7 @@ def config(
         model=model,
         plan=PlanConfig(**plan),
         launcher=LauncherConfig(threads=str(by is None).lower(), transport=by or "auto"),
-        device=DeviceConfig(kind=bench.device.type, compile=False, graphs=graphs),
+        device=DeviceConfig(kind=bench.device.type, compile=compiled, graphs=graphs),
         stream=StreamConfig(**asked | stream),
         source=SourceConfig(tensors=str(tensors) if given else None),
         sink=SinkConfig(video=None, trace="none"),
@@ -151,6 +166,13 @@ def config(
 def streamed(given: Config) -> Made:
     """What a configuration makes; raises as `ran`."""
     return ran(given)[0]
+
+
+def patience(given: Config) -> float:
+    """Longest wait for a run, in seconds."""
+    if given.device.compile == "true":
+        return COMPILER_S
+    return PATIENCE_S if given.launcher.threads == "true" else PROCESSES_S
 
 
 def ran(given: Config) -> tuple[Made, dict[str, Any]]:
@@ -171,31 +193,33 @@ def ran(given: Config) -> tuple[Made, dict[str, Any]]:
     watching.start()
     try:
         plan = build(given.plan, describe(given))
-        report = _alone(given) if plan.processes == 1 else _together(plan, given)
+        (report,) = _alone(given) if plan.processes == 1 else _together(plan, given)
     finally:
         over.set()
         watching.join(PATIENCE_S)
         reader.close()
     if "error" in report:
-        raise RuntimeError(report["error"]["line"])
+        raise Reason.from_dict(report["error"]).error()
     return Made(report["latents_sha256"], pictures.hexdigest()), report
 
 
-def _alone(given: Config) -> dict[str, Any]:
-    """The report of the sequential loop, which knows no worker."""
-    stream = SequentialRun(given, threading.Event()).stream(0, Path(given.output_dir))
-    for _ in stream:
-        """It goes on as it is asked to."""
-    return stream.report()[0]
+def _alone(given: Config) -> list[dict[str, Any]]:
+    """Every stream's report by the sequential loop, which knows no worker."""
+    run, found = SequentialRun(given, threading.Event()), []
+    for number in range(given.stream.count):
+        stream = run.stream(number, Path(given.output_dir))
+        for _ in stream:
+            """It goes on as it is asked to."""
+        found.append(stream.report()[0])
+    return found
 
 
-def _together(plan: Plan, given: Config) -> dict[str, Any]:
+def _together(plan: Plan, given: Config) -> list[dict[str, Any]]:
     """That of workers."""
     start = Start(plan, given, None, lambda pipeline: run_all(pipeline, given))
     with launched(start).start() as running:
-        running.wait(PATIENCE_S if given.launcher.threads == "true" else PROCESSES_S)
-        (report,) = results(running.pipeline)
-    return report
+        running.wait(patience(given))
+        return results(running.pipeline)
 
 
 @cache
@@ -221,6 +245,49 @@ def plan(name: str, settings: Settings, by: str | None, bench: Bench, graphs: st
         given = config(bench, name, settings, Path(folder), by, graphs)
         found = streamed(given)
     return equal(found, loop(bench, name, settings.get("sequence_parallel", 1)))
+
+
+def in_turn(bench: Bench) -> dict[str, Any]:
+    """Many short streams, each over banks and graphs of the one before it, and then two at once, of which one finds
+    none: all as the loop makes them."""
+    with tempfile.TemporaryDirectory() as folder:
+        brief, both = (
+            config(bench, "nano", PLANS["timestep"], Path(folder), graphs="auto", count=n, chunks=chunks, seed=n)
+            for n, chunks in ((TURNS, BRIEF), (BOTH, CHUNKS))
+        )
+        orders = [opens(one) for one in (brief, both)]
+
+        def opened(pipeline: Pipeline, order: Open) -> int:
+            return pipeline.open(order.config, order.source, order.sink)
+
+        first, *rest = orders[0]
+        start = Start(build(brief.plan, describe(brief)), brief, None, lambda pipeline: opened(pipeline, first))
+        with launched(start).start() as running:
+            pipeline = running.pipeline
+            reports = [pipeline.result(0, PATIENCE_S)]
+            reports += [pipeline.result(opened(pipeline, order), PATIENCE_S) for order in rest]
+            numbers = [opened(pipeline, order) for order in orders[1]]
+            met = not pipeline.ended(numbers[0])
+            reports += [pipeline.result(number, PATIENCE_S) for number in numbers]
+            running.close()
+            running.wait(PATIENCE_S)
+        alone = [
+            replace(one, plan=PlanConfig(**LOOP), device=replace(one.device, graphs="never")) for one in (brief, both)
+        ]
+        expected = [report for one in alone for report in _alone(one)]
+    wrong = sum(a["latents_sha256"] != b["latents_sha256"] for a, b in zip(reports, expected, strict=True))
+    value = f"{wrong} of {len(reports)} differ, the last {BOTH} {'at once' if met else 'not at once'}"
+    return bar(value, "0, at once", wrong == 0 and met)
+
+
+def compiled(bench: Bench) -> dict[str, Any]:
+    """Two threads that compile and run the same regions, against one."""
+    made = []
+    with tempfile.TemporaryDirectory() as folder:
+        for settings in (PAIR, LOOP):
+            made.append(streamed(config(bench, "nano", settings, Path(folder), compiled=not bench.small)))
+    found = equal(*made)
+    return found | {"value": f"{found['value']}{', not compiled: a rehearsal' * bench.small}"}
 
 
 def shared(bench: Bench) -> dict[str, Any]:
@@ -284,6 +351,7 @@ ROWS = [
         Row(f"plan {label} nano, threads, graphs", 4, partial(plan, "nano", PLANS[label], None, graphs="auto"))
         for label in ("timestep", "grid")
     ),
+    Row("plan timestep nano, streams in turn", 8, in_turn),
     Row("plan shared nano, threads", 3, partial(plan, "nano", TWO, None)),
     Row("shared against alone", 3, shared),
     Row("prompt change", 2, partial(changed, "prompt change")),
@@ -295,6 +363,7 @@ ROWS = [
     ),
     Row("resume", 4, resumed),
 ]
+COMPILED = [Row("compile nano, two threads", 40, compiled)]
 HOST = [
     Row(f"plan {label} {name}, host", 14, partial(by_processes, name, settings))
     for name in ("nano", "pocket_avatar")

@@ -166,9 +166,10 @@ def test_rows_run_on_a_device_that_is_late(twin, bench, row):
 # -- the two processes ------------------------------------------------------------------------------------------------
 
 CHILD = """
-import os, sys, time
+import faulthandler, os, signal, sys, time
 from pathlib import Path
 from benchmarks.gpu.log import Log
+faulthandler.register(signal.SIGUSR1)
 log = Log(Path(sys.argv[1]))
 done = log.rows()
 if not log.head():
@@ -193,6 +194,15 @@ def test_rows_whose_process_dies_or_hangs_cost_no_others(tmp_path):
     assert [row["state"] for row in found.values()] == [ERROR, ERROR, OK]
     assert found["dies"]["value"] == f"its process ended with code {-signal.SIGABRT}: illegal memory access"
     assert found["hangs"]["value"].startswith("ended after")
+    assert "most recent call first" in (tmp_path / "messages.txt").read_text()
+
+
+def test_when_two_rows_of_a_kind_have_hung_others_of_it_come_last(bench):
+    bench.log.add(rows=["plan a", "plan b", "plan c", "codec"], machine={})
+    for name in ("plan a", "plan b"):
+        bench.log.add(row=name, state=ERROR, value="ended after 16 s", hung=True)
+    run([Row(name, 1, lambda bench: {"value": 1}) for name in bench.log.head()["rows"]], bench, time.time() + 60)
+    assert [line["row"] for line in bench.log.lines() if line.get("state") == MEASURED] == ["codec", "plan c"]
 
 
 def test_a_row_that_the_end_of_the_time_cuts_has_not_failed(tmp_path):

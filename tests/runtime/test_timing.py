@@ -105,7 +105,7 @@ def test_a_message_has_the_devices_times_once_it_is_settled(timed):
     assert message.settle().times == {3: 11.0, 4: 5.0}, "it is settled once"
 
 
-def test_a_device_that_takes_no_more_work_is_told_of(timed):
+def test_a_device_that_takes_no_more_work_is_told_of():
     class Broken(Late):
         def seconds(self, start, end):
             raise RuntimeError("device-side assert")
