@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.log import Log
-from benchmarks.gpu.plans import PATIENCE_S, PLANS, config, streamed
 from benchmarks.gpu.rows import Bench, Row
+from benchmarks.gpu.runs import PATIENCE_S, PLANS, config, streamed
 from benchmarks.record import bar
 from stages.denoise.denoiser import Denoiser
 

@@ -7,17 +7,19 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import codecs, correct, networks, order, plans, speed
+from benchmarks.gpu import attention, codecs, correct, networks, order, runs, speed
 from benchmarks.gpu.log import ABSENT, BEGUN, ERROR, LATE, MEASURED, MISS, OK, Log, table
 from benchmarks.gpu.parent import Parent
 from benchmarks.gpu.rows import Absent, Bench, Row, distance, run
 from benchmarks.record import bar
+from launch.places import settled
 from tests.double.module import KIND
 
 HALVES = {"correct": correct.ROWS, "speed": speed.ROWS}
@@ -147,10 +149,32 @@ def test_distance_is_relative_and_sees_what_is_not_finite():
 
 
 def test_a_plan_that_fails_is_told_with_the_workers_reason(bench):
-    given = plans.config(bench, "nano", plans.PLANS["timestep"], bench.folder)
+    given = runs.config(bench, "nano", runs.PLANS["timestep"], bench.folder)
     given.source.actions = str(bench.folder / "missing.jsonl")
     with pytest.raises(Exception, match=r"missing\.jsonl"):
-        plans.streamed(given)
+        runs.streamed(given)
+
+
+def test_small_models_are_computed_on_the_card_too(bench, monkeypatch):
+    """Left to itself Everframe takes the processor for them."""
+    monkeypatch.setattr("devices.count", lambda: 1)
+    bench.device = torch.device("cuda", 0)
+    for name in ("nano", "pocket_avatar", "pocket_world"):
+        given = runs.config(bench, name, runs.PLANS["timestep"], bench.folder)
+        assert settled(given).device.kind == "cuda"
+        assert settled(replace(given, device=replace(given.device, kind="auto"))).device.kind == "cpu"
+
+
+def test_a_kernel_that_reads_behind_its_keys_is_found(bench, monkeypatch):
+    def over(q, k, v, mask):
+        def longer(x):  # one entry more than it was given
+            return x.as_strided((1, x.shape[1] + 1, *x.shape[2:]), x.stride())
+
+        return attention.BACKENDS["sdpa"].run(q, longer(k), longer(v), mask)
+
+    assert attention.check("sdpa", torch.float32, bench)["passed"]
+    monkeypatch.setattr(attention, "backend", lambda *which: over)
+    assert not attention.check("sdpa", torch.float32, bench)["passed"]
 
 
 @pytest.mark.parametrize("row", [*order.ROWS, *networks.GRAPHS[-1:], *codecs.ROWS[:1]], ids=lambda row: row.name)
