@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import models
-from benchmarks.gpu.rows import Bench, Row, allowed, distance
+from benchmarks.gpu.rows import Bench, Row, allowed, distance, needs
 from benchmarks.record import bar
 from benchmarks.stage import PIXELS
 from conf.schema import ModelConfig
@@ -144,7 +144,8 @@ def product(kind: str, bench: Bench) -> dict[str, Any]:
 
 
 def compiles(name: str, dtype: str, kind: str | None, bench: Bench) -> dict[str, Any]:
-    """Compiled regions against the same network without."""
+    """Compiled regions against the same network without. Tracing takes long: a rehearsal does it once."""
+    needs(not bench.small or name == "live_avatar_14b", "a rehearsal compiles one network")
     if kind:
         allowed(lambda: fp8.check(kind, bench.device, torch.bfloat16))
     model, first = shallow(name, dtype, bench.small), [quantised(kind)] if kind else []
