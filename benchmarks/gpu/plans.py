@@ -75,6 +75,7 @@ def again(name: str, bench: Bench) -> dict[str, Any]:
 
 def plan(name: str, settings: Settings, by: str | None, bench: Bench, graphs: str = "never") -> dict[str, Any]:
     """A plan against the loop."""
+    needs(graphs == "never" or devices.of(bench.device).recorder() is not None, "there are no graphs on this device")
     with tempfile.TemporaryDirectory() as folder:
         given = config(bench, name, settings, Path(folder), by, graphs)
         found = streamed(given)
