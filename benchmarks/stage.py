@@ -189,11 +189,11 @@ def attention_times(model: ModelConfig, machine: Machine, repeats: int) -> dict[
     q, k, v = (torch.randn(1, m, heads, channels, device=machine.device, dtype=dtype) for m in (new, keys, keys))
     found = {}
     for name in usable(machine.device, dtype, channels):
-        core = backend(name, machine.device, dtype, channels)
         try:
+            core = backend(name, machine.device, dtype, channels)
             took = statistics.median(seconds(lambda core=core: core(q, k, v, None), machine.device, repeats))
-        except (RuntimeError, ImportError) as error:  # a kernel that torch, or a package for another torch, lacks
-            found[name] = {"error": str(error).splitlines()[0]}
+        except Exception as error:  # a kernel that torch, or a package for another torch, lacks
+            found[name] = {"error": (str(error).splitlines() or [type(error).__name__])[0]}
             continue
         found[name] = {"ms": round(took * 1e3, 4), "tflop_per_s": round(4 * q.numel() * keys / took / 1e12, 3)}
     return found

@@ -18,7 +18,7 @@ from benchmarks.gpu.parent import ROOM_S, Parent, command
 from benchmarks.record import RESULTS, record
 
 SECONDS = {"correct": 150.0, "speed": 300.0}
-INNER = ("row", "at", "limit_s")
+INNER = ("row", "at", "limit_s", "hung")
 """Keys of a row that are for the processes."""
 
 

@@ -19,12 +19,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 MODELS = ("live_avatar_14b", "wan21_t2v_1_3b", "pocket_avatar", "nano")
 ODD = ((7, 13, 2, 64), (257, 1031, 3, 128), (1, 4097, 2, 40), (333, 64, 1, 96))
 """Queries, keys, heads, channels of a head: none of them a multiple of a kernel's tile."""
-
-
-def _prefix(x: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, in the part of a longer buffer that it is of here."""
-    whole = x if x._base is None else x._base
-    return whole.to(device)[:, : x.shape[1]]
+BEHIND = 5
+"""Entries of a bank that nobody may read."""
 
 
 def shapes(small: bool) -> dict[str, tuple[int, int, int, int]]:
@@ -34,24 +30,40 @@ def shapes(small: bool) -> dict[str, tuple[int, int, int, int]]:
 
 
 class Case(NamedTuple):
-    """Inputs of a size in a dtype, and what the processor makes of two heads of it in float32: heads are apart."""
+    """Inputs of a size in a dtype, and what the processor makes of two heads of it in float32: heads are apart.
+
+    Attributes:
+        q: queries.
+        k, v: whole banks. What lies behind the keys is not a number, and so is what a kernel makes that reads it.
+        keys: how many of their entries are seen.
+        heads: those two.
+        expected: what is made of them.
+    """
 
     q: Tensor
     k: Tensor
     v: Tensor
+    keys: int
     heads: slice
     expected: Tensor
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values there, the latter two as prefixes of banks, as a pass has them."""
+        q, k, v = (t.to(device) for t in (self.q, self.k, self.v))
+        return q, k[:, : self.keys], v[:, : self.keys]
 
 
 @cache
 @torch.inference_mode()
 def case(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Case:
-    """The same for every back end. Keys and values are a prefix of a bank that is longer."""
+    """The same for every back end."""
     new, keys, heads, channels = shape
-    g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, n, heads, channels, generator=g).to(dtype) for n in (new, keys + 5, keys + 5))
-    k, v, some = k[:, :keys], v[:, :keys], slice(None, None, max(1, heads - 1))
-    return Case(q, k, v, some, BACKENDS["sdpa"].run(*(t[:, :, some].float() for t in (q, k, v)), None))
+    g, whole = torch.Generator().manual_seed(0), keys + BEHIND
+    q, k, v = (torch.randn(1, n, heads, channels, generator=g).to(dtype) for n in (new, whole, whole))
+    some, seen = slice(None, None, max(1, heads - 1)), (q, k[:, :keys], v[:, :keys])
+    expected = BACKENDS["sdpa"].run(*(t[:, :, some].float() for t in seen), None)
+    k[:, keys:], v[:, keys:] = torch.nan, torch.nan
+    return Case(q, k, v, keys, some, expected)
 
 
 @torch.inference_mode()
@@ -67,7 +79,7 @@ def check(name: str, dtype: torch.dtype, bench: Bench) -> dict[str, Any]:
         one = case(shape, dtype)
         try:
             core = backend(name, bench.device, dtype, channels)
-            y = core(*(_prefix(t, bench.device) for t in (one.q, one.k, one.v)), None)
+            y = core(*one.on(bench.device), None)
         except Exception as error:  # whatever a package raises: other sizes may be right
             failed.append(f"{label}: {(str(error).splitlines() or [type(error).__name__])[0][:120]}")
             continue

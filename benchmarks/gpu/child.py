@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import gc
 import importlib
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +23,7 @@ def main() -> None:
     parser.add_argument("until", type=float)
     parser.add_argument("--small", action="store_true")
     a = parser.parse_args()
+    faulthandler.register(signal.SIGUSR1)  # where every thread is, before its parent ends it
     log = Log(Path(a.folder) / "rows.jsonl")
     try:
         device = devices.choose(a.device, 0)
@@ -27,6 +31,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     bench = Bench(device, a.small, Path(a.folder), log)
     rows = importlib.import_module(f"benchmarks.gpu.{a.half}").ROWS
+    # What was imported stays: the collector, which runs after every row, need not look at it.
+    gc.freeze()
     if not log.head():
         log.add(rows=[row.name for row in rows], machine=bench.told)
     run(rows, bench, a.until)

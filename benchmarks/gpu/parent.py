@@ -13,6 +13,8 @@ from pathlib import Path
 from benchmarks.gpu.log import BEGUN, ERROR, LATE, Log
 
 POLL_S = 0.1
+TELL_S = 0.5
+"""For a child to write down where it is."""
 ROOM_S = 3.0
 """Of the time that is given: for the table, and for a row that takes a little longer than it was thought to."""
 
@@ -49,6 +51,9 @@ class Parent:
             try:
                 while child.poll() is None and time.time() < min(self.until, self._limit()):
                     time.sleep(POLL_S)
+                if child.poll() is None and self._open():
+                    child.send_signal(signal.SIGUSR1)
+                    time.sleep(TELL_S)
             finally:
                 child.kill()
                 child.wait()
@@ -68,9 +73,10 @@ class Parent:
         if row := self._open():
             took = time.time() - row["at"]
             ended = f"its process ended with code {code}: {self.last()}"
-            how = f"ended after {took:.0f} s" if code == -signal.SIGKILL else ended
+            hung = code == -signal.SIGKILL
+            how = f"ended after {took:.0f} s; {self.messages.name} says where it was" if hung else ended
             state = LATE if time.time() >= self.until else ERROR
-            self.log.add(row=row["row"], state=state, seconds=round(took, 1), value=how)
+            self.log.add(row=row["row"], state=state, seconds=round(took, 1), value=how, hung=hung)
 
     def last(self) -> str:
         """What children said last."""

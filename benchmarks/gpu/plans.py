@@ -6,60 +6,43 @@ random weights, a prompt change and, where the model has a reference, a recalibr
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-import threading
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 import devices
-from benchmarks import models
 from benchmarks.gpu.rows import Bench, Row, distance, needs
-from benchmarks.record import bar
-from conf.schema import (
-    Config,
-    DeviceConfig,
-    Event,
-    LauncherConfig,
-    ModelConfig,
-    PlanConfig,
-    SinkConfig,
-    SourceConfig,
-    StreamConfig,
+from benchmarks.gpu.runs import (
+    LOOP,
+    MODELS,
+    PATIENCE_S,
+    PLANS,
+    SAVED,
+    Made,
+    Settings,
+    alone,
+    config,
+    streamed,
 )
+from benchmarks.record import bar
+from conf.schema import PlanConfig
 from launch.local import launched
 from parallel.builders import build
-from parallel.plan import Plan
-from runtime.pipeline import results, run_all
-from runtime.run import SequentialRun
+from runtime.orders import Open
+from runtime.pipeline import Pipeline, opens
 from runtime.running import Start
 from runtime.workload import describe
-from stages.inputs import inputs_of
-from stages.sinks.reader import Reader
 
-CHUNKS, SMALL_CHUNKS, EVENT, RECALIBRATE, SAVED = 10, 6, 5, 4, 5
-"""The ring holds four chunks."""
-PATIENCE_S, PROCESSES_S = 15.0, 45.0
-"""Longest wait for a stream of threads, and for one of processes, which have to start."""
+TURNS, SMALL_TURNS, BRIEF, BOTH = 18, 3, 2, 2
+"""Streams that come one after the other, their chunks, and streams that come at once."""
 SHARED = 1e-4
 """Relative distance that sums in another order leave in float32, where processes share a pass."""
 
-Settings = Mapping[str, Any]
-
-LOOP: Settings = {"name": "sequential"}
-PLANS: dict[str, Settings] = {
-    "timestep": {"name": "timestep"},
-    "grid": {"name": "grid", "grid": [2, 2]},
-    "layers": {"name": "layers", "layers": [2, 2, 1, 1]},
-}
-"""Four workers of passes, and one that decodes."""
 TWO: Settings = {"name": "timestep", "steps": [2, 2], "sequence_parallel": 2}
 """Two workers of two processes each, and one that decodes."""
 PAIR: Settings = {"name": "timestep", "steps": [2, 2], "decode": 1}
@@ -68,134 +51,9 @@ APART: dict[str, Settings] = {
     "timestep": PAIR,
     "shared": {**LOOP, "sequence_parallel": 2},
     "grid": {"name": "grid", "grid": [2, 2], "decode": 3},
+    "shared layers": {"name": "layers", "layers": [3, 3], "decode": 1, "sequence_parallel": 2},
 }
-"""For two cards, and for four."""
-NARROW = (
-    "dtype=float32", "network.dim=48", "network.ffn_dim=96", "network.heads=4", "network.layers=2",
-    "network.freq_dim=32", "network.text_dim=16", "network.text_tokens=8", "network.audio.layers=[0]",
-    "network.audio.wav2vec.layers=3", "network.audio.wav2vec.dim=16", "codec.width=2", "height=64", "width=64",
-)  # fmt: skip
-"""Every part of the large avatar, at a width of milliseconds."""
-TINY = ("network.dim=48", "network.ffn_dim=96", "height=32", "width=32")
-"""Of a pocket model in a rehearsal."""
-
-
-class Streamed(NamedTuple):
-    """What is streamed: keys of a model, and the prompts before and after a change."""
-
-    keys: tuple[str, ...]
-    prompts: tuple[str, str] = ("hello", "other")
-
-
-MODELS = {
-    "nano": Streamed((f"recalibrate_chunk={RECALIBRATE}",)),
-    "nano clean": Streamed((f"recalibrate_chunk={RECALIBRATE}", "context=clean")),
-    "pocket_avatar": Streamed((f"recalibrate_chunk={RECALIBRATE}",), ("happy", "sad")),
-    "pocket_world": Streamed((), ("day", "night")),
-    "live_avatar_14b narrow": Streamed(NARROW),
-}
-"""By a model's name, and a word on its variant."""
-
-
-class Made(NamedTuple):
-    """What a stream was: hashes of its latents and of its pictures."""
-
-    latents: str
-    pictures: str
-
-    def __str__(self) -> str:
-        return f"{self.latents[:12]} {self.pictures[:12]}"
-
-
-def heard(model: ModelConfig) -> dict[str, Tensor]:
-    """Features of sound for every chunk, of a model whose own are made by a package that a bare machine lacks."""
-    g, made = torch.Generator().manual_seed(0), [one for one in inputs_of(model) if one.ear and one.ear.build]
-    return {
-        f"{one.key}.{chunk:06d}": torch.randn(one.given_shape, generator=g) for one in made for chunk in range(CHUNKS)
-    }
-
-
-def config(
-    bench: Bench, name: str, plan: Settings, folder: Path, by: str | None = None, graphs: str = "never", **stream: Any
-) -> Config:
-    """A run of a few chunks.
-
-    Args:
-        folder: of its own.
-        by: what tensors travel by between its processes, as `launcher.transport`; None: workers are threads.
-        graphs: as `device.graphs`; nothing is compiled, which would take longer than all the rest.
-        stream: what is asked of the stream beside.
-    """
-    keys, (before, after) = MODELS[name]
-    if bench.small and name.startswith("pocket"):
-        keys += TINY
-    model = models.model(name.partition(" ")[0], keys)
-    tensors = folder / "given.safetensors"
-    given = heard(model)
-    if given:
-        save_file(given, tensors)
-    length = SMALL_CHUNKS if bench.small else CHUNKS
-    asked = {"chunks": length, "prompt": before, "events": [Event(EVENT, after)]}
-    return Config(
-        model=model,
-        plan=PlanConfig(**plan),
-        launcher=LauncherConfig(threads=str(by is None).lower(), transport=by or "auto"),
-        device=DeviceConfig(kind=bench.device.type, compile=False, graphs=graphs),
-        stream=StreamConfig(**asked | stream),
-        source=SourceConfig(tensors=str(tensors) if given else None),
-        sink=SinkConfig(video=None, trace="none"),
-        output_dir=str(folder),
-    )
-
-
-def streamed(given: Config) -> Made:
-    """What a configuration makes; raises as `ran`."""
-    return ran(given)[0]
-
-
-def ran(given: Config) -> tuple[Made, dict[str, Any]]:
-    """Run a configuration to its end, and look at all it makes; also returns the stream's report.
-
-    Raises:
-        Exception: what a worker failed of, or the stream.
-    """
-    reader, pictures = Reader("127.0.0.1"), hashlib.sha256()
-    given = replace(given, sink=replace(given.sink, reader=reader.address))
-    over = threading.Event()
-
-    def read() -> None:
-        while chunk := reader.next(over.is_set):
-            pictures.update(chunk.frames)
-
-    watching = threading.Thread(target=read, name="reader", daemon=True)
-    watching.start()
-    try:
-        plan = build(given.plan, describe(given))
-        report = _alone(given) if plan.processes == 1 else _together(plan, given)
-    finally:
-        over.set()
-        watching.join(PATIENCE_S)
-        reader.close()
-    if "error" in report:
-        raise RuntimeError(report["error"]["line"])
-    return Made(report["latents_sha256"], pictures.hexdigest()), report
-
-
-def _alone(given: Config) -> dict[str, Any]:
-    """The report of the sequential loop, which knows no worker."""
-    stream = SequentialRun(given, threading.Event()).stream(0, Path(given.output_dir))
-    for _ in stream:
-        """It goes on as it is asked to."""
-    return stream.report()[0]
-
-
-def _together(plan: Plan, given: Config) -> dict[str, Any]:
-    """That of workers."""
-    start = Start(plan, given, None, lambda pipeline: run_all(pipeline, given))
-    with launched(start).start() as running:
-        running.wait(PATIENCE_S if given.launcher.threads == "true" else PROCESSES_S)
-        (report,) = results(running.pipeline)
-    return report
+"""For two cards, and the last two for four."""
 
 
 @cache
@@ -217,10 +75,49 @@ def again(name: str, bench: Bench) -> dict[str, Any]:
 
 def plan(name: str, settings: Settings, by: str | None, bench: Bench, graphs: str = "never") -> dict[str, Any]:
     """A plan against the loop."""
+    needs(graphs == "never" or devices.of(bench.device).recorder() is not None, "there are no graphs on this device")
     with tempfile.TemporaryDirectory() as folder:
         given = config(bench, name, settings, Path(folder), by, graphs)
         found = streamed(given)
     return equal(found, loop(bench, name, settings.get("sequence_parallel", 1)))
+
+
+def in_turn(bench: Bench) -> dict[str, Any]:
+    """Many short streams, each over banks and graphs of the one before it, and then two at once, of which one finds
+    none: all as the loop makes them."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = partial(config, bench, "nano", PLANS["timestep"], Path(folder), graphs="auto")
+        turns = SMALL_TURNS if bench.small else TURNS
+        brief, both = made(count=turns, chunks=BRIEF, seed=1), made(count=BOTH, seed=2)
+        first, *others = opens(brief)
+
+        def opened(pipeline: Pipeline, order: Open) -> int:
+            return pipeline.open(order.config, order.source, order.sink)
+
+        start = Start(build(brief.plan, describe(brief)), brief, None, lambda pipeline: opened(pipeline, first))
+        with launched(start).start() as running:
+            pipeline = running.pipeline
+            reports = [pipeline.result(0, PATIENCE_S)]
+            reports += [pipeline.result(opened(pipeline, order), PATIENCE_S) for order in others]
+            numbers = [opened(pipeline, order) for order in opens(both)]
+            met = not pipeline.ended(numbers[0])
+            reports += [pipeline.result(number, PATIENCE_S) for number in numbers]
+            running.close()
+            running.wait(PATIENCE_S)
+        never = replace(brief.device, graphs="never")
+        loops = (replace(one, plan=PlanConfig(**LOOP), device=never) for one in (brief, both))
+        expected = [report for one in loops for report in alone(one)]
+    wrong = sum(a["latents_sha256"] != b["latents_sha256"] for a, b in zip(reports, expected, strict=True))
+    value = f"{wrong} of {len(reports)} differ, the last {BOTH} {'at once' if met else 'not at once'}"
+    return bar(value, "0, at once", wrong == 0 and met)
+
+
+def compiled(bench: Bench) -> dict[str, Any]:
+    """Two threads that compile and run the same regions, against one."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = partial(config, bench, "nano", folder=Path(folder), compiled=not bench.small)
+        found = equal(*(streamed(made(plan=settings)) for settings in (PAIR, LOOP)))
+    return found | {"value": f"{found['value']}{', not compiled: a rehearsal' * bench.small}"}
 
 
 def shared(bench: Bench) -> dict[str, Any]:
@@ -284,6 +181,7 @@ ROWS = [
         Row(f"plan {label} nano, threads, graphs", 4, partial(plan, "nano", PLANS[label], None, graphs="auto"))
         for label in ("timestep", "grid")
     ),
+    Row("plan timestep nano, streams in turn", 8, in_turn),
     Row("plan shared nano, threads", 3, partial(plan, "nano", TWO, None)),
     Row("shared against alone", 3, shared),
     Row("prompt change", 2, partial(changed, "prompt change")),
@@ -295,6 +193,7 @@ ROWS = [
     ),
     Row("resume", 4, resumed),
 ]
+COMPILED = [Row("compile nano, two threads", 40, compiled)]
 HOST = [
     Row(f"plan {label} {name}, host", 14, partial(by_processes, name, settings))
     for name in ("nano", "pocket_avatar")

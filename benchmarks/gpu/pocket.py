@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.plans import LOOP, PLANS, Settings, config, ran
 from benchmarks.gpu.rows import Bench, Row
+from benchmarks.gpu.runs import LOOP, PLANS, Settings, config, ran
 
 CHUNKS, SMALL_CHUNKS = 40, 3
 

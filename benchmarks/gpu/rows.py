@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +22,10 @@ from benchmarks.gpu.log import ABSENT, BEGUN, ERROR, LATE, MEASURED, MISS, OK, L
 from benchmarks.stage import Machine
 from conf.errors import UserError
 
-LEAST_LIMIT_S, LIMIT = 25.0, 4.0
+LEAST_LIMIT_S, LIMIT = 16.0, 4.0
 """A row is ended after so long, and after so many times what it was thought to take, whichever is more."""
+HUNG = 2
+"""Rows of a kind that were ended so, after which others of that kind come last: they would take all the time."""
 POISONED = 3
 """Exit code of a process whose device takes no more work."""
 
@@ -80,6 +83,11 @@ class Row:
     seconds: float
     work: Callable[[Bench], dict[str, Any]]
 
+    @property
+    def kind(self) -> str:
+        """The first word of its name."""
+        return self.name.partition(" ")[0]
+
 
 def distance(found: Tensor, expected: Tensor) -> float:
     """Relative: the norm of the difference over that of what was expected; infinite where either is not finite."""
@@ -98,8 +106,9 @@ def run(rows: Sequence[Row], bench: Bench, until: float) -> None:
         SystemExit: the device takes no more work; another process is to go on.
     """
     log = bench.log
-    done = {line["row"] for line in log.lines() if "row" in line}
-    for row in rows:
+    done = {line["row"]: line for line in log.lines() if "row" in line}
+    hung = Counter(row.kind for row in rows if done.get(row.name, {}).get("hung"))
+    for row in sorted(rows, key=lambda row: hung[row.kind] >= HUNG):
         if row.name in done:
             continue
         if time.time() + (0 if bench.small else row.seconds) > until:

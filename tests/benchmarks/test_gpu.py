@@ -7,17 +7,19 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import codecs, correct, networks, order, plans, speed
+from benchmarks.gpu import attention, codecs, correct, networks, order, runs, speed
 from benchmarks.gpu.log import ABSENT, BEGUN, ERROR, LATE, MEASURED, MISS, OK, Log, table
 from benchmarks.gpu.parent import Parent
 from benchmarks.gpu.rows import Absent, Bench, Row, distance, run
 from benchmarks.record import bar
+from launch.places import settled
 from tests.double.module import KIND
 
 HALVES = {"correct": correct.ROWS, "speed": speed.ROWS}
@@ -147,10 +149,32 @@ def test_distance_is_relative_and_sees_what_is_not_finite():
 
 
 def test_a_plan_that_fails_is_told_with_the_workers_reason(bench):
-    given = plans.config(bench, "nano", plans.PLANS["timestep"], bench.folder)
+    given = runs.config(bench, "nano", runs.PLANS["timestep"], bench.folder)
     given.source.actions = str(bench.folder / "missing.jsonl")
     with pytest.raises(Exception, match=r"missing\.jsonl"):
-        plans.streamed(given)
+        runs.streamed(given)
+
+
+def test_small_models_are_computed_on_the_card_too(bench, monkeypatch):
+    """Left to itself Everframe takes the processor for them."""
+    monkeypatch.setattr("devices.count", lambda: 1)
+    bench.device = torch.device("cuda", 0)
+    for name in ("nano", "pocket_avatar", "pocket_world"):
+        given = runs.config(bench, name, runs.PLANS["timestep"], bench.folder)
+        assert settled(given).device.kind == "cuda"
+        assert settled(replace(given, device=replace(given.device, kind="auto"))).device.kind == "cpu"
+
+
+def test_a_kernel_that_reads_behind_its_keys_is_found(bench, monkeypatch):
+    def over(q, k, v, mask):
+        def longer(x):  # one entry more than it was given
+            return x.as_strided((1, x.shape[1] + 1, *x.shape[2:]), x.stride())
+
+        return attention.BACKENDS["sdpa"].run(q, longer(k), longer(v), mask)
+
+    assert attention.check("sdpa", torch.float32, bench)["passed"]
+    monkeypatch.setattr(attention, "backend", lambda *which: over)
+    assert not attention.check("sdpa", torch.float32, bench)["passed"]
 
 
 @pytest.mark.parametrize("row", [*order.ROWS, *networks.GRAPHS[-1:], *codecs.ROWS[:1]], ids=lambda row: row.name)
@@ -166,9 +190,10 @@ def test_rows_run_on_a_device_that_is_late(twin, bench, row):
 # -- the two processes ------------------------------------------------------------------------------------------------
 
 CHILD = """
-import os, sys, time
+import faulthandler, os, signal, sys, time
 from pathlib import Path
 from benchmarks.gpu.log import Log
+faulthandler.register(signal.SIGUSR1)
 log = Log(Path(sys.argv[1]))
 done = log.rows()
 if not log.head():
@@ -193,6 +218,15 @@ def test_rows_whose_process_dies_or_hangs_cost_no_others(tmp_path):
     assert [row["state"] for row in found.values()] == [ERROR, ERROR, OK]
     assert found["dies"]["value"] == f"its process ended with code {-signal.SIGABRT}: illegal memory access"
     assert found["hangs"]["value"].startswith("ended after")
+    assert "most recent call first" in (tmp_path / "messages.txt").read_text()
+
+
+def test_when_two_rows_of_a_kind_have_hung_others_of_it_come_last(bench):
+    bench.log.add(rows=["plan a", "plan b", "plan c", "codec"], machine={})
+    for name in ("plan a", "plan b"):
+        bench.log.add(row=name, state=ERROR, value="ended after 16 s", hung=True)
+    run([Row(name, 1, lambda bench: {"value": 1}) for name in bench.log.head()["rows"]], bench, time.time() + 60)
+    assert [line["row"] for line in bench.log.lines() if line.get("state") == MEASURED] == ["codec", "plan c"]
 
 
 def test_a_row_that_the_end_of_the_time_cuts_has_not_failed(tmp_path):
