@@ -120,9 +120,10 @@ class Accelerator(Device):
         return str(self.module.get_device_properties(self.torch).uuid)
 
     def free_bytes(self) -> int:
-        # What this process's allocator holds and no tensor has can be had again.
-        spare = self.module.memory_reserved(self.torch) - self.module.memory_allocated(self.torch)
-        return self.module.mem_get_info(self.torch)[0] + spare
+        # What this process's allocator holds and no tensor has can be had again once it is given back. What graphs hold
+        # for themselves cannot, so what is held is not asked for.
+        self.trim()
+        return self.module.mem_get_info(self.torch)[0]
 
     def peak_bytes(self) -> int:
         return self.module.max_memory_allocated(self.torch)
@@ -131,7 +132,8 @@ class Accelerator(Device):
         self.module.reset_peak_memory_stats(self.torch)
 
     def trim(self) -> None:
-        self.module.empty_cache()
+        with _RECORDING:
+            self.module.empty_cache()
 
     def title(self) -> str:
         return self.module.get_device_name(self.torch)
