@@ -11,6 +11,7 @@ from benchmarks import (
     exact,
     hashes,
     kill,
+    layers,
     loading,
     owned,
     pipeline,
@@ -23,8 +24,8 @@ from benchmarks import (
 )
 
 BENCHES = (
-    hashes, decoder, step, constant, exact, sequence_parallel, owned, loading, pipeline, kill, efficiency, prediction,
-    published, planner, uneven,
+    hashes, decoder, step, constant, exact, sequence_parallel, owned, loading, pipeline, kill, efficiency, layers,
+    prediction, published, planner, uneven,
 )  # fmt: skip
 
 
