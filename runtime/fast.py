@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
 
@@ -16,7 +17,7 @@ from runtime.progress import Loading
 from runtime.warm import warm_block, warm_decoder
 from stages.build import build_decoder, build_network, torch_dtype
 from stages.codec.base import Decoder
-from stages.compiled import compile_decoder, compile_network, lacks, wanted
+from stages.compiled import ALONE, compile_decoder, compile_network, lacks, wanted
 from stages.denoise import graphs
 from stages.denoise.attention import AUTO, fastest
 from stages.denoise.denoiser import Denoiser
@@ -82,10 +83,11 @@ def ready(
     if compiles or runners:
         began = time.monotonic()
         loading("what is compiled and recorded")
-        for pool in pools:
-            warm_block(pool)
-        if compiles and decoder:
-            warm_decoder(decoder, config.model, Picture.of(config.model, config.stream).latent)
+        with ALONE if compiles else nullcontext():
+            for pool in pools:
+                warm_block(pool)
+            if compiles and decoder:
+                warm_decoder(decoder, config.model, Picture.of(config.model, config.stream).latent)
         recorded = sum(runner.recorded for runner in runners)
         loading(f"{recorded} CUDA graphs, in {time.monotonic() - began:.1f} s")
     # A worker's queue begins where nothing of this is under way.

@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -25,6 +26,9 @@ from stages.denoise.network import Network
 
 log = logging.getLogger(__name__)
 
+ALONE = threading.Lock()
+"""Held by whoever compiles: all that is compiled is called under it until no call compiles any more (`runtime.fast`).
+While one thread traces, torch refuses calls of compiled functions in all others, by a flag of the process."""
 
 COMPILERS = {"cpu": ("a C++ compiler on a CPU", ("g++", "clang++", "c++")), "cuda": ("gcc on CUDA", ("gcc", "clang"))}
 """By kind of device: what builds for it, and names of that; on CUDA what starts Triton's kernels."""
@@ -60,7 +64,7 @@ class Region:
     """
 
     def __init__(self, plain: Callable, backend: str = "inductor", must: bool = True):
-        self._plain, self._must = plain, must
+        self._plain, self._must, self._works = plain, must, False
         self._run: Callable = torch.compile(plain, dynamic=False, backend=backend)
 
     def __call__(self, *args: Any) -> Any:
@@ -68,9 +72,15 @@ class Region:
             return self._run(*args)
         from torch._dynamo.exc import TorchDynamoException  # of the compiler, which takes seconds to import
 
+        # Not all that it raises is of its own kind, which is one of these. Once it has worked, the rest is the work's.
+        faults = TorchDynamoException if self._works else RuntimeError
         try:
-            return self._run(*args)
-        except TorchDynamoException as error:
+            out = self._run(*args)
+            self._works = True
+            return out
+        except torch.OutOfMemoryError:
+            raise
+        except faults as error:
             why = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
             name = getattr(self._plain, "__qualname__", "a region")
             log.warning("%s is not compiled: %s (device.compile=false compiles nothing)", name, why)

@@ -112,6 +112,32 @@ def test_where_the_compiler_fails_a_stream_goes_on_as_it_is(caplog):
     assert all("\n" not in line and "is not compiled: " in line and "no such target" in line for line in said)
 
 
+def test_an_error_that_is_not_the_compilers_own_is_excused_until_a_region_works(monkeypatch):
+    """`torch.compile` itself raises RuntimeError where another thread traces; later it is the work that failed."""
+    faults = [RuntimeError("Detected that you are using FX"), None, RuntimeError("of the work")]
+
+    def run(x):
+        if (fault := faults.pop(0)) is not None:
+            raise fault
+        return x + 1
+
+    monkeypatch.setattr(torch, "compile", lambda plain, **kind: run)
+    assert compiled.Region(lambda x: x, must=False)(1) == 1
+    region = compiled.Region(lambda x: x, must=False)
+    assert region(1) == 2
+    with pytest.raises(RuntimeError, match="of the work"):
+        region(1)
+
+
+def test_memory_that_lacks_is_no_fault_of_the_compiler(monkeypatch):
+    def run(x):
+        raise torch.OutOfMemoryError("no memory is left")
+
+    monkeypatch.setattr(torch, "compile", lambda plain, **kind: run)
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled.Region(lambda x: x, must=False)(1)
+
+
 def test_a_compiler_that_must_work_is_not_excused():
     denoiser = build(model_of())
     compiled.compile_network(denoiser.network, backend=broken)
