@@ -3,9 +3,9 @@ device has them."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 
 import torch
 
@@ -17,10 +17,14 @@ from runtime.progress import Loading
 from runtime.warm import warm_block, warm_decoder
 from stages.build import build_decoder, build_network, torch_dtype
 from stages.codec.base import Decoder
-from stages.compiled import ALONE, compile_decoder, compile_network, lacks, wanted
+from stages.compiled import compile_decoder, compile_network, lacks, wanted
 from stages.denoise import graphs
 from stages.denoise.attention import AUTO, fastest
 from stages.denoise.denoiser import Denoiser
+
+_WARMING = threading.Lock()
+"""Held by the one worker of a process that compiles and records: a compiler waits for the device, which would end
+another worker's recording."""
 
 
 def fast_denoiser(
@@ -83,7 +87,7 @@ def ready(
     if compiles or runners:
         began = time.monotonic()
         loading("what is compiled and recorded")
-        with ALONE if compiles else nullcontext():
+        with _WARMING:
             for pool in pools:
                 warm_block(pool)
             if compiles and decoder:

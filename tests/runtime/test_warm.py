@@ -94,17 +94,17 @@ def test_passes_that_are_shared_are_not_recorded_by_one_alone():
     assert recorder.recorded == 0 and pool.allocated == 2
 
 
-def test_one_worker_of_a_process_compiles_at_a_time(monkeypatch):
-    """Each holds what is one for the process while it warms what it holds, and not where it only records."""
+def test_one_worker_of_a_process_is_warmed_at_a_time(monkeypatch):
+    """And records nothing while another compiles."""
     held = []
-    monkeypatch.setattr(fast, "warm_block", lambda pool: held.append(compiled.ALONE.locked()))
-    monkeypatch.setattr(fast, "warm_decoder", lambda *_: held.append(compiled.ALONE.locked()))
+    monkeypatch.setattr(fast, "warm_block", lambda pool: held.append(fast._WARMING.locked()))
+    monkeypatch.setattr(fast, "warm_decoder", lambda *_: held.append(fast._WARMING.locked()))
     pool = BankPool(build(model_of()), [0], 1)
     pool.denoiser.runner = Graphs(Replays())
     for compiles in ("true", "false"):
         config = config_of("model=nano", f"device.compile={compiles}")
         fast.ready(config, torch.device("cpu"), [pool], torch.nn.Identity(), Loading())
-    assert held == [True, True, False] and not compiled.ALONE.locked()
+    assert held == [True] * 3 and not fast._WARMING.locked()
 
 
 def test_a_decoder_is_warmed_without_a_trace_in_later_streams():
