@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +16,10 @@ from devices.base import Device, Mark, Queue, Recorder
 
 _RECORDING = threading.Lock()
 """torch records one graph at a time per process, and waiting for a whole device ends a recording that is under way."""
+
+PASSES, BESIDE = -1, 0
+"""Priorities of streams: of passes, and of all else. torch has 32 streams of each priority on a device and hands them
+out in turn, whoever still has one, so that a 33rd is the first again, and its work waits for the first's."""
 
 
 class _Mark:
@@ -32,9 +38,9 @@ class _Mark:
 class _Stream(Queue):
     """A queue that is a stream."""
 
-    def __init__(self, device: Accelerator):
-        self.device, self._module = device, device.module
-        self._stream = device.module.Stream(device.torch)
+    def __init__(self, device: Accelerator, priority: int):
+        self.device, self._module, self._priority = device, device.module, priority
+        self._stream = device.stream(priority)
 
     def use(self) -> None:
         self._module.set_device(self.device.torch)
@@ -51,12 +57,19 @@ class _Stream(Queue):
             yield
             self.device.mark().wait()
 
+    def close(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            self.device.spare[self._priority].append(stream)
+
 
 class Accelerator(Device):
     """A GPU.
 
     Attributes:
         module: torch's, of its kind.
+        spare: streams that were given back, by priority. The memory that torch keeps for one is used again with it.
+        spoilt: graphs whose recording did not end. torch's allocators may ask them for ever.
     """
 
     immediate = False
@@ -67,12 +80,26 @@ class Accelerator(Device):
             device = torch.device(device.type, module.current_device() if module.is_available() else 0)
         super().__init__(device)
         self.module = module
+        self.spare: dict[int, list[Any]] = {PASSES: [], BESIDE: []}
+        self.spoilt: list[Any] = []
+
+    def stream(self, priority: int) -> Any:
+        """One that nobody has, as long as there are such."""
+        try:
+            return self.spare[priority].pop()
+        except IndexError:
+            return self.module.Stream(self.torch, priority=priority)
+
+    @cached_property
+    def recording(self) -> Any:
+        """The stream of all recordings, one at a time. torch's own belongs to the device that recorded first."""
+        return self.stream(PASSES)
 
     def use(self) -> None:
         self.module.set_device(self.torch)
 
-    def queue(self) -> Queue:
-        return _Stream(self)
+    def queue(self, passes: bool = False) -> Queue:
+        return _Stream(self, PASSES if passes else BESIDE)
 
     def mark(self, *used: Tensor) -> Mark:
         stream = self.module.current_stream(self.torch)
@@ -142,7 +169,13 @@ class Accelerator(Device):
         return self.module.get_device_properties(self.torch).total_memory
 
     def capability(self) -> tuple[int, int] | None:
-        return self.module.get_device_capability(self.torch)
+        # torch gives AMD's architecture in its place, in numbers that mean something else.
+        return None if self.arch() else self.module.get_device_capability(self.torch)
+
+    def arch(self) -> str:
+        if not torch.version.hip:
+            return ""
+        return self.module.get_device_properties(self.torch).gcnArchName.partition(":")[0]
 
     def recorder(self) -> Recorder | None:
         return _Graphs(self) if hasattr(self.module, "CUDAGraph") else None
@@ -158,20 +191,24 @@ class _Graphs:
 
     def __init__(self, device: Accelerator):
         self._device, self._module = device, device.module
-        self._pool, self._stream = device.module.graph_pool_handle(), device.module.Stream(device.torch)
+        self._pool: Any = None
+        """Of what was recorded; None: nothing was, and a pool that no graph holds cannot be recorded to again."""
 
     def __call__(self, work: Callable[[], Tensor | None]) -> Callable[[], Tensor | None]:
-        module, graph = self._module, self._module.CUDAGraph()
-        own = module.current_stream(self._device.torch)
-        with _RECORDING:
+        device, module, graph = self._device, self._module, self._module.CUDAGraph()
+        own, pool = module.current_stream(device.torch), self._pool or module.graph_pool_handle()
+        with _RECORDING, _uncollected():
             try:
-                # Only this thread's calls are recorded: others move messages meanwhile. torch's own stream for it
-                # belongs to the device that recorded first.
-                with module.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                # Only this thread's calls are recorded: others move messages meanwhile.
+                with module.graph(graph, pool=pool, stream=device.recording, capture_error_mode="thread_local"):
                     out = work()
-            except BaseException:
-                self._abandon(own)
-                raise
+            except BaseException as error:
+                if module.current_stream(device.torch) == own:
+                    raise  # it has ended all the same, and all is as it was
+                self._abandon(graph, pool, own)
+                # What does not end says so in place of what went wrong in it.
+                raise (error.__context__ or error) from None
+        self._pool = pool
 
         def replay() -> Tensor | None:
             graph.replay()
@@ -179,9 +216,24 @@ class _Graphs:
 
         return replay
 
-    def _abandon(self, own: Any) -> None:
+    def _abandon(self, graph: Any, pool: Any, own: Any) -> None:
         """Put back what torch leaves behind where a recording does not end: the thread's stream is still the
-        recorder's, and memory still goes to the graphs' pool, where none that another stream used is freed."""
+        recorder's, and memory still goes to the graphs' pool, where none that another stream used is freed. For pinned
+        memory nothing puts it back: torch asks the graph whether some is its own, so it stays, with its pool."""
+        self._device.spoilt.append(graph)
+        self._pool = None
         self._module.set_stream(own)
         with suppress(RuntimeError):  # it had ended
-            torch._C._cuda_endAllocateToPool(self._device.torch.index, self._pool)
+            torch._C._cuda_endAllocateToPool(self._device.torch.index, pool)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python's collector away, in every thread: on AMD's GPUs the end of a graph waits for the device."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

@@ -54,6 +54,10 @@ class Queue(ABC):
             used: tensors of other queues that are read or written inside; their memory stays until that is done.
         """
 
+    @abstractmethod
+    def close(self) -> None:
+        """Give it back, to be used again: its last thread gives it no more work. A second call does nothing."""
+
 
 class Span:
     """A stretch of the calling thread's queue, from here to `end`; how long it took is known when it is over.
@@ -106,8 +110,13 @@ class Device(ABC):
         """Make this the calling thread's device, without a queue of one's own."""
 
     @abstractmethod
-    def queue(self) -> Queue:
-        """A new queue. What other queues were given before is not ordered with it, but by marks."""
+    def queue(self, passes: bool = False) -> Queue:
+        """A queue that nobody else has; whoever asked for it closes it. Only marks order it with others.
+
+        Args:
+            passes: whether it is a worker's own. Those are of another supply than all that come and go beside them,
+                and the device takes up their work first.
+        """
 
     @abstractmethod
     def mark(self, *used: Tensor) -> Mark | None:
@@ -186,7 +195,11 @@ class Device(ABC):
 
     @abstractmethod
     def capability(self) -> tuple[int, int] | None:
-        """CUDA's compute capability; None where there is no such thing."""
+        """CUDA's compute capability; None where there is no such thing, as on AMD's GPUs."""
+
+    @abstractmethod
+    def arch(self) -> str:
+        """AMD's name of what a GPU executes, as `gfx942`; empty on all others."""
 
     @abstractmethod
     def recorder(self) -> Recorder | None:

@@ -24,6 +24,9 @@ class _AtOnce(Queue):
     def after(self, mark: None, *used: Tensor) -> Iterator[None]:
         yield
 
+    def close(self) -> None:
+        """There are as many as one likes."""
+
 
 class Processor(Device):
     """The processor, and whatever behaves like it (`meta`)."""
@@ -33,7 +36,7 @@ class Processor(Device):
     def use(self) -> None:
         """All threads have it."""
 
-    def queue(self) -> Queue:
+    def queue(self, passes: bool = False) -> Queue:
         return _AtOnce(self)
 
     def mark(self, *used: Tensor) -> None:
@@ -83,6 +86,9 @@ class Processor(Device):
 
     def capability(self) -> None:
         return None
+
+    def arch(self) -> str:
+        return ""
 
     def recorder(self) -> None:
         return None

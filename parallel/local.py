@@ -125,8 +125,8 @@ class _LocalSender(Sender):
 
     def _carry(self) -> None:
         """On the courier: deliver everything in order, each when it is there."""
+        own: Queue | None = None
         try:
-            own: Queue | None = None
             while (late := self._late.get()) is not None:
                 header, message, body, computed = late
                 if body is not None:
@@ -145,6 +145,9 @@ class _LocalSender(Sender):
             lost = ChannelError(self._source, one_line(error))
             self._credits.stop(lost.reason)
             self._inbox.put(Failure(self._source, lost))
+        finally:
+            if own is not None:
+                own.close()
 
     def _deliver(self, header: Tensor, body: Tensor | None, give_back: Callable[[], None]) -> None:
         self._inbox.put(Arrival(self._source, unpack(header, body), once(give_back)))

@@ -162,7 +162,8 @@ class Link:
             self._abort()
 
     def shut(self) -> None:
-        """Give back what NCCL holds, when both ends have ended in good order."""
+        """Give back the queue and what NCCL holds, when both threads have ended in good order."""
+        self.queue.close()
         if not self.host and not self._cut:
             self._bodies.shutdown()
 

@@ -3,6 +3,7 @@ device has them."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -20,6 +21,10 @@ from stages.compiled import compile_decoder, compile_network, lacks, wanted
 from stages.denoise import graphs
 from stages.denoise.attention import AUTO, fastest
 from stages.denoise.denoiser import Denoiser
+
+_WARMING = threading.Lock()
+"""Held by the one worker of a process that compiles and records: a compiler waits for the device, which would end
+another worker's recording."""
 
 
 def fast_denoiser(
@@ -82,10 +87,11 @@ def ready(
     if compiles or runners:
         began = time.monotonic()
         loading("what is compiled and recorded")
-        for pool in pools:
-            warm_block(pool)
-        if compiles and decoder:
-            warm_decoder(decoder, config.model, Picture.of(config.model, config.stream).latent)
+        with _WARMING:
+            for pool in pools:
+                warm_block(pool)
+            if compiles and decoder:
+                warm_decoder(decoder, config.model, Picture.of(config.model, config.stream).latent)
         recorded = sum(runner.recorded for runner in runners)
         loading(f"{recorded} CUDA graphs, in {time.monotonic() - began:.1f} s")
     # A worker's queue begins where nothing of this is under way.

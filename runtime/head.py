@@ -127,6 +127,7 @@ class Sampler(threading.Thread):
             # Before the end is told: what goes wrong here still stands in the stream's report.
             with self.guard(self.stream, "closing its sources"):
                 conditioning.close()
+        self.queue.close()
         if end is not None:
             self.deliver(end)
 
@@ -250,6 +251,7 @@ class Head:
             sampler.start()
         except RuntimeError:
             opening.stop.set()  # sources that were prepared may read already
+            sampler.queue.close()
             raise
         with self._lock:
             self.samplers[stream] = sampler

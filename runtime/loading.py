@@ -61,7 +61,7 @@ def load_parts(
     device = devices.choose(config.device.kind) if device is None else device
     torch.set_num_threads(config.device.threads)
     model, picture = config.model, Picture.of(config.model, config.stream)
-    queue, known = devices.of(device).queue(), list(orders)
+    queue, known = devices.of(device).queue(passes=True), list(orders)
     queue.use()
     parts = Parts(device, torch_dtype(model.dtype), Sampler.of(model, schedule_of(model).steps), queue)
     if leads and index == plan.stages[-1].worker:

@@ -277,6 +277,7 @@ class Job(NamedTuple):
                 packed.update(of=member.worker, clocks=ends.clocks())
             self.pulse.at("closing")
             ends.close()
+            parts.queue.close()
             return report
         finally:
             self.orders.close()

@@ -100,6 +100,7 @@ class Saver(threading.Thread):
             log.warning("no state is saved any more: the board cannot be reached")
         finally:
             self._give_up()  # or streams would wait for their states for ever
+            self._queue.close()
 
     def _work(self) -> None:
         while True:

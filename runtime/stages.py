@@ -71,6 +71,8 @@ class StageThread(threading.Thread):
         self._items.put(None)
         if self.is_alive() and threading.current_thread() is not self:
             self.join()
+        if self.turn is None:
+            self.queue.close()
 
     def run(self) -> None:
         self.queue.use()

@@ -8,6 +8,9 @@ stream take other ways than all later ones. What comes out means nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -15,8 +18,9 @@ import devices
 from conf.schema import ModelConfig
 from runtime.pool import BankPool
 from stages.codec.base import Decoder
-from stages.denoise.denoiser import StreamBanks
+from stages.denoise.denoiser import Denoiser, StreamBanks
 from stages.denoise.finished import Finished
+from stages.denoise.share import Ulysses
 from stages.inputs import Axis, Given, Input, inputs_of, on, with_chunk
 
 DECODED = 2
@@ -29,14 +33,13 @@ def warm_block(pool: BankPool) -> None:
     What is compiled serves all banks and slots. What is recorded does not, and is recorded where it comes again: every
     chunk of other slots runs twice over the first set of banks, and once, which records it, over each other set.
 
-    Of processes that share passes none can do so alone: there the first chunk warms them.
+    Processes that share passes are not connected yet, and record none. Each compiles its part by itself.
     """
-    denoiser, schedule = pool.denoiser, pool.denoiser.schedule
-    if pool.parts not in (None, 1):
-        return
-    records = denoiser.records
+    denoiser, schedule, shared = pool.denoiser, pool.denoiser.schedule, (pool.parts or 1) > 1
+    records = denoiser.records and not shared
     sets = [pool.take() for _ in range(pool.allocated if records else 1)]
-    drive(pool, sets[0], schedule.distinct if records else range(1 + schedule.recache_chunks), recaches=True)
+    with _by_itself(denoiser, pool.parts) if shared else nullcontext():
+        drive(pool, sets[0], schedule.distinct if records else range(1 + schedule.recache_chunks), recaches=True)
     for banks in sets if records else ():
         drive(pool, banks, schedule.distinct)
     for banks in sets:
@@ -76,6 +79,31 @@ def drive(pool: BankPool, banks: StreamBanks, chunks: range, recaches: bool = Fa
         if schedule.commits(chunk):
             denoiser.commit(banks, chunk, x, given)
         finished.add(chunk, None, given)
+
+
+class _Alone:
+    """An exchange with nobody: what goes to others comes back as if from them. Shapes are all that a compiler needs."""
+
+    rank = 0
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def all_to_all(self, x: Tensor) -> Tensor:
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x.expand(self.size, *x.shape)
+
+
+@contextmanager
+def _by_itself(denoiser: Denoiser, parts: int) -> Iterator[None]:
+    """Have a denoiser compute one of `parts` parts of its passes, without those who compute the others."""
+    share, denoiser.share = denoiser.share, Ulysses(_Alone(parts))
+    try:
+        yield
+    finally:
+        denoiser.share = share
 
 
 def warm_decoder(decoder: Decoder, model: ModelConfig, latent: tuple[int, int]) -> None:

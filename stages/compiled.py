@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -25,6 +26,9 @@ from stages.denoise.network import Network
 
 log = logging.getLogger(__name__)
 
+_CALLING = threading.Lock()
+"""Held by every call of a compiled function, in every thread. torch looks without a lock for what fits a call: of two
+calls at once one may find nothing, and compile again. And while one compiles, torch refuses all others."""
 
 COMPILERS = {"cpu": ("a C++ compiler on a CPU", ("g++", "clang++", "c++")), "cuda": ("gcc on CUDA", ("gcc", "clang"))}
 """By kind of device: what builds for it, and names of that; on CUDA what starts Triton's kernels."""
@@ -60,17 +64,28 @@ class Region:
     """
 
     def __init__(self, plain: Callable, backend: str = "inductor", must: bool = True):
-        self._plain, self._must = plain, must
+        self._plain, self._must, self._works = plain, must, False
         self._run: Callable = torch.compile(plain, dynamic=False, backend=backend)
 
     def __call__(self, *args: Any) -> Any:
-        if self._must or self._run is self._plain:
+        if self._run is self._plain:
             return self._run(*args)
+        if self._must:
+            with _CALLING:
+                return self._run(*args)
         from torch._dynamo.exc import TorchDynamoException  # of the compiler, which takes seconds to import
 
         try:
-            return self._run(*args)
-        except TorchDynamoException as error:
+            with _CALLING:
+                out = self._run(*args)
+            self._works = True
+            return out
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # Not all that the compiler raises is of its own kind. Once it has worked, the rest is the work's.
+            if self._works and not isinstance(error, TorchDynamoException):
+                raise
             why = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
             name = getattr(self._plain, "__qualname__", "a region")
             log.warning("%s is not compiled: %s (device.compile=false compiles nothing)", name, why)

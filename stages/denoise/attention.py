@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -11,7 +12,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import devices
 from conf.errors import UserError, nearest
@@ -43,14 +43,45 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return out.transpose(1, 2)
 
 
-def _only(kernel: SDPBackend) -> Attend:
-    """Torch's attention by this kernel and no other."""
+# Torch's attention by one kernel and no other: its own operations, called as `scaled_dot_product_attention` calls them.
+# `sdpa_kernel`, the way that is documented, changes flags of the process, so other threads would lose kernels.
 
-    def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        with sdpa_kernel(kernel):
-            return _sdpa(q, k, v, mask)
 
-    return run
+def _by_heads(*tensors: Tensor) -> Iterator[Tensor]:
+    return (t.transpose(1, 2) for t in tensors)
+
+
+def _bias(mask: Tensor | None, q: Tensor, hidden: float = -math.inf) -> Tensor | None:
+    """What is added to the products of queries and keys, [N, M]: `hidden` where the mask is False."""
+    return None if mask is None else q.new_zeros(mask.shape).masked_fill_(~mask, hidden)
+
+
+def _learns(*tensors: Tensor) -> bool:
+    """Whether a kernel has to keep what gradients need."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    bias = _bias(mask, q, -65504.0)  # torch's own choice: cuDNN has no infinity
+    out = torch.ops.aten._scaled_dot_product_cudnn_attention(*_by_heads(q, k, v), bias, _learns(q, k, v))
+    return out[0].transpose(1, 2)
+
+
+def _sdpa_flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    if q.device.type == "cpu":
+        run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return run(*_by_heads(q, k, v), attn_mask=_bias(mask, q))[0].transpose(1, 2)
+    if mask is not None:
+        raise ValueError("FlashAttention-2 takes no mask on a GPU")
+    return torch.ops.aten._scaled_dot_product_flash_attention(*_by_heads(q, k, v))[0].transpose(1, 2)
+
+
+def _sdpa_efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    bias = _bias(mask, q)
+    if bias is not None:  # rows begin at multiples of 16 values, and there are as many as products
+        bias = F.pad(bias, (0, -bias.shape[1] % 16))[:, : bias.shape[1]].expand(len(q), q.shape[2], -1, -1)
+    out = torch.ops.aten._scaled_dot_product_efficient_attention(*_by_heads(q, k, v), bias, _learns(q, k, v))
+    return out[0].transpose(1, 2)
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -82,6 +113,7 @@ class Backend:
         dtypes: by kind of device.
         widest: head.
         capability: the oldest CUDA device it runs on.
+        amd: whether it runs on AMD's GPUs, too, which torch calls CUDA devices.
     """
 
     run: Attend
@@ -89,6 +121,7 @@ class Backend:
     dtypes: Mapping[str, tuple[torch.dtype, ...]]
     widest: float = float("inf")
     capability: tuple[int, int] = (0, 0)
+    amd: bool = True
 
     def misses(self, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str | None:
         """What it needs and does not find; None: it can run."""
@@ -101,16 +134,18 @@ class Backend:
             return f"needs heads of a multiple of 8 up to {self.widest}, not {head_dim}"
         if (has := devices.of(device).capability()) and has < self.capability:
             return f"needs compute capability {'.'.join(map(str, self.capability))}"
+        if not self.amd and (arch := devices.of(device).arch()):
+            return f"is for NVIDIA's GPUs, not {arch}"
         return None if importlib.util.find_spec(self.package) else f"needs the package {self.package}"
 
 
 BACKENDS = {
     "sdpa": Backend(_sdpa, "torch", {"cpu": FLOATS, "cuda": FLOATS, "meta": FLOATS}),
-    "sdpa_cudnn": Backend(_only(SDPBackend.CUDNN_ATTENTION), "torch", {"cuda": HALVES}, 128, (8, 0)),
-    "sdpa_flash": Backend(_only(SDPBackend.FLASH_ATTENTION), "torch", {"cpu": FLOATS, "cuda": HALVES}, 256, (8, 0)),
-    "sdpa_efficient": Backend(_only(SDPBackend.EFFICIENT_ATTENTION), "torch", {"cuda": FLOATS}),
+    "sdpa_cudnn": Backend(_sdpa_cudnn, "torch", {"cuda": HALVES}, 128, (8, 0), amd=False),
+    "sdpa_flash": Backend(_sdpa_flash, "torch", {"cpu": FLOATS, "cuda": HALVES}, 256, (8, 0)),
+    "sdpa_efficient": Backend(_sdpa_efficient, "torch", {"cuda": FLOATS}),
     "xformers": Backend(_xformers, "xformers", {"cuda": HALVES}),
-    "flash3": Backend(_flash3, "flash_attn_interface", {"cuda": HALVES}, 256, (9, 0)),
+    "flash3": Backend(_flash3, "flash_attn_interface", {"cuda": HALVES}, 256, (9, 0), amd=False),
 }
 """`sdpa` leaves the choice of the kernel to torch; meta tensors are for counting."""
 

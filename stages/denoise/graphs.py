@@ -21,6 +21,7 @@ where the next one does not write.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,8 @@ from stages.inputs import Given
 log = logging.getLogger(__name__)
 
 SETTING = "device.graphs=always"
+TRIES = 3
+"""How often a pass is recorded for which memory lacks; it may be there again when another stream has ended."""
 
 
 @dataclass
@@ -64,7 +67,8 @@ class Graphs:
 
     Args:
         record: makes graphs.
-        must: whether a pass that cannot be recorded is an error; otherwise none is recorded from then on.
+        must: whether a pass that cannot be recorded is an error; otherwise none is recorded from then on, or only not
+            this one where memory lacks.
 
     Attributes:
         recorded: graphs that were made.
@@ -73,6 +77,8 @@ class Graphs:
     def __init__(self, record: Recorder, must: bool = False):
         self._record, self._must, self.recorded = record, must, 0
         self._fails = False
+        self._lacked: Counter[Hashable] = Counter()
+        """How often memory lacked for a recording, by key."""
         self._entering: dict[Hashable, Given] = {}
         """Where graphs find what enters, by names and shapes."""
         self._leaving: dict[Hashable, Tensor] = {}
@@ -84,7 +90,7 @@ class Graphs:
         shapes = tuple((name, t.shape, t.dtype) for name, t in entering.items())
         state_shapes = tuple(t.shape for t in _tensors(banks.states))
         whole, held = (key, shapes, state_shapes), banks.kept.setdefault(self, Held())
-        if whole not in held.graphs and (self._fails or whole not in self._out):
+        if whole not in held.graphs and (self._fails or whole not in self._out or self._lacked[whole] == TRIES):
             out = work(banks.states, entering)
             if whole not in self._out:
                 self._out[whole] = None if out is None else self._place(out)
@@ -94,7 +100,8 @@ class Graphs:
             try:
                 held.graphs[whole] = self._recorded(work, *at, self._out[whole])
             except RuntimeError as error:
-                self._fail(key, error)
+                self._fail(key, whole, error)
+            if whole not in held.graphs:  # after the error, which holds what the recording held
                 return work(banks.states, entering)
         held.graphs[whole]()
         out = self._out[whole]
@@ -111,8 +118,8 @@ class Graphs:
         self.recorded += 1
         return made
 
-    def _fail(self, key: PassKey, error: RuntimeError) -> None:
-        """Record nothing from now on, and say why.
+    def _fail(self, key: PassKey, whole: Hashable, error: RuntimeError) -> None:
+        """Record nothing from now on, and say why. Where memory lacks that says nothing of other passes, or of later.
 
         Raises:
             UserError: graphs are a must.
@@ -120,6 +127,11 @@ class Graphs:
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         if self._must:
             raise UserError(SETTING, f"{key} cannot be recorded: {why}", "set device.graphs=auto") from error
+        if isinstance(error, torch.OutOfMemoryError):
+            self._lacked[whole] += 1
+            if self._lacked[whole] == TRIES:
+                log.warning("%s is not recorded as a CUDA graph, and runs without: memory lacks (%s)", key, why)
+            return
         self._fails = True
         log.warning("%s cannot be recorded as a CUDA graph (%s); passes run without from now on", key, why)
 

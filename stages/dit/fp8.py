@@ -26,6 +26,8 @@ E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max
 OLDEST = (8, 9)
 """Compute capability: Ada and Hopper are the first with 8-bit matrix units."""
+AMD = ("gfx950", "gfx12")
+"""How AMD's architectures begin whose matrix units take these types; those of `gfx942` take others (e4m3fnuz)."""
 
 
 def scaled(x: Tensor, per_row: bool) -> tuple[Tensor, Tensor]:
@@ -91,12 +93,14 @@ def check(kind: str, device: torch.device, dtype: torch.dtype) -> None:
         UserError: the device is too old or of another kind, or the model's dtype is not what they give.
     """
     if device.type == "cuda":
-        found = devices.of(device).capability()
-        if found < OLDEST:
+        found, arch = devices.of(device).capability(), devices.of(device).arch()
+        if found and found < OLDEST:
             raise UserError(
                 f"model.fp8={kind}", f"needs compute capability 8.9 or newer, this device has {found[0]}.{found[1]}",
                 "set model.fp8=null",
             )  # fmt: skip
+        if arch and not arch.startswith(AMD):
+            raise UserError(f"model.fp8={kind}", f"needs {' or '.join(AMD)}, this GPU is {arch}", "set model.fp8=null")
         if dtype != torch.bfloat16:
             raise UserError(
                 f"model.fp8={kind}", f"gives bfloat16 on CUDA, not {str(dtype)[6:]}", "set model.dtype=bfloat16"

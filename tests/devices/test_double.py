@@ -7,7 +7,7 @@ import torch
 
 import devices
 from devices import Span
-from tests.double import KIND
+from tests.double import KIND, module
 
 HERE = "tests/devices/test_double.py"
 
@@ -200,6 +200,53 @@ def test_copies_between_cards_are_in_order_with_both(twin, card):
     other.copy_(x)
     assert (other + 1).tolist() == [2.0] * 4
     x.zero_()
+
+
+# -- queues that come and go ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Priorities of all streams that torch was asked for; it has 32 of each, and begins again then."""
+    found, stream = [], module.Stream
+
+    def one(device, priority=0):
+        found.append(priority)
+        return stream(device, priority)
+
+    monkeypatch.setattr(module, "Stream", one)
+    return found
+
+
+def test_queues_that_were_closed_are_used_again(twin, made, card):
+    """A hundred viewers, three at a time."""
+    streams, open_now = set(), []
+    for _ in range(100):
+        queue = card.queue()
+        queue.use()
+        assert module.current_stream(card.torch).line.number not in [number for _, number in open_now]
+        open_now.append((queue, module.current_stream(card.torch).line.number))
+        streams.add(open_now[-1][1])
+        if len(open_now) == 3:
+            open_now.pop(0)[0].close()
+    assert len(streams) == len(made) == 3
+
+
+def test_a_queue_that_is_closed_twice_is_given_to_one(twin, made, card):
+    queue = card.queue()
+    for _ in range(2):
+        queue.close()
+    card.queue(), card.queue()
+    assert len(made) == 2
+
+
+def test_queues_of_passes_are_of_another_supply(twin, made, card):
+    card.queue().close()
+    passes = card.queue(passes=True)
+    assert made == [0, -1]
+    passes.close()
+    card.queue()
+    assert made == [0, -1]
 
 
 # -- time, and figures ------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import devices
 from benchmarks.unchanged import MODELS as WHOLE
 from stages.inputs import Axis, Input
-from tests.double import KIND, Ledger
+from tests.double import KIND, Ledger, module
+from tests.double.module import CARDS
 from tests.helpers import sampled, thorough
 
 PROMPTS = ("stream.prompt=hello", "stream.events=[{chunk: 2, prompt: other}, {chunk: 5, prompt: third}]")
@@ -141,6 +143,17 @@ def test_a_saved_stream_goes_on_here(twin, job, oracle, tmp_path, model, plan):
     job.folder = tmp_path / "again"
     again = job(*MODELS[model], *BASE, f"resume={tmp_path / 'saved'}")
     assert again["state"]["resumed_at"] == 4 and again["latents_sha256"] == expected
+
+
+def test_every_queue_of_a_run_is_given_back(twin, job, monkeypatch):
+    """By viewers, files, states, channels and workers: torch has 32, and hands out the first again then."""
+    made, stream = [], module.Stream
+    monkeypatch.setattr(module, "Stream", lambda *args, **kind: made.append(stream(*args, **kind)) or made[-1])
+    job(*NANO[:1], "stream.chunks=3", "stream.count=2", "stream.save_every_chunks=2", "launcher.threads=true",
+        "plan=timestep", "plan.workers=3", "sink.video=null")  # fmt: skip
+    spare = [one for card in range(CARDS) for some in devices.of(f"{KIND}:{card}").spare.values() for one in some]
+    assert {one.line.number for one in spare} == {one.line.number for one in made}
+    assert len(spare) == len(made) > 6
 
 
 def test_entries_of_a_saved_state_join_those_of_the_device(twin):

@@ -1,5 +1,7 @@
 """Recording graphs on a card, with torch's module for it played by one that keeps its rules."""
 
+import gc
+
 import pytest
 import torch
 
@@ -8,10 +10,10 @@ from devices.accelerator import Accelerator
 
 
 class Module:
-    """As much of `torch.cuda` as recording asks for: a thread's stream, a recording that may not end."""
+    """As much of `torch.cuda` as recording asks for: a thread's stream, pools, a recording that may not end."""
 
     def __init__(self):
-        self.current, self.recording, self.fails, self.replayed = "own", None, False, 0
+        self.current, self.recording, self.fails, self.replayed, self.pools = "own", None, False, 0, 0
         module = self
 
         class CUDAGraph:
@@ -20,7 +22,7 @@ class Module:
 
         class graph:  # noqa: N801 (torch's name)
             def __init__(self, graph, pool, stream, capture_error_mode):
-                self.stream, self.mode = stream, capture_error_mode
+                self.stream, self.mode, self.pool, self.graph = stream, capture_error_mode, pool, graph
 
             def __enter__(self):
                 assert accelerator._RECORDING.locked() and module.recording is None
@@ -34,11 +36,12 @@ class Module:
 
         self.CUDAGraph, self.graph = CUDAGraph, graph
 
-    def Stream(self, device):  # noqa: N802 (torch's name)
+    def Stream(self, device, priority):  # noqa: N802 (torch's name)
         return f"recorder's on {device}"
 
     def graph_pool_handle(self):
-        return 0, 7
+        self.pools += 1
+        return 0, self.pools
 
     def current_stream(self, device):
         return self.current
@@ -91,7 +94,68 @@ def test_a_recording_that_does_not_end_leaves_nothing_behind(module, monkeypatch
     record, module.fails = Accelerator(torch.device("cuda:1")).recorder(), True
     with pytest.raises(RuntimeError, match="previous error"):
         record(lambda: None)
-    assert module.current == "own" and given_back == [(1, (0, 7))]
-    assert not accelerator._RECORDING.locked()
+    assert module.current == "own" and given_back == [(1, (0, 1))]
+    assert not accelerator._RECORDING.locked() and gc.isenabled()
     module.fails = False
     record(lambda: None)
+
+
+def pool_of(module, record):
+    """The pool that is recorded to next."""
+    pools = []
+    record(lambda: pools.append(module.recording.pool))
+    return pools[0]
+
+
+def test_what_went_wrong_is_told_and_not_that_the_recording_did_not_end(module, monkeypatch):
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *_: None, raising=False)
+    record, module.fails = Accelerator(torch.device("cuda:1")).recorder(), True
+
+    def work():
+        raise torch.OutOfMemoryError("no memory is left")
+
+    with pytest.raises(torch.OutOfMemoryError, match="no memory is left"):
+        record(work)
+    module.fails = False
+    with pytest.raises(torch.OutOfMemoryError, match="no memory is left"):
+        record(work)
+
+
+def test_a_graph_that_was_spoilt_stays_and_nothing_is_recorded_to_its_pool(module, monkeypatch):
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *_: None, raising=False)
+    card = Accelerator(torch.device("cuda:1"))
+    record, spoilt = card.recorder(), []
+    first = pool_of(module, record)
+    assert pool_of(module, record) == first
+    module.fails = True
+    with pytest.raises(RuntimeError, match="previous error"):
+        record(lambda: spoilt.append(module.recording.graph))
+    assert card.spoilt == spoilt
+    module.fails = False
+    second = pool_of(module, record)
+    assert second != first and pool_of(module, record) == second
+
+
+def test_a_pool_of_a_recording_that_failed_first_is_not_asked_for_again(module):
+    """Its graph is gone, and torch refuses pools that no graph holds."""
+    record, pools = Accelerator(torch.device("cuda:1")).recorder(), []
+
+    def work():
+        pools.append(module.recording.pool)
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        record(work)
+    assert pool_of(module, record) not in pools
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_nothing_is_collected_while_a_graph_is_recorded(module, collects):
+    """And it is as before afterwards."""
+    before, found = gc.isenabled(), []
+    (gc.enable if collects else gc.disable)()
+    try:
+        Accelerator(torch.device("cuda:0")).recorder()(lambda: found.append(gc.isenabled()))
+        assert found == [False] and gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()

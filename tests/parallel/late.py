@@ -33,6 +33,9 @@ class Works(Queue):
         self.device.mark().wait()
         self.device.current.queue = before
 
+    def close(self) -> None:
+        self.device.note("close")
+
     def reach(self, count: int) -> None:
         """Do what was given, up to the first `count`."""
         with self._lock:
@@ -85,7 +88,7 @@ class Late(Processor):
         """Give work to the calling thread's queue."""
         self.own().given.append(work)
 
-    def queue(self) -> Works:
+    def queue(self, passes: bool = False) -> Works:
         return Works(self)
 
     def mark(self, *used: Tensor) -> Mark:

@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 
+from conf.errors import UserError
 from devices import kinds
 from runtime.fast import said
-from stages.denoise.attention import _sdpa, backend, fastest
+from stages.denoise.attention import _sdpa, backend, fastest, usable
 from tests.devices.fake_cuda import Card
 from tests.helpers import config_of
 
@@ -23,6 +24,14 @@ class Recording(Card):
 class Older(Card):
     def capability(self):
         return 8, 0
+
+
+class Amd(Card):
+    def capability(self):
+        return None
+
+    def arch(self):
+        return "gfx942"
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +57,14 @@ def test_the_fastest_attention_is_one_that_can_run(card, dtype, kind, there):
     flash = bool(there) and kind is Card and dtype == torch.bfloat16
     assert fastest(CARD, dtype, 128) == ("flash3" if flash else "sdpa")
     assert fastest(CARD, dtype, 20) == "sdpa"
+
+
+def test_what_is_nvidias_is_not_for_amds(card):
+    card(Amd, "flash_attn_interface", "xformers")
+    assert fastest(CARD, torch.bfloat16, 128) == "sdpa"
+    assert usable(CARD, torch.bfloat16, 128) == ["sdpa", "sdpa_flash", "sdpa_efficient", "xformers"]
+    with pytest.raises(UserError, match="is for NVIDIA's GPUs, not gfx942; use one of sdpa, "):
+        backend("sdpa_cudnn", CARD, torch.bfloat16, 128)
 
 
 def test_the_processor_has_torchs_own():

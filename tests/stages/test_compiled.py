@@ -112,6 +112,56 @@ def test_where_the_compiler_fails_a_stream_goes_on_as_it_is(caplog):
     assert all("\n" not in line and "is not compiled: " in line and "no such target" in line for line in said)
 
 
+def raising(*faults):
+    """A function that raises these, one at each call; None: it adds one."""
+    left = list(faults)
+
+    def run(x):
+        if (fault := left.pop(0)) is not None:
+            raise fault
+        return x + 1
+
+    return run
+
+
+def test_an_error_that_is_not_the_compilers_own_is_excused_as_well(monkeypatch, caplog):
+    """`torch.compile` raises RuntimeError itself where another thread traces."""
+    monkeypatch.setattr(torch, "compile", lambda plain, **kind: raising(RuntimeError("Detected that you"), None))
+    region = compiled.Region(lambda x: -x, must=False)
+    assert [region(1), region(1)] == [-1, -1]
+    assert [record.getMessage().count("Detected that") for record in caplog.records] == [1]
+
+
+def test_what_goes_wrong_in_the_work_is_told(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda plain, **kind: raising(None, RuntimeError("of the work"), None))
+    region = compiled.Region(lambda x: -x, must=False)
+    assert region(1) == 2
+    with pytest.raises(RuntimeError, match="of the work"):
+        region(1)
+    assert region(1) == 2
+
+
+@pytest.mark.parametrize("must", [False, True])
+def test_calls_of_what_is_compiled_are_one_at_a_time(monkeypatch, must):
+    """Of different functions, too: torch compiles anew what two threads call at once, or refuses a call."""
+    held = []
+
+    def run(x):
+        held.append(compiled._CALLING.locked())
+        return x
+
+    monkeypatch.setattr(torch, "compile", lambda plain, **kind: run)
+    assert compiled.Region(lambda x: -x, must=must)(1) == 1
+    assert held == [True] and not compiled._CALLING.locked()
+
+
+def test_memory_that_lacks_is_no_fault_of_the_compiler(monkeypatch):
+    lacks = torch.OutOfMemoryError("no memory is left")
+    monkeypatch.setattr(torch, "compile", lambda plain, **kind: raising(lacks))
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled.Region(lambda x: x, must=False)(1)
+
+
 def test_a_compiler_that_must_work_is_not_excused():
     denoiser = build(model_of())
     compiled.compile_network(denoiser.network, backend=broken)

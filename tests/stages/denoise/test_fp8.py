@@ -1,5 +1,8 @@
 """8-bit linears: their error is that of rounding to e4m3, and a network with them stays near itself without."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -92,6 +95,23 @@ def test_what_stays():
     assert not [n for n in eight if not n.startswith(("blocks.", "audio_injector."))]
     left = [n for n, m in denoiser.network.named_modules() if isinstance(m, torch.nn.Linear)]
     assert {n.split(".")[0] for n in left} == {"text_embedding", "time_embedding", "time_projection", "head"}
+
+
+@pytest.mark.parametrize(
+    ("arch", "can"),
+    [("gfx942:sramecc+:xnack-", False), ("gfx90a", False), ("gfx950:sramecc+:xnack-", True), ("gfx1201", True)],
+)
+def test_amds_gpus_are_told_apart_by_their_architecture(monkeypatch, arch, can):
+    """torch reports a compute capability of 9.x for those that have none of these products, too."""
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 4))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(gcnArchName=arch))
+    check = partial(fp8.check, "per_row", torch.device("cuda"), torch.bfloat16)
+    if can:
+        check()
+    else:
+        with pytest.raises(UserError, match=f"needs gfx950 or gfx12, this GPU is {arch.partition(':')[0]};"):
+            check()
 
 
 def test_old_devices_and_other_types_are_refused(monkeypatch):

@@ -13,7 +13,7 @@ import torch
 
 from conf.errors import UserError
 from stages.denoise.denoiser import Denoiser, PassKey, StreamBanks
-from stages.denoise.graphs import Graphs, attach
+from stages.denoise.graphs import TRIES, Graphs, attach
 from tests.stages.denoise.tape import Replays
 from tests.stages.denoise.test_s2v import TEXT, build, latents, model_of, normal
 
@@ -95,6 +95,47 @@ def test_a_pass_that_cannot_be_recorded_runs_as_it_is_and_says_so_once(caplog):
         "step 2 into slots 4 to 6 of bank 0 cannot be recorded as a CUDA graph (a graph cannot wait for the device); "
         "passes run without from now on"
     ]
+
+
+class Full(Replays):
+    """A recorder for which memory lacks, so many times."""
+
+    def __init__(self, times: int):
+        super().__init__()
+        self.times = times
+
+    def __call__(self, work):
+        if self.times:
+            self.times -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand much more")
+        return super().__call__(work)
+
+
+def plus(_, entering):
+    return entering["x"] + 1
+
+
+def test_a_pass_for_which_memory_lacks_runs_as_it_is_and_is_recorded_later(caplog):
+    recorder, banks = Full(TRIES - 1), StreamBanks({})
+    graphs = Graphs(recorder)
+    outs = [run(graphs, banks, plus, torch.full((3,), float(i))) for i in range(TRIES + 3)]
+    assert [out[0].item() for out in outs] == [i + 1.0 for i in range(TRIES + 3)]
+    assert graphs.recorded == 1 and recorder.replayed == 3 and not caplog.records
+
+
+def test_only_a_pass_for_which_memory_lacks_again_and_again_is_given_up(caplog):
+    recorder, banks = Full(TRIES), StreamBanks({})
+    graphs = Graphs(recorder)
+    for i in range(TRIES + 4):
+        assert run(graphs, banks, plus, torch.full((3,), float(i)))[0] == i + 1
+    assert recorder.times == graphs.recorded == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 2 into slots 4 to 6 of bank 0 is not recorded as a CUDA graph, and runs without: memory lacks (CUDA out "
+        "of memory. Tried to allocate 2 GiB)"
+    ]
+    for _ in range(2):
+        run(graphs, banks, plus, torch.ones(3), KEY._replace(step=3))
+    assert graphs.recorded == 1
 
 
 def test_graphs_that_are_a_must_are_an_error_where_they_cannot_be():
