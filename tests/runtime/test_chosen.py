@@ -62,7 +62,8 @@ def test_the_fastest_attention_is_one_that_can_run(card, dtype, kind, there):
 def test_what_is_nvidias_is_not_for_amds(card):
     card(Amd, "flash_attn_interface", "xformers")
     assert fastest(CARD, torch.bfloat16, 128) == "sdpa"
-    assert usable(CARD, torch.bfloat16, 128) == ["sdpa", "sdpa_flash", "sdpa_efficient", "xformers"]
+    there = set(usable(CARD, torch.bfloat16, 128))  # training registers one of its own
+    assert there >= {"sdpa", "sdpa_flash", "sdpa_efficient", "xformers"} and not there & {"sdpa_cudnn", "flash3"}
     with pytest.raises(UserError, match="is for NVIDIA's GPUs, not gfx942; use one of sdpa, "):
         backend("sdpa_cudnn", CARD, torch.bfloat16, 128)
 
