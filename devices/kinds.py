@@ -53,7 +53,9 @@ def choose(kind: str, number: int | None = None) -> torch.device:
     """
     there = count()
     if kind == GPU and not there:
-        rule, remedy = idle_gpu() or ("no CUDA device is visible", "use device=cpu or device=auto")
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = "" if shown is None else f" (CUDA_VISIBLE_DEVICES={shown})"
+        rule, remedy = idle_gpu() or (f"no CUDA device is visible{hidden}", "use device=cpu or device=auto")
         raise UserError("device=cuda", rule, remedy)
     if kind not in ("auto", GPU) or not there:
         return torch.device("cpu")

@@ -28,6 +28,7 @@ from conf.schema import Config
 from launch.places import said
 from parallel.plan import Plan
 from parallel.transport import NCCL, Place, by_nccl, of_channels, refuse
+from runtime.fast import require
 from stages.sinks.video import VideoSink
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,14 @@ def local(config: Config, decodes: bool, device: torch.device | None = None) -> 
         decodes: whether this worker writes the video.
         device: this worker's; None: what the configuration means here.
     """
-    checks: list[Callable[[], Finding]] = [lambda: _device(config, device), _driver, _cuda, _nccl, *_networks()]
+    checks: list[Callable[[], Finding]] = [
+        lambda: _device(config, device),
+        lambda: _fast(config, device),
+        _driver,
+        _cuda,
+        _nccl,
+        *_networks(),
+    ]
     checks += [_shared_memory, lambda: _output(config), lambda: _disk(config)]
     if decodes and config.sink.video:
         checks.append(_encoder)
@@ -99,6 +107,9 @@ def shared(plan: Plan, cards: Sequence[str], transport: str | None, libraries: S
     """
     value = said(plan, cards) or f"none for {plan.processes} worker{'s' * (plan.processes > 1)}"
     found = [Finding("GPUs", value, "who computes most has one of its own")]
+    if transport == NCCL and not cards:
+        value = "launcher.transport=nccl: joins GPUs, and not every worker has one"
+        return [*found, Finding("transport", value, "goes between all workers", "use launcher.transport=auto")]
     if not cards or transport is None or plan.processes == 1:
         return found
     places = [Place(card, library) for card, library in zip(cards, libraries, strict=True)]
@@ -137,6 +148,19 @@ def _device(config: Config, device: torch.device | None) -> Finding:
     if config.device.kind == "auto" and (idle := devices.idle_gpu()):
         return Finding("device", f"{value}; {idle[0]}", "a GPU where there is one", idle[1])
     return Finding("device", value, rule)
+
+
+def _fast(config: Config, device: torch.device | None) -> Finding:
+    """Attention, compiled regions and graphs, as they are asked for."""
+    rule = "can be done by the device"
+    try:
+        if config.device.kind != "emulated":
+            require(config, devices.choose(config.device.kind) if device is None else device)
+    except UserError as error:
+        return Finding("speed", f"{error.value}: {error.rule}", rule, error.remedy)
+    model, asked = config.model, config.device
+    value = f"attention={model.attention}, compile={asked.compile}, graphs={asked.graphs}"
+    return Finding("speed", value, rule)
 
 
 def _driver(path: Path = DRIVER) -> Finding:

@@ -33,6 +33,7 @@ from launch.meeting import Meeting, attend
 from launch.places import settled, small
 from parallel.builders import build
 from parallel.plan import Plan
+from parallel.transport import NCCL
 from runtime.workload import describe
 
 Found = dict[str, list[Finding]]
@@ -45,7 +46,9 @@ def _local(config: Config) -> Found:
     """Workers are of this machine: what there is for one is there for all."""
     config = planning.resolve(config)
     own = [*local(config, True), Finding("Everframe", fingerprint(), "the same everywhere")]
-    plan, transport = _plan(config), None if threads(config) else config.launcher.transport
+    # Threads hand tensors over, by whatever way others are asked to take.
+    transport = None if threads(config) and config.launcher.transport != NCCL else config.launcher.transport
+    plan = _plan(config)
     libraries = [devices.nccl_version() or ""] * plan.processes
     return {"this machine": [*own, *shared(plan, running.cards(plan, config), transport, libraries)]}
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import devices
+from conf.errors import UserError
 from conf.schema import Config
 from launch.here import PROCESSOR, known
 from parallel.placement import hosts, place, process_loads, share
@@ -109,6 +110,17 @@ def named(seats: Sequence[Seat], of: Sequence[int], cards: Sequence[int | None])
     return tuple(
         f"GPU {numbers[seat.node].index(card)}" + f" of {seat.name}" * (len(known) > 1) for seat, card in chosen
     )
+
+
+def refuse_without_cards(config: Config) -> None:
+    """Refuse `launcher.transport=nccl` where workers are of this machine, and it has no card for them.
+
+    Raises:
+        UserError: so it is.
+    """
+    here = config.launcher.name != "ray" and not (config.device.may_be_gpu and devices.count())
+    if config.launcher.transport == NCCL and here:
+        raise UserError("launcher.transport=nccl", "joins GPUs, and none is used here", "use launcher.transport=auto")
 
 
 def refuse_unjoined(plan: Plan, config: Config, cards: Sequence[str]) -> None:

@@ -154,6 +154,7 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
     given, config = config, torchrun.sized(config) if config.launcher.name == "torchrun" else config
     with Waiting(console, lambda: f"looking for a plan by objective={config.objective}"):
         config = planning.resolve(config)
+    places.refuse_without_cards(config)
     if config.launcher.name == "torchrun":
         # A plan that cannot be is every rank's mistake: the first one tells it.
         plan = build(config.plan, describe(config))

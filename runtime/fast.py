@@ -19,12 +19,24 @@ from stages.build import build_decoder, build_network, torch_dtype
 from stages.codec.base import Decoder
 from stages.compiled import compile_decoder, compile_network, lacks, wanted
 from stages.denoise import graphs
-from stages.denoise.attention import AUTO, fastest
+from stages.denoise.attention import AUTO, backend, fastest
 from stages.denoise.denoiser import Denoiser
 
 _WARMING = threading.Lock()
 """Held by the one worker of a process that compiles and records: a compiler waits for the device, which would end
 another worker's recording."""
+
+
+def require(config: Config, device: torch.device) -> None:
+    """Refuse what a device cannot do, before anything loads.
+
+    Raises:
+        UserError: names the setting.
+    """
+    model, dtype = config.model, torch_dtype(config.model.dtype)
+    backend(model.attention, device, dtype, model.network.head_dim)
+    wanted(config.device.compile, device)
+    graphs.require(device, config.device.graphs)
 
 
 def fast_denoiser(

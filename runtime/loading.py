@@ -15,7 +15,7 @@ from parallel.plan import Plan
 from runtime import emulated
 from runtime.conditioning import Conditioning
 from runtime.encoders import Encoders, Picture
-from runtime.fast import fast_decoder, fast_denoiser, ready
+from runtime.fast import fast_decoder, fast_denoiser, ready, require
 from runtime.orders import Open
 from runtime.outputs import look
 from runtime.parts import Parts
@@ -72,6 +72,7 @@ def load_parts(
         emulated.fill(parts, plan, index, config, openings)
         parts.prepare(known if parts.conditioning else ())
         return parts
+    require(config, device)
     require_weights(config, plan.weight_bytes(index, 0 if leads else 1), device)
     if index == plan.encode and leads:
         loading("sources and encoders")

@@ -21,7 +21,7 @@ from runtime.board import Board
 from runtime.conditioning import Conditioning, ConditioningState
 from runtime.decoding import Decoding
 from runtime.encoders import Encoders, Picture
-from runtime.fast import fast_decoder, fast_denoiser, ready
+from runtime.fast import fast_decoder, fast_denoiser, ready, require
 from runtime.loading import post_of
 from runtime.oracle import Memory, generate
 from runtime.output import Output, Sidecar
@@ -58,6 +58,7 @@ class SequentialRun:
         self.config, self.stop = config, stop
         self.device = devices.choose(config.device.kind)
         torch.set_num_threads(config.device.threads)
+        require(config, self.device)
         loading = loading or Loading()
         loading("sources and encoders")
         # Sources first: they are cheap to open, and bad input should fail before weights load.

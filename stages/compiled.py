@@ -30,16 +30,23 @@ _CALLING = threading.Lock()
 """Held by every call of a compiled function, in every thread. torch looks without a lock for what fits a call: of two
 calls at once one may find nothing, and compile again. And while one compiles, torch refuses all others."""
 
-COMPILERS = {"cpu": ("a C++ compiler on a CPU", ("g++", "clang++", "c++")), "cuda": ("gcc on CUDA", ("gcc", "clang"))}
-"""By kind of device: what builds for it, and names of that; on CUDA what starts Triton's kernels."""
+COMPILERS = {
+    "cpu": ("a C++ compiler on a CPU (g++, or what CXX names)", "CXX", ("g++",)),
+    "cuda": ("gcc on CUDA (or what CC names)", "CC", ("gcc", "clang")),
+}
+"""By kind of device: what builds for it, or on CUDA what starts Triton's kernels; the variable that names another, and
+where it is not set, the names that are tried."""
 
 
 def lacks(device: torch.device) -> str | None:
     """What the compiler needs on a device and does not find; None: it can run."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "the package triton on CUDA"
-    need, names = COMPILERS.get(device.type, ("", ()))
-    return need if need and not any(map(shutil.which, (os.environ.get("CC", ""), *names))) else None
+    if device.type not in COMPILERS:
+        return None
+    need, variable, names = COMPILERS[device.type]
+    named = os.environ.get(variable)
+    return None if any(map(shutil.which, (named,) if named else names)) else need
 
 
 def wanted(wish: str, device: torch.device) -> bool:
@@ -70,9 +77,6 @@ class Region:
     def __call__(self, *args: Any) -> Any:
         if self._run is self._plain:
             return self._run(*args)
-        if self._must:
-            with _CALLING:
-                return self._run(*args)
         from torch._dynamo.exc import TorchDynamoException  # of the compiler, which takes seconds to import
 
         try:
@@ -87,6 +91,10 @@ class Region:
             if self._works and not isinstance(error, TorchDynamoException):
                 raise
             why = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
+            if self._must:
+                raise UserError(
+                    "device.compile=true", f"the compiler failed: {why}", "set device.compile=auto"
+                ) from error
             name = getattr(self._plain, "__qualname__", "a region")
             log.warning("%s is not compiled: %s (device.compile=false compiles nothing)", name, why)
             self._run = self._plain

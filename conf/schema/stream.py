@@ -355,6 +355,9 @@ class LauncherConfig:
     def __post_init__(self):
         self.threads = self.threads.lower()  # `true` on the command line is a boolean to YAML
         check_choices(self, "launcher.")
+        if self.threads != "auto" and self.name != "local":
+            rule = f"says how launcher=local starts workers, not launcher={self.name}"
+            raise UserError(f"launcher.threads={self.threads}", rule, "set launcher.threads=auto")
         positive("launcher.nodes", self.nodes, most=100_000)
         positive("launcher.nodes_s", self.nodes_s, most=1_000_000)
         positive("launcher.timeout_s", self.timeout_s, most=1_000_000)

@@ -177,9 +177,17 @@ def attach(denoiser: Denoiser, wish: str) -> None:
     Raises:
         UserError: `always`, and it cannot.
     """
-    device = devices.of(denoiser.network.device)
-    if recorder := device.recorder():
+    require(denoiser.network.device, wish)
+    if recorder := devices.of(denoiser.network.device).recorder():
         denoiser.runner = Graphs(recorder, must=wish == "always")
-    elif wish == "always":
-        rule = f"CUDA graphs are for CUDA devices, not {device.kind}"
+
+
+def require(device: torch.device, wish: str) -> None:
+    """Refuse `device.graphs=always` where there are none.
+
+    Raises:
+        UserError: it is asked for.
+    """
+    if wish == "always" and devices.of(device).recorder() is None:
+        rule = f"CUDA graphs are for CUDA devices, not {device.type}"
         raise UserError(SETTING, rule, "set device.graphs=auto")

@@ -251,3 +251,18 @@ def test_a_gpu_that_is_not_used_is_found(monkeypatch, tmp_path):
     assert found["device"].remedy == "install one" and "there is a GPU (/dev/nvidia0)" in found["device"].value
     told = replace(config, device=replace(config.device, kind="cpu"))
     assert all(f.ok for f in checks.local(told, decodes=False) if f.what == "device")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "value"),
+    [
+        (("device.graphs=always",), "device.graphs=always: CUDA graphs are for CUDA devices, not cpu"),
+        (("model.attention=flash3",), "model.attention=flash3: needs a device of kind cuda, not cpu"),
+        (("launcher.transport=nccl", "launcher.threads=false"), "launcher.transport=nccl: joins GPUs"),
+    ],
+)
+def test_what_a_stream_would_refuse_the_doctor_finds(job, tmp_path, capsys, overrides, value):
+    given = ("model=nano", "plan=timestep", "device=cpu", *overrides)
+    assert doctor.main([*given, f"output_dir={tmp_path}"]) == 2
+    assert value in capsys.readouterr().out
+    assert value in job.fails(*given)

@@ -165,5 +165,5 @@ def test_memory_that_lacks_is_no_fault_of_the_compiler(monkeypatch):
 def test_a_compiler_that_must_work_is_not_excused():
     denoiser = build(model_of())
     compiled.compile_network(denoiser.network, backend=broken)
-    with pytest.raises(RuntimeError, match="no such target"):
+    with pytest.raises(UserError, match=r"device.compile=true: the compiler failed: .*no such target"):
         stream(denoiser, 1)
