@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 BEGUN, OK, MISS, MEASURED, ABSENT, ERROR, LATE = "begun", "ok", "MISS", "measured", "absent", "ERROR", "no time"
 """States of a row: within its bar or not, without a bar, not possible here (the value says why), failed, not tried."""
-BAD = (MISS, ERROR, BEGUN)
+BAD, LEFT = {MISS, ERROR}, {LATE, BEGUN}
+"""What is not as it should be, and what is not known since it was not tried to its end."""
 WIDTH = 34
 """Of a name, where others are not known."""
 
@@ -59,3 +61,10 @@ def table(log: Log) -> str:
     title = ", ".join(f"{key} {value}" for key, value in head.get("machine", {}).items())
     rows = log.rows()
     return "\n".join([title, *(shown(row, max(map(len, rows))) for row in rows.values())])
+
+
+def counts(log: Log) -> str:
+    """How many rows are in which state, on one line."""
+    found = Counter(row["state"] for row in log.rows().values())
+    known = (OK, MEASURED, MISS, ERROR, LATE, BEGUN, ABSENT)
+    return ", ".join(f"{found[state]} {state}" for state in known if found[state])

@@ -75,6 +75,80 @@ def test_wheels_that_were_carried_along_are_found(tmp_path):
     assert gpu.unpacked(None, tmp_path / "out") == []
 
 
+@pytest.fixture
+def idle(monkeypatch):
+    """Nothing may be started."""
+    monkeypatch.setattr(Parent, "run", raises(AssertionError("was started")))
+
+
+def refused(argv, capsys):
+    """The one line of a refusal."""
+    assert gpu.main(["correct", "--device", "cpu", "--small", *map(str, argv)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("text", ["-5", "0", "4", "19.9", "nan", "inf", "soon"])
+def test_a_time_in_which_nothing_can_be_done_is_refused(text, tmp_path, capsys, idle):
+    line = refused(["--out", tmp_path, "--seconds", text], capsys)
+    assert line.startswith(f"error: --seconds {text}: ")
+    assert line.endswith("give at least 20")
+
+
+def test_a_device_that_is_not_known_is_refused(tmp_path, capsys, idle):
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(["correct", "--out", str(tmp_path), "--device", "tpu"])
+    assert ended.value.code == 2
+    assert "--device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/gpu", "taken"])
+def test_a_folder_that_cannot_be_written_is_refused(name, tmp_path, capsys, idle):
+    (tmp_path / "file").touch()
+    (tmp_path / "taken" / "rows.jsonl").mkdir(parents=True)
+    assert "cannot be written" in refused(["--out", tmp_path / name], capsys)
+
+
+def test_wheels_that_are_missing_or_broken_are_refused(tmp_path, capsys, idle):
+    wheels, out = tmp_path / "wheels", tmp_path / "out"
+    assert "holds no wheels" in refused(["--out", out, "--wheels", wheels], capsys)
+    wheels.mkdir()
+    assert "holds no wheels" in refused(["--out", out, "--wheels", wheels], capsys)
+    (wheels / "broken.whl").write_text("<html>")
+    assert "broken.whl: cannot be unpacked" in refused(["--out", out, "--wheels", wheels], capsys)
+    assert not any(path.is_dir() for path in out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("states", "code", "said"),
+    [
+        ([OK, MEASURED, ABSENT], 0, "1 ok, 1 measured, 1 absent"),
+        ([OK, OK, LATE], 3, "2 ok, 1 no time"),
+        ([OK, BEGUN], 3, "1 ok, 1 begun"),
+        ([OK, MISS, LATE], 1, "1 ok, 1 MISS, 1 no time"),
+        ([ERROR], 1, "1 ERROR"),
+    ],
+)
+def test_the_exit_code_and_a_line_say_whether_all_was_tried(states, code, said, tmp_path, capsys, monkeypatch):
+    def found(parent):
+        parent.log.add(rows=[f"row {n}" for n in range(len(states))], machine={"device": "cpu"})
+        for n, state in enumerate(states):
+            parent.log.add(row=f"row {n}", state=state)
+
+    monkeypatch.setattr(Parent, "run", found)
+    assert gpu.main(["correct", "--device", "cpu", "--small", "--out", str(tmp_path)]) == code
+    assert said in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("number", gpu.SIGNALS)
+def test_a_run_that_is_cut_before_its_first_row_is_incomplete(number, tmp_path, capsys, monkeypatch):
+    before = [signal.getsignal(each) for each in gpu.SIGNALS]
+    monkeypatch.setattr(Parent, "run", lambda parent: signal.raise_signal(number))
+    assert gpu.main(["correct", "--device", "cpu", "--small", "--out", str(tmp_path)]) == 3
+    assert "no row was begun" in capsys.readouterr().err
+    assert [signal.getsignal(each) for each in gpu.SIGNALS] == before
+
+
 def test_rows_have_names_of_their_own_and_times():
     for rows in HALVES.values():
         assert len({row.name for row in rows}) == len(rows)
@@ -258,6 +332,7 @@ def test_what_was_found_is_shown_when_it_is_told_to_end(tmp_path):
     rest, _ = process.communicate(timeout=60)
     name = correct.ROWS[0].name
     assert first.startswith(name)
+    assert process.returncode == 3
     assert "cut short" in rest
     last = rest[rest.index("cut short") :]
     assert all(row.name in last for row in correct.ROWS)
