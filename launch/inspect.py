@@ -157,9 +157,9 @@ def _table(rows: dict[str, str]) -> Table:
 
 
 def _fit(config: Config, console: Console) -> None:
-    """What every worker holds, and on a named cluster whether that fits."""
+    """What every worker holds, and whether that fits: on a named cluster, and for `plan=auto` on this machine."""
     workload = planning.workload_of(config)
-    if not config.cluster.named:
+    if not config.cluster.named and config.plan.name != "auto":
         console.print(plans.workers(build(config.plan, workload), config.stream.count))
         return
     cluster, demand = planning.cluster_of(config), planning.demand(config)

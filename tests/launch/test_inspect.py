@@ -49,6 +49,11 @@ def refused(capsys):
     return run
 
 
+def test_a_plan_is_found_for_this_machine(folder, said):
+    text = said(folder, "plan=auto", "device=cpu")
+    assert "plan: plan=" in text and "Fits cluster=here." in text
+
+
 def test_a_folder_under_a_plan(folder, said):
     text = said(folder, "plan=layers", "plan.workers=3")
     assert "Wan2.1 text-to-video" in text
