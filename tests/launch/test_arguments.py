@@ -128,6 +128,7 @@ def test_a_complaint_names_the_argument_that_is_wrong(argument, line):
             ["plan.layers=[[1]]"],
             "plan.layers=[[1]]: must be a list of whole numbers or null; for example plan.layers=[2,1,1]",
         ),
+        (["device.emulated.speeds=[fast]"], "device.emulated.speeds=[fast]: must be a list of numbers; for example"),
         (["stream.events=[{chunk: x}]"], "stream.events=[{chunk: x}]: must be a list"),
         (["sink.video=${nobody}/x.mp4"], "sink.video=${nobody}/x.mp4"),
     ],

@@ -49,7 +49,7 @@ NANO = ("model=nano", "stream.chunks=2")
         (["plan.devices=[a,b]"], "plan.devices=[a,b]: must be a list of whole numbers or null; for example"),
         (["plan.devices=[]"], "plan.devices=[]: lists whole numbers from 0, one for every process; give them"),
         (["plan=timestep", "plan.devices=[-1,0]"], "plan.devices=[-1, 0]: lists whole numbers from 0, one for every"),
-        (["plan=timestep", "plan.devices=[9,9]"], "plan.devices=[9, 9]: names one device for every process (here 4)"),
+        (["plan=timestep", "plan.devices=[9,9]"], "plan.devices=[9, 9]: names one device for every process (here 5)"),
         (["plan=auto", "plan.devices=[4000]", "device=cpu"], "plan.devices=[4000]: "),
         (["plan.devices=[2]", "cluster=cpu2"], "plan.devices=[2]: devices of cluster=cpu2 are 0 to 1; name these"),
         (["plan=auto", "plan.devices=[7]", "cluster=h100x1"], "plan.devices=[7]: cluster=h100x1 has one, 0; name"),

@@ -124,7 +124,7 @@ def test_a_plan_is_looked_for_on_the_devices_that_are_named(capsys):
         choice = planning.choice_of(config)
         assert choice.placement == tuple(config.plan.devices) and choice.plan.processes == count
     text = told(capsys, "model=nano", "cluster=cpu2", "plan=auto", "plan.workers=3")
-    assert "GPU" not in text and re.search(r"plan +devices +fps", text) and re.search(r"\n1 .* 2  +\d", text)
+    assert "plan devices fps" in text and "GPU" not in text
 
 
 def test_shipped_clusters():
@@ -175,7 +175,7 @@ def test_emulated_speeds_go_where_the_plan_puts_them():
     choice = planning.choice_of(config)
     first = [choice.placement[choice.plan.group(w)[0]] for w in range(choice.plan.workers)]
     assert resolved.device.emulated.speeds == [(0.5, 1, 1)[d] for d in first]
-    with pytest.raises(UserError, match="device=emulated: plan.workers says how many emulated devices there are"):
+    with pytest.raises(UserError, match=r"device=emulated: plan\.workers says how many emulated devices"):
         planning.resolve(config_of("model=nano", "plan=auto", "device=emulated"))
 
 
