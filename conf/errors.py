@@ -39,19 +39,25 @@ class UserError(Exception):
 def nearest(word: str, known: Iterable[str]) -> str:
     """`did you mean X? (known: ...)`: the remedy for a word that is not one of `known`."""
     known = [str(k) for k in known]
-    match = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    match = _close(word, known)
     if match and len(known) > 12:
-        return f"did you mean {match[0]}?"
+        return f"did you mean {match}?"
     listing = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    return f"did you mean {match[0]}? (known: {listing})" if match else f"use one of {listing}"
+    return f"did you mean {match}? (known: {listing})" if match else f"use one of {listing}"
+
+
+def _close(word: str, known: list[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)), None)
 
 
 def choice(name: str, value: str, known: Iterable[str]) -> None:
     """Refuse `name=value` unless the value is one of `known`."""
     known = list(known)
     if value not in known:
-        rule = f"must be one of {', '.join(map(str, known))}"
-        raise UserError(f"{name}={str(value)[:LONGEST]}", rule, nearest(value, known))
+        words = [str(k) for k in known]
+        match = _close(value, words)
+        remedy = f"did you mean {match}?" if match else "use one of these"
+        raise UserError(f"{name}={str(value)[:LONGEST]}", f"must be one of {', '.join(words)}", remedy)
 
 
 def positive(name: str, value: float | None, most: float = MOST) -> None:

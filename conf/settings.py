@@ -103,10 +103,9 @@ class Setting:
         """What it takes, in words: `a number of seconds or null`."""
         of = f" of {self.unit}" if self.unit else ""
         names = {str: "text", bool: "true or false", int: f"a whole number{of}", float: f"a number{of}"}
+        said = names.get(self.holds) or _items(self.holds)
         if self.choices:
             said = f"one of {', '.join(self.choices)}"
-        else:
-            said = names.get(self.holds, "a list" if get_origin(self.holds) is list else "a value")
         return f"{said} or null" if self.optional and self.kind is not Any else said
 
     @property
@@ -117,6 +116,14 @@ class Setting:
         if get_origin(self.holds) is list:
             return _listed(get_args(self.holds)[0])
         return {str: "TEXT", bool: "true", int: "4", float: "1.5"}.get(self.holds, "null")
+
+
+def _items(kind: Any) -> str:
+    """A type that is no scalar, in words: a list says what it lists."""
+    if get_origin(kind) is not list:
+        return "a value"
+    named = {int: "whole numbers", float: "numbers", str: "texts"}.get(get_args(kind)[0])
+    return f"a list of {named}" if named else "a list"
 
 
 def _listed(kind: Any) -> str:

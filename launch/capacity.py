@@ -63,7 +63,7 @@ def rows(config: Config) -> Iterator[Row]:
         part, copies = replace(cluster, devices=cluster.devices[:size]), len(cluster.devices) // size
         try:
             # Filled with streams a copy is never short of chunks, so its rate is what counts.
-            wanted = replace(config.plan, name="auto", workers=size, force=True)
+            wanted = replace(config.plan, name="auto", workers=size, devices=None, force=True)
             choice = rank(workload, part, demand, "fps", wanted)[0]
         except UserError:
             yield Row(size, copies, None)

@@ -41,36 +41,41 @@ def load(config: ClusterConfig) -> ClusterConfig:
     """
     found = OmegaConf.structured(config)
     if config.file is not None:
-        found = _merged(found, _read(config.file), config.file)
+        found = _merged(found, _read(config.file, f"cluster={config.file}"), config.file)
     for path in reversed(config.measured):
-        new = _read(path)
+        new = _read(path, f"cluster.measured=[{path}]")
         times = [*(new.get("times") or []), *OmegaConf.to_container(found.times)]
         found = _merged(found, new | {"times": times}, path)
     return OmegaConf.to_object(found)
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: str, asked: str) -> dict[str, Any]:
+    """A cluster file or a part of one.
+
+    Args:
+        asked: what named it, with its value.
+    """
     try:
         # References are resolved here: one that leads to itself is found while the file's name is at hand.
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except FileNotFoundError as error:
         names = sorted(p.stem for p in CONF.glob("*.yaml"))
-        raise UserError(f"cluster={path}", "there is no such file", nearest(Path(path).stem, names)) from error
+        raise UserError(asked, "there is no such file", nearest(Path(path).stem, names)) from error
     except RecursionError as error:
         rule = "cannot be read as YAML (it is nested too deep, or holds itself)"
-        raise UserError(f"cluster={path}", rule, "see docs/planner.md") from error
+        raise UserError(asked, rule, "see docs/planner.md") from error
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cluster={path}", f"cannot be read as YAML ({reason})", "see docs/planner.md") from error
+        raise UserError(asked, f"cannot be read as YAML ({reason})", "see docs/planner.md") from error
     if not isinstance(content, dict):
-        raise UserError(f"cluster={path}", f"has no keys such as {', '.join(KEYS)}", "see docs/planner.md")
+        raise UserError(asked, f"has no keys such as {', '.join(KEYS)}", "see docs/planner.md")
     # A file in conf/cluster may build on another of them, which only Hydra follows.
     bases = content.pop("defaults", [])
     if not isinstance(bases, list):
         raise UserError(f"{path}: defaults", "is a list of cluster files to build on", "see docs/planner.md")
     for base in reversed(bases):
         if isinstance(base, str) and base != "_self_":
-            content = _read(str(CONF / f"{base}.yaml")) | content
+            content = _read(str(CONF / f"{base}.yaml"), f"{path}: defaults: {base}") | content
     for key in content:
         if key not in KEYS:
             raise UserError(f"{path}: {key}", "is no part of a cluster file", nearest(key, KEYS))

@@ -27,7 +27,7 @@ from launch.cli import EXIT_USER_ERROR, compose, run
 from launch.command import Command
 from launch.figures import human
 from parallel.builders import build
-from parallel.planner import assess, choose, too_big
+from parallel.planner import assess, check_devices, choose, too_big
 from parallel.simulated import simulated
 from stages.build import rename_of, whole
 from stages.file_kinds import LORA, FileKind, kind_of, refusal
@@ -157,20 +157,21 @@ def _table(rows: dict[str, str]) -> Table:
 
 
 def _fit(config: Config, console: Console) -> None:
-    """What every worker holds, and on a named cluster whether that fits."""
+    """What every worker holds, and whether that fits: on a named cluster, and for `plan=auto` on this machine."""
     workload = planning.workload_of(config)
-    if not config.cluster.named:
+    if not config.cluster.named and config.plan.name != "auto":
         console.print(plans.workers(build(config.plan, workload), config.stream.count))
         return
     cluster, demand = planning.cluster_of(config), planning.demand(config)
-    try:
-        if config.plan.name == "auto":
+    check_devices(config.plan.devices, len(cluster.devices), cluster.name)
+    if config.plan.name == "auto":
+        try:
             choice = choose(workload, cluster, demand, config.objective, config.plan, simulated)
-        else:
-            choice = assess(config.plan, workload, cluster, demand)
-    except UserError as error:
-        console.print(f"Does not fit cluster={cluster.name}: {error}")
-        return
+        except UserError as error:
+            console.print(f"Does not fit cluster={cluster.name}: {error}")
+            return
+    else:
+        choice = assess(config.plan, workload, cluster, demand)
     console.print(f"plan: {ranking.overrides(choice)}\n")
     console.print(ranking.devices(choice, cluster))
     if choice.short > 0:

@@ -10,7 +10,7 @@ from launch import clusters, here
 from launch.places import settled
 from parallel.cluster import Cluster, Subject
 from parallel.plan import Workload
-from parallel.planner import Choice, choose
+from parallel.planner import Choice, check_devices, choose
 from parallel.predict import Demand
 from parallel.simulated import simulated
 from runtime.arithmetic import decoded_pixels, layer_flops
@@ -54,9 +54,14 @@ def cluster_of(config: Config) -> Cluster:
         UserError: its file is broken, has no devices, or says nothing about this model.
     """
     given = config.cluster
-    if not (given.devices or given.file):
+    if not _listed(given):
         given = _found(config)
     return Cluster.of(clusters.load(given), subject(config))
+
+
+def _listed(given: ClusterConfig) -> bool:
+    """Whether a cluster says its devices; else they are found."""
+    return bool(given.devices or given.file)
 
 
 def _found(config: Config) -> ClusterConfig:
@@ -64,7 +69,8 @@ def _found(config: Config) -> ClusterConfig:
     if config.device.kind != "emulated":
         return here.cluster([here.machine(settled(config))], measured)
     if config.plan.workers is None:
-        raise UserError("plan.workers=null", "says how many emulated devices there are", "set plan.workers=5")
+        rule = "plan.workers says how many emulated devices there are, and is not set"
+        raise UserError("device=emulated", rule, "set plan.workers=5")
     return replace(clusters.emulated(config, config.plan.workers), measured=measured)
 
 
@@ -92,10 +98,13 @@ def resolve(config: Config) -> Config:
     The same configuration always gives the same plan, so processes that resolve it for themselves agree.
 
     Raises:
-        UserError: no plan fits, or none is fast enough to be steered.
+        UserError: no plan fits, none is fast enough to be steered, or a plan names devices that its cluster has not.
     """
     config = settled(config)
     if config.plan.name != "auto":
+        if config.plan.devices is not None and _listed(config.cluster):
+            cluster = clusters.load(config.cluster)
+            check_devices(config.plan.devices, sum(group.count for group in cluster.devices), cluster.name)
         return config
     choice = choice_of(config)
     device = config.device

@@ -59,7 +59,7 @@ def spread(choice: Choice) -> str:
 def compared(choices: Sequence[Choice], demand: Demand) -> Table:
     """The best few, a line each."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    right = ("GPUs", "fps", "first frame", "control mean", "worst", "idle", "bytes, most")
+    right = ("devices", "fps", "first frame", "control mean", "worst", "idle", "bytes, most")
     for column in ("", "plan", *right):
         table.add_column(column, justify="right" if column in right else "left", no_wrap=column != "plan")
     for i, choice in enumerate(choices, 1):
@@ -68,7 +68,7 @@ def compared(choices: Sequence[Choice], demand: Demand) -> Table:
         table.add_row(
             str(i),
             f"{choice.plan.name}: {spread(choice)}",
-            str(choice.plan.processes),
+            str(len(set(choice.placement))),
             f"{p.fps:.1f}",
             seconds(p.first_frame_s),
             *control,

@@ -15,11 +15,17 @@ def split_evenly(total: int, parts: int) -> list[int]:
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
-def _sizes(setting: str, given: Sequence[int] | None, total: int, parts: int, what: str) -> list[int]:
-    """The sizes given, or an even split; refused unless they cover `total`."""
+def _sizes(
+    setting: str, given: Sequence[int] | None, total: int, parts: int, what: str, asked: str = "", remedy: str = ""
+) -> list[int]:
+    """The sizes given, or an even split; refused unless they cover `total`.
+
+    Args:
+        asked, remedy: what asked for so many parts, and what to do where there are too many.
+    """
     if given is None:
         if not 1 <= parts <= total:
-            raise UserError(f"{setting}: {parts} parts", f"there are {total} {what}", f"use 1 to {total}")
+            raise UserError(asked, f"there are {total} {what}", remedy or f"use 1 to {total}")
         return split_evenly(total, parts)
     if sum(given) != total or min(given) < 1:
         raise UserError(
@@ -127,7 +133,8 @@ def sequential(config: PlanConfig, workload: Workload) -> Plan:
     degree = degree_of(config, workload)
     if config.workers not in (None, degree):
         rule = f"here is {degree} workers in one group" if degree > 1 else "is one worker"
-        raise UserError(f"plan.workers={config.workers}", f"plan=sequential {rule}", "use plan=timestep")
+        remedy = f"use plan=timestep, or plan.workers={degree} (torchrun --nproc-per-node={degree})"
+        raise UserError(f"plan.workers={config.workers}", f"plan=sequential {rule}", remedy)
     _check_stages(config, workload, 1)
     whole = (range(workload.layers),)
     return Plan("sequential", workload, whole, ((0,),) * workload.steps, 0, 0, 1, degree, config.in_flight)
@@ -153,7 +160,10 @@ def layers(config: PlanConfig, workload: Workload) -> Plan:
         blocks = 2
     else:
         blocks = max(1, _with_cells(config, workload))
-    sizes = _sizes("plan.layers", config.layers, workload.layers, blocks, "layers")
+    most = workload.layers * config.sequence_parallel + _apart(config, workload, workload.layers, decodes=True)
+    asked = "plan=layers" if config.workers is None else f"plan.workers={config.workers}"
+    remedy = "use plan=sequential" if config.workers is None else f"use plan.workers={most} or fewer"
+    sizes = _sizes("plan.layers", config.layers, workload.layers, blocks, "layers", asked, remedy)
     return _grid(config, workload, [workload.steps], sizes)
 
 
@@ -162,8 +172,8 @@ def grid(config: PlanConfig, workload: Workload) -> Plan:
     shape = list(config.grid or (len(config.steps or (0, 0)), len(config.layers or (0, 0))))
     if len(shape) != 2:
         raise UserError(f"plan.grid={shape}", "is two numbers: step groups and blocks", "use [2,2]")
-    steps = _sizes("plan.steps", config.steps, workload.steps, shape[0], "steps")
-    sizes = _sizes("plan.layers", config.layers, workload.layers, shape[1], "layers")
+    steps = _sizes("plan.steps", config.steps, workload.steps, shape[0], "steps", f"plan.grid={shape}")
+    sizes = _sizes("plan.layers", config.layers, workload.layers, shape[1], "layers", f"plan.grid={shape}")
     return _grid(config, workload, steps, sizes)
 
 
@@ -181,11 +191,24 @@ def _check_followed(config: PlanConfig) -> None:
             raise UserError(f"plan.{setting}={list(given)}", f"plan={config.name} does not follow it", f"use {wanted}")
 
 
+def check_every_process(devices: Sequence[int] | None, processes: int) -> None:
+    """Refuse `plan.devices` of another number of processes; None: nothing is asked for.
+
+    Raises:
+        UserError: names the number.
+    """
+    if devices is not None and len(devices) != processes:
+        rule = f"names one device for every process (here {processes})"
+        raise UserError(f"plan.devices={list(devices)}", rule, "give as many, or leave it out")
+
+
 def build(config: PlanConfig, workload: Workload) -> Plan:
     """The plan that a configuration asks for.
 
     Raises:
-        UserError: the sizes do not fit the workload or each other.
+        UserError: the sizes do not fit the workload or each other, or not every process has a device.
     """
     _check_followed(config)
-    return BUILDERS[config.name](config, workload)
+    plan = BUILDERS[config.name](config, workload)
+    check_every_process(config.devices, plan.processes)
+    return plan

@@ -7,7 +7,7 @@ ordinary one: `Choice.config` is what a user would have written to get it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from conf.errors import UserError
 from conf.schema import PlanConfig
-from parallel.builders import PLACED, build, split_evenly
+from parallel.builders import PLACED, build, check_every_process, split_evenly
 from parallel.cluster import Cluster
 from parallel.cost import Costs, Ranges
 from parallel.memory import Bytes, Memory
@@ -74,9 +74,8 @@ def assess(
         UserError: the plan cannot be built, or names devices that there are not.
     """
     plan = build(config, workload)
-    if config.devices is not None:
-        _check_placement(config.devices, plan, cluster)
-    else:
+    check_devices(config.devices, len(cluster.devices), cluster.name)
+    if config.devices is None:
         config = replace(config, devices=_unless_plain(place(plan, cluster.nodes)))
     placement = tuple(config.devices) if config.devices else None
     costs = Costs(plan, cluster, placement)
@@ -84,14 +83,20 @@ def assess(
     return choice if check is None else replace(choice, prediction=check(costs, demand))
 
 
-def _check_placement(devices: list[int], plan: Plan, cluster: Cluster) -> None:
-    known = range(len(cluster.devices))
-    if len(devices) != plan.processes or not set(devices) <= set(known):
-        raise UserError(
-            f"plan.devices={devices}",
-            f"names one device of 0 to {known[-1]} for each of {plan.processes} processes",
-            f"use plan.devices={list(place(plan, cluster.nodes))}",
-        )
+def check_devices(wanted: Sequence[int] | None, count: int, cluster: str) -> None:
+    """Refuse devices that a cluster has not.
+
+    Args:
+        wanted: as `plan.devices`; None: nothing is asked for.
+        count: of its devices.
+        cluster: its name.
+
+    Raises:
+        UserError: names the numbers that there are.
+    """
+    if wanted is not None and not set(wanted) <= set(range(count)):
+        rule = f"devices of cluster={cluster} are 0 to {count - 1}" if count > 1 else f"cluster={cluster} has one, 0"
+        raise UserError(f"plan.devices={list(wanted)}", rule, "name these, or leave it out")
 
 
 def rank(
@@ -115,6 +120,11 @@ def rank(
     """
     wanted = wanted or PlanConfig(name="auto")
     _check_wanted(wanted)
+    asked = f"plan.workers={wanted.workers}"
+    if wanted.devices is not None:
+        check_devices(wanted.devices, len(cluster.devices), cluster.name)
+        asked, wanted = f"plan.devices={wanted.devices}", replace(wanted, workers=wanted.workers or len(wanted.devices))
+        check_every_process(wanted.devices, wanted.workers)
     found: list[Choice] = []
     nearest: Choice | None = None
     for choice in _search(workload, cluster, demand, wanted):
@@ -125,7 +135,7 @@ def rank(
     if not found:
         if nearest is None:
             raise UserError(
-                f"plan.workers={wanted.workers}",
+                asked,
                 f"no plan of this model has as many processes on cluster={cluster.name}",
                 "use another number",
             )

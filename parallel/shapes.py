@@ -132,10 +132,10 @@ def orders(cluster: Cluster, sizes: Sequence[int], fixed: Sequence[int] | None =
     placement, the identity. A worker's processes are put on equal devices where there are enough.
 
     Args:
-        fixed: a placement that was asked for.
+        fixed: a placement that was asked for; of other sizes there is none.
     """
     if fixed is not None:
-        return [tuple(fixed)]
+        return [tuple(fixed)] if len(fixed) == sum(sizes) else []
     if sum(sizes) > len(cluster.devices):
         return [()]
     classes: dict[tuple[str, float], list[int]] = {}

@@ -319,8 +319,8 @@ class PlanConfig:
     in_flight: int | None = None
     """Chunks on their way at most; null: as many as keep every worker busy, counted in layers."""
     devices: list[int] | None = None
-    """The device of every process, by its number in the cluster file; null: in order, and where there are fewer devices
-    than processes, those that compute most have their own and the others share."""
+    """The device of every process, by its number in the cluster, from 0; null: in order, and where there are fewer
+    devices than processes, those that compute most have their own and the others share."""
     force: bool = False
     """Run a plan whose predicted control latency is over `stream.max_control_latency_s`."""
 
@@ -328,6 +328,9 @@ class PlanConfig:
         check_choices(self, "plan.")
         for name in ("workers", "in_flight", "sequence_parallel"):
             positive(f"plan.{name}", getattr(self, name), most=100_000)
+        if self.devices is not None and (not self.devices or min(self.devices) < 0):
+            rule = "lists whole numbers from 0, one for every process"
+            raise UserError(f"plan.devices={list(self.devices)}", rule, "give them, or leave it out")
 
 
 @dataclass

@@ -124,7 +124,11 @@ def test_a_complaint_names_the_argument_that_is_wrong(argument, line):
             "must be a number of seconds; for example device.emulated.post_s=0.0",
         ),
         (["stream.seed=1" + "0" * 30], "must be a whole number; for example stream.seed=0"),
-        (["plan.layers=[[1]]"], "plan.layers=[[1]]: must be a list or null; for example plan.layers=[2,1,1]"),
+        (
+            ["plan.layers=[[1]]"],
+            "plan.layers=[[1]]: must be a list of whole numbers or null; for example plan.layers=[2,1,1]",
+        ),
+        (["device.emulated.speeds=[fast]"], "device.emulated.speeds=[fast]: must be a list of numbers; for example"),
         (["stream.events=[{chunk: x}]"], "stream.events=[{chunk: x}]: must be a list"),
         (["sink.video=${nobody}/x.mp4"], "sink.video=${nobody}/x.mp4"),
     ],

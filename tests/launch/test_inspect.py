@@ -49,6 +49,19 @@ def refused(capsys):
     return run
 
 
+def test_a_plan_is_found_for_this_machine(folder, said):
+    text = said(folder, "plan=auto", "device=cpu")
+    assert "plan: plan=" in text and "Fits cluster=here." in text
+
+
+@pytest.mark.parametrize(
+    "wanted", ["plan.devices=[7]", "plan=timestep plan.devices=[0]", "plan=layers plan.workers=99"]
+)
+def test_a_plan_that_cannot_be_is_refused(folder, refused, wanted):
+    line = refused(folder, "cluster=cpu2", *wanted.split())
+    assert line.startswith(f"error: {wanted.split()[-1]}: ")
+
+
 def test_a_folder_under_a_plan(folder, said):
     text = said(folder, "plan=layers", "plan.workers=3")
     assert "Wan2.1 text-to-video" in text

@@ -107,12 +107,24 @@ def test_broken_files_are_refused(capsys, mine, change, line):
 
 def test_refusals(capsys):
     assert "did you mean h100x5?" in refused(capsys, "cluster=h10x5")
-    assert "there is no such file" in refused(capsys, "cluster=nowhere.yaml")
+    assert refused(capsys, "cluster=nowhere.yaml").startswith("error: cluster=nowhere.yaml: there is no such file")
+    line = refused(capsys, "cluster=cpu2", "cluster.measured=[nowhere.yaml]")
+    assert line.startswith("error: cluster.measured=[nowhere.yaml]: there is no such file")
     assert "did you mean control_latency?" in refused(capsys, "cluster=cpu2", "objective=latency")
     assert "GB too much" in refused(capsys, "model=pocket_avatar", "stream.count=50000", "cluster=rtx4090x2")
     late = ("model=pocket_world", "cluster=cpu2", "stream.max_control_latency_s=0.01")
     assert "and stream.max_control_latency_s is 0.01; use" in refused(capsys, *late)
     assert "s at worst (at most 0.01 s allowed)" in told(capsys, *late, "plan.force=true")
+
+
+def test_a_plan_is_looked_for_on_the_devices_that_are_named(capsys):
+    """Each process on its own of them, or two on one; a plan of so many processes is taken."""
+    for devices, count in (("[1]", 1), ("[1,0]", 2), ("[0,0,1]", 3)):
+        config = config_of("model=nano", "cluster=cpu2", "plan=auto", f"plan.devices={devices}")
+        choice = planning.choice_of(config)
+        assert choice.placement == tuple(config.plan.devices) and choice.plan.processes == count
+    text = told(capsys, "model=nano", "cluster=cpu2", "plan=auto", "plan.workers=3")
+    assert "plan devices fps" in text and "GPU" not in text
 
 
 def test_shipped_clusters():
@@ -163,7 +175,7 @@ def test_emulated_speeds_go_where_the_plan_puts_them():
     choice = planning.choice_of(config)
     first = [choice.placement[choice.plan.group(w)[0]] for w in range(choice.plan.workers)]
     assert resolved.device.emulated.speeds == [(0.5, 1, 1)[d] for d in first]
-    with pytest.raises(UserError, match="says how many emulated devices"):
+    with pytest.raises(UserError, match=r"device=emulated: plan\.workers says how many emulated devices"):
         planning.resolve(config_of("model=nano", "plan=auto", "device=emulated"))
 
 

@@ -90,7 +90,10 @@ def test_a_plan_of_another_size_is_told_from_what_torchrun_started(job, told, mo
         "plan.workers=3: torchrun started 2 processes; use plan.workers=2, or --nproc-per-node=3"
     )
     line = job.fails("model=nano", "launcher=torchrun", "plan=sequential")
-    assert line == "plan.workers=2: plan=sequential is one worker; use plan=timestep"
+    assert line == (
+        "plan.workers=2: plan=sequential is one worker; "
+        "use plan=timestep, or plan.workers=1 (torchrun --nproc-per-node=1)"
+    )
     told(**TOLD)
     assert stream.main(["model=nano", "launcher=torchrun", "plan=sequential", f"output_dir={job.folder}"]) == 2
     assert capsys.readouterr().err == ""  # the first rank has said it

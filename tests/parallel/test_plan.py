@@ -164,9 +164,9 @@ def test_pace_is_sum_over_slowest_and_whole_chunks_round_it_up():
         (PlanConfig("timestep", workers=6), "plan.workers=6: plan=timestep here is 4 workers, or 5 with decode"),
         (PlanConfig("timestep", steps=[2, 1]), "plan.steps=[2, 1]: must be sizes above zero that add up to 4 steps"),
         (PlanConfig("layers", layers=[3, 4]), "plan.layers=[3, 4]: must be sizes above zero that add up to 6 layers"),
-        (PlanConfig("layers", workers=9), "there are 6 layers; use 1 to 6"),
+        (PlanConfig("layers", workers=9), "plan.workers=9: there are 6 layers; use plan.workers=7 or fewer"),
         (PlanConfig("grid", grid=[2]), "plan.grid=[2]: is two numbers"),
-        (PlanConfig("grid", grid=[5, 1]), "there are 4 steps; use 1 to 4"),
+        (PlanConfig("grid", grid=[5, 1]), "plan.grid=[5, 1]: there are 4 steps; use 1 to 4"),
         (PlanConfig("sequential", workers=2), "plan.workers=2: plan=sequential is one worker"),
         (
             PlanConfig("timestep", sequence_parallel=2, workers=7, steps=[2, 2]),

@@ -155,7 +155,7 @@ def test_settings_beside_auto():
     assert {c.plan.degree for c in rank(w, devices, Demand(), wanted=PlanConfig("auto", sequence_parallel=2))} == {2}
     with pytest.raises(UserError, match="is chosen by plan=auto"):
         rank(w, devices, Demand(), wanted=PlanConfig("auto", steps=[2, 2]))
-    with pytest.raises(UserError, match=r"names one device of 0 to 3 for each of 2 processes.*devices=\[0, 1\]"):
+    with pytest.raises(UserError, match=r"devices of cluster=.* are 0 to 3; name these"):
         assess(PlanConfig("timestep", workers=2, devices=[0, 9]), w, devices, Demand())
 
 

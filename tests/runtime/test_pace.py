@@ -94,7 +94,7 @@ def test_what_comes_through_a_pipe_is_paced(tmp_path):
 
 def test_a_pace_that_there_is_not(job):
     assert job.fails("model=nano", "source.pace=fast") == (
-        "source.pace=fast: must be one of live, free; use one of live, free"
+        "source.pace=fast: must be one of live, free; use one of these"
     )
 
 
