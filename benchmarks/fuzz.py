@@ -113,6 +113,7 @@ def _told_in(report: Path) -> bool:
 def batch(first: int, count: int, seed: int, whole: Path) -> Iterator[dict[str, Any]]:
     """What came of some cases, one after the other in this process."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    os.environ["TORCH_COMPILE_DISABLE"] = "1"  # torch's compiler takes its time, and keeps threads
     torch.set_num_threads(1)
 
     def hang(*_: object) -> None:
