@@ -180,11 +180,6 @@ class Accelerator(Device):
     def recorder(self) -> Recorder | None:
         return _Graphs(self) if hasattr(self.module, "CUDAGraph") else None
 
-    def reaches(self, other: torch.device) -> bool:
-        if other.type != self.kind:
-            return False
-        return other.index == self.torch.index or self.module.can_device_access_peer(self.torch, other)
-
 
 class _Graphs:
     """Records graphs in one memory pool, on a stream of their device."""

@@ -169,7 +169,7 @@ class Device(ABC):
 
     @abstractmethod
     def free_bytes(self) -> int:
-        """Bytes of it that can be had; of the host's own memory `runtime.room` knows."""
+        """Bytes of it that can be had; of a host's, what the host or its container has left."""
 
     @abstractmethod
     def peak_bytes(self) -> int:
@@ -204,7 +204,3 @@ class Device(ABC):
     @abstractmethod
     def recorder(self) -> Recorder | None:
         """Makes graphs, in memory that they share; None where there are none."""
-
-    @abstractmethod
-    def reaches(self, other: torch.device) -> bool:
-        """Whether it can copy from and to another device of this host without the host's memory."""

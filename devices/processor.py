@@ -5,12 +5,16 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from devices.base import Device, Queue
+
+CGROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
 
 
 class _AtOnce(Queue):
@@ -67,7 +71,7 @@ class Processor(Device):
         return ""
 
     def free_bytes(self) -> int:
-        raise NotImplementedError("a processor's memory is its host's")
+        return min(_host_bytes(), _container_bytes())
 
     def peak_bytes(self) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -93,5 +97,24 @@ class Processor(Device):
     def recorder(self) -> None:
         return None
 
-    def reaches(self, other: torch.device) -> bool:
-        return other.type == self.kind
+
+def _host_bytes() -> int:
+    """Bytes that Linux says can be had without swapping; no limit where it says nothing."""
+    if MEMINFO.exists():
+        for line in MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 1 << 62
+
+
+def _container_bytes() -> int:
+    """What a control group leaves, pages of files that it can drop included; no limit where there is none."""
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        if limit == "max":
+            return 1 << 62
+        said = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        files = int(said.get("inactive_file", 0)) + int(said.get("active_file", 0))
+        return max(0, int(limit) - int(used) + files)
+    except (OSError, ValueError):
+        return 1 << 62

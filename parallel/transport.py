@@ -32,9 +32,6 @@ BEYOND = {"auto": LARGE, NCCL: 0, "host": math.inf}
 QUEUES = 4
 """Blocks of threads (`max_ctas`) with which a communicator of two moves bodies. They suffice for tens of GB/s and leave
 the other multiprocessors to the passes; by default NCCL takes up to 32."""
-COMMUNICATOR_BYTES = QUEUES * (10 << 20)
-"""Of a device's memory, for a communicator of two: for each of its queues buffers of 4 MiB (NCCL_BUFFSIZE), 4.7 MiB
-(LL128) and 0.5 MiB (LL), and what belongs to them. By NCCL's defaults, not measured."""
 
 
 class Place(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,6 @@ from runtime.orders import host
 from runtime.parts import Parts
 
 GB = 1e9
-CGROUP = Path("/sys/fs/cgroup")
-MEMINFO = Path("/proc/meminfo")
 
 
 def room(parts: Parts) -> dict[str, Any]:
@@ -71,28 +68,4 @@ def require_together(config: Config, told: Sequence[dict[str, Any]]) -> None:
 def free_bytes(device: torch.device) -> tuple[str, int]:
     """(which memory, bytes free in it) of a device; of a processor what its host, or its container, has left."""
     asked = devices.of(device)
-    if where := asked.where():
-        return f"{host()}/{where}", asked.free_bytes()
-    return host(), min(_host_bytes(), _container_bytes())
-
-
-def _host_bytes() -> int:
-    """Bytes that Linux says can be had without swapping; no limit where it says nothing."""
-    if MEMINFO.exists():
-        for line in MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 1 << 62
-
-
-def _container_bytes() -> int:
-    """What a control group leaves, pages of files that it can drop included; no limit where there is none."""
-    try:
-        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        if limit == "max":
-            return 1 << 62
-        said = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        files = int(said.get("inactive_file", 0)) + int(said.get("active_file", 0))
-        return max(0, int(limit) - int(used) + files)
-    except (OSError, ValueError):
-        return 1 << 62
+    return "/".join(filter(None, (host(), asked.where()))), asked.free_bytes()

@@ -226,9 +226,5 @@ def set_rng_state(state: torch.Tensor, device: object = None) -> None:
     """There is none."""
 
 
-def can_device_access_peer(device: object, peer: object) -> bool:
-    return True
-
-
 _DEFAULT = [Stream(line=LEDGER.line(card)) for card in range(CARDS)]
 _NOW = _Now()
