@@ -25,8 +25,9 @@ TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)/$(TORCH))
 # What running needs, and what testing needs beside it; each is installed again only when what is asked for has changed.
 RUN := $(VENV)/.run-$(TORCH)
 DEV := $(VENV)/.dev
+LIVE := $(VENV)/.live
 
-.PHONY: install demo demo-world test test-all test-train test-slurm lint bars clean
+.PHONY: install demo demo-world live test test-all test-train test-slurm lint bars clean
 
 install: $(RUN)
 
@@ -35,6 +36,11 @@ $(RUN): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH_FROM) $(TORCH_LINE) -e . || { $(TORCH_HINT) exit 2; }
 	@rm -f $(VENV)/.run-* && touch $@
+
+$(LIVE): $(RUN)
+	@echo "installing what serving needs"
+	@$(PIP) -e '.[serve]'
+	@touch $@
 
 $(DEV): $(RUN)
 	@echo "installing what the tests need"
@@ -54,6 +60,10 @@ lint: $(DEV)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# People talk to the avatar and walk through the world, in a browser: the address is printed.
+live: $(LIVE)
+	@$(BIN)/python -m launch.serve experiment=live
 
 # With what takes long: every launcher, signal and phase as real processes.
 test-all: lint

@@ -14,6 +14,8 @@ SHIPPED = Path(__file__).parent.parent / "everframe"
 """What ships beside code: `assets/` and `slurm/`. In a checkout these are links to the folders of that name."""
 ADDRESS = "tcp://"
 """What an address begins with, where a program stands in a file's place (`stages.link`)."""
+ADDRESSES = (ADDRESS, "tls://")
+"""Likewise, in the clear and encrypted."""
 
 
 def found(path: str | None) -> str | None:

@@ -13,7 +13,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("conf", "devices", "launch", "runtime", "parallel", "stages")
+PACKAGES = ("conf", "devices", "launch", "runtime", "parallel", "serve", "stages")
 """Those that every program imports; who runs `distill` or `benchmarks` names them."""
 HOME = Path(__file__).parent.parent
 EXIT_USER_ERROR = 2

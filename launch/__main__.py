@@ -13,6 +13,7 @@ from launch.console import lasting
 
 COMMANDS = {
     "stream": "stream video by a plan: a portrait that speaks, a world that is walked through",
+    "serve": "people and programs talk to it live: in a browser, over WebRTC and WebSockets",
     "plan": "what a plan would do, or which is best for a cluster",
     "inspect": "what a checkpoint is, and what it would take to run it",
     "doctor": "is everything ready: devices, links, disk, encoder",

@@ -32,7 +32,7 @@ from runtime.fast import require
 from stages.sinks.video import VideoSink
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("conf", "devices", "everframe", "launch", "parallel", "runtime", "stages")
+PACKAGES = ("conf", "devices", "everframe", "launch", "parallel", "runtime", "serve", "stages")
 SHARED_BYTES = 250_000_000
 """Of shared memory: NCCL's rings of a process and Ray's object store, as the batch scripts start it."""
 DISK_BYTES = 1_000_000_000

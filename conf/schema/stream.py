@@ -8,7 +8,7 @@ from datetime import datetime
 from secrets import token_hex
 
 from conf.errors import UserError, not_negative, positive
-from conf.paths import ADDRESS, found, is_live, live
+from conf.paths import ADDRESS, ADDRESSES, found, is_live, live
 from conf.settings import as_typed, check_choices, one_of
 from conf.typed import shown
 
@@ -21,7 +21,7 @@ TRANSPORTS = ("auto", "nccl", "host")
 LOGS = ("none", "wandb")
 TRACES = ("none", "recent", "all")
 PACES = ("live", "free")
-PICTURES = ("video", "frames", "contact_sheet", "reader")
+PICTURES = ("video", "frames", "contact_sheet", "reader", "session")
 """Settings of sinks that are made of pictures."""
 SINKS = ("video", "latents", "frames", "contact_sheet", "inputs", "timeline")
 """Settings of sinks that are files, or folders of files."""
@@ -29,6 +29,8 @@ SOURCES = ("image", "audio", "actions", "tensors", "inputs")
 """Settings of a source that are files."""
 GRAPHS = ("never", "auto", "always")
 COMPILE = ("auto", "true", "false")
+OF_EACH = "of-each-stream"
+"""In place of an address that every stream has one of."""
 SEEDS = range(-(1 << 63), 1 << 64)
 LONGEST_PROMPT, LONGEST_PATH, LONGEST_NAME = 100_000, 4096, 128
 """Characters of a prompt and of a path, bytes of a stream's name."""
@@ -44,6 +46,12 @@ def _plain(name: str, text: str | None, longest: int) -> None:
         )
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UserError(f"{name}={shown(text)}", "holds a NUL or half a character", "give plain Unicode text")
+
+
+def _address(name: str, given: str | None) -> None:
+    """Refuse what is no address of a program, nor stands for one that each stream has of its own."""
+    if given is not None and given != OF_EACH and not re.fullmatch(rf"({'|'.join(ADDRESSES)})[^/]+:\d+/.+", given):
+        raise UserError(f"{name}={shown(given)}", "is no address", f"give {ADDRESS}HOST:PORT/TOKEN")
 
 
 def fresh_folder(of: str = "") -> str:
@@ -142,6 +150,9 @@ class SourceConfig:
     """A .safetensors file of conditioning that was computed elsewhere."""
     inputs: str | None = None
     """What `sink.inputs` recorded of another stream, in place of its sound and actions."""
+    session: str | None = None
+    """A session of a gateway, whose sound and events drive the stream: `tcp://HOST:PORT/TOKEN`. `everframe serve` sets
+    it."""
     pace: str = one_of(PACES, "live")
     """Of sound and actions that come through a pipe: `live`, a chunk is sampled no sooner than the one before it has
     been watched (frames / fps), so the stream does not run ahead of who drives it; `free`, as fast as stages allow."""
@@ -152,6 +163,12 @@ class SourceConfig:
             _plain(f"source.{name}", getattr(self, name), LONGEST_PATH)
             setattr(self, name, found(getattr(self, name)))
         self.audio, self.actions = live(self.audio), live(self.actions)
+        _address("source.session", self.session)
+        if self.session:
+            for name in ("audio", "actions", "inputs"):
+                if value := getattr(self, name):
+                    rule = "source.session brings sound and actions of its own"
+                    raise UserError(f"source.{name}={value}", rule, f"set source.{name}=null")
         if self.audio == "-" and self.actions == "-":
             raise UserError(
                 "source.audio=-", "source.actions=- reads standard input too", "give one of the two as a file"
@@ -165,7 +182,7 @@ class SourceConfig:
     @property
     def live(self) -> bool:
         """Whether sound or actions come as they happen, and may have to be waited for."""
-        return is_live(self.audio) or is_live(self.actions)
+        return is_live(self.audio) or is_live(self.actions) or self.session is not None
 
     @property
     def paced(self) -> bool:
@@ -187,6 +204,9 @@ class SinkConfig:
     """A PNG of a few frames side by side."""
     reader: str | None = None
     """A program that takes pictures and sound as they are made: `tcp://HOST:PORT/TOKEN`. `everframe.open` sets it."""
+    session: str | None = None
+    """A session of a gateway, whose viewers are sent coded pictures and sound: `tcp://HOST:PORT/TOKEN`. `everframe serve`
+    sets it."""
     inputs: str | None = None
     """What was sampled for each chunk, so that another run can be driven by it."""
     timeline: str | None = None
@@ -198,8 +218,8 @@ class SinkConfig:
         for setting in fields(self):
             _plain(f"sink.{setting.name}", getattr(self, setting.name), LONGEST_PATH)
         check_choices(self, "sink.")
-        if self.reader is not None and not re.fullmatch(rf"{ADDRESS}[^/]+:\d+/.+|of-each-stream", self.reader):
-            raise UserError(f"sink.reader={self.reader}", "is no address", f"give {ADDRESS}HOST:PORT/TOKEN")
+        _address("sink.reader", self.reader)
+        _address("sink.session", self.session)
         if self.timeline and self.trace == "none":
             raise UserError("sink.trace=none", f"sink.timeline={self.timeline} is drawn from it", "use recent or all")
 

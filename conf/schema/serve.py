@@ -1,0 +1,130 @@
+"""How sessions are served: where, to whom, how many, for how long."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from typing import Any
+
+from conf.errors import UserError, not_negative, positive
+from conf.schema import Config
+from conf.settings import check_choices, one_of
+from conf.typed import shown
+
+TLS = ("auto", "off")
+AUTO = "auto"
+PEERS = ("auto", "true", "false")
+LOGS = ("text", "json")
+LEAST_TOKEN = 16
+"""Characters of a token that is not guessed."""
+
+
+@dataclass
+class ServeConfig:
+    """The gateway: one port for people and programs, one for stages."""
+
+    host: str = "127.0.0.1"
+    """The address that people and programs connect to; any but a loopback address wants `serve.token`."""
+    port: int = 8080
+    """Of HTTP and WebSockets; 0: a free one."""
+    token: str | None = None
+    """Who knows it may open sessions; `everframe serve` prints an address that carries it."""
+    tls: Any = "off"
+    """`auto` makes a certificate of its own, which browsers ask about once; `off`: plain HTTP, for this machine or behind
+    a proxy; `{cert: FILE, key: FILE}`: yours, in PEM."""
+    models: list[str] = field(default_factory=list)
+    """Models to be served on one port, each as `model=NAME` would be; empty: the one of `model`."""
+    max_sessions: str = AUTO
+    """Sessions of each model at once; `auto`: as many as its plan keeps in time, as measured at the start."""
+    sessions_per_caller: int = 8
+    """Sessions that one address may have at once."""
+    posts_per_minute: int = 30
+    """Sessions that one address may open, and uploads that it may send, in a minute."""
+    queue: int = 16
+    """Sessions that may wait for a place, each told its position; 0: who finds no place is refused."""
+    session_s: float = 1800.0
+    """Longest session."""
+    lease_s: float = 30.0
+    """How long a session without a viewer is kept for one that comes back."""
+    idle_s: float = 300.0
+    """How long a session goes on in which nothing is said, pressed or typed."""
+    drain_s: float = 30.0
+    """How long sessions under way may go on once the server was told to end."""
+    margin_s: float = 0.08
+    """How long before its frames are due a chunk is to be there: what its way may vary by."""
+    headroom: float = 0.25
+    """Share of the measured rate that is kept free of sessions."""
+    origins: list[str] = field(default_factory=list)
+    """Other sites whose pages may talk to the server, `https://example.org`."""
+    names: list[str] = field(default_factory=list)
+    """Names and addresses by which it is reached, beside its own, such as a proxy's."""
+    ice_servers: list[str] = field(default_factory=list)
+    """STUN and TURN servers, `turn:turn.example.org:3478?transport=tcp`."""
+    turn_secret: str | None = None
+    """What TURN servers and this one share (coturn's static-auth-secret): credentials are made of it for each session."""
+    private_peers: str = one_of(PEERS, "auto")
+    """Whether media may go to private addresses; `auto`: where `serve.host` is loopback or private."""
+    link_host: str | None = None
+    """The address that stages connect to; null: the one by which their machines know this one."""
+    link_port: int = 0
+    """Likewise; 0: a free one."""
+    logs: str = one_of(LOGS, "text")
+    """How the log is written, to standard error."""
+
+    def __post_init__(self):
+        self.max_sessions = str(self.max_sessions).lower()
+        self.private_peers = str(self.private_peers).lower()
+        self.tls = "off" if self.tls is False else self.tls
+        check_choices(self, "serve.")
+        self._check_tls()
+        for name in ("port", "link_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise UserError(
+                    f"serve.{name}={getattr(self, name)}", "is no port", "use 1 to 65535, or 0 for a free one"
+                )
+        for name in ("sessions_per_caller", "posts_per_minute"):
+            positive(f"serve.{name}", getattr(self, name), most=1_000_000)
+        for name in ("session_s", "lease_s", "idle_s", "drain_s"):
+            positive(f"serve.{name}", getattr(self, name), most=10_000_000)
+        not_negative("serve.margin_s", self.margin_s)
+        if not 0 <= self.queue <= 10_000:
+            raise UserError(f"serve.queue={self.queue}", "is a number of sessions from 0 to 10000", "use 16")
+        if not 0 <= self.headroom < 1:
+            raise UserError(f"serve.headroom={self.headroom}", "is a share from 0 to below 1", "use 0.25")
+        if self.max_sessions != AUTO and not (self.max_sessions.isdigit() and 0 < int(self.max_sessions) <= 10_000):
+            raise UserError(f"serve.max_sessions={shown(self.max_sessions)}", "is auto or a number from 1", "use auto")
+        if self.token is not None and len(self.token) < LEAST_TOKEN:
+            raise UserError("serve.token", f"has fewer than {LEAST_TOKEN} characters", "openssl rand -hex 16 makes one")
+        if not self.local and self.token is None:
+            rule = "can be reached by others, and nothing is asked of them"
+            raise UserError(f"serve.host={self.host}", rule, "give serve.token=$(openssl rand -hex 16)")
+
+    def _check_tls(self) -> None:
+        if isinstance(self.tls, str) and self.tls in TLS:
+            return
+        given = self.tls if isinstance(self.tls, dict) else {}
+        if set(given) != {"cert", "key"} or not all(isinstance(path, str) for path in given.values()):
+            rule = "is auto, off, or names two files"
+            raise UserError(f"serve.tls={shown(self.tls)}", rule, "use {cert: cert.pem, key: key.pem}")
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def most(self) -> int | None:
+        """Sessions of each model at once; None: as many as are kept in time."""
+        return None if self.max_sessions == AUTO else int(self.max_sessions)
+
+
+@dataclass
+class ServedConfig(Config):
+    """One model of `launch.serve`."""
+
+    serve: ServeConfig = field(default_factory=ServeConfig)
