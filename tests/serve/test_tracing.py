@@ -35,7 +35,7 @@ class Collector:
                 pass
 
         self.server = HTTPServer(("127.0.0.1", 0), Take)
-        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()
         self.address = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -164,5 +164,5 @@ def test_the_endpoint_of_traces_alone(collector, monkeypatch):
 
 
 def test_another_protocol_is_refused_at_the_start():
-    with pytest.raises(UserError, match="OTEL_EXPORTER_OTLP_PROTOCOL=grpc: .*http/protobuf"):
+    with pytest.raises(UserError, match=r"OTEL_EXPORTER_OTLP_PROTOCOL=grpc: .*http/protobuf"):
         Tracing({ENDPOINTS[0]: "http://127.0.0.1:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
