@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from conf.errors import UserError, not_negative, positive
@@ -128,3 +128,8 @@ class ServedConfig(Config):
     """One model of `launch.serve`."""
 
     serve: ServeConfig = field(default_factory=ServeConfig)
+
+    @property
+    def run(self) -> Config:
+        """What its workers are told: they know of no gateway."""
+        return Config(**{one.name: getattr(self, one.name) for one in fields(Config)})
