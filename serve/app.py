@@ -110,7 +110,9 @@ def _post(path: str, endpoint: Answer) -> Route:
     return Route(path, endpoint, methods=["POST"])
 
 
-async def _problem(_: Request, problem: Problem) -> Response:
+async def _problem(request: Request | WebSocket, problem: Problem) -> Response:
+    if request.scope["type"] == "websocket":  # which may have been accepted: the guard knows
+        raise problem
     return refusal(problem)
 
 

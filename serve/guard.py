@@ -114,12 +114,9 @@ class Guard:
             Problem: it is refused.
         """
         headers = Headers(scope=scope)
-        peer = (scope.get("client") or ("", 0))[0]
+        peer, port = scope.get("client") or ("", 0)
         # Whoever comes later takes this for the other end, be there a proxy or not.
-        scope["client"] = (
-            caller(peer, headers.get("x-forwarded-for"), self._serve),
-            (scope.get("client") or ("", 0))[1],
-        )
+        scope["client"] = (caller(peer, headers.get("x-forwarded-for"), self._serve), port)
         if not _path(scope):
             raise Problem("not_found", "there is nothing of this name here")
         asked = self._asked(scope, headers)

@@ -1,4 +1,4 @@
-"""By what name a server is asked for, and of what name a page is: the headers Host and Origin, and what settings say."""
+"""By what name a server is asked for, and of what name a page is: the headers Host and Origin, and the settings."""
 
 from __future__ import annotations
 
