@@ -29,7 +29,7 @@ def tracks(data: bytes):
             at = None if packet.pts is None else float(packet.pts * packet.time_base)
             if packet.stream.type == "video":
                 frames = packet.decode()
-                seen += [(float(np.asarray(f.planes[0]).mean()), float(f.time)) for f in frames]
+                seen += [(float(f.to_ndarray()[:HEIGHT].mean()), float(f.time)) for f in frames]
             elif at is not None:
                 heard.append((bytes(packet), at))
     return seen, heard
