@@ -16,7 +16,7 @@ from serve.media import SOUND_RATE, VIDEO_RATE
 VIDEO, SOUND = 1, 2
 """Numbers of the tracks."""
 CHANNELS = 2
-"""Of the sound track. Every Opus decoder makes two of one, and the packets themselves say which it is (RFC 6716, 3.1)."""
+"""Of the sound track. Every Opus decoder makes two of one, and each packet says which it is (RFC 6716, 3.1)."""
 UNITY = struct.pack(">9I", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 ALONE, DEPENDENT = 0x02000000, 0x01010000
 """Flags of a sample: nothing else is needed to decode it; something is, and it is no place to begin."""

@@ -34,6 +34,7 @@ class Fragments:
     Attributes:
         mime: of the whole, for `MediaSource.isTypeSupported`; None before the init segment.
         origin: time of the first picture in ticks of VIDEO_RATE since the session's start; None before it.
+        begun: init segments so far: another one follows where another encoder took over.
         waiting: whether only a key frame lets it go on.
     """
 
@@ -49,6 +50,7 @@ class Fragments:
         self._last = {"video": -1, "sound": -1}
         self._number = 0
         self.mime: str | None = None
+        self.begun = 0
         self.origin: int | None = None
         self.waiting = True
 
@@ -130,6 +132,7 @@ class Fragments:
 
     def _init(self, sets: tuple[bytes, bytes]) -> bytes:
         self._sets = sets
+        self.begun += 1
         profile = sets[0][1:4].hex().upper()
         self.mime = f'video/mp4; codecs="avc1.{profile}{",opus" if self._loud else ""}"'
         return init(*self._size, *sets, self._loud)
