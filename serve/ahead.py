@@ -19,8 +19,8 @@ class Ahead:
     """A queue of sound, emptied by a thread of its own at the pace at which the server speaks.
 
     Args:
-        send: sends float32 samples of a rate; what it raises ends the thread.
-        over: errors of `send` that mean that the connection has ended.
+        send: sends float32 samples of a rate.
+        over: what it raises once the connection has ended.
         clock: seconds, monotonic.
     """
 

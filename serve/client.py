@@ -13,44 +13,32 @@ from __future__ import annotations
 import json
 import ssl
 import threading
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConcurrencyError, ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_socket
 
 from serve.ahead import Ahead
+from serve.requests import ANSWER_S, Refused, authorization, create, delete, problem
+
+__all__ = ["Chunk", "Part", "Refused", "Session", "connect", "create", "delete"]
 
 PROTOCOL = "everframe.v1"
 PATH = "/v1/realtime/video"
-OPEN_S = 30.0
-"""Longest wait for an answer to a request."""
 ENDED = frozenset({1001, 1008, 1009, 1011, 1013})
 """Codes of a connection that the server ended, and said why (RFC 6455, 7.4.1)."""
+CLOSE_S = 2.0
+"""Longest wait for a server to say goodbye."""
 MESSAGE = 1 << 19
 """Bytes of a message of sound; servers take twice as much."""
-
-
-class Refused(Exception):  # noqa: N818  it says what happened
-    """The server refused, or ended the connection for a reason of its own.
-
-    Attributes:
-        code: such as `full`, `unauthorized`, `bad_request`; `lost`: the connection broke.
-        message: why, in words.
-        retry_after_s: when to come again; None: it makes no difference.
-    """
-
-    def __init__(self, code: str, message: str, retry_after_s: float | None = None):
-        super().__init__(f"{code}: {message}")
-        self.code, self.message, self.retry_after_s = code, message, retry_after_s
 
 
 class Chunk(NamedTuple):
@@ -90,26 +78,6 @@ class Part(NamedTuple):
     first: bool = False
 
 
-def create(url: str, token: str | None = None, context: ssl.SSLContext | None = None, **wanted: Any) -> dict[str, Any]:
-    """Open a session by `POST /v1/sessions`; returns its answer, with `id` and `secret`.
-
-    Raises:
-        Refused: the server has no place, or does not take what is wanted.
-    """
-    return _request("POST", f"{url.rstrip('/')}/v1/sessions", token, None, context, wanted)
-
-
-def delete(
-    url: str, id: str, secret: str, token: str | None = None, context: ssl.SSLContext | None = None
-) -> dict[str, Any]:
-    """End a session by `DELETE /v1/sessions/{id}`.
-
-    Raises:
-        Refused: there is none, or the secret is another's.
-    """
-    return _request("DELETE", f"{url.rstrip('/')}/v1/sessions/{id}", token, secret, context)
-
-
 def connect(
     url: str, token: str | None = None, context: ssl.SSLContext | None = None, media: bool = True, **wanted: Any
 ) -> Session:
@@ -120,29 +88,32 @@ def connect(
         token: the server's, if it wants one.
         context: for `https`, where the certificate is the server's own.
         media: False: no picture and sound is wanted here.
-        wanted: `model`, `prompt`, `seed`, `image`, `seconds`, `queue`; or `session` and `secret` of one that was opened.
+        wanted: `model`, `prompt`, `seed`, `image`, `seconds`, `queue`; or `session` and `secret`, to join one.
 
     Raises:
         Refused: the server refuses, or is not there.
     """
     parts = urlsplit(url.rstrip("/"))
     address = urlunsplit(parts._replace(scheme="wss" if parts.scheme == "https" else "ws", path=parts.path + PATH))
+    held = ExitStack()
     try:
-        connection = connect_socket(
+        opened = connect_socket(
             address,
             ssl=context,
             subprotocols=[PROTOCOL],
-            additional_headers=_authorization(token, None),
+            additional_headers=authorization(token, None),
             compression=None,
             max_size=None,
-            open_timeout=OPEN_S,
+            open_timeout=ANSWER_S,
+            close_timeout=CLOSE_S,
             proxy=None,
         )
+        connection = held.enter_context(opened)
     except InvalidStatus as error:
-        raise _problem(error.response.body or b"", error.response.status_code) from None
+        raise problem(error.response.body or b"", error.response.status_code) from None
     except (OSError, TimeoutError) as error:
         raise Refused("lost", f"nobody answers at {url} ({error})") from error
-    session = Session(connection)
+    session = Session(connection, held)
     try:
         session._begin({"media": media, **wanted})
     except BaseException:
@@ -164,15 +135,15 @@ class Session:
         done: its last word, with `reason`; None: it goes on.
     """
 
-    def __init__(self, connection: ClientConnection):
-        self._connection = connection
+    def __init__(self, connection: ClientConnection, held: ExitStack):
+        self._connection, self._held = connection, held
         self._sending = threading.Lock()
         self._numbers = count(1)
         self._chunk: Chunk | None = None
         self._first = self._read = False
         self._kept: Part | None = None
         self._error: dict[str, Any] = {}
-        self._speech = Ahead(self._send_sound, ConnectionClosed)
+        self._speech = Ahead(self._send_sound, Refused)
         self.id = self.secret = self.model = ""
         self.offer: dict[str, Any] = {}
         self.mime: str | None = None
@@ -203,12 +174,15 @@ class Session:
 
     def stop(self) -> None:
         """Ask for the session's end; its last parts still come."""
-        self._send({"type": "session.stop"})
+        with suppress(Refused):  # it has ended
+            self._send({"type": "session.stop"})
 
     def close(self) -> None:
         """Leave. The session itself goes on for a while (`serve.lease_s`), for one who joins it again."""
         self._speech.close()
-        self._connection.close()
+        # Closing waits for the server's answer, which is behind all that was not read.
+        threading.Thread(target=self._throw_away, daemon=True).start()
+        self._held.close()
 
     def save(self, path: str | Path, seconds: float) -> float:
         """Write the first seconds to a fragmented mp4, in whole chunks; returns how many there are.
@@ -275,10 +249,13 @@ class Session:
             self._send({"type": "session.audio", **form}, data)
 
     def _send(self, message: dict[str, Any], data: bytes | None = None) -> None:
-        with self._sending:  # sound is to follow its announcement
-            self._connection.send(json.dumps(message))
-            if data is not None:
-                self._connection.send(data)
+        try:
+            with self._sending:  # sound is to follow its announcement
+                self._connection.send(json.dumps(message))
+                if data is not None:
+                    self._connection.send(data)
+        except ConnectionClosed as error:
+            raise Refused("lost", "the connection has ended: what was read last says why") from error
 
     def _receive(self) -> bytes | None:
         """The next media; None: a message came."""
@@ -292,6 +269,11 @@ class Session:
             return said
         self._hear(json.loads(said))
         return None
+
+    def _throw_away(self) -> None:
+        with suppress(ConnectionClosed, ConcurrencyError):
+            while True:
+                self._connection.recv()
 
     def _hear(self, message: dict[str, Any]) -> None:
         kind = message.pop("type")
@@ -315,39 +297,3 @@ class Session:
 
 def _refused(message: dict[str, Any]) -> Refused:
     return Refused(message["code"], message["message"], message.get("retry_after_s"))
-
-
-def _authorization(token: str | None, secret: str | None) -> dict[str, str]:
-    found = {} if token is None else {"Authorization": f"Bearer {token}"}
-    return found if secret is None else found | {"X-Session-Secret": secret}
-
-
-def _problem(body: bytes, status: int) -> Refused:
-    """A refusal over HTTP (RFC 9457)."""
-    try:
-        found = json.loads(body)
-        return Refused(found["type"], found["detail"], found.get("retry_after_s"))
-    except (ValueError, TypeError, KeyError):
-        return Refused("failed", f"the server answered {status}")
-
-
-def _request(
-    method: str,
-    address: str,
-    token: str | None,
-    secret: str | None,
-    context: ssl.SSLContext | None,
-    body: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    headers = _authorization(token, secret) | {"Content-Type": "application/json"}
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(address, data, headers, method=method)
-    # As the WebSocket: straight to the server, whatever proxy the environment names.
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
-    try:
-        with direct.open(request, timeout=OPEN_S) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        raise _problem(error.read(), error.code) from None
-    except (OSError, ValueError) as error:
-        raise Refused("lost", f"nobody answers at {address} ({error})") from error

@@ -14,6 +14,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 UNSENT = 8 * 1024
 """Bytes that wait in the system, and in asyncio before it holds the sender up."""
+LINGER_S = 10.0
+"""How long the last bytes may take."""
 
 
 class TightWebSocket(WebSocketsSansIOProtocol):
@@ -41,4 +43,4 @@ class TightWebSocket(WebSocketsSansIOProtocol):
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
         """Nobody may keep a connection by not reading its last bytes."""
         super().on_task_complete(task)
-        self.loop.call_later(self.close_timeout, self.transport.abort)
+        self.loop.call_later(LINGER_S, self.transport.abort)
