@@ -70,7 +70,8 @@ class Socket(Viewer):
         begun = self._fragments.begun
         made = self._fragments.add(packet)
         if made is None:
-            if packet.kind == "video" and self._fragments.waiting:
+            # Not for one who is still stuck: other viewers would pay for it.
+            if packet.kind == "video" and self._fragments.waiting and not self.outbox.lag_s:
                 self._session.key_frame("queue" if begun else "join")
         elif begun == self._fragments.begun:
             self._play(made)
@@ -136,7 +137,6 @@ class Socket(Viewer):
         if self.outbox.over:
             self.outbox.empty()
             self._fragments.skip()
-            self._session.key_frame("queue")
 
     def _say_chunk(self, shown: Shown, origin: int) -> None:
         known = {"chunk": shown.chunk, "frames": shown.frames, "events": list(shown.events)}

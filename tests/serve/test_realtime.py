@@ -35,7 +35,8 @@ class Talk:
 
     def __init__(self, site, **options):
         self._stack = ExitStack()
-        opened = connect(site.address, compression=None, proxy=None, max_size=None, **options)
+        options = {"compression": None, "proxy": None, "max_size": None, "max_queue": None} | options
+        opened = connect(site.address, **options)
         self._socket = self._stack.enter_context(opened)
         self.protocol = self._socket.subprotocol
 
@@ -68,11 +69,11 @@ class Talk:
             return found, error.rcvd.code if error.rcvd else 1006
 
 
-def begun(site, session=None) -> tuple[Talk, FakeSession]:
+def begun(site, session=None, **options) -> tuple[Talk, FakeSession]:
     """A connection with its session, which plays nothing of itself."""
     session = session or FakeSession(1)
     site.gateway.next = lambda wanted: session
-    talk = Talk(site)
+    talk = Talk(site, **options)
     talk.say({"type": "session.start"})
     talk.until("session.started")
     return talk, session
@@ -340,7 +341,7 @@ def test_stop_ends_the_session(site):
 def test_who_reads_nothing_is_let_go_and_nothing_stays(site, monkeypatch):
     monkeypatch.setattr(endpoint, "PATIENCE_S", 0.1)
     before = site.call(lambda: len(asyncio.all_tasks()))
-    talk, session = begun(site)
+    talk, session = begun(site, max_queue=16)
     monkeypatch.setattr(tight, "LINGER_S", 0)
     with talk:
         notice = {"type": "session.notice", "kind": "held", "message": "x" * 4000}

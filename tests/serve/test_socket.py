@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+from itertools import pairwise
 
 import av
 import pytest
@@ -24,11 +25,16 @@ class Clock:
         return self.now
 
 
-def taken(outbox: Outbox) -> list:
-    """All that waits, as it is sent."""
+def taken(outbox: Outbox, stuck: bool = False) -> list:
+    """All that waits, as it is sent; `stuck`: the last of it is still under way."""
 
     async def run():
-        return [await outbox.take() for _ in range(len(outbox._items))]
+        found = [await outbox.take() for _ in range(len(outbox._items))]
+        if not stuck:
+            sender = asyncio.create_task(outbox.take())
+            await asyncio.sleep(0)
+            sender.cancel()
+        return found
 
     return asyncio.run(run())
 
@@ -77,17 +83,32 @@ def test_pictures_before_a_key_frame_ask_for_one(clock, session):
     assert not media(taken(socket.outbox))
 
 
+def test_no_key_frame_is_asked_for_while_nothing_is_taken(clock, session):
+    socket = Socket(session, True, clock)
+    begin = clock.now
+    packets = both(4.0)
+    for packet in packets:
+        clock.now = begin + due(packet)
+        if due(packet) < 0.5:
+            taken(socket.outbox, stuck=due(packet) >= 0.3)
+        socket.packet(packet)
+    assert not session.of("key_frame") and socket.outbox.lag_s > 3
+    taken(socket.outbox)
+    socket.packet(packets[-1]._replace(pts=4 * VIDEO_RATE, kind="video", codec="h264", key=False))
+    assert session.of("key_frame") == [["queue"]]
+
+
 def test_a_slow_line_lowers_the_rate_and_a_good_one_gets_it_back(clock, session):
     socket = Socket(session, True, clock)
     begin = clock.now
-    packets = both(6.0, keys=tuple(range(0, 120, 10)))
+    packets = both(9.0, keys=tuple(range(0, 180, 10)))
     for packet in packets:
         clock.now = begin + due(packet)
         if not 1 <= due(packet) < 1.8:
             taken(socket.outbox)
         socket.packet(packet)
     asked = session.of("follow")
-    assert asked[0][0] == FLOOR and asked[-1] == [None, 1]
+    assert asked[0][0] >= FLOOR and asked[-1] == [None, 1]
 
 
 def test_a_message_is_never_thrown_away_nor_the_beginning(clock):
@@ -128,7 +149,7 @@ def test_bytes_are_bounded_too_and_so_are_words(clock):
 def test_what_is_being_sent_counts_as_waiting(clock):
     outbox = Outbox(clock)
     outbox.play(b"1")
-    taken(outbox)
+    taken(outbox, stuck=True)
     clock.now += 0.5
     assert outbox.lag_s == pytest.approx(0.5)
 
@@ -160,7 +181,7 @@ def test_a_lagging_line_gets_less_step_by_step_down_to_the_floor():
     asked = rates([0.0] * 10 + [1.0] * 120)
     limits = [rate.bits_per_second for rate in asked]
     assert limits[0] == pytest.approx(0.7 * 1_600_000, rel=0.15)
-    assert all(b < a for a, b in zip(limits, limits[1:], strict=False) if b > FLOOR)
+    assert all(b < a for a, b in pairwise(limits) if b > FLOOR)
     assert limits[-1] == FLOOR and asked[-1].every == 2
     assert [rate.every for rate in asked[:-1]] == [1] * (len(asked) - 1)
 
@@ -169,7 +190,7 @@ def test_a_line_that_is_well_again_rises_by_8_percent_a_second_and_is_freed():
     asked = rates([0.0] * 10 + [0.5] + [0.0] * 100)
     limits = [rate.bits_per_second for rate in asked]
     assert limits[-1] is None
-    assert len(limits) > 5 and all(a < b for a, b in zip(limits[:-1], limits[1:-1], strict=False))
+    assert len(limits) > 5 and all(a < b for a, b in pairwise(limits[:-1]))
     assert limits[1] == pytest.approx(limits[0] * 1.08**0.6, rel=0.02)
 
 
