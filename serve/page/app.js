@@ -34,6 +34,8 @@ const HALF_LIT = 4;
 const video = find("picture");
 const glow = find("glow").getContext("2d");
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
+let drawn;
+const loaded = new Promise((done) => { drawn = done; });
 let offers = [];
 let offer = null;
 let kept = null;
@@ -76,6 +78,7 @@ function changed() {
   start.textContent = running ? (state === "waiting" ? "Leave the queue" : "Stop") : kept ? "Go on" : "Start";
   start.classList.toggle("stop", running);
   find("cards").disabled = running;
+  document.body.classList.toggle("running", running);
   keys.active = live && offer.actions.length > 1;
   if (!keys.active) keys.releaseAll();
   talk.enable(running && offer.hears && (live || (state === "lost" || state === "joining") && talk.active));
@@ -202,6 +205,7 @@ async function load() {
   kept = await left(offers);
   cards.draw(offers, choose);
   if (kept) cards.choose(kept.model.id);
+  drawn();
   await places();
 }
 
@@ -234,6 +238,7 @@ window.everframe = {
     roundTrip_s: connection.line?.roundTrip ?? null, buffer_s: connection.line?.ahead ?? null,
   }),
   start: async ({ model, ...wanted } = {}) => {
+    await loaded;
     if (model) cards.choose(model);
     await start(wanted);
   },

@@ -1,11 +1,14 @@
 // Plays fragments of an mp4 as they arrive, close behind the newest: far enough not to run dry, no further.
 
+import { KeyTimes } from "./fragments.js";
+
 const LOOK = 50;
 const LEAST = 0.15;
 const MOST = 0.4;
 const JUMP = 1.2;
-const KEPT = 8;
+const KEPT = 10;
 const WAITING = 512;
+const LESS_THAN_A_FRAME = 0.005;
 
 export class Player {
   #video;
@@ -16,6 +19,8 @@ export class Player {
   #timer;
   #address;
   #wanted = LEAST + 0.07;
+  #keyTimes = new KeyTimes();
+  #keys = [];
   #closed = false;
 
   /**
@@ -57,7 +62,9 @@ export class Player {
 
   /** Takes the init segment, then fragments. */
   append(data) {
-    this.#queue.push(new Uint8Array(data));
+    const bytes = new Uint8Array(data);
+    this.#queue.push(bytes);
+    this.#keys.push(...this.#keyTimes.read(bytes));
     if (this.#queue.length > WAITING) this.#fail();
     else this.#next();
   }
@@ -68,18 +75,29 @@ export class Player {
       this.#fail();
       return;
     }
-    const past = this.#buffer.buffered.length ? this.#video.currentTime - this.#buffer.buffered.start(0) : 0;
     try {
-      if (past > 2 * KEPT) {
-        this.#buffer.remove(0, this.#video.currentTime - KEPT);
-        return;
-      }
+      if (this.#trim(KEPT)) return;
       this.#buffer.appendBuffer(joined(this.#queue));
       this.#queue = [];
     } catch (error) {
-      if (error.name === "QuotaExceededError" && past > 1) this.#buffer.remove(0, this.#video.currentTime - 1);
-      else this.#fail();
+      // A whole session since its one key frame is more than this browser holds: joining again brings another one.
+      if (error.name !== "QuotaExceededError" || !this.#trim(0)) this.#fail();
     }
+  }
+
+  /**
+   * Drops what was shown more than `kept` seconds ago, up to a key frame: all that hangs on a dropped frame goes with it,
+   * and that may be what is shown now. Returns whether it did.
+   */
+  #trim(kept) {
+    const { buffered } = this.#buffer;
+    const last = this.#keys.findLastIndex((time) => time <= this.#video.currentTime - kept);
+    if (last < 0 || buffered.length === 0) return false;
+    const until = this.#keys[last] - LESS_THAN_A_FRAME;
+    this.#keys.splice(0, last);
+    if (until <= buffered.start(0) + LESS_THAN_A_FRAME) return false;
+    this.#buffer.remove(0, until);
+    return true;
   }
 
   /** Seconds that are here and not yet shown. */

@@ -16,6 +16,7 @@ export class Socket {
   #closed = false;
   #microphone = null;
   #media;
+  #mime = null;
 
   /**
    * @param session {id, secret, offer}.
@@ -78,7 +79,9 @@ export class Socket {
   }
 
   #start({ mime }) {
-    if (!this.#media) return;
+    // The same kind of film once more is another encoder's: its init segment goes after what was before.
+    if (!this.#media || this.#mime === mime) return;
+    this.#mime = mime;
     this.#player?.close();
     this.#player = new Player(this.video, mime, () => this.#lose("the picture could not be read"));
     this.#face.opened();
