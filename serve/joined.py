@@ -56,8 +56,10 @@ class Joined:
         """Answers that are owed, with the name of the stream that is to be opened."""
         self._names: dict[int, str] = {}
         """Of streams that are open, by number."""
+        self._opening: set[int] = set()
+        """Those of them whose number the caller of `open` is about to get."""
         self._early: dict[int, dict[str, Any]] = {}
-        """Reports of streams that ended before it was known here that they were open."""
+        """Reports of streams that ended before their number was known here, or to who opened them."""
         self._health: list[dict[str, Any]] = []
         self._progress: dict[int, dict[str, Any]] = {}
         self._told_at = 0.0
@@ -71,9 +73,13 @@ class Joined:
             UserError: as `runtime.pipeline.Pipeline.open`.
             Problem: `not_ready`: it has gone, or opens no more; `timeout`: no answer came; `failed`: another error.
         """
-        answer = await self._ask({"open": name, **changes}, name)
-        number = answer["stream"]
-        self._names[number] = name
+        try:
+            number = (await self._ask({"open": name, **changes}, name))["stream"]
+        except asyncio.CancelledError:
+            if name in self._names.values():  # it was answered just now
+                self._say({"cancel": name})
+            raise
+        self._opening.discard(number)
         if (report := self._early.pop(number, None)) is not None:
             # Behind what the caller does with the number at once.
             asyncio.get_running_loop().call_soon(self._end, number, report)
@@ -113,8 +119,10 @@ class Joined:
                 self._take_in(line)
         except TimeoutError:
             why = f"nothing was heard of it for {self._silent_s:g} s"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            why = f"it says what nobody understands ({type(error).__name__})" if not isinstance(error, OSError) else why
+        except OSError as error:
+            why = error.strerror or why
+        except (ValueError, KeyError, TypeError) as error:
+            why = f"it says what is not understood ({type(error).__name__})"
         finally:
             beating.cancel()
             self._writer.close()
@@ -160,9 +168,9 @@ class Joined:
             self._answered(told)
         elif "ended" in told:
             number, report = told["ended"]["stream"], told["ended"]["report"]
-            if number in self._names:
+            if number in self._names and number not in self._opening:
                 self._end(number, report)
-            elif any(name == told["ended"]["name"] for _, name in self._asked.values()):
+            elif number in self._opening or any(name == told["ended"]["name"] for _, name in self._asked.values()):
                 self._early[number] = report
         elif "health" in told:
             self._health, self._told_at = [dict(one) for one in told["health"]], asyncio.get_running_loop().time()
@@ -182,11 +190,19 @@ class Joined:
         elif error := told.get("error"):
             future.set_exception(_raised(error))
         else:
+            if name is not None:
+                self._names[told["stream"]] = name
+                self._opening.add(told["stream"])
             future.set_result(told)
 
     def _end(self, number: int, report: dict[str, Any]) -> None:
-        if self._names.pop(number, None) is not None:
+        if self._names.pop(number, None) is None:
+            return
+        try:
             self.on_ended(number, report)
+        except Exception:
+            # What fails for one stream does not cut off the others.
+            log.exception("a stream has ended, and who was to be told of it failed")
 
     def _lose(self, why: str) -> None:
         if self.lost is not None:
