@@ -18,7 +18,7 @@ def offer_of(config: Config) -> dict[str, Any]:
 
     Returns:
         id, object; fps, chunk_s (seconds of a chunk), width, height (pixels, as they are shown); hears: whether sound
-        drives it; actions: names, without that of no action; prompts, picture: whether it takes them; words: all that
+        drives it; actions: names, that of no action first; prompts, picture: whether it takes them; words: all that
         its prompts may be made of, none: any; presets: `{name, prompt}` of each.
     """
     model = config.model
@@ -33,7 +33,7 @@ def offer_of(config: Config) -> dict[str, Any]:
         "width": picture.width * config.post.factor,
         "height": picture.height * config.post.factor,
         "hears": made_of(inputs, "audio") is not None,
-        "actions": list(actions.classes[1:]) if actions else [],
+        "actions": list(actions.classes) if actions else [],
         "prompts": prompt is not None,
         "picture": made_of(inputs, PICTURE) is not None,
         "words": words,
