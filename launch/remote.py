@@ -146,14 +146,14 @@ class Remote:
     def _obey(self) -> None:
         while isinstance(line := self._heard.get(), bytes):
             self._take(line)
-        if not self._over.is_set():
-            log.warning(
-                "control=%s: the gateway has gone (%s): streams are drained, and the run ends", self._said, line
-            )
-            with suppress(Exception):  # the workers may have left just now
-                # In this order no stream can be opened in between that nobody stops.
-                self.pipeline.close()
-                self.pipeline.stop()
+        if self._over.is_set():
+            return
+        if not self.pipeline.closed:
+            log.warning("control=%s: the gateway has gone (%s): streams are drained, the run ends", self._said, line)
+        with suppress(Exception):  # the workers may have left just now
+            # In this order no stream can be opened in between that nobody stops.
+            self.pipeline.close()
+            self.pipeline.stop()
 
     def _take(self, line: bytes) -> None:
         """Give an order, and answer it if that is asked for."""

@@ -17,12 +17,13 @@ from conf.errors import UserError
 from conf.typed import shown
 from runtime.offer import PROTOCOL
 from runtime.reasons import LONGEST_LINE as LONGEST_SAID
-from serve.problems import Problem
+from serve.link import Connection
 
 log = logging.getLogger(__name__)
 
-BEAT_S, SILENT_S, ANSWER_S = 1.0, 10.0, 30.0
-"""Between signs of life; without one for so long the pipeline counts as gone; longest wait for an answer."""
+BEAT_S, SILENT_S, ANSWER_S, CLOSE_S = 1.0, 10.0, 30.0, 10.0
+"""Between signs of life; without one for so long the pipeline counts as gone; longest wait for an answer, and for the end
+that was ordered."""
 LONGEST_LINE, MOST_WAITING = 1 << 20, 1 << 22
 """Bytes of a line that is taken in, and of those that the pipeline has not taken."""
 BLOCK = 1 << 16
@@ -31,6 +32,8 @@ BLOCK = 1 << 16
 class Joined:
     """One pipeline; made by `Joins` when it has said what it is.
 
+    It is a `serve.served.Served`.
+
     Args:
         hello: what it said.
         lines: what it says from then on.
@@ -38,7 +41,8 @@ class Joined:
         silent_s: after which it counts as gone.
 
     Attributes:
-        offer: what it offers to people, as `GET /v1/models` has it, but for how full it is.
+        name: of its model.
+        offer: what that is, as plain values (`runtime.offer`).
         on_ended: called with the number and the report of every stream that ends.
         on_lost: called once, with why, when it has gone; no stream of it goes on.
         closed: whether it opens no more streams.
@@ -46,10 +50,12 @@ class Joined:
     """
 
     def __init__(self, hello: dict[str, Any], lines: Lines, writer: asyncio.StreamWriter, silent_s: float = SILENT_S):
-        self.hello, self.offer = hello, dict(hello["offer"])
+        self.hello, self.offer, self.name = hello, dict(hello["offer"]), str(hello["offer"]["id"])
         self.on_ended: Callable[[int, dict[str, Any]], None] = lambda number, report: None
         self.on_lost: Callable[[str], None] = lambda why: None
-        self.closed, self.lost = False, None
+        self.closed = False
+        self.lost: str | None = None
+        self._gone = asyncio.Event()
         self._lines, self._writer, self._silent_s = lines, writer, silent_s
         self._questions = count()
         self._asked: dict[int, tuple[asyncio.Future, str | None]] = {}
@@ -71,7 +77,7 @@ class Joined:
 
         Raises:
             UserError: as `runtime.pipeline.Pipeline.open`.
-            Problem: `not_ready`: it has gone, or opens no more; `timeout`: no answer came; `failed`: another error.
+            RuntimeError: it has gone, opens no more, does not answer, or something else went wrong there.
         """
         try:
             number = (await self._ask({"open": name, **changes}, name))["stream"]
@@ -86,7 +92,7 @@ class Joined:
         return number
 
     async def stop(self, number: int) -> None:
-        """Drain a stream; of one that has ended nothing is asked. Errors are those of `open`."""
+        """Drain a stream; of one that has ended nothing is asked."""
         await self._order("stop", number)
 
     async def cancel(self, number: int) -> None:
@@ -94,8 +100,12 @@ class Joined:
         await self._order("cancel", number)
 
     async def close(self) -> None:
-        """Have it open no more streams: it ends when those that are open have ended."""
-        await self._ask({"close": True})
+        """End every stream and the pipeline; returns when it has gone, or is given up."""
+        for order in ({"close": True}, {"cancel": None}):
+            self._say(order)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._gone.wait(), CLOSE_S)
+        self._writer.close()
 
     def health(self) -> list[dict[str, Any]]:
         """`runtime.running.Health` of every process, as it was told last, with the time since."""
@@ -140,22 +150,19 @@ class Joined:
 
     async def _order(self, what: str, number: int) -> None:
         if (name := self._names.get(number)) is not None:
-            with suppress(UserError):  # it has ended just now
+            with suppress(UserError, RuntimeError):  # it has ended just now
                 await self._ask({what: name})
 
     async def _ask(self, order: dict[str, Any], name: str | None = None) -> dict[str, Any]:
         if self.lost or (name is not None and self.closed):
-            raise self._gone()
+            raise RuntimeError(self.lost or "it opens no more streams")
         question, future = next(self._questions), asyncio.get_running_loop().create_future()
         self._asked[question] = future, name
         self._say(order | {"question": question})
         try:
             return await asyncio.wait_for(future, ANSWER_S)
         except TimeoutError:
-            raise Problem("timeout", f"model={self.offer['id']}: its pipeline does not answer; try again") from None
-
-    def _gone(self) -> Problem:
-        return Problem("not_ready", f"model={self.offer['id']}: its pipeline has gone; try again later")
+            raise RuntimeError(f"its pipeline has not answered for {ANSWER_S:g} s") from None
 
     def _take_in(self, line: bytes) -> None:
         """Take in what it says.
@@ -210,8 +217,9 @@ class Joined:
         self.lost, self.closed = why, True
         for future, _ in self._asked.values():
             if not future.done():
-                future.set_exception(self._gone())
+                future.set_exception(RuntimeError(why))
         self._asked.clear()
+        self._gone.set()
         self.on_lost(why)
 
 
@@ -219,8 +227,7 @@ def _raised(error: dict[str, Any]) -> Exception:
     """The exception that an answer tells of."""
     if error["user"] and len(error["parts"]) == 3:
         return UserError(*map(str, error["parts"]))
-    log.warning("a pipeline that has joined: %s", error["line"])
-    return Problem("failed", "the pipeline could not do it; see its log")
+    return RuntimeError(str(error["line"]))
 
 
 class Lines:
@@ -268,13 +275,12 @@ class Joins:
         """How many have not joined, or have gone."""
         return self._most - len(self.there)
 
-    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def take(self, connection: Connection) -> None:
         """See to a connection whose token was right, until it ends; who is not wanted is told why."""
-        lines = Lines(reader)
+        lines, writer = Lines(connection.reader), connection.writer
         try:
             line = await asyncio.wait_for(lines.next(), self._silent_s)
-            hello = json.loads(line or b"null")
-            joined = self._let_in(hello, lines, writer)
+            joined = self._let_in(json.loads(line or b"null"), lines, writer)
         except (OSError, ValueError, TimeoutError):
             joined = "it says nothing that is understood"
         if isinstance(joined, str):
@@ -282,7 +288,7 @@ class Joins:
             with suppress(OSError):
                 writer.write(json.dumps({"refused": joined}).encode() + b"\n")
                 await writer.drain()
-            writer.close()
+                writer.write_eof()
             return
         writer.write(b'{"welcome":true}\n')
         try:

@@ -79,8 +79,8 @@ class ServeConfig:
     """Pipelines that run elsewhere (torchrun, a batch system) and join with `control=ADDRESS`; 0: the server runs its
     own."""
     join_secret: str | None = None
-    """What they show; null: one is made, and printed with the command line that starts them. `@FILE`: what is in that
-    file."""
+    """What they show, 32 hexadecimal digits; null: one is made, and printed with the command line that starts them.
+    `@FILE`: what is in that file."""
     logs: str = one_of(LOGS, "text")
     """How the log is written, to standard error."""
 
@@ -108,13 +108,10 @@ class ServeConfig:
             raise UserError(f"serve.headroom={self.headroom}", "is a share from 0 to below 1", "use 0.25")
         if self.max_sessions != AUTO and not (self.max_sessions.isdigit() and 0 < int(self.max_sessions) <= 10_000):
             raise UserError(f"serve.max_sessions={shown(self.max_sessions)}", "is auto or a number from 1", "use auto")
-        for name in ("token", "join_secret"):
-            if (secret := getattr(self, name)) is not None and len(secret) < LEAST_TOKEN:
-                rule = f"has fewer than {LEAST_TOKEN} characters"
-                raise UserError(f"serve.{name}", rule, "openssl rand -hex 16 makes one")
-        if self.join_secret is not None and not re.fullmatch(r"[\w-]+", self.join_secret, re.ASCII):
-            rule = "is part of an address"
-            raise UserError("serve.join_secret", rule, "give letters, digits, _ and -: openssl rand -hex 16 makes one")
+        if self.token is not None and len(self.token) < LEAST_TOKEN:
+            raise UserError("serve.token", f"has fewer than {LEAST_TOKEN} characters", "openssl rand -hex 16 makes one")
+        if self.join_secret is not None and not re.fullmatch("[0-9a-f]{32}", self.join_secret):
+            raise UserError("serve.join_secret", "is 32 hexadecimal digits", "openssl rand -hex 16 makes one")
         if not 0 <= self.join <= MOST_JOINED:
             raise UserError(f"serve.join={self.join}", f"is a number of pipelines up to {MOST_JOINED}", "use 1")
         if not self.local and self.token is None:
