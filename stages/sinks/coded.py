@@ -38,7 +38,8 @@ VPX = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "error-res
 ENCODERS = {"h264": (("h264_nvenc", NVENC), ("libx264", X264)), "vp8": (("libvpx", VPX),)}
 """By codec, in the order in which they are tried. Most cards of data centres have no encoder."""
 FOLLOWS = ("libx264", "h264_nvenc")
-"""Encoders that take a new rate without beginning anew; libx264 only where VBV was set when it was opened."""
+"""Encoders that take a new rate without beginning anew; libx264 only where it was opened with a VBV that is filled at
+the rate itself: of any other it keeps the rate it began with, and says nothing."""
 I_FRAME, ANY = av.video.frame.PictureType.I, av.video.frame.PictureType.NONE
 
 
@@ -105,7 +106,7 @@ class PictureCoder:
         encoder.pix_fmt, encoder.bit_rate = "yuv420p", self._bits
         encoder.time_base, encoder.framerate = Fraction(1, PICTURE_TICKS), self._fps
         encoder.max_b_frames, encoder.gop_size = 0, 1 << 20  # a key frame only where it is asked for
-        limits = {"maxrate": str(self._most), "bufsize": str(round(VBV_S * self._most))}
+        limits = {"maxrate": str(self._bits), "bufsize": str(round(VBV_S * self._most))}
         encoder.options = options | (limits if name in FOLLOWS else {})
         if name == "libx264":
             encoder.profile = "Baseline"
