@@ -76,7 +76,7 @@ def test_colours_are_those_of_bt_709():
     """A decoder that knows nothing of the stream's own words still shows nearly the right ones."""
     flat = np.zeros((SIZE, SIZE, 3), np.uint8)
     flat[:, : SIZE // 2], flat[:, SIZE // 2 :] = (200, 40, 60), (30, 160, 220)
-    luma = planar(flat).to_ndarray()[: SIZE, : SIZE]
+    luma = planar(flat).to_ndarray()[:SIZE, :SIZE]
     for side, rgb in ((luma[:, 8], (200, 40, 60)), (luma[:, -8], (30, 160, 220))):
         expected = 16 + 219 / 255 * np.dot((0.2126, 0.7152, 0.0722), rgb)
         assert abs(side.mean() - expected) < 2
