@@ -23,8 +23,6 @@ CODES = {"full": AGAIN, "too_many": AGAIN, "not_ready": AGAIN, "draining": AWAY,
 """By the type of the problem that ends it; all others are the caller's."""
 UNSAID = 64
 """Chunks that may be shown before the first picture that a viewer can begin with."""
-FIGURES_S, QUEUED_S = 1.0, 0.25
-"""Between two messages of figures, and between two looks at the queue."""
 
 
 class Socket(Viewer):
@@ -38,29 +36,23 @@ class Socket(Viewer):
 
     def __init__(self, session: Session, media: bool, clock: Callable[[], float] = time.monotonic):
         self.id = f"socket-{secrets.token_hex(4)}"
-        self.codec = "h264" if media else ""
         self.outbox = Outbox(clock)
         self._session, self._clock = session, clock
         self._offer: dict[str, Any] = session.served.offer
         self._fragments = self._new_fragments() if media else None
         self._rate = TcpRate()
-        self._begun = False
+        self._begun = self._finished = False
         self._place: tuple | None = None
         self._unsaid: deque[Shown] = deque(maxlen=UNSAID)
         self._chunks = self._frames = 0
 
-    def tell(self) -> float:
-        """Say how the session stands; returns after how many seconds to do so again."""
+    def tell(self) -> None:
+        """Say how the session stands; to be called once a second."""
         if self._session.state == "queued":
-            place = self._session.waiting
-            if place is not None and place != self._place:
-                self._place = place
-                known = {"id": self._session.id, "secret": self._session.secret}
-                self.outbox.say({"type": "session.queued", **known, "position": place[0], "wait_s": place[1]})
-            return QUEUED_S
-        self._begin()
-        self.outbox.say({"type": "session.figures", **self._session.figures()})
-        return FIGURES_S
+            self._queue()
+        else:
+            self._begin()
+            self.outbox.say({"type": "session.figures", **self._session.figures()})
 
     def packet(self, packet: Packet) -> None:
         """Mux it; who does not take what was muxed is skipped ahead to the next key frame."""
@@ -93,24 +85,43 @@ class Socket(Viewer):
             self._say_chunk(shown, self._fragments.origin)
 
     def notice(self, message: dict[str, Any]) -> None:
-        """Pass it on."""
-        self.outbox.say(message)
+        """Pass it on, with what this connection adds to it."""
+        kind = message["type"]
+        if kind == "session.queued":
+            self._queue()
+        elif kind == "session.started":
+            self._begin()
+        elif kind == "session.done":
+            self._finish(message)
+        else:
+            self.outbox.say(message)
 
     def close(self, reason: str) -> None:
-        """Send what is left, then the session's end."""
-        if self._fragments is not None and (rest := self._fragments.flush()):
-            self.outbox.play(rest)
-        figures = self._session.figures()
-        done = {"chunks": figures.get("chunks", self._chunks), "frames": figures.get("frames", self._frames)}
-        if "latents_sha256" in figures:
-            done["latents_sha256"] = figures["latents_sha256"]
-        self.outbox.say({"type": "session.done", "reason": reason, **done})
+        """Send what is left, the session's end, and hang up."""
+        self._finish({"type": "session.done", "reason": reason, "chunks": self._chunks, "frames": self._frames})
         self.outbox.end(AWAY if reason == "drained" else NORMAL)
 
     def fail(self, problem: Problem) -> None:
         """End the connection, not the session, with what is wrong."""
         self.outbox.say(problem.message)
         self.outbox.end(POLICY if problem.type == "too_many" else CODES.get(problem.type, POLICY))
+
+    def _queue(self) -> None:
+        if (place := self._session.waiting()) is None:
+            return
+        place = place[0], round(place[1], 1)
+        if place != self._place:
+            self._place = place
+            known = {"id": self._session.id, "secret": self._session.secret}
+            self.outbox.say({"type": "session.queued", **known, "position": place[0], "wait_s": place[1]})
+
+    def _finish(self, done: dict[str, Any]) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        if self._fragments is not None and (rest := self._fragments.flush()):
+            self.outbox.play(rest)
+        self.outbox.say(done)
 
     def _begin(self) -> None:
         if self._begun:
@@ -142,8 +153,8 @@ class Socket(Viewer):
         known = {"chunk": shown.chunk, "frames": shown.frames, "events": list(shown.events)}
         known |= {"latency_s": shown.latency_s, "late_s": shown.late_s}
         known |= {"pts_s": round((shown.pts - origin) / VIDEO_RATE, 6)}
-        held = self._session.figures().get("audio_held_s", 0.0)
-        self.outbox.say({"type": "video.chunk_metadata", **known, "audio_held_s": held})
+        known |= {"audio_held_s": round(self._session.speech_held_s, 3)}
+        self.outbox.say({"type": "video.chunk_metadata", **known})
 
     def _new_fragments(self) -> Fragments:
         offer = self._offer

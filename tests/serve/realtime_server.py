@@ -39,14 +39,20 @@ class FakeSession:
         self.id, self.secret = f"session-{number}", f"secret-{number}"
         self.served = SimpleNamespace(offer=OFFER)
         self.state, self.reason, self.expires_at = "running", None, 1e9
-        self.waiting: tuple[int, float] | None = None
+        self.place: tuple[int, float] | None = None
         self.packets, self.ends = packets, ends
         self.viewers: list[Any] = []
         self.told: list[tuple] = []
         self.came, self.left, self.changed = threading.Event(), threading.Event(), threading.Event()
-        self.held = 0.0
+        self.speech_held_s = 0.0
+        self.chunks = self.frames = 0
+
+    def waiting(self) -> tuple[int, float] | None:
+        return self.place
 
     def attach(self, viewer) -> None:
+        if self.state == "ended":
+            raise Problem("ended", f"the session has ended ({self.reason}); open another one")
         self.viewers.append(viewer)
         self.came.set()
         self.play(self.packets)
@@ -61,8 +67,10 @@ class FakeSession:
     def play(self, packets, events: tuple[str, ...] = ()) -> None:
         chunk = None
         for packet in packets:
+            begins = packet.kind == "video" and packet.chunk != chunk
+            self.chunks, self.frames = self.chunks + begins, self.frames + CHUNK * begins
             for viewer in list(self.viewers):
-                if packet.kind == "video" and packet.chunk != chunk:
+                if begins:
                     viewer.shown(Shown(packet.chunk, CHUNK, packet.chunk * CHUNK, packet.pts, events, 0.1, 0.0))
                 viewer.packet(packet)
             chunk = packet.chunk if packet.kind == "video" else chunk
@@ -76,11 +84,11 @@ class FakeSession:
         self._note("sound", pcm, at)
 
     def speech(self, pcm: bytes) -> float:
-        self.held += len(pcm) / 32000
-        if self.held > 60:
+        self.speech_held_s += len(pcm) / 32000
+        if self.speech_held_s > 60:
             raise Problem("audio_full", "60 s of speech wait already: send more when some of it was spoken")
         self._note("speech", pcm)
-        return self.held
+        return self.speech_held_s
 
     def key_frame(self, cause: str) -> None:
         self._note("key_frame", cause)
@@ -91,10 +99,11 @@ class FakeSession:
     def stop(self, reason: str) -> None:
         self.state, self.reason = "ended", reason
         for viewer in list(self.viewers):
+            viewer.notice({"type": "session.done", "reason": reason, "chunks": self.chunks, "frames": self.frames})
             viewer.close(reason)
 
     def figures(self) -> dict[str, Any]:
-        return {"state": self.state, "audio_held_s": self.held}
+        return {"state": self.state, "speech_held_s": self.speech_held_s}
 
     def _note(self, *what) -> None:
         self.told.append(what)

@@ -190,6 +190,7 @@ LATER = {
     "half a sample": ([announced(6, channels=2)], 1008),
     "no sound": ([announced(0)], 1008),
     "too much sound": ([announced(2 << 20)], 1008),
+    "two seconds of a microphone": ([announced(64000) | {"live": True}], 1008),
     "odd rate": ([announced(4, rate=0)], 1008),
     "three ears": ([announced(6, channels=3)], 1008),
     "a second start": ([{"type": "session.start"}], 1008),
@@ -297,15 +298,16 @@ def test_speech_that_is_too_much_is_said_to_be(site):
 
 def test_who_waits_is_told_his_place_and_then_it_begins(site):
     session = FakeSession(1)
-    session.state, session.waiting = "queued", (2, 30.0)
+    session.state, session.place = "queued", (2, 30.0)
     site.gateway.next = lambda wanted: session
     with Talk(site) as talk:
         talk.say({"type": "session.start", "queue": True})
         first = talk.hear()
         assert (first["type"], first["position"], first["wait_s"]) == ("session.queued", 2, 30.0)
-        session.waiting = (1, 10.0)
+        session.place = (1, 10.0)
+        site.call(session.viewers[0].notice, {"type": "session.queued", "position": 1, "wait_s": 10.0})
         assert talk.hear()["position"] == 1
-        session.state, session.waiting = "running", None
+        session.state, session.place = "running", None
         site.call(session.play, both(0.4))
         assert talk.hear()["type"] == "session.started"
         assert talk.until("video.start")["fps"] == FPS
