@@ -236,6 +236,11 @@ class Session:
     # -- viewers ------------------------------------------------------------------------------------------------------
 
     @property
+    def bits_per_second(self) -> int | None:
+        """What its pictures are coded with at most; None: what they are worth."""
+        return self._told_rate[0]
+
+    @property
     def viewers(self) -> int:
         """How many watch it."""
         return len(self._viewers)
@@ -290,8 +295,6 @@ class Session:
         rate = bits, max((every for _, every in self._viewers.values()), default=1)
         if rate != self._told_rate:
             self._told_rate = rate
-            if bits is not None:
-                self._metrics.bitrate(self.served.name, bits)
             if self._sink is not None:
                 self._sink.send("rate", bits_per_second=rate[0], every=rate[1])
 
@@ -428,7 +431,7 @@ class Session:
                 message = "the sound was cut off"
                 self.notice("interrupted", message, position_s=round(head["seconds"], 3))
                 if self._interrupts:
-                    self._metrics.interrupt(self._clock() - min(self._interrupts.values()))
+                    self._metrics.interrupt(self.served.name, self._clock() - min(self._interrupts.values()))
             elif kind == "failed":
                 log.error("session cannot be coded: %s", head["message"], extra={"session": self.id})
                 self.stop("failed")
@@ -460,8 +463,6 @@ class Session:
         if not self.chunks:
             self._metrics.first_frame(name, now - self.created)
         self.chunks, self.frames = self.chunks + 1, self.frames + shown.frames
-        self._metrics.frames(name, shown.frames)
-        self._metrics.late(name, shown.late_s)
         self._late(name, shown.late_s)
         if shown.late_s > LATE_S:
             self.late_chunks += 1
@@ -470,8 +471,7 @@ class Session:
             self._metrics.control(name, shown.latency_s)
         sampled = self._sampled.pop(shown.chunk, None)
         made_s = None if sampled is None else max(0.0, now - sampled - max(0.0, slack_s))
-        if made_s is not None:
-            self._metrics.chunk(name, made_s)
+        self._metrics.chunk(name, shown.frames, made_s, shown.late_s)
         self._recent.append(
             {
                 "chunk": shown.chunk,
