@@ -46,8 +46,6 @@ PROTOCOL = "everframe.v1"
 """The subprotocol; clients may leave it out."""
 FIRST_S = 10.0
 """Longest wait for the first message."""
-TELL_S = 1.0
-"""Between two messages of figures."""
 PATIENCE_S = 10.0
 """How long one who takes nothing is kept."""
 
@@ -142,8 +140,7 @@ def _end(viewer: Socket, task: asyncio.Task) -> None:
 
 async def _tell(viewer: Socket) -> None:
     while True:
-        viewer.tell()
-        await asyncio.sleep(TELL_S)
+        await asyncio.sleep(viewer.tell())
 
 
 async def _send(websocket: WebSocket, outbox: Outbox) -> None:

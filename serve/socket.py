@@ -21,6 +21,8 @@ NORMAL, AWAY, POLICY, TOO_BIG, BROKEN, AGAIN = 1000, 1001, 1008, 1009, 1011, 101
 """Codes that a connection is closed with (RFC 6455, 7.4.1, and the IANA registry)."""
 CODES = {"full": AGAIN, "too_many": AGAIN, "not_ready": AGAIN, "draining": AWAY, "too_large": TOO_BIG, "failed": BROKEN}
 """By the type of the problem that ends it; all others are the caller's."""
+FIGURES_S, QUEUED_S = 1.0, 0.25
+"""Between two messages of figures, and between two looks at the queue."""
 UNSAID = 64
 """Chunks that may be shown before the first picture that a viewer can begin with."""
 
@@ -36,23 +38,24 @@ class Socket(Viewer):
 
     def __init__(self, session: Session, media: bool, clock: Callable[[], float] = time.monotonic):
         self.id = f"socket-{secrets.token_hex(4)}"
+        self.codec = "h264" if media else ""
         self.outbox = Outbox(clock)
         self._session, self._clock = session, clock
         self._offer: dict[str, Any] = session.served.offer
         self._fragments = self._new_fragments() if media else None
         self._rate = TcpRate()
-        self._begun = self._finished = False
-        self._place: tuple | None = None
+        self._begun = False
+        self._place: tuple[int, int] | None = None
         self._unsaid: deque[Shown] = deque(maxlen=UNSAID)
-        self._chunks = self._frames = 0
 
-    def tell(self) -> None:
-        """Say how the session stands; to be called once a second."""
+    def tell(self) -> float:
+        """Say how the session stands; returns the seconds until it is to be said again."""
         if self._session.state == "queued":
             self._queue()
-        else:
-            self._begin()
-            self.outbox.say({"type": "session.figures", **self._session.figures()})
+            return QUEUED_S
+        self._begin()
+        self.outbox.say({"type": "session.figures", **self._session.figures()})
+        return FIGURES_S
 
     def packet(self, packet: Packet) -> None:
         """Mux it; who does not take what was muxed is skipped ahead to the next key frame."""
@@ -73,8 +76,6 @@ class Socket(Viewer):
     def shown(self, shown: Shown) -> None:
         """Say what is known of a chunk, behind all that was before it."""
         self._begin()
-        self._chunks += 1
-        self._frames += shown.frames
         if self._fragments is None:
             self._say_chunk(shown, 0)
         elif self._fragments.origin is None:
@@ -85,20 +86,16 @@ class Socket(Viewer):
             self._say_chunk(shown, self._fragments.origin)
 
     def notice(self, message: dict[str, Any]) -> None:
-        """Pass it on, with what this connection adds to it."""
-        kind = message["type"]
-        if kind == "session.queued":
-            self._queue()
-        elif kind == "session.started":
-            self._begin()
-        elif kind == "session.done":
-            self._finish(message)
-        else:
-            self.outbox.say(message)
+        """Pass it on."""
+        self.outbox.say(message)
 
     def close(self, reason: str) -> None:
         """Send what is left, the session's end, and hang up."""
-        self._finish({"type": "session.done", "reason": reason, "chunks": self._chunks, "frames": self._frames})
+        if self._fragments is not None and (rest := self._fragments.flush()):
+            self.outbox.play(rest)
+        figures = self._session.figures()
+        known = {name: figures[name] for name in ("chunks", "frames", "latents_sha256") if name in figures}
+        self.outbox.say({"type": "session.done", "reason": reason, **known})
         self.outbox.end(AWAY if reason == "drained" else NORMAL)
 
     def fail(self, problem: Problem) -> None:
@@ -107,21 +104,13 @@ class Socket(Viewer):
         self.outbox.end(POLICY if problem.type == "too_many" else CODES.get(problem.type, POLICY))
 
     def _queue(self) -> None:
-        if (place := self._session.waiting()) is None:
+        if (place := self._session.waiting) is None:
             return
-        place = place[0], round(place[1], 1)
-        if place != self._place:
-            self._place = place
+        position, wait_s = place[0], round(place[1])
+        if (position, wait_s) != self._place:
+            self._place = position, wait_s
             known = {"id": self._session.id, "secret": self._session.secret}
-            self.outbox.say({"type": "session.queued", **known, "position": place[0], "wait_s": place[1]})
-
-    def _finish(self, done: dict[str, Any]) -> None:
-        if self._finished:
-            return
-        self._finished = True
-        if self._fragments is not None and (rest := self._fragments.flush()):
-            self.outbox.play(rest)
-        self.outbox.say(done)
+            self.outbox.say({"type": "session.queued", **known, "position": position, "wait_s": wait_s})
 
     def _begin(self) -> None:
         if self._begun:

@@ -14,10 +14,11 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 
+from serve.connections import Socket
 from serve.media import Shown
 from serve.problems import Problem
 from serve.realtime import realtime
-from serve.tight import TightWebSocket
+from serve.tight import tighten
 from tests.serve.realtime_packets import CHUNK, FPS, HEIGHT, WIDTH, both
 
 OFFER = {
@@ -32,6 +33,14 @@ OFFER = {
 }
 
 
+class Tight(Socket):
+    """The server's own WebSockets, tightened."""
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        tighten(transport)
+
+
 class FakeSession:
     """Remembers what it was told; plays `packets` to whom is attached, and ends if it is to."""
 
@@ -39,16 +48,13 @@ class FakeSession:
         self.id, self.secret = f"session-{number}", f"secret-{number}"
         self.served = SimpleNamespace(offer=OFFER)
         self.state, self.reason, self.expires_at = "running", None, 1e9
-        self.place: tuple[int, float] | None = None
+        self.waiting: tuple[int, float] | None = None
         self.packets, self.ends = packets, ends
         self.viewers: list[Any] = []
         self.told: list[tuple] = []
         self.came, self.left, self.changed = threading.Event(), threading.Event(), threading.Event()
         self.speech_held_s = 0.0
         self.chunks = self.frames = 0
-
-    def waiting(self) -> tuple[int, float] | None:
-        return self.place
 
     def attach(self, viewer) -> None:
         if self.state == "ended":
@@ -99,11 +105,10 @@ class FakeSession:
     def stop(self, reason: str) -> None:
         self.state, self.reason = "ended", reason
         for viewer in list(self.viewers):
-            viewer.notice({"type": "session.done", "reason": reason, "chunks": self.chunks, "frames": self.frames})
             viewer.close(reason)
 
     def figures(self) -> dict[str, Any]:
-        return {"state": self.state, "speech_held_s": self.speech_held_s}
+        return {"state": self.state, "chunks": self.chunks, "frames": self.frames}
 
     def _note(self, *what) -> None:
         self.told.append(what)
@@ -186,7 +191,7 @@ def serving():
         Route("/v1/sessions", opened, methods=["POST"]),
         Route("/v1/sessions/{id}", ended, methods=["DELETE"]),
     ]
-    form = {"ws": TightWebSocket, "ws_per_message_deflate": False, "ws_max_size": (1 << 20) + 64, "lifespan": "off"}
+    form = {"ws": Tight, "ws_per_message_deflate": False, "ws_max_size": (1 << 20) + 64, "lifespan": "off"}
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="warning", **form))
 
     async def run():
