@@ -1,4 +1,4 @@
-"""The page for people: a handful of files that a browser takes as they are, under a policy that lets nothing else in."""
+"""The page for people: files that a browser takes as they are, under a policy that lets nothing else in."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ POLICY = "; ".join(
         "trusted-types 'none'",
     )
 )
-"""Content-Security-Policy: own files only, no script or style in a page, no string that becomes markup, no frame around it."""
+"""Content-Security-Policy: own files only, no script or style in a page, no text that becomes markup, no frame around."""
 
 
 class PageFile(NamedTuple):
@@ -66,7 +66,7 @@ def files() -> dict[str, PageFile]:
 def routes() -> list[Route]:
     """`GET /` and `GET /page/{file}`. The files hold no secrets, and need no token.
 
-    The second raises Problem `not_found` for any name that is not a file of the page; nothing of a path reaches the disk.
+    The second raises Problem `not_found` for any name that is no file of the page; nothing of a path reaches the disk.
     """
     held = files()
 

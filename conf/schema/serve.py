@@ -36,8 +36,8 @@ class ServeConfig:
     """Who knows it may open sessions; `everframe serve` prints an address that carries it. `@FILE`: what is in that
     file."""
     tls: Any = "off"
-    """`auto` makes a certificate of its own, which browsers ask about once; `off`: plain HTTP, for this machine or behind
-    a proxy; `{cert: FILE, key: FILE}`: yours, in PEM."""
+    """`auto` makes a certificate of its own, which browsers ask about once; `off`: plain HTTP, for this machine or
+    behind a proxy; `{cert: FILE, key: FILE}`: yours, in PEM."""
     models: list[str] = field(default_factory=list)
     """Models to be served on one port, each as `model=NAME` would be; empty: the one of `model`."""
     max_sessions: str = AUTO

@@ -110,7 +110,11 @@ def _pages() -> list[Route]:
 
 def application(gateway: Gateway) -> Any:
     """The real one, in which pages, sockets and peers are played, too."""
-    faces = {"serve.pages": {"routes": _pages}, "serve.realtime": {"realtime": _realtime}, "serve.webrtc": {"answer": _answer}}
+    faces = {
+        "serve.pages": {"routes": _pages},
+        "serve.realtime": {"realtime": _realtime},
+        "serve.webrtc": {"answer": _answer},
+    }
     before = {name: sys.modules.get(name) for name in faces}
     for name, face in faces.items():
         sys.modules[name] = types.ModuleType(name)
