@@ -8,7 +8,7 @@ import pytest
 
 from serve.fragments import Fragments
 from serve.media import PACKET_SAMPLES, SOUND_RATE, VIDEO_RATE
-from tests.serve.realtime_packets import CHUNK, FPS, HEIGHT, WIDTH, both, grey, pictures, sound
+from tests.serve.realtime_packets import FPS, HEIGHT, WIDTH, both, grey, pictures, sound
 
 FRAME = VIDEO_RATE // FPS
 
@@ -103,7 +103,7 @@ def test_sound_that_leaves_before_its_picture_is_kept():
 
 def test_fragments_are_short_and_of_one_chunk():
     maker = Fragments(WIDTH, HEIGHT, FPS, False)
-    packets = pictures(4 * CHUNK + 3)
+    packets = [p._replace(chunk=i // 5) for i, p in enumerate(pictures(33))]  # no multiple of a fragment
     _, (begin, *pieces) = muxed(packets, maker=maker)
     assert begin[4:8] == b"ftyp"
     numbers = []
@@ -111,7 +111,7 @@ def test_fragments_are_short_and_of_one_chunk():
     for moof, mdat in zip(boxes[::2], boxes[1::2], strict=True):
         with av.open(io.BytesIO(begin + moof + mdat), format="mp4") as file:
             held = [p.pts // FRAME for p in file.demux(video=0) if p.pts is not None]
-        assert len({number // CHUNK for number in held}) == 1
+        assert len({number // 5 for number in held}) == 1
         assert len(held) * FRAME <= VIDEO_RATE // 10
         numbers += held
     assert numbers == list(range(len(packets)))
