@@ -15,13 +15,17 @@ from conf.errors import UserError
 from conf.schema.serve import ServeConfig
 from serve import readiness
 from serve.admission import Admission, Place, Waiting
+from serve.asked import LONGEST_PROMPT
 from serve.joined import Joined
 from serve.link import Link
+from serve.logs import event as tell
+from serve.logs import hidden
 from serve.metrics import Metrics, Watched
 from serve.problems import Problem
 from serve.served import Served
-from serve.session import LONGEST_PROMPT, Session
-from serve.tracing import Tracing
+from serve.session import Session
+from serve.told import Told
+from serve.tracing import Silent, Tracing
 from serve.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -77,6 +81,8 @@ class Gateway:
         self._ended: dict[str, Session] = {}
         self._places: dict[str, Place] = {}
         self._queued: dict[str, Waiting] = {}
+        self._changes: dict[str, dict[str, Any]] = {}
+        """To the configuration, of sessions that wait."""
         self._pictures: dict[str, Path] = {}
         """Of sessions, until they end."""
         self._numbers: dict[tuple[str, int], Session] = {}
@@ -159,8 +165,9 @@ class Gateway:
     async def _create(
         self, served: Served, wanted: dict[str, Any], changes: dict[str, Any], caller: str, picture: Path | None
     ) -> Session:
-        session = Session(served, self.serve, self.link, self.counted, self.admission.late, self._over, self.clock)
-        session.traceparent = wanted.get("traceparent")
+        told = Told(served.name, self.counted, self.admission.late, lambda: self._trace(session, wanted))
+        session = Session(served, self.serve, self.link, told, self._over, self.clock)
+        hidden.add(session.secret)
         if picture is not None:
             changes["source"], self._pictures[session.id] = {"image": str(picture)}, picture
         if seconds := wanted.get("seconds"):
@@ -170,7 +177,7 @@ class Gateway:
             if waiting.place is None:
                 session.state, self._queued[session.id] = "queued", waiting
                 session.place = lambda: (waiting.position, waiting.wait_s)
-                session.changes = changes
+                self._changes[session.id] = changes
                 self._sessions[session.id] = session
                 return session
             place = waiting.place
@@ -214,9 +221,10 @@ class Gateway:
         except RuntimeError as error:
             raise Problem("not_ready", f"{session.served.name} cannot open a session now; come again", 5.0) from error
         self._numbers[session.served.name, session.number] = session
-        self.counted.began(session.served.name)
-        session.trace = self.tracing.session(session.served.name, session.id, session.traceparent)
-        log.info("session begins", extra={"session": session.id, "model": session.served.name})
+        tell(log, "session.began", session=session.id, model=session.served.name)
+
+    def _trace(self, session: Session, wanted: dict[str, Any]) -> Silent:
+        return self.tracing.session(session.served.name, session.id, wanted.get("traceparent"))
 
     def _moved(self, session: Session) -> None:
         """One that waits has come further, or has a place."""
@@ -226,9 +234,8 @@ class Gateway:
             self._spawn(self._begin_queued(session, waiting.place))
 
     async def _begin_queued(self, session: Session, place: Place) -> None:
-        session.state = "starting"
         with suppress(Problem):  # its viewers are told that it failed
-            await self._begin(session, place, session.changes)
+            await self._begin(session, place, self._changes.pop(session.id))
 
     def _stream_ended(self, model: str, number: int, report: dict[str, Any]) -> None:
         if session := self._numbers.pop((model, number), None):
@@ -240,14 +247,13 @@ class Gateway:
         self._ended[session.id] = session
         while len(self._ended) > ENDED:
             del self._ended[next(iter(self._ended))]
+        self._changes.pop(session.id, None)
         if picture := self._pictures.pop(session.id, None):
             self.uploads.release(picture)
         if waiting := self._queued.pop(session.id, None):
             waiting.leave()
         if place := self._places.pop(session.id, None):
             place.leave()
-            self.counted.ended(session.served.name, session.reason)
-            session.trace.end(session.reason)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
