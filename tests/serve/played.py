@@ -110,7 +110,11 @@ def _pages() -> list[Route]:
 
 def application(gateway: Gateway) -> Any:
     """The real one, in which pages, sockets and peers are played, too."""
-    faces = {"serve.pages": {"routes": _pages}, "serve.realtime": {"realtime": _realtime}, "serve.webrtc": {"answer": _answer}}
+    faces = {
+        "serve.pages": {"routes": _pages},
+        "serve.realtime": {"realtime": _realtime},
+        "serve.webrtc": {"answer": _answer},
+    }
     before = {name: sys.modules.get(name) for name in faces}
     for name, face in faces.items():
         sys.modules[name] = types.ModuleType(name)
@@ -129,7 +133,7 @@ async def opened(gateway: Gateway, context: Any = None, crowd: Crowd | None = No
     """The number of a port on loopback at which the gateway answers."""
     gateway.serve.port = 0
     listener = server.bound(gateway.serve)
-    port = server.Port(application(gateway), listener, context, crowd or Crowd())
+    port = server.Port(application(gateway), listener, context, Crowd() if crowd is None else crowd)
     tasks = [asyncio.create_task(port.accept()), asyncio.create_task(port.watch())]
     try:
         yield listener.getsockname()[1]

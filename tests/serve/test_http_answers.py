@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from serve.problems import TYPES, Problem
-from tests.serve.played import JSON, Gateway, asked, ask, opened
+from tests.serve.played import JSON, Gateway, ask, asked, opened
 
 SECRET = {"X-Session-Secret": "open sesame"}
 
@@ -65,7 +65,9 @@ def test_who_waits_is_told_where(tmp_path):
     answer = asked(gateway, "POST", "/v1/sessions", JSON, {"queue": True})
     assert answer.status == 202
     assert (answer.body["state"], answer.body["position"], answer.body["wait_s"]) == ("queued", 2, 31.5)
-    offered = asked(gateway, "POST", answer.body["offer"], JSON | {"X-Session-Secret": answer.body["secret"]}, {"sdp": "v=0"})
+    offered = asked(
+        gateway, "POST", answer.body["offer"], JSON | {"X-Session-Secret": answer.body["secret"]}, {"sdp": "v=0"}
+    )
     assert offered.status == 503 and offered.body["type"] == "not_ready"
 
 
@@ -88,7 +90,10 @@ def test_an_offer_is_answered_and_not_once_it_is_over(tmp_path):
     gateway = Gateway(tmp_path)
     session = gateway.made()
     where, headers = f"/v1/sessions/{session.id}/offer", JSON | {"X-Session-Secret": session.secret}
-    assert asked(gateway, "POST", where, headers, {"sdp": "v=0", "type": "offer"}).body == {"sdp": "v=0!", "type": "answer"}
+    assert asked(gateway, "POST", where, headers, {"sdp": "v=0", "type": "offer"}).body == {
+        "sdp": "v=0!",
+        "type": "answer",
+    }
     session.state = "ended"
     assert asked(gateway, "POST", where, headers, {"sdp": "v=0"}).status == 410
 
