@@ -112,7 +112,7 @@ async def serve(gateway: Any, on_ready: Callable[[Listening], None], listener: s
             on_ready(_listening(settings, listener, certificate))
             await gateway.draining.wait()
             with suppress(TimeoutError):
-                async with asyncio.timeout(settings.drain_s):
+                async with asyncio.timeout(settings.drain_s + LAST_S):
                     await _empty(gateway)
             for task in running:
                 task.cancel()
@@ -122,7 +122,7 @@ async def serve(gateway: Any, on_ready: Callable[[Listening], None], listener: s
 
 
 async def _empty(gateway: Any) -> None:
-    while any(session.state != "ended" for session in list(gateway.sessions.values())):
+    while any(session.state != "ended" for session in gateway.sessions):
         await asyncio.sleep(POLL_S)
 
 

@@ -51,7 +51,7 @@ class Gateway:
     def __init__(self, folder: Path, **settings: Any):
         self.serve = ServeConfig(**({"posts_per_minute": 1000} | settings))
         self.uploads = Uploads(folder / "uploads")
-        self.sessions: dict[str, Session] = {}
+        self._sessions: dict[str, Session] = {}
         self.unready: list[str] = []
         self.problem: Exception | None = None
         self.wanted: dict[str, Any] | None = None
@@ -70,11 +70,15 @@ class Gateway:
         return b"figures 1\n", "text/plain; version=1.0.0"
 
     def session(self, id: str) -> Session | None:
-        return self.sessions.get(id)
+        return self._sessions.get(id)
+
+    @property
+    def sessions(self) -> list[Session]:
+        return list(self._sessions.values())
 
     def made(self) -> Session:
-        session = Session(len(self.sessions), self.next_state, self.next_waiting)
-        self.sessions[session.id] = session
+        session = Session(len(self._sessions), self.next_state, self.next_waiting)
+        self._sessions[session.id] = session
         return session
 
     async def create(self, wanted: dict[str, Any], caller: str) -> Session:
