@@ -171,15 +171,18 @@ def _visible(letter: str) -> str:
 
 
 def _figures(record: logging.LogRecord) -> dict[str, Any]:
-    """What `event` was given, as JSON can hold it."""
+    """What was given as `extra`, if it is a word or a number."""
     found = {}
-    for key, value in getattr(record, FIELDS, {}).items():
-        if isinstance(value, float):
-            value = round(value, 4)
-        plain = (
-            value if isinstance(value, bool | int | float) else hidden(str(value), _addresses(record))[:LONGEST_LINE]
-        )
-        found[key] = plain
+    for key, value in vars(record).items():
+        if key in _STANDARD or not isinstance(value, bool | int | float | str):
+            continue
+        if key in _NEVER:
+            value = HIDDEN
+        elif key == "session":
+            value = str(value)[:SHOWN]
+        elif isinstance(value, str):
+            value = hidden(value, _addresses(record))[:LONGEST_LINE]
+        found[key] = round(value, 4) if isinstance(value, float) else value
     return found
 
 
