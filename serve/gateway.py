@@ -18,7 +18,6 @@ from serve.admission import Admission, Place, Waiting
 from serve.asked import LONGEST_PROMPT
 from serve.joined import Joined
 from serve.link import Link
-from serve.logs import event as tell
 from serve.logs import hidden
 from serve.metrics import Metrics, Watched
 from serve.problems import Problem
@@ -221,7 +220,7 @@ class Gateway:
         except RuntimeError as error:
             raise Problem("not_ready", f"{session.served.name} cannot open a session now; come again", 5.0) from error
         self._numbers[session.served.name, session.number] = session
-        tell(log, "session.began", session=session.id, model=session.served.name)
+        log.info("session begins", extra={"session": session.id, "model": session.served.name})
 
     def _trace(self, session: Session, wanted: dict[str, Any]) -> Silent:
         return self.tracing.session(session.served.name, session.id, wanted.get("traceparent"))

@@ -19,7 +19,6 @@ from conf.schema.serve import ServeConfig
 from serve.asked import Asked, checked
 from serve.ends import Ends
 from serve.link import Link
-from serve.logs import event as tell
 from serve.media import VIDEO_RATE, Packet, Shown, Viewer
 from serve.problems import Problem
 from serve.served import Served
@@ -146,7 +145,7 @@ class Session:
         """Its stream has ended."""
         self.report = report
         if "error" in report:
-            tell(log, "session.failed", level=logging.WARNING, session=self.id, why=report["error"].get("kind"))
+            log.warning("session fails", extra={"session": self.id, "kind": report["error"].get("kind")})
         self._end("failed" if "error" in report else self.reason or "limit")
 
     def abandon(self, reason: str) -> None:
@@ -157,7 +156,8 @@ class Session:
         if self.state == "ended":
             return
         self.state, self.reason = "ended", self.reason or reason
-        tell(log, "session.ended", session=self.id, model=self.served.name, reason=self.reason, chunks=self._chunks)
+        known = {"session": self.id, "model": self.served.name, "reason": self.reason, "chunks": self._chunks}
+        log.info("session ends", extra=known)
         self._ends.close()
         for viewer in list(self._viewers):
             viewer.close(self.reason)
@@ -339,7 +339,7 @@ class Session:
 
     def failed(self, why: str) -> None:
         """See `Heard`."""
-        tell(log, "session.uncoded", level=logging.ERROR, session=self.id, why=why)
+        log.error("session cannot be coded: %s", why, extra={"session": self.id})
         self.stop("failed")
 
     # -- how it stands ------------------------------------------------------------------------------------------------
