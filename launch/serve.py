@@ -29,6 +29,7 @@ from conf import disk
 from conf.errors import UserError
 from conf.schema import Config
 from conf.schema.serve import ServeConfig, ServedConfig
+from conf.schema.stream import SOURCES
 from launch import cli, places, planning, running
 from launch.cli import run, written
 from launch.command import Command
@@ -42,6 +43,8 @@ from parallel import capability
 from runtime.admission import CONFIG
 from runtime.pipeline import Pipeline
 from runtime.running import Running
+from stages.inputs import SOURCES as MADE_OF
+from stages.inputs import inputs_of, made_of
 
 COMMAND = Command("serve", __doc__, schema=ServedConfig)
 NEEDED = ("starlette", "uvicorn", "websockets", "aiortc", "prometheus_client", "opentelemetry")
@@ -68,9 +71,18 @@ def models(config: ServedConfig, given: Sequence[str]) -> list[ServedConfig]:
     if len(set(names)) < len(names):
         raise UserError(f"serve.models={names}", "names a model twice", "name each once")
     rest = [argument for argument in given if not argument.startswith("model=")]
-    found = [cli.compose("serve", ServedConfig, [*rest, f"model={name}"]) for name in names]
+    found = [_of_use(cli.compose("serve", ServedConfig, [*rest, f"model={name}"])) for name in names]
     several = len({one.output_dir for one in found}) < len(found)
     return [replace(one, output_dir=f"{one.output_dir}/{one.model.name}") if several else one for one in found]
+
+
+def _of_use(config: ServedConfig) -> ServedConfig:
+    """One of several: what is said of all is left out where the model has no use for it."""
+    declared = inputs_of(config.model)
+    unused = {name: None for name in SOURCES if name in MADE_OF and made_of(declared, name) is None}
+    prompt = config.stream.prompt if made_of(declared, "prompt") else ""
+    stream = replace(config.stream, prompt=prompt)
+    return replace(config, source=replace(config.source, **unused), stream=stream)
 
 
 def processes(config: ServedConfig) -> Config:
