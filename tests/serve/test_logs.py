@@ -108,7 +108,7 @@ SECRETS = {
     "http://127.0.0.1:8080/#token={}": "mytoken123",
     "serve.token={}": "correct-horse",
     "turn_secret: {}": "battery-staple",
-    '{{"type": "session.start", "secret": "{}"}}': "s3",
+    '{{"type": "session.start", "secret": "{}"}}': "s3-of-theirs",
     "source.session=tcp://10.9.8.7:5000/{}": "00ff00ff00ff",
     "session {} has gone": secrets.token_urlsafe(16) + "aB1",
     "DELETE /v1/sessions/{} 200": secrets.token_urlsafe(16) + "aB1",
@@ -122,10 +122,10 @@ SECRETS = {
     "offer {}": SDP,
     '{{"sdp": "{}"}}': SDP.replace("\r\n", "\\r\\n"),
     "bad line a=ice-pwd:{}": "9Sd8fkKJ3kdm",
-    "caller 203.0.113.{}": "77",
-    "caller ('203.0.113.{}', 5000)": "77",
+    "caller {}": "203.0.113.77",
+    "caller ('{}', 5000)": "203.0.113.77",
     "peer [2001:db8::{}]:443": "beef:1",
-    "pair ::ffff:203.0.113.{}": "77",
+    "pair ::ffff:{}": "203.0.113.77",
 }
 
 
