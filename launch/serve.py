@@ -50,6 +50,13 @@ COMMAND = Command("serve", __doc__, schema=ServedConfig)
 NEEDED = ("starlette", "uvicorn", "websockets", "aiortc", "prometheus_client", "opentelemetry")
 """What serving needs beside what streaming does."""
 POLL_S = 0.1
+SHORT = {
+    "rate": "its plan does not keep one session in time with serve.headroom of it left; use more workers",
+    "memory": "memory holds no session; use more workers",
+    "cores": "this host's processors do not keep one in time; serve fewer models, or another plan",
+    "max_sessions": "serve.max_sessions says so",
+}
+"""Why a model takes no session, by what limits it."""
 
 
 def refuse_without_extra() -> None:
@@ -211,6 +218,9 @@ def _say(gateway: object, settings: ServeConfig, listening: object) -> None:
     token = f"/#token={settings.token}" if settings.token else ""
     for offer in gateway.offers():
         print(f"{offer['id']}: {offer['capacity']} sessions at once", flush=True)
+        if not offer["capacity"]:
+            _, why = gateway.admission.limit(offer["id"])
+            print(f"warning: nobody can be let in to {offer['id']}: {SHORT[why]}", file=sys.stderr, flush=True)
     print(f"open {listening.address}{token}", flush=True)
     if listening.fingerprint:
         print(f"its certificate is its own; browsers ask once: SHA-256 {listening.fingerprint}", flush=True)
