@@ -248,6 +248,11 @@ class Session:
             self._ends.rate(*rate)
 
     @property
+    def speech_held_s(self) -> float:
+        """Seconds of sound that is still to be spoken."""
+        return self._held_s
+
+    @property
     def bits_per_second(self) -> int | None:
         """What its pictures are coded with at most; None: what they are worth."""
         return self._rate[0]
