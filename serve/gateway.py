@@ -13,7 +13,7 @@ from typing import Any
 
 from conf.errors import UserError
 from conf.schema.serve import ServeConfig
-from serve import readiness
+from serve import capacity, readiness
 from serve.admission import Admission, Place, Waiting
 from serve.asked import LONGEST_PROMPT
 from serve.joined import Joined
@@ -91,8 +91,16 @@ class Gateway:
             self.add(model)
 
     def join(self, joined: Joined) -> None:
-        """Serve a model whose pipeline has joined; how many sessions it keeps it has said itself."""
-        self.admission.model(joined.name, joined.offer.get("rate", 1.0))
+        """Serve a model whose pipeline has joined, once it is known how many sessions it keeps."""
+        self._spawn(self._join(joined))
+
+    async def _join(self, joined: Joined) -> None:
+        try:
+            found = await capacity.measured_afar(joined, joined.hello["workers"])
+        except (UserError, RuntimeError) as error:
+            log.error("%s has joined, and cannot be served: %s", joined.name, error)
+            return
+        self.admission.model(joined.name, *found)
         self.add(joined)
 
     def add(self, served: Served) -> None:
