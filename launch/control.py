@@ -10,7 +10,7 @@
 
 An opened stream is what the configuration says with the given changes; its files get its name, which is free again once
 the stream has ended. The end of the lines closes the pipeline: it ends when its streams have. A wrong line is skipped
-with a warning, whatever it holds.
+with a warning, whatever it holds. A gateway gives the same orders over a connection: see `launch.remote`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
-from conf.errors import UserError, nearest
+from conf.errors import UserError
 from conf.schema import Config
-from conf.typed import shown, typed
-from runtime.identity import keep_of
-from runtime.outputs import numbered
+from conf.secret import is_address, told
+from launch.orders import Orders, open_stream, parsed, refuse_rest
+from launch.remote import called
 from runtime.pipeline import Pipeline, run_all
 from runtime.reasons import Reason
 from stages.sources.live import PATIENCE_S, standard_input
+
+__all__ = ["Control", "Lines", "begin", "open_stream"]
 
 log = logging.getLogger(__name__)
 
@@ -46,33 +47,18 @@ def begin(pipeline: Pipeline, config: Config) -> None:
     """Open a run's streams: those of its configuration, or, with `control`, those that are ordered from now on.
 
     Raises:
-        UserError: a stream cannot be opened, or the orders cannot be read.
+        UserError: a stream cannot be opened, the orders cannot be read, or nobody gives them at that address.
     """
     if config.control is None:
         run_all(pipeline, config)
         return
-    Control(pipeline, config).start()
-
-
-def open_stream(pipeline: Pipeline, config: Config, name: Any, changes: dict[str, Any]) -> int:
-    """Open a stream that is what the configuration says, but for some settings; returns its number.
-
-    Args:
-        name: the stream's.
-        changes: settings of the stream, and `source`, `sink` (settings of these) and `resume`.
-
-    Raises:
-        UserError: as `Pipeline.open`, or what it is to go on from cannot be used.
-    """
-    changes = dict(changes)
-    source, sink, resume = changes.pop("source", {}), changes.pop("sink", {}), changes.pop("resume", None)
-    # A length that is ordered takes the place of the configured one, whichever of the two ways it is given in.
-    free = {"chunks": None, "seconds": None} if changes.keys() & {"chunks", "seconds"} else {}
-    stream = _changed(config.stream, "stream", free | changes | {"id": name, "count": 1})
-    sinks = _changed(numbered(config.sink, stream.id), "sink", sink)
-    source = _changed(config.source, "source", source)
-    keep = keep_of(config, stream, sinks, stream.id, typed(str | None, resume, "resume"))
-    return pipeline.open(stream, source, sinks, keep)
+    given = told("control", config.control)
+    if is_address(given):
+        called(pipeline, config, given)
+    elif given != config.control:
+        raise UserError(f"control={config.control}", "holds no address", "write tcp://HOST:PORT/TOKEN there, alone")
+    else:
+        Control(pipeline, config).start()
 
 
 class Control(threading.Thread):
@@ -90,14 +76,7 @@ class Control(threading.Thread):
         super().__init__(name="control", daemon=True)
         self.pipeline, self.config = pipeline, config
         self.lines = Lines(config.control)
-        self.acts = {
-            "open": self._open,
-            "prompt": self._prompt,
-            "stop": lambda name, rest: self._end(pipeline.stop, name, rest),
-            "cancel": lambda name, rest: self._end(pipeline.cancel, name, rest),
-            "wait": self._wait,
-            "status": self._status,
-        }
+        self.orders = Orders(pipeline, config, wait=self._wait)
         # The writer of a pipe may be idle, or never come.
         pipeline.closers.append(self.lines.stop)
 
@@ -134,75 +113,14 @@ class Control(threading.Thread):
         Raises:
             UserError: the line says nothing that can be done.
         """
-        order = _parsed(line)
-        name = next((name for name in self.acts if name in order), None)
-        if name is None:
-            given = next(iter(order), "")
-            raise UserError(f"order {shown(given)}", "is no order", nearest(given[:80], self.acts))
-        self.acts[name](order.pop(name), order)
-
-    def _open(self, name: Any, order: dict[str, Any]) -> None:
-        if taken := order.keys() & {"id", "count"}:
-            raise UserError(f"stream.{min(taken)}", "is not for an order to say", 'the name stands in {"open": NAME}')
-        open_stream(self.pipeline, self.config, name, order)
-
-    def _prompt(self, prompt: Any, rest: dict[str, Any]) -> None:
-        stream = self.pipeline.number(rest.pop("stream", None))
-        _refuse_rest(rest, "prompt", "stream")
-        self.pipeline.prompt(stream, prompt)
-
-    def _end(self, act, name: Any, rest: dict[str, Any]) -> None:
-        _refuse_rest(rest, "stop and cancel")
-        act(None if name is None else self.pipeline.number(name))
+        said = self.orders.give(parsed(line))
+        if isinstance(said, dict):
+            print(json.dumps(said), flush=True)
 
     def _wait(self, name: Any, rest: dict[str, Any]) -> None:
-        _refuse_rest(rest, "wait")
+        refuse_rest(rest, "wait")
         stream = self.pipeline.number(name)
         self.pipeline.until(lambda: self.pipeline.ended(stream) or self.pipeline.closed)
-
-    def _status(self, _: Any, rest: dict[str, Any]) -> None:
-        _refuse_rest(rest, "status")
-        streams = {
-            name: {"ended": self.pipeline.ended(number)} | (self.pipeline.progress(number) or {})
-            for name, number in self.pipeline.names.items()
-        }
-        print(json.dumps({"streams": streams, "workers": self.pipeline.status()}), flush=True)
-
-
-def _parsed(line: bytes | str) -> dict[str, Any]:
-    """A line's order as plain values."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            raise ValueError("a key stands twice in it")
-        return found
-
-    def finite(word: str) -> float:
-        raise ValueError(f"{word} is no number")
-
-    try:
-        order = json.loads(line, object_pairs_hook=once, parse_constant=finite)
-    except (ValueError, RecursionError) as error:
-        text = line.decode(errors="replace") if isinstance(line, bytes) else line
-        raise UserError(
-            shown(text.strip()), f"is not JSON ({error})", 'one order a line, e.g. {"stop": "a"}'
-        ) from error
-    if not isinstance(order, dict):
-        raise UserError(shown(order), "is no order", 'give an object, e.g. {"stop": "a"}')
-    return order
-
-
-def _changed(settings: Any, group: str, changes: Any) -> Any:
-    """Settings with some changed; refused where there is no such setting, or a value is of another type."""
-    kind = type(settings)
-    typed(dict[str, Any], changes, group)
-    return typed(kind, asdict(settings) | changes, group)
-
-
-def _refuse_rest(rest: dict[str, Any], name: str, *known: str) -> None:
-    for key in rest:
-        remedy = nearest(key[:80], known) if known else "leave it out"
-        raise UserError(f"{name}: {shown(key)}", "there is no such key", remedy)
 
 
 class Lines:

@@ -92,8 +92,10 @@ class Conditioning:
         self.draws = Draws(stream.seed, stream.id)
         self.prompts = Prompts(stream) if prompts is None else prompts
         self._first = state.chunk if state else 0
+        self._pace = Pace(self.stop.wait) if source.paced else None
+        sink = sink or SinkConfig(video=None)
         self.sources = open_sources(
-            model, source, sink or SinkConfig(video=None), self.picture, encoders, stdin, self.stop, self._first
+            model, source, sink, self.picture, encoders, stdin, self.stop, self.prompts, self._pace, self._first
         )
         try:
             self._prepare(source, state)
@@ -103,7 +105,7 @@ class Conditioning:
 
     def _prepare(self, source: SourceConfig, state: State | None) -> None:
         self.tensors, self.sound, self.actions = self.sources.tensors, self.sources.sound, self.sources.actions
-        self.live, self._pace = self.sources.live, Pace(self.stop.wait) if source.paced else None
+        self.live = self.sources.live
         self._last_epoch: int | None = None
         if self.sources.inputs:
             self.prompts.plan(self.sources.inputs.prompts)
@@ -132,7 +134,7 @@ class Conditioning:
         self.prompts.resume(chunk, content, time.perf_counter())
         if self.sound and "sound" in content:
             arrays = {name: tensor.numpy() for name, tensor in held.items() if not name.startswith(BEFORE)}
-            self.sound.resume(content["sound"], arrays, live=is_live(source.audio))
+            self.sound.resume(content["sound"], arrays, live=is_live(source.audio) or self.sources.session is not None)
         self.encoding.before = {name.removeprefix(BEFORE): t for name, t in held.items() if name.startswith(BEFORE)}
         start, _ = self.frames(chunk)
         if isinstance(self.actions, LiveActions):
@@ -192,6 +194,8 @@ class Conditioning:
         """What chunk `chunk` is made with, encoded; None where the stream ends before it. Waits for live sources."""
         if self._over(chunk):
             return None
+        if session := self.sources.session:
+            session.begin()
         prompt = self.prompts.sample(chunk)
         start, count = self.frames(chunk)
         made, taken = {}, None
@@ -204,6 +208,8 @@ class Conditioning:
             self._refuse_silent()
         if self.live and self._over(chunk, taken=True):
             return None
+        if session:
+            session.sampled(chunk)
         if self._pace:
             self._pace.sampled(count / self.model.fps)
         if self.sources.sink:

@@ -120,7 +120,11 @@ class Outputs:
             if self._frames:
                 self._frames.frames = self.frames
             self._reader = ReaderSink(sink.reader, fps, self.first) if sink.reader else None
-            self._opened += filter(None, [self._reader])
+            self._session = None
+            if sink.session:
+                made = resolve_name("stages.sinks.session:SessionSink")
+                self._session = made(sink.session, fps, height, width, sound, self.first)
+            self._opened += filter(None, [self._reader, self._session])
         except BaseException:
             with suppress(UserError):  # what came first is told
                 self.close()
@@ -150,6 +154,8 @@ class Outputs:
             self._sheet.add(pictures)
         if self._reader:
             self._reader.write(pictures, sound)
+        if self._session:
+            self._session.write(pictures, sound)
 
     def progress(self) -> tuple[dict[str, Any], str | None]:
         """What another goes on from: (counters, the video's path as seen from where states are kept)."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 DRIFT = 1e-3
 """How much faster than this clock that of a sound card may be: what comes faster would be held back more and more."""
+LATELY = 8
+"""Chunks whose slack is watched: the longest way of these is the one that the next is allowed."""
+LEAST = 0.01
+"""Seconds by which a chunk is put off, at least: less would not be noticed."""
 
 
 class Pace:
@@ -23,9 +29,29 @@ class Pace:
     def __init__(self, wait: Callable[[float], object], clock: Callable[[], float] = time.monotonic):
         self._wait, self._clock = wait, clock
         self._due: float | None = None
+        self._lock = threading.Lock()
+        self._slacks: deque[float] = deque(maxlen=LATELY)
+        self._later = 0.0
+        """By how much the next chunk is to be put off."""
+
+    def slack(self, seconds: float) -> None:
+        """A chunk was there so many seconds before it had to be; below 0, after that. From any thread.
+
+        What every chunk lately had to spare is waited out before the next is sampled: so it enters as late as the
+        longest way of these allows, and shows what was heard and pressed until then.
+        """
+        with self._lock:
+            self._slacks.append(seconds)
+            if len(self._slacks) == LATELY and (spare := min(self._slacks)) > LEAST:
+                self._later += spare
+                self._slacks.clear()
 
     def hold(self) -> bool:
         """Wait until the next chunk is due; returns whether it had to be waited for."""
+        with self._lock:
+            later, self._later = self._later, 0.0
+        if self._due is not None:
+            self._due += later
         early = 0.0 if self._due is None else self._due - self._clock()
         if early > 0:
             self._wait(early)

@@ -1,10 +1,12 @@
 """A process's pulse: what it is at and for how long, told on the board now and then by a thread that does nothing else.
 
-Who waits for a chunk can then tell a worker that is slow from one that is stuck or gone.
+Who waits for a chunk can then tell a worker that is slow from one that is stuck or gone. Whoever watches over the run
+reads there, without asking anyone, where the time goes and what it costs the host.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +15,14 @@ from math import inf
 from typing import Any, NamedTuple
 
 from runtime.board import Board
+from runtime.orders import host
+from runtime.trace import Samples
 
 PULSE_S = 1.0
 """Between two beats, at most; a short timeout has BEATS of them."""
 BEATS = 4
+STAGES = 64
+"""Stages whose totals a beat tells, at most."""
 
 
 class Doing(NamedTuple):
@@ -28,6 +34,7 @@ class Doing(NamedTuple):
         moved: when something came in or was done there last.
         busy: whether it is at a pass.
         streams: when something came in or was done there last, by stream.
+        stages: durations of all passes so far, by stage.
     """
 
     at: str
@@ -35,6 +42,7 @@ class Doing(NamedTuple):
     moved: float
     busy: bool = False
     streams: Mapping[int, float] = {}
+    stages: Mapping[str, Samples] = {}
 
 
 class Pulse(threading.Thread):
@@ -51,6 +59,7 @@ class Pulse(threading.Thread):
     def __init__(self, board: Board, timeout_s: float):
         super().__init__(name="pulse", daemon=True)
         self._board, self._beats, self._over = board, 0, threading.Event()
+        self._process = f"{host()}/{os.getpid()}"
         self._every_s = min(PULSE_S, timeout_s / BEATS)
         self.look: Callable[[], Doing]
         self.at("starting")
@@ -76,7 +85,15 @@ class Pulse(threading.Thread):
         self._beats += 1
         told = {"beats": self._beats, "at": doing.at, "at_s": now - doing.since, "moved_s": now - doing.moved}
         streams = {stream: now - moved for stream, moved in doing.streams.items()}
-        self._board.tell(key(self._board.index), told | {"busy": doing.busy, "streams": streams})
+        told |= {"busy": doing.busy, "streams": streams, "stages": totals(doing.stages)}
+        cost = {"process": self._process, "cpu_s": time.process_time(), "now_s": now}
+        self._board.tell(key(self._board.index), told | cost)
+
+
+def totals(stages: Mapping[str, Samples]) -> dict[str, list[float]]:
+    """[passes, seconds] of every stage; of the first STAGES, should there be more. Others may add to them meanwhile."""
+    known = list(dict(stages).items())[:STAGES]
+    return {name: [samples.count, round(samples.total, 6)] for name, samples in known}
 
 
 def key(process: int) -> str:

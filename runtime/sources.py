@@ -13,11 +13,14 @@ from conf.paths import is_live, is_stream
 from conf.schema import ModelConfig, SinkConfig, SourceConfig
 from runtime.encoders import Encoders, Picture
 from runtime.inputs import Inputs, InputsSink, Tap
+from runtime.pace import Pace
+from runtime.prompts import Prompts
 from runtime.sound import Sound
 from stages.inputs import Input, inputs_of, made_of
 from stages.sources.actions import ActionFile, LiveActions
 from stages.sources.audio import LivePcm, Silence
 from stages.sources.live import live_stream
+from stages.sources.session import SessionSource
 from stages.sources.tensors import TensorsFile
 
 
@@ -33,6 +36,7 @@ class Sources:
         image: the reference picture, float32 [3, H, W] in [-1, 1]; None: there is none.
         live: whether one of them may have to be waited for.
         sink: where what is sampled is recorded; None: nowhere.
+        session: whose sound and actions they are; None: nobody's.
     """
 
     tensors: TensorsFile | None
@@ -42,6 +46,7 @@ class Sources:
     image: Tensor | None
     live: bool
     sink: InputsSink | None = None
+    session: SessionSource | None = None
 
     @property
     def endless_sound(self) -> bool:
@@ -54,7 +59,7 @@ class Sources:
 
     def close(self) -> None:
         """Let go of all of them."""
-        for source in (self.sound and self.sound.source, self.actions, self.sink):
+        for source in (self.session, self.sound and self.sound.source, self.actions, self.sink):
             if source:
                 source.close()
 
@@ -67,6 +72,8 @@ def open_sources(
     encoders: Encoders,
     stdin: BinaryIO | None,
     stop: threading.Event,
+    prompts: Prompts,
+    pace: Pace | None,
     first: int = 0,
 ) -> Sources:
     """Open what a stream is driven by.
@@ -76,6 +83,7 @@ def open_sources(
         encoders: what hears the sound.
         stdin: where `-` reads; None: standard input.
         stop: releases whoever waits for a live source, when set.
+        prompts, pace: of the stream, for a session that steers them.
         first: the chunk the stream goes on with; 0: it begins.
 
     Raises:
@@ -86,11 +94,17 @@ def open_sources(
     _refuse_unused(model, source, declared)
     inputs = Inputs(source.inputs) if source.inputs else None
     opened = Sources(tensors, inputs, None, None, None, source.live)
+    heard, taken = made_of(declared, "audio"), made_of(declared, "actions")
     try:
-        if heard := made_of(declared, "audio"):
-            opened.sound = _sound(heard, model.fps, source, inputs, encoders, stdin, stop, tap=sink.inputs is not None)
-        if taken := made_of(declared, "actions"):
-            opened.actions = _actions(taken, source, inputs, stdin, stop)
+        if source.session:
+            names = taken.classes if taken else ()
+            opened.session = SessionSource(source.session, names, stop, prompts.steer, pace.slack if pace else _nobody)
+        if heard:
+            pcm, whole_file = _pcm(heard, source, inputs, opened.session, stdin, stop)
+            features = encoders.listen(heard, whole_file)
+            opened.sound = Sound(Tap(pcm) if sink.inputs else pcm, model.fps, features)
+        if taken:
+            opened.actions = _actions(taken, source, inputs, opened.session, stdin, stop)
         if source.image:
             from stages.sources.image import load_image  # not above: Pillow is needed where there is a picture
 
@@ -103,20 +117,25 @@ def open_sources(
     return opened
 
 
-def _sound(
+def _nobody(seconds: float) -> None:
+    """Of a stream that is sampled as fast as stages allow, nobody asks how early its chunks are."""
+
+
+def _pcm(
     heard: Input,
-    fps: int,
     source: SourceConfig,
     inputs: Inputs | None,
-    encoders: Encoders,
+    session: SessionSource | None,
     stdin: BinaryIO | None,
     stop: threading.Event,
-    tap: bool,
-) -> Sound:
-    if is_stream(source.audio) and heard.ear.whole:
+) -> tuple[Any, bool]:
+    """Where sound comes from, and whether that is a whole file."""
+    if (session or is_stream(source.audio)) and heard.ear.whole:
         raise UserError(f"{heard.ear.whole}=true", "live sound has no end to wait for", "set it to false")
     whole_file = False
-    if inputs is not None:
+    if session is not None:
+        pcm = session.sound
+    elif inputs is not None:
         pcm = inputs.sound or Silence()
     elif is_stream(source.audio):
         name, path = f"source.audio={source.audio}", source.audio
@@ -127,13 +146,19 @@ def _sound(
         pcm, whole_file = AudioFile(source.audio, stop), True
     else:
         pcm = Silence()
-    features = encoders.listen(heard, whole_file)
-    return Sound(Tap(pcm) if tap else pcm, fps, features)
+    return pcm, whole_file
 
 
 def _actions(
-    taken: Input, source: SourceConfig, inputs: Inputs | None, stdin: BinaryIO | None, stop: threading.Event
+    taken: Input,
+    source: SourceConfig,
+    inputs: Inputs | None,
+    session: SessionSource | None,
+    stdin: BinaryIO | None,
+    stop: threading.Event,
 ) -> Any:
+    if session is not None:
+        return session.actions
     if inputs is not None:
         return inputs.actions
     if not source.actions:

@@ -1,26 +1,34 @@
 """A connection between a stream and the program that opened it, wherever the stream's stages run.
 
-The program listens at a `Door`; a stage connects with the door's address, `tcp://HOST:PORT/TOKEN`, and says the token,
-so that nobody else on the network is taken for it.
+The program listens, at a `Door` or as a gateway does, for all streams on one port; a stage connects with the address
+`tcp://HOST:PORT/TOKEN`, and says the token, so that nobody else on the network is taken for it. With
+`tls://HOST:PORT/TOKEN#SHA256` what follows is encrypted, and goes only to whose certificate has that digest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import secrets
 import select
 import socket
+import ssl
+import threading
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from conf.errors import UserError
-from conf.paths import ADDRESS
+from conf.paths import ADDRESS, ADDRESSES
 
 CONNECT_S, TOKEN_S = 10.0, 2.0
 """Longest wait for a connection, and for its token."""
 POLL_S = 0.05
 """How late it may be noticed that nobody will come any more."""
+LONGEST_LINE, LONGEST_BODY = 1 << 16, 1 << 24
+"""Bytes of a message's line and of what follows it, at most."""
+BLOCK = 1 << 16
 
 
 def connect(setting: str, address: str) -> socket.socket:
@@ -33,19 +41,118 @@ def connect(setting: str, address: str) -> socket.socket:
     try:
         parts = urlsplit(address)
         where, token = (parts.hostname, parts.port), parts.path.removeprefix("/")
-        if None in where or not token:
+        if None in where or not token or f"{parts.scheme}://" not in ADDRESSES:
             raise ValueError
     except ValueError as error:
         raise UserError(value, "is no address", f"give {ADDRESS}HOST:PORT/TOKEN") from error
     try:
         connection = socket.create_connection(where, CONNECT_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if parts.scheme == "tls":
+            connection = _encrypted(connection, parts.fragment)
         connection.sendall(token.encode())
         connection.settimeout(None)
     except OSError as error:
         rule = f"nobody answers there ({error.strerror or error})"
         raise UserError(value, rule, "keep the program running that listens there") from error
     return connection
+
+
+def _encrypted(connection: socket.socket, digest: str) -> socket.socket:
+    """A connection to whose certificate has a SHA-256 digest, in hexadecimal digits: who signed it says nothing more.
+
+    Raises:
+        OSError: it is another's, or no TLS is spoken there.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    secure = context.wrap_socket(connection)
+    seen = hashlib.sha256(secure.getpeercert(binary_form=True)).hexdigest()
+    if not secrets.compare_digest(seen, digest.lower()):
+        secure.close()
+        raise OSError("its certificate is another one")
+    return secure
+
+
+class Wire:
+    """Messages over a connection, both ways: a line of JSON `{"kind": ..., "bytes": n}` and n bytes behind it.
+
+    Any thread may send, one may receive: neither is held up by the other, and what is sent comes whole.
+
+    Args:
+        connection: open, in the clear or encrypted.
+    """
+
+    def __init__(self, connection: socket.socket):
+        connection.settimeout(0.0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._socket, self._held = connection, bytearray()
+        self._sending, self._using = threading.Lock(), threading.Lock()
+        """Of who sends a message; and of who uses the socket just now: two threads may not do so at once under TLS."""
+        self._closed = threading.Event()
+
+    def send(self, kind: str, body: bytes = b"", **head: Any) -> None:
+        """Send a message; waits while the other end does not take it.
+
+        Raises:
+            OSError: the connection has ended.
+        """
+        line = json.dumps({"kind": kind, "bytes": len(body), **head}, separators=(",", ":")).encode() + b"\n"
+        with self._sending:
+            left = memoryview(line + body)
+            while left:
+                if sent := self._try(lambda data=left: self._socket.send(data), writes=True):
+                    left = left[sent:]
+
+    def receive(self) -> tuple[dict[str, Any], bytes] | None:
+        """The next message, waiting for it; None: there will be none."""
+        try:
+            while (end := self._held.find(b"\n")) < 0:
+                if len(self._held) > LONGEST_LINE or not self._more():
+                    return None
+            head = json.loads(self._held[:end])
+            size = int(head["bytes"])
+            if not 0 <= size <= LONGEST_BODY:
+                return None
+            del self._held[: end + 1]
+            while len(self._held) < size:
+                if not self._more():
+                    return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        body = bytes(self._held[:size])
+        del self._held[:size]
+        return head, body
+
+    def _more(self) -> bool:
+        block = self._try(lambda: self._socket.recv(BLOCK), writes=False)
+        self._held += block
+        return bool(block)
+
+    def _try(self, act: Callable[[], Any], writes: bool) -> Any:
+        """What an act on the socket gives, once it can."""
+        while not self._closed.is_set():
+            wants_write = writes
+            try:
+                with self._using:
+                    return act()
+            except (BlockingIOError, ssl.SSLWantReadError):
+                wants_write = writes and not isinstance(self._socket, ssl.SSLSocket)
+            except ssl.SSLWantWriteError:
+                wants_write = True
+            wait = select.poll()
+            with contextlib.suppress(ValueError):  # closed just now
+                wait.register(self._socket, select.POLLOUT if wants_write else select.POLLIN)
+                wait.poll(POLL_S * 1000)
+        raise OSError("the connection was closed here")
+
+    def close(self) -> None:
+        """End it; whoever waits here, in any thread, goes on."""
+        self._closed.set()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        with self._using:
+            self._socket.close()
 
 
 class Door:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from conf.errors import UserError
@@ -27,6 +28,7 @@ from conf.schema.stream import (
     check_folder,
     fresh_folder,
 )
+from conf.secret import is_address, unsaid
 from conf.settings import check_choices, one_of
 
 __all__ = [
@@ -77,12 +79,16 @@ class Config:
     resume: str | None = None
     """Go on from a saved state: its folder, or the output folder of a run that saved one (then the newest)."""
     control: str | None = None
-    """A file or named pipe of orders for the running pipeline, or `-`; then only those streams run that it opens."""
+    """Who gives orders to the running pipeline; then only those streams run that they open: a file or named pipe, `-`,
+    or a gateway that listens at `tcp://HOST:PORT/TOKEN` (`tls://HOST:PORT/TOKEN#FINGERPRINT`); `@FILE`: the address in
+    that file."""
 
     def __post_init__(self):
         self.control = live(self.control)
         check_folder(self.output_dir)
         check_choices(self, "")
+        if is_address(self.control) and not re.fullmatch(r"\w+://[^/@]+:\d+/[^/]+", self.control):
+            raise UserError(f"control={unsaid(self.control)}", "is no address", "give tcp://HOST:PORT/TOKEN")
         if self.capacity is not None and not 0 < self.capacity <= 1:
             raise UserError(f"capacity={self.capacity}", "is a share of frames, above 0 and up to 1", "use 0.999")
         if self.source.reads_stdin and self.control == "-":
@@ -98,5 +104,7 @@ class Config:
             raise UserError("device=emulated", "has no state to save or to resume", "use another device")
         if self.resume and self.control:
             raise UserError(
-                f"resume={self.resume}", f"control={self.control} opens its streams", 'say {"open": ..., "resume": DIR}'
+                f"resume={self.resume}",
+                f"control={unsaid(self.control)} opens its streams",
+                'say {"open": ..., "resume": DIR}',
             )

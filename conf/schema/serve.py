@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from conf.errors import UserError, not_negative, positive
 from conf.schema import Config
+from conf.secret import told
 from conf.settings import check_choices, one_of
 from conf.typed import shown
 
@@ -15,8 +17,11 @@ TLS = ("auto", "off")
 AUTO = "auto"
 PEERS = ("auto", "true", "false")
 LOGS = ("text", "json")
+SECRETS = ("token", "turn_secret", "join_secret")
 LEAST_TOKEN = 16
 """Characters of a token that is not guessed."""
+MOST_JOINED = 64
+"""Pipelines behind one gateway."""
 
 
 @dataclass
@@ -28,10 +33,11 @@ class ServeConfig:
     port: int = 8080
     """Of HTTP and WebSockets; 0: a free one."""
     token: str | None = None
-    """Who knows it may open sessions; `everframe serve` prints an address that carries it."""
+    """Who knows it may open sessions; `everframe serve` prints an address that carries it. `@FILE`: what is in that
+    file."""
     tls: Any = "off"
-    """`auto` makes a certificate of its own, which browsers ask about once; `off`: plain HTTP, for this machine or behind
-    a proxy; `{cert: FILE, key: FILE}`: yours, in PEM."""
+    """`auto` makes a certificate of its own, which browsers ask about once; `off`: plain HTTP, for this machine or
+    behind a proxy; `{cert: FILE, key: FILE}`: yours, in PEM."""
     models: list[str] = field(default_factory=list)
     """Models to be served on one port, each as `model=NAME` would be; empty: the one of `model`."""
     max_sessions: str = AUTO
@@ -61,13 +67,20 @@ class ServeConfig:
     ice_servers: list[str] = field(default_factory=list)
     """STUN and TURN servers, `turn:turn.example.org:3478?transport=tcp`."""
     turn_secret: str | None = None
-    """What TURN servers and this one share (coturn's static-auth-secret): credentials are made of it for each session."""
+    """What TURN servers and this one share (coturn's static-auth-secret): credentials are made of it for each session.
+    `@FILE`: what is in that file."""
     private_peers: str = one_of(PEERS, "auto")
     """Whether media may go to private addresses; `auto`: where `serve.host` is loopback or private."""
     link_host: str | None = None
     """The address that stages connect to; null: the one by which their machines know this one."""
     link_port: int = 0
     """Likewise; 0: a free one."""
+    join: int = 0
+    """Pipelines that run elsewhere (torchrun, a batch system) and join with `control=ADDRESS`; 0: the server runs its
+    own."""
+    join_secret: str | None = None
+    """What they show, 32 hexadecimal digits; null: one is made, and printed with the command line that starts them.
+    `@FILE`: what is in that file."""
     logs: str = one_of(LOGS, "text")
     """How the log is written, to standard error."""
 
@@ -76,6 +89,8 @@ class ServeConfig:
         self.private_peers = str(self.private_peers).lower()
         self.tls = "off" if self.tls is False else self.tls
         check_choices(self, "serve.")
+        for name in SECRETS:
+            setattr(self, name, told(f"serve.{name}", getattr(self, name)))
         self._check_tls()
         for name in ("port", "link_port"):
             if not 0 <= getattr(self, name) <= 65535:
@@ -95,6 +110,10 @@ class ServeConfig:
             raise UserError(f"serve.max_sessions={shown(self.max_sessions)}", "is auto or a number from 1", "use auto")
         if self.token is not None and len(self.token) < LEAST_TOKEN:
             raise UserError("serve.token", f"has fewer than {LEAST_TOKEN} characters", "openssl rand -hex 16 makes one")
+        if self.join_secret is not None and not re.fullmatch("[0-9a-f]{32}", self.join_secret):
+            raise UserError("serve.join_secret", "is 32 hexadecimal digits", "openssl rand -hex 16 makes one")
+        if not 0 <= self.join <= MOST_JOINED:
+            raise UserError(f"serve.join={self.join}", f"is a number of pipelines up to {MOST_JOINED}", "use 1")
         if not self.local and self.token is None:
             rule = "can be reached by others, and nothing is asked of them"
             raise UserError(f"serve.host={self.host}", rule, "give serve.token=$(openssl rand -hex 16)")
@@ -128,3 +147,8 @@ class ServedConfig(Config):
     """One model of `launch.serve`."""
 
     serve: ServeConfig = field(default_factory=ServeConfig)
+
+    @property
+    def run(self) -> Config:
+        """What its workers are told: they know of no gateway."""
+        return Config(**{one.name: getattr(self, one.name) for one in fields(Config)})

@@ -1,0 +1,48 @@
+"""What a run offers to people: the pictures, and what may be said, shown and pressed. Plain values, from settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conf.schema import Config
+from runtime.encoders import Picture, frames_of
+from stages.inputs import inputs_of, made_of
+
+PROTOCOL = 1
+"""Of what a gateway and a run that joins it say to each other."""
+PICTURE = "image"
+
+
+def offer_of(config: Config) -> dict[str, Any]:
+    """The part of an entry of `GET /v1/models` that the configuration decides.
+
+    Returns:
+        id, object; fps, chunk_s (seconds of a chunk), width, height (pixels, as they are shown); hears: whether sound
+        drives it; actions: names, that of no action first; prompts, picture: whether it takes them; words: all that
+        its prompts may be made of, none: any; presets: `{name, prompt}` of those worth trying.
+    """
+    model = config.model
+    inputs, picture = inputs_of(model), Picture.of(model, config.stream)
+    actions, prompt = made_of(inputs, "actions"), made_of(inputs, "prompt")
+    words = [str(word) for word in model.text.words] if prompt else []
+    return {
+        "id": model.name,
+        "object": "model",
+        "fps": model.fps,
+        "chunk_s": frames_of(model, 1)[1] / model.fps,
+        "width": picture.width * config.post.factor,
+        "height": picture.height * config.post.factor,
+        "hears": made_of(inputs, "audio") is not None,
+        "actions": list(actions.classes) if actions else [],
+        "prompts": prompt is not None,
+        "picture": made_of(inputs, PICTURE) is not None,
+        "words": words,
+        "presets": presets_of(config),
+    }
+
+
+def presets_of(config: Config) -> list[dict[str, str]]:
+    """Prompts of the configuration: the one a stream begins with, those that follow it, and the model's examples."""
+    told = [config.stream.prompt, *(event.prompt for event in config.stream.events)]
+    prompts = dict.fromkeys([*told, *config.model.text.examples] if config.model.text else told)
+    return [{"name": prompt[:40], "prompt": prompt} for prompt in prompts if prompt]

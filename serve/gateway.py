@@ -1,0 +1,321 @@
+"""The gateway: models that are served, sessions on them, and who may have one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from conf.errors import UserError
+from conf.schema.serve import ServeConfig
+from serve import capacity, readiness
+from serve.admission import Admission, Place, Waiting
+from serve.asked import LONGEST_PROMPT
+from serve.joined import Joined
+from serve.link import Link
+from serve.logs import hidden
+from serve.metrics import Metrics, Watched
+from serve.problems import Problem
+from serve.served import Served
+from serve.session import Session
+from serve.told import Told
+from serve.tracing import Silent, Tracing
+from serve.uploads import Uploads
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+"""Between two looks at the clocks of sessions."""
+ENDED = 256
+"""Sessions that have ended and are still told of."""
+WANTED = {
+    "model": str,
+    "prompt": str,
+    "seed": int,
+    "image": str,
+    "seconds": (int, float),
+    "queue": bool,
+    "traceparent": str,
+}
+"""What may be asked for with a session, and its type."""
+
+
+class Gateway:
+    """Everything that is served on one port. All of it belongs to one loop.
+
+    Args:
+        serve: settings.
+        link: where stages connect, open.
+        served: models, by name; more may join.
+        admission: who is let in.
+        metrics: told of what happens.
+        uploads: pictures that were sent.
+        tracing: begins traces of sessions.
+        clock: seconds, monotonic.
+
+    Attributes:
+        draining: whether the server ends: nobody is let in, and sessions end by and by.
+    """
+
+    def __init__(
+        self,
+        serve: ServeConfig,
+        link: Link,
+        served: dict[str, Served],
+        admission: Admission,
+        metrics: Metrics,
+        uploads: Uploads,
+        tracing: Tracing,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.serve, self.link, self.served = serve, link, served
+        self.admission, self.counted, self.uploads, self.clock = admission, metrics, uploads, clock
+        self.tracing, self.draining = tracing, asyncio.Event()
+        self._sessions: dict[str, Session] = {}
+        self._ended: dict[str, Session] = {}
+        self._places: dict[str, Place] = {}
+        self._queued: dict[str, Waiting] = {}
+        self._changes: dict[str, dict[str, Any]] = {}
+        """To the configuration, of sessions that wait."""
+        self._pictures: dict[str, Path] = {}
+        """Of sessions, until they end."""
+        self._numbers: dict[tuple[str, int], Session] = {}
+        self._work: set[asyncio.Task] = set()
+        self._ticking = asyncio.ensure_future(self._tick())
+        for model in served.values():
+            self.add(model)
+
+    def join(self, joined: Joined) -> None:
+        """Serve a model whose pipeline has joined, once it is known how many sessions it keeps."""
+        self._spawn(self._join(joined))
+
+    async def _join(self, joined: Joined) -> None:
+        try:
+            found = await capacity.measured_afar(joined, joined.hello["workers"])
+        except (UserError, RuntimeError) as error:
+            log.error("%s has joined, and cannot be served: %s", joined.name, error)
+            return
+        self.admission.model(joined.name, *found)
+        self.add(joined)
+
+    def add(self, served: Served) -> None:
+        """Serve a model, whose place in admission is known."""
+        name = served.name
+        self.served[name] = served
+        served.on_ended = lambda number, report: self._stream_ended(name, number, report)
+        asked = self.admission
+        self.counted.watch(
+            name,
+            Watched(
+                lambda: asked.running(name),
+                lambda: asked.waiting(name),
+                lambda: asked.capacity(name),
+                lambda: [s.bits_per_second for s in self.sessions if s.served is served and s.bits_per_second],
+            ),
+        )
+
+    # -- what is told -------------------------------------------------------------------------------------------------
+
+    def offers(self) -> list[dict[str, Any]]:
+        """Every model, with how many are there and how many may be."""
+        asked = self.admission
+        return [
+            served.offer | {"capacity": asked.capacity(n), "running": asked.running(n), "waiting": asked.waiting(n)}
+            for n, served in self.served.items()
+        ]
+
+    def reasons(self) -> list[str]:
+        """Why nobody should be sent here; empty: all is well."""
+        found = readiness.reasons(list(self.served.values()), self.admission, self.clock)
+        return found if self.link.listening else [*found, "stages cannot connect"]
+
+    def metrics(self) -> tuple[bytes, str]:
+        """All that is counted, as Prometheus reads it, and the content type."""
+        return self.counted.text()
+
+    def session(self, id: str) -> Session | None:
+        """A session that is there, or has ended lately."""
+        return self._sessions.get(id) or self._ended.get(id)
+
+    @property
+    def sessions(self) -> list[Session]:
+        """All that have not ended."""
+        return list(self._sessions.values())
+
+    # -- coming and going ---------------------------------------------------------------------------------------------
+
+    async def create(self, wanted: dict[str, Any], caller: str) -> Session:
+        """Open a session, or have it wait for a place.
+
+        Args:
+            wanted: as `POST /v1/sessions` has it.
+            caller: its address.
+
+        Raises:
+            Problem: it cannot be, or not now.
+        """
+        served, changes = self._understood(wanted)
+        picture = await self.uploads.picture(image) if (image := wanted.get("image")) else None
+        try:
+            session = await self._create(served, wanted, changes, caller, picture)
+        except BaseException:
+            if picture and picture not in self._pictures.values():
+                self.uploads.release(picture)
+            raise
+        return session
+
+    async def _create(
+        self, served: Served, wanted: dict[str, Any], changes: dict[str, Any], caller: str, picture: Path | None
+    ) -> Session:
+        told = Told(served.name, self.counted, self.admission.late, lambda: self._trace(session, wanted))
+        session = Session(served, self.serve, self.link, told, self._over, self.clock)
+        hidden.add(session.secret)
+        if picture is not None:
+            changes["source"], self._pictures[session.id] = {"image": str(picture)}, picture
+        if seconds := wanted.get("seconds"):
+            session.limit(seconds)
+        if wanted.get("queue"):
+            waiting = self.admission.queue(served.name, caller, wanted.get("seconds"), lambda: self._moved(session))
+            if waiting.place is None:
+                session.state, self._queued[session.id] = "queued", waiting
+                session.place = lambda: (waiting.position, waiting.wait_s)
+                self._changes[session.id] = changes
+                self._sessions[session.id] = session
+                return session
+            place = waiting.place
+        else:
+            place = self.admission.enter(served.name, caller, wanted.get("seconds"))
+        await self._begin(session, place, changes)
+        return session
+
+    def _understood(self, wanted: dict[str, Any]) -> tuple[Served, dict[str, Any]]:
+        """The model, and what is to be changed of its configuration."""
+        for key, value in wanted.items():
+            kind = WANTED.get(key)
+            if kind is None:
+                raise Problem("bad_request", f"{key[:40]!r}: there is no such key; use {', '.join(WANTED)}")
+            if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+                raise Problem("bad_request", f"{key}: is of another type; see docs/serving.md")
+        name = wanted.get("model") or next(iter(self.served))
+        if name not in self.served:
+            raise Problem("not_found", f"model={name[:40]!r}: is not served here; use {', '.join(self.served)}")
+        served, changes = self.served[name], {"seed": secrets.randbits(32)}
+        if (seed := wanted.get("seed")) is not None:
+            changes["seed"] = seed
+        if prompt := wanted.get("prompt"):
+            if not served.offer["prompts"]:
+                raise Problem("unprocessable", f"prompt: {name} takes none; leave it out")
+            if len(prompt.encode(errors="replace")) > LONGEST_PROMPT:
+                raise Problem("bad_request", f"prompt: is longer than {LONGEST_PROMPT} bytes; shorten it")
+            changes["prompt"] = prompt
+        if wanted.get("image") and not served.offer["picture"]:
+            raise Problem("unprocessable", f"image: {name} takes no picture; leave it out")
+        if (seconds := wanted.get("seconds")) is not None and not 0 < seconds <= self.serve.session_s:
+            raise Problem("bad_request", f"seconds: must be above 0 and at most {self.serve.session_s:g}; give fewer")
+        return served, changes
+
+    async def _begin(self, session: Session, place: Place, changes: dict[str, Any]) -> None:
+        self._sessions[session.id], self._places[session.id] = session, place
+        try:
+            await session.begin(changes)
+        except UserError as error:
+            raise Problem("unprocessable", str(error)) from error
+        except RuntimeError as error:
+            raise Problem("not_ready", f"{session.served.name} cannot open a session now; come again", 5.0) from error
+        self._numbers[session.served.name, session.number] = session
+        log.info("session begins", extra={"session": session.id, "model": session.served.name})
+
+    def _trace(self, session: Session, wanted: dict[str, Any]) -> Silent:
+        return self.tracing.session(session.served.name, session.id, wanted.get("traceparent"))
+
+    def _moved(self, session: Session) -> None:
+        """One that waits has come further, or has a place."""
+        waiting = self._queued.get(session.id)
+        if waiting is not None and waiting.place is not None:
+            del self._queued[session.id]
+            self._spawn(self._begin_queued(session, waiting.place))
+
+    async def _begin_queued(self, session: Session, place: Place) -> None:
+        with suppress(Problem):  # its viewers are told that it failed
+            await self._begin(session, place, self._changes.pop(session.id))
+
+    def _stream_ended(self, model: str, number: int, report: dict[str, Any]) -> None:
+        if session := self._numbers.pop((model, number), None):
+            session.ended(report)
+
+    def _over(self, session: Session) -> None:
+        """A session has ended."""
+        self._sessions.pop(session.id, None)
+        self._ended[session.id] = session
+        while len(self._ended) > ENDED:
+            del self._ended[next(iter(self._ended))]
+        self._changes.pop(session.id, None)
+        if picture := self._pictures.pop(session.id, None):
+            self.uploads.release(picture)
+        if waiting := self._queued.pop(session.id, None):
+            waiting.leave()
+        if place := self._places.pop(session.id, None):
+            place.leave()
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = self.clock()
+            try:
+                self.admission.refresh()
+                for session in self.sessions:
+                    session.tick(now)
+                for served in list(self.served.values()):
+                    self._look(served)
+            except Exception:
+                log.exception("a look at the clocks failed")
+
+    def _look(self, served: Served) -> None:
+        if not served.lost:
+            for one in served.health():
+                self.counted.stages(served.name, one["worker"], one.get("stages") or {})
+            return
+        for session in self.sessions:
+            if session.served is served:
+                session.abandon("failed")
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    def begin_drain(self) -> None:
+        """End in good order: nobody more is let in, sessions go on until `serve.drain_s` have passed."""
+        if not self.draining.is_set():
+            self.draining.set()
+            self._spawn(self._drain())
+
+    async def _drain(self) -> None:
+        self.admission.draining = True
+        end = self.clock() + self.serve.drain_s
+        for session in self.sessions:
+            if session.state == "queued":
+                session.stop("drained")
+            else:
+                left = round(self.serve.drain_s, 1)
+                session.notice("draining", f"the server ends in {left:g} s", seconds_left=left)
+        while self.sessions and self.clock() < end:
+            await asyncio.sleep(TICK_S)
+        for session in self.sessions:
+            session.stop("drained")
+        await asyncio.gather(*(session.done.wait() for session in self.sessions))
+
+    async def close(self) -> None:
+        """Let go of everything; sessions that are there end at once."""
+        self._ticking.cancel()
+        for session in self.sessions:
+            session.abandon("drained")
+        await asyncio.gather(*(served.close() for served in self.served.values()), return_exceptions=True)
+        await self.link.close()

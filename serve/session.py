@@ -1,0 +1,386 @@
+"""A session: a stream that one person drives, and those who watch it.
+
+It stands between the two ends of the stream's stages and its viewers, and holds nothing back: what a stage sends is
+due, and goes to every viewer at once; what a viewer says goes to the stage at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from conf.schema.serve import ServeConfig
+from serve.asked import Asked, checked
+from serve.ends import Ends
+from serve.link import Link
+from serve.media import VIDEO_RATE, Packet, Shown, Viewer
+from serve.problems import Problem
+from serve.served import Served
+from serve.told import Told
+
+log = logging.getLogger(__name__)
+
+KEY_EVERY_S = 0.5
+"""Between two key frames that are asked for."""
+SPEECH_S, SPEECH_RATE = 60.0, 16_000
+"""Seconds of sound to be spoken that are held, and its samples per second."""
+RECENT, RATED_S = 8, 2.0
+"""Chunks of which figures are kept, and seconds over which pictures are counted."""
+LOUD = 300
+"""What a 16-bit sample is above where something is said."""
+END_S = 10.0
+"""Longest wait for a stage that was told to end."""
+LATE_S = 0.001
+
+
+class Session:
+    """One person's stream. All of it belongs to the gateway's loop.
+
+    Args:
+        served: the model.
+        serve: settings.
+        link: where its stages connect.
+        told: of what happens.
+        over: called once, when it has ended.
+        clock: seconds, monotonic.
+
+    Attributes:
+        id, secret: what it is called, and who knows it.
+        state: `queued`, `starting`, `running`, `ending`, `ended`.
+        reason: why it ends; empty: it does not.
+        expires_at: the latest end, in seconds of the epoch.
+        number: of its stream; None: it has none yet.
+        place: asked where it is in the queue, while it waits there.
+        report: the stream's part of `report.json`, once it has ended.
+        done: set when it has ended.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        serve: ServeConfig,
+        link: Link,
+        told: Told,
+        over: Callable[[Session], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.served, self.serve, self.told, self._over, self._clock = served, serve, told, over, clock
+        self.id, self.secret = secrets.token_urlsafe(16), secrets.token_urlsafe(32)
+        self.state, self.reason, self.number = "starting", "", None
+        self.place: Callable[[], tuple[int, float] | None] = lambda: None
+        self.report: dict[str, Any] = {}
+        self.done = asyncio.Event()
+        self._created = self._active = clock()
+        self._length_s = serve.session_s
+        self.expires_at = time.time() + self._length_s
+        self._unwatched: float | None = self._created
+        """Since when nobody watches; None: someone does."""
+        self._ending: float | None = None
+        self._ends, self._asked = Ends(link, serve.margin_s, self), Asked()
+        self._viewers: dict[Viewer, tuple[int | None, int]] = {}
+        """With what the line of each takes: bits per second (None: anything), and one picture of how many."""
+        self._rate: tuple[int | None, int] = None, 1
+        self._key_at, self._key_later = self._created - KEY_EVERY_S, False
+        self._held_s = 0.0
+        self._chunks = self._frames = self._late_chunks = 0
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self._pictures: deque[float] = deque(maxlen=256)
+        self._latency_s: float | None = None
+        self._work: set[asyncio.Task] = set()
+
+    # -- its life -----------------------------------------------------------------------------------------------------
+
+    async def begin(self, changes: dict[str, Any]) -> None:
+        """Open its stream.
+
+        Args:
+            changes: to the configuration's stream and source.
+
+        Raises:
+            UserError: what is asked for cannot be.
+            RuntimeError: the pipeline is gone.
+        """
+        self.state, self._created = "starting", self._clock()
+        self.expires_at = time.time() + self._length_s
+        ends = self._ends.open()
+        changes = changes | {name: changes.get(name, {}) | ends[name] for name in ends}
+        try:
+            self.number = await self.served.open(self.id, changes)
+        except BaseException:
+            self._end("failed")
+            raise
+        self.told.began()
+        if self.reason:  # it was told to end meanwhile
+            await self._stop()
+        else:
+            self.state = "running"
+
+    def limit(self, seconds: float) -> None:
+        """It is to last so long at most."""
+        self._length_s = min(self._length_s, seconds)
+        self.expires_at = time.time() + self._length_s
+
+    def stop(self, reason: str) -> None:
+        """End it: what is under way is still played, then `done` is set."""
+        if self.reason:
+            return
+        self.reason, self._ending = reason, self._clock()
+        if self.state == "queued":
+            self._end(reason)
+        elif self.number is not None:
+            self.state = "ending"
+            self._spawn(self._stop())
+
+    async def _stop(self) -> None:
+        with suppress(RuntimeError):
+            await self.served.stop(self.number)
+
+    def ended(self, report: dict[str, Any]) -> None:
+        """Its stream has ended."""
+        self.report = report
+        if "error" in report:
+            log.warning("session fails", extra={"session": self.id, "kind": report["error"].get("kind")})
+        self._end("failed" if "error" in report else self.reason or "limit")
+
+    def abandon(self, reason: str) -> None:
+        """Its pipeline is gone, or the server: end it at once."""
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        if self.state == "ended":
+            return
+        self.state, self.reason = "ended", self.reason or reason
+        known = {"session": self.id, "model": self.served.name, "reason": self.reason, "chunks": self._chunks}
+        log.info("session ends", extra=known)
+        self._ends.close()
+        for viewer in list(self._viewers):
+            viewer.close(self.reason)
+        self._viewers.clear()
+        self.told.ended(self.reason)
+        self.done.set()
+        self._over(self)
+
+    def tick(self, now: float) -> None:
+        """Look at its clocks; called a few times a second."""
+        if self._ending is not None and now - self._ending > 2 * END_S:
+            self._end(self.reason)
+        elif self._ending is not None and now - self._ending > END_S and self.number is not None:
+            self._ending -= END_S  # once
+            self._spawn(self.served.cancel(self.number))
+        elif self.state in ("running", "queued") and not self.reason:
+            if self._unwatched is not None and now - self._unwatched > self.serve.lease_s:
+                self.stop("lease")
+            elif self.state == "running" and now - self._active > self.serve.idle_s:
+                self.stop("idle")
+            elif self.state == "running" and now - self._created > self._length_s:
+                self.stop("limit")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(lambda t: self._work.discard(t) or t.cancelled() or t.exception())
+
+    @property
+    def waiting(self) -> tuple[int, float] | None:
+        """Its position in the queue, 1 being next, and the seconds to be expected; None: it waits no more."""
+        return self.place() if self.state == "queued" else None
+
+    # -- viewers ------------------------------------------------------------------------------------------------------
+
+    def attach(self, viewer: Viewer) -> None:
+        """Someone watches it from now on.
+
+        Raises:
+            Problem: it has ended.
+        """
+        if self.state == "ended":
+            raise Problem("ended", f"session {self.id[:6]} has ended ({self.reason}); open another one")
+        self._viewers[viewer] = None, 1
+        self._unwatched = None
+        self._want()
+        self.key_frame("join")
+
+    def detach(self, viewer: Viewer) -> None:
+        """Someone watches it no more; the last to go begins the lease."""
+        if self._viewers.pop(viewer, None) is None:
+            return
+        if not self._viewers:
+            self._unwatched = self._clock()
+        self._want()
+        self._tell_rate()
+
+    def _want(self) -> None:
+        self._ends.want(sorted({viewer.codec for viewer in self._viewers} - {""}))
+
+    def key_frame(self, cause: str) -> None:
+        """Ask for a picture with which a decoder can begin; not more often than every KEY_EVERY_S."""
+        if self._key_later:
+            return
+        self.told.key_frame(cause)
+        wait = self._key_at + KEY_EVERY_S - self._clock()
+        if wait <= 0:
+            self._ask_key()
+        else:
+            self._key_later = True
+            asyncio.get_running_loop().call_later(wait, self._ask_key)
+
+    def _ask_key(self) -> None:
+        self._key_later, self._key_at = False, self._clock()
+        self._ends.key()
+
+    def follow(self, viewer: Viewer, bits_per_second: int | None, every: int = 1) -> None:
+        """What a viewer's line takes. The pictures follow who has the thinnest."""
+        if viewer in self._viewers:
+            self._viewers[viewer] = bits_per_second, every
+            self._tell_rate()
+
+    def _tell_rate(self) -> None:
+        bits = min((bits for bits, _ in self._viewers.values() if bits is not None), default=None)
+        rate = bits, max((every for _, every in self._viewers.values()), default=1)
+        if rate != self._rate:
+            self._rate = rate
+            self._ends.rate(*rate)
+
+    @property
+    def speech_held_s(self) -> float:
+        """Seconds of sound that is still to be spoken."""
+        return self._held_s
+
+    @property
+    def bits_per_second(self) -> int | None:
+        """What its pictures are coded with at most; None: what they are worth."""
+        return self._rate[0]
+
+    def notice(self, kind: str, message: str, **more: Any) -> None:
+        """Tell everyone who watches: `{"type": "session.notice", "kind": ..., "message": ...}`."""
+        for viewer in list(self._viewers):
+            viewer.notice({"type": "session.notice", "kind": kind, "message": message, **more})
+
+    # -- what a person does -------------------------------------------------------------------------------------------
+
+    def event(self, id: Any, event: Any) -> None:
+        """Something was typed, pressed or said to be enough; its id comes back on the chunk that first shows it.
+
+        Raises:
+            Problem: there is no such event, or the model has no use for it, or the session ends.
+        """
+        event = checked(id, event, self.served.offer)
+        if self.state not in ("starting", "running", "queued"):
+            raise Problem("ended", f"session {self.id[:6]} is ending ({self.reason}); open another one")
+        self._active = now = self._clock()
+        self._asked.accept(id, event, now)
+        if event["type"] == "interrupt":
+            self._held_s = 0.0
+            self._ends.mute()
+        self._ends.event(id, event)
+
+    def sound(self, pcm: bytes, at: int) -> None:
+        """A microphone's sound: 16-bit 16 kHz mono, from position `at` on the microphone's own time line."""
+        if max(memoryview(pcm).cast("h"), default=0) > LOUD:
+            self._active = self._clock()
+        if self.served.offer["hears"]:
+            self._ends.sound(pcm, at)
+
+    def speech(self, pcm: bytes) -> float:
+        """Sound to be spoken, likewise, in its order; returns the seconds that are held with it.
+
+        Raises:
+            Problem: it would be more than SPEECH_S, or the model does not listen.
+        """
+        if not self.served.offer["hears"]:
+            raise Problem("unprocessable", f"session.audio: {self.served.name} takes no sound; leave it out")
+        seconds = len(pcm) / 2 / SPEECH_RATE
+        if self._held_s + seconds > SPEECH_S:
+            rule = f"{self._held_s:.1f} s are held, and at most {SPEECH_S:g} s may be"
+            raise Problem("audio_full", f"session.audio: {rule}; send the rest later", retry_after_s=1.0)
+        if not self._ends.speech(pcm):
+            raise Problem("audio_full", "session.audio: the session is starting; send it again", retry_after_s=0.5)
+        self._active = self._clock()
+        self._held_s += seconds
+        return self._held_s
+
+    # -- what stages say (`serve.ends.Heard`) -------------------------------------------------------------------------
+
+    def sampled(self, chunk: int, events: tuple[str, ...], held_s: float, late_s: float) -> None:
+        """See `Heard`."""
+        self._held_s = held_s
+        self.told.sound_late(late_s)
+        if self._asked.sampled(chunk, events, self._clock()):
+            self._ends.unmute(chunk)
+
+    def packet(self, packet: Packet) -> None:
+        """See `Heard`."""
+        if packet.kind == "video":
+            self._pictures.append(self._clock())
+        for viewer in list(self._viewers):
+            if viewer.codec == packet.codec or (packet.kind == "sound" and viewer.codec):
+                viewer.packet(packet)
+
+    def chunk(self, head: dict[str, Any]) -> None:
+        """See `Heard`."""
+        now, slack_s = self._clock(), head["slack_s"]
+        events, accepted, sampled = self._asked.shown(head["chunk"])
+        latency_s = None if accepted is None else now - accepted
+        late_s = max(0.0, -slack_s)
+        shown = Shown(head["chunk"], head["frames"], head["first_frame"], head["pts"], events, latency_s, late_s)
+        sampled_s = None if sampled is None else now - sampled
+        made_s = None if sampled_s is None else max(0.0, sampled_s - max(0.0, slack_s))
+        self.told.chunk(shown, made_s, sampled_s, None if self._chunks else now - self._created)
+        self._count(shown, made_s, slack_s)
+        for viewer in list(self._viewers):
+            viewer.shown(shown)
+
+    def silent(self, seconds: float) -> None:
+        """See `Heard`."""
+        self.notice("interrupted", "the sound was cut off", position_s=round(seconds, 3))
+        if (at := self._asked.interrupted_at) is not None:
+            self.told.interrupted(self._clock() - at)
+
+    def failed(self, why: str) -> None:
+        """See `Heard`."""
+        log.error("session cannot be coded: %s", why, extra={"session": self.id})
+        self.stop("failed")
+
+    # -- how it stands ------------------------------------------------------------------------------------------------
+
+    def _count(self, shown: Shown, made_s: float | None, slack_s: float) -> None:
+        self._chunks, self._frames = self._chunks + 1, self._frames + shown.frames
+        self._late_chunks += shown.late_s > LATE_S
+        self._latency_s = self._latency_s if shown.latency_s is None else shown.latency_s
+        self._recent.append(
+            {
+                "chunk": shown.chunk,
+                "made_s": None if made_s is None else round(made_s, 4),
+                "slack_s": round(slack_s, 4),
+                "pts_s": round(shown.pts / VIDEO_RATE, 3),
+                "events": len(shown.events),
+            }
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """What `GET /v1/sessions/{id}` and the page show."""
+        now = self._clock()
+        digest = self.report.get("latents_sha256")
+        return ({"latents_sha256": digest} if digest else {}) | {
+            "id": self.id,
+            "model": self.served.name,
+            "state": self.state,
+            "reason": self.reason or None,
+            "chunks": self._chunks,
+            "frames": self._frames,
+            "fps": sum(at > now - RATED_S for at in self._pictures) / RATED_S,
+            "latency_s": None if self._latency_s is None else round(self._latency_s, 4),
+            "late_chunks": self._late_chunks,
+            "viewers": len(self._viewers),
+            "bits_per_second": self._rate[0],
+            "audio_held_s": round(self._held_s, 3),
+            "seconds_left": max(0.0, round(self._length_s - (now - self._created), 1)),
+            "expires_at": round(self.expires_at, 3),
+            "recent": list(self._recent),
+        }

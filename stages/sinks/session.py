@@ -1,0 +1,103 @@
+"""Coded pictures and sound to a session's viewers, through its gateway (`sink.session=tcp://HOST:PORT/TOKEN`).
+
+The sink plays its chunks itself, each picture when it is due (`stages.sinks.player`), and sends, on its connection,
+
+    start {fps, height, width, sound}
+    chunk {chunk, frames, first_frame, pts, slack_s}   before a chunk's first picture; slack_s: it was there so early
+    video {codec, key, pts, chunk}, sound {pts, chunk} a coded picture, in each codec that is wanted; an Opus packet
+    position {seconds}                                 heard before the sound was cut off
+    failed {message}                                   nothing more can be coded
+
+and hears `hello {margin_s}` first, then `want {codecs}`, `key {}`, `rate {bits_per_second, every}`, `mute {}` and
+`unmute {chunk}`. A gateway that is gone hears nothing more: its source ends the stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+import devices
+from conf.errors import UserError
+from stages.link import Wire, connect
+from stages.sinks.player import Made, Player
+
+log = logging.getLogger(__name__)
+
+
+class SessionSink:
+    """The stream's end.
+
+    Args:
+        address: of the gateway.
+        fps: frames per second.
+        height, width: of the pictures, in pixels.
+        sound: whether there is any.
+        first: number of the first chunk to come.
+
+    Raises:
+        UserError: nobody answers at the address, or the session is over.
+    """
+
+    def __init__(self, address: str, fps: float, height: int, width: int, sound: bool, first: int = 0):
+        self._next, self._wire = first, Wire(connect("sink.session", address))
+        hello = self._wire.receive()
+        if hello is None:
+            self._wire.close()
+            rule = "the gateway has ended the session"
+            raise UserError(f"sink.session={address.rpartition('/')[0]}", rule, "open another one")
+        self._player = Player(
+            fps, height, width, sound, self._send, float(hello[0]["margin_s"]), card=devices.count() > 0
+        )
+        self._send("start", fps=fps, height=height, width=width, sound=sound)
+        self._ears = threading.Thread(target=self._listen, name="session-viewers", daemon=True)
+        self._hands = threading.Thread(target=self._play, name="session-player", daemon=True)
+        self._ears.start()
+        self._hands.start()
+
+    def write(self, frames: np.ndarray, sound: np.ndarray | None) -> None:
+        """Have a chunk played: uint8 [n, H, W, 3], and float32 [m] at 16 kHz or None."""
+        made = Made(self._next, np.array(frames, np.uint8), None if sound is None else np.array(sound, np.float32))
+        self._next += 1
+        self._player.put(made, time.perf_counter)
+
+    def close(self) -> None:
+        """Play what is left, then end."""
+        self._player.finish()
+        self._player.close()
+        self._wire.close()
+        self._hands.join()
+        self._ears.join()
+
+    def _send(self, kind: str, body: bytes = b"", **head: Any) -> None:
+        try:
+            self._wire.send(kind, body, **head)
+        except OSError:
+            self._player.close()
+
+    def _play(self) -> None:
+        try:
+            while self._player.wait(time.perf_counter):
+                self._player.step(time.perf_counter())
+        except Exception as error:
+            log.exception("sink.session: nothing more can be played")
+            self._send("failed", message=str(error))
+            self._player.close()
+
+    def _listen(self) -> None:
+        acts = {
+            "want": lambda head: self._player.want(list(head["codecs"])),
+            "key": lambda head: self._player.key(),
+            "rate": lambda head: self._player.rate(head["bits_per_second"], int(head["every"])),
+            "mute": lambda head: self._send("position", seconds=self._player.mute()),
+            "unmute": lambda head: self._player.unmute(int(head["chunk"])),
+        }
+        while (message := self._wire.receive()) is not None:
+            act = acts.get(message[0]["kind"])
+            if act is not None:
+                act(message[0])
+        self._player.close()

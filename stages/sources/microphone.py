@@ -1,0 +1,133 @@
+"""Live sound that is never waited for: what has not come when a chunk is sampled is silence, and too late afterwards.
+
+A microphone's samples have positions on a line of their own, so that what was lost on the way leaves a gap. A stream
+reads along that line at its own pace, a little behind the newest sample. Two clocks never agree for long, and a way
+through a network changes: when there has been more in reserve for a while than the way varies by, some is skipped, and
+when something was missing each time, the stream falls back by it. Speech that is to be spoken, by contrast, is held in
+full until it is, since it may be made faster than it is heard.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from stages.sources.audio import NOTHING, RATE
+
+RESERVE = RATE // 50
+"""Samples between what is read last and the newest one, where nothing varies: 20 ms."""
+SPARE = RATE // 16
+"""More in reserve than this, each time lately, is skipped."""
+LATELY = 8
+"""Chunks over which a reserve is watched."""
+HELD = 4 * RATE
+"""Samples of a microphone that are held."""
+SPEECH_S = 60.0
+"""Seconds of speech that are held."""
+
+
+class Microphone:
+    """What one was heard to say, by position. One thread gives, another reads; whoever uses it holds a lock.
+
+    Attributes:
+        silent: samples that were read before they had come.
+        late: samples that came after that.
+        skipped: samples that were left out so that delay does not grow.
+    """
+
+    def __init__(self):
+        self._ring = np.zeros(HELD, np.float32)
+        self._there = np.zeros(HELD, bool)
+        self._next: int | None = None
+        """Position that is read next; None: nothing was read since the first sample came."""
+        self._newest: int | None = None
+        """Behind the newest sample."""
+        self._reserves: deque[int] = deque(maxlen=LATELY)
+        self.silent = self.late = self.skipped = 0
+
+    def give(self, at: int, samples: np.ndarray) -> None:
+        """Samples [n] in [-1, 1] from position `at` on, in any order."""
+        if self._newest is not None and not -RATE < at + len(samples) - self._newest < HELD // 2:
+            self._next = self._newest = None  # another microphone, or one that was away: begin anew
+            self._there[:] = False
+        if self._next is not None:
+            missed = min(len(samples), max(0, self._next - at))
+            self.late += missed
+            at, samples = at + missed, samples[missed:]
+        samples = samples[-HELD:]
+        where = (at + np.arange(len(samples))) % HELD
+        self._ring[where], self._there[where] = samples, True
+        self._newest = max(self._newest or 0, at + len(samples))
+
+    def begin(self) -> None:
+        """A chunk is about to be read: keep the reserve as small as the way allows."""
+        if self._next is None or self._newest is None:
+            return
+        if len(self._reserves) == LATELY:
+            least, most = min(self._reserves), max(self._reserves)
+            if least > SPARE:
+                self._move(least - RESERVE)
+            elif most < 0:
+                self._move(most - RESERVE)
+
+    def _move(self, samples: int) -> None:
+        self._next += samples
+        self.skipped += max(0, samples)
+        self._reserves.clear()
+
+    def read(self, count: int) -> np.ndarray:
+        """The next samples, float32 [count]; silence where none has come."""
+        if self._newest is None:
+            return np.zeros(count, np.float32)
+        if self._next is None:
+            self._next = self._newest - count - RESERVE
+        where = (self._next + np.arange(count)) % HELD
+        found = np.where(self._there[where], self._ring[where], np.float32(0))
+        self.silent += int(count - self._there[where].sum())
+        self._there[where] = False
+        self._next += count
+        return found
+
+    def end(self) -> None:
+        """A chunk was read."""
+        if self._next is not None:
+            # One that has fallen silent for long tells nothing of the way.
+            reserve = self._newest - self._next
+            if reserve > -2 * RATE:
+                self._reserves.append(reserve)
+
+
+class Speech:
+    """Sound to be spoken, in the order in which it came."""
+
+    def __init__(self):
+        self._parts: deque[np.ndarray] = deque()
+        self.held = 0
+        """Samples."""
+
+    def give(self, samples: np.ndarray) -> bool:
+        """Add samples [n]; False: so much is not held, and none was added."""
+        if self.held + len(samples) > SPEECH_S * RATE:
+            return False
+        self._parts.append(samples)
+        self.held += len(samples)
+        return True
+
+    def read(self, count: int) -> np.ndarray:
+        """Up to `count` samples, float32."""
+        found = []
+        while count and self._parts:
+            part = self._parts.popleft()
+            if len(part) > count:
+                self._parts.appendleft(part[count:])
+                part = part[:count]
+            found.append(part)
+            count -= len(part)
+            self.held -= len(part)
+        return np.concatenate(found) if found else NOTHING
+
+    def clear(self) -> None:
+        """Nothing of it is to be spoken."""
+        self._parts.clear()
+        self.held = 0

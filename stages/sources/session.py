@@ -1,0 +1,211 @@
+"""What a person at a gateway says, presses and types: a live source that is never waited for.
+
+The gateway sends, on the connection of `source.session`,
+
+    sound {at}        PCM of a microphone, 16-bit 16 kHz mono, from position `at` on its own time line
+    speech {}         likewise, to be spoken when its turn comes, however early it is sent
+    event {id, event} `{"type": "prompt", "prompt": ...}`, `{"type": "action", "action": ...}`, `{"type": "interrupt"}`
+    slack {seconds}   how long before its frames were due a chunk was there
+    end {}            the session is over
+
+and is told of each chunk, when it is sampled, `sampled {chunk, events, held_s, silence_s, late_s}`: the ids of all that
+first shows in it, the speech that is held, and the sound that was missing or too late by then. A gateway that is gone
+has ended the stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.link import Wire, connect
+from stages.sources.audio import NOTHING, RATE
+from stages.sources.microphone import Microphone, Speech
+
+log = logging.getLogger(__name__)
+
+TAP_FRAMES = 4
+"""Video frames, a latent's, for which an action shows that was over before it could be sampled."""
+
+
+class SessionSource:
+    """One session's end at the encode stage.
+
+    Args:
+        address: of the gateway.
+        actions: names that the model knows, the first that of no action; empty: it takes none.
+        stop: set when the session ends.
+        steer: takes a prompt, when it was accepted, and a number that rises.
+        slack: takes the seconds by which a chunk was early; below 0: it was late.
+        clock: seconds, monotonic.
+
+    Attributes:
+        sound: what is heard, as a source; reads silence where nothing came.
+        actions: what is pressed, likewise.
+
+    Raises:
+        UserError: nobody answers at the address.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        actions: Sequence[str],
+        stop: threading.Event,
+        steer: Callable[[str, float, int], None],
+        slack: Callable[[float], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._names, self._stop, self._steer, self._slack, self._clock = tuple(actions), stop, steer, slack, clock
+        self._lock = threading.Lock()
+        self._microphone, self._speech = Microphone(), Speech()
+        self._events: list[tuple[str, dict[str, Any], float]] = []
+        """That came since the last chunk was sampled: id, event, and when."""
+        self._shown: list[str] = []
+        """Ids of what the chunk that is being sampled shows first."""
+        self._told = (0, 0)
+        self._numbers = 0
+        self.sound, self.actions = SessionSound(self), SessionActions()
+        self._wire = Wire(connect("source.session", address))
+        self._thread = threading.Thread(target=self._listen, name="session-source", daemon=True)
+        self._thread.start()
+
+    # -- what the stream asks -----------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A chunk is sampled now: all that has come so far shows in it."""
+        with self._lock:
+            events, self._events = self._events, []
+            self._microphone.begin()
+        self._shown = [id for id, _, _ in events]
+        self.actions.begin([(self._names.index(e["action"]), at) for _, e, at in events if e["type"] == "action"])
+        for _, event, at in events:
+            if event["type"] == "prompt":
+                self._numbers += 1
+                self._steer(event["prompt"], at, self._numbers)
+
+    def sampled(self, chunk: int) -> None:
+        """Chunk `chunk` was."""
+        with self._lock:
+            self._microphone.end()
+            silent, late, held = self._microphone.silent, self._microphone.late, self._speech.held
+        before, self._told = self._told, (silent, late)
+        self._tell(
+            "sampled",
+            chunk=chunk,
+            events=self._shown,
+            held_s=held / RATE,
+            silence_s=(silent - before[0]) / RATE,
+            late_s=(late - before[1]) / RATE,
+        )
+
+    def read(self, samples: int) -> np.ndarray:
+        """Speech while there is some, else what the microphone has heard, else silence; float32 [samples]."""
+        with self._lock:
+            spoken = self._speech.read(samples)
+            heard = self._microphone.read(samples)
+        return heard if not len(spoken) else np.concatenate([spoken, np.zeros(samples - len(spoken), np.float32)])
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._wire.close()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    # -- what the gateway says ----------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        while (message := self._wire.receive()) is not None:
+            head, body = message
+            try:
+                if head["kind"] == "end":
+                    break
+                self._take(head, body)
+            except (KeyError, TypeError, ValueError) as error:
+                log.warning("source.session: a message was skipped: %s", error)
+        self._stop.set()
+
+    def _take(self, head: dict[str, Any], body: bytes) -> None:
+        kind = head["kind"]
+        if kind == "slack":
+            self._slack(float(head["seconds"]))
+            return
+        with self._lock:
+            if kind == "sound":
+                self._microphone.give(int(head["at"]), _samples(body))
+            elif kind == "speech":
+                self._speech.give(_samples(body))
+            elif kind == "event":
+                event = head["event"]
+                if event["type"] == "action":
+                    self._names.index(event["action"])
+                elif event["type"] == "interrupt":
+                    self._speech.clear()
+                self._events.append((str(head["id"]), event, self._clock()))
+
+    def _tell(self, kind: str, **head: Any) -> None:
+        try:
+            self._wire.send(kind, **head)
+        except OSError:
+            self._stop.set()
+
+
+class SessionSound:
+    """The sound of a session, as a source that has no end of its own."""
+
+    rate = RATE
+    duration_s = None
+
+    def __init__(self, session: SessionSource):
+        self._session = session
+
+    def read(self, samples: int) -> np.ndarray:
+        """The next samples, float32 [samples]."""
+        return self._session.read(samples)
+
+    def close(self) -> None:
+        """The session is closed as a whole."""
+
+
+class SessionActions:
+    """The actions of a session, as a source that has no end of its own.
+
+    What is held when a chunk is sampled shows from its first frame on. What was pressed and let go of since the chunk
+    before shows first, TAP_FRAMES for each, so that no key is lost that was pressed for a moment.
+
+    Attributes:
+        accepted: when the oldest came that first shows in the chunk; None: nothing is new in it.
+    """
+
+    ended = False
+
+    def __init__(self):
+        self._held = 0
+        self._taps: list[int] = []
+        self.accepted: float | None = None
+
+    def begin(self, pressed: Sequence[tuple[int, float]]) -> None:
+        """What was pressed since the last chunk, in order: (action index, when)."""
+        self.accepted = min((at for _, at in pressed), default=None)
+        actions = [action for action, _ in pressed]
+        self._taps = [action for action in dict.fromkeys(actions[:-1]) if action and action != actions[-1]]
+        if actions:
+            self._held = actions[-1]
+
+    def take(self, first_frame: int, count: int) -> list[int]:
+        """The action index of each of `count` frames."""
+        taps, self._taps = self._taps[: max(0, count // TAP_FRAMES - 1)], []
+        shown = [action for action in taps for _ in range(TAP_FRAMES)]
+        return shown + [self._held] * (count - len(shown))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def _samples(body: bytes) -> np.ndarray:
+    return np.frombuffer(body, "<i2").astype(np.float32) / 32768 if body else NOTHING
