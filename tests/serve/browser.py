@@ -24,7 +24,7 @@ class Room:
 
     def __init__(self, hears: bool = True):
         self.served = SimpleNamespace(offer={"hears": hears})
-        self.state, self.reason = "running", None
+        self.state, self.reason, self.waiting, self.speech_held_s = "running", "", None, 1.5
         self.viewers, self.keys, self.follows, self.events, self.sounds, self.stops = [], [], [], [], [], []
         self.attached, self.detached = asyncio.Event(), asyncio.Event()
 

@@ -92,10 +92,12 @@ def test_control_channel():
         peer.shown(Shown(4, 12, 48, 180_000, ("e1",), 0.4, 0.0))
         told = await browser.told("video.chunk_metadata")
         assert (told["chunk"], told["events"], told["pts_s"], told["latency_s"]) == (4, ["e1"], 2.0, 0.4)
+        assert told["audio_held_s"] == 1.5
         browser.say({"type": "session.stop"})
         await until(lambda: room.stops)
         peer.close("stopped")
-        assert (await browser.told("session.done"))["reason"] == "stopped"
+        done = await browser.told("session.done")
+        assert (done["reason"], done["chunks"]) == ("stopped", 3)
         await soon(peer.closed.wait())
         peer.close("again")
         await browser.close()
@@ -110,7 +112,7 @@ def test_control_channel():
     ]
 
 
-def test_what_is_said_before_the_channel_opens_is_kept():
+def test_notices_kept_until_the_channel_opens_then_figures_and_the_place_in_the_queue():
     async def run():
         room, browser = Room(), Browser()
         attach = room.attach
@@ -122,6 +124,8 @@ def test_what_is_said_before_the_channel_opens_is_kept():
         room.attach = greet
         peer = await browser.call(room)
         assert (await browser.told("session.notice"))["kind"] == "draining"
+        room.waiting = 2, 7.4
+        assert (await browser.told("session.queued")) == {"type": "session.queued", "position": 2, "wait_s": 7}
         assert (await browser.told("session.figures"))["chunks"] == 3
         await browser.close()
         await soon(peer.closed.wait())

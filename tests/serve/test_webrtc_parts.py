@@ -8,8 +8,11 @@ import json
 import pytest
 from aiortc.mediastreams import MediaStreamError
 
+from conf.schema.serve import ServeConfig
+from serve import taps
 from serve.bitrate import FLOOR_BPS, GROWTH, HEAVY_LOSS, SHARE, START_BPS, UNKNOWN_BPS, Rate
 from serve.channels import Allowance, Control, Keys
+from serve.ice import ice_servers
 from serve.media import Packet
 from serve.tracks import CodedTrack
 from tests.serve.browser import Room
@@ -268,3 +271,11 @@ def test_allowance_does_not_pile_up():
     allowance = Allowance(5, clock)
     clock.now += 100
     assert [allowance.take() for _ in range(7)] == [True] * 5 + [False] * 2
+
+
+def test_servers_that_the_library_cannot_read_are_left_out():
+    serve = ServeConfig(ice_servers=["stun:a.example", "stun:[::1]:5", "turn:b.example?transport=tcp"], turn_secret="s")
+    found = taps.servers(ice_servers(serve))
+    assert [server.urls for server in found] == ["stun:a.example", "turn:b.example?transport=tcp"]
+    assert [bool(server.credential) for server in found] == [False, True]
+    assert taps.servers(ice_servers(ServeConfig())) == []
