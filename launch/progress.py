@@ -164,14 +164,16 @@ class Ended:
 
     Args:
         config: the run.
+        ordered: whether streams come and go; None: as `control` says.
 
     Attributes:
         totals: of all streams so far.
         refused: why no line is written any more; None: all were.
     """
 
-    def __init__(self, config: Config):
-        self._ordered, self._folder = config.control is not None, Path(config.output_dir)
+    def __init__(self, config: Config, ordered: bool | None = None):
+        self._ordered = config.control is not None if ordered is None else ordered
+        self._folder = Path(config.output_dir)
         self.refused: UserError | None = None
         self.totals = {"streams": 0, "ended_by_faults": 0, "chunks": 0, "frames": 0}
 

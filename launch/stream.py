@@ -167,7 +167,7 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
     alone &= config.device.kind != "emulated" and config.control is None
     with ExitStack() as held:
         job = Job(config, resolved, list(_notes(given, config)), console, stop, log, held)
-        found = _outcome(partial(_sequential if alone else _running, job))
+        found = outcome(partial(_sequential if alone else _running, job))
         if found is not None:
             _tell(config, log, *found)
     if stop.is_set():
@@ -196,7 +196,7 @@ def chosen(config: Config, plan: Plan) -> str:
     )
 
 
-def _outcome(work: Callable[[], Any]) -> Any:
+def outcome(work: Callable[[], Any]) -> Any:
     """What some work of the run returns, or the end of this process with one line and an exit code of its own."""
     try:
         return work()
@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
         def agree(config: DictConfig) -> None:
             torchrun.refuse_other(config.launcher.name)
             with Waiting(Console(stderr=True), lambda: "waiting for the other ranks"):
-                _outcome(lambda: torchrun.agree(config, stop))
+                outcome(lambda: torchrun.agree(config, stop))
 
         return run(COMMAND, partial(stream, stop=stop), argv, prepare=agree, speaks=torchrun.speaks())
 

@@ -48,6 +48,7 @@ def identity(config: Config, stream: StreamConfig) -> dict[str, Any]:
         holder[f"{name} content"] = fingerprint(holder.pop(name))
     for key in ("height", "width"):
         del model[key]  # defaults; what holds is the stream's
+    del text["examples"]  # of those who choose one
     if model["attention"] == "auto":
         model["attention"] = "sdpa"  # as it means on a processor, and as states of before say it
     return {

@@ -19,7 +19,7 @@ def offer_of(config: Config) -> dict[str, Any]:
     Returns:
         id, object; fps, chunk_s (seconds of a chunk), width, height (pixels, as they are shown); hears: whether sound
         drives it; actions: names, that of no action first; prompts, picture: whether it takes them; words: all that
-        its prompts may be made of, none: any; presets: `{name, prompt}` of each.
+        its prompts may be made of, none: any; presets: `{name, prompt}` of those worth trying.
     """
     model = config.model
     inputs, picture = inputs_of(model), Picture.of(model, config.stream)
@@ -42,6 +42,7 @@ def offer_of(config: Config) -> dict[str, Any]:
 
 
 def presets_of(config: Config) -> list[dict[str, str]]:
-    """The prompts that the configuration itself has: the one a stream begins with, and those that follow it."""
-    prompts = dict.fromkeys([config.stream.prompt, *(event.prompt for event in config.stream.events)])
+    """Prompts of the configuration: the one a stream begins with, those that follow it, and the model's examples."""
+    told = [config.stream.prompt, *(event.prompt for event in config.stream.events)]
+    prompts = dict.fromkeys([*told, *config.model.text.examples] if config.model.text else told)
     return [{"name": prompt[:40], "prompt": prompt} for prompt in prompts if prompt]

@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -66,6 +66,7 @@ class Health:
         at_s: seconds since it came to that.
         moved_s: seconds since something came in or was done there, as far as has been heard.
         lost: why it is lost; None: it is not.
+        stages: passes and their seconds since it began, by stage.
     """
 
     worker: str
@@ -75,6 +76,7 @@ class Health:
     at_s: float
     moved_s: float
     lost: str | None = None
+    stages: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -338,4 +340,4 @@ class Running(ABC):
         alive = index in self._left and since <= self.config.launcher.timeout_s
         loaded = bool(self.board.told(f"loaded/{index}"))
         at_s, moved_s = pulse["at_s"] + since, pulse["moved_s"] + since
-        return Health(name, alive, loaded, pulse["at"], at_s, moved_s, self._lost.get(index))
+        return Health(name, alive, loaded, pulse["at"], at_s, moved_s, self._lost.get(index), pulse.get("stages", {}))

@@ -112,6 +112,11 @@ class Admission:
         """How many wait for one."""
         return len(self._models[name].line)
 
+    def busy_since(self, name: str) -> float | None:
+        """When the session began that has been in for the longest; None: there is none."""
+        places = self._models[name].line.places if name in self._models else []
+        return min((place.since for place in places), default=None)
+
     def late(self, name: str, seconds: float) -> None:
         """A session of a model has shown a chunk, so many seconds late; 0: it was in time."""
         self._models[name].lateness.add(seconds)

@@ -8,17 +8,20 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from conf.errors import UserError
 from conf.schema.serve import ServeConfig
 from serve import readiness
 from serve.admission import Admission, Place, Waiting
+from serve.joined import Joined
 from serve.link import Link
-from serve.metrics import Metrics
+from serve.metrics import Metrics, Watched
 from serve.problems import Problem
 from serve.served import Served
 from serve.session import LONGEST_PROMPT, Session
+from serve.tracing import Tracing
 from serve.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -27,7 +30,15 @@ TICK_S = 0.25
 """Between two looks at the clocks of sessions."""
 ENDED = 256
 """Sessions that have ended and are still told of."""
-WANTED = {"model": str, "prompt": str, "seed": int, "image": str, "seconds": (int, float), "queue": bool}
+WANTED = {
+    "model": str,
+    "prompt": str,
+    "seed": int,
+    "image": str,
+    "seconds": (int, float),
+    "queue": bool,
+    "traceparent": str,
+}
 """What may be asked for with a session, and its type."""
 
 
@@ -37,10 +48,11 @@ class Gateway:
     Args:
         serve: settings.
         link: where stages connect, open.
-        served: models, by name.
+        served: models, by name; more may join.
         admission: who is let in.
         metrics: told of what happens.
         uploads: pictures that were sent.
+        tracing: begins traces of sessions.
         clock: seconds, monotonic.
 
     Attributes:
@@ -55,20 +67,44 @@ class Gateway:
         admission: Admission,
         metrics: Metrics,
         uploads: Uploads,
+        tracing: Tracing,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.serve, self.link, self.served = serve, link, served
-        self.admission, self.metrics_of, self.uploads, self.clock = admission, metrics, uploads, clock
-        self.draining = asyncio.Event()
+        self.admission, self.counted, self.uploads, self.clock = admission, metrics, uploads, clock
+        self.tracing, self.draining = tracing, asyncio.Event()
         self._sessions: dict[str, Session] = {}
         self._ended: dict[str, Session] = {}
         self._places: dict[str, Place] = {}
         self._queued: dict[str, Waiting] = {}
+        self._pictures: dict[str, Path] = {}
+        """Of sessions, until they end."""
         self._numbers: dict[tuple[str, int], Session] = {}
         self._work: set[asyncio.Task] = set()
         self._ticking = asyncio.ensure_future(self._tick())
-        for name, model in served.items():
-            model.on_ended = lambda number, report, name=name: self._stream_ended(name, number, report)
+        for model in served.values():
+            self.add(model)
+
+    def join(self, joined: Joined) -> None:
+        """Serve a model whose pipeline has joined; how many sessions it keeps it has said itself."""
+        self.admission.model(joined.name, joined.offer.get("rate", 1.0))
+        self.add(joined)
+
+    def add(self, served: Served) -> None:
+        """Serve a model, whose place in admission is known."""
+        name = served.name
+        self.served[name] = served
+        served.on_ended = lambda number, report: self._stream_ended(name, number, report)
+        asked = self.admission
+        self.counted.watch(
+            name,
+            Watched(
+                lambda: asked.running(name),
+                lambda: asked.waiting(name),
+                lambda: asked.capacity(name),
+                lambda: [s.bits_per_second for s in self.sessions if s.served is served and s.bits_per_second],
+            ),
+        )
 
     # -- what is told -------------------------------------------------------------------------------------------------
 
@@ -84,6 +120,10 @@ class Gateway:
         """Why nobody should be sent here; empty: all is well."""
         found = readiness.reasons(list(self.served.values()), self.admission, self.clock)
         return found if self.link.listening else [*found, "stages cannot connect"]
+
+    def metrics(self) -> tuple[bytes, str]:
+        """All that is counted, as Prometheus reads it, and the content type."""
+        return self.counted.text()
 
     def session(self, id: str) -> Session | None:
         """A session that is there, or has ended lately."""
@@ -107,16 +147,29 @@ class Gateway:
             Problem: it cannot be, or not now.
         """
         served, changes = self._understood(wanted)
-        if image := wanted.get("image"):
-            changes["source"] = {"image": str(await self.uploads.picture(image, caller))}
-        session = Session(served, self.serve, self.link, self.metrics_of, self.admission.late, self._over, self.clock)
+        picture = await self.uploads.picture(image) if (image := wanted.get("image")) else None
+        try:
+            session = await self._create(served, wanted, changes, caller, picture)
+        except BaseException:
+            if picture and picture not in self._pictures.values():
+                self.uploads.release(picture)
+            raise
+        return session
+
+    async def _create(
+        self, served: Served, wanted: dict[str, Any], changes: dict[str, Any], caller: str, picture: Path | None
+    ) -> Session:
+        session = Session(served, self.serve, self.link, self.counted, self.admission.late, self._over, self.clock)
+        session.traceparent = wanted.get("traceparent")
+        if picture is not None:
+            changes["source"], self._pictures[session.id] = {"image": str(picture)}, picture
         if seconds := wanted.get("seconds"):
             session.limit(seconds)
         if wanted.get("queue"):
             waiting = self.admission.queue(served.name, caller, wanted.get("seconds"), lambda: self._moved(session))
             if waiting.place is None:
                 session.state, self._queued[session.id] = "queued", waiting
-                session.waiting = lambda: (waiting.position, waiting.wait_s)
+                session.place = lambda: (waiting.position, waiting.wait_s)
                 session.changes = changes
                 self._sessions[session.id] = session
                 return session
@@ -161,23 +214,21 @@ class Gateway:
         except RuntimeError as error:
             raise Problem("not_ready", f"{session.served.name} cannot open a session now; come again", 5.0) from error
         self._numbers[session.served.name, session.number] = session
-        self.metrics_of.began(session.served.name)
+        self.counted.began(session.served.name)
+        session.trace = self.tracing.session(session.served.name, session.id, session.traceparent)
         log.info("session begins", extra={"session": session.id, "model": session.served.name})
 
     def _moved(self, session: Session) -> None:
         """One that waits has come further, or has a place."""
         waiting = self._queued.get(session.id)
-        if waiting is None or waiting.place is None:
-            session.moved()
-            return
-        del self._queued[session.id]
-        self._spawn(self._begin_queued(session, waiting.place))
+        if waiting is not None and waiting.place is not None:
+            del self._queued[session.id]
+            self._spawn(self._begin_queued(session, waiting.place))
 
     async def _begin_queued(self, session: Session, place: Place) -> None:
         session.state = "starting"
         with suppress(Problem):  # its viewers are told that it failed
             await self._begin(session, place, session.changes)
-        session.moved()
 
     def _stream_ended(self, model: str, number: int, report: dict[str, Any]) -> None:
         if session := self._numbers.pop((model, number), None):
@@ -189,11 +240,14 @@ class Gateway:
         self._ended[session.id] = session
         while len(self._ended) > ENDED:
             del self._ended[next(iter(self._ended))]
+        if picture := self._pictures.pop(session.id, None):
+            self.uploads.release(picture)
         if waiting := self._queued.pop(session.id, None):
             waiting.leave()
         if place := self._places.pop(session.id, None):
             place.leave()
-            self.metrics_of.ended(session.served.name, session.reason)
+            self.counted.ended(session.served.name, session.reason)
+            session.trace.end(session.reason)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -205,13 +259,16 @@ class Gateway:
                 self.admission.refresh()
                 for session in self.sessions:
                     session.tick(now)
-                for served in self.served.values():
-                    if served.lost:
-                        self._lost(served)
+                for served in list(self.served.values()):
+                    self._look(served)
             except Exception:
                 log.exception("a look at the clocks failed")
 
-    def _lost(self, served: Served) -> None:
+    def _look(self, served: Served) -> None:
+        if not served.lost:
+            for one in served.health():
+                self.counted.stages(served.name, one["worker"], one.get("stages") or {})
+            return
         for session in self.sessions:
             if session.served is served:
                 session.abandon("failed")
@@ -221,11 +278,13 @@ class Gateway:
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 
-    async def drain(self) -> None:
+    def begin_drain(self) -> None:
         """End in good order: nobody more is let in, sessions go on until `serve.drain_s` have passed."""
-        if self.draining.is_set():
-            return
-        self.draining.set()
+        if not self.draining.is_set():
+            self.draining.set()
+            self._spawn(self._drain())
+
+    async def _drain(self) -> None:
         self.admission.draining = True
         end = self.clock() + self.serve.drain_s
         for session in self.sessions:

@@ -9,6 +9,8 @@ WINDOW_S = 5.0
 """How far back it looks."""
 SHARE = 0.02
 """Of late chunks, beyond which a model is late."""
+LEAST_S = 1e-3
+"""By how much a chunk is late at least: nobody sees less."""
 STEP_S = 0.25
 """Chunks are counted together for so long: what is kept does not grow with the number of sessions."""
 
@@ -31,7 +33,7 @@ class Lateness:
         if not self._counts or now - self._counts[-1][0] >= STEP_S:
             self._counts.append([now, 0, 0])
         self._counts[-1][1] += 1
-        self._counts[-1][2] += seconds > 0
+        self._counts[-1][2] += seconds > LEAST_S
 
     @property
     def share(self) -> float:

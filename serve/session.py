@@ -20,6 +20,7 @@ from serve.link import Connection, Link
 from serve.media import VIDEO_RATE, Packet, Shown, Viewer
 from serve.problems import Problem
 from serve.served import Served
+from serve.tracing import Silent
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,9 @@ class Session:
         self.done = asyncio.Event()
         self.changes: dict[str, Any] = {}
         """To its stream, while it waits for a place."""
-        self.waiting: Callable[[], tuple[int, float] | None] = lambda: None
-        """Its position in the queue, 1 being next, and the seconds to be expected; None: it waits no more."""
+        self.trace, self.traceparent = Silent(), None
+        self.place: Callable[[], tuple[int, float] | None] = lambda: None
+        """Asked where it is in the queue."""
         self.created = self._active = clock()
         self._length_s = serve.session_s
         self.expires_at = time.time() + self._length_s
@@ -138,6 +140,11 @@ class Session:
             self.state = "running"
 
     @property
+    def waiting(self) -> tuple[int, float] | None:
+        """Its position in the queue, 1 being next, and the seconds to be expected; None: it waits no more."""
+        return self.place() if self.state == "queued" else None
+
+    @property
     def number(self) -> int | None:
         """Of its stream; None: it has none yet."""
         return self._number
@@ -169,27 +176,6 @@ class Session:
         """Its pipeline is gone: end it at once."""
         self._end(reason)
 
-    def moved(self) -> None:
-        """It has come further in the queue, or has left it."""
-        if (place := self.waiting()) is not None and self.state == "queued":
-            self._notice({"type": "session.queued", "position": place[0], "wait_s": place[1]})
-        elif self.state == "running":
-            self._notice({"type": "session.started", **self.told()})
-
-    def told(self) -> dict[str, Any]:
-        """What whoever opened it is told: id, secret, model, state, when it ends at the latest, and its place in the
-        queue while it waits."""
-        found = {
-            "id": self.id,
-            "secret": self.secret,
-            "model": self.served.name,
-            "state": self.state,
-            "expires_at": round(self.expires_at, 3),
-        }
-        if self.state == "queued" and (place := self.waiting()):
-            found |= {"position": place[0], "wait_s": round(place[1], 1)}
-        return found
-
     def _end(self, reason: str) -> None:
         if self.state == "ended":
             return
@@ -199,11 +185,7 @@ class Session:
         for connection in (self._source, self._sink):
             if connection is not None:
                 connection.close()
-        done = {"type": "session.done", "reason": self.reason, "chunks": self.chunks, "frames": self.frames}
-        if digest := self.report.get("latents_sha256"):
-            done["latents_sha256"] = digest
         for viewer in list(self._viewers):
-            viewer.notice(done)
             viewer.close(self.reason)
         self._viewers.clear()
         self.done.set()
@@ -234,6 +216,11 @@ class Session:
         task.add_done_callback(lambda t: t.cancelled() or t.exception())  # who is told of it has gone
 
     # -- viewers ------------------------------------------------------------------------------------------------------
+
+    @property
+    def bits_per_second(self) -> int | None:
+        """What its pictures are coded with at most; None: what they are worth."""
+        return self._told_rate[0]
 
     @property
     def viewers(self) -> int:
@@ -290,14 +277,12 @@ class Session:
         rate = bits, max((every for _, every in self._viewers.values()), default=1)
         if rate != self._told_rate:
             self._told_rate = rate
-            if bits is not None:
-                self._metrics.bitrate(self.served.name, bits)
             if self._sink is not None:
                 self._sink.send("rate", bits_per_second=rate[0], every=rate[1])
 
     def _want(self) -> None:
         if self._sink is not None:
-            self._sink.send("want", codecs=sorted({viewer.codec for viewer in self._viewers}))
+            self._sink.send("want", codecs=sorted({viewer.codec for viewer in self._viewers} - {""}))
 
     def _notice(self, message: dict[str, Any]) -> None:
         for viewer in list(self._viewers):
@@ -428,7 +413,7 @@ class Session:
                 message = "the sound was cut off"
                 self.notice("interrupted", message, position_s=round(head["seconds"], 3))
                 if self._interrupts:
-                    self._metrics.interrupt(self._clock() - min(self._interrupts.values()))
+                    self._metrics.interrupt(self.served.name, self._clock() - min(self._interrupts.values()))
             elif kind == "failed":
                 log.error("session cannot be coded: %s", head["message"], extra={"session": self.id})
                 self.stop("failed")
@@ -460,8 +445,6 @@ class Session:
         if not self.chunks:
             self._metrics.first_frame(name, now - self.created)
         self.chunks, self.frames = self.chunks + 1, self.frames + shown.frames
-        self._metrics.frames(name, shown.frames)
-        self._metrics.late(name, shown.late_s)
         self._late(name, shown.late_s)
         if shown.late_s > LATE_S:
             self.late_chunks += 1
@@ -470,8 +453,8 @@ class Session:
             self._metrics.control(name, shown.latency_s)
         sampled = self._sampled.pop(shown.chunk, None)
         made_s = None if sampled is None else max(0.0, now - sampled - max(0.0, slack_s))
-        if made_s is not None:
-            self._metrics.chunk(name, made_s)
+        self._metrics.chunk(name, shown.frames, made_s, shown.late_s)
+        self.trace.chunk(shown, None if sampled is None else now - sampled)
         self._recent.append(
             {
                 "chunk": shown.chunk,
@@ -488,7 +471,8 @@ class Session:
         """What `GET /v1/sessions/{id}` and the page show."""
         now = self._clock()
         seen = sum(at > now - 2.0 for at in self._pictures)
-        return {
+        digest = self.report.get("latents_sha256")
+        return ({"latents_sha256": digest} if digest else {}) | {
             "id": self.id,
             "model": self.served.name,
             "state": self.state,
@@ -500,7 +484,7 @@ class Session:
             "late_chunks": self.late_chunks,
             "viewers": len(self._viewers),
             "bits_per_second": self._told_rate[0],
-            "speech_held_s": round(self.speech_held_s, 3),
+            "audio_held_s": round(self.speech_held_s, 3),
             "seconds_left": max(0.0, round(self._length_s - (now - self.created), 1)),
             "expires_at": round(self.expires_at, 3),
             "recent": list(self._recent)[-8:],

@@ -24,6 +24,8 @@ class TextConfig:
     """The encoder."""
     words: list[str] = field(default_factory=list)
     """That a table knows; none: it hashes words."""
+    examples: list[str] = field(default_factory=list)
+    """Prompts that are worth trying, for whoever chooses one by a button."""
     buckets: int = 256
     """Rows of a table that hashes words."""
     checkpoint: str | None = None

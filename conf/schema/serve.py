@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from conf.errors import UserError, not_negative, positive
@@ -36,8 +36,8 @@ class ServeConfig:
     """Who knows it may open sessions; `everframe serve` prints an address that carries it. `@FILE`: what is in that
     file."""
     tls: Any = "off"
-    """`auto` makes a certificate of its own, which browsers ask about once; `off`: plain HTTP, for this machine or behind
-    a proxy; `{cert: FILE, key: FILE}`: yours, in PEM."""
+    """`auto` makes a certificate of its own, which browsers ask about once; `off`: plain HTTP, for this machine or
+    behind a proxy; `{cert: FILE, key: FILE}`: yours, in PEM."""
     models: list[str] = field(default_factory=list)
     """Models to be served on one port, each as `model=NAME` would be; empty: the one of `model`."""
     max_sessions: str = AUTO
@@ -147,3 +147,8 @@ class ServedConfig(Config):
     """One model of `launch.serve`."""
 
     serve: ServeConfig = field(default_factory=ServeConfig)
+
+    @property
+    def run(self) -> Config:
+        """What its workers are told: they know of no gateway."""
+        return Config(**{one.name: getattr(self, one.name) for one in fields(Config)})

@@ -205,8 +205,8 @@ class SinkConfig:
     reader: str | None = None
     """A program that takes pictures and sound as they are made: `tcp://HOST:PORT/TOKEN`. `everframe.open` sets it."""
     session: str | None = None
-    """A session of a gateway, whose viewers are sent coded pictures and sound: `tcp://HOST:PORT/TOKEN`. `everframe serve`
-    sets it."""
+    """A session of a gateway, whose viewers are sent coded pictures and sound: `tcp://HOST:PORT/TOKEN`. `everframe
+    serve` sets it."""
     inputs: str | None = None
     """What was sampled for each chunk, so that another run can be driven by it."""
     timeline: str | None = None

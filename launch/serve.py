@@ -1,0 +1,215 @@
+"""Serve: people and programs open sessions on running models, and talk to them, in a browser or over a WebSocket.
+
+Each session is a stream of its own: who opens one says, types or presses, and sees and hears the answer. The address
+to open is printed. Models run by any plan and launcher; those of a batch job may join from elsewhere (`serve.join`).
+Ctrl-C tells everyone, and ends the server once all have left, or `serve.drain_s` later.
+"""
+
+from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # imports take seconds: Ctrl-C ends them without a traceback
+
+import asyncio
+import importlib.util
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from conf import disk
+from conf.errors import UserError
+from conf.schema import Config
+from conf.schema.serve import ServeConfig, ServedConfig
+from launch import cli, places, planning, running
+from launch.cli import run, written
+from launch.command import Command
+from launch.console import lasting
+from launch.control import open_stream
+from launch.folder import claimed
+from launch.progress import Ended, Waiting
+from launch.signals import Stop, listening
+from launch.stream import outcome
+from parallel import capability
+from runtime.admission import CONFIG
+from runtime.pipeline import Pipeline
+from runtime.running import Running
+
+COMMAND = Command("serve", __doc__, schema=ServedConfig)
+NEEDED = ("starlette", "uvicorn", "websockets", "aiortc", "prometheus_client", "opentelemetry")
+"""What serving needs beside what streaming does."""
+POLL_S = 0.1
+
+
+def refuse_without_extra() -> None:
+    """Refuse to serve where what serving needs is not installed.
+
+    Raises:
+        UserError: names what is missing, and how to have it.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError("everframe serve", f"needs {', '.join(missing)}", "pip install 'everframe[serve]'")
+
+
+def models(config: ServedConfig, given: Sequence[str]) -> list[ServedConfig]:
+    """The configuration of every model that is served: as the command line says, each with its own `model`."""
+    names = config.serve.models
+    if not names:
+        return [config]
+    if len(set(names)) < len(names):
+        raise UserError(f"serve.models={names}", "names a model twice", "name each once")
+    rest = [argument for argument in given if not argument.startswith("model=")]
+    found = [cli.compose("serve", ServedConfig, [*rest, f"model={name}"]) for name in names]
+    several = len({one.output_dir for one in found}) < len(found)
+    return [replace(one, output_dir=f"{one.output_dir}/{one.model.name}") if several else one for one in found]
+
+
+def processes(config: ServedConfig) -> Config:
+    """What the workers of a model are told: they are no threads of the gateway, which must never wait for a pass.
+
+    Raises:
+        UserError: the run cannot be held by a gateway.
+    """
+    capability.check(config.model.context)
+    if config.launcher.name == "torchrun":
+        rule = "has its own processes, which join a gateway"
+        raise UserError("launcher=torchrun", rule, "use serve.join=1, and control=ADDRESS of everframe stream")
+    for key in ("control", "resume"):
+        if (value := getattr(config, key)) is not None:
+            raise UserError(f"{key}={value}", "is said of a run, not of a server", f"set {key}=null")
+    launcher = config.launcher
+    if launcher.name == "local" and launcher.threads == "auto":
+        launcher = replace(launcher, threads="false")
+    config = replace(planning.resolve(config.run), launcher=launcher)
+    places.refuse_without_cards(config)
+    return config
+
+
+def start(config: Config, held: ExitStack) -> Running:
+    """Start a model's workers; returns while they load."""
+    ended = Ended(config, ordered=True)
+
+    def first(pipeline: Pipeline) -> None:
+        pipeline.observers.append(ended)
+
+    def begin() -> None:
+        folder = held.enter_context(claimed(config))
+        disk.write_text(f"output_dir={folder}", folder / CONFIG, written(config))
+
+    return held.enter_context(running.start(config, begin=begin, first=first))
+
+
+def _begun(started: Sequence[Running], stop: Stop) -> bool:
+    """Wait until all workers have loaded; False: the server was told to end meanwhile."""
+    for one in started:
+        while not one.begun:
+            if stop.is_set():
+                return False
+            with suppress(TimeoutError):
+                one.wait(POLL_S)
+                return False
+    return True
+
+
+def serve(config: ServedConfig, resolved: str, given: Sequence[str], stop: Stop) -> None:
+    """Serve until told to end."""
+    refuse_without_extra()
+    from serve import server  # not above: without the extra `serve` a line says what is missing
+
+    settings, console = config.serve, Console(stderr=True)
+    configs = [] if settings.join else [processes(one) for one in models(config, given)]
+    listener = server.bound(settings)  # before weights load
+    stop.then()
+    with ExitStack() as held:
+        held.callback(listener.close)
+        with Waiting(console, lambda: f"loading {', '.join(one.model.name for one in configs)}"):
+            started = outcome(lambda: [start(one, held) for one in configs])
+            if not outcome(partial(_begun, started, stop)):
+                return
+        outcome(lambda: asyncio.run(_serve(settings, configs, started, listener, stop, console)))
+
+
+async def _serve(
+    settings: ServeConfig,
+    configs: Sequence[Config],
+    started: Sequence[Running],
+    listener: object,
+    stop: Stop,
+    console: Console,
+) -> None:
+    """The gateway's loop."""
+    from serve import capacity, logs, server, tls
+    from serve.admission import Admission
+    from serve.gateway import Gateway
+    from serve.joined import Joins
+    from serve.link import Link
+    from serve.metrics import Metrics
+    from serve.served import Held
+    from serve.tracing import Tracing
+    from serve.uploads import Uploads
+
+    handler = logs.setup(settings.logs, [settings.token, settings.turn_secret, settings.join_secret])
+    clock = time.monotonic
+    metrics = Metrics(clock)
+    admission = Admission(settings, clock, rejected=metrics.rejected)
+    certificate = tls.certificate(settings)
+    host = settings.link_host or next((one.host for one in started if one.host != "127.0.0.1"), "127.0.0.1")
+    abroad = certificate if certificate and host != "127.0.0.1" else None
+    link = Link(
+        host,
+        settings.link_port,
+        context=abroad.context() if abroad else None,
+        digest=abroad.fingerprint.replace(":", "").lower() if abroad else "",
+    )
+    await link.open()
+    uploads = Uploads(Path(tempfile.mkdtemp(prefix="everframe-uploads-")))
+    tracing = Tracing()
+    gateway = Gateway(settings, link, {}, admission, metrics, uploads, tracing, clock)
+    try:
+        for config, one in zip(configs, started, strict=True):
+            held = Held(config, one, open_stream)
+            found = await capacity.measured(held)
+            admission.model(held.name, *found)
+            gateway.add(held)
+        if settings.join:
+            joins = Joins(settings.join, gateway.join)
+            address = link.expect(joins.take, settings.join_secret, once=False)
+            console.print(f"waiting for {settings.join} pipeline(s): everframe stream ... control={address}")
+        loop = asyncio.get_running_loop()
+        stop.then(lambda: loop.call_soon_threadsafe(gateway.begin_drain))
+        await server.serve(gateway, partial(_say, gateway, settings), listener)
+    finally:
+        await gateway.close()
+        uploads.close()
+        await asyncio.to_thread(tracing.close)
+        handler.close()
+
+
+def _say(gateway: object, settings: ServeConfig, listening: object) -> None:
+    """Where people find it."""
+    token = f"/#token={settings.token}" if settings.token else ""
+    for offer in gateway.offers():
+        print(f"{offer['id']}: {offer['capacity']} sessions at once", flush=True)
+    print(f"open {listening.address}{token}", flush=True)
+    if listening.fingerprint:
+        print(f"its certificate is its own; browsers ask once: SHA-256 {listening.fingerprint}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    with lasting(), listening() as stop:
+        return run(COMMAND, partial(serve, given=given, stop=stop), given, config="serve")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

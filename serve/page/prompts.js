@@ -1,0 +1,57 @@
+// The panel for words: ready-made prompts, and a line to write one in.
+
+import { find, make } from "./elements.js";
+
+export class Prompts {
+  #connection;
+  #field = find("prompt");
+  #words = new Set();
+
+  constructor(connection) {
+    this.#connection = connection;
+    /** What was last asked for: the next session begins with it. */
+    this.prompt = null;
+    find("prompt-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#send(this.#field.value.trim());
+    });
+    this.#field.addEventListener("input", () => this.#check());
+  }
+
+  /** Draws what an offer knows. */
+  draw({ presets = [], words = [] }) {
+    this.prompt = null;
+    this.#words = new Set(words);
+    this.#field.value = "";
+    find("presets").hidden = presets.length === 0;
+    find("presets").replaceChildren(...presets.map(({ name, prompt }) => make("button", {
+      type: "button", class: "plain", "aria-pressed": "false", "data-prompt": prompt,
+      onclick: () => {
+        this.#field.value = prompt;
+        this.#send(prompt);
+      },
+    }, name)));
+    this.#check();
+  }
+
+  /** Words that the model has never met, of a text. */
+  unknown(text) {
+    return this.#words.size ? text.toLowerCase().split(/[^\p{L}\p{N}]+/u).filter((word) => word && !this.#words.has(word)) : [];
+  }
+
+  #check() {
+    const [first] = this.unknown(this.#field.value);
+    const knows = this.#words.size ? `It knows ${this.#words.size} words: ${[...this.#words].join(", ")}.` : "";
+    find("prompt-help").textContent = first ? `It does not know “${first}”. ${knows}` : knows;
+    find("prompt-help").classList.toggle("alert", Boolean(first));
+  }
+
+  #send(prompt) {
+    if (!prompt) return;
+    this.prompt = prompt;
+    for (const button of find("presets").children) {
+      button.setAttribute("aria-pressed", String(button.dataset.prompt === prompt));
+    }
+    this.#connection.event({ type: "prompt", prompt });
+  }
+}

@@ -1,0 +1,110 @@
+// All sentences that the page says by itself, in one place.
+
+const ENDED = {
+  stopped: "Stopped. Start again whenever you like.",
+  idle: "It ended, because nothing had been said, pressed or typed for a while. Start again whenever you like.",
+  lease: "It ended while nobody was watching. Start again whenever you like.",
+  replaced: "It ended: another one took its place.",
+  drained: "It ended, because the server is closing down. Try again in a few minutes.",
+  limit: "It ended: this is as long as a session may take. You can start the next one right away.",
+  failed: "It ended: something broke on the server. You can start again; its log says what happened.",
+  vanished: "It ended: the line to this page was lost for too long. You can start again.",
+};
+
+const REFUSED = {
+  unreachable: "The server cannot be reached. Is it running, and is the network there?",
+  unauthorized: "The server wants a token that this page does not have. Open the address that ends in #token=…",
+  forbidden: "This page's address is none that the server answers to; serve.names and serve.origins list those that it does.",
+  full: "All places are taken.",
+  draining: "The server is closing down and takes nobody new. Try again in a few minutes.",
+  not_ready: "The server is still getting ready.",
+  too_many: "That was a lot in a short time, or too many sessions from here at once.",
+  not_found: "That session is gone. Start a new one.",
+  ended: "That session has ended. Start a new one.",
+  too_large: "That file is too large.",
+  audio_full: "It still has much to say. Wait until it has said more of it.",
+};
+
+/** Seconds, said as people do. */
+export function seconds(given) {
+  if (given < 1.5) return "a second";
+  if (given < 90) return `${Math.round(given)} seconds`;
+  if (given < 5400) return `${Math.round(given / 60)} minutes`;
+  return `${Math.round(given / 3600)} hours`;
+}
+
+/** Why a session is over. */
+export const ended = (reason) => ENDED[reason] ?? `It ended (${reason}).`;
+
+/** Why something was refused, and when to try again. What the server says in its own words comes last, where it adds something. */
+export function refused({ code, message, retryAfter = null }) {
+  const own = REFUSED[code];
+  const again = retryAfter ? ` Try again in ${seconds(retryAfter)}.` : "";
+  return `${own ?? `The server refused: ${message}.`}${again}`.replace(/\.\.$/, ".");
+}
+
+/** Where one stands in the queue. */
+export function waiting(position, wait) {
+  const place = position === 1 ? "You are next" : `You are number ${position} in the queue`;
+  return `All places are taken. ${place}${wait ? `, in about ${seconds(Math.ceil(wait / 5) * 5)}` : ""}. Keep this page open.`;
+}
+
+/** A notice from the server: {kind, seconds_left, message}. */
+export function notice({ kind, seconds_left: left, message }) {
+  if (kind === "draining") return `The server is closing down.${left ? ` This ends in ${seconds(left)}.` : ""}`;
+  if (kind === "expiring") return `This session ends in ${seconds(left ?? 0)}.`;
+  if (kind === "interrupted") return "It stopped speaking.";
+  if (kind === "held") return "The picture stands still, because nothing was asked for. Say, press or type something.";
+  return message ?? "";
+}
+
+/** How many places of a model are taken: {running, capacity, waiting}. */
+export function places({ running = 0, capacity = 0, waiting: queued = 0 }) {
+  const taken = `${running} of ${capacity} ${capacity === 1 ? "place" : "places"} taken`;
+  return queued ? `${taken}, ${queued} waiting` : taken;
+}
+
+/** What is true of the picture, without advertisement: from an offer. */
+export function honest({ width, height, fps, chunk_s: chunk }) {
+  const small = width * height <= 64 * 64 ? ", from a network of a few million parameters" : "";
+  return `Made as you watch: ${width}×${height} pixels${small}, ${round(fps)} frames a second, ${round(chunk)} s at a time. `
+    + "What you do shows in one of the next pieces.";
+}
+
+/** What a model is, under its name on a card. */
+export function kind({ hears, actions = [], prompts, width, height }) {
+  const does = [hears && "talk to it", actions.length > 1 && "walk through it", prompts && "tell it what to show"];
+  const said = does.filter(Boolean).join(", ");
+  return `${said ? said[0].toUpperCase() + said.slice(1) : "Watch it"}. ${width}×${height}.`;
+}
+
+/** A model's id as a title: `some_model` becomes `Some model`. */
+export function title(id) {
+  const words = id.replace(/[_-]+/g, " ");
+  return words[0].toUpperCase() + words.slice(1);
+}
+
+export const OPENING = "Opening a session …";
+export const STARTING = "Your session is being prepared …";
+export const CALLING = "Connecting …";
+export const OVER_SOCKET = "A direct line could not be had, so it comes over a WebSocket: all works, a little later.";
+export const LIVE_TALK = "Live. Hold the button, or Space, and talk.";
+export const LIVE_WALK = "Live. Hold an arrow key or a button to walk.";
+export const LIVE = "Live.";
+export const READY = "Press Start.";
+export const RESUME = "A session of yours still runs. Go on with it?";
+export const GONE = "The line was lost, and the session has ended meanwhile. You can start again.";
+export const NO_MICROPHONE = "The microphone could not be had. The browser's settings for this page say whether it may be used.";
+export const MICROPHONE_READY = "The microphone is ready. Hold the button and talk.";
+export const INSECURE = "Browsers give the microphone to https:// and localhost only. serve.tls=auto gives this server https.";
+export const NO_PLAYER = "This browser can play neither WebRTC nor H.264 over a WebSocket. A newer one can.";
+export const PICTURE_NEXT = "The picture is ready: it counts from the next start.";
+export const PICTURE_NOW = "The face stays as it is while this session runs. Start anew to begin with your picture.";
+export const NO_PICTURE = "That is not a PNG, JPEG or WebP picture.";
+export const NO_SOUND = "That file holds no sound that this browser can read.";
+
+/** While the line is being made again. */
+export const lost = (attempt, wait) =>
+  `The line was lost. Attempt ${attempt} to get it back${wait >= 1 ? ` in ${seconds(wait)}` : ""} …`;
+
+const round = (number) => Math.round(number * 100) / 100;

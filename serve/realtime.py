@@ -1,0 +1,235 @@
+"""The WebSocket `/v1/realtime/video`: one connection that opens a session or joins one, sees, hears, and talks to it.
+
+    client  session.start, then session.interaction, session.audio + PCM16, session.ping, session.stop
+    server  session.queued*, session.started, video.start, fMP4 (init first), video.chunk_metadata before each chunk,
+            session.figures once a second, session.notice, session.pong, session.done; error
+
+What is no message of the protocol ends the connection; what the session refuses is answered, and it goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from serve.heard import Heard
+from serve.incoming import (
+    BURST,
+    PER_SECOND,
+    SOUND_BURST,
+    SOUND_PER_SECOND,
+    Audio,
+    Interaction,
+    Limit,
+    Ping,
+    Start,
+    Stop,
+    message,
+)
+from serve.outbox import Outbox
+from serve.problems import Problem
+from serve.socket import CODES, POLICY, Socket
+
+if TYPE_CHECKING:
+    from serve.gateway import Gateway
+    from serve.session import Session
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = "everframe.v1"
+"""The subprotocol; clients may leave it out."""
+FIRST_S = 10.0
+"""Longest wait for the first message."""
+PATIENCE_S = 10.0
+"""How long one who takes nothing is kept."""
+
+
+async def realtime(websocket: WebSocket, gateway: Gateway) -> None:
+    """Serve one connection, to its end."""
+    await websocket.accept(subprotocol=PROTOCOL if PROTOCOL in websocket.scope.get("subprotocols", ()) else None)
+    try:
+        start = await _first(websocket)
+        session = await _session(start, websocket, gateway)
+    except WebSocketDisconnect:
+        return
+    except Problem as problem:
+        await _refuse(websocket, problem)
+        return
+    except Exception:
+        log.exception("a session could not be opened")
+        await _refuse(websocket, Problem("failed", "the session could not be opened; try again"))
+        return
+    await _watch(websocket, session, start.media)
+
+
+async def _first(websocket: WebSocket) -> Start:
+    """The first message, which says what this is about."""
+    try:
+        async with asyncio.timeout(FIRST_S):
+            said = await _received(websocket)
+    except TimeoutError:
+        raise Problem("timeout", f"session.start was not there within {FIRST_S:.0f} s: send it first") from None
+    found = message(said) if isinstance(said, str) else None
+    if not isinstance(found, Start):
+        raise Problem("bad_request", "the first message is session.start: send it first")
+    return found
+
+
+async def _session(start: Start, websocket: WebSocket, gateway: Gateway) -> Session:
+    """The session that is named, or a new one."""
+    if start.session is None:
+        caller = websocket.client.host if websocket.client else ""
+        return await gateway.create(start.wanted, caller)
+    session = gateway.session(start.session)
+    if session is None:
+        raise Problem("not_found", "there is no such session, or it ended a while ago: open another")
+    if not secrets.compare_digest(session.secret.encode(), start.secret.encode()):
+        raise Problem("unauthorized", "the secret is not that session's: give the one it was opened with")
+    if session.state == "ended":
+        raise Problem("ended", f"the session has ended ({session.reason}): open another")
+    return session
+
+
+async def _watch(websocket: WebSocket, session: Session, media: bool) -> None:
+    """Send and receive until either side ends it; the session itself goes on without this viewer."""
+    viewer = Socket(session, media)
+    session.attach(viewer)
+    sender = asyncio.create_task(_send(websocket, viewer.outbox))
+    others = [
+        asyncio.create_task(_tell(viewer)),
+        asyncio.create_task(Conversation(websocket, session, viewer).run()),
+    ]
+    try:
+        done, _ = await asyncio.wait({sender, *others}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {sender}:
+            with contextlib.suppress(WebSocketDisconnect):
+                _end(viewer, task)
+                await sender
+    finally:
+        session.detach(viewer)
+        for task in (sender, *others):
+            task.cancel()
+        ended = await asyncio.gather(sender, *others, return_exceptions=True)
+        expected = (WebSocketDisconnect, TimeoutError, asyncio.CancelledError, Problem)
+        for error in ended:
+            if isinstance(error, Exception) and not isinstance(error, expected):
+                log.error("%s failed", viewer.id, exc_info=error)
+
+
+def _end(viewer: Socket, task: asyncio.Task) -> None:
+    """Tell a client why its connection ends.
+
+    Raises:
+        WebSocketDisconnect: it has gone already.
+    """
+    try:
+        task.result()
+    except Problem as problem:
+        viewer.fail(problem)
+    except WebSocketDisconnect:
+        raise
+    except Exception:  # told in the log when all tasks have ended
+        viewer.fail(Problem("failed", "the server made a mistake; join again"))
+
+
+async def _tell(viewer: Socket) -> None:
+    while True:
+        await asyncio.sleep(viewer.tell())
+
+
+async def _send(websocket: WebSocket, outbox: Outbox) -> None:
+    """Send what there is, in order.
+
+    Raises:
+        TimeoutError: nothing has been taken for PATIENCE_S.
+        WebSocketDisconnect: the client has gone.
+    """
+    while True:
+        item = await outbox.take()
+        async with asyncio.timeout(PATIENCE_S):
+            if item.data is None:
+                await websocket.close(item.code)
+                return
+            if isinstance(item.data, str):
+                await websocket.send_text(item.data)
+            else:
+                await websocket.send_bytes(item.data)
+
+
+async def _received(websocket: WebSocket) -> str | bytes:
+    got = await websocket.receive()
+    if got["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(got.get("code", 1005))
+    text = got.get("text")
+    return got["bytes"] if text is None else text
+
+
+async def _refuse(websocket: WebSocket, problem: Problem) -> None:
+    with contextlib.suppress(WebSocketDisconnect, TimeoutError):
+        async with asyncio.timeout(PATIENCE_S):
+            await websocket.send_json(problem.message)
+            await websocket.close(CODES.get(problem.type, POLICY))
+
+
+class Conversation:
+    """What a client says once its session is there.
+
+    Args:
+        websocket: that it comes over.
+        session: that it is for.
+        viewer: that answers.
+    """
+
+    def __init__(self, websocket: WebSocket, session: Session, viewer: Socket):
+        self._websocket, self._session, self._viewer = websocket, session, viewer
+        self._heard = Heard(session)
+        self._words = Limit(PER_SECOND, BURST, time.monotonic)
+        self._sounds = Limit(SOUND_PER_SECOND, SOUND_BURST, time.monotonic)
+
+    async def run(self) -> None:
+        """Listen.
+
+        Raises:
+            Problem: what was said is not the protocol.
+            WebSocketDisconnect: the client has gone.
+        """
+        while True:
+            said = await _received(self._websocket)
+            if isinstance(said, bytes):
+                raise Problem("bad_request", "a binary message is announced by session.audio: send that first")
+            found = message(said)
+            if isinstance(found, Start):
+                raise Problem("bad_request", "this connection has its session: open another connection for another")
+            await self._take(found)
+
+    async def _take(self, found: Interaction | Audio | Ping | Stop) -> None:
+        data = await self._sound(found) if isinstance(found, Audio) else None
+        passes = (self._words if data is None else self._sounds).passes()
+        try:
+            if not passes:
+                raise Problem("too_many", "this message was not heard: send fewer of them", 1.0)
+            if isinstance(found, Audio):
+                await self._heard.take(found, data)
+            elif isinstance(found, Interaction):
+                found.check()
+                self._session.event(found.event_id, found.event)
+            elif isinstance(found, Ping):
+                self._viewer.notice({"type": "session.pong", "t": found.t})
+            else:
+                self._session.stop("stopped")
+        except Problem as problem:
+            self._viewer.notice(problem.message)
+
+    async def _sound(self, audio: Audio) -> bytes:
+        """The binary message that was announced."""
+        data = await _received(self._websocket)
+        if not isinstance(data, bytes) or len(data) != audio.bytes:
+            got = f"{len(data)} bytes" if isinstance(data, bytes) else "text"
+            raise Problem("bad_request", f"session.audio announced {audio.bytes} bytes, but {got} came")
+        return data
