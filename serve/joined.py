@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -19,7 +19,6 @@ from runtime.offer import PROTOCOL
 from runtime.reasons import LONGEST_LINE as LONGEST_SAID
 from serve.lines import Lines
 from serve.link import Connection
-from serve.trial import rate_of
 
 log = logging.getLogger(__name__)
 
@@ -240,8 +239,7 @@ class Joins:
 
     Args:
         most: how many.
-        on_joined: called with each that has been let in and has loaded; the `rate` of its offer is what was found.
-        rate: finds how many sessions one keeps in time.
+        on_joined: called with each that has been let in, once it has loaded.
         silent_s: after which one counts as gone.
 
     Attributes:
@@ -252,10 +250,9 @@ class Joins:
         self,
         most: int,
         on_joined: Callable[[Joined], None],
-        rate: Callable[[Joined], Awaitable[float]] = rate_of,
         silent_s: float = SILENT_S,
     ):
-        self._most, self._on_joined, self._rate, self._silent_s = most, on_joined, rate, silent_s
+        self._most, self._on_joined, self._silent_s = most, on_joined, silent_s
         self.there: list[Joined] = []
 
     @property
@@ -279,21 +276,16 @@ class Joins:
                 writer.write_eof()
             return
         writer.write(b'{"welcome":true}\n')
-        getting_ready = asyncio.ensure_future(self._get_ready(joined))
+        loading = asyncio.ensure_future(self._loaded(joined))
         try:
             await joined.run()
         finally:
-            getting_ready.cancel()
+            loading.cancel()
             self.there.remove(joined)
 
-    async def _get_ready(self, joined: Joined) -> None:
+    async def _loaded(self, joined: Joined) -> None:
+        """Say that one is there, once streams can go on it: weights may take minutes."""
         await joined.loaded.wait()
-        try:
-            joined.offer["rate"] = await self._rate(joined)
-        except (UserError, RuntimeError) as error:
-            log.error("%s: its pipeline has joined and cannot be served: %s", joined.name, error)
-            await joined.close()
-            return
         log.info("%s has joined: %s", joined.name, joined.hello.get("plan"))
         self._on_joined(joined)
 

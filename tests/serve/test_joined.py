@@ -21,7 +21,6 @@ from runtime.orders import Cancel, Close, Open
 from serve.joined import Joined, Joins, command
 from serve.lines import LONGEST_LINE
 from serve.link import Link
-from serve.trial import rate_of
 from tests.helpers import config_of
 from tests.launch.gateway import TOKEN
 from tests.runtime.driven import Driven
@@ -50,12 +49,12 @@ class Place:
 
     Attributes:
         joins: who came.
-        ready: those that have loaded and were tried.
+        ready: those that have loaded.
     """
 
-    def __init__(self, most: int = 1, silent_s: float = 10.0, link: Link | None = None, rate=rate_of):
+    def __init__(self, most: int = 1, silent_s: float = 10.0, link: Link | None = None):
         self.ready: asyncio.Queue[Joined] = asyncio.Queue()
-        self.joins = Remembering(most, self.ready.put_nowait, rate, silent_s)
+        self.joins = Remembering(most, self.ready.put_nowait, silent_s)
         self.joined, self.came = self.joins.joined, self.joins.came
         self._link = link or Link("127.0.0.1")
 
@@ -203,96 +202,19 @@ async def says_loaded(writer) -> None:
 
 
 @runs
-async def test_one_is_served_once_it_has_loaded_and_its_rate_is_known():
-    asked, found = asyncio.Event(), asyncio.get_running_loop().create_future()
-
-    async def rate(joined: Joined) -> float:
-        asked.set()
-        return await found
-
-    async with Place(rate=rate) as place, place.pipeline() as (reader, writer):
-        assert await heard(reader) == {"welcome": True}
-        assert not asked.is_set()
-        await says_loaded(writer)
-        await asked.wait()
-        assert place.ready.empty()
-        found.set_result(2.5)
-        assert (await place.ready.get()).offer["rate"] == 2.5
-
-
-@runs
-async def test_one_on_which_nothing_can_be_opened_is_sent_home():
+async def test_one_is_there_once_all_its_workers_have_loaded():
     async with Place() as place, place.pipeline() as (reader, writer):
         assert await heard(reader) == {"welcome": True}
-        await says_loaded(writer)
-        order = await heard(reader)
-        parts = ["stream.height=3", "is no size", "use 8"]
-        say(writer, {"answer": order["question"], "error": {"line": "x", "user": True, "parts": parts}})
-        assert [await heard(reader) for _ in range(2)] == [{"close": True}, {"cancel": None}]
-        assert place.ready.empty()
-
-
-class Fake:
-    """A pipeline with room for some streams, each of which makes a chunk whenever it is asked.
-
-    Args:
-        workers: of its plan.
-        room: streams that it holds.
-        factor: of a stream's rate, by how many there are.
-        error: why each ends; None: it was stopped.
-    """
-
-    name = "fake"
-
-    def __init__(self, workers: int, room: int, factor, error: str | None = None):
-        self.hello, self.room, self.factor, self.error = {"workers": workers}, room, factor, error
-        self.live, self.most, self.cancelled = {}, 0, []
-        self.on_ended = None
-
-    async def open(self, name: str, changes: dict) -> int:
-        if len(self.live) == self.room:
-            raise UserError(f"stream.id={name}", "there is no room", "wait")
-        self.live[number := len(self.live)] = 0
-        self.most = max(self.most, len(self.live))
-        assert changes["source"]["pace"] == "free" and changes["sink"]["session"] is None
-        return number
-
-    async def stop(self, number: int) -> None:
-        report = {"realtime_factor": self.factor(self.most)} | ({"error": {"line": self.error}} if self.error else {})
-        self.on_ended(number, report)
-        self.live.pop(number)
-        self.most = max(len(self.live), self.most if self.live else 0)
-
-    async def cancel(self, number: int) -> None:
-        self.cancelled.append(number)
-
-    def progress(self, number: int) -> dict:
-        self.live[number] += 1
-        return {"chunks": self.live[number]}
-
-
-async def at_once(seconds: float) -> None:
-    """In place of waiting."""
-
-
-@pytest.mark.parametrize(
-    ("workers", "room", "factor", "expected"),
-    [
-        (1, 9, lambda n: 3.0, 3.0),  # one worker: one stream tells all
-        (2, 9, lambda n: 1.5 if n == 1 else 1.0, 3.0),  # three streams fill two workers
-        (4, 2, lambda n: 1.0, 2.0),  # as many as there is room for
-        (3, 9, lambda n: None, 0.0),
-    ],
-)
-def test_the_rate_is_of_as_many_streams_as_fill_the_plan(workers, room, factor, expected):
-    assert asyncio.run(rate_of(Fake(workers, room, factor), at_once)) == expected
-
-
-def test_what_fails_when_it_is_tried_is_told():
-    with pytest.raises(UserError, match="there is no room"):
-        asyncio.run(rate_of(Fake(1, 0, lambda n: 1.0), at_once))
-    with pytest.raises(RuntimeError, match="out of memory"):
-        asyncio.run(rate_of(Fake(1, 1, lambda n: 1.0, "out of memory"), at_once))
+        one = {"worker": "0", "alive": True, "loaded": True, "at": "x", "at_s": 0.0, "moved_s": 0.0, "lost": None}
+        (joined,) = place.joined
+        for told in ([], [one, one | {"loaded": False}]):
+            say(writer, {"health": told})
+        say(writer, {"progress": {"0": {}}})
+        while joined.progress(0) is None:  # all before it has been taken in
+            await asyncio.sleep(0)
+        assert not joined.loaded.is_set() and place.ready.empty()
+        say(writer, {"health": [one, one]})
+        assert await place.ready.get() is joined
 
 
 @runs
