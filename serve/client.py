@@ -37,8 +37,6 @@ ENDED = frozenset({1001, 1008, 1009, 1011, 1013})
 """Codes of a connection that the server ended, and said why (RFC 6455, 7.4.1)."""
 CLOSE_S = 2.0
 """Longest wait for a server to say goodbye."""
-MESSAGE = 1 << 19
-"""Bytes of a message of sound; servers take twice as much."""
 
 
 class Chunk(NamedTuple):
@@ -113,7 +111,7 @@ def connect(
         raise problem(error.response.body or b"", error.response.status_code) from None
     except (OSError, TimeoutError) as error:
         raise Refused("lost", f"nobody answers at {url} ({error})") from error
-    session = Session(connection, held)
+    session = Session(connection, held, owned="session" not in wanted)
     try:
         session._begin({"media": media, **wanted})
     except BaseException:
@@ -123,7 +121,8 @@ def connect(
 
 
 class Session:
-    """A session that has begun. Made by `connect`; to be closed, or used in a `with`.
+    """A session that has begun. Made by `connect`; to be closed, or used in a `with`, with which one that was opened
+    here ends.
 
     Attributes:
         id, secret: with which another connection joins it.
@@ -135,8 +134,8 @@ class Session:
         done: its last word, with `reason`; None: it goes on.
     """
 
-    def __init__(self, connection: ClientConnection, held: ExitStack):
-        self._connection, self._held = connection, held
+    def __init__(self, connection: ClientConnection, held: ExitStack, owned: bool):
+        self._connection, self._held, self._owned = connection, held, owned
         self._sending = threading.Lock()
         self._numbers = count(1)
         self._chunk: Chunk | None = None
@@ -165,7 +164,8 @@ class Session:
         return self._event({"type": "interrupt"})
 
     def speak(self, samples: np.ndarray, rate: int) -> None:
-        """Have it spoken: float32 [n] in [-1, 1], mono. Returns at once; the sound is sent as it is needed."""
+        """Have it spoken: float32 [n] in [-1, 1], mono. Returns at once; the sound is
+        sent as it is needed, from the session's first chunk on."""
         self._speech.add(np.asarray(samples, np.float32), rate)
 
     def hear(self, samples: np.ndarray, rate: int) -> None:
@@ -229,6 +229,8 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._owned:
+            self.stop()
         self.close()
 
     def _begin(self, start: dict[str, Any]) -> None:
@@ -243,8 +245,9 @@ class Session:
 
     def _send_sound(self, samples: np.ndarray, rate: int, live: bool = False) -> None:
         pcm = (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
-        for at in range(0, len(pcm), MESSAGE):
-            data = pcm[at : at + MESSAGE]
+        size = 2 * rate  # a second
+        for at in range(0, len(pcm), size):
+            data = pcm[at : at + size]
             form = {"sample_rate": rate, "channels": 1, "bytes": len(data), "live": live}
             self._send({"type": "session.audio", **form}, data)
 
