@@ -180,7 +180,8 @@ class Peer(Viewer):
         """After the offer is set, when one transport is left; before anything is gathered or received."""
         by_kind = {transceiver.kind: transceiver for transceiver in self._connection.getTransceivers()}
         sender, transport = by_kind["video"].sender, by_kind["video"].sender.transport
-        taps.listen(sender, partial(self._session.key_frame, "loss"), self._estimated, self._lost)
+        reports = [partial(self._reported, take) for take in (self.rate.estimate, self.rate.lost)]
+        taps.listen(sender, partial(self._session.key_frame, "loss"), *reports)
         taps.guard(transport, self._connection.sctp, partial(self.close, "failed"))
         connection = transport.transport._connection
         if self._reach.loopback:
@@ -260,12 +261,8 @@ class Peer(Viewer):
             self._place = where
             self.notice({"type": "session.queued", "position": where[0], "wait_s": where[1]})
 
-    def _estimated(self, bits_per_second: float) -> None:
-        self.rate.estimate(bits_per_second)
-        self._follow()
-
-    def _lost(self, share: float) -> None:
-        self.rate.lost(share)
+    def _reported(self, take: Callable[[float], None], value: float) -> None:
+        take(value)
         self._follow()
 
     def _follow(self) -> None:
