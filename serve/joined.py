@@ -22,8 +22,7 @@ from serve.link import Connection
 log = logging.getLogger(__name__)
 
 BEAT_S, SILENT_S, ANSWER_S, CLOSE_S = 1.0, 10.0, 30.0, 10.0
-"""Between signs of life; without one for so long the pipeline counts as gone; longest wait for an answer, and for the
-end that was ordered."""
+"""Between signs of life; without one for so long the pipeline is gone; longest wait for an answer; for its end."""
 LONGEST_LINE, MOST_WAITING = 1 << 20, 1 << 22
 """Bytes of a line that is taken in, and of those that the pipeline has not taken."""
 BLOCK = 1 << 16
