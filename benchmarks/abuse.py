@@ -76,9 +76,9 @@ def server(folder: Path, token: str) -> Iterator[tuple[str, subprocess.Popen, Pa
     """A server of two models with room for one session each: its host, its process, its standard error."""
     out, err = folder / "out.txt", folder / "err.txt"
     settings = (
-        "experiment=live", f"serve.models=[{AVATAR},{WORLD}]", "serve.port=0", f"serve.token={token}", "serve.max_sessions=1",
-        "serve.queue=2", "serve.posts_per_minute=1000000", "serve.sessions_per_caller=100", f"output_dir={folder / 'run'}",
-        "serve.session_s=100000", "serve.idle_s=100000",
+        f"serve.models=[{AVATAR},{WORLD}]", "serve.port=0", f"serve.token={token}", "serve.max_sessions=1",
+        "serve.queue=2", "serve.posts_per_minute=1000000", "serve.sessions_per_caller=100", "serve.session_s=100000",
+        "serve.idle_s=100000", f"output_dir={folder / 'run'}", "experiment=live",
     )  # fmt: skip
     with out.open("w") as said, err.open("w") as complained:
         process = subprocess.Popen(
@@ -136,7 +136,7 @@ async def sent(made: Case, target: Target) -> bytes | None:
             return answer + await reader.read()
     except TimeoutError:
         return None
-    except (ConnectionError, asyncio.IncompleteReadError) as error:  # cut off, which is an answer as well
+    except (OSError, asyncio.IncompleteReadError) as error:  # cut off, which is an answer as well
         return getattr(error, "partial", b"")
     finally:
         writer.transport.abort()
@@ -235,6 +235,10 @@ def measure(cases: int, seed: int, folder: Path) -> dict[str, Any]:
             ready = asyncio.run(sent(Case("probe", (head(target, "GET", "/readyz"),)), target)) or b""
             visitor.join(10)
         complaints = err.read_text()
+        import shutil
+
+        shutil.copy(err, "/tmp/http_abuse.err")
+        print("DBG", took, alone, among, visitor.error, visitor.session.done, faults)
     kept = [word for word in (token, session.secret, before["secret"]) if word in complaints]
     lateness = [late / max(chunks, 1) for chunks, late in (alone, among)]
     growth = end / warm - 1

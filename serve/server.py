@@ -26,8 +26,8 @@ from conf.errors import UserError
 from conf.schema.serve import ServeConfig
 from serve import ice, tls
 from serve.app import application
-from serve.connections import HEAD_BYTES, MESSAGE_BYTES, Connection
-from serve.limits import CONNECTIONS, Crowd, proxied
+from serve.connections import MESSAGE_BYTES, Connection
+from serve.limits import CONNECTIONS, HEAD_BYTES, Crowd, proxied
 
 LOG = logging.getLogger(__name__)
 
