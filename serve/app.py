@@ -23,6 +23,8 @@ from serve.problems import TYPES, Problem
 PICTURES = ("image/png", "image/jpeg", "image/webp")
 PROMPT_BYTES = 2 << 10
 SEEDS = range(1 << 63)
+TRACE = 64
+"""Characters of a header `traceparent` (W3C Trace Context) that is passed on."""
 
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -156,8 +158,10 @@ class _Endpoints:
 
     async def open(self, request: Request) -> Response:
         caller = self._counted(request, "session")
-        wanted = await record(request, Wanted)
-        session = await self._gateway.create(asdict(wanted), caller)
+        wanted = asdict(await record(request, Wanted))
+        if 0 < len(trace := request.headers.get("traceparent", "")) <= TRACE:
+            wanted["traceparent"] = trace
+        session = await self._gateway.create(wanted, caller)
         where = f"/v1/sessions/{session.id}"
         told = {
             "id": session.id, "secret": session.secret, "state": session.state, "model": session.served.offer["id"],

@@ -15,6 +15,7 @@ from typing import Any
 import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.frames import Frame
@@ -24,8 +25,8 @@ from serve.problems import Problem
 
 HEAD_S, STALLED_S, CLOSING_S = 10.0, 20.0, 5.0
 """Longest wait for a request's head, for a peer that takes nothing of what is sent, and for the end of a connection."""
-HEAD_BYTES, MESSAGE_BYTES = 64 << 10, 1 << 20
-"""Of a request's head, and of a WebSocket's message."""
+MESSAGE_BYTES = 1 << 20
+"""Of a WebSocket's message."""
 FRAGMENTS = 1024
 """Frames of one WebSocket message: frames may be empty, so their bytes say nothing of their number."""
 
@@ -135,9 +136,15 @@ class Socket(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
 
     async def send(self, message: Any) -> None:
-        """Of the application. A handshake that was refused is complete: uvicorn would call it a fault of ours."""
+        """Of the application, which may not know yet that the protocol has ended the connection.
+
+        Raises:
+            ClientDisconnected: it has; uvicorn would call it a fault of ours.
+        """
+        if self.close_sent and self.initial_response is None:
+            raise ClientDisconnected
         await super().send(message)
-        if self.initial_response is not None and self.close_sent:
+        if self.initial_response is not None and self.close_sent:  # a handshake that was refused is complete, too
             self.handshake_complete = True
 
     def overdue(self, now: float) -> bool:
