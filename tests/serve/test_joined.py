@@ -194,13 +194,6 @@ def test_another_certificate_is_not_talked_to(encrypted):
     refused()
 
 
-async def says_loaded(writer) -> None:
-    """Tell that all workers have loaded."""
-    one = {"worker": "0", "alive": True, "loaded": True, "at": "x", "at_s": 0.0, "moved_s": 0.0, "lost": None}
-    say(writer, {"health": [one | {"loaded": False}]})
-    say(writer, {"health": [one]})
-
-
 @runs
 async def test_one_is_there_once_all_its_workers_have_loaded():
     async with Place() as place, place.pipeline() as (reader, writer):
