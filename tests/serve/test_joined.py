@@ -172,10 +172,10 @@ def test_lines_go_encrypted_both_ways(encrypted):
                 joined.on_ended = lambda number, report: ends.put_nowait(report)
                 prompts = [letter * 90_000 for letter in "abcd"]
                 numbers = await asyncio.gather(*(joined.open(p[0], {"prompt": p}) for p in prompts))
+                opened = [o.config.prompt for o in await asyncio.to_thread(driven.orders) if isinstance(o, Open)]
                 for number, prompt in zip(numbers, prompts, strict=True):
                     driven.end(number, prompt=prompt)
                 assert [(await ends.get())["prompt"] for _ in prompts] == prompts
-                opened = [order.config.prompt for order in driven.orders() if isinstance(order, Open)]
                 assert sorted(opened) == prompts
 
     joins()
