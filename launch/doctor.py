@@ -1,8 +1,9 @@
-"""Is everything ready? Takes the settings of `everframe stream`, under every launcher.
+"""Is everything ready? Takes the settings of `everframe stream` and `everframe serve`, under every launcher.
 
 Looks at each worker's device, GPU driver, CUDA, NCCL, networks, shared memory, disk, output folder, video encoder and
-version of Everframe, at the links between all workers, and at Ray's ports. One line each: value, rule, remedy. Exit
-code 2 if something is wrong.
+version of Everframe, at the links between all workers, and at Ray's ports; for serving, at its packages, its ports, its
+certificate, its encoders, its STUN and TURN servers and the limit of open files, which are mistakes where a setting of
+`serve` is given. One line each: value, rule, remedy. Exit code 2 if something is wrong.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rich.table import Table
 import devices
 from conf.errors import UserError
 from conf.schema import Config
+from conf.schema.serve import ServedConfig
 from launch import planning, running, torchrun
 from launch.checks import Finding, fingerprint, local, merged, shared
 from launch.cli import EXIT_USER_ERROR, run
@@ -31,6 +33,7 @@ from launch.command import Command
 from launch.local import threads
 from launch.meeting import Meeting, attend
 from launch.places import settled, small
+from launch.serving import serving
 from parallel.builders import build
 from parallel.plan import Plan
 from parallel.transport import NCCL
@@ -39,7 +42,7 @@ from runtime.workload import describe
 Found = dict[str, list[Finding]]
 """Findings by who found them."""
 CONNECT_S = 3.0
-COMMAND = Command("doctor", __doc__, schema=Config)
+COMMAND = Command("doctor", __doc__, schema=ServedConfig)
 
 
 def _local(config: Config) -> Found:
@@ -139,12 +142,12 @@ def table(found: Found) -> Table:
     return lines
 
 
-def job(config: Config, resolved: str) -> None:
+def job(config: ServedConfig, resolved: str) -> None:
     """Look, print, and end with the exit code."""
     found = DOCTORS[config.launcher.name](config)
     if found is None:
         return
-    found |= _instead(config)
+    found |= _instead(config) | {"the gateway": serving(config.serve)}
     terminal = sys.stdout.isatty()
     Console(highlight=False, width=None if terminal else 1000).print(table(found))
     if not all(f.ok for findings in found.values() for f in findings):
@@ -158,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         torchrun.refuse_other(config.launcher.name)
 
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
-    return run(COMMAND, job, argv, prepare=prepare, speaks=torchrun.speaks())
+    return run(COMMAND, job, argv, "doctor", prepare=prepare, speaks=torchrun.speaks())
 
 
 if __name__ == "__main__":

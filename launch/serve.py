@@ -29,6 +29,7 @@ from conf import disk
 from conf.errors import UserError
 from conf.schema import Config
 from conf.schema.serve import ServeConfig, ServedConfig
+from conf.schema.stream import SOURCES
 from launch import cli, places, planning, running
 from launch.cli import run, written
 from launch.command import Command
@@ -42,11 +43,20 @@ from parallel import capability
 from runtime.admission import CONFIG
 from runtime.pipeline import Pipeline
 from runtime.running import Running
+from stages.inputs import SOURCES as MADE_OF
+from stages.inputs import inputs_of, made_of
 
 COMMAND = Command("serve", __doc__, schema=ServedConfig)
 NEEDED = ("starlette", "uvicorn", "websockets", "aiortc", "prometheus_client", "opentelemetry")
 """What serving needs beside what streaming does."""
 POLL_S = 0.1
+SHORT = {
+    "rate": "its plan does not keep one session in time with serve.headroom of it left; use more workers",
+    "memory": "memory holds no session; use more workers",
+    "cores": "this host's processors do not keep one in time; serve fewer models, or another plan",
+    "max_sessions": "serve.max_sessions says so",
+}
+"""Why a model takes no session, by what limits it."""
 
 
 def refuse_without_extra() -> None:
@@ -68,9 +78,18 @@ def models(config: ServedConfig, given: Sequence[str]) -> list[ServedConfig]:
     if len(set(names)) < len(names):
         raise UserError(f"serve.models={names}", "names a model twice", "name each once")
     rest = [argument for argument in given if not argument.startswith("model=")]
-    found = [cli.compose("serve", ServedConfig, [*rest, f"model={name}"]) for name in names]
+    found = [_of_use(cli.compose("serve", ServedConfig, [*rest, f"model={name}"])) for name in names]
     several = len({one.output_dir for one in found}) < len(found)
     return [replace(one, output_dir=f"{one.output_dir}/{one.model.name}") if several else one for one in found]
+
+
+def _of_use(config: ServedConfig) -> ServedConfig:
+    """One of several: what is said of all is left out where the model has no use for it."""
+    declared = inputs_of(config.model)
+    unused = {name: None for name in SOURCES if name in MADE_OF and made_of(declared, name) is None}
+    prompt = config.stream.prompt if made_of(declared, "prompt") else ""
+    stream = replace(config.stream, prompt=prompt)
+    return replace(config, source=replace(config.source, **unused), stream=stream)
 
 
 def processes(config: ServedConfig) -> Config:
@@ -199,6 +218,9 @@ def _say(gateway: object, settings: ServeConfig, listening: object) -> None:
     token = f"/#token={settings.token}" if settings.token else ""
     for offer in gateway.offers():
         print(f"{offer['id']}: {offer['capacity']} sessions at once", flush=True)
+        if not offer["capacity"]:
+            _, why = gateway.admission.limit(offer["id"])
+            print(f"warning: nobody can be let in to {offer['id']}: {SHORT[why]}", file=sys.stderr, flush=True)
     print(f"open {listening.address}{token}", flush=True)
     if listening.fingerprint:
         print(f"its certificate is its own; browsers ask once: SHA-256 {listening.fingerprint}", flush=True)

@@ -380,9 +380,9 @@ class Worker:
         if given := self.timer.doing():
             passes.append((f"{given[0]} of chunk {given[1]}", given[2]))
         if not passes:
-            return Doing(self._came_to(), self._moved, self._moved, streams=dict(self._moves))
+            return Doing(self._came_to(), self._moved, self._moved, streams=dict(self._moves), stages=self.trace.stages)
         words, since = min(passes, key=lambda at: at[1])
-        return Doing(words, since, self._moved, busy=True, streams=dict(self._moves))
+        return Doing(words, since, self._moved, busy=True, streams=dict(self._moves), stages=self.trace.stages)
 
     def _check_owed(self) -> None:
         """Nothing moves of a stream of which chunks are under way: a failure, unless somebody is just slow.

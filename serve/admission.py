@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import inf
+from operator import attrgetter
 
 from conf.schema.serve import ServeConfig
 from serve.lateness import WINDOW_S, Lateness
@@ -141,11 +142,7 @@ class Admission:
         return self._seat(model, caller, self._length(ends_s))
 
     def queue(
-        self,
-        name: str,
-        caller: str,
-        ends_s: float | None = None,
-        changed: Callable[[], None] = lambda: None,
+        self, name: str, caller: str, ends_s: float | None = None, changed: Callable[[], None] = lambda: None
     ) -> Waiting:
         """Take a place as soon as there is one: `place` of what is returned, which may have one already.
 
@@ -252,7 +249,8 @@ class Admission:
         """Who gets the next place, if there is one. Who waits for processors alone is not overtaken by others that
         need some: a model of heavy sessions would else never have its turn."""
         short_of_cores = False
-        for waiting in sorted((one.line.waiting[0] for one in self._models.values() if len(one.line)), key=_number):
+        firsts = (one.line.waiting[0] for one in self._models.values() if len(one.line))
+        for waiting in sorted(firsts, key=attrgetter("number")):
             model = self._models[waiting.model]
             if self._late(model) or len(model.line.places) >= self._most(model) or (short_of_cores and model.cores):
                 continue
@@ -298,7 +296,3 @@ class Admission:
 
 def _whole(streams: float) -> int:
     return max(0, math.floor(streams + TINY)) if streams < inf else 10**9
-
-
-def _number(waiting: Waiting) -> int:
-    return waiting.number

@@ -16,7 +16,7 @@ HELD_S = 5.0
 
 
 class Ahead:
-    """A queue of sound, emptied by a thread of its own at the pace at which the server speaks.
+    """A queue of sound, emptied by a thread of its own at the pace at which the server speaks, once it has begun.
 
     Args:
         send: sends float32 samples of a rate.
@@ -33,7 +33,8 @@ class Ahead:
         self._send, self._over, self._clock = send, over, clock
         self._changed = threading.Condition()
         self._pieces: deque[tuple[np.ndarray, int]] = deque()
-        self._until = clock()  # when the server will have said all that it holds
+        self._until: float | None = None
+        """When the server will have said all that it holds; None: it has not begun to speak."""
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -57,7 +58,7 @@ class Ahead:
         """Nothing of this is to be said, nor is what the server holds."""
         with self._changed:
             self._pieces.clear()
-            self._until = self._clock()
+            self._until = self._until and self._clock()
 
     def close(self) -> None:
         """Send nothing more."""
@@ -67,8 +68,8 @@ class Ahead:
             self._changed.notify_all()
 
     def wait_s(self) -> float | None:
-        """Seconds until the next piece may be sent; 0: now; None: there is none."""
-        if not self._pieces:
+        """Seconds until the next piece may be sent; 0: now; None: there is none, or no time is known."""
+        if not self._pieces or self._until is None:
             return None
         return max(0.0, self._until - self._clock() + PIECE_S - HELD_S)
 

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple, Protocol
 
 from conf.errors import UserError
 from conf.schema import Config
-from runtime.admission import Admission, most_streams
+from conf.schema.stream import SINKS
+from runtime.admission import STREAMS, Admission, most_streams
 from runtime.board import Board
 from runtime.orders import host
 from runtime.pulse import key
 from runtime.running import Running
+from serve.served import Served
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ LONGEST_S = 60.0
 """A pipeline that has not made CHUNKS by then has a rate that nobody would wait for."""
 CHUNKS = 8
 """Of every stream, at least."""
+CHUNKS_AFAR = 24
+"""Of every stream of a pipeline of which only the end is heard."""
 ENDLESS = 1_000_000
 END_S = 30.0
 """Longest wait for what is under way when a stream is stopped."""
@@ -76,6 +80,39 @@ async def measured(served: Open, sleep: Sleep = asyncio.sleep) -> Measured:
     return Measured(rate, cores, room)
 
 
+async def measured_afar(served: Served, workers: int) -> Measured:
+    """Measure a pipeline that runs elsewhere, by what it reports of short streams; it costs this host nothing.
+
+    Args:
+        served: the pipeline; nobody else hears of its streams meanwhile.
+        workers: that it has.
+
+    Raises:
+        UserError, RuntimeError: as `measured`.
+    """
+    rates = [await _rate_afar(served, count) for count in ((1, workers + 1) if workers > 1 else (1,))]
+    return Measured(max(rates), 0.0, STREAMS)
+
+
+async def _rate_afar(served: Served, count: int) -> float:
+    """What so many streams at once make, in seconds of video a second."""
+    reports: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    served.on_ended = lambda number, report: reports.put_nowait(report)
+    changes = {"chunks": CHUNKS_AFAR, "source": SILENCE, "sink": dict.fromkeys((*SINKS, "session"))}
+    for index in range(count):
+        await served.open(f"measured-{count}-{index}", changes)
+    try:
+        async with asyncio.timeout(LONGEST_S):
+            found = [await reports.get() for _ in range(count)]
+    except TimeoutError as error:
+        raise RuntimeError(f"{served.name} has not made {CHUNKS_AFAR} chunks within {LONGEST_S:g} s") from error
+    if failed := next((report["error"]["line"] for report in found if "error" in report), None):
+        raise RuntimeError(failed)
+    rate = count * min(report["realtime_factor"] or 0.0 for report in found)
+    log.info("%s: %d at once make %.2f s of video a second", served.name, count, rate)
+    return rate
+
+
 def streams_held(running: Running, config: Config) -> int:
     """Streams whose bytes fit into every worker's memory at once, by what was free when they had loaded."""
     admission, low, high = Admission(running.board, running.plan, config), 0, most_streams(config)
@@ -92,7 +129,7 @@ def streams_held(running: Running, config: Config) -> int:
 async def _run(served: Open, count: int, sleep: Sleep) -> tuple[float, float]:
     """(rate of all, cores that a session takes) of `count` streams at once."""
     pipeline = served.running.pipeline
-    changes = {"chunks": ENDLESS, "source": SILENCE, "sink": {"session": None, "video": None}}
+    changes = {"chunks": ENDLESS, "source": SILENCE, "sink": dict.fromkeys((*SINKS, "session"))}
     numbers: list[int] = []
     try:
         for index in range(count):

@@ -37,8 +37,6 @@ ENDED = frozenset({1001, 1008, 1009, 1011, 1013})
 """Codes of a connection that the server ended, and said why (RFC 6455, 7.4.1)."""
 CLOSE_S = 2.0
 """Longest wait for a server to say goodbye."""
-MESSAGE = 1 << 19
-"""Bytes of a message of sound; servers take twice as much."""
 
 
 class Chunk(NamedTuple):
@@ -165,7 +163,8 @@ class Session:
         return self._event({"type": "interrupt"})
 
     def speak(self, samples: np.ndarray, rate: int) -> None:
-        """Have it spoken: float32 [n] in [-1, 1], mono. Returns at once; the sound is sent as it is needed."""
+        """Have it spoken: float32 [n] in [-1, 1], mono. Returns at once; the sound is
+        sent as it is needed, from the session's first chunk on."""
         self._speech.add(np.asarray(samples, np.float32), rate)
 
     def hear(self, samples: np.ndarray, rate: int) -> None:
@@ -243,8 +242,9 @@ class Session:
 
     def _send_sound(self, samples: np.ndarray, rate: int, live: bool = False) -> None:
         pcm = (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
-        for at in range(0, len(pcm), MESSAGE):
-            data = pcm[at : at + MESSAGE]
+        size = 2 * rate  # a second
+        for at in range(0, len(pcm), size):
+            data = pcm[at : at + size]
             form = {"sample_rate": rate, "channels": 1, "bytes": len(data), "live": live}
             self._send({"type": "session.audio", **form}, data)
 

@@ -128,12 +128,26 @@ class Socket(WebSocketsSansIOProtocol):
         self._taken += 1
         super().resume_writing()
 
+    def data_received(self, data: bytes) -> None:
+        """Part of the handshake, or of frames."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:  # which uvicorn does not ask for
+            self.handle_parser_exception()
+
+    async def send(self, message: Any) -> None:
+        """Of the application. A handshake that was refused is complete: uvicorn would call it a fault of ours."""
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True
+
     def overdue(self, now: float) -> bool:
         """As of `Connection`."""
         if self.transport.is_closing():
             return self._patience("closing", now) > CLOSING_S
         if not self.writable.is_set():
             return self._patience(("stalled", self._taken), now) > STALLED_S
+        if not self.handshake_complete:
+            return self._patience("handshake", now) > HEAD_S
         self._patience(None, now)
         return False
 
@@ -166,7 +180,7 @@ class Socket(WebSocketsSansIOProtocol):
         if self.conn.close_sent is not None:
             super().handle_parser_exception()
             return
-        if not self.handshake_initiated:
+        if not self.handshake_initiated and not self.transport.is_closing():
             self.handshake_complete = self.close_sent = True
             self.transport.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
         self.transport.close()

@@ -13,15 +13,18 @@ from typing import Any
 
 from conf.errors import UserError
 from conf.schema.serve import ServeConfig
-from serve import readiness
+from serve import capacity, readiness
 from serve.admission import Admission, Place, Waiting
+from serve.asked import LONGEST_PROMPT
 from serve.joined import Joined
 from serve.link import Link
+from serve.logs import hidden
 from serve.metrics import Metrics, Watched
 from serve.problems import Problem
 from serve.served import Served
-from serve.session import LONGEST_PROMPT, Session
-from serve.tracing import Tracing
+from serve.session import Session
+from serve.told import Told
+from serve.tracing import Silent, Tracing
 from serve.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -77,6 +80,8 @@ class Gateway:
         self._ended: dict[str, Session] = {}
         self._places: dict[str, Place] = {}
         self._queued: dict[str, Waiting] = {}
+        self._changes: dict[str, dict[str, Any]] = {}
+        """To the configuration, of sessions that wait."""
         self._pictures: dict[str, Path] = {}
         """Of sessions, until they end."""
         self._numbers: dict[tuple[str, int], Session] = {}
@@ -86,8 +91,16 @@ class Gateway:
             self.add(model)
 
     def join(self, joined: Joined) -> None:
-        """Serve a model whose pipeline has joined; how many sessions it keeps it has said itself."""
-        self.admission.model(joined.name, joined.offer.get("rate", 1.0))
+        """Serve a model whose pipeline has joined, once it is known how many sessions it keeps."""
+        self._spawn(self._join(joined))
+
+    async def _join(self, joined: Joined) -> None:
+        try:
+            found = await capacity.measured_afar(joined, joined.hello["workers"])
+        except (UserError, RuntimeError) as error:
+            log.error("%s has joined, and cannot be served: %s", joined.name, error)
+            return
+        self.admission.model(joined.name, *found)
         self.add(joined)
 
     def add(self, served: Served) -> None:
@@ -159,8 +172,9 @@ class Gateway:
     async def _create(
         self, served: Served, wanted: dict[str, Any], changes: dict[str, Any], caller: str, picture: Path | None
     ) -> Session:
-        session = Session(served, self.serve, self.link, self.counted, self.admission.late, self._over, self.clock)
-        session.traceparent = wanted.get("traceparent")
+        told = Told(served.name, self.counted, self.admission.late, lambda: self._trace(session, wanted))
+        session = Session(served, self.serve, self.link, told, self._over, self.clock)
+        hidden.add(session.secret)
         if picture is not None:
             changes["source"], self._pictures[session.id] = {"image": str(picture)}, picture
         if seconds := wanted.get("seconds"):
@@ -170,7 +184,7 @@ class Gateway:
             if waiting.place is None:
                 session.state, self._queued[session.id] = "queued", waiting
                 session.place = lambda: (waiting.position, waiting.wait_s)
-                session.changes = changes
+                self._changes[session.id] = changes
                 self._sessions[session.id] = session
                 return session
             place = waiting.place
@@ -214,9 +228,10 @@ class Gateway:
         except RuntimeError as error:
             raise Problem("not_ready", f"{session.served.name} cannot open a session now; come again", 5.0) from error
         self._numbers[session.served.name, session.number] = session
-        self.counted.began(session.served.name)
-        session.trace = self.tracing.session(session.served.name, session.id, session.traceparent)
         log.info("session begins", extra={"session": session.id, "model": session.served.name})
+
+    def _trace(self, session: Session, wanted: dict[str, Any]) -> Silent:
+        return self.tracing.session(session.served.name, session.id, wanted.get("traceparent"))
 
     def _moved(self, session: Session) -> None:
         """One that waits has come further, or has a place."""
@@ -226,9 +241,8 @@ class Gateway:
             self._spawn(self._begin_queued(session, waiting.place))
 
     async def _begin_queued(self, session: Session, place: Place) -> None:
-        session.state = "starting"
         with suppress(Problem):  # its viewers are told that it failed
-            await self._begin(session, place, session.changes)
+            await self._begin(session, place, self._changes.pop(session.id))
 
     def _stream_ended(self, model: str, number: int, report: dict[str, Any]) -> None:
         if session := self._numbers.pop((model, number), None):
@@ -240,14 +254,13 @@ class Gateway:
         self._ended[session.id] = session
         while len(self._ended) > ENDED:
             del self._ended[next(iter(self._ended))]
+        self._changes.pop(session.id, None)
         if picture := self._pictures.pop(session.id, None):
             self.uploads.release(picture)
         if waiting := self._queued.pop(session.id, None):
             waiting.leave()
         if place := self._places.pop(session.id, None):
             place.leave()
-            self.counted.ended(session.served.name, session.reason)
-            session.trace.end(session.reason)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

@@ -99,6 +99,9 @@ class Audio:
         if not 0 < self.bytes <= MOST_SOUND or self.bytes % whole:
             rule = f"is a multiple of {whole} up to {MOST_SOUND}"
             raise UserError(f"bytes={self.bytes}", rule, "send 16-bit samples in smaller pieces")
+        if self.live and self.bytes > whole * self.sample_rate:
+            rule = "is more than a second of a microphone"
+            raise UserError(f"bytes={self.bytes}", rule, "send what was recorded at once, 20 ms at a time")
 
 
 @dataclass

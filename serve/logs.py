@@ -1,6 +1,8 @@
 """The server's log: a line for every record on standard error, text or JSON: what happened, and its figures.
 
-    12:30:01.250 INFO session.began session=Ab3_x9 model=nano wait_s=0.4
+    12:30:01.250 INFO session begins session=Ab3_x9 model=nano
+
+Figures are what is given as `extra` of a record; of `session`, an id, only the first characters are told.
 
 Other packages' loggers come the same way. Nothing of what people say or type, no token, secret or address is in it
 (`serve.redaction`). Who logs does not wait for whoever reads standard error: a thread writes, and what it cannot write
@@ -29,30 +31,14 @@ QUIET = ("aiortc", "aioice", "asyncio", "websockets", "uvicorn.access", "av", "l
 """Loggers that say of every request and packet where it goes: only their warnings are heard."""
 ROUTED = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 """Those that bring handlers of their own."""
-FIELDS = "fields"
-"""The attribute of a record that holds what `event` was given."""
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
+"""Attributes of a record that are not figures."""
 LONGEST_LINE, LONGEST_TRACE = 2000, 16000
 """Characters of what a record says, and the last ones of a traceback."""
 _NEVER = frozenset((*SECRETS, *SPOKEN, "address", "caller", "peer"))
 
 hidden = Hidden()
 """Of this process: sessions and the gateway add their secrets."""
-
-
-def event(log: logging.Logger, name: str, *, level: int = logging.INFO, error: Any = None, **figures: Any) -> None:
-    """Something happened.
-
-    Args:
-        log: the module's logger.
-        name: of what happened, such as `session.began`.
-        level: of `logging`.
-        error: an exception whose traceback is to be told.
-        figures: words and numbers; of `session`, an id, only the first characters are shown.
-    """
-    if "session" in figures:
-        figures["session"] = str(figures["session"])[:SHOWN]
-    figures = {key: HIDDEN if key in _NEVER else value for key, value in figures.items() if value is not None}
-    log.log(level, name, extra={FIELDS: figures}, exc_info=error)
 
 
 def setup(
@@ -185,15 +171,18 @@ def _visible(letter: str) -> str:
 
 
 def _figures(record: logging.LogRecord) -> dict[str, Any]:
-    """What `event` was given, as JSON can hold it."""
+    """What was given as `extra`, if it is a word or a number."""
     found = {}
-    for key, value in getattr(record, FIELDS, {}).items():
-        if isinstance(value, float):
-            value = round(value, 4)
-        plain = (
-            value if isinstance(value, bool | int | float) else hidden(str(value), _addresses(record))[:LONGEST_LINE]
-        )
-        found[key] = plain
+    for key, value in vars(record).items():
+        if key in _STANDARD or not isinstance(value, bool | int | float | str):
+            continue
+        if key in _NEVER:
+            value = HIDDEN
+        elif key == "session":
+            value = str(value)[:SHOWN]
+        elif isinstance(value, str):
+            value = hidden(value, _addresses(record))[:LONGEST_LINE]
+        found[key] = round(value, 4) if isinstance(value, float) else value
     return found
 
 

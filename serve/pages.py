@@ -36,7 +36,7 @@ POLICY = "; ".join(
         "trusted-types 'none'",
     )
 )
-"""Content-Security-Policy: own files only, no script or style in a page, no text that becomes markup, no frame around."""
+"""Content-Security-Policy: own files only, no script or style in a page, no text that becomes markup, no frame."""
 
 
 class PageFile(NamedTuple):

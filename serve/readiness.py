@@ -1,4 +1,4 @@
-"""Whether people should be sent here: judged by what workers have done lately, not by what they once said.
+"""Whether people should be sent here: judged by what workers have done lately, not by what they once said they were.
 
 A worker that has work and through which nothing comes is stuck, however well its process and its pulse are. One that
 has no work may rest as long as it likes.

@@ -56,6 +56,8 @@ async def realtime(websocket: WebSocket, gateway: Gateway) -> None:
     try:
         start = await _first(websocket)
         session = await _session(start, websocket, gateway)
+        viewer = Socket(session, start.media)
+        session.attach(viewer)
     except WebSocketDisconnect:
         return
     except Problem as problem:
@@ -65,7 +67,7 @@ async def realtime(websocket: WebSocket, gateway: Gateway) -> None:
         log.exception("a session could not be opened")
         await _refuse(websocket, Problem("failed", "the session could not be opened; try again"))
         return
-    await _watch(websocket, session, start.media)
+    await _watch(websocket, session, viewer)
 
 
 async def _first(websocket: WebSocket) -> Start:
@@ -96,10 +98,8 @@ async def _session(start: Start, websocket: WebSocket, gateway: Gateway) -> Sess
     return session
 
 
-async def _watch(websocket: WebSocket, session: Session, media: bool) -> None:
+async def _watch(websocket: WebSocket, session: Session, viewer: Socket) -> None:
     """Send and receive until either side ends it; the session itself goes on without this viewer."""
-    viewer = Socket(session, media)
-    session.attach(viewer)
     sender = asyncio.create_task(_send(websocket, viewer.outbox))
     others = [
         asyncio.create_task(_tell(viewer)),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -17,6 +19,8 @@ from runtime.running import Running
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 0.5
+"""Between two looks at workers."""
 OpenStream = Callable[[Pipeline, Config, str, dict[str, Any]], int]
 
 
@@ -74,9 +78,11 @@ class Held:
         self.name, self.offer = config.model.name, offer_of(config)
         self.on_ended: Callable[[int, dict[str, Any]], None] = lambda number, report: None
         self.lost: str | None = None
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._health = asyncio.get_running_loop(), [asdict(one) for one in running.health()]
+        self._closing = False
         running.pipeline.observers.append(self._ended)
-        threading.Thread(target=self._watch, name=f"served {self.name}", daemon=True).start()
+        for work in (self._watch, self._look):
+            threading.Thread(target=work, name=f"served {self.name}", daemon=True).start()
 
     def _ended(self, number: int, report: dict[str, Any]) -> None:
         self._loop.call_soon_threadsafe(lambda: self.on_ended(number, report))
@@ -87,7 +93,15 @@ class Held:
             self.lost = "its pipeline has ended"
         except Exception as error:
             self.lost = str(error)
-            log.error("%s: the pipeline is gone: %s", self.name, error)
+            if not self._closing:
+                log.error("%s: the pipeline is gone: %s", self.name, error)
+
+    def _look(self) -> None:
+        """Ask how workers are, beside the loop: the answer is in a store that all of them use."""
+        while self.lost is None:
+            with suppress(RuntimeError):  # the store is gone with the workers
+                self._health = [asdict(one) for one in self.running.health()]
+            time.sleep(LOOK_S)
 
     async def open(self, name: str, changes: dict[str, Any]) -> int:
         """See `Served`."""
@@ -108,8 +122,9 @@ class Held:
 
     def health(self) -> list[dict[str, Any]]:
         """See `Served`."""
-        return [asdict(one) for one in self.running.health()]
+        return self._health
 
     async def close(self) -> None:
         """See `Served`."""
+        self._closing = True
         await asyncio.to_thread(self.running.__exit__, None, None, None)

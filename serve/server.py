@@ -36,6 +36,7 @@ KEPT_S = 15
 """How long a connection without a request is kept for another one."""
 HANDSHAKE_S, LOOK_S, LAST_S = 10.0, 1.0, 5.0
 """Longest TLS handshake, time between two looks for who is overdue, and time to say good-bye in."""
+POLL_S = 0.05
 SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 RULES = {
     errno.EADDRINUSE: ("port", "is taken by another program", "give another one, or serve.port=0 for a free one"),
@@ -122,7 +123,7 @@ async def serve(gateway: Any, on_ready: Callable[[Listening], None], listener: s
 
 async def _empty(gateway: Any) -> None:
     while any(session.state != "ended" for session in gateway.sessions):
-        await asyncio.sleep(LOOK_S / 10)
+        await asyncio.sleep(POLL_S)
 
 
 def _crowd(settings: ServeConfig) -> Crowd:
@@ -172,10 +173,10 @@ class Port:
         while True:
             try:
                 taken, address = await loop.sock_accept(self._listener)
-            except OSError as error:
+            except OSError as error:  # or the peer was gone before it was taken
                 if error.errno in SCARCE:
                     LOG.warning("no more connections can be taken: %s", error.strerror)
-                    await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(LOOK_S if error.errno in SCARCE else 0)
                 continue
             left = self._crowd.enter(address[0])
             if left is None:
@@ -217,7 +218,7 @@ class Port:
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_S):
                 while self._state.connections or self._state.tasks:
-                    await asyncio.sleep(LOOK_S / 20)
+                    await asyncio.sleep(POLL_S)
         for connection in list(self._state.connections):
             connection.transport.abort()
         for task in list(self._state.tasks):

@@ -1,7 +1,7 @@
 """A session: a stream that one person drives, and those who watch it.
 
-It stands between the two ends of the stream's stages (`serve.link`) and its viewers, and holds nothing back: what a
-stage sends is due, and goes to every viewer at once; what a viewer says goes to the stage at once.
+It stands between the two ends of the stream's stages and its viewers, and holds nothing back: what a stage sends is
+due, and goes to every viewer at once; what a viewer says goes to the stage at once.
 """
 
 from __future__ import annotations
@@ -10,36 +10,32 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
 from conf.schema.serve import ServeConfig
-from serve.link import Connection, Link
+from serve.asked import Asked, checked
+from serve.ends import Ends
+from serve.link import Link
 from serve.media import VIDEO_RATE, Packet, Shown, Viewer
 from serve.problems import Problem
 from serve.served import Served
-from serve.tracing import Silent
+from serve.told import Told
 
 log = logging.getLogger(__name__)
 
 KEY_EVERY_S = 0.5
 """Between two key frames that are asked for."""
-EVENTS = ("prompt", "action", "interrupt")
-LONGEST_PROMPT, LONGEST_ID = 2048, 64
-"""Bytes of a prompt, characters of an event's id."""
-SPEECH_S = 60.0
-"""Seconds of sound to be spoken that are held."""
-SPEECH_RATE = 16_000
-WAITING_EVENTS = 64
-"""Events that may wait for a session's stage to be there, or for the chunk that shows them."""
-RECENT = 32
-"""Chunks of which figures are kept."""
+SPEECH_S, SPEECH_RATE = 60.0, 16_000
+"""Seconds of sound to be spoken that are held, and its samples per second."""
+RECENT, RATED_S = 8, 2.0
+"""Chunks of which figures are kept, and seconds over which pictures are counted."""
 LOUD = 300
 """What a 16-bit sample is above where something is said."""
 END_S = 10.0
-"""Longest wait for a stream that was told to end."""
+"""Longest wait for a stage that was told to end."""
 LATE_S = 0.001
 
 
@@ -50,17 +46,19 @@ class Session:
         served: the model.
         serve: settings.
         link: where its stages connect.
-        metrics: told of what happens (`serve.metrics`).
-        late: told (model, seconds) of how late each chunk was.
-        over: called once when it has ended.
+        told: of what happens.
+        over: called once, when it has ended.
         clock: seconds, monotonic.
 
     Attributes:
         id, secret: what it is called, and who knows it.
         state: `queued`, `starting`, `running`, `ending`, `ended`.
-        reason: why it ends.
+        reason: why it ends; empty: it does not.
         expires_at: the latest end, in seconds of the epoch.
+        number: of its stream; None: it has none yet.
+        place: asked where it is in the queue, while it waits there.
         report: the stream's part of `report.json`, once it has ended.
+        done: set when it has ended.
     """
 
     def __init__(
@@ -68,48 +66,33 @@ class Session:
         served: Served,
         serve: ServeConfig,
         link: Link,
-        metrics: Any,
-        late: Callable[[str, float], None],
+        told: Told,
         over: Callable[[Session], None],
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.served, self.serve, self._link, self._metrics, self._over = served, serve, link, metrics, over
-        self._late, self._clock = late, clock
+        self.served, self.serve, self.told, self._over, self._clock = served, serve, told, over, clock
         self.id, self.secret = secrets.token_urlsafe(16), secrets.token_urlsafe(32)
-        self.state, self.reason = "starting", ""
+        self.state, self.reason, self.number = "starting", "", None
+        self.place: Callable[[], tuple[int, float] | None] = lambda: None
         self.report: dict[str, Any] = {}
         self.done = asyncio.Event()
-        self.changes: dict[str, Any] = {}
-        """To its stream, while it waits for a place."""
-        self.trace, self.traceparent = Silent(), None
-        self.place: Callable[[], tuple[int, float] | None] = lambda: None
-        """Asked where it is in the queue."""
-        self.created = self._active = clock()
+        self._created = self._active = clock()
         self._length_s = serve.session_s
         self.expires_at = time.time() + self._length_s
-        self._unwatched: float | None = self.created
-        self._ending_at: float | None = None
-        self._number: int | None = None
-        self._source: Connection | None = None
-        self._sink: Connection | None = None
-        self._addresses: list[str] = []
+        self._unwatched: float | None = self._created
+        """Since when nobody watches; None: someone does."""
+        self._ending: float | None = None
+        self._ends, self._asked = Ends(link, serve.margin_s, self), Asked()
         self._viewers: dict[Viewer, tuple[int | None, int]] = {}
         """With what the line of each takes: bits per second (None: anything), and one picture of how many."""
-        self._told_rate: tuple[int | None, int] = (None, 1)
-        self._key_at, self._key_later = -KEY_EVERY_S, False
-        self._waiting: list[tuple[str, dict[str, Any]]] = []
-        """Events before the stage is there."""
-        self._accepted: OrderedDict[str, float] = OrderedDict()
-        self._interrupts: dict[str, float] = {}
-        self._shows: OrderedDict[int, tuple[str, ...]] = OrderedDict()
-        """Ids that each chunk shows first, from its sampling until its first frame."""
-        self._sampled: OrderedDict[int, float] = OrderedDict()
-        self.speech_held_s = 0.0
-        self.chunks = self.frames = self.late_chunks = 0
+        self._rate: tuple[int | None, int] = None, 1
+        self._key_at, self._key_later = self._created - KEY_EVERY_S, False
+        self._held_s = 0.0
+        self._chunks = self._frames = self._late_chunks = 0
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self._pictures: deque[float] = deque(maxlen=256)
         self._latency_s: float | None = None
-        self.start: dict[str, Any] = {}
+        self._work: set[asyncio.Task] = set()
 
     # -- its life -----------------------------------------------------------------------------------------------------
 
@@ -121,111 +104,94 @@ class Session:
 
         Raises:
             UserError: what is asked for cannot be.
+            RuntimeError: the pipeline is gone.
         """
-        source = self._link.expect(self._take_source)
-        sink = self._link.expect(self._take_sink)
-        self._addresses = [source, sink]
-        changes = changes | {
-            "source": changes.get("source", {}) | {"session": source},
-            "sink": {"session": sink},
-        }
+        self.state, self._created = "starting", self._clock()
+        self.expires_at = time.time() + self._length_s
+        ends = self._ends.open()
+        changes = changes | {name: changes.get(name, {}) | ends[name] for name in ends}
         try:
-            self._number = await self.served.open(self.id, changes)
+            self.number = await self.served.open(self.id, changes)
         except BaseException:
             self._end("failed")
             raise
+        self.told.began()
         if self.reason:  # it was told to end meanwhile
             await self._stop()
         else:
             self.state = "running"
 
-    @property
-    def waiting(self) -> tuple[int, float] | None:
-        """Its position in the queue, 1 being next, and the seconds to be expected; None: it waits no more."""
-        return self.place() if self.state == "queued" else None
-
-    @property
-    def number(self) -> int | None:
-        """Of its stream; None: it has none yet."""
-        return self._number
+    def limit(self, seconds: float) -> None:
+        """It is to last so long at most."""
+        self._length_s = min(self._length_s, seconds)
+        self.expires_at = time.time() + self._length_s
 
     def stop(self, reason: str) -> None:
         """End it: what is under way is still played, then `done` is set."""
         if self.reason:
             return
-        self.reason, self._ending_at = reason, self._clock()
-        log.info("session ends", extra={"session": self.id, "reason": reason})
+        self.reason, self._ending = reason, self._clock()
         if self.state == "queued":
             self._end(reason)
-        elif self._number is not None:
+        elif self.number is not None:
             self.state = "ending"
             self._spawn(self._stop())
 
     async def _stop(self) -> None:
         with suppress(RuntimeError):
-            await self.served.stop(self._number)
+            await self.served.stop(self.number)
 
     def ended(self, report: dict[str, Any]) -> None:
         """Its stream has ended."""
         self.report = report
         if "error" in report:
-            log.warning("session failed", extra={"session": self.id, "reason": report["error"].get("line", "")})
+            log.warning("session fails", extra={"session": self.id, "kind": report["error"].get("kind")})
         self._end("failed" if "error" in report else self.reason or "limit")
 
     def abandon(self, reason: str) -> None:
-        """Its pipeline is gone: end it at once."""
+        """Its pipeline is gone, or the server: end it at once."""
         self._end(reason)
 
     def _end(self, reason: str) -> None:
         if self.state == "ended":
             return
         self.state, self.reason = "ended", self.reason or reason
-        for address in self._addresses:
-            self._link.forget(address)
-        for connection in (self._source, self._sink):
-            if connection is not None:
-                connection.close()
+        known = {"session": self.id, "model": self.served.name, "reason": self.reason, "chunks": self._chunks}
+        log.info("session ends", extra=known)
+        self._ends.close()
         for viewer in list(self._viewers):
             viewer.close(self.reason)
         self._viewers.clear()
+        self.told.ended(self.reason)
         self.done.set()
         self._over(self)
 
     def tick(self, now: float) -> None:
         """Look at its clocks; called a few times a second."""
-        if self._ending_at is not None and now - self._ending_at > END_S and self.state != "ended":
-            if self._number is not None and now - self._ending_at < 2 * END_S:
-                self._spawn(self.served.cancel(self._number))
-            else:
-                self._end(self.reason)
+        if self._ending is not None and now - self._ending > 2 * END_S:
+            self._end(self.reason)
+        elif self._ending is not None and now - self._ending > END_S and self.number is not None:
+            self._ending -= END_S  # once
+            self._spawn(self.served.cancel(self.number))
         elif self.state in ("running", "queued") and not self.reason:
             if self._unwatched is not None and now - self._unwatched > self.serve.lease_s:
                 self.stop("lease")
             elif self.state == "running" and now - self._active > self.serve.idle_s:
                 self.stop("idle")
-            elif now - self.created > self._length_s:
+            elif self.state == "running" and now - self._created > self._length_s:
                 self.stop("limit")
 
-    def limit(self, seconds: float) -> None:
-        """End it after so many seconds at the latest."""
-        self._length_s = min(self._length_s, seconds)
-        self.expires_at = time.time() + self._length_s
-
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
-        task.add_done_callback(lambda t: t.cancelled() or t.exception())  # who is told of it has gone
+        self._work.add(task)
+        task.add_done_callback(lambda t: self._work.discard(t) or t.cancelled() or t.exception())
+
+    @property
+    def waiting(self) -> tuple[int, float] | None:
+        """Its position in the queue, 1 being next, and the seconds to be expected; None: it waits no more."""
+        return self.place() if self.state == "queued" else None
 
     # -- viewers ------------------------------------------------------------------------------------------------------
-
-    @property
-    def bits_per_second(self) -> int | None:
-        """What its pictures are coded with at most; None: what they are worth."""
-        return self._told_rate[0]
-
-    @property
-    def viewers(self) -> int:
-        """How many watch it."""
-        return len(self._viewers)
 
     def attach(self, viewer: Viewer) -> None:
         """Someone watches it from now on.
@@ -249,12 +215,15 @@ class Session:
         self._want()
         self._tell_rate()
 
+    def _want(self) -> None:
+        self._ends.want(sorted({viewer.codec for viewer in self._viewers} - {""}))
+
     def key_frame(self, cause: str) -> None:
         """Ask for a picture with which a decoder can begin; not more often than every KEY_EVERY_S."""
-        if self._key_later or self._sink is None:
+        if self._key_later:
             return
+        self.told.key_frame(cause)
         wait = self._key_at + KEY_EVERY_S - self._clock()
-        self._metrics.key_frame(self.served.name, cause)
         if wait <= 0:
             self._ask_key()
         else:
@@ -263,8 +232,7 @@ class Session:
 
     def _ask_key(self) -> None:
         self._key_later, self._key_at = False, self._clock()
-        if self._sink is not None:
-            self._sink.send("key")
+        self._ends.key()
 
     def follow(self, viewer: Viewer, bits_per_second: int | None, every: int = 1) -> None:
         """What a viewer's line takes. The pictures follow who has the thinnest."""
@@ -275,22 +243,24 @@ class Session:
     def _tell_rate(self) -> None:
         bits = min((bits for bits, _ in self._viewers.values() if bits is not None), default=None)
         rate = bits, max((every for _, every in self._viewers.values()), default=1)
-        if rate != self._told_rate:
-            self._told_rate = rate
-            if self._sink is not None:
-                self._sink.send("rate", bits_per_second=rate[0], every=rate[1])
+        if rate != self._rate:
+            self._rate = rate
+            self._ends.rate(*rate)
 
-    def _want(self) -> None:
-        if self._sink is not None:
-            self._sink.send("want", codecs=sorted({viewer.codec for viewer in self._viewers} - {""}))
+    @property
+    def speech_held_s(self) -> float:
+        """Seconds of sound that is still to be spoken."""
+        return self._held_s
 
-    def _notice(self, message: dict[str, Any]) -> None:
-        for viewer in list(self._viewers):
-            viewer.notice(message)
+    @property
+    def bits_per_second(self) -> int | None:
+        """What its pictures are coded with at most; None: what they are worth."""
+        return self._rate[0]
 
     def notice(self, kind: str, message: str, **more: Any) -> None:
         """Tell everyone who watches: `{"type": "session.notice", "kind": ..., "message": ...}`."""
-        self._notice({"type": "session.notice", "kind": kind, "message": message, **more})
+        for viewer in list(self._viewers):
+            viewer.notice({"type": "session.notice", "kind": kind, "message": message, **more})
 
     # -- what a person does -------------------------------------------------------------------------------------------
 
@@ -298,57 +268,24 @@ class Session:
         """Something was typed, pressed or said to be enough; its id comes back on the chunk that first shows it.
 
         Raises:
-            Problem: there is no such event, or the model has no use for it.
+            Problem: there is no such event, or the model has no use for it, or the session ends.
         """
-        if not isinstance(id, str) or not 0 < len(id) <= LONGEST_ID:
-            raise Problem("bad_request", f"event_id: must be text of 1 to {LONGEST_ID} characters; number your events")
-        event = self._checked(event)
+        event = checked(id, event, self.served.offer)
         if self.state not in ("starting", "running", "queued"):
             raise Problem("ended", f"session {self.id[:6]} is ending ({self.reason}); open another one")
         self._active = now = self._clock()
-        self._accepted[id] = now
-        while len(self._accepted) > WAITING_EVENTS:
-            self._accepted.popitem(last=False)
+        self._asked.accept(id, event, now)
         if event["type"] == "interrupt":
-            self.speech_held_s = 0.0
-            self._interrupts[id] = now
-            if self._sink is not None:
-                self._sink.send("mute")
-        if self._source is None:
-            del self._waiting[: -(WAITING_EVENTS - 1)]
-            self._waiting.append((id, event))
-        else:
-            self._source.send("event", id=id, event=event)
-
-    def _checked(self, event: Any) -> dict[str, Any]:
-        offer = self.served.offer
-        if not isinstance(event, dict) or not isinstance(kind := event.get("type"), str):
-            raise Problem("bad_request", 'event: has no type; give {"type": "action", "action": ...} or the like')
-        if kind == "image":
-            rule = "a picture is where a session begins, and is not changed later"
-            raise Problem("not_while_running", f"event: {rule}; open another session with it")
-        if kind not in EVENTS:
-            raise Problem("bad_request", f"event {kind[:40]!r}: there is no such event; use one of {', '.join(EVENTS)}")
-        if kind == "prompt":
-            prompt = event.get("prompt")
-            if not offer["prompts"]:
-                raise Problem("unprocessable", f"event prompt: {self.served.name} takes no prompts; leave it out")
-            if not isinstance(prompt, str) or len(prompt.encode(errors="replace")) > LONGEST_PROMPT or _broken(prompt):
-                raise Problem("bad_request", f"event prompt: must be plain text of at most {LONGEST_PROMPT} bytes")
-            return {"type": kind, "prompt": prompt}
-        if kind == "action":
-            if (action := event.get("action")) not in offer["actions"]:
-                known = ", ".join(offer["actions"]) or "none"
-                raise Problem("unprocessable", f"event action {str(action)[:40]!r}: it is not known; use {known}")
-            return {"type": kind, "action": action}
-        return {"type": kind}
+            self._held_s = 0.0
+            self._ends.mute()
+        self._ends.event(id, event)
 
     def sound(self, pcm: bytes, at: int) -> None:
         """A microphone's sound: 16-bit 16 kHz mono, from position `at` on the microphone's own time line."""
         if max(memoryview(pcm).cast("h"), default=0) > LOUD:
             self._active = self._clock()
-        if self._source is not None and self.served.offer["hears"]:
-            self._source.send("sound", pcm, at=at)
+        if self.served.offer["hears"]:
+            self._ends.sound(pcm, at)
 
     def speech(self, pcm: bytes) -> float:
         """Sound to be spoken, likewise, in its order; returns the seconds that are held with it.
@@ -359,138 +296,91 @@ class Session:
         if not self.served.offer["hears"]:
             raise Problem("unprocessable", f"session.audio: {self.served.name} takes no sound; leave it out")
         seconds = len(pcm) / 2 / SPEECH_RATE
-        if self.speech_held_s + seconds > SPEECH_S:
-            rule = f"{self.speech_held_s:.1f} s are held, and at most {SPEECH_S:g} s may be"
+        if self._held_s + seconds > SPEECH_S:
+            rule = f"{self._held_s:.1f} s are held, and at most {SPEECH_S:g} s may be"
             raise Problem("audio_full", f"session.audio: {rule}; send the rest later", retry_after_s=1.0)
-        self._active = self._clock()
-        if self._source is None:
+        if not self._ends.speech(pcm):
             raise Problem("audio_full", "session.audio: the session is starting; send it again", retry_after_s=0.5)
-        self.speech_held_s += seconds
-        self._source.send("speech", pcm)
-        return self.speech_held_s
+        self._active = self._clock()
+        self._held_s += seconds
+        return self._held_s
 
-    # -- stages -------------------------------------------------------------------------------------------------------
+    # -- what stages say (`serve.ends.Heard`) -------------------------------------------------------------------------
 
-    async def _take_source(self, connection: Connection) -> None:
-        self._source = connection
-        for id, event in self._waiting:
-            connection.send("event", id=id, event=event)
-        self._waiting.clear()
-        while (message := await connection.receive()) is not None:
-            head = message[0]
-            if head.get("kind") == "sampled":
-                self._was_sampled(head)
-        self._source = None
+    def sampled(self, chunk: int, events: tuple[str, ...], held_s: float, late_s: float) -> None:
+        """See `Heard`."""
+        self._held_s = held_s
+        self.told.sound_late(late_s)
+        if self._asked.sampled(chunk, events, self._clock()):
+            self._ends.unmute(chunk)
 
-    def _was_sampled(self, head: dict[str, Any]) -> None:
-        chunk, ids = head["chunk"], tuple(head["events"])
-        self.speech_held_s = head["held_s"]
-        self._shows[chunk], self._sampled[chunk] = ids, self._clock()
-        for held in (self._shows, self._sampled):
-            while len(held) > WAITING_EVENTS:
-                held.popitem(last=False)
-        if head["late_s"] > 0:
-            self._metrics.audio_late(self.served.name, head["late_s"])
-        for id in ids:
-            if self._interrupts.pop(id, None) is not None and self._sink is not None and not self._interrupts:
-                self._sink.send("unmute", chunk=chunk)
-
-    async def _take_sink(self, connection: Connection) -> None:
-        self._sink = connection
-        connection.send("hello", margin_s=self.serve.margin_s)
-        self._want()
-        connection.send("rate", bits_per_second=self._told_rate[0], every=self._told_rate[1])
-        while (message := await connection.receive()) is not None:
-            head, body = message
-            kind = head.get("kind")
-            if kind in ("video", "sound"):
-                self._packet(kind, head, body)
-            elif kind == "chunk":
-                self._chunk(head)
-            elif kind == "start":
-                self.start = {name: head[name] for name in ("fps", "width", "height", "sound")}
-            elif kind == "position":
-                message = "the sound was cut off"
-                self.notice("interrupted", message, position_s=round(head["seconds"], 3))
-                if self._interrupts:
-                    self._metrics.interrupt(self.served.name, self._clock() - min(self._interrupts.values()))
-            elif kind == "failed":
-                log.error("session cannot be coded: %s", head["message"], extra={"session": self.id})
-                self.stop("failed")
-        self._sink = None
-
-    def _packet(self, kind: str, head: dict[str, Any], body: bytes) -> None:
-        packet = Packet(kind, head.get("codec", "opus"), body, head["pts"], head.get("key", False), head["chunk"])
-        if kind == "video":
+    def packet(self, packet: Packet) -> None:
+        """See `Heard`."""
+        if packet.kind == "video":
             self._pictures.append(self._clock())
         for viewer in list(self._viewers):
-            if kind == "sound" or viewer.codec == packet.codec:
+            if viewer.codec == packet.codec or (packet.kind == "sound" and viewer.codec):
                 viewer.packet(packet)
 
-    def _chunk(self, head: dict[str, Any]) -> None:
-        now, chunk = self._clock(), head["chunk"]
-        events = self._shows.pop(chunk, ())
-        oldest = min((self._accepted.pop(id) for id in events if id in self._accepted), default=None)
-        late_s = max(0.0, -head["slack_s"])
-        latency_s = None if oldest is None else now - oldest
-        shown = Shown(chunk, head["frames"], head["first_frame"], head["pts"], events, latency_s, late_s)
-        if self._source is not None:
-            self._source.send("slack", seconds=head["slack_s"] - self.serve.margin_s)
-        self._count(shown, head["slack_s"], now)
+    def chunk(self, head: dict[str, Any]) -> None:
+        """See `Heard`."""
+        now, slack_s = self._clock(), head["slack_s"]
+        events, accepted, sampled = self._asked.shown(head["chunk"])
+        latency_s = None if accepted is None else now - accepted
+        late_s = max(0.0, -slack_s)
+        shown = Shown(head["chunk"], head["frames"], head["first_frame"], head["pts"], events, latency_s, late_s)
+        sampled_s = None if sampled is None else now - sampled
+        made_s = None if sampled_s is None else max(0.0, sampled_s - max(0.0, slack_s))
+        self.told.chunk(shown, made_s, sampled_s, None if self._chunks else now - self._created)
+        self._count(shown, made_s, slack_s)
         for viewer in list(self._viewers):
             viewer.shown(shown)
 
-    def _count(self, shown: Shown, slack_s: float, now: float) -> None:
-        name = self.served.name
-        if not self.chunks:
-            self._metrics.first_frame(name, now - self.created)
-        self.chunks, self.frames = self.chunks + 1, self.frames + shown.frames
-        self._late(name, shown.late_s)
-        if shown.late_s > LATE_S:
-            self.late_chunks += 1
-        if shown.latency_s is not None:
-            self._latency_s = shown.latency_s
-            self._metrics.control(name, shown.latency_s)
-        sampled = self._sampled.pop(shown.chunk, None)
-        made_s = None if sampled is None else max(0.0, now - sampled - max(0.0, slack_s))
-        self._metrics.chunk(name, shown.frames, made_s, shown.late_s)
-        self.trace.chunk(shown, None if sampled is None else now - sampled)
+    def silent(self, seconds: float) -> None:
+        """See `Heard`."""
+        self.notice("interrupted", "the sound was cut off", position_s=round(seconds, 3))
+        if (at := self._asked.interrupted_at) is not None:
+            self.told.interrupted(self._clock() - at)
+
+    def failed(self, why: str) -> None:
+        """See `Heard`."""
+        log.error("session cannot be coded: %s", why, extra={"session": self.id})
+        self.stop("failed")
+
+    # -- how it stands ------------------------------------------------------------------------------------------------
+
+    def _count(self, shown: Shown, made_s: float | None, slack_s: float) -> None:
+        self._chunks, self._frames = self._chunks + 1, self._frames + shown.frames
+        self._late_chunks += shown.late_s > LATE_S
+        self._latency_s = self._latency_s if shown.latency_s is None else shown.latency_s
         self._recent.append(
             {
                 "chunk": shown.chunk,
-                "made_s": made_s and round(made_s, 4),
+                "made_s": None if made_s is None else round(made_s, 4),
                 "slack_s": round(slack_s, 4),
-                "shown_s": round(shown.pts / VIDEO_RATE, 3),
+                "pts_s": round(shown.pts / VIDEO_RATE, 3),
                 "events": len(shown.events),
             }
         )
 
-    # -- how it stands ------------------------------------------------------------------------------------------------
-
     def figures(self) -> dict[str, Any]:
         """What `GET /v1/sessions/{id}` and the page show."""
         now = self._clock()
-        seen = sum(at > now - 2.0 for at in self._pictures)
         digest = self.report.get("latents_sha256")
         return ({"latents_sha256": digest} if digest else {}) | {
             "id": self.id,
             "model": self.served.name,
             "state": self.state,
             "reason": self.reason or None,
-            "chunks": self.chunks,
-            "frames": self.frames,
-            "fps": seen / 2.0,
-            "latency_s": self._latency_s and round(self._latency_s, 4),
-            "late_chunks": self.late_chunks,
+            "chunks": self._chunks,
+            "frames": self._frames,
+            "fps": sum(at > now - RATED_S for at in self._pictures) / RATED_S,
+            "latency_s": None if self._latency_s is None else round(self._latency_s, 4),
+            "late_chunks": self._late_chunks,
             "viewers": len(self._viewers),
-            "bits_per_second": self._told_rate[0],
-            "audio_held_s": round(self.speech_held_s, 3),
-            "seconds_left": max(0.0, round(self._length_s - (now - self.created), 1)),
+            "bits_per_second": self._rate[0],
+            "audio_held_s": round(self._held_s, 3),
+            "seconds_left": max(0.0, round(self._length_s - (now - self._created), 1)),
             "expires_at": round(self.expires_at, 3),
-            "recent": list(self._recent)[-8:],
+            "recent": list(self._recent),
         }
-
-
-def _broken(text: str) -> bool:
-    """Whether a text holds what no encoder takes."""
-    return "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -21,10 +21,10 @@ NORMAL, AWAY, POLICY, TOO_BIG, BROKEN, AGAIN = 1000, 1001, 1008, 1009, 1011, 101
 """Codes that a connection is closed with (RFC 6455, 7.4.1, and the IANA registry)."""
 CODES = {"full": AGAIN, "too_many": AGAIN, "not_ready": AGAIN, "draining": AWAY, "too_large": TOO_BIG, "failed": BROKEN}
 """By the type of the problem that ends it; all others are the caller's."""
-UNSAID = 64
-"""Chunks that may be shown before the first picture that a viewer can begin with."""
 FIGURES_S, QUEUED_S = 1.0, 0.25
 """Between two messages of figures, and between two looks at the queue."""
+UNSAID = 64
+"""Chunks that may be shown before the first picture that a viewer can begin with."""
 
 
 class Socket(Viewer):
@@ -45,18 +45,13 @@ class Socket(Viewer):
         self._fragments = self._new_fragments() if media else None
         self._rate = TcpRate()
         self._begun = False
-        self._place: tuple | None = None
+        self._place: tuple[int, int] | None = None
         self._unsaid: deque[Shown] = deque(maxlen=UNSAID)
-        self._chunks = self._frames = 0
 
     def tell(self) -> float:
-        """Say how the session stands; returns after how many seconds to do so again."""
+        """Say how the session stands; returns the seconds until it is to be said again."""
         if self._session.state == "queued":
-            place = self._session.waiting
-            if place is not None and place != self._place:
-                self._place = place
-                known = {"id": self._session.id, "secret": self._session.secret}
-                self.outbox.say({"type": "session.queued", **known, "position": place[0], "wait_s": place[1]})
+            self._queue()
             return QUEUED_S
         self._begin()
         self.outbox.say({"type": "session.figures", **self._session.figures()})
@@ -81,8 +76,6 @@ class Socket(Viewer):
     def shown(self, shown: Shown) -> None:
         """Say what is known of a chunk, behind all that was before it."""
         self._begin()
-        self._chunks += 1
-        self._frames += shown.frames
         if self._fragments is None:
             self._say_chunk(shown, 0)
         elif self._fragments.origin is None:
@@ -97,20 +90,27 @@ class Socket(Viewer):
         self.outbox.say(message)
 
     def close(self, reason: str) -> None:
-        """Send what is left, then the session's end."""
+        """Send what is left, the session's end, and hang up."""
         if self._fragments is not None and (rest := self._fragments.flush()):
             self.outbox.play(rest)
         figures = self._session.figures()
-        done = {"chunks": figures.get("chunks", self._chunks), "frames": figures.get("frames", self._frames)}
-        if "latents_sha256" in figures:
-            done["latents_sha256"] = figures["latents_sha256"]
-        self.outbox.say({"type": "session.done", "reason": reason, **done})
+        known = {name: figures[name] for name in ("chunks", "frames", "latents_sha256") if name in figures}
+        self.outbox.say({"type": "session.done", "reason": reason, **known})
         self.outbox.end(AWAY if reason == "drained" else NORMAL)
 
     def fail(self, problem: Problem) -> None:
         """End the connection, not the session, with what is wrong."""
         self.outbox.say(problem.message)
         self.outbox.end(POLICY if problem.type == "too_many" else CODES.get(problem.type, POLICY))
+
+    def _queue(self) -> None:
+        if (place := self._session.waiting) is None:
+            return
+        position, wait_s = place[0], round(place[1])
+        if (position, wait_s) != self._place:
+            self._place = position, wait_s
+            known = {"id": self._session.id, "secret": self._session.secret}
+            self.outbox.say({"type": "session.queued", **known, "position": position, "wait_s": wait_s})
 
     def _begin(self) -> None:
         if self._begun:
@@ -142,8 +142,8 @@ class Socket(Viewer):
         known = {"chunk": shown.chunk, "frames": shown.frames, "events": list(shown.events)}
         known |= {"latency_s": shown.latency_s, "late_s": shown.late_s}
         known |= {"pts_s": round((shown.pts - origin) / VIDEO_RATE, 6)}
-        held = self._session.figures().get("audio_held_s", 0.0)
-        self.outbox.say({"type": "video.chunk_metadata", **known, "audio_held_s": held})
+        known |= {"audio_held_s": round(self._session.speech_held_s, 3)}
+        self.outbox.say({"type": "video.chunk_metadata", **known})
 
     def _new_fragments(self) -> Fragments:
         offer = self._offer

@@ -47,6 +47,8 @@ const connection = new Connection(video, {
     watch.again();
     status(offer.hears ? words.LIVE_TALK : offer.actions.length > 1 ? words.LIVE_WALK : words.LIVE);
     if (keys.held.length) connection.hold(keys.held);
+    // Space is to talk now, and not to press what the start button has become.
+    if (offer.hears && document.activeElement === find("start")) find("hold").focus({ preventScroll: true });
   },
   chunk: (message) => watch.chunk(message),
   figures: (message) => entered(message.recent ?? []),

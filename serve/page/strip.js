@@ -1,6 +1,7 @@
 // The last seconds as a strip: when something was asked for, when a chunk took it in, when it was shown.
 
 const SPAN_S = 10;
+const NARROW = { width: 420, span_s: 6 };
 const AHEAD_S = 1;
 const LANES = { asked: 14, entered: 38, shown: 66 };
 const HEIGHT = 24;
@@ -67,7 +68,8 @@ export class Strip {
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
     const now = performance.now();
-    const x = (at) => width - (width / SPAN_S) * (AHEAD_S + (now - at) / 1000);
+    const span = width < NARROW.width ? NARROW.span_s : SPAN_S;
+    const x = (at) => width - (width / span) * (AHEAD_S + (now - at) / 1000);
     this.#frame(pen, width, height, now, x);
     for (const [number, held] of this.#chunks) this.#chunk(pen, number, held, x);
     for (const { id, at } of this.#asked) this.#ask(pen, id, x(at), x);

@@ -32,8 +32,16 @@ export class Talk {
     });
     for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) hold.addEventListener(end, () => this.#release("pointer"));
     hold.addEventListener("contextmenu", (event) => event.preventDefault());
-    hold.addEventListener("keydown", (event) => event.key === "Enter" && !event.repeat && this.#press("key"));
-    hold.addEventListener("keyup", (event) => event.key === "Enter" && this.#release("key"));
+    // Enter would click as well, and a click means something else.
+    hold.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter") return;
+      event.preventDefault();
+      if (!event.repeat) this.#press("key");
+    });
+    hold.addEventListener("keyup", (event) => {
+      if ([" ", "Enter"].includes(event.key)) event.preventDefault();
+      this.#release("key");
+    });
     hold.addEventListener("blur", () => this.#release("key"));
     // A click without a pointer comes from assistive technology, which cannot hold: it switches.
     hold.addEventListener("click", (event) => event.detail === 0 && !event.pointerType && this.#switch());

@@ -51,7 +51,7 @@ class Gateway:
     def __init__(self, folder: Path, **settings: Any):
         self.serve = ServeConfig(**({"posts_per_minute": 1000} | settings))
         self.uploads = Uploads(folder / "uploads")
-        self.sessions: dict[str, Session] = {}
+        self._sessions: dict[str, Session] = {}
         self.unready: list[str] = []
         self.problem: Exception | None = None
         self.wanted: dict[str, Any] | None = None
@@ -70,11 +70,15 @@ class Gateway:
         return b"figures 1\n", "text/plain; version=1.0.0"
 
     def session(self, id: str) -> Session | None:
-        return self.sessions.get(id)
+        return self._sessions.get(id)
+
+    @property
+    def sessions(self) -> list[Session]:
+        return list(self._sessions.values())
 
     def made(self) -> Session:
-        session = Session(len(self.sessions), self.next_state, self.next_waiting)
-        self.sessions[session.id] = session
+        session = Session(len(self._sessions), self.next_state, self.next_waiting)
+        self._sessions[session.id] = session
         return session
 
     async def create(self, wanted: dict[str, Any], caller: str) -> Session:
@@ -133,7 +137,7 @@ async def opened(gateway: Gateway, context: Any = None, crowd: Crowd | None = No
     """The number of a port on loopback at which the gateway answers."""
     gateway.serve.port = 0
     listener = server.bound(gateway.serve)
-    port = server.Port(application(gateway), listener, context, crowd or Crowd())
+    port = server.Port(application(gateway), listener, context, Crowd() if crowd is None else crowd)
     tasks = [asyncio.create_task(port.accept()), asyncio.create_task(port.watch())]
     try:
         yield listener.getsockname()[1]

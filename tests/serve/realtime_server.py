@@ -14,10 +14,11 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 
+from serve.connections import Socket
 from serve.media import Shown
 from serve.problems import Problem
 from serve.realtime import realtime
-from serve.tight import TightWebSocket
+from serve.tight import tighten
 from tests.serve.realtime_packets import CHUNK, FPS, HEIGHT, WIDTH, both
 
 OFFER = {
@@ -32,6 +33,14 @@ OFFER = {
 }
 
 
+class Tight(Socket):
+    """The server's own WebSockets, tightened."""
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        tighten(transport)
+
+
 class FakeSession:
     """Remembers what it was told; plays `packets` to whom is attached, and ends if it is to."""
 
@@ -44,9 +53,12 @@ class FakeSession:
         self.viewers: list[Any] = []
         self.told: list[tuple] = []
         self.came, self.left, self.changed = threading.Event(), threading.Event(), threading.Event()
-        self.held = 0.0
+        self.speech_held_s = 0.0
+        self.chunks = self.frames = 0
 
     def attach(self, viewer) -> None:
+        if self.state == "ended":
+            raise Problem("ended", f"the session has ended ({self.reason}); open another one")
         self.viewers.append(viewer)
         self.came.set()
         self.play(self.packets)
@@ -61,8 +73,10 @@ class FakeSession:
     def play(self, packets, events: tuple[str, ...] = ()) -> None:
         chunk = None
         for packet in packets:
+            begins = packet.kind == "video" and packet.chunk != chunk
+            self.chunks, self.frames = self.chunks + begins, self.frames + CHUNK * begins
             for viewer in list(self.viewers):
-                if packet.kind == "video" and packet.chunk != chunk:
+                if begins:
                     viewer.shown(Shown(packet.chunk, CHUNK, packet.chunk * CHUNK, packet.pts, events, 0.1, 0.0))
                 viewer.packet(packet)
             chunk = packet.chunk if packet.kind == "video" else chunk
@@ -76,11 +90,11 @@ class FakeSession:
         self._note("sound", pcm, at)
 
     def speech(self, pcm: bytes) -> float:
-        self.held += len(pcm) / 32000
-        if self.held > 60:
+        self.speech_held_s += len(pcm) / 32000
+        if self.speech_held_s > 60:
             raise Problem("audio_full", "60 s of speech wait already: send more when some of it was spoken")
         self._note("speech", pcm)
-        return self.held
+        return self.speech_held_s
 
     def key_frame(self, cause: str) -> None:
         self._note("key_frame", cause)
@@ -94,7 +108,7 @@ class FakeSession:
             viewer.close(reason)
 
     def figures(self) -> dict[str, Any]:
-        return {"state": self.state, "audio_held_s": self.held}
+        return {"state": self.state, "chunks": self.chunks, "frames": self.frames}
 
     def _note(self, *what) -> None:
         self.told.append(what)
@@ -177,7 +191,7 @@ def serving():
         Route("/v1/sessions", opened, methods=["POST"]),
         Route("/v1/sessions/{id}", ended, methods=["DELETE"]),
     ]
-    form = {"ws": TightWebSocket, "ws_per_message_deflate": False, "ws_max_size": (1 << 20) + 64, "lifespan": "off"}
+    form = {"ws": Tight, "ws_per_message_deflate": False, "ws_max_size": (1 << 20) + 64, "lifespan": "off"}
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="warning", **form))
 
     async def run():

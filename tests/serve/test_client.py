@@ -101,6 +101,8 @@ def test_speech_of_any_length_is_spoken_in_order(site):
     samples = np.linspace(-1, 1, 16000 * 4, dtype=np.float32)
     with client.connect(site.url) as session:
         session.speak(samples, 16000)
+        site.call(made.play, both(0.4))
+        assert next(part for part in session if part.first).chunk.audio_held_s == 0
         while sum(len(pcm) for (pcm,) in made.of("speech")) < 2 * len(samples):
             assert made.changed.wait(10)
             made.changed.clear()
@@ -120,6 +122,8 @@ def test_no_more_speech_is_sent_than_is_needed():
     ahead = Ahead(lambda samples, rate: (sent.append(len(samples) / rate), said.set()), OSError, clock)
     ahead._thread = threading.current_thread()  # pieces are taken here
     ahead.add(np.zeros(16000 * 60, np.float32), 16000)
+    assert ahead.wait_s() is None  # the session has not begun
+    ahead.told(0)
 
     def take() -> float:
         taken = 0.0

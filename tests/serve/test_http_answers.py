@@ -51,7 +51,7 @@ def test_a_session_is_opened_looked_at_and_ended(tmp_path):
     assert gateway.wanted == {
         "model": "one", "prompt": "a rainy day", "seed": 3, "image": None, "seconds": None, "queue": False,
     }  # fmt: skip
-    session = gateway.sessions[told["id"]]
+    session = gateway.session(told["id"])
     path, secret = answer.headers["location"], {"X-Session-Secret": told["secret"]}
     assert asked(gateway, "GET", path, secret).body == session.figures()
     assert asked(gateway, "GET", path, {"Authorization": f"Bearer {told['secret']}"}).status == 200

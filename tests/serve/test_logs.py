@@ -12,7 +12,7 @@ import time
 import pytest
 
 from serve import logs
-from serve.logs import event, setup
+from serve.logs import setup
 from serve.redaction import HIDDEN, KNOWN, LONGEST, Hidden
 
 log = logging.getLogger("serve.tests")
@@ -49,17 +49,18 @@ def logged():
 
 def test_a_line_of_text(logged):
     logged("text")
-    event(log, "session.began", session="Ab3_x9restofit", model="nano", wait_s=0.123456, why=None, said="two words")
+    given = {"session": "Ab3_x9restofit", "model": "nano", "wait_s": 0.123456, "why": None, "said": "two words"}
+    log.info("session begins", extra=given)
     (line,) = logged.text().splitlines()
-    assert line.split(" ", 1)[1] == 'INFO session.began session=Ab3_x9 model=nano wait_s=0.1235 said="two words"'
+    assert line.split(" ", 1)[1] == 'INFO session begins session=Ab3_x9 model=nano wait_s=0.1235 said="two words"'
 
 
 def test_an_object_a_line(logged):
     logged("json")
-    event(log, "session.ended", level=logging.WARNING, session="Ab3_x9restofit", frames=12, whole=True, fps=24.99999)
+    log.warning("session ends", extra={"session": "Ab3_x9restofit", "frames": 12, "whole": True, "fps": 24.99999})
     (told,) = logged.objects()
     assert told.pop("time").endswith("Z")
-    known = {"level": "warning", "event": "session.ended", "logger": "serve.tests"}
+    known = {"level": "warning", "event": "session ends", "logger": "serve.tests"}
     assert told == known | {"session": "Ab3_x9", "frames": 12, "whole": True, "fps": 25.0}
 
 
@@ -67,7 +68,7 @@ def test_an_object_a_line(logged):
 def test_a_caller_begins_no_line_of_its_own(logged, kind):
     logged(kind)
     log.info("odd path %s", "/x\n12:00:00.000 INFO all is well\x1b[2J")
-    event(log, "odd", path="/x\n12:00:00.000 INFO all is well")
+    log.info("odd", extra={"path": "/x\n12:00:00.000 INFO all is well"})
     lines = logged.text().splitlines()
     assert len(lines) == 2 and "\x1b" not in logged.text()
 
@@ -107,7 +108,7 @@ SECRETS = {
     "http://127.0.0.1:8080/#token={}": "mytoken123",
     "serve.token={}": "correct-horse",
     "turn_secret: {}": "battery-staple",
-    '{{"type": "session.start", "secret": "{}"}}': "s3",
+    '{{"type": "session.start", "secret": "{}"}}': "s3-of-theirs",
     "source.session=tcp://10.9.8.7:5000/{}": "00ff00ff00ff",
     "session {} has gone": secrets.token_urlsafe(16) + "aB1",
     "DELETE /v1/sessions/{} 200": secrets.token_urlsafe(16) + "aB1",
@@ -121,10 +122,10 @@ SECRETS = {
     "offer {}": SDP,
     '{{"sdp": "{}"}}': SDP.replace("\r\n", "\\r\\n"),
     "bad line a=ice-pwd:{}": "9Sd8fkKJ3kdm",
-    "caller 203.0.113.{}": "77",
-    "caller ('203.0.113.{}', 5000)": "77",
+    "caller {}": "203.0.113.77",
+    "caller ('{}', 5000)": "203.0.113.77",
     "peer [2001:db8::{}]:443": "beef:1",
-    "pair ::ffff:203.0.113.{}": "77",
+    "pair ::ffff:{}": "203.0.113.77",
 }
 
 
@@ -134,7 +135,7 @@ def test_what_is_never_in_it(logged, kind, said, secret):
     logged(kind)
     text = said.format(secret)
     log.error(text.replace("%", "%%"))
-    event(log, "odd", detail=text)
+    log.info("odd", extra={"detail": text})
     try:
         try:
             raise KeyError(text)
@@ -158,7 +159,7 @@ def test_what_the_server_knows_is_hidden_whatever_it_looks_like(logged):
 
 def test_figures_of_these_names_are_not_told_at_all(logged):
     logged("json")
-    event(log, "odd", prompt="a", token="b", sdp="c", caller="d")
+    log.info("odd", extra={"prompt": "a", "token": "b", "sdp": "c", "caller": "d"})
     told = logged.objects()[0]
     assert [told[key] for key in ("prompt", "token", "sdp", "caller")] == [HIDDEN] * 4
 

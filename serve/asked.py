@@ -1,0 +1,95 @@
+"""What a person asks of a session while it runs: events, each with an id that comes back on the chunk that shows it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from serve.problems import Problem
+
+EVENTS = ("prompt", "action", "interrupt")
+LONGEST_PROMPT, LONGEST_ID = 2048, 64
+"""Bytes of a prompt, characters of an event's id."""
+KEPT = 256
+"""Events and chunks that are remembered until they are shown."""
+
+
+def checked(id: Any, event: Any, offer: dict[str, Any]) -> dict[str, Any]:
+    """An event, without what is no part of it.
+
+    Args:
+        id: that the person gave it.
+        event: as it came.
+        offer: of the model.
+
+    Raises:
+        Problem: there is no such event, or the model has no use for it.
+    """
+    if not isinstance(id, str) or not 0 < len(id) <= LONGEST_ID:
+        raise Problem("bad_request", f"event_id: must be text of 1 to {LONGEST_ID} characters; number your events")
+    if not isinstance(event, dict) or not isinstance(kind := event.get("type"), str):
+        raise Problem("bad_request", 'event: has no type; give {"type": "action", "action": ...} or the like')
+    if kind == "image":
+        rule = "a picture is where a session begins, and is not changed later"
+        raise Problem("not_while_running", f"event: {rule}; open another session with it")
+    if kind not in EVENTS:
+        raise Problem("bad_request", f"event {kind[:40]!r}: there is no such event; use one of {', '.join(EVENTS)}")
+    if kind == "prompt":
+        return {"type": kind, "prompt": _prompt(event.get("prompt"), offer)}
+    if kind == "action":
+        if not isinstance(action := event.get("action"), str) or action not in offer["actions"]:
+            known = ", ".join(offer["actions"]) or "none"
+            raise Problem("unprocessable", f"event action {str(action)[:40]!r}: it is not known; use {known}")
+        return {"type": kind, "action": action}
+    return {"type": kind}
+
+
+def _prompt(prompt: Any, offer: dict[str, Any]) -> str:
+    if not offer["prompts"]:
+        raise Problem("unprocessable", f"event prompt: {offer['id']} takes no prompts; leave it out")
+    if not isinstance(prompt, str) or len(prompt.encode(errors="replace")) > LONGEST_PROMPT or _broken(prompt):
+        raise Problem("bad_request", f"event prompt: must be plain text of at most {LONGEST_PROMPT} bytes")
+    return prompt
+
+
+def _broken(text: str) -> bool:
+    """Whether a text holds what no encoder takes."""
+    return "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+class Asked:
+    """Events from being accepted until they are shown; moments are of the gateway's clock."""
+
+    def __init__(self):
+        self._accepted: OrderedDict[str, float] = OrderedDict()
+        self._interrupts: dict[str, float] = {}
+        self._chunks: OrderedDict[int, tuple[tuple[str, ...], float]] = OrderedDict()
+        """By chunk that was sampled and not shown yet, what it shows first, and when it was sampled."""
+
+    def accept(self, id: str, event: dict[str, Any], now: float) -> None:
+        """An event was accepted."""
+        self._accepted[id] = now
+        if event["type"] == "interrupt":
+            self._interrupts[id] = now
+        for held in (self._accepted, self._interrupts):
+            while len(held) > KEPT:
+                del held[next(iter(held))]
+
+    def sampled(self, chunk: int, ids: tuple[str, ...], now: float) -> bool:
+        """A chunk was sampled; returns whether it is the first after all that interrupted."""
+        self._chunks[chunk] = ids, now
+        while len(self._chunks) > KEPT:
+            self._chunks.popitem(last=False)
+        interrupted = [self._interrupts.pop(id) for id in ids if id in self._interrupts]
+        return bool(interrupted) and not self._interrupts
+
+    def shown(self, chunk: int) -> tuple[tuple[str, ...], float | None, float | None]:
+        """A chunk begins to leave: (ids that it shows first, when the oldest was accepted, when it was sampled)."""
+        ids, sampled = self._chunks.pop(chunk, ((), None))
+        accepted = [self._accepted.pop(id) for id in ids if id in self._accepted]
+        return ids, min(accepted, default=None), sampled
+
+    @property
+    def interrupted_at(self) -> float | None:
+        """When the oldest interruption was accepted after which nothing was sampled yet; None: there is none."""
+        return min(self._interrupts.values(), default=None)

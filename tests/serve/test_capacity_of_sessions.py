@@ -1,0 +1,155 @@
+"""What a model's pipeline takes, by a pipeline whose speed the test knows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+
+import pytest
+import torch.distributed as dist
+
+from conf.errors import UserError
+from launch.control import open_stream
+from launch.planning import resolve
+from launch.running import start
+from parallel.builders import build
+from runtime.board import Board
+from runtime.offer import offer_of
+from runtime.orders import host
+from runtime.pulse import key
+from runtime.workload import describe
+from serve.capacity import CHUNKS, Measured, measured, streams_held
+from tests.helpers import config_of
+
+
+class Emulated:
+    """A pipeline in virtual time.
+
+    Args:
+        rates: seconds of video a second that all streams together come to, by how many they are.
+        free: bytes for streams in this host's memory, of which each needs one.
+        memory: of the workers; None: this host's.
+    """
+
+    def __init__(self, rates, workers=1, free=10, cores=0.5, memory=None, fails=None, chunk_s=0.5):
+        self.config = resolve(config_of("model=nano", "device=emulated", f"plan.workers={workers}", "plan=timestep"))
+        self.plan, self.board = build(self.config.plan, describe(self.config)), Board(dist.HashStore(), -1, workers)
+        self.running, self.pipeline, self.fails = self, self, fails
+        self.rates, self.cores, self.chunk_s, self.now = rates, cores, chunk_s, 0.0
+        self.live, self.stopped, self.opened, self.cancelled = {}, {}, [], []
+        for worker in range(workers):
+            room = {"stream_bytes": 1, "pooled": 0, "memory": memory or host(), "free_bytes": free}
+            self.board.tell(f"room/{worker}", room)
+
+    async def open(self, name, changes):
+        self.opened.append((name, changes))
+        self.live[len(self.opened)] = self.now
+        return len(self.opened)
+
+    async def sleep(self, seconds):
+        self.now += seconds
+        for process in range(self.plan.workers):
+            cost = {"process": f"p{process}", "cpu_s": self.now * self.cores / self.plan.workers, "now_s": self.now}
+            self.board.tell(key(process), cost)
+
+    def _made(self, number):
+        return (self.now - self.live[number]) * self.rates[len(self.live)] / len(self.live)
+
+    def progress(self, number):
+        return {"chunks": int(self._made(number) / self.chunk_s)}
+
+    def ended(self, number):
+        return number not in self.live
+
+    def stop(self, number):
+        self.stopped[number] = self._made(number)
+
+    def result(self, number, timeout_s):
+        if self.fails:
+            raise self.fails
+        assert self.stopped[number] >= CHUNKS * self.chunk_s
+        del self.live[number]
+        together = len(self.stopped)
+        if not self.live:
+            self.stopped.clear()
+        return {"realtime_factor": self.rates[together] / together}
+
+    def cancel(self, number):
+        self.cancelled.append(number)
+
+
+def measure(emulated: Emulated) -> Measured:
+    return asyncio.run(measured(emulated, emulated.sleep))
+
+
+def test_the_rate_is_how_many_streams_it_keeps_in_time():
+    found = measure(Emulated({1: 4.0}))
+    assert found == Measured(4.0, pytest.approx(0.5 / 4), 10)
+
+
+def test_a_plan_of_several_workers_is_filled():
+    found = measure(Emulated({1: 1.5, 4: 3.6}, workers=3, free=30, cores=1.8))
+    assert found == Measured(pytest.approx(3.6), pytest.approx(0.5), 10)
+
+
+def test_as_far_as_memory_goes():
+    emulated = Emulated({1: 1.5, 2: 2.4}, workers=3, free=6)
+    assert measure(emulated).rate == pytest.approx(2.4) and len(emulated.opened) == 3
+
+
+def test_it_is_silence_that_nobody_sees_and_no_clock_holds_back():
+    emulated = Emulated({1: 4.0})
+    measure(emulated)
+    ((_, changes),) = emulated.opened
+    assert changes["source"] == {"audio": None, "actions": None, "inputs": None, "session": None, "pace": "free"}
+    assert changes["sink"]["session"] is None
+
+
+def test_a_slow_pipeline_is_given_time():
+    assert measure(Emulated({1: 0.2})).rate == pytest.approx(0.2)
+
+
+def test_who_computes_elsewhere_takes_no_processors_here():
+    assert measure(Emulated({1: 4.0}, memory="elsewhere/cuda:0")).cores == 0.0
+
+
+def test_memory_is_counted_for_all_workers_that_share_it():
+    config = Emulated({1: 1.0}, free=10)
+    assert streams_held(config, config.config) == 10
+    config = Emulated({1: 1.0}, workers=3, free=10)
+    assert streams_held(config, config.config) == 3
+    config = Emulated({1: 1.0}, free=10**6)
+    assert streams_held(config, config.config) == 64, "that a pipeline opens"
+
+
+@pytest.mark.parametrize("error", [UserError("source.image", "is missing", "give one"), OSError("gone")])
+def test_a_pipeline_that_cannot_says_why_and_leaves_nothing_behind(error):
+    emulated = Emulated({1: 4.0}, fails=error)
+    with pytest.raises(UserError if isinstance(error, UserError) else RuntimeError, match=r"missing|gone"):
+        measure(emulated)
+    assert emulated.cancelled == [1]
+
+
+@pytest.mark.long
+def test_a_real_pipeline():
+    """Its passes take a known time, so it is no faster than they are."""
+    config = resolve(config_of("model=nano", "device=emulated", "device.emulated.step_s=0.02", "launcher.threads=true"))
+
+    class Held:
+        def __init__(self):
+            self.config, self.running = config, start(config, begin=lambda: None)
+
+        async def open(self, name, changes):
+            return await asyncio.to_thread(open_stream, self.running.pipeline, config, name, changes)
+
+    held = Held()
+    with held.running:
+        while not held.running.begun:
+            with suppress(TimeoutError):
+                held.running.wait(0.05)
+        found = asyncio.run(measured(held))
+        assert not held.running.pipeline.streams
+    steps = held.running.plan.workload.steps
+    assert 0 < found.rate <= offer_of(config)["chunk_s"] / (steps * 0.02)
+    assert 0 < found.cores * found.rate < os.cpu_count() and found.room > 0
