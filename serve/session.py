@@ -97,6 +97,8 @@ class Session:
         self._chunks = self._frames = self._late_chunks = 0
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self._pictures: deque[float] = deque(maxlen=256)
+        self._pts = -1
+        """Of the last picture, in ticks of VIDEO_RATE."""
         self._latency_s: float | None = None
         self._work: set[asyncio.Task] = set()
 
@@ -113,6 +115,7 @@ class Session:
             RuntimeError: the pipeline is gone.
         """
         self.state, self._created = "starting", self._clock()
+        self._active = self._created
         self.expires_at = time.time() + self._length_s
         ends = self._ends.open()
         changes = changes | {name: changes.get(name, {}) | ends[name] for name in ends}
@@ -329,7 +332,8 @@ class Session:
 
     def packet(self, packet: Packet) -> None:
         """See `Heard`."""
-        if packet.kind == "video":
+        if packet.kind == "video" and packet.pts != self._pts:  # else the same picture in another codec
+            self._pts = packet.pts
             self._pictures.append(self._clock())
         for viewer in list(self._viewers):
             if viewer.codec == packet.codec or (packet.kind == "sound" and viewer.codec):
