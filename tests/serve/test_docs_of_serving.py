@@ -160,14 +160,15 @@ def address(folder, environment):
     arguments = [*started.replace("$TOKEN", TOKEN).split(), "serve.port=0", "output_dir=out"]
     command = [sys.executable, "-m", "launch.serve", *arguments]
     log = (folder / "log").open("w")
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as server:
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+    ) as server:
         found = next((line for line in server.stdout if line.startswith("open ")), "")
         assert found, (folder / "log").read_text()
         yield found.split()[1].partition("/#")[0]
         server.send_signal(signal.SIGINT)
         server.stdout.read()
         assert server.wait(PATIENT_S) == 0, (folder / "log").read_text()
-    log.close()
 
 
 def shell(body, folder, environment, **more):
@@ -184,9 +185,7 @@ def shell(body, folder, environment, **more):
 def told(address, session, folder, environment):
     """A session's figures."""
     line = 'curl -sS -H "Authorization: Bearer $TOKEN" -H "X-Session-Secret: $SECRET" $SERVER/v1/sessions/$ID'
-    return json.loads(
-        shell(line, folder, environment, SERVER=address, ID=session["id"], SECRET=session["secret"])
-    )
+    return json.loads(shell(line, folder, environment, SERVER=address, ID=session["id"], SECRET=session["secret"]))
 
 
 def replayed(session, folder, environment):
