@@ -18,12 +18,14 @@ GROWTH = 1.08
 """Per second, at most."""
 HEAVY_LOSS, NO_LOSS = 0.10, 0.02
 """Shares of packets: above the first the line is too narrow, whatever is estimated; below the second it is well."""
-ROOM = 1.25
-"""An estimate is at most about half above what arrives. So one that is well above what is sent says that the line is
-not full, not how wide it is: a still picture would otherwise talk itself down to the floor, and stay there."""
+ROOM, JAM = 1.25, 0.85
+"""An estimate begins at what arrives, rises to half above it and no further, and falls to 0.85 of it in a jam. So only
+one below JAM of what is sent tells of a jam, and one above ROOM of it says that the line is not full, not how wide it
+is: small pictures would otherwise talk themselves down to the floor on any line, and stay there."""
 RECOVERED = 1.2
 """Of the floor: from there on every frame is sent again."""
-WINDOW_S = 1.0
+WINDOW_S, LEAST_S = 2.0, 0.5
+"""Over which it is counted what is sent: key frames are many times as large as others."""
 
 
 class Rate:
@@ -41,6 +43,7 @@ class Rate:
         self._sound_bps, self._clock = sound_bps, clock
         self._rate, self._ceiling, self._grown_at = float(START_BPS), float(UNKNOWN_BPS), clock()
         self._sent: deque[tuple[float, int]] = deque()
+        self._began_at = 0.0
         self.every = 1
 
     @property
@@ -50,15 +53,22 @@ class Rate:
 
     def sent(self, size: int) -> None:
         """A coded picture of `size` bytes is on its way."""
-        self._sent.append((self._clock(), 8 * size))
+        now = self._clock()
+        if not self._sent:
+            self._began_at = now
+        self._sent.append((now, 8 * size))
         self._forget()
 
     def estimate(self, bits_per_second: float) -> None:
         """What gets through, as the viewer has it."""
-        self._ceiling = bits_per_second * SHARE - self._sound_bps
         self._forget()
-        if bits_per_second > ROOM * sum(bits for _, bits in self._sent) / WINDOW_S:
+        seconds = min(max(self._clock() - self._began_at, LEAST_S), WINDOW_S)
+        sent = sum(bits for _, bits in self._sent) / seconds
+        self._ceiling = bits_per_second * SHARE - self._sound_bps
+        if bits_per_second > ROOM * sent:
             self._ceiling = max(self._ceiling, START_BPS)
+        elif bits_per_second >= JAM * sent:
+            self._ceiling = max(self._ceiling, self._rate)
         self._grow()
 
     def lost(self, share: float) -> None:

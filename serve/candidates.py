@@ -114,7 +114,7 @@ def _meant(address: Address) -> Iterator[Address]:
             yield address.sixtofour
         if address.teredo is not None:
             yield from address.teredo
-        if address in TRANSLATED or int(address) >> 32 == 0:
+        if address in TRANSLATED or (int(address) >> 32 == 0 and not address.is_loopback):
             yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
 
 

@@ -17,15 +17,16 @@ from conf.errors import UserError
 from conf.typed import shown
 from runtime.offer import PROTOCOL
 from runtime.reasons import LONGEST_LINE as LONGEST_SAID
+from serve.lines import Lines
 from serve.link import Connection
 
 log = logging.getLogger(__name__)
 
 BEAT_S, SILENT_S, ANSWER_S, CLOSE_S = 1.0, 10.0, 30.0, 10.0
-"""Between signs of life; without one for so long the pipeline is gone; longest wait for an answer; for its end."""
-LONGEST_LINE, MOST_WAITING = 1 << 20, 1 << 22
-"""Bytes of a line that is taken in, and of those that the pipeline has not taken."""
-BLOCK = 1 << 16
+"""Between signs of life; without one for so long the pipeline counts as gone; longest wait for an answer, and for the
+end that was ordered."""
+MOST_WAITING = 1 << 22
+"""Bytes that the pipeline has not taken, at most."""
 
 
 class Joined:
@@ -45,6 +46,7 @@ class Joined:
         on_ended: called with the number and the report of every stream that ends.
         on_lost: called once, with why, when it has gone; no stream of it goes on.
         closed: whether it opens no more streams.
+        loaded: set once all its workers have loaded.
         lost: why it has gone; None: it has not.
     """
 
@@ -54,6 +56,7 @@ class Joined:
         self.on_lost: Callable[[str], None] = lambda why: None
         self.closed = False
         self.lost: str | None = None
+        self.loaded = asyncio.Event()
         self._gone = asyncio.Event()
         self._lines, self._writer, self._silent_s = lines, writer, silent_s
         self._questions = count()
@@ -180,6 +183,8 @@ class Joined:
                 self._early[number] = report
         elif "health" in told:
             self._health, self._told_at = [dict(one) for one in told["health"]], asyncio.get_running_loop().time()
+            if self._health and all(one["loaded"] for one in self._health):
+                self.loaded.set()
         elif "progress" in told:
             self._progress = {int(number): at for number, at in told["progress"].items()}
         elif "closed" in told:
@@ -229,43 +234,24 @@ def _raised(error: dict[str, Any]) -> Exception:
     return RuntimeError(str(error["line"]))
 
 
-class Lines:
-    """Lines that come on a connection.
-
-    Args:
-        reader: of it.
-    """
-
-    def __init__(self, reader: asyncio.StreamReader):
-        self._reader, self._held = reader, bytearray()
-
-    async def next(self) -> bytes | None:
-        """The next that is not empty, without its end; None: there are no more, or one is too long."""
-        while True:
-            line, end, rest = self._held.partition(b"\n")
-            if end:
-                self._held = rest
-                if line.strip():
-                    return bytes(line)
-            elif len(self._held) > LONGEST_LINE or not (block := await self._reader.read(BLOCK)):
-                return None
-            else:
-                self._held += block
-
-
 class Joins:
     """The pipelines that a gateway waits for.
 
     Args:
         most: how many.
-        on_joined: called with each that is let in, before anything else comes of it.
+        on_joined: called with each that has been let in, once it has loaded.
         silent_s: after which one counts as gone.
 
     Attributes:
         there: those that have joined and have not gone.
     """
 
-    def __init__(self, most: int, on_joined: Callable[[Joined], None], silent_s: float = SILENT_S):
+    def __init__(
+        self,
+        most: int,
+        on_joined: Callable[[Joined], None],
+        silent_s: float = SILENT_S,
+    ):
         self._most, self._on_joined, self._silent_s = most, on_joined, silent_s
         self.there: list[Joined] = []
 
@@ -290,11 +276,18 @@ class Joins:
                 writer.write_eof()
             return
         writer.write(b'{"welcome":true}\n')
+        loading = asyncio.ensure_future(self._loaded(joined))
         try:
-            self._on_joined(joined)
             await joined.run()
         finally:
+            loading.cancel()
             self.there.remove(joined)
+
+    async def _loaded(self, joined: Joined) -> None:
+        """Say that one is there, once streams can go on it: weights may take minutes."""
+        await joined.loaded.wait()
+        log.info("%s has joined: %s", joined.name, joined.hello.get("plan"))
+        self._on_joined(joined)
 
     def _let_in(self, hello: Any, lines: Lines, writer: asyncio.StreamWriter) -> Joined | str:
         """The pipeline that says hello, or why it is not wanted."""

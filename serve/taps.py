@@ -15,9 +15,9 @@ from typing import Any
 
 from aioice import Connection
 from aioice.ice import get_or_create_mdns_protocol
-from aiortc import RTCIceCandidate, RTCRtpSender, RTCSctpTransport
+from aiortc import RTCIceCandidate, RTCIceServer, RTCRtpSender, RTCSctpTransport
 from aiortc.rtcdtlstransport import RTCDtlsTransport
-from aiortc.rtcicetransport import candidate_to_aioice
+from aiortc.rtcicetransport import candidate_to_aioice, parse_stun_turn_uri
 from aiortc.rtp import RTCP_PSFB_APP, RtcpPsfbPacket, RtcpRrPacket, RtcpSrPacket, unpack_remb_fci
 
 from serve.candidates import Reach
@@ -85,6 +85,20 @@ def _guard(owner: Any, name: str, wrong: Callable[[], None], full: Callable[[], 
             wrong()
 
     setattr(owner, name, guarded)
+
+
+def servers(given: list[dict[str, Any]]) -> list[RTCIceServer]:
+    """STUN and TURN servers for this side, as `serve.ice.ice_servers` lists them; never the library's own default.
+
+    An address that the library cannot read, such as one with an IPv6 address in it, is left to the browser.
+    """
+    found = []
+    for server in given:
+        for url in server["urls"]:
+            with contextlib.suppress(ValueError):
+                parse_stun_turn_uri(url)
+                found.append(RTCIceServer(url, server.get("username"), server.get("credential")))
+    return found
 
 
 def gather_loopback(connection: Connection) -> None:

@@ -24,6 +24,7 @@ from serve.bitrate import Rate
 from serve.candidates import Reach, is_name
 from serve.channels import FLOOD_PER_SECOND, Allowance, Control, Keys
 from serve.description import Offered, read
+from serve.ice import ice_servers
 from serve.media import VIDEO_RATE, Packet, Shown, Viewer
 from serve.microphone import Microphone
 from serve.problems import Problem
@@ -87,7 +88,7 @@ class Peer(Viewer):
     def __init__(self, session: Session, offered: Offered, serve: ServeConfig, clock: Callable[[], float]):
         self.id, self.codec = secrets.token_urlsafe(6), offered.codec
         self._session, self._offered, self._reach, self._clock = session, offered, Reach.of(serve), clock
-        self._connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self._connection = RTCPeerConnection(RTCConfiguration(taps.servers(ice_servers(serve))))
         self._sound = session.served.offer["hears"] and offered.heard
         self._tracks = {"video": CodedTrack("video", lambda: session.key_frame("queue"))}
         if self._sound:
@@ -102,7 +103,8 @@ class Peer(Viewer):
         self._flood = Allowance(FLOOD_PER_SECOND, clock)
         self._unsaid: list[dict[str, Any]] = []
         self._begun_at = self._heard_at = self._figures_at = clock()
-        self._attached = self._done = False
+        self._attached = False
+        self._place: tuple[int, int] | None = None
         self._end: asyncio.Task | None = None
         self._tick: asyncio.TimerHandle | None = None
         self.closed = asyncio.Event()
@@ -143,11 +145,11 @@ class Peer(Viewer):
         """Tell on `control` what begins."""
         told = {"chunk": shown.chunk, "frames": shown.frames, "events": list(shown.events)}
         told |= {"latency_s": shown.latency_s, "late_s": shown.late_s, "pts_s": shown.pts / VIDEO_RATE}
+        told |= {"audio_held_s": round(self._session.speech_held_s, 3)}
         self.notice({"type": "video.chunk_metadata"} | told)
 
     def notice(self, message: dict[str, Any]) -> None:
         """Say it on `control`; before that is open it is kept."""
-        self._done = self._done or message.get("type") == "session.done"
         if self._control is None:
             if self._offered.talks and len(self._unsaid) < MOST_UNSAID:
                 self._unsaid.append(message)
@@ -178,7 +180,8 @@ class Peer(Viewer):
         """After the offer is set, when one transport is left; before anything is gathered or received."""
         by_kind = {transceiver.kind: transceiver for transceiver in self._connection.getTransceivers()}
         sender, transport = by_kind["video"].sender, by_kind["video"].sender.transport
-        taps.listen(sender, partial(self._session.key_frame, "loss"), self._estimated, self._lost)
+        reports = [partial(self._reported, take) for take in (self.rate.estimate, self.rate.lost)]
+        taps.listen(sender, partial(self._session.key_frame, "loss"), *reports)
         taps.guard(transport, self._connection.sctp, partial(self.close, "failed"))
         connection = transport.transport._connection
         if self._reach.loopback:
@@ -245,17 +248,21 @@ class Peer(Viewer):
         if late or (self._control is not None and now - self._heard_at > BEAT_S):
             self.close("vanished")
         if self._end is None:
-            if self._control is not None and now - self._figures_at >= FIGURES_S:
-                self._figures_at = now
-                self.notice({"type": "session.figures"} | self._session.figures())
+            if self._control is not None:
+                self._tell(now)
             self._tick = asyncio.get_running_loop().call_later(TICK_S, self._look)
 
-    def _estimated(self, bits_per_second: float) -> None:
-        self.rate.estimate(bits_per_second)
-        self._follow()
+    def _tell(self, now: float) -> None:
+        """How the session stands, each second; and where it is in the queue, when that changes."""
+        if now - self._figures_at >= FIGURES_S:
+            self._figures_at = now
+            self.notice({"type": "session.figures"} | self._session.figures())
+        if (place := self._session.waiting) is not None and (where := (place[0], round(place[1]))) != self._place:
+            self._place = where
+            self.notice({"type": "session.queued", "position": where[0], "wait_s": where[1]})
 
-    def _lost(self, share: float) -> None:
-        self.rate.lost(share)
+    def _reported(self, take: Callable[[float], None], value: float) -> None:
+        take(value)
         self._follow()
 
     def _follow(self) -> None:
@@ -270,8 +277,9 @@ class Peer(Viewer):
             self._tick.cancel()
         if self._attached:
             self._session.detach(self)
-        if not self._done:
-            self.notice({"type": "session.done", "reason": reason})
+        figures = self._session.figures()
+        known = {name: figures[name] for name in ("chunks", "frames", "latents_sha256") if name in figures}
+        self.notice({"type": "session.done", "reason": reason} | known)
         try:
             await self._said()
             if self._microphone is not None:

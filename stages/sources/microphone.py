@@ -48,17 +48,22 @@ class Microphone:
 
     def give(self, at: int, samples: np.ndarray) -> None:
         """Samples [n] in [-1, 1] from position `at` on, in any order."""
-        if self._newest is not None and not -RATE < at + len(samples) - self._newest < HELD // 2:
-            self._next = self._newest = None  # another microphone, or one that was away: begin anew
+        end = at + len(samples)
+        if self._newest is not None and not -RATE < end - self._newest < HELD // 2:
+            self._newest = None  # another microphone, or one that was away: begin anew
+            self._restart()
             self._there[:] = False
+        if self._newest is not None and at > self._newest:
+            # What was there a whole ring ago is not what is missing now.
+            self._there[np.arange(self._newest, at) % HELD] = False
+        self._newest = end if self._newest is None else max(self._newest, end)
         if self._next is not None:
             missed = min(len(samples), max(0, self._next - at))
             self.late += missed
             at, samples = at + missed, samples[missed:]
-        samples = samples[-HELD:]
-        where = (at + np.arange(len(samples))) % HELD
-        self._ring[where], self._there[where] = samples, True
-        self._newest = max(self._newest or 0, at + len(samples))
+        old = max(0, self._newest - HELD - at)
+        where = np.arange(at + old, end) % HELD
+        self._ring[where], self._there[where] = samples[old:], True
 
     def begin(self) -> None:
         """A chunk is about to be read: keep the reserve as small as the way allows."""
@@ -80,14 +85,23 @@ class Microphone:
         """The next samples, float32 [count]; silence where none has come."""
         if self._newest is None:
             return np.zeros(count, np.float32)
+        if self._next is not None and self._newest - self._next > HELD:
+            self._restart()  # nobody has read for so long that it is not held any more
         if self._next is None:
             self._next = self._newest - count - RESERVE
-        where = (self._next + np.arange(count)) % HELD
-        found = np.where(self._there[where], self._ring[where], np.float32(0))
-        self.silent += int(count - self._there[where].sum())
+        positions = np.arange(self._next, self._next + count)
+        where = positions % HELD
+        there = self._there[where] & (positions >= self._newest - HELD) & (positions < self._newest)
+        found = np.where(there, self._ring[where], np.float32(0))
+        self.silent += int(count - there.sum())
         self._there[where] = False
         self._next += count
         return found
+
+    def _restart(self) -> None:
+        """Read on behind the newest sample."""
+        self._next = None
+        self._reserves.clear()
 
     def end(self) -> None:
         """A chunk was read."""

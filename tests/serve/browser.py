@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from fractions import Fraction
 from types import SimpleNamespace
 
 import av
@@ -23,7 +24,7 @@ class Room:
 
     def __init__(self, hears: bool = True):
         self.served = SimpleNamespace(offer={"hears": hears})
-        self.state, self.reason = "running", None
+        self.state, self.reason, self.waiting, self.speech_held_s = "running", "", None, 1.5
         self.viewers, self.keys, self.follows, self.events, self.sounds, self.stops = [], [], [], [], [], []
         self.attached, self.detached = asyncio.Event(), asyncio.Event()
 
@@ -124,19 +125,18 @@ def soon(awaitable):
 
 async def until(true):
     """Let the loop run until something is so."""
-
-    async def look():
-        while not true():
-            await asyncio.sleep(0.005)
-
-    await soon(look())
+    for _ in range(2000):
+        if true():
+            return
+        await asyncio.sleep(0.005)
+    raise TimeoutError
 
 
 def pictures(codec: str, count: int = 12, size: int = 64) -> list[Packet]:
     """Coded pictures at 25 a second, the first a key frame; each is grey, 16 brighter than the one before."""
     context = av.CodecContext.create(CODECS[codec], "w")
     context.width = context.height = size
-    context.pix_fmt, context.time_base, context.framerate, context.bit_rate = "yuv420p", "1/90000", 25, 300_000
+    context.pix_fmt, context.time_base, context.framerate, context.bit_rate = "yuv420p", Fraction(1, 90000), 25, 300_000
     zero = {"preset": "superfast", "tune": "zerolatency", "threads": "1"}
     context.options = zero if codec == "h264" else {"deadline": "realtime", "lag-in-frames": "0", "cpu-used": "8"}
     context.gop_size, context.max_b_frames = 1000, 0

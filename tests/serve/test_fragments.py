@@ -8,7 +8,7 @@ import pytest
 
 from serve.fragments import Fragments
 from serve.media import PACKET_SAMPLES, SOUND_RATE, VIDEO_RATE
-from tests.serve.realtime_packets import CHUNK, FPS, HEIGHT, WIDTH, both, grey, pictures, sound
+from tests.serve.realtime_packets import FPS, HEIGHT, WIDTH, both, grey, pictures, sound
 
 FRAME = VIDEO_RATE // FPS
 
@@ -33,6 +33,16 @@ def tracks(data: bytes):
             elif at is not None:
                 heard.append((bytes(packet), at))
     return seen, heard
+
+
+def outermost(data: bytes) -> list[bytes]:
+    """The boxes that are in no other."""
+    found = []
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        found.append(data[:size])
+        data = data[size:]
+    return found
 
 
 def test_every_picture_and_packet_comes_out_at_its_time():
@@ -91,20 +101,20 @@ def test_sound_that_leaves_before_its_picture_is_kept():
     assert maker.origin == 0
 
 
-def test_fragments_are_short_and_end_with_their_chunk():
-    packets = pictures(4 * CHUNK)
+def test_fragments_are_short_and_of_one_chunk():
     maker = Fragments(WIDTH, HEIGHT, FPS, False)
-    assert maker.add(packets[0])[4:8] == b"ftyp"
-    held = [packets[0]]
-    for packet in packets[1:]:
-        piece = maker.add(packet)
-        if piece and packet.chunk != held[-1].chunk:
-            held = []  # what was held went before this picture
-        held.append(packet)
-        assert (held[-1].pts - held[0].pts) < VIDEO_RATE // 10
-        assert len({p.chunk for p in held}) == 1
-        if piece and held and (packet.pts + FRAME - held[0].pts) >= VIDEO_RATE // 10:
-            held = []
+    packets = [p._replace(chunk=i // 5) for i, p in enumerate(pictures(33))]  # no multiple of a fragment
+    _, (begin, *pieces) = muxed(packets, maker=maker)
+    assert begin[4:8] == b"ftyp"
+    numbers = []
+    boxes = outermost(b"".join(pieces))
+    for moof, mdat in zip(boxes[::2], boxes[1::2], strict=True):
+        with av.open(io.BytesIO(begin + moof + mdat), format="mp4") as file:
+            held = [p.pts // FRAME for p in file.demux(video=0) if p.pts is not None]
+        assert len({number // 5 for number in held}) == 1
+        assert len(held) * FRAME <= VIDEO_RATE // 10
+        numbers += held
+    assert numbers == list(range(len(packets)))
 
 
 def test_pictures_at_half_the_rate_leave_no_holes():

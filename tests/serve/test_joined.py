@@ -18,7 +18,8 @@ from launch.remote import called
 from runtime.board import PeerLost
 from runtime.offer import offer_of
 from runtime.orders import Cancel, Close, Open
-from serve.joined import LONGEST_LINE, Joined, Joins, command
+from serve.joined import Joined, Joins, command
+from serve.lines import LONGEST_LINE
 from serve.link import Link
 from tests.helpers import config_of
 from tests.launch.gateway import TOKEN
@@ -27,22 +28,35 @@ from tests.runtime.driven import Driven
 HELLO = {"protocol": 1, "offer": {"id": "nano", "fps": 16}, "plan": "timestep", "workers": 2}
 
 
+class Remembering(Joins):
+    """Remembers everyone who was let in, in order."""
+
+    def __init__(self, *args: object):
+        super().__init__(*args)
+        self.joined: list[Joined] = []
+        self.came = asyncio.Event()
+
+    def _let_in(self, *args: object) -> Joined | str:
+        made = super()._let_in(*args)
+        if isinstance(made, Joined):
+            self.joined.append(made)
+            self.came.set()
+        return made
+
+
 class Place:
     """Where pipelines join, on a port of its own; a context.
 
     Attributes:
-        joined: every one that was let in, in order.
+        joins: who came.
+        ready: those that have loaded.
     """
 
     def __init__(self, most: int = 1, silent_s: float = 10.0, link: Link | None = None):
-        self.joined: list[Joined] = []
-        self.came = asyncio.Event()
-        self.joins = Joins(most, self._came, silent_s)
+        self.ready: asyncio.Queue[Joined] = asyncio.Queue()
+        self.joins = Remembering(most, self.ready.put_nowait, silent_s)
+        self.joined, self.came = self.joins.joined, self.joins.came
         self._link = link or Link("127.0.0.1")
-
-    def _came(self, joined: Joined) -> None:
-        self.joined.append(joined)
-        self.came.set()
 
     async def __aenter__(self) -> "Place":
         await self._link.open()
@@ -178,6 +192,29 @@ def test_another_certificate_is_not_talked_to(encrypted):
             assert not place.joined
 
     refused()
+
+
+async def says_loaded(writer) -> None:
+    """Tell that all workers have loaded."""
+    one = {"worker": "0", "alive": True, "loaded": True, "at": "x", "at_s": 0.0, "moved_s": 0.0, "lost": None}
+    say(writer, {"health": [one | {"loaded": False}]})
+    say(writer, {"health": [one]})
+
+
+@runs
+async def test_one_is_there_once_all_its_workers_have_loaded():
+    async with Place() as place, place.pipeline() as (reader, writer):
+        assert await heard(reader) == {"welcome": True}
+        one = {"worker": "0", "alive": True, "loaded": True, "at": "x", "at_s": 0.0, "moved_s": 0.0, "lost": None}
+        (joined,) = place.joined
+        for told in ([], [one, one | {"loaded": False}]):
+            say(writer, {"health": told})
+        say(writer, {"progress": {"0": {}}})
+        while joined.progress(0) is None:  # all before it has been taken in
+            await asyncio.sleep(0)
+        assert not joined.loaded.is_set() and place.ready.empty()
+        say(writer, {"health": [one, one]})
+        assert await place.ready.get() is joined
 
 
 @runs

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import socket
 from itertools import pairwise
 
 import av
@@ -14,6 +15,7 @@ from serve.media import VIDEO_RATE
 from serve.outbox import LONGEST_S, MOST, WORDS, Outbox
 from serve.socket import Socket
 from serve.tcp_rate import FLOOR, LAG_S, Rate, TcpRate
+from serve.tight import UNSENT, tighten
 from tests.serve.realtime_packets import FPS, both, due, pictures
 from tests.serve.realtime_server import FakeSession
 
@@ -59,15 +61,15 @@ def session():
 
 
 def test_who_stops_taking_is_skipped_to_the_next_key_frame_with_the_right_times(clock, session):
-    socket = Socket(session, True, clock)
+    watcher = Socket(session, True, clock)
     begin, sent = clock.now, []
     for packet in both(5.0, keys=(0, 70)):  # the key frame that is asked for comes at 3.5 s
         clock.now = begin + due(packet)
         if due(packet) < 1 or due(packet) >= 3:
-            sent += taken(socket.outbox)
-        socket.packet(packet)
-        assert socket.outbox.lag_s <= LONGEST_S + 0.3
-    sent += taken(socket.outbox)
+            sent += taken(watcher.outbox)
+        watcher.packet(packet)
+        assert watcher.outbox.lag_s <= LONGEST_S + 0.3
+    sent += taken(watcher.outbox)
     found = times(media(sent))
     assert ["queue"] in session.of("key_frame")
     assert [at for at in found if at >= 3.5] == pytest.approx([3.5 + i / FPS for i in range(30)], abs=1e-4)
@@ -76,37 +78,37 @@ def test_who_stops_taking_is_skipped_to_the_next_key_frame_with_the_right_times(
 
 
 def test_pictures_before_a_key_frame_ask_for_one(clock, session):
-    socket = Socket(session, True, clock)
+    watcher = Socket(session, True, clock)
     for packet in pictures(8)[1:4]:
-        socket.packet(packet)
+        watcher.packet(packet)
     assert session.of("key_frame") == [["join"]] * 3
-    assert not media(taken(socket.outbox))
+    assert not media(taken(watcher.outbox))
 
 
 def test_no_key_frame_is_asked_for_while_nothing_is_taken(clock, session):
-    socket = Socket(session, True, clock)
+    watcher = Socket(session, True, clock)
     begin = clock.now
     packets = both(4.0)
     for packet in packets:
         clock.now = begin + due(packet)
         if due(packet) < 0.5:
-            taken(socket.outbox, stuck=due(packet) >= 0.3)
-        socket.packet(packet)
-    assert not session.of("key_frame") and socket.outbox.lag_s > 3
-    taken(socket.outbox)
-    socket.packet(packets[-1]._replace(pts=4 * VIDEO_RATE, kind="video", codec="h264", key=False))
+            taken(watcher.outbox, stuck=due(packet) >= 0.3)
+        watcher.packet(packet)
+    assert not session.of("key_frame") and watcher.outbox.lag_s > 3
+    taken(watcher.outbox)
+    watcher.packet(packets[-1]._replace(pts=4 * VIDEO_RATE, kind="video", codec="h264", key=False))
     assert session.of("key_frame") == [["queue"]]
 
 
 def test_a_slow_line_lowers_the_rate_and_a_good_one_gets_it_back(clock, session):
-    socket = Socket(session, True, clock)
+    watcher = Socket(session, True, clock)
     begin = clock.now
     packets = both(9.0, keys=tuple(range(0, 180, 10)))
     for packet in packets:
         clock.now = begin + due(packet)
         if not 1 <= due(packet) < 1.8:
-            taken(socket.outbox)
-        socket.packet(packet)
+            taken(watcher.outbox)
+        watcher.packet(packet)
     asked = session.of("follow")
     assert asked[0][0] >= FLOOR and asked[-1] == [None, 1]
 
@@ -221,12 +223,12 @@ def test_sound_that_was_held_up_does_not_stay_behind():
 
 
 def test_a_chunk_that_is_shown_before_the_first_picture_is_told_behind_it(clock, session):
-    socket = Socket(session, True, clock)
-    session.viewers.append(socket)
+    watcher = Socket(session, True, clock)
+    session.viewers.append(watcher)
     session.play(pictures(10)[1:4], events=("e1",))
-    assert not any(item.kind == "video.chunk_metadata" for item in taken(socket.outbox))
+    assert not any(item.kind == "video.chunk_metadata" for item in taken(watcher.outbox))
     session.play([p._replace(pts=p.pts + VIDEO_RATE) for p in pictures(3)], events=("e2",))
-    items = taken(socket.outbox)
+    items = taken(watcher.outbox)
     kinds = [item.kind for item in items]
     assert kinds[:4] == ["video.start", "init", "video.chunk_metadata", "video.chunk_metadata"]
     first, second = (json.loads(item.data) for item in items[2:4])
@@ -235,9 +237,24 @@ def test_a_chunk_that_is_shown_before_the_first_picture_is_told_behind_it(clock,
 
 
 def test_another_encoder_s_beginning_is_not_thrown_away(clock, session):
-    socket = Socket(session, True, clock)
+    watcher = Socket(session, True, clock)
     for packet in [*pictures(5), *(p._replace(pts=p.pts + VIDEO_RATE) for p in pictures(5, width=96))]:
-        socket.packet(packet)
-    socket.outbox.empty()
-    assert [item.kind for item in taken(socket.outbox)].count("init") == 2
-    assert isinstance(socket._fragments, Fragments)
+        watcher.packet(packet)
+    watcher.outbox.empty()
+    assert [item.kind for item in taken(watcher.outbox)].count("init") == 2
+    assert isinstance(watcher._fragments, Fragments)
+
+
+def test_what_is_not_taken_waits_where_it_can_be_thrown_away():
+    async def run():
+        listener = socket.create_server(("127.0.0.1", 0))
+        there = socket.create_connection(listener.getsockname())
+        here, _ = listener.accept()
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, here)
+        tighten(transport)
+        found = transport.get_write_buffer_limits()[1], here.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+        transport.abort()
+        there.close(), listener.close()
+        return found
+
+    assert asyncio.run(run()) == (UNSENT, UNSENT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from itertools import pairwise
 
 import pytest
 from aiortc.rtcrtpreceiver import RTCRtpReceiver
@@ -21,10 +22,6 @@ from tests.serve.browser import Browser, Room, pictures, soon, sound, until
 def loopback_alone(monkeypatch):
     """No address but the one that `serve.taps` adds: as on a machine without a network."""
     monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: [])
-
-
-def seen(room, browser, codec="h264"):
-    """A call, in which all pictures and sounds are sent at once, as they come from a session that was held up."""
 
 
 @pytest.mark.parametrize(("codecs", "codec"), [((), "h264"), (("video/VP8", "video/rtx"), "vp8")])
@@ -49,8 +46,8 @@ def test_pictures_and_sound_arrive_as_they_were_coded(codecs, codec):
 
     frames, heard, room = asyncio.run(run())
     greys = [frame.to_ndarray(format="gray")[20:40, 20:40].mean() for frame in frames]
-    assert all(12 < after - before < 20 for before, after in zip(greys, greys[1:], strict=False))
-    assert {after.pts - before.pts for before, after in zip(frames, frames[1:], strict=False)} == {3600}
+    assert all(12 < after - before < 20 for before, after in pairwise(greys))
+    assert {after.pts - before.pts for before, after in pairwise(frames)} == {3600}
     assert {frame.samples for frame in heard} == {960}
     assert max(abs(frame.to_ndarray()).max() for frame in heard) > 5000
     assert room.viewers == []
@@ -68,7 +65,7 @@ def test_what_a_viewer_asks_of_its_pictures_reaches_the_session():
         me = browser.video.sender._ssrc
         await receiver._send_rtcp(RtcpPsfbPacket(fmt=RTCP_PSFB_PLI, ssrc=me, media_ssrc=ssrc))
         await until(lambda: "loss" in room.keys)
-        for bits_per_second in (20_000, 20_001):
+        for bits_per_second in (1_000, 1_001):
             fci = pack_remb_fci(bits_per_second, [ssrc])
             await receiver._send_rtcp(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=me, media_ssrc=0, fci=fci))
         await until(lambda: len(room.follows) > 1)
@@ -76,7 +73,6 @@ def test_what_a_viewer_asks_of_its_pictures_reaches_the_session():
         await soon(peer.closed.wait())
         return room.follows
 
-    # Three pictures of 64x64 are more than 20 kbit/s within a second; so that is what the line takes.
     assert asyncio.run(run())[1:] == [(150_000, 2)]
 
 
@@ -96,10 +92,12 @@ def test_control_channel():
         peer.shown(Shown(4, 12, 48, 180_000, ("e1",), 0.4, 0.0))
         told = await browser.told("video.chunk_metadata")
         assert (told["chunk"], told["events"], told["pts_s"], told["latency_s"]) == (4, ["e1"], 2.0, 0.4)
+        assert told["audio_held_s"] == 1.5
         browser.say({"type": "session.stop"})
         await until(lambda: room.stops)
         peer.close("stopped")
-        assert (await browser.told("session.done"))["reason"] == "stopped"
+        done = await browser.told("session.done")
+        assert (done["reason"], done["chunks"]) == ("stopped", 3)
         await soon(peer.closed.wait())
         peer.close("again")
         await browser.close()
@@ -114,7 +112,7 @@ def test_control_channel():
     ]
 
 
-def test_what_is_said_before_the_channel_opens_is_kept():
+def test_notices_kept_until_the_channel_opens_then_figures_and_the_place_in_the_queue():
     async def run():
         room, browser = Room(), Browser()
         attach = room.attach
@@ -126,6 +124,8 @@ def test_what_is_said_before_the_channel_opens_is_kept():
         room.attach = greet
         peer = await browser.call(room)
         assert (await browser.told("session.notice"))["kind"] == "draining"
+        room.waiting = 2, 7.4
+        assert (await browser.told("session.queued")) == {"type": "session.queued", "position": 2, "wait_s": 7}
         assert (await browser.told("session.figures"))["chunks"] == 3
         await browser.close()
         await soon(peer.closed.wait())
@@ -165,14 +165,13 @@ def test_who_says_nothing_is_gone():
 def test_who_never_connects_is_let_go(end):
     async def run():
         room, browser, clock = Room(), Browser(), Hands()
-        before = len(asyncio.all_tasks())
         await webrtc.answer(room, await browser.offer(), ServeConfig(), clock)
         if end == "nobody connects":
             clock.now += webrtc.CONNECT_S + 1
         else:
             room.state, room.reason = "ended", "drained"
         await browser.close()
-        await until(lambda: len(asyncio.all_tasks()) == before and not webrtc._ending)
+        await until(lambda: len(asyncio.all_tasks()) == 1 and not webrtc._ending)
         assert not room.attached.is_set()
 
     asyncio.run(run())
