@@ -61,8 +61,8 @@ class Heard:
         clock: seconds, monotonic.
     """
 
-    def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic):
-        self._session, self._clock = session, clock
+    def __init__(self, session: Session, viewer: Viewer, clock: Callable[[], float] = time.monotonic):
+        self._session, self._viewer, self._clock = session, viewer, clock
         self._line = Line()
         self._resamplers: dict[bool, tuple[tuple[int, int], av.AudioResampler]] = {}
 
@@ -81,7 +81,7 @@ class Heard:
         if not audio.live:
             self._session.speech(pcm)
         elif (at := self._line.place(len(pcm) // 2, self._clock())) is not None:
-            self._session.sound(pcm, at)
+            self._session.sound(pcm, at, self._viewer)
 
     def _resampled(self, audio: Audio, data: bytes) -> bytes:
         form = audio.sample_rate, audio.channels
