@@ -289,7 +289,7 @@ class Session:
             self._ends.mute()
         self._ends.event(id, event)
 
-    def sound(self, pcm: bytes, at: int, by: Viewer) -> None:
+    def sound(self, pcm: bytes, at: int, by: Viewer | None) -> None:
         """A microphone's sound: 16-bit 16 kHz mono, from position `at` on the microphone's own time line.
 
         One is heard at a time: another viewer's once this one's has not come for TURN_S.

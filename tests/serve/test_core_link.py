@@ -13,10 +13,10 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from conf.errors import UserError
+from conf.schema.serve import ServeConfig
 from serve import link as serving
 from serve.link import HELD, Connection, Link
 from serve.tls import certificate
-from conf.schema.serve import ServeConfig
 from stages.link import LONGEST_BODY, LONGEST_LINE, Wire, connect
 
 HOST = "127.0.0.1"
@@ -225,7 +225,7 @@ def test_what_is_no_message_ends_the_connection_at_either_end(said):
         async with opened() as link:
             guest = Guest()
             token = link.expect(guest.take).rpartition("/")[2]
-            reader, writer = await asyncio.open_connection(HOST, link.port)
+            _reader, writer = await asyncio.open_connection(HOST, link.port)
             writer.write(token.encode() + line(kind="good", bytes=0) + said)
             writer.write_eof()
             await guest.left.wait()
