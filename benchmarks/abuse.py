@@ -35,8 +35,9 @@ from serve import client
 
 CASES, SEED = 10_000, 0
 WORLD, AVATAR = "pocket_world", "pocket_avatar"
-AT_ONCE, HELD = 4, 12
-"""Cases under way, and connections beside them that never come to the point."""
+AT_ONCE, RATE, HELD = 4, 100.0, 12
+"""Cases under way and in a second (more would measure the machine, which is theirs as well as the server's), and
+connections beside them that never come to the point."""
 WARM = 500
 """Cases before memory is first looked at: by then everything has been loaded and every table has its size."""
 ALONE_S, ANSWER_S, START_S = 20.0, 20.0, 180.0
@@ -156,6 +157,11 @@ def fault(made: Case, answer: bytes | None) -> str | None:
     return None
 
 
+def first_status(answer: bytes | None) -> str:
+    """`4xx`, `2xx`, or `-` where the connection was only cut; a WebSocket that was opened is `1xx`."""
+    return f"{chr(answer[9])}xx" if answer and answer.startswith(b"HTTP/1.1 ") else "-"
+
+
 async def hold(target: Target, number: int) -> None:
     """Connections that never come to the point, one after the other: silent, in the middle, or a byte a second."""
     host, _, port = target.host.rpartition(":")
@@ -177,10 +183,11 @@ async def hold(target: Target, number: int) -> None:
 
 async def storm(numbers: range, seed: int, target: Target, told: Counter, faults: list[str]) -> None:
     """Send cases, some at a time."""
-    waiting = iter(numbers)
+    waiting, began = iter(numbers), time.monotonic()
 
     async def one() -> None:
         for number in waiting:
+            await asyncio.sleep(began + (number - numbers.start) / RATE - time.monotonic())
             made = case(number, seed, target)
             try:
                 answer = await sent(made, target)
@@ -188,7 +195,7 @@ async def storm(numbers: range, seed: int, target: Target, told: Counter, faults
                 faults.append(f"{number} {made.kind}: nobody takes connections ({error})")
                 await asyncio.sleep(1)
                 continue
-            told[made.kind] += 1
+            told[f"{made.kind} {first_status(answer)}"] += 1
             if wrong := fault(made, answer):
                 faults.append(f"{number} {made.kind}: {wrong}")
                 print(f"  {faults[-1]}"[:300], flush=True)
@@ -199,7 +206,7 @@ async def storm(numbers: range, seed: int, target: Target, told: Counter, faults
 async def attack(
     cases: int, seed: int, target: Target, process: subprocess.Popen
 ) -> tuple[Counter, list[str], tuple[int, int]]:
-    """(cases by kind, faults, memory of the gateway when warm and in the end)."""
+    """(cases by kind and answer, faults, memory of the gateway when warm and in the end)."""
     told: Counter = Counter()
     faults: list[str] = []
     holding = [asyncio.create_task(hold(target, number)) for number in range(HELD)]
@@ -235,17 +242,13 @@ def measure(cases: int, seed: int, folder: Path) -> dict[str, Any]:
             ready = asyncio.run(sent(Case("probe", (head(target, "GET", "/readyz"),)), target)) or b""
             visitor.join(10)
         complaints = err.read_text()
-        import shutil
-
-        shutil.copy(err, "/tmp/http_abuse.err")
-        print("DBG", took, alone, among, visitor.error, visitor.session.done, faults)
     kept = [word for word in (token, session.secret, before["secret"]) if word in complaints]
     lateness = [late / max(chunks, 1) for chunks, late in (alone, among)]
     growth = end / warm - 1
     ours = [one for one in faults if "let in" not in one]
     let_in = [one for one in faults if "let in" in one]
     return {
-        "cases": dict(told),
+        "cases": dict(sorted(told.items())),
         "seconds": round(took, 1),
         "answers that are our fault, or never come": bar(len(ours), "0", not ours),
         "let in who must not be": bar(len(let_in), "0", not let_in),
