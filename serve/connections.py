@@ -22,6 +22,7 @@ from websockets.frames import Frame
 
 from serve.guard import DRESS
 from serve.problems import Problem
+from serve.tight import tighten
 
 HEAD_S, STALLED_S, CLOSING_S = 10.0, 20.0, 5.0
 """Longest wait for a request's head, for a peer that takes nothing of what is sent, and for the end of a connection."""
@@ -64,6 +65,11 @@ class Connection(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._left, self._patience, self._taken = left, Patience(), 0
         self.ws_protocol_class = partial(Socket, left=left)
+
+    def connection_made(self, transport: Any) -> None:
+        """What is sent waits here from now on, and not below."""
+        super().connection_made(transport)
+        tighten(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other end has gone, or ours."""

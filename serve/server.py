@@ -157,7 +157,7 @@ class Port:
 
     def __init__(self, app: ASGIApp, listener: socket.socket, context: ssl.SSLContext | None, crowd: Crowd):
         self._config = Config(
-            app, interface="asgi3", http=Connection, lifespan="off", log_config=None, log_level="error",
+            app, interface="asgi3", http=Connection, lifespan="off", log_config=None, log_level=None,
             access_log=False, proxy_headers=False, server_header=False, date_header=False,
             timeout_keep_alive=KEPT_S, h11_max_incomplete_event_size=HEAD_BYTES,
             ws="websockets-sansio", ws_max_size=MESSAGE_BYTES, ws_per_message_deflate=False,

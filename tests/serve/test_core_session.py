@@ -69,7 +69,7 @@ async def test_one_in_which_nothing_is_done_ends_and_what_is_done_keeps_it():
         act()
     await one.wait(50)
     assert one.session.state == "running"
-    one.session.sound(quiet, 320)  # a microphone that is merely on
+    one.session.sound(quiet, 320, None)  # a microphone that is merely on
     with pytest.raises(Problem):
         one.session.event("b", {"type": "action", "action": "fly"})
     await one.wait(11)
