@@ -70,6 +70,7 @@ class Asked:
         """An event was accepted."""
         self._accepted[id] = now
         if event["type"] == "interrupt":
+            self._interrupts.pop(id, None)
             self._interrupts[id] = now
         for held in (self._accepted, self._interrupts):
             while len(held) > KEPT:
@@ -80,8 +81,12 @@ class Asked:
         self._chunks[chunk] = ids, now
         while len(self._chunks) > KEPT:
             self._chunks.popitem(last=False)
-        interrupted = [self._interrupts.pop(id) for id in ids if id in self._interrupts]
-        return bool(interrupted) and not self._interrupts
+        order = list(self._interrupts)
+        # Those before one that was sampled were too, or will never be: a stage that is not there yet is not kept all.
+        past = max((order.index(id) + 1 for id in ids if id in self._interrupts), default=0)
+        for id in order[:past]:
+            del self._interrupts[id]
+        return past > 0 and not self._interrupts
 
     def shown(self, chunk: int) -> tuple[tuple[str, ...], float | None, float | None]:
         """A chunk begins to leave: (ids that it shows first, when the oldest was accepted, when it was sampled)."""

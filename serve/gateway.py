@@ -85,6 +85,8 @@ class Gateway:
         self._pictures: dict[str, Path] = {}
         """Of sessions, until they end."""
         self._numbers: dict[tuple[str, int], Session] = {}
+        self._early: dict[tuple[str, int], dict[str, Any]] = {}
+        """Reports of streams that nobody has yet, or has any more: one may end before it is known whose it is."""
         self._work: set[asyncio.Task] = set()
         self._ticking = asyncio.ensure_future(self._tick())
         for model in served.values():
@@ -107,6 +109,7 @@ class Gateway:
         """Serve a model, whose place in admission is known."""
         name = served.name
         self.served[name] = served
+        self._early = {key: report for key, report in self._early.items() if key[0] != name}
         served.on_ended = lambda number, report: self._stream_ended(name, number, report)
         asked = self.admission
         self.counted.watch(
@@ -162,36 +165,34 @@ class Gateway:
         served, changes = self._understood(wanted)
         picture = await self.uploads.picture(image) if (image := wanted.get("image")) else None
         try:
-            session = await self._create(served, wanted, changes, caller, picture)
+            session, place = self._admitted(served, wanted, changes, caller)
         except BaseException:
-            if picture and picture not in self._pictures.values():
+            if picture:
                 self.uploads.release(picture)
             raise
+        if picture:
+            changes["source"], self._pictures[session.id] = {"image": str(picture)}, picture
+        if place is not None:
+            await self._begin(session, place, changes)
         return session
 
-    async def _create(
-        self, served: Served, wanted: dict[str, Any], changes: dict[str, Any], caller: str, picture: Path | None
-    ) -> Session:
+    def _admitted(
+        self, served: Served, wanted: dict[str, Any], changes: dict[str, Any], caller: str
+    ) -> tuple[Session, Place | None]:
+        """A session, and its place; None: it waits for one."""
         told = Told(served.name, self.counted, self.admission.late, lambda: self._trace(session, wanted))
         session = Session(served, self.serve, self.link, told, self._over, self.clock)
         hidden.add(session.secret)
-        if picture is not None:
-            changes["source"], self._pictures[session.id] = {"image": str(picture)}, picture
         if seconds := wanted.get("seconds"):
             session.limit(seconds)
-        if wanted.get("queue"):
-            waiting = self.admission.queue(served.name, caller, wanted.get("seconds"), lambda: self._moved(session))
-            if waiting.place is None:
-                session.state, self._queued[session.id] = "queued", waiting
-                session.place = lambda: (waiting.position, waiting.wait_s)
-                self._changes[session.id] = changes
-                self._sessions[session.id] = session
-                return session
-            place = waiting.place
-        else:
-            place = self.admission.enter(served.name, caller, wanted.get("seconds"))
-        await self._begin(session, place, changes)
-        return session
+        if not wanted.get("queue"):
+            return session, self.admission.enter(served.name, caller, wanted.get("seconds"))
+        waiting = self.admission.queue(served.name, caller, wanted.get("seconds"), lambda: self._moved(session))
+        if waiting.place is None:
+            session.state, session.place = "queued", lambda: (waiting.position, waiting.wait_s)
+            self._sessions[session.id], self._queued[session.id] = session, waiting
+            self._changes[session.id] = changes
+        return session, waiting.place
 
     def _understood(self, wanted: dict[str, Any]) -> tuple[Served, dict[str, Any]]:
         """The model, and what is to be changed of its configuration."""
@@ -227,7 +228,11 @@ class Gateway:
             raise Problem("unprocessable", str(error)) from error
         except RuntimeError as error:
             raise Problem("not_ready", f"{session.served.name} cannot open a session now; come again", 5.0) from error
-        self._numbers[session.served.name, session.number] = session
+        key = session.served.name, session.number
+        if (report := self._early.pop(key, None)) is not None:
+            session.ended(report)
+            return
+        self._numbers[key] = session
         log.info("session begins", extra={"session": session.id, "model": session.served.name})
 
     def _trace(self, session: Session, wanted: dict[str, Any]) -> Silent:
@@ -241,12 +246,19 @@ class Gateway:
             self._spawn(self._begin_queued(session, waiting.place))
 
     async def _begin_queued(self, session: Session, place: Place) -> None:
+        if session.state == "ended":  # just now
+            place.leave()
+            return
         with suppress(Problem):  # its viewers are told that it failed
             await self._begin(session, place, self._changes.pop(session.id))
 
     def _stream_ended(self, model: str, number: int, report: dict[str, Any]) -> None:
         if session := self._numbers.pop((model, number), None):
             session.ended(report)
+            return
+        self._early[model, number] = report
+        while len(self._early) > ENDED:
+            del self._early[next(iter(self._early))]
 
     def _over(self, session: Session) -> None:
         """A session has ended."""
@@ -255,6 +267,7 @@ class Gateway:
         while len(self._ended) > ENDED:
             del self._ended[next(iter(self._ended))]
         self._changes.pop(session.id, None)
+        self._numbers.pop((session.served.name, session.number), None)
         if picture := self._pictures.pop(session.id, None):
             self.uploads.release(picture)
         if waiting := self._queued.pop(session.id, None):

@@ -188,7 +188,7 @@ class Conversation:
 
     def __init__(self, websocket: WebSocket, session: Session, viewer: Socket):
         self._websocket, self._session, self._viewer = websocket, session, viewer
-        self._heard = Heard(session)
+        self._heard = Heard(session, viewer)
         self._words = Limit(PER_SECOND, BURST, time.monotonic)
         self._sounds = Limit(SOUND_PER_SECOND, SOUND_BURST, time.monotonic)
 

@@ -34,6 +34,8 @@ RECENT, RATED_S = 8, 2.0
 """Chunks of which figures are kept, and seconds over which pictures are counted."""
 LOUD = 300
 """What a 16-bit sample is above where something is said."""
+TURN_S = 1.0
+"""Seconds after which another microphone is listened to."""
 END_S = 10.0
 """Longest wait for a stage that was told to end."""
 LATE_S = 0.001
@@ -88,9 +90,15 @@ class Session:
         self._rate: tuple[int | None, int] = None, 1
         self._key_at, self._key_later = self._created - KEY_EVERY_S, False
         self._held_s = 0.0
+        self._speaker: Viewer | None = None
+        self._heard_at = 0.0
+        self.peers: set[Viewer] = set()
+        """Viewers over WebRTC, those that are still connecting among them (`serve.webrtc`)."""
         self._chunks = self._frames = self._late_chunks = 0
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self._pictures: deque[float] = deque(maxlen=256)
+        self._pts = -1
+        """Of the last picture, in ticks of VIDEO_RATE."""
         self._latency_s: float | None = None
         self._work: set[asyncio.Task] = set()
 
@@ -107,6 +115,7 @@ class Session:
             RuntimeError: the pipeline is gone.
         """
         self.state, self._created = "starting", self._clock()
+        self._active = self._created
         self.expires_at = time.time() + self._length_s
         ends = self._ends.open()
         changes = changes | {name: changes.get(name, {}) | ends[name] for name in ends}
@@ -280,10 +289,17 @@ class Session:
             self._ends.mute()
         self._ends.event(id, event)
 
-    def sound(self, pcm: bytes, at: int) -> None:
-        """A microphone's sound: 16-bit 16 kHz mono, from position `at` on the microphone's own time line."""
+    def sound(self, pcm: bytes, at: int, by: Viewer | None) -> None:
+        """A microphone's sound: 16-bit 16 kHz mono, from position `at` on the microphone's own time line.
+
+        One is heard at a time: another viewer's once this one's has not come for TURN_S.
+        """
+        now = self._clock()
+        if self._speaker is not by and self._speaker in self._viewers and now - self._heard_at < TURN_S:
+            return
+        self._speaker, self._heard_at = by, now
         if max(memoryview(pcm).cast("h"), default=0) > LOUD:
-            self._active = self._clock()
+            self._active = now
         if self.served.offer["hears"]:
             self._ends.sound(pcm, at)
 
@@ -316,7 +332,8 @@ class Session:
 
     def packet(self, packet: Packet) -> None:
         """See `Heard`."""
-        if packet.kind == "video":
+        if packet.kind == "video" and packet.pts != self._pts:  # else the same picture in another codec
+            self._pts = packet.pts
             self._pictures.append(self._clock())
         for viewer in list(self._viewers):
             if viewer.codec == packet.codec or (packet.kind == "sound" and viewer.codec):
