@@ -38,8 +38,10 @@ WORLD, AVATAR = "pocket_world", "pocket_avatar"
 AT_ONCE, RATE, HELD = 4, 100.0, 12
 """Cases under way and in a second (more would measure the machine, which is theirs as well as the server's), and
 connections beside them that never come to the point."""
-WARM = 500
-"""Cases before memory is first looked at: by then everything has been loaded and every table has its size."""
+WARM = 2000
+"""Cases before memory is compared: by then everything has been loaded, and tables and the allocator have their size."""
+EACH = 500
+"""Cases between two looks at memory."""
 ALONE_S, ANSWER_S, START_S = 20.0, 20.0, 180.0
 GROWTH, LATER = 0.05, 0.01
 """Growth of the gateway, and share of chunks that may be late beyond the share before: machines have their moments."""
@@ -205,19 +207,19 @@ async def storm(numbers: range, seed: int, target: Target, told: Counter, faults
 
 async def attack(
     cases: int, seed: int, target: Target, process: subprocess.Popen
-) -> tuple[Counter, list[str], tuple[int, int]]:
-    """(cases by kind and answer, faults, memory of the gateway when warm and in the end)."""
+) -> tuple[Counter, list[str], list[int]]:
+    """(cases by kind and answer, faults, memory of the gateway after each EACH of them)."""
     told: Counter = Counter()
     faults: list[str] = []
     holding = [asyncio.create_task(hold(target, number)) for number in range(HELD)]
-    warm = min(WARM, cases // 2)
-    await storm(range(warm), seed, target, told, faults)
-    first = resident(process)
-    await storm(range(warm, cases), seed, target, told, faults)
+    memory: list[int] = []
+    for first in range(0, cases, EACH):
+        await storm(range(first, min(first + EACH, cases)), seed, target, told, faults)
+        memory.append(resident(process))
     for task in holding:
         task.cancel()
     await asyncio.gather(*holding, return_exceptions=True)
-    return told, faults, (first, resident(process))
+    return told, faults, memory
 
 
 def measure(cases: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -236,7 +238,7 @@ def measure(cases: int, seed: int, folder: Path) -> dict[str, Any]:
                 host, token, WORLD, session.id, session.secret, before["id"], before["secret"], asyncio.run(offer())
             )
             began, first = time.monotonic(), (visitor.chunks, visitor.late)
-            told, faults, (warm, end) = asyncio.run(attack(cases, seed, target, process))
+            told, faults, memory = asyncio.run(attack(cases, seed, target, process))
             among, took = visitor.since(first), time.monotonic() - began
             visitor.over = True
             ready = asyncio.run(sent(Case("probe", (head(target, "GET", "/readyz"),)), target)) or b""
@@ -244,12 +246,14 @@ def measure(cases: int, seed: int, folder: Path) -> dict[str, Any]:
         complaints = err.read_text()
     kept = [word for word in (token, session.secret, before["secret"]) if word in complaints]
     lateness = [late / max(chunks, 1) for chunks, late in (alone, among)]
-    growth = end / warm - 1
+    warm = memory[min(WARM // EACH, len(memory) // 2)]
+    growth = memory[-1] / warm - 1
     ours = [one for one in faults if "let in" not in one]
     let_in = [one for one in faults if "let in" in one]
     return {
         "cases": dict(sorted(told.items())),
         "seconds": round(took, 1),
+        f"memory of the gateway after each {EACH}, MiB": [round(size / (1 << 20), 1) for size in memory],
         "answers that are our fault, or never come": bar(len(ours), "0", not ours),
         "let in who must not be": bar(len(let_in), "0", not let_in),
         "tracebacks": bar(complaints.count("Traceback"), "0", "Traceback" not in complaints),

@@ -46,7 +46,6 @@ class Gateway:
     Attributes:
         problem: what `create` raises.
         wanted: of the last session.
-        deaf: sockets hear nothing, and say something once it is set.
     """
 
     def __init__(self, folder: Path, **settings: Any):
@@ -60,7 +59,6 @@ class Gateway:
         self.next_state, self.next_waiting = "starting", None
         self.draining = asyncio.Event()
         self.protocols: list[Any] = []
-        self.deaf: asyncio.Event | None = None
 
     def offers(self) -> list[dict[str, Any]]:
         return [{"id": "one", "object": "model", "fps": 25}]
@@ -98,9 +96,6 @@ async def _realtime(websocket: Any, gateway: Gateway) -> None:
     if gateway.problem:
         raise gateway.problem
     await websocket.accept()
-    if gateway.deaf:
-        await gateway.deaf.wait()
-        await websocket.send_text("too late")
     with contextlib.suppress(WebSocketDisconnect):
         while True:
             await websocket.send_text(await websocket.receive_text())
