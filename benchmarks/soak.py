@@ -128,7 +128,9 @@ def cycled(server: Server, count: int) -> int:
             if index % 2:
                 asyncio.run(serving.call(server.url, 0.1))
             else:
-                connection, _, bare = serving.opened(server.url)
+                made = serving.placed(server.url)
+                known = {"session": made["id"], "secret": made["secret"]}
+                connection, _, bare = serving.opened(server.url, **known)
                 connection.recv(10)
                 serving.stop(connection)
                 connection.close()

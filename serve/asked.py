@@ -6,10 +6,14 @@ from collections import OrderedDict
 from typing import Any
 
 from serve.problems import Problem
+from serve.wanted import LONGEST_PROMPT
+from stages.encode.text import split
 
 EVENTS = ("prompt", "action", "interrupt")
-LONGEST_PROMPT, LONGEST_ID = 2048, 64
-"""Bytes of a prompt, characters of an event's id."""
+LONGEST_ID = 64
+"""Characters of an event's id."""
+SAID = 5
+"""Words that a model does not know, of which somebody is told."""
 KEPT = 256
 """Events and chunks that are remembered until they are shown."""
 
@@ -50,6 +54,13 @@ def _prompt(prompt: Any, offer: dict[str, Any]) -> str:
     if not isinstance(prompt, str) or len(prompt.encode(errors="replace")) > LONGEST_PROMPT or _broken(prompt):
         raise Problem("bad_request", f"event prompt: must be plain text of at most {LONGEST_PROMPT} bytes")
     return prompt
+
+
+def unread(prompt: str, offer: dict[str, Any]) -> list[str]:
+    """Words of a prompt that mean nothing to a model that knows some words alone."""
+    known = set(offer["words"])
+    words = dict.fromkeys(split(prompt)) if known else {}
+    return [word for word in words if word not in known][:SAID]
 
 
 def _broken(text: str) -> bool:

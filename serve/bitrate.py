@@ -22,6 +22,9 @@ ROOM, JAM = 1.25, 0.85
 """An estimate begins at what arrives, rises to half above it and no further, and falls to 0.85 of it in a jam. So only
 one below JAM of what is sent tells of a jam, and one above ROOM of it says that the line is not full, not how wide it
 is: small pictures would otherwise talk themselves down to the floor on any line, and stay there."""
+NARROW_S = 2.0
+"""How long such estimates come one after the other before frames are left out for them: a browser that was busy, or has
+only begun, says so once, and its picture would be poorer for as long as growing back takes."""
 RECOVERED = 1.2
 """Of the floor: from there on every frame is sent again."""
 WINDOW_S, LEAST_S = 2.0, 0.5
@@ -44,6 +47,8 @@ class Rate:
         self._rate, self._ceiling, self._grown_at = float(START_BPS), float(UNKNOWN_BPS), clock()
         self._sent: deque[tuple[float, int]] = deque()
         self._began_at = 0.0
+        self._jammed_at: float | None = None
+        """Since when it has been told of a jam; None: the last estimate told of none."""
         self.every = 1
 
     @property
@@ -65,6 +70,10 @@ class Rate:
         seconds = min(max(self._clock() - self._began_at, LEAST_S), WINDOW_S)
         sent = sum(bits for _, bits in self._sent) / seconds
         self._ceiling = bits_per_second * SHARE - self._sound_bps
+        if bits_per_second >= JAM * sent:
+            self._jammed_at = None
+        elif self._jammed_at is None:
+            self._jammed_at = self._clock()
         if bits_per_second > ROOM * sent:
             self._ceiling = max(self._ceiling, START_BPS)
         elif bits_per_second >= JAM * sent:
@@ -76,6 +85,7 @@ class Rate:
         if share > HEAVY_LOSS:
             self._rate *= 1 - share / 2
             self._grown_at = self._clock()
+            self._jammed_at = self._grown_at - NARROW_S
             self._settle()
         elif share < NO_LOSS:
             self._grow()
@@ -89,7 +99,8 @@ class Rate:
 
     def _settle(self) -> None:
         self._rate = max(self._rate, FLOOR_BPS / 2)
-        if self._rate < FLOOR_BPS:
+        jammed = self._jammed_at is not None and self._clock() - self._jammed_at >= NARROW_S
+        if self._rate < FLOOR_BPS and jammed:
             self.every = 2
         elif self._rate >= RECOVERED * FLOOR_BPS:
             self.every = 1

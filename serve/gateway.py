@@ -15,7 +15,6 @@ from conf.errors import UserError
 from conf.schema.serve import ServeConfig
 from serve import capacity, readiness
 from serve.admission import Admission, Place, Waiting
-from serve.asked import LONGEST_PROMPT
 from serve.joined import Joined
 from serve.link import Link
 from serve.logs import hidden
@@ -33,16 +32,6 @@ TICK_S = 0.25
 """Between two looks at the clocks of sessions."""
 ENDED = 256
 """Sessions that have ended and are still told of."""
-WANTED = {
-    "model": str,
-    "prompt": str,
-    "seed": int,
-    "image": str,
-    "seconds": (int, float),
-    "queue": bool,
-    "traceparent": str,
-}
-"""What may be asked for with a session, and its type."""
 
 
 class Gateway:
@@ -156,7 +145,7 @@ class Gateway:
         """Open a session, or have it wait for a place.
 
         Args:
-            wanted: as `POST /v1/sessions` has it.
+            wanted: what `serve.wanted.Wanted` has given, and the `traceparent` of a request.
             caller: its address.
 
         Raises:
@@ -196,12 +185,8 @@ class Gateway:
 
     def _understood(self, wanted: dict[str, Any]) -> tuple[Served, dict[str, Any]]:
         """The model, and what is to be changed of its configuration."""
-        for key, value in wanted.items():
-            kind = WANTED.get(key)
-            if kind is None:
-                raise Problem("bad_request", f"{key[:40]!r}: there is no such key; use {', '.join(WANTED)}")
-            if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-                raise Problem("bad_request", f"{key}: is of another type; see docs/serving.md")
+        if not self.served:
+            raise Problem("not_ready", "no model is served yet; come again", 5.0)
         name = wanted.get("model") or next(iter(self.served))
         if name not in self.served:
             raise Problem("not_found", f"model={name[:40]!r}: is not served here; use {', '.join(self.served)}")
@@ -211,8 +196,6 @@ class Gateway:
         if prompt := wanted.get("prompt"):
             if not served.offer["prompts"]:
                 raise Problem("unprocessable", f"prompt: {name} takes none; leave it out")
-            if len(prompt.encode(errors="replace")) > LONGEST_PROMPT:
-                raise Problem("bad_request", f"prompt: is longer than {LONGEST_PROMPT} bytes; shorten it")
             changes["prompt"] = prompt
         if wanted.get("image") and not served.offer["picture"]:
             raise Problem("unprocessable", f"image: {name} takes no picture; leave it out")

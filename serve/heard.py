@@ -13,6 +13,7 @@ import numpy as np
 from serve.incoming import Audio
 
 if TYPE_CHECKING:
+    from serve.media import Viewer
     from serve.session import Session
 
 RATE = 16_000

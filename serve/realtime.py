@@ -87,7 +87,7 @@ async def _session(start: Start, websocket: WebSocket, gateway: Gateway) -> Sess
     """The session that is named, or a new one."""
     if start.session is None:
         caller = websocket.client.host if websocket.client else ""
-        return await gateway.create(start.wanted, caller)
+        return await gateway.create(start.given, caller)
     session = gateway.session(start.session)
     if session is None:
         raise Problem("not_found", "there is no such session, or it ended a while ago: open another")

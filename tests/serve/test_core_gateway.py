@@ -148,17 +148,11 @@ async def test_a_queue_that_is_full_and_a_caller_with_too_many_are_refused():
 @pytest.mark.parametrize(
     "wanted",
     [
-        {"colour": "red"},
-        {"seed": "7"},
-        {"seed": True},
         {"seconds": 0},
         {"seconds": -1},
         {"seconds": float("nan")},
         {"seconds": 1e9},
         {"model": "nowhere"},
-        {"prompt": "x" * 2049},
-        {"prompt": ["x"]},
-        {"queue": 1},
         {"image": "none"},
     ],
 )

@@ -61,7 +61,7 @@ async def test_one_in_which_nothing_is_done_ends_and_what_is_done_keeps_it():
     loud, quiet = (b"\x10\x27" * 320, b"\x01\x00" * 320)
     acts = (
         lambda: one.session.event("a", {"type": "action", "action": "forward"}),
-        lambda: one.session.sound(loud, 0),
+        lambda: one.session.sound(loud, 0, None),
         lambda: one.session.speech(quiet),
     )
     for act in acts:
@@ -69,7 +69,7 @@ async def test_one_in_which_nothing_is_done_ends_and_what_is_done_keeps_it():
         act()
     await one.wait(50)
     assert one.session.state == "running"
-    one.session.sound(quiet, 320)  # a microphone that is merely on
+    one.session.sound(quiet, 320, None)  # a microphone that is merely on
     with pytest.raises(Problem):
         one.session.event("b", {"type": "action", "action": "fly"})
     await one.wait(11)
@@ -305,7 +305,7 @@ async def test_a_model_without_ears_is_sent_no_sound():
     one = One()
     one.model.offer["hears"] = False
     source, _ = await one.begin()
-    one.session.sound(b"\x10\x27" * 320, 0)
+    one.session.sound(b"\x10\x27" * 320, 0, None)
     with pytest.raises(Problem, match="takes no sound"):
         one.session.speech(bytes(320))
     assert source.of("sound") == source.of("speech") == []

@@ -110,7 +110,7 @@ def test_candidates_of_no_use(text):
     ("settings", "reach"),
     [
         ({}, HERE),
-        ({"private_peers": "false"}, Reach(private=False, loopback=True)),
+        ({"private_peers": "false"}, Reach(private=False, loopback=False)),
         ({"host": "10.0.0.5", "token": "x" * 16}, LAN),
         ({"host": "0.0.0.0", "token": "x" * 16}, PUBLIC),
         ({"host": "0.0.0.0", "token": "x" * 16, "private_peers": "true"}, LAN),
