@@ -327,6 +327,20 @@ def test_one_that_speaks_no_tls_is_let_go(secure):
     runs(work())
 
 
+def test_one_that_does_not_finish_its_handshake_is_let_go(secure, monkeypatch):
+    monkeypatch.setattr(serving, "HANDSHAKE_S", 0.05)
+
+    async def work():
+        async with opened(secure, True) as link:
+            reader, writer = await asyncio.open_connection(HOST, link.port)
+            writer.write(b"\x16\x03\x01")  # a record of a handshake begins
+            with suppress(OSError):
+                assert await reader.read() == b""
+            writer.close()
+
+    runs(work())
+
+
 def test_closing_lets_go_of_everyone():
     async def work():
         link, guest = Link(HOST), Guest()
