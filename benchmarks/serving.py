@@ -33,8 +33,6 @@ COUNTS = "EVERFRAME_COUNTS"
 START_S, END_S = 90.0, 60.0
 TALK_S = 2.0
 """Between two things that a person who behaves does."""
-WARM = 4
-"""First chunks of a session, which are not looked at: its player has no rhythm yet."""
 PLACE_S = 10.0
 """Longest wait for a place."""
 SMALL_BUFFER = 4096
@@ -178,19 +176,21 @@ class Person(threading.Thread):
     Args:
         url: of the server.
         seed: of the session.
-        seconds: to stay.
+        seconds: to stay, once it is settled.
+        settled: set when all who are to be there are; before, nothing is counted. None: at once.
         wanted: with the session.
 
     Attributes:
         id: of the session; empty: it was refused.
-        chunks, late: after the first WARM, and those of them that were late.
+        chunks, late: that came, and those of them that were late.
         latencies: seconds from an event to its picture.
         done: the server's last word.
         refused: why not, or why no more.
     """
 
-    def __init__(self, url: str, seed: int, seconds: float, **wanted: Any):
+    def __init__(self, url: str, seed: int, seconds: float, settled: threading.Event | None = None, **wanted: Any):
         super().__init__(daemon=True)
+        self.settled = settled
         self.url, self.seed, self.seconds, self.wanted = url, seed, seconds, wanted
         self.id, self.chunks, self.late = "", 0, 0
         self.latencies: list[float] = []
@@ -212,25 +212,26 @@ class Person(threading.Thread):
 
     def _watch(self, session: client.Session) -> None:
         random = np.random.default_rng(self.seed)
-        end, talks, count = time.monotonic() + self.seconds, time.monotonic() + TALK_S, 0
-        stopped = False
+        talks, end = time.monotonic() + TALK_S, None
         for part in session:
-            if part.first:
-                count += 1
-                self._count(part.chunk, count)
             now = time.monotonic()
-            if now > talks and not stopped:
+            if end is None and (self.settled is None or self.settled.is_set()):
+                end = now + self.seconds
+            if part.first and end is not None:
+                self._count(part.chunk)
+            if now > talks:
                 talks += self.talk(session, random)
-            if now > end and not stopped:
+            if end is not None and now > end:
                 session.stop()
-                stopped = True
+                break
+        for _ in session:
+            pass  # what is under way is still played
 
-    def _count(self, chunk: client.Chunk, count: int) -> None:
+    def _count(self, chunk: client.Chunk) -> None:
+        self.chunks += 1
+        self.late += chunk.late_s > 1e-3
         if chunk.latency_s is not None:
             self.latencies.append(chunk.latency_s)
-        if count > WARM:
-            self.chunks += 1
-            self.late += chunk.late_s > 1e-3
 
     def talk(self, session: client.Session, random: np.random.Generator) -> float:
         """Say something; returns seconds until the next time."""
