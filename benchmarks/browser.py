@@ -119,7 +119,7 @@ def talk(kind: str, found: Visit) -> dict[str, Any]:
     mouth = lips.seen(kept.pixels, found.scene)
     said = lips.made(kept.said)
     delay, _, windows = middle(lips.lags(kept.shown, mouth, said, *SHIFTS_S))
-    opened, opened95, count = middle(lips.opened(kept.shown, mouth, lips.onsets(kept.said), *SHIFTS_S))
+    opened, opened95, count = middle(lips.opened(kept.shown, mouth, lips.onsets(kept.said), delay))
     numbers: dict[str, Any] = {
         "sound to picture, shift_p50_s": round(delay, 3), "windows": windows,
         "beep to opening mouth_p50_s": round(opened, 3), "p95_s": round(opened95, 3), "beeps": count,
@@ -132,7 +132,7 @@ def talk(kind: str, found: Visit) -> dict[str, Any]:
         apart = lips.lags(kept.shown, mouth, lips.made(kept.heard), *SYNC_S)
         sync, away, count = middle(apart)[0], middle(np.abs(apart))[1], middle(apart)[2]
         numbers |= {"lips after sound_p50_s": round(sync, 3), "away_p95_s": round(away, 3), "windows of lips": count}
-        after = lips.opened(kept.shown, mouth, lips.onsets(kept.heard), *SYNC_S)
+        after = lips.opened(kept.shown, mouth, lips.onsets(kept.heard), sync)
         numbers["beep heard to opening mouth_p50_s"] = round(middle(after)[0], 3)
         if kind == "direct":
             measured["lips from sound, p95"] = bar(

@@ -73,7 +73,10 @@ class Visit:
 
 def visit(place: Place, model: str, seconds: float) -> Visit:
     """Use the page for some seconds."""
-    page = place.open(place.address)
+    # Echo cancellation and the like would take beeps for noise.
+    page = place.open(
+        place.address.replace("/#", "/?microphone=raw#") if "#" in place.address else f"{place.address}/?microphone=raw"
+    )
     try:
         begun = time.monotonic()
         page.evaluate("wanted => everframe.start(wanted)", _wanted(model))
@@ -116,9 +119,9 @@ def _walk(page: Any, seconds: float) -> None:
     """Turn to one side and the other, now and then, and stand still between."""
     rng, until, count = np.random.default_rng(SEED), time.monotonic() + seconds, 0
     while time.monotonic() < until - LAST_S - HELD_S:
+        page.wait_for_timeout(rng.uniform(*RESTED_S) * MS)
         page.keyboard.down(TURNS[count % 2])
         page.wait_for_timeout(HELD_S * MS)
         page.keyboard.up(TURNS[count % 2])
-        page.wait_for_timeout(rng.uniform(*RESTED_S) * MS)
         count += 1
     page.wait_for_timeout(max(0.0, until - time.monotonic()) * MS)
