@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import chromium, lips, motion, networks, serving
+from benchmarks import chromium, lips, motion, networks, started
 from benchmarks.record import RESULTS, bar, record
 from benchmarks.visits import AVATAR, SETTLED_S, WORLD, Place, Visit, visit
 
@@ -62,13 +62,13 @@ def place(kind: str, folder: Path, seconds: float) -> Iterator[Place]:
             ends = held.enter_context(networks.line(LINES[kind]))
             reached = f"serve.host={ends.peer}", f"serve.token={TOKEN}", "serve.private_peers=true"
             server = held.enter_context(
-                serving.serving(folder / kind, *SERVED, *reached, "serve.port=8080", namespace=ends.there)
+                started.serving(folder / kind, *SERVED, *reached, "serve.port=8080", namespace=ends.there)
             )
             secure = server.address.partition("/#")[0]
             opened = held.enter_context(chromium.pages(folder, microphone, ends.here, secure))
             yield Place(opened, server.address, ends.ways)
             return
-        server = held.enter_context(serving.serving(folder / kind, *SERVED, f"serve.port={serving.free()}"))
+        server = held.enter_context(started.serving(folder / kind, *SERVED, f"serve.port={started.free()}"))
         namespace = held.enter_context(networks.port(server.port)) if kind == "port" else None
         opened = held.enter_context(chromium.pages(folder, microphone, namespace))
         yield Place(opened, server.address)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from conf.schema import Config
+from conf.schema.serve import ServedConfig
 from conf.settings import about, settings
 from launch.arguments import groups, options
 from launch.command import grouped, takes
 
 HEAD = """# Configuration
 
-Every setting of `everframe stream`, which `plan`, `doctor` and `bench` take too. This page is written by
+Every setting of `everframe stream`, which `plan`, `doctor` and `bench` take too, and of `everframe serve`, which alone
+takes those of `serve`. This page is written by
 `python -m launch.reference`; `everframe stream --help` prints the same, `everframe stream --help sink` a part of it.
 
 ```sh
@@ -33,10 +35,10 @@ def page() -> Iterator[str]:
     yield "Each chooses a file of `conf/`, whose settings may then be changed one by one.\n"
     for group in groups(Config):
         yield f"* `{group}`: " + ", ".join(f"`{name}`" for name in options(group))
-    for prefix, some in grouped(list(settings(Config))):
+    for prefix, some in grouped(list(settings(ServedConfig))):
         yield f"\n## {prefix or 'The whole run'}\n"
         if prefix:
-            yield about(Config)[prefix] + "\n"
+            yield about(ServedConfig)[prefix] + "\n"
         yield "| setting | takes | what it is |"
         yield "|---|---|---|"
         for setting in some:

@@ -154,7 +154,7 @@ def serve(config: ServedConfig, resolved: str, given: Sequence[str], stop: Stop)
             started = outcome(lambda: [start(one, held) for one in configs])
             if not outcome(partial(_begun, started, stop)):
                 return
-        outcome(lambda: asyncio.run(_serve(settings, configs, started, listener, stop, console)))
+        outcome(lambda: asyncio.run(_serve(settings, configs, started, listener, stop)))
 
 
 async def _serve(
@@ -163,13 +163,12 @@ async def _serve(
     started: Sequence[Running],
     listener: object,
     stop: Stop,
-    console: Console,
 ) -> None:
     """The gateway's loop."""
     from serve import capacity, logs, server, tls
     from serve.admission import Admission
     from serve.gateway import Gateway
-    from serve.joined import Joins
+    from serve.joined import Joins, command
     from serve.link import Link
     from serve.metrics import Metrics
     from serve.served import Held
@@ -202,7 +201,9 @@ async def _serve(
         if settings.join:
             joins = Joins(settings.join, gateway.join)
             address = link.expect(joins.take, settings.join_secret, once=False)
-            console.print(f"waiting for {settings.join} pipeline(s): everframe stream ... control={address}")
+            # Who gave the secret has it, and a batch job's output may be read by others.
+            where = address if settings.join_secret is None else f"{address.rpartition('/')[0]}/SECRET"
+            print(f"waiting for {settings.join} to join: {command('MODEL', 'PLAN', where)}", flush=True)
         loop = asyncio.get_running_loop()
         stop.then(lambda: loop.call_soon_threadsafe(gateway.begin_drain))
         await server.serve(gateway, partial(_say, gateway, settings), listener)

@@ -29,6 +29,7 @@ class Encoding:
         prompts: of the stream.
 
     Attributes:
+        private: whether what is typed is nobody else's.
         before: entries of chunks before that the next chunk's inputs reach back to, by input.
         grey: whether the reference is a grey picture, since none was given.
 
@@ -39,6 +40,7 @@ class Encoding:
     def __init__(self, model: ModelConfig, picture: Picture, encoders: Encoders, sources: Sources, prompts: Prompts):
         self.model, self.picture, self.encoders, self.inputs = model, picture, encoders, encoders.inputs
         self.tensors, self.sound, self.image, self.prompts = sources.tensors, sources.sound, sources.image, prompts
+        self.private = sources.session is not None
         self.before: Given = {}
         self.grey = False
         self._load_encoders()
@@ -125,7 +127,9 @@ class Encoding:
             return torch.zeros(1, 1, *one.shape[1:])
         prompt = self.prompts.text(self.prompts.epoch(chunk)) if prompt is None else prompt
         if unknown := self.text_encoder.ids(prompt)[1]:
-            log.warning("prompt: model=%s does not know %s", self.model.name, ", ".join(unknown))
+            # What somebody types in a session is nobody else's.
+            what = f"{len(unknown)} words of it" if self.private else ", ".join(unknown)
+            log.warning("prompt: model=%s does not know %s", self.model.name, what)
         with torch.inference_mode():
             return self.text_encoder(prompt)
 

@@ -190,6 +190,7 @@ def stream_report(
     digest = (outputs.hash if outputs else LatentsHash()).hexdigest
     found = {
         "stream": stream.id,
+        "seed": stream.seed,
         "prompt": stream.prompt,
         **timeline.summary(),
         "latents_sha256": digest,

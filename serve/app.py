@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,38 +14,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from conf.errors import UserError, positive
+from conf.errors import UserError
 from serve.guard import Guard, bearer, refusal, same
 from serve.ice import ice_servers
 from serve.limits import OFFER_BYTES, SDP_BYTES, UPLOAD_BYTES, Buckets, body, record
 from serve.problems import TYPES, Problem
+from serve.wanted import Wanted
 
 PICTURES = ("image/png", "image/jpeg", "image/webp")
-PROMPT_BYTES = 2 << 10
-SEEDS = range(1 << 63)
+TRACE = 64
+"""Characters of a header `traceparent` (W3C Trace Context) that is passed on."""
 
 Answer = Callable[[Request], Awaitable[Response]]
-
-
-@dataclass
-class Wanted:
-    """Body of POST /v1/sessions."""
-
-    model: str | None = None
-    prompt: str | None = None
-    seed: int | None = None
-    image: str | None = None
-    """The id of an upload, or a picture in base64."""
-    seconds: float | None = None
-    queue: bool = False
-    """Whether to wait for a place where there is none."""
-
-    def __post_init__(self):
-        positive("body.seconds", self.seconds)
-        if self.seed is not None and self.seed not in SEEDS:
-            raise UserError(f"body.seed={self.seed}", "is a whole number from 0, of at most 63 bits", "give another")
-        if self.prompt is not None and len(self.prompt.encode()) > PROMPT_BYTES:
-            raise UserError("body.prompt", f"has more than {PROMPT_BYTES} bytes", "say it in fewer words")
 
 
 @dataclass
@@ -156,8 +136,10 @@ class _Endpoints:
 
     async def open(self, request: Request) -> Response:
         caller = self._counted(request, "session")
-        wanted = await record(request, Wanted)
-        session = await self._gateway.create(asdict(wanted), caller)
+        wanted = (await record(request, Wanted)).given
+        if 0 < len(trace := request.headers.get("traceparent", "")) <= TRACE:
+            wanted["traceparent"] = trace
+        session = await self._gateway.create(wanted, caller)
         where = f"/v1/sessions/{session.id}"
         told = {
             "id": session.id, "secret": session.secret, "state": session.state, "model": session.served.offer["id"],

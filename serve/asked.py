@@ -6,10 +6,14 @@ from collections import OrderedDict
 from typing import Any
 
 from serve.problems import Problem
+from serve.wanted import LONGEST_PROMPT
+from stages.encode.text import split
 
 EVENTS = ("prompt", "action", "interrupt")
-LONGEST_PROMPT, LONGEST_ID = 2048, 64
-"""Bytes of a prompt, characters of an event's id."""
+LONGEST_ID = 64
+"""Characters of an event's id."""
+SAID = 5
+"""Words that a model does not know, of which somebody is told."""
 KEPT = 256
 """Events and chunks that are remembered until they are shown."""
 
@@ -52,6 +56,13 @@ def _prompt(prompt: Any, offer: dict[str, Any]) -> str:
     return prompt
 
 
+def unread(prompt: str, offer: dict[str, Any]) -> list[str]:
+    """Words of a prompt that mean nothing to a model that knows some words alone."""
+    known = set(offer["words"])
+    words = dict.fromkeys(split(prompt)) if known else {}
+    return [word for word in words if word not in known][:SAID]
+
+
 def _broken(text: str) -> bool:
     """Whether a text holds what no encoder takes."""
     return "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text)
@@ -70,6 +81,7 @@ class Asked:
         """An event was accepted."""
         self._accepted[id] = now
         if event["type"] == "interrupt":
+            self._interrupts.pop(id, None)
             self._interrupts[id] = now
         for held in (self._accepted, self._interrupts):
             while len(held) > KEPT:
@@ -80,8 +92,12 @@ class Asked:
         self._chunks[chunk] = ids, now
         while len(self._chunks) > KEPT:
             self._chunks.popitem(last=False)
-        interrupted = [self._interrupts.pop(id) for id in ids if id in self._interrupts]
-        return bool(interrupted) and not self._interrupts
+        order = list(self._interrupts)
+        # Those before one that was sampled were too, or will never be: a stage that is not there yet is not kept all.
+        past = max((order.index(id) + 1 for id in ids if id in self._interrupts), default=0)
+        for id in order[:past]:
+            del self._interrupts[id]
+        return past > 0 and not self._interrupts
 
     def shown(self, chunk: int) -> tuple[tuple[str, ...], float | None, float | None]:
         """A chunk begins to leave: (ids that it shows first, when the oldest was accepted, when it was sampled)."""

@@ -47,7 +47,7 @@ class Reach(NamedTuple):
     def of(cls, serve: ServeConfig) -> Reach:
         """What `serve.private_peers` and `serve.host` say."""
         private = _within(serve) if serve.private_peers == "auto" else serve.private_peers == "true"
-        return cls(private, serve.local)
+        return cls(private, serve.local and private)
 
     def allows(self, host: str) -> bool:
         """Whether media may go to an address, or to what a name `x.local` turns out to be."""

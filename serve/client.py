@@ -111,7 +111,7 @@ def connect(
         raise problem(error.response.body or b"", error.response.status_code) from None
     except (OSError, TimeoutError) as error:
         raise Refused("lost", f"nobody answers at {url} ({error})") from error
-    session = Session(connection, held)
+    session = Session(connection, held, owned="session" not in wanted)
     try:
         session._begin({"media": media, **wanted})
     except BaseException:
@@ -121,7 +121,8 @@ def connect(
 
 
 class Session:
-    """A session that has begun. Made by `connect`; to be closed, or used in a `with`.
+    """A session that has begun. Made by `connect`; to be closed, or used in a `with`, with which one that was opened
+    here ends.
 
     Attributes:
         id, secret: with which another connection joins it.
@@ -133,8 +134,8 @@ class Session:
         done: its last word, with `reason`; None: it goes on.
     """
 
-    def __init__(self, connection: ClientConnection, held: ExitStack):
-        self._connection, self._held = connection, held
+    def __init__(self, connection: ClientConnection, held: ExitStack, owned: bool):
+        self._connection, self._held, self._owned = connection, held, owned
         self._sending = threading.Lock()
         self._numbers = count(1)
         self._chunk: Chunk | None = None
@@ -228,6 +229,8 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._owned:
+            self.stop()
         self.close()
 
     def _begin(self, start: dict[str, Any]) -> None:

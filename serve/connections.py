@@ -15,17 +15,19 @@ from typing import Any
 import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.frames import Frame
 
 from serve.guard import DRESS
 from serve.problems import Problem
+from serve.tight import tighten
 
 HEAD_S, STALLED_S, CLOSING_S = 10.0, 20.0, 5.0
 """Longest wait for a request's head, for a peer that takes nothing of what is sent, and for the end of a connection."""
-HEAD_BYTES, MESSAGE_BYTES = 64 << 10, 1 << 20
-"""Of a request's head, and of a WebSocket's message."""
+MESSAGE_BYTES = 1 << 20
+"""Of a WebSocket's message."""
 FRAGMENTS = 1024
 """Frames of one WebSocket message: frames may be empty, so their bytes say nothing of their number."""
 
@@ -63,6 +65,11 @@ class Connection(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._left, self._patience, self._taken = left, Patience(), 0
         self.ws_protocol_class = partial(Socket, left=left)
+
+    def connection_made(self, transport: Any) -> None:
+        """What is sent waits here from now on, and not below."""
+        super().connection_made(transport)
+        tighten(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other end has gone, or ours."""
@@ -135,9 +142,15 @@ class Socket(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
 
     async def send(self, message: Any) -> None:
-        """Of the application. A handshake that was refused is complete: uvicorn would call it a fault of ours."""
+        """Of the application, which may not know yet that the protocol has ended the connection.
+
+        Raises:
+            ClientDisconnected: it has; uvicorn would call it a fault of ours.
+        """
+        if self.close_sent and self.initial_response is None:
+            raise ClientDisconnected
         await super().send(message)
-        if self.initial_response is not None and self.close_sent:
+        if self.initial_response is not None and self.close_sent:  # a handshake that was refused is complete, too
             self.handshake_complete = True
 
     def overdue(self, now: float) -> bool:

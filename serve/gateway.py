@@ -15,7 +15,6 @@ from conf.errors import UserError
 from conf.schema.serve import ServeConfig
 from serve import capacity, readiness
 from serve.admission import Admission, Place, Waiting
-from serve.asked import LONGEST_PROMPT
 from serve.joined import Joined
 from serve.link import Link
 from serve.logs import hidden
@@ -33,16 +32,6 @@ TICK_S = 0.25
 """Between two looks at the clocks of sessions."""
 ENDED = 256
 """Sessions that have ended and are still told of."""
-WANTED = {
-    "model": str,
-    "prompt": str,
-    "seed": int,
-    "image": str,
-    "seconds": (int, float),
-    "queue": bool,
-    "traceparent": str,
-}
-"""What may be asked for with a session, and its type."""
 
 
 class Gateway:
@@ -85,6 +74,8 @@ class Gateway:
         self._pictures: dict[str, Path] = {}
         """Of sessions, until they end."""
         self._numbers: dict[tuple[str, int], Session] = {}
+        self._early: dict[tuple[str, int], dict[str, Any]] = {}
+        """Reports of streams that nobody has yet, or has any more: one may end before it is known whose it is."""
         self._work: set[asyncio.Task] = set()
         self._ticking = asyncio.ensure_future(self._tick())
         for model in served.values():
@@ -107,6 +98,7 @@ class Gateway:
         """Serve a model, whose place in admission is known."""
         name = served.name
         self.served[name] = served
+        self._early = {key: report for key, report in self._early.items() if key[0] != name}
         served.on_ended = lambda number, report: self._stream_ended(name, number, report)
         asked = self.admission
         self.counted.watch(
@@ -153,7 +145,7 @@ class Gateway:
         """Open a session, or have it wait for a place.
 
         Args:
-            wanted: as `POST /v1/sessions` has it.
+            wanted: what `serve.wanted.Wanted` has given, and the `traceparent` of a request.
             caller: its address.
 
         Raises:
@@ -162,45 +154,39 @@ class Gateway:
         served, changes = self._understood(wanted)
         picture = await self.uploads.picture(image) if (image := wanted.get("image")) else None
         try:
-            session = await self._create(served, wanted, changes, caller, picture)
+            session, place = self._admitted(served, wanted, changes, caller)
         except BaseException:
-            if picture and picture not in self._pictures.values():
+            if picture:
                 self.uploads.release(picture)
             raise
+        if picture:
+            changes["source"], self._pictures[session.id] = {"image": str(picture)}, picture
+        if place is not None:
+            await self._begin(session, place, changes)
         return session
 
-    async def _create(
-        self, served: Served, wanted: dict[str, Any], changes: dict[str, Any], caller: str, picture: Path | None
-    ) -> Session:
+    def _admitted(
+        self, served: Served, wanted: dict[str, Any], changes: dict[str, Any], caller: str
+    ) -> tuple[Session, Place | None]:
+        """A session, and its place; None: it waits for one."""
         told = Told(served.name, self.counted, self.admission.late, lambda: self._trace(session, wanted))
         session = Session(served, self.serve, self.link, told, self._over, self.clock)
         hidden.add(session.secret)
-        if picture is not None:
-            changes["source"], self._pictures[session.id] = {"image": str(picture)}, picture
         if seconds := wanted.get("seconds"):
             session.limit(seconds)
-        if wanted.get("queue"):
-            waiting = self.admission.queue(served.name, caller, wanted.get("seconds"), lambda: self._moved(session))
-            if waiting.place is None:
-                session.state, self._queued[session.id] = "queued", waiting
-                session.place = lambda: (waiting.position, waiting.wait_s)
-                self._changes[session.id] = changes
-                self._sessions[session.id] = session
-                return session
-            place = waiting.place
-        else:
-            place = self.admission.enter(served.name, caller, wanted.get("seconds"))
-        await self._begin(session, place, changes)
-        return session
+        if not wanted.get("queue"):
+            return session, self.admission.enter(served.name, caller, wanted.get("seconds"))
+        waiting = self.admission.queue(served.name, caller, wanted.get("seconds"), lambda: self._moved(session))
+        if waiting.place is None:
+            session.state, session.place = "queued", lambda: (waiting.position, waiting.wait_s)
+            self._sessions[session.id], self._queued[session.id] = session, waiting
+            self._changes[session.id] = changes
+        return session, waiting.place
 
     def _understood(self, wanted: dict[str, Any]) -> tuple[Served, dict[str, Any]]:
         """The model, and what is to be changed of its configuration."""
-        for key, value in wanted.items():
-            kind = WANTED.get(key)
-            if kind is None:
-                raise Problem("bad_request", f"{key[:40]!r}: there is no such key; use {', '.join(WANTED)}")
-            if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-                raise Problem("bad_request", f"{key}: is of another type; see docs/serving.md")
+        if not self.served:
+            raise Problem("not_ready", "no model is served yet; come again", 5.0)
         name = wanted.get("model") or next(iter(self.served))
         if name not in self.served:
             raise Problem("not_found", f"model={name[:40]!r}: is not served here; use {', '.join(self.served)}")
@@ -210,8 +196,6 @@ class Gateway:
         if prompt := wanted.get("prompt"):
             if not served.offer["prompts"]:
                 raise Problem("unprocessable", f"prompt: {name} takes none; leave it out")
-            if len(prompt.encode(errors="replace")) > LONGEST_PROMPT:
-                raise Problem("bad_request", f"prompt: is longer than {LONGEST_PROMPT} bytes; shorten it")
             changes["prompt"] = prompt
         if wanted.get("image") and not served.offer["picture"]:
             raise Problem("unprocessable", f"image: {name} takes no picture; leave it out")
@@ -227,7 +211,11 @@ class Gateway:
             raise Problem("unprocessable", str(error)) from error
         except RuntimeError as error:
             raise Problem("not_ready", f"{session.served.name} cannot open a session now; come again", 5.0) from error
-        self._numbers[session.served.name, session.number] = session
+        key = session.served.name, session.number
+        if (report := self._early.pop(key, None)) is not None:
+            session.ended(report)
+            return
+        self._numbers[key] = session
         log.info("session begins", extra={"session": session.id, "model": session.served.name})
 
     def _trace(self, session: Session, wanted: dict[str, Any]) -> Silent:
@@ -241,12 +229,19 @@ class Gateway:
             self._spawn(self._begin_queued(session, waiting.place))
 
     async def _begin_queued(self, session: Session, place: Place) -> None:
+        if session.state == "ended":  # just now
+            place.leave()
+            return
         with suppress(Problem):  # its viewers are told that it failed
             await self._begin(session, place, self._changes.pop(session.id))
 
     def _stream_ended(self, model: str, number: int, report: dict[str, Any]) -> None:
         if session := self._numbers.pop((model, number), None):
             session.ended(report)
+            return
+        self._early[model, number] = report
+        while len(self._early) > ENDED:
+            del self._early[next(iter(self._early))]
 
     def _over(self, session: Session) -> None:
         """A session has ended."""
@@ -255,6 +250,7 @@ class Gateway:
         while len(self._ended) > ENDED:
             del self._ended[next(iter(self._ended))]
         self._changes.pop(session.id, None)
+        self._numbers.pop((session.served.name, session.number), None)
         if picture := self._pictures.pop(session.id, None):
             self.uploads.release(picture)
         if waiting := self._queued.pop(session.id, None):

@@ -19,9 +19,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
+from uvicorn.protocols.utils import ClientDisconnected
 
 from conf.schema.serve import ServeConfig
-from serve.limits import Buckets, caller
+from serve.limits import HEAD_BYTES, Buckets, caller
 from serve.names import Place, behind, entry, host, loopback, origin, place
 from serve.problems import Problem
 
@@ -101,7 +102,7 @@ class Guard:
             await (answer or self._app)(scope, receive, dressed)
         except Problem as problem:
             await dressed.refuse(problem, scope, receive)
-        except (ClientDisconnect, WebSocketDisconnect):
+        except (ClientDisconnect, ClientDisconnected, WebSocketDisconnect):
             return
         except Exception:
             LOG.exception("a request failed")
@@ -117,6 +118,8 @@ class Guard:
         peer, port = scope.get("client") or ("", 0)
         # Whoever comes later takes this for the other end, be there a proxy or not.
         scope["client"] = (caller(peer, headers.get("x-forwarded-for"), self._serve), port)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_BYTES:
+            raise Problem("too_large", f"the headers have more than {HEAD_BYTES} bytes; send fewer")
         if not _path(scope):
             raise Problem("not_found", "there is nothing of this name here")
         asked = self._asked(scope, headers)

@@ -13,6 +13,7 @@ import numpy as np
 from serve.incoming import Audio
 
 if TYPE_CHECKING:
+    from serve.media import Viewer
     from serve.session import Session
 
 RATE = 16_000
@@ -61,8 +62,8 @@ class Heard:
         clock: seconds, monotonic.
     """
 
-    def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic):
-        self._session, self._clock = session, clock
+    def __init__(self, session: Session, viewer: Viewer, clock: Callable[[], float] = time.monotonic):
+        self._session, self._viewer, self._clock = session, viewer, clock
         self._line = Line()
         self._resamplers: dict[bool, tuple[tuple[int, int], av.AudioResampler]] = {}
 
@@ -81,7 +82,7 @@ class Heard:
         if not audio.live:
             self._session.speech(pcm)
         elif (at := self._line.place(len(pcm) // 2, self._clock())) is not None:
-            self._session.sound(pcm, at)
+            self._session.sound(pcm, at, self._viewer)
 
     def _resampled(self, audio: Audio, data: bytes) -> bytes:
         form = audio.sample_rate, audio.channels

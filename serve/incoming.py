@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from conf.errors import UserError, nearest
 from conf.typed import shown, typed
 from serve.problems import Problem
+from serve.wanted import LONGEST_PROMPT, Wanted
 
-LONGEST, LONGEST_PROMPT, LONGEST_ID = 16 << 10, 2 << 10, 64
-"""Bytes of a message, bytes of a prompt, characters of an event's id."""
+LONGEST, LONGEST_ID = 16 << 10, 64
+"""Bytes of a message, characters of an event's id."""
 PROMPT_RULE = f"has at most {LONGEST_PROMPT} bytes", "say it in fewer words"
 MOST_SOUND = 1 << 20
 """Bytes of one message of sound."""
@@ -26,37 +27,21 @@ FLOOD = 100.0
 
 
 @dataclass
-class Start:
+class Start(Wanted):
     """`session.start`: a session that was opened before, or what one is to be."""
 
     session: str | None = None
     secret: str | None = None
-    model: str | None = None
-    prompt: str | None = None
-    seed: int | None = None
-    image: str | None = None
-    seconds: float | None = None
-    queue: bool | None = None
     media: bool = True
+    """Whether pictures and sound are wanted here."""
 
     def __post_init__(self):
+        super().__post_init__()
         if (self.session is None) != (self.secret is None):
             raise UserError("session.start", "names a session and its secret, or neither", "give both")
-        if self.session is not None and self.wanted:
+        if self.session is not None and self.given:
             rule = "names a session that has been opened, and what a new one is to be"
-            raise UserError("session.start", rule, f"leave out {', '.join(self.wanted)}")
-        if self.prompt is not None and len(self.prompt.encode()) > LONGEST_PROMPT:
-            raise UserError(f"prompt={shown(self.prompt)}", *PROMPT_RULE)
-
-    @property
-    def wanted(self) -> dict[str, Any]:
-        """What a new session is to be."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: value
-            for name, value in given.items()
-            if value is not None and name not in ("session", "secret", "media")
-        }
+            raise UserError("session.start", rule, f"leave out {', '.join(self.given)}")
 
 
 @dataclass

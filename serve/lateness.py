@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 WINDOW_S = 5.0
 """How far back it looks."""
-SHARE = 0.02
-"""Of late chunks, beyond which a model is late."""
-LEAST_S = 1e-3
-"""By how much a chunk is late at least: nobody sees less."""
+SHARE, SEVERAL = 0.02, 3
+"""Of late chunks, beyond which a model is late, if there are so many: one alone tells of nothing."""
+LEAST_S = 0.02
+"""By how much a chunk is late at least: less is less than a frame."""
 STEP_S = 0.25
 """Chunks are counted together for so long: what is kept does not grow with the number of sessions."""
 
@@ -36,15 +36,11 @@ class Lateness:
         self._counts[-1][2] += seconds > LEAST_S
 
     @property
-    def share(self) -> float:
-        """Of late chunks in the last WINDOW_S seconds; 0 without any."""
+    def late(self) -> bool:
+        """Whether too many of the last WINDOW_S seconds were."""
         since = self._clock() - WINDOW_S
         while self._counts and self._counts[0][0] < since:
             self._counts.popleft()
         chunks = sum(count for _, count, _ in self._counts)
-        return sum(late for _, _, late in self._counts) / chunks if chunks else 0.0
-
-    @property
-    def late(self) -> bool:
-        """Whether too many were."""
-        return self.share > SHARE
+        late = sum(late for _, _, late in self._counts)
+        return late >= SEVERAL and late > SHARE * chunks

@@ -19,7 +19,7 @@ from serve.problems import Problem
 
 T = TypeVar("T")
 
-JSON_BYTES, SDP_BYTES, UPLOAD_BYTES = 64 << 10, 64 << 10, 8 << 20
+HEAD_BYTES, JSON_BYTES, SDP_BYTES, UPLOAD_BYTES = 64 << 10, 64 << 10, 64 << 10, 8 << 20
 OFFER_BYTES = 2 * SDP_BYTES
 """Of a JSON body that carries SDP: each of its line ends takes twice its bytes."""
 BODY_S = 10.0

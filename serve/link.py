@@ -46,7 +46,7 @@ class Connection:
             if not 0 <= size <= LONGEST_BODY:
                 return None
             return head, await self.reader.readexactly(size)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, asyncio.LimitOverrunError):
+        except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError, asyncio.LimitOverrunError):
             return None
 
     def close(self) -> None:

@@ -64,7 +64,7 @@ def setup(
     root.setLevel(level)
     for name in ROUTED:
         log = logging.getLogger(name)
-        log.handlers, log.propagate = [], True
+        log.handlers, log.propagate, log.level = [], True, logging.NOTSET
     for name in QUIET:
         logging.getLogger(name).setLevel(max(level, logging.WARNING) if level > logging.DEBUG else level)
     logging.captureWarnings(True)

@@ -40,15 +40,14 @@ LONG = (
 """Upper ends, in seconds, of what may include waiting and loading."""
 SHORT = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5)
 """Likewise of chunks and frames."""
-ENDS = ("stopped", "idle", "lease", "replaced", "drained", "limit", "failed", "vanished")
+ENDS = ("stopped", "idle", "lease", "drained", "limit", "failed", "vanished")
 """Why sessions end."""
 REJECTIONS = ("full", "late", "queue", "too_many", "draining")
 """Why nobody more is let in (`serve.admission`)."""
-CAUSES = ("join", "loss", "queue")
+CAUSES = ("join", "loss", "queue", "trim")
 """Why key frames are asked for."""
-DROPS = ("rate", "queue", "interrupt", "late")
-"""Why frames are not shown: the viewer's line takes no more, its queue was full, they were interrupted, their time was
-over."""
+DROPS = ("rate", "queue")
+"""Why frames are not shown: the viewer's line takes no more, or its queue was full."""
 OTHER = "other"
 """In place of a model or a reason that is none of ours: labels are few, whatever callers send."""
 

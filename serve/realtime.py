@@ -87,7 +87,7 @@ async def _session(start: Start, websocket: WebSocket, gateway: Gateway) -> Sess
     """The session that is named, or a new one."""
     if start.session is None:
         caller = websocket.client.host if websocket.client else ""
-        return await gateway.create(start.wanted, caller)
+        return await gateway.create(start.given, caller)
     session = gateway.session(start.session)
     if session is None:
         raise Problem("not_found", "there is no such session, or it ended a while ago: open another")
@@ -188,7 +188,7 @@ class Conversation:
 
     def __init__(self, websocket: WebSocket, session: Session, viewer: Socket):
         self._websocket, self._session, self._viewer = websocket, session, viewer
-        self._heard = Heard(session)
+        self._heard = Heard(session, viewer)
         self._words = Limit(PER_SECOND, BURST, time.monotonic)
         self._sounds = Limit(SOUND_PER_SECOND, SOUND_BURST, time.monotonic)
 

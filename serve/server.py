@@ -26,8 +26,8 @@ from conf.errors import UserError
 from conf.schema.serve import ServeConfig
 from serve import ice, tls
 from serve.app import application
-from serve.connections import HEAD_BYTES, MESSAGE_BYTES, Connection
-from serve.limits import CONNECTIONS, Crowd, proxied
+from serve.connections import MESSAGE_BYTES, Connection
+from serve.limits import CONNECTIONS, HEAD_BYTES, Crowd, proxied
 
 LOG = logging.getLogger(__name__)
 
@@ -66,12 +66,12 @@ def bound(serve: ServeConfig) -> socket.socket:
         UserError: it cannot be had.
     """
     try:
-        found = socket.getaddrinfo(serve.host, serve.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(serve.host, serve.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     except (OSError, UnicodeError) as error:
         rule, remedy = "is no address, nor a name that is known here", "use 127.0.0.1, or 0.0.0.0 for all it has"
         raise UserError(f"serve.host={serve.host}", rule, remedy) from error
-    family, *_, where = min(found, key=lambda one: one[0] != socket.AF_INET)
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    family, kind, protocol, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
+    listener = socket.socket(family, kind, protocol)  # by its protocol asyncio knows that nothing is to be held back
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6 and where[0] == "::":
@@ -157,7 +157,7 @@ class Port:
 
     def __init__(self, app: ASGIApp, listener: socket.socket, context: ssl.SSLContext | None, crowd: Crowd):
         self._config = Config(
-            app, interface="asgi3", http=Connection, lifespan="off", log_config=None, log_level="error",
+            app, interface="asgi3", http=Connection, lifespan="off", log_config=None, log_level=None,
             access_log=False, proxy_headers=False, server_header=False, date_header=False,
             timeout_keep_alive=KEPT_S, h11_max_incomplete_event_size=HEAD_BYTES,
             ws="websockets-sansio", ws_max_size=MESSAGE_BYTES, ws_per_message_deflate=False,

@@ -10,18 +10,19 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
 from conf.schema.serve import ServeConfig
-from serve.asked import Asked, checked
+from serve.asked import Asked, checked, unread
 from serve.ends import Ends
+from serve.figures import Figures
 from serve.link import Link
-from serve.media import VIDEO_RATE, Packet, Shown, Viewer
+from serve.media import Packet, Shown, Viewer
 from serve.problems import Problem
 from serve.served import Served
+from serve.term import Term
 from serve.told import Told
 
 log = logging.getLogger(__name__)
@@ -30,13 +31,12 @@ KEY_EVERY_S = 0.5
 """Between two key frames that are asked for."""
 SPEECH_S, SPEECH_RATE = 60.0, 16_000
 """Seconds of sound to be spoken that are held, and its samples per second."""
-RECENT, RATED_S = 8, 2.0
-"""Chunks of which figures are kept, and seconds over which pictures are counted."""
 LOUD = 300
 """What a 16-bit sample is above where something is said."""
+TURN_S = 1.0
+"""Seconds after which another microphone is listened to."""
 END_S = 10.0
 """Longest wait for a stage that was told to end."""
-LATE_S = 0.001
 
 
 class Session:
@@ -56,6 +56,7 @@ class Session:
         reason: why it ends; empty: it does not.
         expires_at: the latest end, in seconds of the epoch.
         number: of its stream; None: it has none yet.
+        seed: of its stream, likewise.
         place: asked where it is in the queue, while it waits there.
         report: the stream's part of `report.json`, once it has ended.
         done: set when it has ended.
@@ -76,22 +77,20 @@ class Session:
         self.place: Callable[[], tuple[int, float] | None] = lambda: None
         self.report: dict[str, Any] = {}
         self.done = asyncio.Event()
-        self._created = self._active = clock()
-        self._length_s = serve.session_s
-        self.expires_at = time.time() + self._length_s
-        self._unwatched: float | None = self._created
-        """Since when nobody watches; None: someone does."""
+        self._term, self._figures = Term(serve, clock), Figures(clock)
+        self.expires_at = time.time() + serve.session_s
         self._ending: float | None = None
+        self.seed: int | None = None
         self._ends, self._asked = Ends(link, serve.margin_s, self), Asked()
         self._viewers: dict[Viewer, tuple[int | None, int]] = {}
         """With what the line of each takes: bits per second (None: anything), and one picture of how many."""
         self._rate: tuple[int | None, int] = None, 1
-        self._key_at, self._key_later = self._created - KEY_EVERY_S, False
+        self._key_at, self._key_later = clock() - KEY_EVERY_S, False
         self._held_s = 0.0
-        self._chunks = self._frames = self._late_chunks = 0
-        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
-        self._pictures: deque[float] = deque(maxlen=256)
-        self._latency_s: float | None = None
+        self._speaker: Viewer | None = None
+        self._heard_at = 0.0
+        self.peers: set[Viewer] = set()
+        """Viewers over WebRTC, those that are still connecting among them (`serve.webrtc`)."""
         self._work: set[asyncio.Task] = set()
 
     # -- its life -----------------------------------------------------------------------------------------------------
@@ -106,8 +105,9 @@ class Session:
             UserError: what is asked for cannot be.
             RuntimeError: the pipeline is gone.
         """
-        self.state, self._created = "starting", self._clock()
-        self.expires_at = time.time() + self._length_s
+        self.state, self.seed = "starting", changes.get("seed")
+        self._term.begin()
+        self.expires_at = time.time() + self._term.length_s
         ends = self._ends.open()
         changes = changes | {name: changes.get(name, {}) | ends[name] for name in ends}
         try:
@@ -123,8 +123,8 @@ class Session:
 
     def limit(self, seconds: float) -> None:
         """It is to last so long at most."""
-        self._length_s = min(self._length_s, seconds)
-        self.expires_at = time.time() + self._length_s
+        self._term.limit(seconds)
+        self.expires_at = time.time() + self._term.length_s
 
     def stop(self, reason: str) -> None:
         """End it: what is under way is still played, then `done` is set."""
@@ -156,7 +156,7 @@ class Session:
         if self.state == "ended":
             return
         self.state, self.reason = "ended", self.reason or reason
-        known = {"session": self.id, "model": self.served.name, "reason": self.reason, "chunks": self._chunks}
+        known = {"session": self.id, "model": self.served.name, "reason": self.reason, "chunks": self._figures.chunks}
         log.info("session ends", extra=known)
         self._ends.close()
         for viewer in list(self._viewers):
@@ -174,12 +174,10 @@ class Session:
             self._ending -= END_S  # once
             self._spawn(self.served.cancel(self.number))
         elif self.state in ("running", "queued") and not self.reason:
-            if self._unwatched is not None and now - self._unwatched > self.serve.lease_s:
-                self.stop("lease")
-            elif self.state == "running" and now - self._active > self.serve.idle_s:
-                self.stop("idle")
-            elif self.state == "running" and now - self._created > self._length_s:
-                self.stop("limit")
+            if reason := self._term.over(now, self.state == "running"):
+                self.stop(reason)
+            elif self.state == "running" and (warning := self._term.warning(now)):
+                self.notice("expiring", warning[1], seconds_left=round(warning[0], 1))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -202,7 +200,7 @@ class Session:
         if self.state == "ended":
             raise Problem("ended", f"session {self.id[:6]} has ended ({self.reason}); open another one")
         self._viewers[viewer] = None, 1
-        self._unwatched = None
+        self._term.watched(len(self._viewers))
         self._want()
         self.key_frame("join")
 
@@ -210,8 +208,7 @@ class Session:
         """Someone watches it no more; the last to go begins the lease."""
         if self._viewers.pop(viewer, None) is None:
             return
-        if not self._viewers:
-            self._unwatched = self._clock()
+        self._term.watched(len(self._viewers))
         self._want()
         self._tell_rate()
 
@@ -260,7 +257,11 @@ class Session:
     def notice(self, kind: str, message: str, **more: Any) -> None:
         """Tell everyone who watches: `{"type": "session.notice", "kind": ..., "message": ...}`."""
         for viewer in list(self._viewers):
-            viewer.notice({"type": "session.notice", "kind": kind, "message": message, **more})
+            self._to(viewer, viewer.notice, {"type": "session.notice", "kind": kind, "message": message, **more})
+
+    def dropped(self, frames: int) -> None:
+        """A viewer was not sent so many pictures, since it did not take those before them."""
+        self.told.dropped(frames, "queue")
 
     # -- what a person does -------------------------------------------------------------------------------------------
 
@@ -273,17 +274,26 @@ class Session:
         event = checked(id, event, self.served.offer)
         if self.state not in ("starting", "running", "queued"):
             raise Problem("ended", f"session {self.id[:6]} is ending ({self.reason}); open another one")
-        self._active = now = self._clock()
-        self._asked.accept(id, event, now)
+        self._term.acted()
+        self._asked.accept(id, event, self._clock())
         if event["type"] == "interrupt":
             self._held_s = 0.0
             self._ends.mute()
+        elif event["type"] == "prompt" and (unknown := unread(event["prompt"], self.served.offer)):
+            self.notice("words", f"{self.served.name} does not know {', '.join(unknown)}")
         self._ends.event(id, event)
 
-    def sound(self, pcm: bytes, at: int) -> None:
-        """A microphone's sound: 16-bit 16 kHz mono, from position `at` on the microphone's own time line."""
+    def sound(self, pcm: bytes, at: int, by: Viewer | None) -> None:
+        """A microphone's sound: 16-bit 16 kHz mono, from position `at` on the microphone's own time line.
+
+        One is heard at a time: another viewer's once this one's has not come for TURN_S.
+        """
+        now = self._clock()
+        if self._speaker is not by and self._speaker in self._viewers and now - self._heard_at < TURN_S:
+            return
+        self._speaker, self._heard_at = by, now
         if max(memoryview(pcm).cast("h"), default=0) > LOUD:
-            self._active = self._clock()
+            self._term.acted()
         if self.served.offer["hears"]:
             self._ends.sound(pcm, at)
 
@@ -301,7 +311,7 @@ class Session:
             raise Problem("audio_full", f"session.audio: {rule}; send the rest later", retry_after_s=1.0)
         if not self._ends.speech(pcm):
             raise Problem("audio_full", "session.audio: the session is starting; send it again", retry_after_s=0.5)
-        self._active = self._clock()
+        self._term.acted()
         self._held_s += seconds
         return self._held_s
 
@@ -317,10 +327,19 @@ class Session:
     def packet(self, packet: Packet) -> None:
         """See `Heard`."""
         if packet.kind == "video":
-            self._pictures.append(self._clock())
+            self._figures.picture(packet)
         for viewer in list(self._viewers):
             if viewer.codec == packet.codec or (packet.kind == "sound" and viewer.codec):
-                viewer.packet(packet)
+                self._to(viewer, viewer.packet, packet)
+
+    def _to(self, viewer: Viewer, tell: Callable[[Any], None], what: Any) -> None:
+        """Tell a viewer; whatever that brings about, the others are told."""
+        try:
+            tell(what)
+        except Exception:
+            log.exception("viewer %s cannot go on", viewer.id)
+            self.detach(viewer)
+            viewer.close("failed")
 
     def chunk(self, head: dict[str, Any]) -> None:
         """See `Heard`."""
@@ -331,10 +350,11 @@ class Session:
         shown = Shown(head["chunk"], head["frames"], head["first_frame"], head["pts"], events, latency_s, late_s)
         sampled_s = None if sampled is None else now - sampled
         made_s = None if sampled_s is None else max(0.0, sampled_s - max(0.0, slack_s))
-        self.told.chunk(shown, made_s, sampled_s, None if self._chunks else now - self._created)
-        self._count(shown, made_s, slack_s)
+        self.told.chunk(shown, made_s, sampled_s, None if self._figures.chunks else self._term.age_s)
+        thinned = self._rate[1] > 1 and any(viewer.codec for viewer in self._viewers)
+        self.told.dropped(self._figures.chunk(shown, made_s, slack_s, thinned), "rate")
         for viewer in list(self._viewers):
-            viewer.shown(shown)
+            self._to(viewer, viewer.shown, shown)
 
     def silent(self, seconds: float) -> None:
         """See `Heard`."""
@@ -349,38 +369,19 @@ class Session:
 
     # -- how it stands ------------------------------------------------------------------------------------------------
 
-    def _count(self, shown: Shown, made_s: float | None, slack_s: float) -> None:
-        self._chunks, self._frames = self._chunks + 1, self._frames + shown.frames
-        self._late_chunks += shown.late_s > LATE_S
-        self._latency_s = self._latency_s if shown.latency_s is None else shown.latency_s
-        self._recent.append(
-            {
-                "chunk": shown.chunk,
-                "made_s": None if made_s is None else round(made_s, 4),
-                "slack_s": round(slack_s, 4),
-                "pts_s": round(shown.pts / VIDEO_RATE, 3),
-                "events": len(shown.events),
-            }
-        )
-
     def figures(self) -> dict[str, Any]:
         """What `GET /v1/sessions/{id}` and the page show."""
-        now = self._clock()
         digest = self.report.get("latents_sha256")
         return ({"latents_sha256": digest} if digest else {}) | {
             "id": self.id,
             "model": self.served.name,
+            "seed": self.seed,
             "state": self.state,
             "reason": self.reason or None,
-            "chunks": self._chunks,
-            "frames": self._frames,
-            "fps": sum(at > now - RATED_S for at in self._pictures) / RATED_S,
-            "latency_s": None if self._latency_s is None else round(self._latency_s, 4),
-            "late_chunks": self._late_chunks,
+            **self._figures.told(),
             "viewers": len(self._viewers),
             "bits_per_second": self._rate[0],
             "audio_held_s": round(self._held_s, 3),
-            "seconds_left": max(0.0, round(self._length_s - (now - self._created), 1)),
+            "seconds_left": max(0.0, round(self._term.length_s - self._term.age_s, 1)),
             "expires_at": round(self.expires_at, 3),
-            "recent": list(self._recent),
         }

@@ -23,6 +23,8 @@ CODES = {"full": AGAIN, "too_many": AGAIN, "not_ready": AGAIN, "draining": AWAY,
 """By the type of the problem that ends it; all others are the caller's."""
 FIGURES_S, QUEUED_S = 1.0, 0.25
 """Between two messages of figures, and between two looks at the queue."""
+TRIM_S = 15.0
+"""Between key frames that a viewer has in any case: browsers let go of what is before one, and of nothing else."""
 UNSAID = 64
 """Chunks that may be shown before the first picture that a viewer can begin with."""
 
@@ -44,7 +46,7 @@ class Socket(Viewer):
         self._offer: dict[str, Any] = session.served.offer
         self._fragments = self._new_fragments() if media else None
         self._rate = TcpRate()
-        self._begun = False
+        self._begun, self._trimmed = False, clock()
         self._place: tuple[int, int] | None = None
         self._unsaid: deque[Shown] = deque(maxlen=UNSAID)
 
@@ -54,6 +56,9 @@ class Socket(Viewer):
             self._queue()
             return QUEUED_S
         self._begin()
+        if self._fragments is not None and self._clock() - self._trimmed > TRIM_S:
+            self._trimmed = self._clock()
+            self._session.key_frame("trim")
         self.outbox.say({"type": "session.figures", **self._session.figures()})
         return FIGURES_S
 

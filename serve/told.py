@@ -53,6 +53,11 @@ class Told:
         if seconds > 0:
             self._metrics.audio_late(self._model, seconds)
 
+    def dropped(self, frames: int, reason: str) -> None:
+        """So many frames were made and not sent: `rate`, `queue`."""
+        if frames:
+            self._metrics.dropped(self._model, frames, reason)
+
     def key_frame(self, cause: str) -> None:
         """One was asked for: `join`, `loss`, `queue`."""
         self._metrics.key_frame(self._model, cause)

@@ -46,7 +46,8 @@ SOUND_BPS = 70_000
 """What a line has to carry beside pictures: Opus, and 50 headers a second."""
 MOST_UNSAID, MOST_UNSENT = 32, 262_144
 """Messages kept until `control` opens, and bytes on their way on it: over that a message is dropped."""
-MOST_CHANNELS = 8
+MOST_CHANNELS, MOST_PEERS = 8, 4
+"""Data channels of a connection, and connections of a session, those that are still being made among them."""
 _ending: set[asyncio.Task] = set()
 """Held here, because a loop holds its tasks weakly."""
 
@@ -68,6 +69,8 @@ async def answer(
     """
     if session.state == "ended":
         raise Problem("ended", "session: has ended, open another")
+    if len(session.peers) >= MOST_PEERS:
+        raise Problem("too_many", f"session: has {MOST_PEERS} connections; close one of them, or wait", CONNECT_S)
     peer = Peer(session, read(sdp, Reach.of(serve), session.served.offer["hears"]), serve, clock)
     return await peer.answer(), "answer"
 
@@ -108,6 +111,7 @@ class Peer(Viewer):
         self._end: asyncio.Task | None = None
         self._tick: asyncio.TimerHandle | None = None
         self.closed = asyncio.Event()
+        session.peers.add(self)
 
     async def answer(self) -> str:
         """The answer's SDP.
@@ -180,7 +184,8 @@ class Peer(Viewer):
         """After the offer is set, when one transport is left; before anything is gathered or received."""
         by_kind = {transceiver.kind: transceiver for transceiver in self._connection.getTransceivers()}
         sender, transport = by_kind["video"].sender, by_kind["video"].sender.transport
-        taps.listen(sender, partial(self._session.key_frame, "loss"), self._estimated, self._lost)
+        reports = [partial(self._reported, take) for take in (self.rate.estimate, self.rate.lost)]
+        taps.listen(sender, partial(self._session.key_frame, "loss"), *reports)
         taps.guard(transport, self._connection.sctp, partial(self.close, "failed"))
         connection = transport.transport._connection
         if self._reach.loopback:
@@ -191,7 +196,8 @@ class Peer(Viewer):
             else:
                 await transport.transport.addRemoteCandidate(candidate)
         if self._sound and by_kind["audio"].receiver.track is not None:
-            self._microphone = Microphone(by_kind["audio"].receiver, self._session.sound, self._clock)
+            hear = partial(self._session.sound, by=self)
+            self._microphone = Microphone(by_kind["audio"].receiver, hear, self._clock)
 
     def _changed(self) -> None:
         """The connection has got somewhere, or has gone."""
@@ -260,12 +266,8 @@ class Peer(Viewer):
             self._place = where
             self.notice({"type": "session.queued", "position": where[0], "wait_s": where[1]})
 
-    def _estimated(self, bits_per_second: float) -> None:
-        self.rate.estimate(bits_per_second)
-        self._follow()
-
-    def _lost(self, share: float) -> None:
-        self.rate.lost(share)
+    def _reported(self, take: Callable[[float], None], value: float) -> None:
+        take(value)
         self._follow()
 
     def _follow(self) -> None:
@@ -292,6 +294,7 @@ class Peer(Viewer):
         finally:
             for track in self._tracks.values():
                 track.stop()
+            self._session.peers.discard(self)
             self.closed.set()
 
     async def _said(self) -> None:

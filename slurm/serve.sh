@@ -37,11 +37,20 @@ ended() {
     wait "$1"
 }
 
+# Tell the gateway to end, once: a second signal would end it with sessions under way.
+server='' drained=''
+drain() {
+    if [[ ! $drained ]]; then
+        drained=yes
+        kill -TERM "$server" 2>/dev/null || true
+    fi
+}
+
 # Run the gateway, and the pipeline as a job step that joins it. Who ends first ends the other: without a pipeline there is
 # nothing to serve, and a pipeline whose gateway goes drains. When the time is nearly over (--signal=B:USR1@SECONDS), or at
 # SIGTERM, the gateway lets nobody more in and gives sessions serve.drain_s.
 serve() {
-    local server step
+    local step
     (
         umask 077
         # Its address, with the token, is for the owner's eyes; its log goes to the job's output.
@@ -52,7 +61,7 @@ serve() {
     server=$!
     "$@" &
     step=$!
-    trap 'kill -TERM "$server" 2>/dev/null || true' USR1 TERM
+    trap drain USR1 TERM
     echo "serving on $first; the address, with its token, will be in $secrets/address"
     if [[ ! $told_host ]]; then
         echo "from elsewhere: ssh -N -L $port:127.0.0.1:$port $first"
@@ -60,7 +69,7 @@ serve() {
     while kill -0 "$server" 2>/dev/null && kill -0 "$step" 2>/dev/null; do
         wait -n "$server" "$step" || true
     done
-    kill -TERM "$server" 2>/dev/null || true
+    drain
     ended "$server" || code=$?
     ended "$step" || code=$?
     trap '' USR1 TERM

@@ -118,7 +118,7 @@ class Wire:
             while len(self._held) < size:
                 if not self._more():
                     return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         body = bytes(self._held[:size])
         del self._held[:size]

@@ -49,6 +49,7 @@ const connection = new Connection(video, {
     if (keys.held.length) connection.hold(keys.held);
     // Space is to talk now, and not to press what the start button has become.
     if (offer.hears && document.activeElement === find("start")) find("hold").focus({ preventScroll: true });
+    places();
   },
   chunk: (message) => watch.chunk(message),
   figures: (message) => entered(message.recent ?? []),

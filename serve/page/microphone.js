@@ -1,6 +1,6 @@
 // The microphone: open while a session wants it, silent unless somebody talks.
 
-const RATE = 48_000;
+const MOST_RATE = 48_000;
 const FLOOR_DB = -60;
 const RAW = new URLSearchParams(location.search).get("microphone") === "raw";
 
@@ -23,7 +23,7 @@ export class Microphone {
   async open() {
     this.#stream = await navigator.mediaDevices.getUserMedia({ audio: WANTED });
     this.track.enabled = false;
-    this.#context = new AudioContext({ sampleRate: RATE });
+    this.#context = context();
     await this.#context.resume();
     this.#source = this.#context.createMediaStreamSource(this.#stream);
     this.#meter = this.#context.createAnalyser();
@@ -77,4 +77,12 @@ export class Microphone {
     this.#context?.close();
     this.#stream = this.#context = this.#meter = this.#worklet = null;
   }
+}
+
+/** In the device's own rate, for not every browser resamples a microphone; the server takes up to 48 kHz. */
+function context() {
+  const own = new AudioContext();
+  if (own.sampleRate <= MOST_RATE) return own;
+  own.close();
+  return new AudioContext({ sampleRate: MOST_RATE });
 }

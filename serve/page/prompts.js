@@ -2,6 +2,18 @@
 
 import { find, make } from "./elements.js";
 
+const ARTICLES = ["a", "an", "the"];
+
+/** Names that fit on buttons: what all of them share says nothing. `a maze by day` beside `a maze by night` is `Day`. */
+export function short(names) {
+  const all = names.map((name) => name.split(/\s+/));
+  return all.map((own, index) => {
+    const left = own.filter((word) => !ARTICLES.includes(word) && !all.every((other) => other.includes(word)));
+    const said = left.length ? left.join(" ") : names[index];
+    return said[0].toUpperCase() + said.slice(1);
+  });
+}
+
 export class Prompts {
   #connection;
   #field = find("prompt");
@@ -24,13 +36,14 @@ export class Prompts {
     this.#words = new Set(words);
     this.#field.value = "";
     find("presets").hidden = presets.length === 0;
-    find("presets").replaceChildren(...presets.map(({ name, prompt }) => make("button", {
-      type: "button", class: "plain", "aria-pressed": "false", "data-prompt": prompt,
+    const names = short(presets.map(({ name }) => name));
+    find("presets").replaceChildren(...presets.map(({ prompt }, index) => make("button", {
+      type: "button", class: "plain", "aria-pressed": "false", "data-prompt": prompt, title: prompt,
       onclick: () => {
         this.#field.value = prompt;
         this.#send(prompt);
       },
-    }, name)));
+    }, names[index])));
     this.#check();
   }
 

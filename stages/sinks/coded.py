@@ -38,7 +38,8 @@ VPX = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "error-res
 ENCODERS = {"h264": (("h264_nvenc", NVENC), ("libx264", X264)), "vp8": (("libvpx", VPX),)}
 """By codec, in the order in which they are tried. Most cards of data centres have no encoder."""
 FOLLOWS = ("libx264", "h264_nvenc")
-"""Encoders that take a new rate without beginning anew; libx264 only where VBV was set when it was opened."""
+"""Encoders that take a new rate without beginning anew; libx264 only up to the rate it was opened with, and only
+where its VBV is filled at that rate: any other keeps the rate it began with, and says nothing."""
 I_FRAME, ANY = av.video.frame.PictureType.I, av.video.frame.PictureType.NONE
 
 
@@ -102,7 +103,7 @@ class PictureCoder:
     def _open(self, name: str, options: dict[str, str]) -> av.VideoCodecContext:
         encoder = av.CodecContext.create(name, "w")
         encoder.height, encoder.width = self._size
-        encoder.pix_fmt, encoder.bit_rate = "yuv420p", self._bits
+        encoder.pix_fmt, encoder.bit_rate = "yuv420p", self._most if name in FOLLOWS else self._bits
         encoder.time_base, encoder.framerate = Fraction(1, PICTURE_TICKS), self._fps
         encoder.max_b_frames, encoder.gop_size = 0, 1 << 20  # a key frame only where it is asked for
         limits = {"maxrate": str(self._most), "bufsize": str(round(VBV_S * self._most))}
@@ -110,6 +111,7 @@ class PictureCoder:
         if name == "libx264":
             encoder.profile = "Baseline"
         encoder.open()
+        encoder.bit_rate = self._bits
         return encoder
 
 

@@ -115,6 +115,7 @@ class Player:
         """Pictures are wanted in these codecs, and no others; a new one begins with a key frame."""
         with self._changed:
             self._wanted = {c: self._wanted.get(c) or PictureCoder(c, *self._size, card=self._card) for c in codecs}
+            self._keys &= set(codecs)
             for coder in self._wanted.values():
                 coder.rate(self._bits)
 

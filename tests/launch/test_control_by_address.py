@@ -62,6 +62,7 @@ def test_orders_are_given_and_answered(joined, driven):
 
 def test_the_end_of_a_stream_is_told_with_its_report(joined, driven):
     joined.ask({"open": "a"})
+    assert len(driven.orders()) == 1  # workers have heard of it
     driven.end(0, latents_sha256="abc")
     told = joined.until(lambda told: "ended" in told)["ended"]
     assert told == {"stream": 0, "name": "a", "report": {"stream": "a", "latents_sha256": "abc"}}

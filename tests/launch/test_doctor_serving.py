@@ -207,3 +207,9 @@ def test_addresses_are_read(url, expected):
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(UserError, match="is no address"):
         server_of(url)
+
+
+def test_a_certificate_is_looked_at(tmp_path):
+    assert "one can be made" in found(tls="auto")["certificate"].value
+    told = found(tls={"cert": f"{tmp_path}/nowhere.pem", "key": f"{tmp_path}/key.pem"})["certificate"]
+    assert not told.ok and "nowhere.pem: cannot be read" in told.value

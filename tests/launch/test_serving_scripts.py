@@ -21,7 +21,7 @@ from launch.cli import compose
 
 ROOT = Path(__file__).parents[2]
 TOOLS = {
-    "scontrol": 'case "$*" in *hostnames*) echo n1; echo n2 ;; *node*) echo "NodeName=$4 NodeAddr=127.0.0.1 x=y" ;;'
+    "scontrol": 'case "$*" in *hostnames*) env printf "n1\\nn2\\n" ;; *node*) echo "N=$4 NodeAddr=127.0.0.1 x" ;;'
     ' *) echo "JobId=7 OverSubscribe=$OVERSUBSCRIBE Requeue=0 x=y" ;; esac',
     # Only the first node's task; options up to the command are SLURM's.
     "srun": 'while [[ $1 == --* ]]; do shift; done; SLURM_NODEID=0 SLURMD_NODENAME=n1 exec "$@"',

@@ -26,6 +26,7 @@ class Room:
         self.served = SimpleNamespace(offer={"hears": hears})
         self.state, self.reason, self.waiting, self.speech_held_s = "running", "", None, 1.5
         self.viewers, self.keys, self.follows, self.events, self.sounds, self.stops = [], [], [], [], [], []
+        self.peers = set()
         self.attached, self.detached = asyncio.Event(), asyncio.Event()
 
     def attach(self, viewer):
@@ -47,7 +48,7 @@ class Room:
             raise Problem("not_while_running", "image: not now, start anew")
         self.events.append((id, event))
 
-    def sound(self, pcm, at):
+    def sound(self, pcm, at, by):
         self.sounds.append((at, len(pcm) // 2))
 
     def stop(self, reason):

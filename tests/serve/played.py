@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.websockets import WebSocketDisconnect
 
 from conf.schema.serve import ServeConfig
-from serve import server
+from serve import app, server
 from serve.limits import Crowd
 from serve.uploads import Uploads
 
@@ -124,7 +124,7 @@ def application(gateway: Gateway) -> Any:
         sys.modules[name] = types.ModuleType(name)
         vars(sys.modules[name]).update(face)
     try:
-        return server.application(gateway)
+        return app.application(gateway)
     finally:
         for name, module in before.items():
             sys.modules.pop(name)

@@ -86,7 +86,7 @@ class FakeSession:
             raise Problem("unprocessable", "action=fly is unknown; did you mean forward?")
         self._note("event", id, event)
 
-    def sound(self, pcm: bytes, at: int) -> None:
+    def sound(self, pcm: bytes, at: int, by: Any) -> None:
         self._note("sound", pcm, at)
 
     def speech(self, pcm: bytes) -> float:

@@ -18,7 +18,7 @@ from tests.serve.played import JSON, Gateway, ask, opened
 def nothing_is_logged(caplog):
     """By the loop or by uvicorn: whatever strangers send is no fault."""
     yield
-    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
+    assert [r.getMessage() for r in caplog.get_records("call") if r.levelno >= logging.ERROR] == []
 
 
 @pytest.fixture
@@ -200,6 +200,21 @@ def test_frames_that_are_none_end_the_socket_with_its_code(tmp_path, frames, cod
     assert struct.unpack("!H", got[2:4]) == (code,)
 
 
+def test_what_is_said_to_a_socket_that_was_ended_is_no_fault(tmp_path):
+    """Frames that are none end a connection before the application knows."""
+
+    async def talk(port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HANDSHAKE.format(port=port).encode())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(masked(1, b"hello") + masked(1, b"\xff"))  # the first would be said back
+        got = await reader.read()
+        writer.close()
+        return got
+
+    assert b"\x03\xef" in tried(tmp_path, talk)
+
+
 @pytest.mark.parametrize("old, new", [
     ("websocket\r\n", "websocket\r\n" + "X: y\r\n" * 200), ("websocket\r\n", f"websocket\r\nX: {'y' * 9000}\r\n"),
     ("GET", "POST"), ("13\r\n", "12\r\n"), ("dGhl", "!!!!"), ("Sec-WebSocket-Version: 13\r\n", ""), ("13\r\n", "x\r\n"),
@@ -279,6 +294,14 @@ def test_garbage_in_a_body_while_it_is_answered_is_no_fault(tmp_path):
         return got
 
     assert b" 400 " in tried(tmp_path, talk)
+
+
+def test_headers_that_come_at_once_are_counted_too(tmp_path):
+    async def talk(port, _):
+        return [(await ask(port, "GET", "/healthz", {"X": "y" * size})).status for size in (60_000, 70_000)]
+
+    good, bad = tried(tmp_path, talk)
+    assert good == 200 and bad in (400, 413)
 
 
 def test_over_tls_and_without_it(tmp_path):

@@ -172,10 +172,10 @@ def test_lines_go_encrypted_both_ways(encrypted):
                 joined.on_ended = lambda number, report: ends.put_nowait(report)
                 prompts = [letter * 90_000 for letter in "abcd"]
                 numbers = await asyncio.gather(*(joined.open(p[0], {"prompt": p}) for p in prompts))
+                opened = [o.config.prompt for o in await asyncio.to_thread(driven.orders) if isinstance(o, Open)]
                 for number, prompt in zip(numbers, prompts, strict=True):
                     driven.end(number, prompt=prompt)
                 assert [(await ends.get())["prompt"] for _ in prompts] == prompts
-                opened = [order.config.prompt for order in driven.orders() if isinstance(order, Open)]
                 assert sorted(opened) == prompts
 
     joins()
@@ -192,13 +192,6 @@ def test_another_certificate_is_not_talked_to(encrypted):
             assert not place.joined
 
     refused()
-
-
-async def says_loaded(writer) -> None:
-    """Tell that all workers have loaded."""
-    one = {"worker": "0", "alive": True, "loaded": True, "at": "x", "at_s": 0.0, "moved_s": 0.0, "lost": None}
-    say(writer, {"health": [one | {"loaded": False}]})
-    say(writer, {"health": [one]})
 
 
 @runs

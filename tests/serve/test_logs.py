@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import secrets
 import threading
 import time
 
@@ -97,7 +96,7 @@ SDP = "\r\n".join(
         "a=candidate:1 1 udp 2113937151 192.168.7.21 54400 typ host\r\n",
     )
 )
-TOKEN = secrets.token_urlsafe(16)
+TOKEN = "Zk3vQ9_bX7-mT1cJ5wLr8NdYhaB1"
 SECRETS = {
     "Authorization: Bearer {}": TOKEN,
     "headers [(b'authorization', b'Bearer {}'), (b'x', b'y')]": TOKEN,
@@ -110,9 +109,9 @@ SECRETS = {
     "turn_secret: {}": "battery-staple",
     '{{"type": "session.start", "secret": "{}"}}': "s3-of-theirs",
     "source.session=tcp://10.9.8.7:5000/{}": "00ff00ff00ff",
-    "session {} has gone": secrets.token_urlsafe(16) + "aB1",
-    "DELETE /v1/sessions/{} 200": secrets.token_urlsafe(16) + "aB1",
-    "no key {}": secrets.token_hex(16),
+    "session {} has gone": "H2Pt73eJXK1gtE9RlfafvgaB1",
+    "DELETE /v1/sessions/{} 200": "Z-noLfJ5GrJ6a4Y98MeupwaB1",
+    "no key {}": "68f3cfaf617c0e68dce1246c3e9cd842",
     '{{"type": "prompt", "prompt": "{}"}}': 'my \\" private words',
     "{{'prompt': \"{}\"}}": "it's mine",
     '{{"prompt": "{}': "unfinished words",

@@ -73,7 +73,7 @@ def test_what_a_viewer_asks_of_its_pictures_reaches_the_session():
         await soon(peer.closed.wait())
         return room.follows
 
-    assert asyncio.run(run())[1:] == [(150_000, 2)]
+    assert asyncio.run(run())[1:] == [(150_000, 1)]
 
 
 def test_control_channel():

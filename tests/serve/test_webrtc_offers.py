@@ -6,10 +6,11 @@ import asyncio
 import random
 
 import pytest
+from aioice import Connection
 from aiortc import RTCPeerConnection
 
 from conf.schema.serve import ServeConfig
-from serve import webrtc
+from serve import taps, webrtc
 from serve.candidates import Reach
 from serve.description import MOST_BYTES, read
 from serve.problems import Problem
@@ -109,7 +110,7 @@ def test_candidates_of_no_use(text):
     ("settings", "reach"),
     [
         ({}, HERE),
-        ({"private_peers": "false"}, Reach(private=False, loopback=True)),
+        ({"private_peers": "false"}, Reach(private=False, loopback=False)),
         ({"host": "10.0.0.5", "token": "x" * 16}, LAN),
         ({"host": "0.0.0.0", "token": "x" * 16}, PUBLIC),
         ({"host": "0.0.0.0", "token": "x" * 16, "private_peers": "true"}, LAN),
@@ -248,3 +249,34 @@ def test_what_only_the_library_refuses_is_a_problem_too(sdp, monkeypatch):
         return problem.value.type
 
     assert asyncio.run(run()) == "unprocessable"
+
+
+@pytest.mark.parametrize(
+    ("found", "added"),
+    [("192.168.0.7", ["192.168.0.7"]), ("127.0.0.1", []), ("169.254.169.254", []), (None, [])],
+)
+def test_what_a_name_turns_out_to_be_is_looked_at_too(monkeypatch, found, added):
+    class Network:
+        async def resolve(self, name):
+            assert name == "4f6b.local"
+            return found
+
+    async def network(subscriber):
+        return Network()
+
+    monkeypatch.setattr(taps, "get_or_create_mdns_protocol", network)
+
+    async def run():
+        connection = Connection(ice_controlling=False)
+        await taps.resolve(connection, LAN.candidate(line("4f6b.local")), LAN)
+        return [candidate.host for candidate in connection.remote_candidates]
+
+    assert asyncio.run(run()) == added
+
+
+def test_without_multicast_a_name_is_passed_over(monkeypatch):
+    async def network(subscriber):
+        raise OSError
+
+    monkeypatch.setattr(taps, "get_or_create_mdns_protocol", network)
+    asyncio.run(taps.resolve(Connection(ice_controlling=False), LAN.candidate(line("4f6b.local")), LAN))

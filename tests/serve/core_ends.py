@@ -1,0 +1,78 @@
+"""A gateway's end of a session's two connections, for tests of the stages' ends; and time that passes when told to."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import threading
+from typing import Any
+
+from stages.link import Wire
+
+TOKEN = "0" * 32
+WAIT_S = 20.0
+"""After which a test is stuck; none takes so long."""
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self, now: float = 100.0):
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class End:
+    """Listens like a gateway for one stage, and says and hears messages. A context; gone when it is left.
+
+    Attributes:
+        address: for the stage.
+    """
+
+    def __init__(self):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}/{TOKEN}"
+        self._there = threading.Event()
+        self._heard: queue.SimpleQueue = queue.SimpleQueue()
+        self._wire: Wire | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # closed before anybody came
+            return
+        assert connection.recv(len(TOKEN), socket.MSG_WAITALL).decode() == TOKEN
+        self._wire = Wire(connection)
+        self._there.set()
+        while (message := self._wire.receive()) is not None:
+            self._heard.put(message)
+        self._heard.put(None)
+
+    def say(self, kind: str, body: bytes = b"", **head: Any) -> None:
+        assert self._there.wait(WAIT_S)
+        self._wire.send(kind, body, **head)
+
+    def hear(self, *kinds: str) -> tuple[dict[str, Any], bytes] | None:
+        """The next message of these kinds (none given: of any); None: the stage has gone."""
+        while True:
+            message = self._heard.get(timeout=WAIT_S)
+            if message is None or not kinds or message[0]["kind"] in kinds:
+                return message
+
+    def close(self) -> None:
+        if self._there.is_set():
+            self._wire.close()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def __enter__(self) -> End:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,217 @@
+"""What a person says, presses and types, from the gateway's connection to the chunk that shows it."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conf.errors import UserError
+from stages.sources.audio import RATE
+from stages.sources.microphone import RESERVE
+from stages.sources.session import TAP_FRAMES, SessionActions, SessionSource
+from tests.serve.core_ends import WAIT_S, Clock, End
+
+NAMES = ("none", "forward", "left", "right")
+
+
+class Stage:
+    """A source and its gateway's end.
+
+    Attributes:
+        prompts: (prompt, when it was accepted, number) as they steered.
+        slacks: seconds that were told.
+    """
+
+    def __init__(self, end: End):
+        self.end, self.clock, self.stop = end, Clock(), threading.Event()
+        self.prompts: list[tuple[str, float, int]] = []
+        self.slacks: list[float] = []
+        self._told = threading.Event()
+        self.source = SessionSource(end.address, NAMES, self.stop, self._steer, self._slack, self.clock)
+
+    def _steer(self, prompt: str, at: float, number: int) -> None:
+        self.prompts.append((prompt, at, number))
+
+    def _slack(self, seconds: float) -> None:
+        self.slacks.append(seconds)
+        self._told.set()
+
+    def say(self, kind: str, body: bytes = b"", **head) -> None:
+        """Say something; returns when it was taken: messages are in order, and slack is told at once."""
+        self.end.say(kind, body, **head)
+        self._told.clear()
+        self.end.say("slack", seconds=0.5)
+        assert self._told.wait(WAIT_S)
+
+    def event(self, id: str, **event) -> None:
+        self.clock.now += 1
+        self.say("event", id=id, event=event)
+
+    def sample(self, chunk: int, samples: int = 0) -> tuple[dict, np.ndarray]:
+        """A chunk: what the gateway is told of it, and its sound."""
+        self.source.begin()
+        sound = self.source.sound.read(samples)
+        self.source.sampled(chunk)
+        return self.end.hear("sampled")[0], sound
+
+
+@contextmanager
+def stage():
+    with End() as end:
+        made = Stage(end)
+        try:
+            yield made
+        finally:
+            made.source.close()
+
+
+def pcm(value: float, samples: int) -> bytes:
+    return np.full(samples, round(value * 32768), "<i2").tobytes()
+
+
+def test_events_show_in_the_next_chunk_in_their_order():
+    with stage() as one:
+        one.event("a", type="prompt", prompt="by day")
+        one.event("b", type="action", action="forward")
+        one.event("c", type="prompt", prompt="by night")
+        told, _ = one.sample(0)
+        assert (told["chunk"], told["events"]) == (0, ["a", "b", "c"])
+        assert one.prompts == [("by day", 101.0, 1), ("by night", 103.0, 2)]
+        assert one.source.actions.accepted == 102.0
+        assert one.source.actions.take(0, 12) == [NAMES.index("forward")] * 12
+        told, _ = one.sample(1)
+        assert told["events"] == [] and one.source.actions.accepted is None
+        assert one.source.actions.take(12, 12) == [NAMES.index("forward")] * 12  # still held
+        one.event("d", type="prompt", prompt="by day")
+        assert one.sample(2)[0]["events"] == ["d"]
+        assert [number for *_, number in one.prompts] == [1, 2, 3]
+
+
+def test_a_key_that_was_pressed_for_a_moment_is_seen():
+    with stage() as one:
+        for index, action in enumerate(("left", "none")):
+            one.event(f"k{index}", type="action", action=action)
+        one.sample(0)
+        assert one.source.actions.take(0, 12) == [NAMES.index("left")] * TAP_FRAMES + [0] * (12 - TAP_FRAMES)
+        one.sample(1)
+        assert one.source.actions.take(12, 12) == [0] * 12
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 24), st.integers(0, 3))
+def test_what_is_held_at_the_end_always_shows_and_taps_have_their_frames(pressed, count, held):
+    actions = SessionActions()
+    actions.begin([(held, 0.0)])
+    actions.take(0, 1)
+    actions.begin([(action, float(at)) for at, action in enumerate(pressed)])
+    shown = actions.take(1, count)
+    last = pressed[-1] if pressed else held
+    assert len(shown) == count and shown[-1] == last
+    taps = [action for action in shown if action != last]
+    assert all(taps.count(action) == TAP_FRAMES for action in set(taps))
+    assert set(taps) <= set(pressed[:-1]) - {0}
+    assert list(dict.fromkeys(taps)) == [a for a in dict.fromkeys(pressed[:-1]) if a in set(taps)]
+    wanted = {action for action in pressed[:-1] if action and action != last}
+    assert len(set(taps)) == min(len(wanted), max(0, count // TAP_FRAMES - 1))
+
+
+def test_speech_is_heard_in_full_in_place_of_the_microphone_which_is_not_delayed_by_it():
+    with stage() as one:
+        chunk, at = RATE // 2, 0
+        for index in range(2):
+            one.say("sound", pcm(0.25, chunk), at=at)
+            at += chunk
+            one.sample(index, chunk)
+        one.say("speech", pcm(0.5, chunk + 100))
+        one.say("sound", pcm(0.25, chunk), at=at)
+        told, sound = one.sample(2, chunk)
+        assert np.all(sound == 0.5) and told["held_s"] == 100 / RATE
+        one.say("sound", pcm(0.25, chunk), at=at + chunk)
+        told, sound = one.sample(3, chunk)
+        assert np.all(sound[:100] == 0.5) and not sound[100:].any() and told["held_s"] == 0
+        one.say("sound", pcm(-0.25, chunk), at=at + 2 * chunk)
+        told, sound = one.sample(4, chunk)
+        assert np.all(sound[:RESERVE] == 0.25) and np.all(sound[RESERVE:] == -0.25)
+        assert (told["silence_s"], told["late_s"]) == (0, 0)
+
+
+def test_an_interrupt_takes_the_speech_that_waits_and_no_more():
+    with stage() as one:
+        one.say("speech", pcm(0.5, RATE))
+        one.sample(0, 100)
+        one.event("stop it", type="interrupt")
+        one.say("speech", pcm(-0.5, 50))
+        told, sound = one.sample(1, 100)
+        assert told["events"] == ["stop it"]
+        assert np.all(sound[:50] == -0.5) and not sound[50:].any()
+
+
+def test_sound_that_is_missing_and_that_is_late_is_told_of_the_chunk():
+    with stage() as one:
+        one.say("sound", pcm(0.5, RATE), at=0)
+        one.sample(0, RATE)
+        told, _sound = one.sample(1, RATE // 2)
+        assert told["silence_s"] == pytest.approx(0.5 - RESERVE / RATE) and told["late_s"] == 0
+        one.say("sound", pcm(0.5, RATE // 4), at=RATE)
+        told, _ = one.sample(2, 0)
+        assert told["late_s"] == pytest.approx(0.25) and told["silence_s"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "body"),
+    [
+        ("event", {"id": "x", "event": {"type": "action", "action": "fly"}}, b""),
+        ("event", {"id": "x"}, b""),
+        ("sound", {"at": 0}, b"odd"),
+        ("speech", {}, b"o"),
+        ("slack", {"seconds": None}, b""),
+        ("of another time", {}, b"??"),
+    ],
+)
+def test_what_is_not_understood_is_skipped(kind, head, body):
+    with stage() as one:
+        one.say(kind, body, **head)
+        one.event("good", type="action", action="right")
+        assert one.sample(0)[0]["events"] == ["good"]
+        assert not one.stop.is_set()
+
+
+def test_the_slack_of_chunks_is_passed_on():
+    with stage() as one:
+        one.say("slack", seconds=-0.25)
+        assert one.slacks == [-0.25, 0.5]
+
+
+@pytest.mark.parametrize("ends", ["told", "gone"])
+def test_a_gateway_that_ends_the_session_or_is_gone_ends_the_stream(ends):
+    with End() as end:
+        one = Stage(end)
+        one.say("slack", seconds=0)
+        assert not one.stop.is_set()
+        end.say("end") if ends == "told" else end.close()
+        assert one.stop.wait(WAIT_S)
+        one.source.begin()
+        one.source.sampled(0)  # nobody hears it any more, and nothing is raised
+        one.source.close()
+
+
+def test_closing_wakes_the_listener():
+    with End() as end:
+        one = Stage(end)
+        one.say("slack", seconds=0)
+        one.source.close()
+        assert one.stop.is_set()
+        assert end.hear() is None
+
+
+def test_where_nobody_answers_is_one_line():
+    with End() as end:
+        address = end.address
+        end.close()
+        with pytest.raises(UserError, match=r"source\.session=tcp://127.*: nobody answers there"):
+            SessionSource(address, NAMES, threading.Event(), print, print)

@@ -1,0 +1,129 @@
+"""The page in a real browser, where there is one: it comes up clean under its policy, and its modules compute."""
+
+import shutil
+import threading
+from contextlib import contextmanager
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from serve import pages
+from serve.boxes import Sample, fragment, init
+
+pytestmark = pytest.mark.long
+CHROMIUM = shutil.which("chromium")
+OFFERS = [
+    {
+        "id": "a_face", "fps": 16, "chunk_s": 0.75, "width": 64, "height": 64, "hears": True, "actions": [],
+        "prompts": True, "picture": True, "words": ["a", "happy", "sad", "person"],
+        "presets": [{"name": n, "prompt": n} for n in ("a happy person", "a sad person")],
+        "capacity": 3, "running": 1, "waiting": 0,
+    },
+    {
+        "id": "a_maze", "fps": 16, "chunk_s": 0.75, "width": 64, "height": 64, "hears": False,
+        "actions": ["none", "forward", "jump"], "prompts": False, "picture": False, "words": [], "presets": [],
+        "capacity": 1, "running": 0, "waiting": 0,
+    },
+]  # fmt: skip
+
+
+@contextmanager
+def served():
+    async def models(request):
+        return JSONResponse({"object": "list", "data": OFFERS})
+
+    app = Starlette(routes=[*pages.routes(), Route("/v1/models", models)])
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started and thread.is_alive():
+        thread.join(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def page():
+    api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no chromium here")
+    with served() as address, api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        found = browser.new_page(viewport={"width": 360, "height": 740})
+        found.complaints = []
+        found.on("console", lambda message: found.complaints.append(message.text))
+        found.on("pageerror", lambda error: found.complaints.append(str(error)))
+        found.goto(address)
+        found.get_by_text("Press Start").wait_for()
+        yield found
+        browser.close()
+
+
+def module(page, name: str, work: str, argument=None):
+    """What `work(module, argument)` gives in the page."""
+    return page.evaluate(f"async (given) => (({work}))(await import('/page/{name}'), given)", argument)
+
+
+def test_it_comes_up_clean_and_fits_a_phone(page):
+    assert page.complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_what_it_shows_is_what_is_offered(page):
+    assert page.get_by_role("radio").count() == 2
+    assert page.get_by_role("button", name="Hold to talk").is_visible()
+    assert page.get_by_role("button", name="Happy").is_visible()
+    page.get_by_role("radio").nth(1).check()
+    assert not page.get_by_role("button", name="Hold to talk").is_visible()
+    assert (
+        page.get_by_role("button", name="forward").is_visible() and page.get_by_role("button", name="jump").is_visible()
+    )
+    assert page.get_by_role("button", name="none").count() == 0
+    page.get_by_role("radio").nth(0).check()
+
+
+def test_key_frames_are_found_in_fragments(page):
+    sps, pps = bytes.fromhex("6742c01edd0422"), bytes.fromhex("68ce3c80")
+    keys = [0, 5, 6, 17]
+    pieces = [init(64, 64, sps, pps, True)]
+    for first in range(0, 20, 4):
+        video = [Sample(b"picture", 5625 * i, 5625, i in keys) for i in range(first, first + 4)]
+        sound = [Sample(b"sound", 960 * (2 * first + i), 960, True) for i in range(3)]
+        pieces.append(fragment(first // 4 + 1, video, sound))
+    work = "(m, all) => { const k = new m.KeyTimes(); return all.flatMap((one) => k.read(new Uint8Array(one))); }"
+    assert module(page, "fragments.js", work, [list(piece) for piece in pieces]) == [i / 16 for i in keys]
+
+
+def test_names_of_presets_are_short(page):
+    work = "(m, names) => m.short(names)"
+    assert module(page, "prompts.js", work, ["a maze by day", "a maze by night"]) == ["Day", "Night"]
+    assert module(page, "prompts.js", work, ["an angry person", "a sad person"]) == ["Angry", "Sad"]
+    assert module(page, "prompts.js", work, ["a maze"]) == ["A maze"]
+
+
+def test_a_press_is_matched_with_the_first_frame_that_shows_it(page):
+    """Frames carry RTP times with a random origin, near its wrap; chunks carry times since the session's start."""
+    work = """(m) => {
+        let next, shown = [];
+        const video = { srcObject: {}, requestVideoFrameCallback: (call) => { next = call; } };
+        const watch = new m.Watch(video, { frame: () => {}, seen: (chunk) => shown.push(chunk.chunk) });
+        const origin = 2 ** 32 - 50_000, pressed = performance.now();
+        watch.asked("key");
+        for (let i = 0; i < 36; i += 1) {
+            const events = i === 24 ? ["key"] : [];
+            if (i % 12 === 0) watch.chunk({ chunk: i / 12, frames: 12, pts_s: i / 16, events });
+            const at = pressed + 1000 + i * 62.5;
+            next(at, { presentedFrames: i + 1, expectedDisplayTime: at, receiveTime: performance.now(),
+                       rtpTimestamp: (origin + i * 5625) % 2 ** 32, mediaTime: 7 + i / 16 });
+        }
+        const { frames, controlLatencies, framesSeen, freezes } = watch;
+        return { times: frames.map((f) => f.mediaTime), latency: controlLatencies[0], framesSeen, freezes, shown };
+    }"""
+    found = module(page, "watch.js", work)
+    assert found["shown"] == [0, 1, 2] and found["framesSeen"] == 36 and found["freezes"] == 0
+    assert found["times"] == pytest.approx([i / 16 for i in range(36)], abs=1e-4)
+    assert found["latency"] == pytest.approx(1 + 24 / 16, abs=0.05)
