@@ -19,6 +19,7 @@ counts and the server's are compared with these. Needs root for namespaces; what
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -49,7 +50,12 @@ PRESS_S = {"direct": 1.0, "port": 1.3}
 SOUND_S, LIPS_S, AGREE, DRIFT_S = 1.3, 0.08, 0.10, 0.05
 SHIFTS_S, SYNC_S = (0.2, 3.0), (-0.5, 0.5)
 """Within which the delay of a sound, and that of lips after it, are looked for."""
-OWN_WAY_S = 5.0
+LATE_S = 0.001
+RECEIVED = (
+    "bytesReceived", "packetsReceived", "packetsLost", "retransmittedPacketsReceived", "nackCount", "pliCount",
+    "framesDecoded", "keyFramesDecoded", "freezeCount", "jitterBufferDelay", "jitterBufferEmittedCount",
+)  # fmt: skip
+"""Of what the browser counts, what is kept."""
 
 
 @contextmanager
@@ -99,8 +105,12 @@ def flow(kind: str, found: Visit) -> dict[str, Any]:
         most = FREEZE_S[kind]
         measured["longest time between frames"] = bar(seconds(longest), f"<= {most} s", longest <= most)
     if kind == "lossy":
+        # A chunk that is late at the server moves the session's clock, on any line.
+        own = sum(found.late)
         measured["later at the end than at the beginning"] = bar(
-            seconds(drift), f"within {DRIFT_S} s", abs(drift) <= DRIFT_S
+            f"{drift:+.3f} s, {own:.3f} s of it the server's",
+            f"within {DRIFT_S} s, but for the server's",
+            -DRIFT_S <= drift <= DRIFT_S + own,
         )
     if kind == "port":
         measured["line found by itself"] = bar(found.transport, "ws", found.transport == "ws")
@@ -108,7 +118,8 @@ def flow(kind: str, found: Visit) -> dict[str, Any]:
         "transport": found.transport, "live_s": round(found.live_s, 2), "frames_share": round(share, 4),
         "longest_gap_s": round(longest, 3), "drift_s": round(drift, 3), "lateness_p95_over_p50_s": round(spread, 3),
         "page": {name: found.stats[name] for name in ("framesSeen", "chunks", "freezes", "longestFreeze_s")},
-        "late_chunks": sum(late > 0.001 for late in found.stats["lateness"]), "received": found.received,
+        "late_chunks": sum(late > LATE_S for late in found.late), "late_s": round(sum(found.late), 3),
+        "received": found.received and {name: found.received.get(name) for name in RECEIVED},
     }  # fmt: skip
     return measured
 
@@ -197,6 +208,8 @@ def main() -> bool:
     parser.add_argument("--only", default=",".join(VISITED))
     parser.add_argument("--folder", type=Path, default=RESULTS)
     given = parser.parse_args()
+    # Told to end, it ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     chromium.install()
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:

@@ -48,6 +48,7 @@ class Visit:
     Attributes:
         counted: what the probe has of it, without the first seconds.
         stats: what the page has.
+        late: by how much each chunk was late at the server, seconds, likewise.
         received: what the browser counted of the pictures; None: it was no call.
         bits_per_second: of the pictures, likewise; 0: it was no call.
         transport: `rtc` or `ws`.
@@ -58,6 +59,7 @@ class Visit:
 
     counted: chromium.Kept
     stats: dict[str, Any]
+    late: list[float]
     received: dict[str, Any] | None
     bits_per_second: float
     transport: str
@@ -74,9 +76,8 @@ class Visit:
 def visit(place: Place, model: str, seconds: float) -> Visit:
     """Use the page for some seconds."""
     # Echo cancellation and the like would take beeps for noise.
-    page = place.open(
-        place.address.replace("/#", "/?microphone=raw#") if "#" in place.address else f"{place.address}/?microphone=raw"
-    )
+    home, _, token = place.address.partition("/#")
+    page = place.open(f"{home}/?microphone=raw#{token}")
     try:
         begun = time.monotonic()
         page.evaluate("wanted => everframe.start(wanted)", _wanted(model))
@@ -89,21 +90,40 @@ def visit(place: Place, model: str, seconds: float) -> Visit:
         if model == AVATAR:
             page.locator("#listen").check()
         page.wait_for_timeout(SETTLED_S * MS)
-        since, before = page.evaluate("performance.now()") / MS, page.evaluate("probe.received()")
+        since, before, chunks = page.evaluate("performance.now()") / MS, _received(page), len(_late(page))
         if model == AVATAR:
             page.wait_for_timeout(seconds * MS)
         else:
             _walk(page, seconds)
-        after, kept = page.evaluate("probe.received()"), chromium.taken(page)
-        bits = 8 * (after["bytesReceived"] - before["bytesReceived"]) / seconds if before and after else 0.0
+        after, kept = _received(page), chromium.taken(page)
         found = Visit(
-            kept.since(since), page.evaluate("everframe.stats()"), after, bits, page.evaluate("everframe.transport"),
-            live_s, compose("serve", ServedConfig, [f"model={model}"]).model.fps, SCENE,
-        )  # fmt: skip
+            counted=kept.since(since),
+            stats=page.evaluate("everframe.stats()"),
+            late=_late(page)[chunks:],
+            received=after,
+            bits_per_second=8 * (after["bytesReceived"] - _bytes(before, after)) / seconds if after else 0.0,
+            transport=page.evaluate("everframe.transport"),
+            live_s=live_s,
+            fps=compose("serve", ServedConfig, [f"model={model}"]).model.fps,
+            scene=SCENE,
+        )
         page.evaluate("everframe.stop()")
         return found
     finally:
         page.close()
+
+
+def _received(page: Any) -> dict[str, Any] | None:
+    return page.evaluate("everframe.transport === 'rtc' ? probe.received() : null")
+
+
+def _bytes(before: dict[str, Any] | None, after: dict[str, Any]) -> int:
+    """What had been received before, of the same call."""
+    return before["bytesReceived"] if before and before["id"] == after["id"] else 0
+
+
+def _late(page: Any) -> list[float]:
+    return page.evaluate("everframe.stats().lateness")
 
 
 def _wanted(model: str) -> dict[str, Any]:
