@@ -21,8 +21,9 @@ AVATAR, WORLD = "pocket_avatar", "pocket_world"
 SCENE = avatar.scene(3, held_out=True)
 """Who is to be seen, so that the mouth can be found."""
 SEED = 5
-SETTLED_S = 8.0
-"""After it goes live, before anything counts: buffers find their size, and chunks how early they have to begin."""
+SETTLED_S = 16.0
+"""After it goes live, before anything counts: a first chunk that was late is made up for after eight more, and the
+microphone follows that after another eight."""
 TURNS = ("ArrowLeft", "ArrowRight")
 HELD_S, RESTED_S = 1.0, (2.0, 2.8)
 LAST_S = 2.5
