@@ -92,6 +92,11 @@ def middle(values: np.ndarray) -> tuple[float, float, int]:
     return float(np.median(known)), float(np.percentile(known, 95)), len(known)
 
 
+def plain(value: float) -> float | None:
+    """As a result keeps it; None: it could not be told."""
+    return round(value, 3) if np.isfinite(value) else None
+
+
 def flow(kind: str, found: Visit) -> dict[str, Any]:
     """Bars of any picture: its rate, its freezes, how it holds its time."""
     kept = found.counted
@@ -132,8 +137,8 @@ def talk(kind: str, found: Visit) -> dict[str, Any]:
     delay, _, windows = middle(lips.lags(kept.shown, mouth, said, *SHIFTS_S))
     opened, opened95, count = middle(lips.opened(kept.shown, mouth, lips.onsets(kept.said), delay))
     numbers: dict[str, Any] = {
-        "sound to picture, shift_p50_s": round(delay, 3), "windows": windows,
-        "beep to opening mouth_p50_s": round(opened, 3), "p95_s": round(opened95, 3), "beeps": count,
+        "sound to picture, shift_p50_s": plain(delay), "windows": windows,
+        "beep to opening mouth_p50_s": plain(opened), "p95_s": plain(opened95), "beeps": count,
     }  # fmt: skip
     if kind == "direct":
         measured["beep said to the frame that shows it, p50"] = bar(
@@ -142,9 +147,9 @@ def talk(kind: str, found: Visit) -> dict[str, Any]:
     if kept.heard is not None:
         apart = lips.lags(kept.shown, mouth, lips.made(kept.heard), *SYNC_S)
         sync, away, count = middle(apart)[0], middle(np.abs(apart))[1], middle(apart)[2]
-        numbers |= {"lips after sound_p50_s": round(sync, 3), "away_p95_s": round(away, 3), "windows of lips": count}
+        numbers |= {"lips after sound_p50_s": plain(sync), "away_p95_s": plain(away), "windows of lips": count}
         after = lips.opened(kept.shown, mouth, lips.onsets(kept.heard), sync)
-        numbers["beep heard to opening mouth_p50_s"] = round(middle(after)[0], 3)
+        numbers["beep heard to opening mouth_p50_s"] = plain(middle(after)[0])
         if kind == "direct":
             measured["lips from sound, p95"] = bar(
                 f"{seconds(away)} ({count} windows)", f"<= {LIPS_S} s", away <= LIPS_S
@@ -171,8 +176,8 @@ def walk(kind: str, found: Visit) -> dict[str, Any]:
             f"{off:+.1%}", f"within {AGREE:.0%}", abs(off) <= AGREE
         )
     measured["keys"] = {
-        "page_p50_s": round(page, 3), "page_p95_s": round(page95, 3), "server_p50_s": round(middle(server)[0], 3),
-        "moves_p50_s": round(seen, 3), "moves_p95_s": round(seen95, 3), "presses": len(found.presses), "clear": clear,
+        "page_p50_s": plain(page), "page_p95_s": plain(page95), "server_p50_s": plain(middle(server)[0]),
+        "moves_p50_s": plain(seen), "moves_p95_s": plain(seen95), "presses": len(found.presses), "clear": clear,
     }  # fmt: skip
     return measured
 
