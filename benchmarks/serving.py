@@ -35,6 +35,8 @@ TALK_S = 2.0
 """Between two things that a person who behaves does."""
 WARM = 4
 """First chunks of a session, which are not looked at: its player has no rhythm yet."""
+PLACE_S = 10.0
+"""Longest wait for a place."""
 SMALL_BUFFER = 4096
 """Bytes that one who takes nothing lets the system take for it."""
 
@@ -266,7 +268,7 @@ def opened(url: str, small: bool = False, **wanted: Any) -> tuple[Any, dict[str,
     connection = connect_socket(
         address, sock=bare, subprotocols=[client.PROTOCOL], compression=None, max_size=None, proxy=None,
         max_queue=2 if small else 1024, close_timeout=1,
-    )  # fmt: skip
+    ).__enter__()  # fmt: skip
     connection.send(json.dumps({"type": "session.start", **wanted}))
     while (said := json.loads(connection.recv(20)))["type"] != "session.started":
         if said["type"] == "error":
@@ -376,6 +378,22 @@ def _cut(bare: socket.socket) -> None:
         os.close(bare.detach())
 
 
+def placed(url: str, **wanted: Any) -> dict[str, Any]:
+    """A session over HTTP; one that ends has its place until its last chunk was played, so a place is waited for.
+
+    Raises:
+        Refused: there is none for PLACE_S.
+    """
+    end = time.monotonic() + PLACE_S
+    while True:
+        try:
+            return client.create(url, **wanted)
+        except Refused as refused:
+            if refused.code != "full" or time.monotonic() > end:
+                raise
+        time.sleep(0.2)
+
+
 async def call(url: str, seconds: float, **wanted: Any) -> dict[str, int]:
     """One session over WebRTC: open, connect, receive for so many seconds, close, and end it.
 
@@ -388,7 +406,7 @@ async def call(url: str, seconds: float, **wanted: Any) -> dict[str, int]:
     from aiortc import RTCBundlePolicy, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
     from aiortc.contrib.media import MediaBlackhole
 
-    made = await asyncio.to_thread(client.create, url, **wanted)
+    made = await asyncio.to_thread(placed, url, **wanted)
     peer = RTCPeerConnection(RTCConfiguration([], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE))
     hole, found, opens = MediaBlackhole(), {"video": 0, "audio": 0}, asyncio.Event()
     try:

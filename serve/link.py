@@ -16,6 +16,8 @@ from stages.link import LONGEST_BODY, LONGEST_LINE, TOKEN_S
 TOKEN_BYTES = 16
 STRANGERS = 64
 """Connections that have not said their secret yet, at most."""
+HANDSHAKE_S = 5.0
+"""Longest TLS handshake; whoever has not come so far is no stranger yet, and not counted."""
 HELD = 1 << 22
 """Bytes that may wait for a stage to take them; one that lets more wait is gone."""
 
@@ -86,7 +88,10 @@ class Link:
         Raises:
             OSError: the port is another's.
         """
-        self._server = await asyncio.start_server(self._come, *self._where, ssl=self._context, limit=LONGEST_LINE)
+        times = {"ssl_handshake_timeout": HANDSHAKE_S} if self._context else {}
+        self._server = await asyncio.start_server(
+            self._come, *self._where, ssl=self._context, limit=LONGEST_LINE, **times
+        )
 
     @property
     def port(self) -> int:

@@ -34,7 +34,7 @@ REOPEN = 0.2
 
 X264 = {"preset": "superfast", "tune": "zerolatency", "threads": "1", "forced-idr": "1", "sc_threshold": "0"}
 NVENC = {"preset": "p3", "tune": "ull", "rc": "cbr", "delay": "0", "zerolatency": "1", "forced-idr": "1"}
-VPX = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "error-resilient": "1"}
+VPX = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "error-resilient": "1", "threads": "1"}
 ENCODERS = {"h264": (("h264_nvenc", NVENC), ("libx264", X264)), "vp8": (("libvpx", VPX),)}
 """By codec, in the order in which they are tried. Most cards of data centres have no encoder."""
 FOLLOWS = ("libx264", "h264_nvenc")

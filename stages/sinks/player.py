@@ -109,6 +109,14 @@ class Player:
             self._closed = True
             self._changed.notify_all()
 
+    def release(self) -> None:
+        """Let go of pictures and encoders, once it was closed and nobody plays any more: a cycle that holds it is
+        collected whenever that may be, and an encoder has threads and memory of its own."""
+        with self._changed:
+            self._chunks.clear()
+            self._wanted.clear()
+            self._sound = None
+
     # -- who hears from viewers ---------------------------------------------------------------------------------------
 
     def want(self, codecs: list[str]) -> None:

@@ -72,6 +72,7 @@ class SessionSink:
         self._wire.close()
         self._hands.join()
         self._ears.join()
+        self._player.release()
 
     def _send(self, kind: str, body: bytes = b"", **head: Any) -> None:
         try:

@@ -26,7 +26,7 @@ FPS, SIZE = 16, 128
 
 def moving(index: int, size: int = SIZE) -> np.ndarray:
     """Stripes that move, with some noise: neither trivial nor hopeless."""
-    _y, x = np.mgrid[:size, :size]
+    x = np.arange(size)[None]
     noise = np.random.default_rng(index).integers(0, 48, (size, size, 3))
     stripes = (127 + 80 * np.sin((x + 5 * index) / 9))[..., None] + noise
     return np.clip(stripes, 0, 255).astype(np.uint8)

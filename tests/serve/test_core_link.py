@@ -225,7 +225,7 @@ def test_what_is_no_message_ends_the_connection_at_either_end(said):
         async with opened() as link:
             guest = Guest()
             token = link.expect(guest.take).rpartition("/")[2]
-            _reader, writer = await asyncio.open_connection(HOST, link.port)
+            _, writer = await asyncio.open_connection(HOST, link.port)
             writer.write(token.encode() + line(kind="good", bytes=0) + said)
             writer.write_eof()
             await guest.left.wait()
@@ -323,6 +323,20 @@ def test_one_that_speaks_no_tls_is_let_go(secure):
             context = ssl.create_default_context()
             with pytest.raises(ssl.SSLError):
                 await asyncio.open_connection(HOST, link.port, ssl=context, server_hostname=HOST)
+
+    runs(work())
+
+
+def test_one_that_does_not_finish_its_handshake_is_let_go(secure, monkeypatch):
+    monkeypatch.setattr(serving, "HANDSHAKE_S", 0.05)
+
+    async def work():
+        async with opened(secure, True) as link:
+            reader, writer = await asyncio.open_connection(HOST, link.port)
+            writer.write(b"\x16\x03\x01")  # a record of a handshake begins
+            with suppress(OSError):
+                assert await reader.read() == b""
+            writer.close()
 
     runs(work())
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from serve.problems import Problem
-from serve.session import END_S, KEY_EVERY_S, SPEECH_S
+from serve.session import END_S, KEY_EVERY_S, SPEECH_S, TURN_S
 from tests.serve.core_time import REFUSED, Eye, One, settle, virtually
 
 
@@ -365,3 +365,39 @@ async def test_what_cannot_be_coded_ends_it_as_failed():
     _, sink = await one.begin()
     await sink.say("failed", message="no encoder")
     assert one.session.reason == "failed" and one.model.stopped == [0]
+
+
+@virtually
+async def test_of_several_microphones_one_is_heard_at_a_time_and_the_next_when_it_is_silent():
+    one, loud = One(), b"\x10\x27" * 320
+    source, _ = await one.begin()
+    first, second = Eye(), Eye()
+    for eye in (first, second):
+        one.session.attach(eye)
+    one.session.sound(loud, 0, first)
+    one.session.sound(loud, 7, second)
+    one.session.sound(loud, 320, first)
+    assert [head["at"] for head in source.of("sound")] == [0, 320]
+    await one.wait(TURN_S + 0.1)
+    one.session.sound(loud, 14, second)
+    one.session.sound(loud, 640, first)
+    assert [head["at"] for head in source.of("sound")] == [0, 320, 14]
+    one.session.detach(second)
+    one.session.sound(loud, 960, first)  # whoever has left does not keep the word
+    assert source.of("sound")[-1]["at"] == 960
+
+
+@virtually
+async def test_who_watches_is_told_once_before_its_time_is_over_and_may_prevent_that_it_idles():
+    one = One(idle_s=100, session_s=1000)
+    await one.begin()
+    eye = Eye()
+    one.session.attach(eye)
+    await one.wait(75)
+    (told,) = eye.notices
+    assert told["kind"] == "expiring" and 25 <= told["seconds_left"] <= 30
+    one.session.event("a", {"type": "action", "action": "forward"})
+    await one.wait(75)
+    assert [notice["kind"] for notice in eye.notices] == ["expiring"] * 2
+    await one.wait(30)
+    assert one.session.reason == "idle"

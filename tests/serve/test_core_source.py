@@ -155,7 +155,7 @@ def test_sound_that_is_missing_and_that_is_late_is_told_of_the_chunk():
     with stage() as one:
         one.say("sound", pcm(0.5, RATE), at=0)
         one.sample(0, RATE)
-        told, _sound = one.sample(1, RATE // 2)
+        told, _ = one.sample(1, RATE // 2)
         assert told["silence_s"] == pytest.approx(0.5 - RESERVE / RATE) and told["late_s"] == 0
         one.say("sound", pcm(0.5, RATE // 4), at=RATE)
         told, _ = one.sample(2, 0)
