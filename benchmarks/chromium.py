@@ -131,7 +131,7 @@ def taken(page: Any) -> Kept:
     """All that the probe kept."""
     found = page.evaluate("probe.take()")
     frames, side = np.array(found["frames"], np.float64).reshape(-1, 3), found["side"]
-    pixels = np.frombuffer(base64.b64decode(found["pixels"]), np.uint8).reshape(-1, side, side, 4)[..., :3]
+    pixels = np.frombuffer(base64.b64decode(found["pixels"]), np.uint8).reshape(-1, side, side, 4)[..., :3].copy()
     presses = [(press["at"] / 1000, press["code"]) for press in found["presses"]]
     return Kept(
         frames[:, 0] / 1000,

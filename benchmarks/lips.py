@@ -29,6 +29,8 @@ FINE_S = 0.005
 """Of shifts that are tried."""
 WINDOW_S, EVERY_S = 6.0, 1.5
 """Of frames that are compared at a time, and between the beginnings of such windows."""
+EITHER_S = 0.5
+"""Before and after the moment at which a beep is expected to be seen."""
 LEAST_MOVED = 0.05
 """Standard deviation of an open mouth below which a window says nothing."""
 
@@ -122,15 +124,20 @@ def onsets(sound: Sound) -> np.ndarray:
     return sound.start + first[begins] / sound.rate
 
 
-def opened(shown: np.ndarray, mouth: np.ndarray, begun: np.ndarray, least: float, most: float) -> np.ndarray:
+def opened(shown: np.ndarray, mouth: np.ndarray, begun: np.ndarray, about: float) -> np.ndarray:
     """How long after each beep the first frame came in which the mouth was opening, seconds; NaN: none did.
 
     Opening is being a quarter of the way to as far as beeps open it.
+
+    Args:
+        shown, mouth: as for `lags`.
+        begun: when each beep began.
+        about: by how much the mouth follows, from `lags`: beeps may come faster than what they open.
     """
     shut, wide = np.percentile(mouth, [20, 97])
     opening = mouth > shut + 0.25 * (wide - shut)
     moments = shown[1:][opening[1:] & ~opening[:-1]]
     return np.array(
-        [min((m - b for m in moments if least <= m - b < most), default=np.nan) for b in begun],
+        [min((m - b for m in moments if -EITHER_S <= m - b - about < EITHER_S), default=np.nan) for b in begun],
         np.float64,
     )

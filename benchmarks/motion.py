@@ -34,11 +34,15 @@ def begins(shown: np.ndarray, changed: np.ndarray, presses: list[float]) -> np.n
         after = np.flatnonzero((shown >= press) & (shown < press + LATEST_S))
         if not before.any() or not len(after):
             continue
-        still, moving = np.median(changed[before]), np.percentile(changed[after], 90)
+        still, moving = np.median(changed[before]), np.percentile(changed[after], 75)
         if moving < CLEAR * max(still, 1e-3):
             continue
-        moved = after[changed[after] > still + MOVES * (moving - still)]
-        found[i] = shown[moved[0]] - press
+        # A coder touches up a still picture now and then, in one frame: motion goes on.
+        moves = changed[after] > still + MOVES * (moving - still)
+        lasting = np.flatnonzero(moves[:-2] & moves[1:-1] & moves[2:])
+        if not len(lasting):
+            continue
+        found[i] = shown[after[lasting[0]]] - press
     return found
 
 

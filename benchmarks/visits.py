@@ -21,8 +21,9 @@ AVATAR, WORLD = "pocket_avatar", "pocket_world"
 SCENE = avatar.scene(3, held_out=True)
 """Who is to be seen, so that the mouth can be found."""
 SEED = 5
-SETTLED_S = 8.0
-"""After it goes live, before anything counts: buffers find their size, and chunks how early they have to begin."""
+SETTLED_S = 16.0
+"""After it goes live, before anything counts: a first chunk that was late is made up for after eight more, and the
+microphone follows that after another eight."""
 TURNS = ("ArrowLeft", "ArrowRight")
 HELD_S, RESTED_S = 1.0, (2.0, 2.8)
 LAST_S = 2.5
@@ -48,6 +49,7 @@ class Visit:
     Attributes:
         counted: what the probe has of it, without the first seconds.
         stats: what the page has.
+        late: by how much each chunk was late at the server, seconds, likewise.
         received: what the browser counted of the pictures; None: it was no call.
         bits_per_second: of the pictures, likewise; 0: it was no call.
         transport: `rtc` or `ws`.
@@ -58,6 +60,7 @@ class Visit:
 
     counted: chromium.Kept
     stats: dict[str, Any]
+    late: list[float]
     received: dict[str, Any] | None
     bits_per_second: float
     transport: str
@@ -73,7 +76,9 @@ class Visit:
 
 def visit(place: Place, model: str, seconds: float) -> Visit:
     """Use the page for some seconds."""
-    page = place.open(place.address)
+    # Echo cancellation and the like would take beeps for noise.
+    home, _, token = place.address.partition("/#")
+    page = place.open(f"{home}/?microphone=raw#{token}")
     try:
         begun = time.monotonic()
         page.evaluate("wanted => everframe.start(wanted)", _wanted(model))
@@ -86,21 +91,40 @@ def visit(place: Place, model: str, seconds: float) -> Visit:
         if model == AVATAR:
             page.locator("#listen").check()
         page.wait_for_timeout(SETTLED_S * MS)
-        since, before = page.evaluate("performance.now()") / MS, page.evaluate("probe.received()")
+        since, before, chunks = page.evaluate("performance.now()") / MS, _received(page), len(_late(page))
         if model == AVATAR:
             page.wait_for_timeout(seconds * MS)
         else:
             _walk(page, seconds)
-        after, kept = page.evaluate("probe.received()"), chromium.taken(page)
-        bits = 8 * (after["bytesReceived"] - before["bytesReceived"]) / seconds if before and after else 0.0
+        after, kept = _received(page), chromium.taken(page)
         found = Visit(
-            kept.since(since), page.evaluate("everframe.stats()"), after, bits, page.evaluate("everframe.transport"),
-            live_s, compose("serve", ServedConfig, [f"model={model}"]).model.fps, SCENE,
-        )  # fmt: skip
+            counted=kept.since(since),
+            stats=page.evaluate("everframe.stats()"),
+            late=_late(page)[chunks:],
+            received=after,
+            bits_per_second=8 * (after["bytesReceived"] - _bytes(before, after)) / seconds if after else 0.0,
+            transport=page.evaluate("everframe.transport"),
+            live_s=live_s,
+            fps=compose("serve", ServedConfig, [f"model={model}"]).model.fps,
+            scene=SCENE,
+        )
         page.evaluate("everframe.stop()")
         return found
     finally:
         page.close()
+
+
+def _received(page: Any) -> dict[str, Any] | None:
+    return page.evaluate("everframe.transport === 'rtc' ? probe.received() : null")
+
+
+def _bytes(before: dict[str, Any] | None, after: dict[str, Any]) -> int:
+    """What had been received before, of the same call."""
+    return before["bytesReceived"] if before and before["id"] == after["id"] else 0
+
+
+def _late(page: Any) -> list[float]:
+    return page.evaluate("everframe.stats().lateness")
 
 
 def _wanted(model: str) -> dict[str, Any]:
@@ -116,9 +140,9 @@ def _walk(page: Any, seconds: float) -> None:
     """Turn to one side and the other, now and then, and stand still between."""
     rng, until, count = np.random.default_rng(SEED), time.monotonic() + seconds, 0
     while time.monotonic() < until - LAST_S - HELD_S:
+        page.wait_for_timeout(rng.uniform(*RESTED_S) * MS)
         page.keyboard.down(TURNS[count % 2])
         page.wait_for_timeout(HELD_S * MS)
         page.keyboard.up(TURNS[count % 2])
-        page.wait_for_timeout(rng.uniform(*RESTED_S) * MS)
         count += 1
     page.wait_for_timeout(max(0.0, until - time.monotonic()) * MS)

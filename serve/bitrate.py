@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from math import exp
 
 START_BPS, FLOOR_BPS = 600_000, 150_000
 UNKNOWN_BPS = 2_500_000
@@ -18,6 +19,8 @@ GROWTH = 1.08
 """Per second, at most."""
 HEAVY_LOSS, NO_LOSS = 0.10, 0.02
 """Shares of packets: above the first the line is too narrow, whatever is estimated; below the second it is well."""
+LOSS_S = 3.0
+"""Over which losses are averaged: small pictures are a few packets between two reports, one of which is a quarter."""
 ROOM, JAM = 1.25, 0.85
 """An estimate begins at what arrives, rises to half above it and no further, and falls to 0.85 of it in a jam. So only
 one below JAM of what is sent tells of a jam, and one above ROOM of it says that the line is not full, not how wide it
@@ -34,19 +37,22 @@ WINDOW_S, LEAST_S = 2.0, 0.5
 class Rate:
     """Decides what a viewer is sent.
 
+    Sound is not taken off: a browser's estimate is of packets that bear their time of sending (abs-send-time), and here
+    those are the pictures'.
+
     Args:
-        sound_bps: what sound takes of the line, bits per second.
         clock: seconds.
 
     Attributes:
         every: 2: every second frame is sent, because even the least bit rate is too much.
     """
 
-    def __init__(self, sound_bps: float, clock: Callable[[], float]):
-        self._sound_bps, self._clock = sound_bps, clock
+    def __init__(self, clock: Callable[[], float]):
+        self._clock = clock
         self._rate, self._ceiling, self._grown_at = float(START_BPS), float(UNKNOWN_BPS), clock()
         self._sent: deque[tuple[float, int]] = deque()
         self._began_at = 0.0
+        self._loss, self._reported_at = 0.0, clock()
         self._jammed_at: float | None = None
         """Since when it has been told of a jam; None: the last estimate told of none."""
         self.every = 1
@@ -69,7 +75,7 @@ class Rate:
         self._forget()
         seconds = min(max(self._clock() - self._began_at, LEAST_S), WINDOW_S)
         sent = sum(bits for _, bits in self._sent) / seconds
-        self._ceiling = bits_per_second * SHARE - self._sound_bps
+        self._ceiling = bits_per_second * SHARE
         if bits_per_second >= JAM * sent:
             self._jammed_at = None
         elif self._jammed_at is None:
@@ -82,10 +88,12 @@ class Rate:
 
     def lost(self, share: float) -> None:
         """Which share of the packets was lost since the last report, 0 to 1."""
-        if share > HEAVY_LOSS:
-            self._rate *= 1 - share / 2
-            self._grown_at = self._clock()
-            self._jammed_at = self._grown_at - NARROW_S
+        now = self._clock()
+        passed, self._reported_at = now - self._reported_at, now
+        self._loss += (share - self._loss) * (1 - exp(-passed / LOSS_S))
+        if self._loss > HEAVY_LOSS:
+            self._rate *= (1 - self._loss / 2) ** min(passed, 1.0)
+            self._grown_at, self._jammed_at = now, now - NARROW_S
             self._settle()
         elif share < NO_LOSS:
             self._grow()

@@ -42,8 +42,6 @@ NOTICED = 0.02
 """By how much what a line takes changes before the session is told."""
 SAID_S = 0.5
 """How long the last words to a viewer may take."""
-SOUND_BPS = 70_000
-"""What a line has to carry beside pictures: Opus, and 50 headers a second."""
 MOST_UNSAID, MOST_UNSENT = 32, 262_144
 """Messages kept until `control` opens, and bytes on their way on it: over that a message is dropped."""
 MOST_CHANNELS, MOST_PEERS = 8, 4
@@ -96,7 +94,7 @@ class Peer(Viewer):
         self._tracks = {"video": CodedTrack("video", lambda: session.key_frame("queue"))}
         if self._sound:
             self._tracks["sound"] = CodedTrack("audio", lambda: None)
-        self.rate = Rate(SOUND_BPS if self._sound else 0, clock)
+        self.rate = Rate(clock)
         self._followed: tuple[int, int] | None = None
         self._names: set[asyncio.Task] = set()
         self._microphone: Microphone | None = None
