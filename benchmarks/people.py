@@ -21,7 +21,8 @@ from typing import Any
 
 from benchmarks import serving
 from benchmarks.record import bar, record
-from benchmarks.serving import Garbage, Interrupter, Person, Server, Stuck, Vanishing
+from benchmarks.serving import Server
+from benchmarks.visitors import Garbage, Interrupter, Person, Stuck, Vanishing
 
 LEAST = 4
 """Sessions on two cores."""
