@@ -54,7 +54,7 @@ class Line:
         return found
 
 
-class Heard:
+class Sound:
     """Gives a session what it is to hear and to say.
 
     Args:

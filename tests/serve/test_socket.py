@@ -14,7 +14,7 @@ from serve.heard import AHEAD, PAUSE, RATE, Line
 from serve.media import VIDEO_RATE
 from serve.outbox import LONGEST_S, MOST, WORDS, Outbox
 from serve.socket import Socket
-from serve.tcp_rate import FLOOR, LAG_S, Rate, TcpRate
+from serve.tcp_rate import FLOOR, LAG_S, TcpRate, Wish
 from serve.tight import UNSENT, tighten
 from tests.serve.realtime_packets import FPS, both, due, pictures
 from tests.serve.realtime_server import FakeSession
@@ -165,7 +165,7 @@ def test_after_the_end_nothing_is_taken(clock):
     assert (item.kind, item.code) == ("end", 1000)
 
 
-def rates(lags, size=20_000, step=0.1) -> list[Rate]:
+def rates(lags, size=20_000, step=0.1) -> list[Wish]:
     """What is asked, for lags a tenth of a second apart, of one who is given 200 kB/s."""
     rate, found = TcpRate(), []
     for i, lag in enumerate(lags):
