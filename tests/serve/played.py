@@ -50,7 +50,7 @@ class Gateway:
 
     def __init__(self, folder: Path, **settings: Any):
         self.serve = ServeConfig(**({"posts_per_minute": 1000} | settings))
-        self.uploads = Uploads(folder / "uploads")
+        self.uploads = Uploads()
         self._sessions: dict[str, Session] = {}
         self.unready: list[str] = []
         self.problem: Exception | None = None

@@ -25,7 +25,7 @@ from tests.helpers import config_of
 from tests.launch.gateway import TOKEN
 from tests.runtime.driven import Driven
 
-HELLO = {"protocol": 1, "offer": {"id": "nano", "fps": 16}, "plan": "timestep", "workers": 2}
+HELLO = {"protocol": 2, "offer": {"id": "nano", "fps": 16}, "plan": "timestep", "workers": 2}
 
 
 class Remembering(Joins):
@@ -241,8 +241,8 @@ async def test_who_has_gone_may_come_back():
 @pytest.mark.parametrize(
     ("hello", "why"),
     [
-        (HELLO | {"protocol": 2}, "speaks protocol 2"),
-        ({"protocol": 1}, "nothing that is understood"),
+        (HELLO | {"protocol": 1}, "speaks protocol 1"),
+        ({"protocol": 2}, "nothing that is understood"),
         ([], "nothing that is understood"),
         (HELLO | {"offer": []}, "nothing that is understood"),
     ],
