@@ -113,7 +113,7 @@ def processes(config: ServedConfig) -> Config:
 
 def start(config: Config, held: ExitStack) -> Running:
     """Start a model's workers; returns while they load."""
-    ended = Ended(config, ordered=True)
+    ended = Ended(config, served=True)
 
     def first(pipeline: Pipeline) -> None:
         pipeline.observers.append(ended)

@@ -164,6 +164,7 @@ class Gateway:
         except BaseException:
             seat.leave()
             raise
+        hidden.add(session.secret)
         place = seat.place if isinstance(seat, Waiting) else seat
         if place is not None:
             await self._begin(session, place, changes, picture)
@@ -245,7 +246,7 @@ class Gateway:
         self._sessions.pop(session.id, None)
         self._ended[session.id] = session
         while len(self._ended) > ENDED:
-            del self._ended[next(iter(self._ended))]
+            hidden.remove(self._ended.pop(next(iter(self._ended))).secret)
         self._changes.pop(session.id, None)
         self._numbers.pop((session.served.name, session.number), None)
         self._pictures.pop(session.id, None)

@@ -1,6 +1,6 @@
 """Pictures that callers send: decoded within limits, made anew, kept in memory for ten minutes.
 
-What is decoded later, by a stage, is always a PNG of ours: never a caller's file, and never one by a name or an address.
+What is decoded later, by a stage, is always a PNG of ours: never a caller's file, never one by a name or an address.
 """
 
 from __future__ import annotations

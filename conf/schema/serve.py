@@ -110,6 +110,9 @@ class ServeConfig:
             raise UserError(f"serve.max_sessions={shown(self.max_sessions)}", "is auto or a number from 1", "use auto")
         if self.token is not None and len(self.token) < LEAST_TOKEN:
             raise UserError("serve.token", f"has fewer than {LEAST_TOKEN} characters", "openssl rand -hex 16 makes one")
+        if self.token is not None and not re.fullmatch("[A-Za-z0-9._~-]+", self.token):
+            rule = "may have letters, digits and . _ ~ - alone, which an address carries as they are"
+            raise UserError("serve.token", rule, "openssl rand -hex 16 makes one")
         if self.join_secret is not None and not re.fullmatch("[0-9a-f]{32}", self.join_secret):
             raise UserError("serve.join_secret", "is 32 hexadecimal digits", "openssl rand -hex 16 makes one")
         if not 0 <= self.join <= MOST_JOINED:

@@ -11,8 +11,10 @@ import pytest
 from conf.schema.serve import ServeConfig
 from serve.admission import Admission
 from serve.gateway import ENDED, Gateway
+from serve.logs import hidden
 from serve.metrics import Metrics
 from serve.problems import Problem
+from serve.redaction import HIDDEN
 from serve.session import Session
 from serve.tracing import Tracing
 from tests.serve.core_time import REFUSED, Eye, Model, Port, settle, virtually
@@ -215,6 +217,22 @@ async def test_nothing_is_decoded_for_who_is_not_let_in():
         assert one.pictures.asked == []
 
 
+@virtually
+async def test_a_secret_is_looked_for_in_logs_as_long_as_its_session_is_told_of_and_never_of_who_is_refused():
+    async with house(1) as one:
+        known, first = len(hidden), await one.open()
+        assert len(hidden) == known + 1 and hidden(f"{first.secret} x") == f"{HIDDEN} x"
+        known = len(hidden)
+        for wanted in ({}, {"model": "nowhere"}, {"model": "head", "image": "none"}):
+            with pytest.raises(Problem):
+                await one.open(**wanted)
+        assert len(hidden) == known
+        await one.end(first)
+        for _ in range(ENDED):
+            await one.end(await one.open())
+        assert one.gateway.session(first.id) is None and first.secret not in hidden._known
+
+
 @pytest.mark.parametrize("queue", [False, True])
 @virtually
 async def test_a_place_is_held_while_a_picture_is_decoded_and_given_back_if_it_cannot_be(queue):
@@ -340,6 +358,7 @@ async def test_a_drain_lets_nobody_in_tells_everyone_and_ends_what_is_left():
 
 @virtually
 async def test_sessions_come_and_go_and_what_is_remembered_is_bounded():
+    known = len(hidden)
     async with house(3) as one:
         for round_ in range(ENDED):
             sessions = [await one.open(image="x") for _ in range(3)]
@@ -351,6 +370,7 @@ async def test_sessions_come_and_go_and_what_is_remembered_is_bounded():
                 await one.end(session)
         assert one.nothing_is_left()
         assert len(one.gateway._ended) == ENDED and not one.gateway._numbers and not one.gateway._work
+        assert len(hidden) - known <= 2 * ENDED
         assert "everframe_sessions_running" in one.gateway.metrics()[0].decode()
 
 

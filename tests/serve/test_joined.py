@@ -404,6 +404,13 @@ def test_secrets_come_from_files_and_are_none_that_can_be_guessed(tmp_path):
     file.write_text("short")
     with pytest.raises(UserError, match=r"serve\.token: has fewer than 16 characters"):
         ServeConfig(token=f"@{file}")
+    for letter in "+/=# é:":
+        file.write_text(f"{TOKEN}{letter}{TOKEN}\n")
+        for given in (f"@{file}", f"{TOKEN}{letter}{TOKEN}"):
+            with pytest.raises(UserError, match=r"serve\.token: may have letters, .*openssl rand -hex 16") as caught:
+                ServeConfig(token=given)
+            assert TOKEN not in str(caught.value)
+    assert ServeConfig(token="Az09._~-" * 2).token == "Az09._~-" * 2
     with pytest.raises(UserError, match=r"serve\.join_secret: is 32 hexadecimal digits"):
         ServeConfig(join_secret=f"@{file}")
     for wrong in (-1, 65):
