@@ -164,8 +164,8 @@ class Watch:
 
 class Ended:
     """Tells of streams as they end: one line for each that ended by a fault, and, where streams come and go by orders,
-    one for each in `streams.jsonl`. Where they are visitors' sessions, that file is its owner's alone, and the latest lines
-    are kept: SESSIONS_BYTES in it, and as many in `streams.jsonl.1`.
+    one for each in `streams.jsonl`. Of visitors' sessions that file is its owner's alone, and the latest lines are
+    kept: SESSIONS_BYTES in it, and as many in `streams.jsonl.1`.
 
     Args:
         config: the run.

@@ -14,6 +14,7 @@ from conf.errors import UserError
 from conf.schema.serve import ServeConfig
 from serve import capacity, readiness
 from serve.admission import Admission, Place, Waiting
+from serve.guard import same
 from serve.joined import Joined
 from serve.link import Link
 from serve.logs import hidden
@@ -132,6 +133,11 @@ class Gateway:
     def session(self, id: str) -> Session | None:
         """A session that is there, or has ended lately."""
         return self._sessions.get(id) or self._ended.get(id)
+
+    def owned(self, secret: str) -> str | None:
+        """The id of the session whose secret this is, in a time that tells nothing of any; None: of none."""
+        there = [*self._sessions.values(), *self._ended.values()]
+        return next((session.id for session in there if same(secret, session.secret)), None)
 
     @property
     def sessions(self) -> list[Session]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from serve.guard import OWN
 from serve.heard import Heard
 from serve.incoming import (
     BURST,
@@ -85,6 +86,11 @@ async def _first(websocket: WebSocket) -> Start:
 
 async def _session(start: Start, websocket: WebSocket, gateway: Gateway) -> Session:
     """The session that is named, or a new one."""
+    own = websocket.scope.get(OWN)
+    if own is not None and start.session != own:
+        raise Problem(
+            "unauthorized", "the secret that was said lets join its own session alone: say the server's token"
+        )
     if start.session is None:
         caller = websocket.client.host if websocket.client else ""
         return await gateway.create(start.given, caller)

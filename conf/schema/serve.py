@@ -33,8 +33,8 @@ class ServeConfig:
     port: int = 8080
     """Of HTTP and WebSockets; 0: a free one."""
     token: str | None = None
-    """Who knows it may open sessions; `everframe serve` prints an address that carries it. `@FILE`: what is in that
-    file."""
+    """Who knows it may open sessions; `everframe serve` prints an address that carries it: letters, digits and `. _ ~
+    -`. `@FILE`: what is in that file."""
     tls: Any = "off"
     """`auto` makes a certificate of its own, which browsers ask about once; `off`: plain HTTP, for this machine or
     behind a proxy; `{cert: FILE, key: FILE}`: yours, in PEM."""

@@ -2,11 +2,10 @@
 
 import { Player } from "./mse.js";
 import { Call, NoLine } from "./rtc.js";
-import { Refused, end, look, open } from "./session.js";
+import { Refused, SESSION, end, had, look, open } from "./session.js";
 import { Socket } from "./socket.js";
 import * as words from "./words.js";
 
-const KEPT = "everframe.session";
 const FIRST_WAIT_S = 0.5;
 const LONGEST_WAIT_S = 8;
 const GIVE_UP_S = 120;
@@ -258,7 +257,7 @@ const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 function keep({ id, secret, model }) {
   try {
-    sessionStorage.setItem(KEPT, JSON.stringify({ id, secret, model: model.id }));
+    sessionStorage.setItem(SESSION, JSON.stringify({ id, secret, model: model.id }));
   } catch {
     // Storage is switched off: a page that is loaded again begins anew.
   }
@@ -266,19 +265,20 @@ function keep({ id, secret, model }) {
 
 function forget() {
   try {
-    sessionStorage.removeItem(KEPT);
+    sessionStorage.removeItem(SESSION);
   } catch {
     // As above.
   }
 }
 
-/** The session that this tab had before it was loaded again, if it still runs and its model is offered; else null. */
+/** The session that this tab has without a line to it, if it still runs and its model is offered; else null. */
 export async function left(offers) {
   try {
-    const kept = JSON.parse(sessionStorage.getItem(KEPT));
-    const model = offers.find(({ id }) => id === kept?.model);
+    const kept = had();
+    if (!kept) return null;
+    const { state, model: name } = await look(kept);
+    const model = offers.find(({ id }) => id === name);
     if (!model) return null;
-    const { state } = await look(kept);
     return ["starting", "running"].includes(state) ? { id: kept.id, secret: kept.secret, model } : null;
   } catch {
     return null;

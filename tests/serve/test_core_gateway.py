@@ -99,6 +99,18 @@ async def test_a_session_takes_a_place_and_gives_it_back():
 
 
 @virtually
+async def test_a_secret_is_its_own_sessions_as_long_as_that_is_told_of():
+    async with house(2) as one:
+        first, second = await one.open(), await one.open(model="head")
+        for session in (first, second):
+            assert one.gateway.owned(session.secret) == session.id
+        for wrong in ("", first.id, first.secret[:-1], "\xe9"):
+            assert one.gateway.owned(wrong) is None
+        await one.end(first)
+        assert one.gateway.owned(first.secret) == first.id
+
+
+@virtually
 async def test_who_waits_is_told_where_and_comes_in_in_order():
     async with house(1) as one:
         first = await one.open()

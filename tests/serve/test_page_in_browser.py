@@ -30,12 +30,23 @@ OFFERS = [
 ]  # fmt: skip
 
 
+SECRETS = []
+"""Of sessions, as they were said to `served`, one for each request."""
+
+
 @contextmanager
 def served():
     async def models(request):
+        SECRETS.append(request.headers.get("x-session-secret"))
         return JSONResponse({"object": "list", "data": OFFERS})
 
-    app = Starlette(routes=[*pages.routes(), Route("/v1/models", models)])
+    async def session(request):
+        SECRETS.append(request.headers.get("x-session-secret"))
+        return JSONResponse({"id": request.path_params["id"], "state": "running", "model": "a_maze"})
+
+    app = Starlette(
+        routes=[*pages.routes(), Route("/v1/models", models), Route("/v1/sessions/{id}", session)],
+    )
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -84,6 +95,19 @@ def test_what_it_shows_is_what_is_offered(page):
     )
     assert page.get_by_role("button", name="none").count() == 0
     page.get_by_role("radio").nth(0).check()
+
+
+def test_a_session_that_was_opened_elsewhere_is_joined_by_the_address(page):
+    guest = page.context.browser.new_context().new_page()
+    SECRETS.clear()
+    guest.goto(f"{page.url}#session=abc&secret=s3cret")
+    guest.get_by_role("button", name="Go on").wait_for()
+    assert guest.evaluate("location.hash") == "" and guest.get_by_role("radio").nth(1).is_checked()
+    assert set(SECRETS) == {"s3cret"}
+    guest.reload()
+    guest.get_by_role("button", name="Go on").wait_for()
+    assert set(SECRETS) == {"s3cret"}
+    guest.context.close()
 
 
 def test_key_frames_are_found_in_fragments(page):
