@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +19,7 @@ from rich.text import Text
 from conf import disk
 from conf.errors import UserError
 from conf.schema import Config
+from conf.secret import is_address
 from launch.log import Log
 from runtime.report import Progress
 from runtime.running import Running
@@ -24,6 +27,7 @@ from runtime.running import Running
 log = logging.getLogger(__name__)
 
 STREAMS = "streams.jsonl"
+SESSIONS_BYTES = 16 << 20
 PLAIN_EVERY_S = 5.0
 WATCH_S = 0.5
 
@@ -160,19 +164,22 @@ class Watch:
 
 class Ended:
     """Tells of streams as they end: one line for each that ended by a fault, and, where streams come and go by orders,
-    one for each in `streams.jsonl`.
+    one for each in `streams.jsonl`. Of visitors' sessions that file is its owner's alone, and the latest lines are
+    kept: SESSIONS_BYTES in it, and as many in `streams.jsonl.1`.
 
     Args:
         config: the run.
-        ordered: whether streams come and go; None: as `control` says.
+        served: whether streams are sessions of a server; None: as `control` says.
 
     Attributes:
         totals: of all streams so far.
         refused: why no line is written any more; None: all were.
     """
 
-    def __init__(self, config: Config, ordered: bool | None = None):
-        self._ordered = config.control is not None if ordered is None else ordered
+    def __init__(self, config: Config, served: bool | None = None):
+        joins = config.control is not None and (config.control.startswith("@") or is_address(config.control))
+        self._served = joins if served is None else served
+        self._ordered = self._served or config.control is not None
         self._folder = Path(config.output_dir)
         self.refused: UserError | None = None
         self.totals = {"streams": 0, "ended_by_faults": 0, "chunks": 0, "frames": 0}
@@ -188,7 +195,15 @@ class Ended:
         if error:
             log.warning("stream %s ended: %s", report["stream"], error["line"])
         try:
-            with disk.writing(f"output_dir={self._folder}", STREAMS), (self._folder / STREAMS).open("a") as lines:
-                lines.write(json.dumps(report) + "\n")
+            with disk.writing(f"output_dir={self._folder}", STREAMS):
+                self._write(json.dumps(report) + "\n")
         except UserError as error:
             self.refused = self.refused or error
+
+    def _write(self, line: str) -> None:
+        path = self._folder / STREAMS
+        with open(path, "a", opener=partial(os.open, mode=0o600 if self._served else 0o666)) as lines:
+            lines.write(line)
+            full = self._served and lines.tell() >= SESSIONS_BYTES
+        if full:
+            path.replace(f"{path}.1")

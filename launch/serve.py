@@ -15,13 +15,11 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import asyncio
 import importlib.util
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 
@@ -115,7 +113,7 @@ def processes(config: ServedConfig) -> Config:
 
 def start(config: Config, held: ExitStack) -> Running:
     """Start a model's workers; returns while they load."""
-    ended = Ended(config, ordered=True)
+    ended = Ended(config, served=True)
 
     def first(pipeline: Pipeline) -> None:
         pipeline.observers.append(ended)
@@ -189,7 +187,7 @@ async def _serve(
         digest=abroad.fingerprint.replace(":", "").lower() if abroad else "",
     )
     await link.open()
-    uploads = Uploads(Path(tempfile.mkdtemp(prefix="everframe-uploads-")))
+    uploads = Uploads()
     tracing = Tracing()
     gateway = Gateway(settings, link, {}, admission, metrics, uploads, tracing, clock)
     try:

@@ -25,7 +25,7 @@ from runtime.orders import Open
 STREAMS = 64
 """Streams that may be open at once: channels have room for the messages of so many."""
 CONFIG = "config.yaml"
-RESULTS = (CONFIG, "report.json", "streams.jsonl", "trace.json")
+RESULTS = (CONFIG, "report.json", "streams.jsonl", "streams.jsonl.1", "trace.json")
 """Files of a run's own in its output folder."""
 FOLDERS = (".checkpoint", ".tokenizer", ".path")
 """How settings of a model end that may name a folder of files."""

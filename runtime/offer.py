@@ -8,7 +8,7 @@ from conf.schema import Config
 from runtime.encoders import Picture, frames_of
 from stages.inputs import inputs_of, made_of
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Of what a gateway and a run that joins it say to each other."""
 PICTURE = "image"
 

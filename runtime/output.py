@@ -55,6 +55,7 @@ class Output:
         trace: told how long the sinks took.
         keep: how the stream's state is kept; None: not.
         decodes: whether the stream has a decoder, so that its state can go on with pictures.
+        private: whether it is a visitor's.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class Output:
         trace: Trace,
         keep: Keep | None = None,
         decodes: bool = False,
+        private: bool = False,
     ):
         self.stream, self.model, self.make, self.timeline, self.trace = stream, model, make, timeline, trace
-        self.keep, self.decodes = keep, decodes
+        self.keep, self.decodes, self.private = keep, decodes, private
         self.finished = False
         """Whether the stream came to its own end."""
         self.due: int | None = None
@@ -192,7 +194,8 @@ class Output:
         Args:
             reason: why it ended before its time; None: it did not.
         """
-        found = stream_report(self.stream, self.timeline, self.outputs) | {"finished": self.finished and reason is None}
+        found = stream_report(self.stream, self.timeline, self.outputs, private=self.private)
+        found["finished"] = self.finished and reason is None
         if self.keep:
             found["state"] = {
                 "resumed_at": self.keep.first or None,

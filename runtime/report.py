@@ -175,7 +175,11 @@ def assemble(
 
 
 def stream_report(
-    stream: StreamConfig, timeline: Timeline, outputs: Outputs | None, error: dict[str, Any] | None = None
+    stream: StreamConfig,
+    timeline: Timeline,
+    outputs: Outputs | None,
+    error: dict[str, Any] | None = None,
+    private: bool = False,
 ) -> dict[str, Any]:
     """What one stream contributes to a report.
 
@@ -184,6 +188,7 @@ def stream_report(
         timeline: what its viewer noticed.
         outputs: None: it ended before anything was made.
         error: the reason that ended it, as a dictionary; None: it came to its end, or was stopped.
+        private: a visitor's: what they typed is left out.
     """
     # A video without a frame is not there.
     paths = {sink: str(path) for sink, path in outputs.paths.items() if is_there(path)} if outputs else {}
@@ -191,7 +196,7 @@ def stream_report(
     found = {
         "stream": stream.id,
         "seed": stream.seed,
-        "prompt": stream.prompt,
+        **({} if private else {"prompt": stream.prompt}),
         **timeline.summary(),
         "latents_sha256": digest,
         "outputs": paths,

@@ -116,7 +116,8 @@ class Stream:
         self.timeline = Timeline(model.fps, self._trace.clock, *made)
         make = partial(open_outputs, run.config, order)
         decodes = run.decoder is not None
-        self._output = Output(order.config, model, make, self.timeline, self._trace, self._keep, decodes)
+        private = order.source.session is not None
+        self._output = Output(order.config, model, make, self.timeline, self._trace, self._keep, decodes, private)
         self._saved = 0
         self._saver = Saver(Board(dist.HashStore(), 0, 1), devices.of(run.device)) if self._keep else None
 

@@ -105,10 +105,7 @@ def open_sources(
             opened.sound = Sound(Tap(pcm) if sink.inputs else pcm, model.fps, features)
         if taken:
             opened.actions = _actions(taken, source, inputs, opened.session, stdin, stop)
-        if source.image:
-            from stages.sources.image import load_image  # not above: Pillow is needed where there is a picture
-
-            opened.image = load_image(source.image, picture.height, picture.width)
+        opened.image = _image(source, opened.session, picture)
         if sink.inputs:
             opened.sink = InputsSink(sink.inputs, first)
     except BaseException:
@@ -119,6 +116,17 @@ def open_sources(
 
 def _nobody(seconds: float) -> None:
     """Of a stream that is sampled as fast as stages allow, nobody asks how early its chunks are."""
+
+
+def _image(source: SourceConfig, session: SessionSource | None, picture: Picture) -> Tensor | None:
+    """What a person sent wins over the configuration's."""
+    if not source.image and not (session and session.picture):
+        return None
+    from stages.sources import image  # not above: Pillow is needed where there is a picture
+
+    if session and session.picture:
+        return image.sent_image("source.session", session.picture, picture.height, picture.width)
+    return image.load_image(source.image, picture.height, picture.width)
 
 
 def _pcm(

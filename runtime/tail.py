@@ -113,6 +113,7 @@ class Tail:
                 self.trace,
                 keep,
                 "decode" in self.stages,
+                order.source.session is not None,
             )
             self.own[stream] = StageThread(
                 "output", partial(self._output, output), self.deliver, self.guard, self.held.queue.device.queue()

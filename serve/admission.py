@@ -16,6 +16,7 @@ from operator import attrgetter
 
 from conf.schema.serve import ServeConfig
 from serve.lateness import WINDOW_S, Lateness
+from serve.limits import site
 from serve.problems import Problem
 from serve.waiting import Line, Place, Waiting
 
@@ -214,8 +215,12 @@ class Admission:
         if self.draining:
             self.rejected(name, "draining")
             raise Problem("draining", "the server is ending; open sessions elsewhere", self.serve.drain_s)
-        own = [place for one in self._models.values() for place in one.line.places if place.caller == caller]
-        waits = sum(waiting.caller == caller for one in self._models.values() for waiting in one.line.waiting)
+        own = [
+            place for one in self._models.values() for place in one.line.places if site(place.caller) == site(caller)
+        ]
+        waits = sum(
+            site(waiting.caller) == site(caller) for one in self._models.values() for waiting in one.line.waiting
+        )
         if len(own) + waits >= self.serve.sessions_per_caller:
             self._refuse(model, "too_many", min((place.left_s for place in own), default=self.serve.lease_s))
         return model

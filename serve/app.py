@@ -46,8 +46,8 @@ def application(gateway: Any) -> Starlette:
     """All that is served, behind its guard.
 
     Args:
-        gateway: has `serve` (the settings), `offers()`, `await create(wanted, caller)`, `session(id)`, `reasons()`,
-            `metrics()` and `uploads`.
+        gateway: has `serve` (the settings), `offers()`, `await create(wanted, caller)`, `session(id)`, `owned(secret)`,
+            `reasons()`, `metrics()` and `uploads`.
     """
     # Media libraries take their time to load, and who only reads this module needs none.
     from serve.pages import routes as pages
@@ -75,7 +75,7 @@ def application(gateway: Any) -> Starlette:
     ]
     found = Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, serve=gateway.serve, buckets=buckets)],
+        middleware=[Middleware(Guard, serve=gateway.serve, buckets=buckets, owned=lambda said: gateway.owned(said))],
         exception_handlers={Problem: _problem, HTTPException: _exception},
     )
     found.router.redirect_slashes = False

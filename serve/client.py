@@ -83,7 +83,7 @@ def connect(
 
     Args:
         url: of the server, `http://127.0.0.1:8080`.
-        token: the server's, if it wants one.
+        token: the server's, if it wants one; who joins a session needs none.
         context: for `https`, where the certificate is the server's own.
         media: False: no picture and sound is wanted here.
         wanted: `model`, `prompt`, `seed`, `image`, `seconds`, `queue`; or `session` and `secret`, to join one.
@@ -93,12 +93,13 @@ def connect(
     """
     parts = urlsplit(url.rstrip("/"))
     address = urlunsplit(parts._replace(scheme="wss" if parts.scheme == "https" else "ws", path=parts.path + PATH))
+    own = [f"everframe.session.{wanted['secret']}"] if token is None and wanted.get("secret") else []
     held = ExitStack()
     try:
         opened = connect_socket(
             address,
             ssl=context,
-            subprotocols=[PROTOCOL],
+            subprotocols=[PROTOCOL, *own],
             additional_headers=authorization(token, None),
             compression=None,
             max_size=None,

@@ -56,16 +56,23 @@ class Ends:
         self._events: deque[tuple[str, dict[str, Any]]] = deque(maxlen=WAITING)
         self._codecs: list[str] = []
         self._rate: tuple[int | None, int] = None, 1
+        self._picture = b""
         self.addresses: tuple[str, ...] = ()
 
-    def open(self) -> dict[str, Any]:
-        """Expect both; returns what is to be changed of the stream's configuration."""
+    def open(self, picture: bytes = b"") -> dict[str, Any]:
+        """Expect both; returns what is to be changed of the stream's configuration.
+
+        Args:
+            picture: that the stream begins with, as PNG; empty: the one of its configuration.
+        """
+        self._picture = picture
         self.addresses = self._link.expect(self._take_source), self._link.expect(self._take_sink)
         source, sink = self.addresses
         return {"source": {"session": source}, "sink": {"session": sink}}
 
     def close(self) -> None:
         """Let go of both, whether they have come or not."""
+        self._picture = b""
         for address in self.addresses:
             self._link.forget(address)
         for connection in (self._source, self._sink):
@@ -94,6 +101,8 @@ class Ends:
 
     async def _take_source(self, connection: Connection) -> None:
         self._source = connection
+        connection.send("hello", self._picture)
+        self._picture = b""
         while self._events:
             id, event = self._events.popleft()
             connection.send("event", id=id, event=event)

@@ -8,13 +8,13 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from conf.errors import UserError
 from conf.schema.serve import ServeConfig
 from serve import capacity, readiness
 from serve.admission import Admission, Place, Waiting
+from serve.guard import same
 from serve.joined import Joined
 from serve.link import Link
 from serve.logs import hidden
@@ -71,8 +71,8 @@ class Gateway:
         self._queued: dict[str, Waiting] = {}
         self._changes: dict[str, dict[str, Any]] = {}
         """To the configuration, of sessions that wait."""
-        self._pictures: dict[str, Path] = {}
-        """Of sessions, until they end."""
+        self._pictures: dict[str, bytes] = {}
+        """To begin with, likewise."""
         self._numbers: dict[tuple[str, int], Session] = {}
         self._early: dict[tuple[str, int], dict[str, Any]] = {}
         """Reports of streams that nobody has yet, or has any more: one may end before it is known whose it is."""
@@ -134,6 +134,12 @@ class Gateway:
         """A session that is there, or has ended lately."""
         return self._sessions.get(id) or self._ended.get(id)
 
+    def owned(self, secret: str) -> str | None:
+        """The id of the session whose secret this is, in a time that tells nothing of any; None: of none."""
+        # Anybody may say a long one, and how long ours are is no secret.
+        there = (one for one in (*self._sessions.values(), *self._ended.values()) if len(one.secret) == len(secret))
+        return next((session.id for session in there if same(secret, session.secret)), None)
+
     @property
     def sessions(self) -> list[Session]:
         """All that have not ended."""
@@ -152,36 +158,35 @@ class Gateway:
             Problem: it cannot be, or not now.
         """
         served, changes = self._understood(wanted)
-        picture = await self.uploads.picture(image) if (image := wanted.get("image")) else None
-        try:
-            session, place = self._admitted(served, wanted, changes, caller)
-        except BaseException:
-            if picture:
-                self.uploads.release(picture)
-            raise
-        if picture:
-            changes["source"], self._pictures[session.id] = {"image": str(picture)}, picture
-        if place is not None:
-            await self._begin(session, place, changes)
-        return session
-
-    def _admitted(
-        self, served: Served, wanted: dict[str, Any], changes: dict[str, Any], caller: str
-    ) -> tuple[Session, Place | None]:
-        """A session, and its place; None: it waits for one."""
         told = Told(served.name, self.counted, self.admission.late, lambda: self._trace(session, wanted))
         session = Session(served, self.serve, self.link, told, self._over, self.clock)
-        hidden.add(session.secret)
         if seconds := wanted.get("seconds"):
             session.limit(seconds)
+        # Nothing is decoded for who is not let in. What is decoded meanwhile takes its place, or its turn, with it.
+        seat = self._seat(session, wanted, caller)
+        try:
+            picture = await self.uploads.picture(image) if (image := wanted.get("image")) else b""
+            if self.draining.is_set():
+                raise Problem("draining", "the server is ending; open sessions elsewhere", self.serve.drain_s)
+        except BaseException:
+            seat.leave()
+            raise
+        hidden.add(session.secret)
+        place = seat.place if isinstance(seat, Waiting) else seat
+        if place is not None:
+            await self._begin(session, place, changes, picture)
+            return session
+        session.state, session.place = "queued", lambda: (seat.position, seat.wait_s)
+        self._sessions[session.id], self._queued[session.id] = session, seat
+        self._changes[session.id], self._pictures[session.id] = changes, picture
+        return session
+
+    def _seat(self, session: Session, wanted: dict[str, Any], caller: str) -> Place | Waiting:
+        """A session's place, or its turn."""
+        name, seconds = session.served.name, wanted.get("seconds")
         if not wanted.get("queue"):
-            return session, self.admission.enter(served.name, caller, wanted.get("seconds"))
-        waiting = self.admission.queue(served.name, caller, wanted.get("seconds"), lambda: self._moved(session))
-        if waiting.place is None:
-            session.state, session.place = "queued", lambda: (waiting.position, waiting.wait_s)
-            self._sessions[session.id], self._queued[session.id] = session, waiting
-            self._changes[session.id] = changes
-        return session, waiting.place
+            return self.admission.enter(name, caller, seconds)
+        return self.admission.queue(name, caller, seconds, lambda: self._moved(session))
 
     def _understood(self, wanted: dict[str, Any]) -> tuple[Served, dict[str, Any]]:
         """The model, and what is to be changed of its configuration."""
@@ -203,10 +208,10 @@ class Gateway:
             raise Problem("bad_request", f"seconds: must be above 0 and at most {self.serve.session_s:g}; give fewer")
         return served, changes
 
-    async def _begin(self, session: Session, place: Place, changes: dict[str, Any]) -> None:
+    async def _begin(self, session: Session, place: Place, changes: dict[str, Any], picture: bytes) -> None:
         self._sessions[session.id], self._places[session.id] = session, place
         try:
-            await session.begin(changes)
+            await session.begin(changes, picture)
         except UserError as error:
             raise Problem("unprocessable", str(error)) from error
         except RuntimeError as error:
@@ -233,7 +238,7 @@ class Gateway:
             place.leave()
             return
         with suppress(Problem):  # its viewers are told that it failed
-            await self._begin(session, place, self._changes.pop(session.id))
+            await self._begin(session, place, self._changes.pop(session.id), self._pictures.pop(session.id))
 
     def _stream_ended(self, model: str, number: int, report: dict[str, Any]) -> None:
         if session := self._numbers.pop((model, number), None):
@@ -248,11 +253,10 @@ class Gateway:
         self._sessions.pop(session.id, None)
         self._ended[session.id] = session
         while len(self._ended) > ENDED:
-            del self._ended[next(iter(self._ended))]
+            hidden.remove(self._ended.pop(next(iter(self._ended))).secret)
         self._changes.pop(session.id, None)
         self._numbers.pop((session.served.name, session.number), None)
-        if picture := self._pictures.pop(session.id, None):
-            self.uploads.release(picture)
+        self._pictures.pop(session.id, None)
         if waiting := self._queued.pop(session.id, None):
             waiting.leave()
         if place := self._places.pop(session.id, None):

@@ -2,7 +2,8 @@
 
 In this order: the path is one that could be ours, the name that was asked for is ours (a page elsewhere can have its
 own name resolve to this machine: DNS rebinding), the page that asks is ours or listed (CORS does not hold for
-WebSockets, so this is asked of all), and the token is right. Only what is listed in `OPEN` needs no token.
+WebSockets, so this is asked of all), and the token is right. Only what is listed in `OPEN` needs no token; who knows a
+session's secret needs none for that session.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import re
 import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -30,12 +31,17 @@ LOG = logging.getLogger(__name__)
 
 OPEN = re.compile(r"/|/healthz|/health|/readyz|/page/[^/]+")
 """Paths that may be read without a token: probes, and files of the page, which hold no secrets."""
+SHARED = ("/v1/models", "/v1/ice-servers")
+"""Paths that a session's secret lets read, beside those of the session."""
 PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+|/")
 """What a path of ours is made of: nothing encoded, no part empty or beginning with a dot."""
 LONGEST = 512
 """Characters of a path."""
-PROTOCOL, TOKEN_PROTOCOL = "everframe.v1", "everframe.token."
-"""Subprotocols of a WebSocket: the one that is spoken, and, before the token, how a browser can say it."""
+PROTOCOL, TOKEN_PROTOCOL, SESSION_PROTOCOL = "everframe.v1", "everframe.token.", "everframe.session."
+"""Subprotocols of a WebSocket: the one that is spoken, and, before the token or a session's secret, how a browser can
+say it."""
+OWN = "everframe.session"
+"""In the scope of a WebSocket: the session for which alone it was let in; it is not there where the token was said."""
 METHODS, HEADERS, EXPOSED = (
     "GET, POST, DELETE",
     "authorization, content-type, x-session-secret",
@@ -84,10 +90,13 @@ class Guard:
         app: what is guarded.
         serve: the settings.
         buckets: how much each caller asked for; a WebSocket counts as a request of kind `socket`.
+        owned: the id of the session whose secret this is; None: of no session.
     """
 
-    def __init__(self, app: ASGIApp, serve: ServeConfig, buckets: Buckets):
-        self._app, self._serve, self._buckets = app, serve, buckets
+    def __init__(
+        self, app: ASGIApp, serve: ServeConfig, buckets: Buckets, owned: Callable[[str], str | None] = lambda _: None
+    ):
+        self._app, self._serve, self._buckets, self._owned = app, serve, buckets, owned
         self._own = {host(serve.host), host(socket.gethostname())}
         self._names = {entry(name) for name in serve.names}
         self._origins = {origin(text.strip().rstrip("/").lower()) for text in serve.origins} - {None}
@@ -130,7 +139,8 @@ class Guard:
         if scope["type"] == "websocket":
             self._buckets.take("socket", scope["client"][0])
             # What it was let in with is nobody's business any more.
-            scope["subprotocols"] = [name for name in scope["subprotocols"] if not name.startswith(TOKEN_PROTOCOL)]
+            said = (TOKEN_PROTOCOL, SESSION_PROTOCOL)
+            scope["subprotocols"] = [name for name in scope["subprotocols"] if not name.startswith(said)]
             dressed.protocol = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
         return None
 
@@ -172,12 +182,25 @@ class Guard:
             scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and OPEN.fullmatch(scope["path"])
         ):
             return
-        said = [bearer(headers)]
+        tokens, secret = [bearer(headers)], headers.get("x-session-secret")
         if scope["type"] == "websocket":
             names = scope["subprotocols"]
-            said += [name[len(TOKEN_PROTOCOL) :] for name in names if name.startswith(TOKEN_PROTOCOL)]
-        if not any(same(token, self._serve.token) for token in said):
+            tokens += [name[len(TOKEN_PROTOCOL) :] for name in names if name.startswith(TOKEN_PROTOCOL)]
+            secret = next((name[len(SESSION_PROTOCOL) :] for name in names if name.startswith(SESSION_PROTOCOL)), None)
+        if any(same(token, self._serve.token) for token in tokens):
+            return
+        if not secret or not self._is_own(scope, self._owned(secret)):
             raise Problem("unauthorized", "the token is missing or wrong; send Authorization: Bearer TOKEN")
+
+    def _is_own(self, scope: Scope, session: str | None) -> bool:
+        """Whether a request is for what is a session's own."""
+        if session is None:
+            return False
+        if scope["type"] == "websocket":
+            scope[OWN] = session
+            return True
+        own, path = f"/v1/sessions/{session}", scope["path"]
+        return path == own or path.startswith(f"{own}/") or (path in SHARED and scope["method"] in ("GET", "HEAD"))
 
 
 class _Dressed:

@@ -38,7 +38,7 @@ LONGEST_LINE, LONGEST_TRACE = 2000, 16000
 _NEVER = frozenset((*SECRETS, *SPOKEN, "address", "caller", "peer"))
 
 hidden = Hidden()
-"""Of this process: sessions and the gateway add their secrets."""
+"""Of this process: `setup` adds the server's secrets, the gateway those of sessions for as long as it tells of them."""
 
 
 def setup(

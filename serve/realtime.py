@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from serve.channels import Control
+from serve.guard import OWN
 from serve.heard import Sound
 from serve.incoming import Audio, Start, message
 from serve.limits import Limit
@@ -79,6 +80,11 @@ async def _first(websocket: WebSocket) -> Start:
 
 async def _session(start: Start, websocket: WebSocket, gateway: Gateway) -> Session:
     """The session that is named, or a new one."""
+    own = websocket.scope.get(OWN)
+    if own is not None and start.session != own:
+        raise Problem(
+            "unauthorized", "the secret that was said lets join its own session alone: say the server's token"
+        )
     if start.session is None:
         caller = websocket.client.host if websocket.client else ""
         return await gateway.create(start.given, caller)

@@ -1,20 +1,18 @@
 """What no log may hold: tokens, secrets, what people said or typed, their addresses. Found in any text, tracebacks too.
 
-Secrets that the server knows are found as they are (`Hidden.add`); others by their looks.
+Secrets that the server knows are found as they are (`Hidden.add`), until they are worth nothing (`Hidden.remove`);
+others by their looks.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable
 from ipaddress import ip_address
 from urllib.parse import quote
 
 HIDDEN = "[hidden]"
-KNOWN = 4096
-"""Secrets that are remembered; of more, the latest."""
 LEAST = 6
 """Characters of a secret that is looked for: a shorter one would be found in words."""
 SHOWN = 6
@@ -37,7 +35,7 @@ _SPEECH = re.compile(
     rf"""(?i)(?P<name>["'](?:{_SPOKEN})["']\s{{0,4}}[:,]\s{{0,4}}b?["']|\b(?:prompt|sdp|candidate)=)[^\n]+"""
 )
 _BEARER = re.compile(r"(?i)(?P<name>\b(?:bearer|basic)\s{1,4})[\w.~+/=-]{6,}")
-_PROTOCOL = re.compile(r"(?P<name>\beverframe\.token\.)[\w.~-]+")
+_PROTOCOL = re.compile(r"(?P<name>\beverframe\.(?:token|session)\.)[\w.~-]+")
 _LINK = re.compile(r"(?P<name>\btcp://[^\s/]{1,200}/)[\w-]+")
 _BREAK = r"(?:(?:\\{1,4}r)?\\{1,4}n|\r?\n)"
 """As it is, or as `repr` shows it, once or twice."""
@@ -52,7 +50,7 @@ class Hidden:
     """What is to be hidden. Threads may share it."""
 
     def __init__(self, secrets: Iterable[str | None] = ()):
-        self._lock, self._known = threading.Lock(), OrderedDict[str, None]()
+        self._lock, self._known = threading.Lock(), set[str]()
         for secret in secrets:
             self.add(secret)
 
@@ -61,11 +59,16 @@ class Hidden:
         if secret is None or len(secret) < LEAST:
             return
         with self._lock:
-            for form in {secret, quote(secret, safe="")}:
-                self._known[form] = None
-                self._known.move_to_end(form)
-            while len(self._known) > KNOWN:
-                self._known.popitem(last=False)
+            self._known |= _forms(secret)
+
+    def remove(self, secret: str) -> None:
+        """It is worth nothing any more."""
+        with self._lock:
+            self._known -= _forms(secret)
+
+    def __len__(self) -> int:
+        """How many texts are looked for."""
+        return len(self._known)
 
     def __call__(self, text: str, addresses: bool = False) -> str:
         """The text without what is to be hidden.
@@ -84,6 +87,10 @@ class Hidden:
             text = pattern.sub(_value, text)
         text = _RANDOM.sub(_random, text)
         return text if addresses else _SIX.sub(_address, _FOUR.sub(_address, text))
+
+
+def _forms(secret: str) -> set[str]:
+    return {secret, quote(secret, safe="")}
 
 
 def _value(found: re.Match) -> str:

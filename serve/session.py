@@ -95,11 +95,12 @@ class Session:
 
     # -- its life -----------------------------------------------------------------------------------------------------
 
-    async def begin(self, changes: dict[str, Any]) -> None:
+    async def begin(self, changes: dict[str, Any], picture: bytes = b"") -> None:
         """Open its stream.
 
         Args:
-            changes: to the configuration's stream and source.
+            changes: to the configuration's stream.
+            picture: that it begins with, as PNG; empty: the one of the configuration.
 
         Raises:
             UserError: what is asked for cannot be.
@@ -108,10 +109,9 @@ class Session:
         self.state, self.seed = "starting", changes.get("seed")
         self._term.begin()
         self.expires_at = time.time() + self._term.length_s
-        ends = self._ends.open()
-        changes = changes | {name: changes.get(name, {}) | ends[name] for name in ends}
+        ends = self._ends.open(picture)
         try:
-            self.number = await self.served.open(self.id, changes)
+            self.number = await self.served.open(self.id, changes | ends)
         except BaseException:
             self._end("failed")
             raise

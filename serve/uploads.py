@@ -1,6 +1,6 @@
-"""Pictures that callers send: decoded within limits, made anew, kept for ten minutes where nobody else reads.
+"""Pictures that callers send: decoded within limits, made anew, kept in memory for ten minutes.
 
-What is decoded later, by a stage, is always a file of ours: never one by a name, an address or a form of a caller's.
+What is decoded later, by a stage, is always a PNG of ours: never a caller's file, never one by a name or an address.
 """
 
 from __future__ import annotations
@@ -8,16 +8,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import os
 import secrets
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -31,7 +28,7 @@ PIXELS, SIDE = 24_000_000, 1024
 """Of a picture that is sent, and the longer side of what is kept of it."""
 KEPT_S = 600.0
 MOST, EACH = 64, 8
-"""Pictures that are kept, in all and of one caller."""
+"""Pictures that are kept, in all and of one caller; each takes SIDE * SIDE * 3 bytes at most, or a little more."""
 DECODERS = 2
 """Pictures that are decoded at a time."""
 BEHIND = (128, 128, 128)
@@ -45,12 +42,13 @@ class Upload:
 
     Attributes:
         id: that nobody guesses.
+        data: as PNG.
         width, height: of the file, in pixels.
         expires_at: seconds since 1970.
     """
 
     id: str
-    path: Path
+    data: bytes
     width: int
     height: int
     expires_at: float
@@ -94,21 +92,25 @@ def _opaque(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, (*BEHIND, 255)), picture).convert("RGB")
 
 
+def _made(data: bytes) -> tuple[bytes, int, int]:
+    """A picture as PNG, its width and height; errors as of `decoded`."""
+    picture, file = decoded(data), BytesIO()
+    picture.save(file, "PNG", compress_level=1)
+    return file.getvalue(), *picture.size
+
+
 class Uploads:
     """The pictures of a server.
 
     Args:
-        folder: of their own; made if it is not there, and removed by `close`.
         clock: seconds since 1970.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time):
-        self._folder, self._clock = folder, clock
+    def __init__(self, clock: Callable[[], float] = time.time):
+        self._clock = clock
         self._kept: dict[str, Upload] = {}
         self._coming: Counter[str] = Counter()
         self._threads = ThreadPoolExecutor(DECODERS, "uploads")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -129,26 +131,24 @@ class Uploads:
             raise Problem("full", "no more pictures are kept; wait a little", self._wait(list(self._kept.values())))
         self._coming[key] += 1
         try:
-            path, width, height = await self._in_thread(self._written, data)
+            made, width, height = await self._in_thread(_made, data)
         finally:
             self._coming[key] -= 1
             self._coming += Counter()  # forgets those who are at zero
-        upload = Upload(secrets.token_urlsafe(16), path, width, height, self._clock() + KEPT_S, key)
+        upload = Upload(secrets.token_urlsafe(16), made, width, height, self._clock() + KEPT_S, key)
         self._kept[upload.id] = upload
         asyncio.get_running_loop().call_later(KEPT_S + 1, self.sweep)
         return upload
 
-    async def picture(self, image: str) -> Path:
-        """A file for a session that is opened with `image`: an upload's id, or a picture in base64 (RFC 4648).
-
-        The session has it for itself, however long it waits for its place: `release` it once it has ended.
+    async def picture(self, image: str) -> bytes:
+        """PNG for a session that is opened with `image`: an upload's id, or a picture in base64 (RFC 4648).
 
         Raises:
             Problem: `not_found`, there is no such upload any more; those of `decoded`.
         """
         self.sweep()
         if upload := self._kept.get(image):
-            return await self._in_thread(self._linked, upload.path)
+            return upload.data
         text = image.partition("base64,")[2] if image.startswith("data:image/") else image
         if len(text) < 32 or len(text) > UPLOAD_BYTES * 4 // 3 + 4:
             raise Problem("not_found", "there is no such picture, or not any more; send it to POST /v1/uploads again")
@@ -157,25 +157,19 @@ class Uploads:
         except (binascii.Error, ValueError):
             detail = "image is neither the id of an upload nor base64; send it to POST /v1/uploads first"
             raise Problem("unprocessable", detail) from None
-        path, _, _ = await self._in_thread(self._written, data)
-        return path
-
-    def release(self, path: Path) -> None:
-        """Forget a file that `picture` gave."""
-        self._threads.submit(path.unlink, missing_ok=True)
+        made, _, _ = await self._in_thread(_made, data)
+        return made
 
     def sweep(self) -> None:
         """Forget what has been kept long enough."""
         now = self._clock()
         for upload in [upload for upload in self._kept.values() if upload.expires_at <= now]:
             del self._kept[upload.id]
-            self.release(upload.path)
 
     def close(self) -> None:
         """Forget all; waits for what is being decoded."""
         self._kept.clear()
         self._threads.shutdown(cancel_futures=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
@@ -183,19 +177,3 @@ class Uploads:
     def _wait(self, uploads: list[Upload]) -> float:
         """Seconds until the first of them is forgotten."""
         return min((upload.expires_at for upload in uploads), default=self._clock() + 1) - self._clock()
-
-    def _written(self, data: bytes) -> tuple[Path, int, int]:
-        picture = decoded(data)
-        path = self._fresh()
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            picture.save(file, "PNG", compress_level=1)
-        return path, *picture.size
-
-    def _linked(self, path: Path) -> Path:
-        """A second name of a file, which stays when the first one is forgotten."""
-        new = self._fresh()
-        new.hardlink_to(path)
-        return new
-
-    def _fresh(self) -> Path:
-        return self._folder / f"{secrets.token_hex(16)}.png"

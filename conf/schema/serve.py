@@ -33,8 +33,8 @@ class ServeConfig:
     port: int = 8080
     """Of HTTP and WebSockets; 0: a free one."""
     token: str | None = None
-    """Who knows it may open sessions; `everframe serve` prints an address that carries it. `@FILE`: what is in that
-    file."""
+    """Who knows it may open sessions; `everframe serve` prints an address that carries it: letters, digits and `. _ ~
+    -`. `@FILE`: what is in that file."""
     tls: Any = "off"
     """`auto` makes a certificate of its own, which browsers ask about once; `off`: plain HTTP, for this machine or
     behind a proxy; `{cert: FILE, key: FILE}`: yours, in PEM."""
@@ -110,6 +110,9 @@ class ServeConfig:
             raise UserError(f"serve.max_sessions={shown(self.max_sessions)}", "is auto or a number from 1", "use auto")
         if self.token is not None and len(self.token) < LEAST_TOKEN:
             raise UserError("serve.token", f"has fewer than {LEAST_TOKEN} characters", "openssl rand -hex 16 makes one")
+        if self.token is not None and not re.fullmatch("[A-Za-z0-9._~-]+", self.token):
+            rule = "may have letters, digits and . _ ~ - alone, which an address carries as they are"
+            raise UserError("serve.token", rule, "openssl rand -hex 16 makes one")
         if self.join_secret is not None and not re.fullmatch("[0-9a-f]{32}", self.join_secret):
             raise UserError("serve.join_secret", "is 32 hexadecimal digits", "openssl rand -hex 16 makes one")
         if not 0 <= self.join <= MOST_JOINED:

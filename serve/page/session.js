@@ -1,7 +1,10 @@
 // The server's HTTP interface: what it offers, and a session's beginning, state and end.
 
 const KEPT = "everframe.token";
+/** Where a tab keeps the session that it has. */
+export const SESSION = "everframe.session";
 let held = null;
+let guest = null;
 
 /** A request that was refused, or an answer that never came (`code` is then `unreachable`). */
 export class Refused extends Error {
@@ -28,24 +31,37 @@ export function keepToken(given) {
   }
 }
 
-/** Takes the token out of the address, so that it is in no history and on no screen that is shared. */
-export function takeToken() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (given) {
-    keepToken(given);
-    history.replaceState(null, "", location.pathname + location.search);
-    return;
+/** The session {id, secret} that this tab has from before, or from its address, which someone else opened; or null. */
+export function had() {
+  try {
+    return JSON.parse(sessionStorage.getItem(SESSION)) ?? guest;
+  } catch {
+    return guest;
   }
+}
+
+/**
+ * Takes the token out of the address, or a session's id and secret, so that they are in no history and on no screen that
+ * is shared.
+ */
+export function takeToken() {
+  const said = new URLSearchParams(location.hash.slice(1));
+  const [given, id, secret] = ["token", "session", "secret"].map((name) => said.get(name));
+  if (given || (id && secret)) history.replaceState(null, "", location.pathname + location.search);
   try {
     held = sessionStorage.getItem(KEPT);
+    if (id && secret) sessionStorage.setItem(SESSION, JSON.stringify({ id, secret }));
   } catch {
-    held = null;
+    // Storage is switched off.
   }
+  if (given) keepToken(given);
+  guest = id && secret ? { id, secret } : had();
 }
 
 async function ask(method, path, { body = null, json = null, secret = null, limit = 15_000 } = {}) {
   const headers = {};
   if (held) headers.Authorization = `Bearer ${held}`;
+  else secret ??= guest?.secret;
   if (secret) headers["X-Session-Secret"] = secret;
   if (json) headers["Content-Type"] = "application/json";
   if (body) headers["Content-Type"] = body.type;

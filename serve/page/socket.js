@@ -34,7 +34,8 @@ export class Socket {
   connect() {
     return new Promise((done, fail) => {
       const address = `${location.protocol === "https:" ? "wss:" : "ws:"}//${location.host}/v1/realtime/video`;
-      const socket = new WebSocket(address, token() ? [PROTOCOL, `everframe.token.${token()}`] : [PROTOCOL]);
+      const key = token() ? `everframe.token.${token()}` : `everframe.session.${this.session.secret}`;
+      const socket = new WebSocket(address, [PROTOCOL, key]);
       this.#socket = socket;
       socket.binaryType = "arraybuffer";
       let joined = false;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from conf.errors import UserError
 
 BEHIND = (128, 128, 128)  # what shows through transparent places
 FORMATS = "give a picture such as png, jpeg or webp"
+SENT_PIXELS = 1 << 22
+"""Of a picture that a gateway sends, at most: it has made it small before."""
 HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
 """How the pictures of phones begin, which Pillow reads by another package."""
 
@@ -39,6 +42,29 @@ def load_image(path: str | Path, height: int, width: int) -> Tensor:
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or ("damaged or cut off" if _known(path) else "not a picture")
         raise UserError(name, f"cannot be read ({reason})", FORMATS) from error
+    return _fitted(picture, height, width)
+
+
+def sent_image(name: str, data: bytes, height: int, width: int) -> Tensor:
+    """As `load_image`, of a picture that came as bytes: PNG, of SENT_PIXELS at most.
+
+    Args:
+        name: where it came from, for complaints.
+
+    Raises:
+        UserError: it is another, or damaged.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=("PNG",)) as file:
+            if file.width * file.height > SENT_PIXELS:
+                raise UserError(name, f"sent a picture of more than {SENT_PIXELS} pixels", "scale it down first")
+            picture = _opaque(file)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(name, "sent a picture that cannot be read", "send a PNG") from error
+    return _fitted(picture, height, width)
+
+
+def _fitted(picture: Image.Image, height: int, width: int) -> Tensor:
     fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(fitted, np.float32))
     return (pixels.permute(2, 0, 1) / 127.5 - 1.0).contiguous()

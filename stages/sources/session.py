@@ -2,6 +2,7 @@
 
 The gateway sends, on the connection of `source.session`,
 
+    hello {}          before all else; with it the picture to begin with, as PNG, or nothing: that of `source.image`
     sound {at}        PCM of a microphone, 16-bit 16 kHz mono, from position `at` on its own time line
     speech {}         likewise, to be spoken when its turn comes, however early it is sent
     event {id, event} `{"type": "prompt", "prompt": ...}`, `{"type": "action", "action": ...}`, `{"type": "interrupt"}`
@@ -23,12 +24,15 @@ from typing import Any
 
 import numpy as np
 
+from conf.errors import UserError
 from stages.link import Wire, connect
 from stages.sources.audio import NOTHING, RATE
 from stages.sources.microphone import Microphone, Speech
 
 log = logging.getLogger(__name__)
 
+HELLO_S = 10.0
+"""Longest wait for the gateway's first word."""
 TAP_FRAMES = 4
 """Video frames, a latent's, for which an action shows that was over before it could be sampled."""
 
@@ -47,9 +51,10 @@ class SessionSource:
     Attributes:
         sound: what is heard, as a source; reads silence where nothing came.
         actions: what is pressed, likewise.
+        picture: that the stream begins with, as PNG; empty: none was sent.
 
     Raises:
-        UserError: nobody answers at the address.
+        UserError: nobody answers at the address, or as a gateway does.
     """
 
     def __init__(
@@ -71,9 +76,16 @@ class SessionSource:
         self._told = (0, 0)
         self._numbers = 0
         self.sound, self.actions = SessionSound(self), SessionActions()
+        self.picture: bytes | None = None
+        self._greeted = threading.Event()
         self._wire = Wire(connect("source.session", address))
         self._thread = threading.Thread(target=self._listen, name="session-source", daemon=True)
         self._thread.start()
+        self._greeted.wait(HELLO_S)
+        if self.picture is None:
+            self.close()
+            value = f"source.session={address.rpartition('/')[0]}"  # without the token
+            raise UserError(value, "says no hello, as a gateway does", "use one version of everframe on both sides")
 
     # -- what the stream asks -----------------------------------------------------------------------------------------
 
@@ -120,6 +132,15 @@ class SessionSource:
     # -- what the gateway says ----------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
+        message = self._wire.receive()
+        if message is not None and message[0].get("kind") == "hello":
+            self.picture = message[1]
+            self._greeted.set()
+            self._converse()
+        self._greeted.set()
+        self._stop.set()
+
+    def _converse(self) -> None:
         while (message := self._wire.receive()) is not None:
             head, body = message
             try:
@@ -128,7 +149,6 @@ class SessionSource:
                 self._take(head, body)
             except (KeyError, TypeError, ValueError) as error:
                 log.warning("source.session: a message was skipped: %s", error)
-        self._stop.set()
 
     def _take(self, head: dict[str, Any], body: bytes) -> None:
         kind = head["kind"]

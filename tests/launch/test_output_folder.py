@@ -204,6 +204,30 @@ def test_a_line_of_streams_that_cannot_be_written_is_told_at_the_end(tmp_path, m
     assert json.loads((run / "report.json").read_text())["totals"]["streams"] == 2
 
 
+@pytest.mark.parametrize("control", [None, "tcp://127.0.0.1:9000/secret", "@control"])
+def test_lines_of_sessions_are_the_owners_alone_and_do_not_grow(tmp_path, monkeypatch, control):
+    """A server's, and those of a pipeline that has joined one."""
+    monkeypatch.setattr(progress, "SESSIONS_BYTES", 1000)
+    config = replace(config_of("model=nano", f"output_dir={tmp_path}"), control=control)
+    ended = progress.Ended(config, served=True if control is None else None)
+    for number in range(100):
+        ended(number, {"stream": f"{number:020d}", "chunks": 1, "frames": 12})
+    files = {path.name: path for path in tmp_path.iterdir()}
+    assert set(files) == {"streams.jsonl", "streams.jsonl.1"} and ended.refused is None
+    assert all(path.stat().st_mode & 0o777 == 0o600 and path.stat().st_size < 1100 for path in files.values())
+    kept = files["streams.jsonl.1"].read_text() + files["streams.jsonl"].read_text()
+    numbers = [int(json.loads(line)["stream"]) for line in kept.splitlines()]
+    assert numbers == list(range(numbers[0], 100)) and len(numbers) > 10
+
+
+def test_lines_of_streams_that_a_file_orders_are_all_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "SESSIONS_BYTES", 10)
+    ended = progress.Ended(replace(config_of("model=nano", f"output_dir={tmp_path}"), control="orders"))
+    for number in range(9):
+        ended(number, {"stream": str(number), "chunks": 1, "frames": 12})
+    assert len((tmp_path / "streams.jsonl").read_text().splitlines()) == 9 == ended.totals["streams"]
+
+
 # -- what was there before ------------------------------------------------------------------------------------------
 
 
@@ -239,7 +263,7 @@ def test_only_what_a_run_leaves_is_moved(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"output_dir": "out", "sink": sink}))
     left = (
         "videos/v.mp4", "videos/v.0.mp4", "videos/v.from-00000048.mp4", "frames/frame.00000000.png", "trace.3.part",
-        "streams.jsonl", "state/a/chunk.000004/state.json", "new.png",
+        "streams.jsonl", "streams.jsonl.1", "state/a/chunk.000004/state.json", "new.png",
     )  # fmt: skip
     own = ("speech.wav", "videos/other.mp4", "state.txt", "earlier.7/report.json", "x", "i", "video.mp4")
     for name in (*left, *own):

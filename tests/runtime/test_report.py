@@ -27,6 +27,12 @@ def test_a_stream_that_an_error_ended_says_which():
     assert "error" not in stream()
 
 
+def test_what_a_visitor_typed_is_not_told():
+    asked = StreamConfig(prompt="my name is Ann")
+    assert stream_report(asked, Timeline(16, lambda: 0.0), None)["prompt"] == asked.prompt
+    assert "Ann" not in str(stream_report(asked, Timeline(16, lambda: 0.0), None, private=True))
+
+
 def test_the_only_stream_is_the_report():
     report = told([stream()])
     assert (report["stream"], report["finished"], report["streams_total"], report["streams_failed"]) == (

@@ -28,11 +28,15 @@ class Clock:
 class End:
     """Listens like a gateway for one stage, and says and hears messages. A context; gone when it is left.
 
+    Args:
+        hello: what it says first, a kind and a body; None: nothing.
+
     Attributes:
         address: for the stage.
     """
 
-    def __init__(self):
+    def __init__(self, hello: tuple[str, bytes] | None = ("hello", b"")):
+        self._hello = hello
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}/{TOKEN}"
         self._there = threading.Event()
@@ -48,6 +52,8 @@ class End:
             return
         assert connection.recv(len(TOKEN), socket.MSG_WAITALL).decode() == TOKEN
         self._wire = Wire(connection)
+        if self._hello is not None:
+            self._wire.send(*self._hello)
         self._there.set()
         while (message := self._wire.receive()) is not None:
             self._heard.put(message)
@@ -63,6 +69,11 @@ class End:
             message = self._heard.get(timeout=WAIT_S)
             if message is None or not kinds or message[0]["kind"] in kinds:
                 return message
+
+    def leave(self) -> None:
+        """Go as soon as the stage has come."""
+        assert self._there.wait(WAIT_S)
+        self._wire.close()
 
     def close(self) -> None:
         if self._there.is_set():

@@ -17,6 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from conf.schema.serve import ServeConfig
 from serve import app, server
+from serve.guard import OWN
 from serve.limits import Crowd
 from serve.uploads import Uploads
 
@@ -50,7 +51,7 @@ class Gateway:
 
     def __init__(self, folder: Path, **settings: Any):
         self.serve = ServeConfig(**({"posts_per_minute": 1000} | settings))
-        self.uploads = Uploads(folder / "uploads")
+        self.uploads = Uploads()
         self._sessions: dict[str, Session] = {}
         self.unready: list[str] = []
         self.problem: Exception | None = None
@@ -59,6 +60,7 @@ class Gateway:
         self.next_state, self.next_waiting = "starting", None
         self.draining = asyncio.Event()
         self.protocols: list[Any] = []
+        self.own: list[str | None] = []
 
     def offers(self) -> list[dict[str, Any]]:
         return [{"id": "one", "object": "model", "fps": 25}]
@@ -71,6 +73,9 @@ class Gateway:
 
     def session(self, id: str) -> Session | None:
         return self._sessions.get(id)
+
+    def owned(self, secret: str) -> str | None:
+        return next((one.id for one in self.sessions if one.secret == secret), None)
 
     @property
     def sessions(self) -> list[Session]:
@@ -92,6 +97,7 @@ class Gateway:
 async def _realtime(websocket: Any, gateway: Gateway) -> None:
     """Says back what it hears."""
     gateway.protocols.append(list(websocket.scope["subprotocols"]))
+    gateway.own.append(websocket.scope.get(OWN))
     gateway.callers.append(websocket.client.host)
     if gateway.problem:
         raise gateway.problem

@@ -171,6 +171,7 @@ def serving():
     found: dict[str, Any] = {}
 
     async def over_socket(websocket):
+        found["site"].headers = dict(websocket.headers)
         await realtime(websocket, found["site"].gateway)
 
     async def opened(request):

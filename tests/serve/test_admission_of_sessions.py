@@ -98,6 +98,18 @@ def test_no_session_is_given_longer_than_the_server_allows(clock):
     assert gate.enter("a", "x", ends_s=1e9).left_s == gate.enter("a", "x").left_s == 60.0
 
 
+def test_a_caller_is_an_ipv6_site(clock):
+    gate = admission(clock, sessions_per_caller=2)
+    gate.model("a", 2.0)
+    gate.enter("a", "2001:db8::1")
+    gate.enter("a", "2001:db8:0:1::1").leave()
+    gate.enter("a", "::ffff:10.0.0.1")
+    gate.queue("a", "2001:db8::2")
+    assert refused(gate.queue, "a", "2001:db8::3").type == "too_many"
+    gate.queue("a", "10.0.0.1")
+    assert refused(gate.queue, "a", "10.0.0.1").type == "too_many"
+
+
 def test_a_caller_has_a_limit_of_its_own_over_all_models_and_the_queue(clock):
     gate = admission(clock, sessions_per_caller=3)
     gate.model("a", 1.0)

@@ -184,6 +184,8 @@ def test_sessions_are_opened_and_ended_over_http(site):
     assert made["id"] == "session-7" and site.gateway.wanted == [{"prompt": "a maze"}]
     assert site.headers["authorization"] == f"Bearer {'t' * 16}"
     with client.connect(site.url, session=made["id"], secret=made["secret"]) as session:
+        said = site.headers["sec-websocket-protocol"].split(", ")
+        assert said == ["everframe.v1", f"everframe.session.{made['secret']}"]
         client.delete(site.url, made["id"], made["secret"])
         assert list(session) == [] and session.done["reason"] == "stopped"
     assert site.headers["x-session-secret"] == made["secret"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,30 +11,34 @@ import pytest
 from conf.schema.serve import ServeConfig
 from serve.admission import Admission
 from serve.gateway import ENDED, Gateway
+from serve.logs import hidden
 from serve.metrics import Metrics
 from serve.problems import Problem
+from serve.redaction import HIDDEN
 from serve.session import Session
 from serve.tracing import Tracing
 from tests.serve.core_time import REFUSED, Eye, Model, Port, settle, virtually
 
 
 class Pictures:
-    """Uploads: gives pictures, and counts those that are not back."""
+    """Uploads: gives pictures once it may.
+
+    Attributes:
+        asked: for what.
+        hold: `picture` waits for it.
+    """
 
     def __init__(self):
-        self.given: list[Path] = []
-        self.out: list[Path] = []
+        self.asked: list[str] = []
+        self.hold = asyncio.Event()
+        self.hold.set()
 
-    async def picture(self, given: str) -> Path:
+    async def picture(self, given: str) -> bytes:
+        self.asked.append(given)
+        await self.hold.wait()
         if given == "none":
             raise Problem("not_found", "there is no such upload; send it again")
-        path = Path(f"/nowhere/{len(self.given)}.png")
-        self.given.append(path)
-        self.out.append(path)
-        return path
-
-    def release(self, path: Path) -> None:
-        self.out.remove(path)
+        return f"picture {given}".encode()
 
 
 class House:
@@ -66,7 +69,7 @@ class House:
         gateway = self.gateway
         held = (gateway._sessions, gateway._places, gateway._queued, gateway._changes, gateway._pictures)
         places = [self.admission.running(name) + self.admission.waiting(name) for name in self.models]
-        return not any(held) and not any(places) and not self.pictures.out and not self.port.expected
+        return not any(held) and not any(places) and not self.port.expected
 
 
 @asynccontextmanager
@@ -93,6 +96,18 @@ async def test_a_session_takes_a_place_and_gives_it_back():
         await one.end(first)
         await one.open()
         assert one.gateway.session(first.id) is first and first.state == "ended"
+
+
+@virtually
+async def test_a_secret_is_its_own_sessions_as_long_as_that_is_told_of():
+    async with house(2) as one:
+        first, second = await one.open(), await one.open(model="head")
+        for session in (first, second):
+            assert one.gateway.owned(session.secret) == session.id
+        for wrong in ("", first.id, first.secret[:-1], "\xe9"):
+            assert one.gateway.owned(wrong) is None
+        await one.end(first)
+        assert one.gateway.owned(first.secret) == first.id
 
 
 @virtually
@@ -189,21 +204,95 @@ async def test_a_stream_that_cannot_be_opened_leaves_nothing(raised, queue):
 
 
 @virtually
-async def test_pictures_are_kept_as_long_as_their_sessions_and_not_for_those_that_are_refused():
+async def test_a_picture_goes_to_the_stage_before_all_else_and_names_no_file():
     async with house(1) as one:
         first = await one.open(image="x")
-        assert one.models["maze"].opened[0][1]["source"]["image"] == str(one.pictures.given[0])
-        assert len(one.pictures.out) == 1
-        for _ in range(3):
-            with pytest.raises(Problem):
-                await one.open(image="x")
-        assert one.pictures.out == one.pictures.given[:1]
-        waiting = await one.open(image="x", queue=True)
-        assert len(one.pictures.out) == 2
-        await one.end(waiting)
-        assert len(one.pictures.out) == 1
+        waiting = await one.open(image="y", queue=True)
+        first.event("e", {"type": "action", "action": "forward"})
+        source, _ = await one.models["maze"].stages(0)
+        assert source.heard[0] == ("hello", b"picture x", {}) and source.heard[1][0] == "event"
+        assert list(one.models["maze"].opened[0][1]["source"]) == ["session"]
         await one.end(first)
+        source, _ = await one.models["maze"].stages(1)
+        assert source.heard[0] == ("hello", b"picture y", {})
+        await one.end(waiting)
+        plain = await one.open()
+        source, _ = await one.models["maze"].stages(2)
+        assert source.heard[0] == ("hello", b"", {})
+        await one.end(plain)
         assert one.nothing_is_left()
+
+
+@virtually
+async def test_nothing_is_decoded_for_who_is_not_let_in():
+    async with house(1, queue=1) as one:
+        await one.open()
+        await one.open(queue=True)
+        for queue in (False, True):
+            with pytest.raises(Problem):
+                await one.open(image="x", queue=queue)
+        assert one.pictures.asked == []
+
+
+@virtually
+async def test_a_secret_is_looked_for_in_logs_as_long_as_its_session_is_told_of_and_never_of_who_is_refused():
+    async with house(1) as one:
+        known, first = len(hidden), await one.open()
+        assert len(hidden) == known + 1 and hidden(f"{first.secret} x") == f"{HIDDEN} x"
+        known = len(hidden)
+        for wanted in ({}, {"model": "nowhere"}, {"model": "head", "image": "none"}):
+            with pytest.raises(Problem):
+                await one.open(**wanted)
+        assert len(hidden) == known
+        await one.end(first)
+        for _ in range(ENDED):
+            await one.end(await one.open())
+        assert one.gateway.session(first.id) is None and first.secret not in hidden._known
+
+
+@pytest.mark.parametrize("queue", [False, True])
+@virtually
+async def test_a_place_is_held_while_a_picture_is_decoded_and_given_back_if_it_cannot_be(queue):
+    async with house(1) as one:
+        if queue:
+            first = await one.open()
+        one.pictures.hold.clear()
+        opening = asyncio.ensure_future(one.open(image="none", queue=queue))
+        await settle()
+        assert one.admission.running("maze") + one.admission.waiting("maze") == 1 + queue
+        if queue:
+            await one.end(first)
+        one.pictures.hold.set()
+        with pytest.raises(Problem):
+            await opening
+        assert one.models["maze"].opened[int(queue) :] == [] and one.nothing_is_left()
+
+
+@virtually
+async def test_one_whose_turn_comes_while_its_picture_is_decoded_begins_with_it():
+    async with house(1) as one:
+        first = await one.open()
+        one.pictures.hold.clear()
+        opening = asyncio.ensure_future(one.open(image="x", queue=True))
+        await settle()
+        await one.end(first)
+        one.pictures.hold.set()
+        session = await opening
+        source, _ = await one.models["maze"].stages(1)
+        assert session.state == "running" and source.heard[0][1] == b"picture x"
+
+
+@virtually
+async def test_a_drain_that_begins_while_a_picture_is_decoded_lets_nobody_in():
+    async with house(1) as one:
+        one.pictures.hold.clear()
+        opening = asyncio.ensure_future(one.open(image="x"))
+        await settle()
+        one.gateway.begin_drain()
+        one.pictures.hold.set()
+        with pytest.raises(Problem) as caught:
+            await opening
+        assert caught.value.type == "draining" and one.nothing_is_left()
 
 
 @virtually
@@ -286,6 +375,7 @@ async def test_a_drain_lets_nobody_in_tells_everyone_and_ends_what_is_left():
 
 @virtually
 async def test_sessions_come_and_go_and_what_is_remembered_is_bounded():
+    known = len(hidden)
     async with house(3) as one:
         for round_ in range(ENDED):
             sessions = [await one.open(image="x") for _ in range(3)]
@@ -297,6 +387,7 @@ async def test_sessions_come_and_go_and_what_is_remembered_is_bounded():
                 await one.end(session)
         assert one.nothing_is_left()
         assert len(one.gateway._ended) == ENDED and not one.gateway._numbers and not one.gateway._work
+        assert len(hidden) - known <= 2 * ENDED
         assert "everframe_sessions_running" in one.gateway.metrics()[0].decode()
 
 

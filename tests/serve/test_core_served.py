@@ -71,6 +71,8 @@ def test_what_a_session_sampled_replays_to_what_it_showed(server, job):
     shown = [id for chunk in seen for id in chunk.events]
     assert shown == ids and all((chunk.latency_s is not None) == bool(chunk.events) for chunk in seen)
     assert done["reason"] == "stopped" and done["chunks"] == len(seen)
+    file = server.folder / "out" / "streams.jsonl"
+    assert "by day" not in file.read_text() and file.stat().st_mode & 0o777 == 0o600
     recorded = server.folder / f"inputs.{session.id}.jsonl"
     lines = [json.loads(line) for line in recorded.read_text().splitlines()]
     assert [line["prompt"] for line in lines if "prompt" in line] == ["by day", "by night"]

@@ -14,7 +14,7 @@ from conf.errors import UserError
 from stages.sources.audio import RATE
 from stages.sources.microphone import RESERVE
 from stages.sources.session import TAP_FRAMES, SessionActions, SessionSource
-from tests.serve.core_ends import WAIT_S, Clock, End
+from tests.serve.core_ends import TOKEN, WAIT_S, Clock, End
 
 NAMES = ("none", "forward", "left", "right")
 
@@ -179,6 +179,23 @@ def test_what_is_not_understood_is_skipped(kind, head, body):
         one.event("good", type="action", action="right")
         assert one.sample(0)[0]["events"] == ["good"]
         assert not one.stop.is_set()
+
+
+def test_the_picture_comes_before_all_else():
+    with End(("hello", b"a picture")) as end:
+        one = Stage(end)
+        assert one.source.picture == b"a picture" and not one.stop.is_set()
+        one.source.close()
+
+
+@pytest.mark.parametrize("hello", [("slack", b""), None], ids=["another word", "gone"])
+def test_who_does_not_speak_as_a_gateway_is_one_line(hello):
+    with End(hello) as end:
+        if hello is None:
+            threading.Thread(target=end.leave).start()
+        with pytest.raises(UserError, match=r"source\.session=tcp://[^/]*: says no hello.*use one version") as caught:
+            Stage(end)
+        assert TOKEN not in str(caught.value)
 
 
 def test_the_slack_of_chunks_is_passed_on():

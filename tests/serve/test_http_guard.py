@@ -63,8 +63,26 @@ def test_a_secret_goes_beside_the_token(tmp_path):
     where = f"/v1/sessions/{session.id}"
     assert asked(gateway, "GET", where, BEARER).status == 401
     assert asked(gateway, "GET", where, {"Authorization": f"Bearer {session.secret}"}).status == 401
-    assert asked(gateway, "GET", where, {"X-Session-Secret": session.secret}).status == 401
     assert asked(gateway, "GET", where, BEARER | {"X-Session-Secret": session.secret}).status == 200
+
+
+def test_a_sessions_secret_is_enough_for_what_is_its_own_and_no_more(tmp_path):
+    gateway = Gateway(tmp_path, token=TOKEN)
+    session, other = gateway.made(), gateway.made()
+    own, where = {"X-Session-Secret": session.secret}, f"/v1/sessions/{session.id}"
+    for path in (where, "/v1/ice-servers", "/v1/models"):
+        assert asked(gateway, "GET", path, own).status == 200, path
+        for wrong in ({}, {"X-Session-Secret": ""}, {"X-Session-Secret": "x"}, {"X-Session-Secret": TOKEN}):
+            assert asked(gateway, "GET", path, wrong).status == 401, path
+    assert asked(gateway, "POST", f"{where}/offer", JSON | own, {"sdp": "v=0"}).status == 200
+    for method, path in (
+        ("GET", f"/v1/sessions/{other.id}"), ("DELETE", f"/v1/sessions/{other.id}"), ("GET", f"{where}0"),
+        ("POST", f"/v1/sessions/{other.id}/offer"), ("POST", "/v1/sessions"), ("POST", "/v1/uploads"),
+        ("GET", "/metrics"), ("POST", "/v1/models"), ("GET", "/v1/sessions"), ("GET", "/v1/modelsx"),
+    ):  # fmt: skip
+        assert asked(gateway, method, path, JSON | own, {}).status == 401, (method, path)
+    assert asked(gateway, "DELETE", where, own).status == 200
+    assert other.stopped == [] and len(gateway.sessions) == 2
 
 
 @pytest.mark.parametrize("path", [
@@ -223,6 +241,19 @@ def test_a_token_comes_as_a_subprotocol_and_goes_no_further(tmp_path):
     assert talked(gateway, subprotocols=["everframe.v1", f"everframe.token.{TOKEN}"]) == ("hello", "everframe.v1")
     assert talked(gateway, additional_headers=BEARER) == ("hello", None)
     assert gateway.protocols == [["everframe.v1"], []]
+
+
+def test_a_sessions_secret_comes_as_a_subprotocol_too(tmp_path):
+    gateway = Gateway(tmp_path, token=TOKEN)
+    _, second = gateway.made(), gateway.made()
+    said = ["everframe.v1", f"everframe.session.{second.secret}"]
+    assert talked(gateway, subprotocols=said) == ("hello", "everframe.v1")
+    assert talked(gateway, subprotocols=[*said, f"everframe.token.{TOKEN}"]) == ("hello", "everframe.v1")
+    assert gateway.protocols == [["everframe.v1"]] * 2
+    assert gateway.own == [second.id, None]
+    assert refused(gateway, subprotocols=["everframe.v1", "everframe.session.another"]) == 401
+    assert refused(gateway, subprotocols=["everframe.v1", f"everframe.token.{second.secret}"]) == 401
+    assert refused(gateway, additional_headers={"X-Session-Secret": second.secret}) == 401
 
 
 @pytest.mark.parametrize("options", [

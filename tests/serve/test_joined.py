@@ -25,7 +25,7 @@ from tests.helpers import config_of
 from tests.launch.gateway import TOKEN
 from tests.runtime.driven import Driven
 
-HELLO = {"protocol": 1, "offer": {"id": "nano", "fps": 16}, "plan": "timestep", "workers": 2}
+HELLO = {"protocol": 2, "offer": {"id": "nano", "fps": 16}, "plan": "timestep", "workers": 2}
 
 
 class Remembering(Joins):
@@ -241,8 +241,8 @@ async def test_who_has_gone_may_come_back():
 @pytest.mark.parametrize(
     ("hello", "why"),
     [
-        (HELLO | {"protocol": 2}, "speaks protocol 2"),
-        ({"protocol": 1}, "nothing that is understood"),
+        (HELLO | {"protocol": 1}, "speaks protocol 1"),
+        ({"protocol": 2}, "nothing that is understood"),
         ([], "nothing that is understood"),
         (HELLO | {"offer": []}, "nothing that is understood"),
     ],
@@ -404,6 +404,13 @@ def test_secrets_come_from_files_and_are_none_that_can_be_guessed(tmp_path):
     file.write_text("short")
     with pytest.raises(UserError, match=r"serve\.token: has fewer than 16 characters"):
         ServeConfig(token=f"@{file}")
+    for letter in "+/=# é:":
+        file.write_text(f"{TOKEN}{letter}{TOKEN}\n")
+        for given in (f"@{file}", f"{TOKEN}{letter}{TOKEN}"):
+            with pytest.raises(UserError, match=r"serve\.token: may have letters, .*openssl rand -hex 16") as caught:
+                ServeConfig(token=given)
+            assert TOKEN not in str(caught.value)
+    assert ServeConfig(token="Az09._~-" * 2).token == "Az09._~-" * 2
     with pytest.raises(UserError, match=r"serve\.join_secret: is 32 hexadecimal digits"):
         ServeConfig(join_secret=f"@{file}")
     for wrong in (-1, 65):

@@ -31,6 +31,10 @@ OFFERS = [
 ]  # fmt: skip
 
 
+SECRETS = []
+"""Of sessions, as they were said to `served`, one for each request."""
+
+
 class Queue:
     """A server's, as far as the page asks: one session, which waits, and whose first connection is lost at once."""
 
@@ -63,12 +67,18 @@ class Queue:
 @contextmanager
 def served(queue):
     async def models(request):
+        SECRETS.append(request.headers.get("x-session-secret"))
         return JSONResponse({"object": "list", "data": OFFERS})
+
+    async def session(request):
+        SECRETS.append(request.headers.get("x-session-secret"))
+        return JSONResponse({"id": request.path_params["id"], "state": "running", "model": "a_maze"})
 
     asked = [
         Route("/v1/sessions", queue.open, methods=["POST"]),
         Route("/v1/sessions/one", queue.session, methods=["GET", "DELETE"]),
         WebSocketRoute("/v1/realtime/video", queue.realtime),
+        Route("/v1/sessions/{id}", session),
     ]
     app = Starlette(routes=[*pages.routes(), Route("/v1/models", models), *asked])
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -12,6 +13,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from serve import realtime as endpoint
+from serve.guard import OWN
+from serve.incoming import message
 from serve.problems import Problem
 from tests.serve.realtime_packets import CHUNK, FPS, both
 from tests.serve.realtime_server import FakeGateway, FakeSession, serving
@@ -76,6 +79,18 @@ def begun(site, session=None, **options) -> tuple[Talk, FakeSession]:
     talk.say({"type": "session.start"})
     talk.until("session.started")
     return talk, session
+
+
+@pytest.mark.parametrize("said", [{}, {"prompt": "x"}, {"session": "b", "secret": "t"}])
+def test_who_was_let_in_for_a_session_joins_that_one_alone(said):
+    sessions = {id: SimpleNamespace(id=id, secret=secret, state="running") for id, secret in (("a", "s"), ("b", "t"))}
+    gateway = SimpleNamespace(session=sessions.get, create=None)
+    socket = SimpleNamespace(scope={OWN: "a"}, client=None)
+    own = message(json.dumps({"type": "session.start", "session": "a", "secret": "s"}))
+    assert asyncio.run(endpoint._session(own, socket, gateway)).id == "a"
+    with pytest.raises(Problem) as caught:
+        asyncio.run(endpoint._session(message(json.dumps({"type": "session.start", **said})), socket, gateway))
+    assert caught.value.type == "unauthorized"
 
 
 def test_a_session_from_its_start_to_its_end(site):

@@ -1,6 +1,7 @@
 """Pictures are fitted, upright and opaque, and what is no picture is one line."""
 
 import sys
+from io import BytesIO
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from conf.errors import UserError
-from stages.sources.image import load_image
+from stages.sources.image import load_image, sent_image
 
 
 def halves(size, left, right):
@@ -121,3 +122,30 @@ def test_a_phones_picture_is_opened_with_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=learn))
     (tmp_path / "face.heic").write_bytes(HEIC)
     assert load_image(tmp_path / "face.heic", 8, 8)[:, 4, 4].tolist() == [1, -1, -1]
+
+
+def sent(picture, form="PNG"):
+    file = BytesIO()
+    picture.save(file, form)
+    return file.getvalue()
+
+
+def test_one_that_is_sent_is_as_one_in_a_file(tmp_path):
+    picture = halves((60, 40), (200, 10, 0), (0, 30, 255))
+    picture.save(tmp_path / "a.png")
+    assert torch.equal(sent_image("x", sent(picture), 32, 64), load_image(tmp_path / "a.png", 32, 64))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (sent(halves((8, 8), (0, 0, 0), (0, 0, 0)), "JPEG"), "cannot be read"),
+        (sent(halves((64, 64), (9, 0, 0), (0, 7, 0)))[:60], "cannot be read"),
+        (b"none", "cannot be read"),
+        (sent(Image.new("1", (4096, 1025))), "more than 4194304 pixels"),
+    ],
+    ids=["jpeg", "cut", "none", "large"],
+)
+def test_what_is_sent_and_is_none_or_too_large_is_one_line(data, said):
+    with pytest.raises(UserError, match=said):
+        sent_image("source.session", data, 32, 32)
