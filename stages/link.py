@@ -2,8 +2,8 @@
 
 The program listens, at a `Door` or as a gateway does, for all streams on one port; a stage connects with the address
 `tcp://HOST:PORT/TOKEN`, and says the token, so that nobody else on the network is taken for it. With
-`tls://HOST:PORT/TOKEN#SHA256` what follows is encrypted, and goes only to whose certificate has that digest. A HOST that
-is an IPv6 address stands in brackets.
+`tls://HOST:PORT/TOKEN#SHA256` what follows is encrypted, and goes only to whose certificate has that digest. An IPv6
+address stands in brackets.
 """
 
 from __future__ import annotations
