@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Gateway:
 
     Attributes:
         draining: whether the server ends: nobody is let in, and sessions end by and by.
+        coming: models that will be served, and what is done with each so long, as `loading`.
         on_served: called with the name of each model that is served from then on.
     """
 
@@ -73,8 +74,7 @@ class Gateway:
         self._places: dict[str, Place] = {}
         self._queued: dict[str, Waiting] = {}
         self.on_served: Callable[[str], None] = lambda name: None
-        self._coming: dict[str, str] = {}
-        """Models that will be served, and what is done with each so long."""
+        self.coming: dict[str, str] = {}
         self._changes: dict[str, dict[str, Any]] = {}
         """To the configuration, of sessions that wait."""
         self._pictures: dict[str, Path] = {}
@@ -92,7 +92,7 @@ class Gateway:
         self._spawn(self._join(joined))
 
     async def _join(self, joined: Joined) -> None:
-        with self.coming(joined.name, "measuring"):
+        with self.preparing([joined.name], "measuring"):
             try:
                 found = await capacity.measured_afar(joined, self.admission.cores)
             except (UserError, RuntimeError) as error:
@@ -102,13 +102,14 @@ class Gateway:
             self.serves(joined, found)
 
     @contextmanager
-    def coming(self, name: str, what: str) -> Iterator[None]:
-        """While the context is open who asks is told what is done with a model that will be served, as `loading`."""
-        self._coming[name] = what
+    def preparing(self, names: Sequence[str], what: str) -> Iterator[None]:
+        """While the context is open who asks is told what is done with models that will be served, as `loading`."""
+        self.coming.update(dict.fromkeys(names, what))
         try:
             yield
         finally:
-            self._coming.pop(name, None)
+            for name in names:
+                self.coming.pop(name, None)
 
     def serves(self, served: Served, needs: Needs) -> None:
         """Serve a model of which it is known what its sessions take."""
@@ -145,7 +146,7 @@ class Gateway:
 
     def reasons(self) -> list[str]:
         """Why nobody should be sent here; empty: all is well."""
-        found = readiness.reasons(list(self.served.values()), self._coming, self.admission, self.clock)
+        found = readiness.reasons(list(self.served.values()), self.coming, self.admission, self.clock)
         return found if self.link.listening else [*found, "stages cannot connect"]
 
     def metrics(self) -> tuple[bytes, str]:
@@ -208,7 +209,7 @@ class Gateway:
     def _understood(self, wanted: dict[str, Any]) -> tuple[Served, dict[str, Any]]:
         """The model, and what is to be changed of its configuration."""
         if not self.served:
-            said = ", ".join(readiness.awaited(self._coming)) or "no model is served yet"
+            said = ", ".join(readiness.awaited(self.coming)) or "no model is served yet"
             raise Problem("not_ready", f"{said}; come again", 5.0)
         name = wanted.get("model") or next(iter(self.served))
         if name not in self.served:
