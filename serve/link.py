@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from conf.paths import ADDRESSES
+from serve.limits import SCARCE, site
 from stages.link import LONGEST_BODY, LONGEST_LINE, TOKEN_S, bracketed
 
 TOKEN_BYTES = 16
@@ -76,7 +77,7 @@ class Link:
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task | None = None
         self._strangers: dict[asyncio.Task, str] = {}
-        """With their addresses, the oldest first."""
+        """With whose they are (`serve.limits.site`), the oldest first."""
         self._tasks: set[asyncio.Task] = set()
 
     async def open(self) -> None:
@@ -124,18 +125,19 @@ class Link:
         while True:
             try:
                 taken, address = await loop.sock_accept(listener)
-            except OSError:  # descriptors are short, or the peer was gone before it was taken
-                await asyncio.sleep(SCARCE_S)
+            except OSError as error:  # or the peer was gone before it was taken
+                await asyncio.sleep(SCARCE_S if error.errno in SCARCE else 0)
                 continue
-            self._make_room(address[0])
+            caller = site(address[0])
+            self._make_room(caller)
             task = asyncio.create_task(self._come(taken))
-            self._strangers[task] = address[0]
+            self._strangers[task] = caller
             self._tasks.add(task)
             task.add_done_callback(lambda task, taken=taken: self._gone(task, taken))
 
-    def _make_room(self, address: str) -> None:
-        """Let go of the oldest stranger of an address, or of all, where there are too many."""
-        own = [task for task, other in self._strangers.items() if other == address]
+    def _make_room(self, caller: str) -> None:
+        """Let go of a caller's oldest stranger, or of the oldest of all, where there are too many."""
+        own = [task for task, other in self._strangers.items() if other == caller]
         oldest = own[0] if len(own) >= OF_ONE else next(iter(self._strangers), None)
         if len(own) >= OF_ONE or len(self._strangers) >= STRANGERS:
             del self._strangers[oldest]
