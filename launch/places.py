@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,10 +10,12 @@ import devices
 from conf.errors import UserError
 from conf.schema import Config
 from launch.here import PROCESSOR, known
+from parallel.builders import build
 from parallel.placement import hosts, place, process_loads, share
 from parallel.plan import Plan
 from parallel.transport import NCCL, Place, refuse
 from runtime.arithmetic import layer_flops
+from runtime.workload import describe
 from stages.build import TEMPORAL_STRIDE
 
 SPARE = 0.1
@@ -66,6 +68,39 @@ def on_one_host(plan: Plan, wanted: Sequence[int] | None, cards: int) -> tuple[i
         cards: how many it has, one at least.
     """
     return tuple(device % cards for device in wanted) if wanted else place(plan, [0] * cards)
+
+
+def together(configs: Sequence[Config], asked: Sequence[Sequence[int] | None]) -> list[Config]:
+    """Runs side by side on the cards of this machine: each has those that fewest processes have before it.
+
+    Args:
+        configs: the runs, their plans resolved; those of other launchers, and without cards, stay as they are.
+        asked: `plan.devices` of each, as a person has said it: that holds.
+    """
+    count = devices.count()
+    taken, found = [0] * count, []
+    for config, devices_asked in zip(configs, asked, strict=True):
+        if config.launcher.name == "local" and config.device.may_be_gpu and count:
+            cards = on_one_host(build(config.plan, describe(config)), config.plan.devices, count)
+            if devices_asked is None:
+                free = sorted(range(count), key=lambda card: taken[card])
+                cards = tuple(free[card] for card in cards)
+                config = replace(config, plan=replace(config.plan, devices=list(cards)))
+            for card in cards:
+                taken[card] += 1
+        found.append(config)
+    return found
+
+
+def sharing(runs: Mapping[str, Sequence[str]]) -> list[str]:
+    """Which runs share a card, in words, one line for each card that several have.
+
+    Args:
+        runs: the cards of each, by its name.
+    """
+    cards = dict.fromkeys(card for own in runs.values() for card in own)
+    having = {card: [name for name, own in runs.items() if card in own] for card in cards}
+    return [f"{', '.join(names)} share {card}" for card, names in having.items() if len(names) > 1]
 
 
 def on_seats(

@@ -2,16 +2,18 @@
 
 Lines of JSON both ways. The run's first says what it is, and is answered by `{"welcome": true}` or `{"refused": WHY}`:
 
-    {"hello": {"protocol": 1, "offer": {...}, "plan": "...", "launcher": "...", "workers": 5, "version": "..."}}
+    {"hello": {"protocol": 1, "offer": {...}, "plan": "...", "launcher": "...", "workers": 5, "streams": 64, ...}}
 
 Then the gateway gives the orders of `launch.control`, and `{"close": true}`; each that has a `question` is answered:
 
     {"open": "a", "seed": 3, "question": 7}      {"answer": 7, "stream": 0}
     {"stop": "b", "question": 8}                 {"answer": 8, "error": {"line": "...", "user": true, "parts": [...]}}
 
-Unasked, the run tells `{"ended": {"stream": 0, "name": "a", "report": {...}}}`, once a second `{"health": [...]}` and
-`{"progress": {"0": {...}}}`, `{"closed": true}` when it opens nothing more, and at last `{"lost": WHY}`. The gateway
-says `{"beat": true}` once a second. If it goes, streams are drained and the run ends in good order.
+An error that is `"full": true` is one of the moment. Unasked, the run tells `{"ended": {"stream": 0, "name": "a",
+"report": {...}}}`, once a second `{"health": [...], "rooms": [...]}` (of its processes, and what each worker that has
+loaded has for streams) and `{"progress": {"0": {...}}}`, `{"closed": true}` when it opens nothing more, and at last
+`{"lost": WHY}`. The gateway says `{"beat": true}` once a second. If it goes, streams are drained and the run ends in
+good order.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from conf.secret import unsaid
 from launch.lines import BEAT_S, SILENT_S, Conversation
 from launch.orders import Orders, parsed, refuse_rest
 from launch.vitals import Vitals
+from runtime.admission import Full, most_streams
 from runtime.offer import PROTOCOL, offer_of
 from runtime.pipeline import Pipeline
 from runtime.reasons import Reason
@@ -123,6 +126,7 @@ class Remote:
             "plan": f"{plan.name}, {plan.processes} worker{'s' * (plan.processes > 1)}",
             "launcher": self.config.launcher.name,
             "workers": plan.processes,
+            "streams": most_streams(self.config),
             "version": number,
         }
 
@@ -168,7 +172,8 @@ class Remote:
             reason = Reason.of(error)
             if question is None:
                 log.warning("an order of the gateway's is skipped: %s", reason.line)
-            found: dict[str, Any] = {"error": {"line": reason.line, "user": reason.user, "parts": reason.parts}}
+            told = {"line": reason.line, "user": reason.user, "parts": reason.parts, "full": isinstance(error, Full)}
+            found: dict[str, Any] = {"error": told}
         else:
             found = {"status": said} if isinstance(said, dict) else {} if said is None else {"stream": said}
         if question is not None:
@@ -186,7 +191,9 @@ class Remote:
     def _beat(self) -> None:
         while not self._over.wait(BEAT_S):
             with suppress(RuntimeError):  # the board is gone, and the gateway will hear nothing more
-                self._line.say({"health": self._vitals()})
+                board, workers = self.pipeline.board, self.pipeline.plan.workers
+                rooms = [room for worker in range(workers) if (room := board.told(f"room/{worker}"))]
+                self._line.say({"health": self._vitals(), "rooms": rooms})
                 told = {order.stream: self.pipeline.progress(order.stream) for order in self.pipeline.streams}
                 self._line.say({"progress": {stream: at for stream, at in told.items() if at}})
 

@@ -14,12 +14,14 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import asyncio
 import importlib.util
+import socket
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -38,11 +40,18 @@ from launch.progress import Ended, Waiting
 from launch.signals import Stop, listening
 from launch.stream import outcome
 from parallel import capability
+from parallel.builders import build
 from runtime.admission import CONFIG
+from runtime.board import PeerLost
 from runtime.pipeline import Pipeline
 from runtime.running import Running
+from runtime.workload import describe
 from stages.inputs import SOURCES as MADE_OF
 from stages.inputs import inputs_of, made_of
+
+if TYPE_CHECKING:
+    from serve.gateway import Gateway
+    from serve.server import Listening
 
 COMMAND = Command("serve", __doc__, schema=ServedConfig)
 NEEDED = ("starlette", "uvicorn", "websockets", "aiortc", "prometheus_client", "opentelemetry")
@@ -52,7 +61,6 @@ SHORT = {
     "rate": "its plan does not keep one session in time with serve.headroom of it left; use more workers",
     "memory": "memory holds no session; use more workers",
     "cores": "this host's processors do not keep one in time; serve fewer models, or another plan",
-    "max_sessions": "serve.max_sessions says so",
 }
 """Why a model takes no session, by what limits it."""
 
@@ -125,51 +133,45 @@ def start(config: Config, held: ExitStack) -> Running:
     return held.enter_context(running.start(config, begin=begin, first=first))
 
 
-def _begun(started: Sequence[Running], stop: Stop) -> bool:
-    """Wait until all workers have loaded; False: the server was told to end meanwhile."""
-    for one in started:
-        while not one.begun:
-            if stop.is_set():
-                return False
-            with suppress(TimeoutError):
-                one.wait(POLL_S)
-                return False
-    return True
-
-
 def serve(config: ServedConfig, resolved: str, given: Sequence[str], stop: Stop) -> None:
     """Serve until told to end."""
     refuse_without_extra()
     from serve import server  # not above: without the extra `serve` a line says what is missing
 
-    settings, console = config.serve, Console(stderr=True)
-    configs = [] if settings.join else [processes(one) for one in models(config, given)]
+    settings = config.serve
+    asked = [] if settings.join else models(config, given)
+    configs = places.together([processes(one) for one in asked], [one.plan.devices for one in asked])
     listener = server.bound(settings)  # before weights load
     stop.then()
     with ExitStack() as held:
         held.callback(listener.close)
-        with Waiting(console, lambda: f"loading {', '.join(one.model.name for one in configs)}"):
-            started = outcome(lambda: [start(one, held) for one in configs])
-            if not outcome(partial(_begun, started, stop)):
-                return
+        started = outcome(lambda: [start(one, held) for one in configs])
+        _say_shared(configs)
         outcome(lambda: asyncio.run(_serve(settings, configs, started, listener, stop)))
+
+
+def _say_shared(configs: Sequence[Config]) -> None:
+    """Say which models share a card: the sessions of one then leave fewer for the other."""
+    local = [one for one in configs if one.launcher.name == "local"]
+    used = {one.model.name: running.cards(build(one.plan, describe(one)), one) for one in local}
+    for line in places.sharing(used):
+        print(line, file=sys.stderr, flush=True)
 
 
 async def _serve(
     settings: ServeConfig,
     configs: Sequence[Config],
     started: Sequence[Running],
-    listener: object,
+    listener: socket.socket,
     stop: Stop,
 ) -> None:
-    """The gateway's loop."""
-    from serve import capacity, logs, server, tls
+    """The gateway's loop. It answers from the first moment on; models come to it when they are loaded."""
+    from serve import logs, server, tls
     from serve.admission import Admission
     from serve.gateway import Gateway
     from serve.joined import Joins, command
     from serve.link import Link
     from serve.metrics import Metrics
-    from serve.served import Held
     from serve.tracing import Tracing
     from serve.uploads import Uploads
 
@@ -190,12 +192,10 @@ async def _serve(
     uploads = Uploads()
     tracing = Tracing()
     gateway = Gateway(settings, link, {}, admission, metrics, uploads, tracing, clock)
+    said = Said(gateway, settings, len(configs) or settings.join)
+    loading = asyncio.ensure_future(load(gateway, configs, started))
+    loading.add_done_callback(lambda task: task.cancelled() or (task.exception() and gateway.begin_drain()))
     try:
-        for config, one in zip(configs, started, strict=True):
-            held = Held(config, one, open_stream)
-            found = await capacity.measured(held)
-            admission.model(held.name, *found)
-            gateway.add(held)
         if settings.join:
             joins = Joins(settings.join, gateway.join)
             address = link.expect(joins.take, settings.join_secret, once=False)
@@ -204,25 +204,96 @@ async def _serve(
             print(f"waiting for {settings.join} to join: {command('MODEL', 'PLAN', where)}", flush=True)
         loop = asyncio.get_running_loop()
         stop.then(lambda: loop.call_soon_threadsafe(gateway.begin_drain))
-        await server.serve(gateway, partial(_say, gateway, settings), listener)
+        await server.serve(gateway, said.listening, listener)
     finally:
+        loading.cancel()
+        await asyncio.wait([loading])
         await gateway.close()
         uploads.close()
         await asyncio.to_thread(tracing.close)
         handler.close()
+    if not loading.cancelled():
+        loading.result()  # what has gone wrong
 
 
-def _say(gateway: object, settings: ServeConfig, listening: object) -> None:
-    """Where people find it."""
-    token = f"/#token={settings.token}" if settings.token else ""
-    for offer in gateway.offers():
-        print(f"{offer['id']}: {offer['capacity']} sessions at once", flush=True)
-        if not offer["capacity"]:
-            _, why = gateway.admission.limit(offer["id"])
-            print(f"warning: nobody can be let in to {offer['id']}: {SHORT[why]}", file=sys.stderr, flush=True)
-    print(f"open {listening.address}{token}", flush=True)
-    if listening.fingerprint:
-        print(f"its certificate is its own; browsers ask once: SHA-256 {listening.fingerprint}", flush=True)
+async def load(gateway: Gateway, configs: Sequence[Config], started: Sequence[Running]) -> None:
+    """Wait for all models, measure one after the other, as no other is busy, and serve them; cancelled, it lets go.
+
+    Raises:
+        UserError, RuntimeError, PeerLost, WorkerFailed, Stopped: one cannot be served.
+    """
+    from serve import capacity, readiness
+    from serve.served import Held
+
+    names, found = [one.model.name for one in configs], []
+    telling = Waiting(Console(stderr=True), lambda: ", ".join(readiness.awaited(gateway.coming)))
+    try:
+        with telling, gateway.preparing(names, "loading"):
+            for one in started:
+                while not one.begun:
+                    await asyncio.to_thread(_look, one)
+        with gateway.preparing(names, "measuring"):
+            for config, one in zip(configs, started, strict=True):
+                held = Held(config, one, open_stream)
+                found.append([held])
+                found[-1].append(await capacity.measured(held))
+    except BaseException:
+        await asyncio.gather(*(held.close() for held, *_ in found), return_exceptions=True)
+        raise
+    for held, needs in found:
+        gateway.serves(held, needs)
+
+
+def _look(one: Running) -> None:
+    """Wait for a moment for workers that load.
+
+    Raises:
+        PeerLost, WorkerFailed, Stopped: they have ended.
+    """
+    with suppress(TimeoutError):
+        one.wait(POLL_S)
+        raise PeerLost("the workers have left")
+
+
+class Said:
+    """What is printed: how many sessions each model keeps, and, once all are there, where people find them.
+
+    Args:
+        gateway: that has them.
+        settings: its own.
+        count: models that are waited for.
+    """
+
+    def __init__(self, gateway: Gateway, settings: ServeConfig, count: int):
+        self._gateway, self._settings, self._count = gateway, settings, count
+        self._listening: Listening | None = None
+        self._served: set[str] = set()
+        gateway.on_served = self.served
+
+    def served(self, name: str) -> None:
+        """A model is served."""
+        self._served.add(name)
+        capacity = self._gateway.admission.capacity(name)
+        print(f"{name}: {capacity} sessions at once", flush=True)
+        if not capacity:
+            _, why = self._gateway.admission.limit(name)
+            print(f"warning: nobody can be let in to {name}: {SHORT[why]}", file=sys.stderr, flush=True)
+        self._address()
+
+    def listening(self, listening: Listening) -> None:
+        """People can connect."""
+        self._listening = listening
+        self._address()
+
+    def _address(self) -> None:
+        if self._listening is None or len(self._served) < self._count:
+            return
+        self._count = sys.maxsize  # once
+        token = f"/#token={self._settings.token}" if self._settings.token else ""
+        print(f"open {self._listening.address}{token}", flush=True)
+        if self._listening.fingerprint:
+            said = f"its certificate is its own; browsers ask once: SHA-256 {self._listening.fingerprint}"
+            print(said, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

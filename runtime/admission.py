@@ -31,6 +31,10 @@ FOLDERS = (".checkpoint", ".tokenizer", ".path")
 """How settings of a model end that may name a folder of files."""
 
 
+class Full(UserError):  # noqa: N818  as the problem is called
+    """There is no room for a stream beside those that are open; when one has ended there may be."""
+
+
 class Hold(NamedTuple):
     """Who has a file, and what for; `shared`: others may read it as well."""
 
@@ -67,11 +71,11 @@ class Admission:
         """Take note of a stream that may be opened beside `live` ones; standard input is given once.
 
         Raises:
-            UserError: it may not: the value, the rule, the remedy.
+            UserError: it may not: the value, the rule, the remedy. `Full`: not now.
         """
         name = f"stream.id={order.config.id}"
         if len(live) >= self._most:
-            raise UserError(name, f"{len(live)} streams are open", "wait until one has ended")
+            raise Full(name, f"{len(live)} streams are open", "wait until one has ended")
         if any(other.config.id == order.config.id for other in live):
             raise UserError(name, "a stream of that name is open", "give another name, or wait until it has ended")
         picture = Picture.of(self.model, order.config)
@@ -101,7 +105,11 @@ class Admission:
         return self._rooms.get(worker)
 
     def check_room(self, name: str, streams: int) -> None:
-        """Hold what so many streams need in every memory against what was free there when the workers had loaded."""
+        """Hold what so many streams need in every memory against what was free there when the workers had loaded.
+
+        Raises:
+            Full: more than that.
+        """
         needed: dict[str, int] = {}
         free: dict[str, int] = {}
         for worker in range(self.plan.workers):
@@ -111,7 +119,7 @@ class Admission:
             needed[memory] = needed.get(memory, 0) + more * room["stream_bytes"]
             free[memory] = min(room["free_bytes"], free.get(memory, room["free_bytes"]))
             if (missing := needed[memory] - free[memory]) > 0:
-                raise UserError(
+                raise Full(
                     name,
                     f"worker {worker} lacks {missing:,} bytes for {streams} streams at once",
                     "wait until a stream has ended, or use more workers",

@@ -1,30 +1,33 @@
 """Who is let in. Never one who would break what those have who are in already.
 
-A model takes as many sessions as its plan keeps in time, less some headroom, and as its memory holds; models that
-compute on this host's processors share them. Who finds no place waits in the model's queue, or is told when to come
-again. While sessions report late chunks nobody is let in, whatever was measured at the start.
+There is a budget of everything that sessions take (`serve.resources`): of each plan's time, of this host's processors
+and of other devices, less some headroom, and of the bytes of each memory. Models that compute on one device, or whose
+streams are in one memory, share it. Who finds no place waits in the model's queue, or is told when to come again. While
+sessions report late chunks nobody is let in, whatever was measured at the start.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 from conf.schema.serve import ServeConfig
 from serve.lateness import WINDOW_S, Lateness
 from serve.limits import site
 from serve.problems import Problem
-from serve.waiting import Line, Place, Waiting
+from serve.resources import CORES, MEMORY, Key, Memory, Needs, bytes_free, whole
+from serve.waiting import Line, Place, Waiting, expected_s
 
 OWN_CORES = 0.25
 """Of the gateway itself: packets of some sessions, and what asks how it is."""
 LEAST_RETRY_S = 1.0
 TINY = 1e-9
-"""5 * (1 - 0.8) is a little less than 1."""
+"""Of a budget: a fifth is a little more than 1 - 0.8."""
+MOST = 10_000
+"""Sessions of a model, whatever there is for them."""
 
 
 def host_cores() -> float:
@@ -38,19 +41,24 @@ class _Model:
 
     Attributes:
         name: of the model.
-        rate: sessions that its plan keeps in time.
-        cores: processors that one session keeps busy here.
-        room: sessions that memory holds; None: any number.
+        needs: what its sessions take.
         lateness: of its chunks.
         line: who is in, and who waits.
     """
 
     name: str
-    rate: float
-    cores: float
-    room: int | None
+    needs: Needs
     lateness: Lateness
     line: Line = field(default_factory=Line)
+
+    def taken(self, sessions: int) -> dict[Key, float]:
+        """What so many sessions of it take."""
+        return self.needs.taken(self.name, sessions)
+
+    @property
+    def keys(self) -> set[Key]:
+        """All that they take something of."""
+        return set(self.taken(0))
 
 
 class Admission:
@@ -78,16 +86,21 @@ class Admission:
         self.rejected = rejected
         self._models: dict[str, _Model] = {}
 
-    def model(self, name: str, rate: float, cores: float = 0.0, room: int | None = None) -> None:
+    def model(
+        self,
+        name: str,
+        rate: float,
+        shares: Mapping[str, float] | None = None,
+        memory: Sequence[Memory] = (),
+        most: int | None = None,
+    ) -> None:
         """A model is served.
 
         Args:
             name: of the model.
-            rate: sessions that its plan keeps in time: seconds of video made in a second.
-            cores: seconds of a processor of this host that a second of one session takes; 0: it computes elsewhere.
-            room: sessions that its memory holds; None: any number.
+            rate, shares, memory, most: as `serve.resources.Needs`.
         """
-        self._models[name] = _Model(name, rate, cores, room, Lateness(self.clock))
+        self._models[name] = _Model(name, Needs(rate, shares or {}, memory, most), Lateness(self.clock))
 
     # -- what there is ------------------------------------------------------------------------------------------------
 
@@ -95,16 +108,17 @@ class Admission:
         """Sessions of a model that there may be at this moment, those that run among them."""
         model = self._models[name]
         running = len(model.line.places)
-        if self._late(model):
-            return running
-        return max(running, min(self._most(model), running + self._spare(model)))
+        return running if self._late(model) else running + self._spare(model)
 
     def limit(self, name: str) -> tuple[int, str]:
-        """Sessions of a model if no other had any, and what sets that: `rate`, `memory`, `cores` or `max_sessions`."""
+        """Sessions of a model if no other had any, and what sets that: `rate`, `memory`, `cores`, `devices` (that
+        others compute on as well), `streams` (that a pipeline opens) or `max_sessions`."""
         model = self._models[name]
-        cores = inf if not model.cores else _whole(self._budget / model.cores)
-        least, why = min((cores, "cores"), *self._limits(model))
-        return int(least), why
+        limits = [
+            (whole(MOST, lambda n, key=key: model.taken(n)[key] <= self._budget(key)), key[0]) for key in model.taken(0)
+        ]
+        limits.append((self._most(model), "streams" if self.serve.most is None else "max_sessions"))
+        return min(limits, key=itemgetter(0))
 
     def running(self, name: str) -> int:
         """Sessions of a model that have a place."""
@@ -139,7 +153,7 @@ class Admission:
         model = self._known(name, caller)
         self.refresh()
         if len(model.line) or not self._free(model):
-            self._refuse(model, "late" if self._late(model) else "full", self._when(model))
+            self._refuse(model, "late" if self._late(model) else "full", self._expected_s(model, len(model.line) + 1))
         return self._seat(model, caller, self._length(ends_s))
 
     def queue(
@@ -160,7 +174,7 @@ class Admission:
         if not len(model.line) and self._free(model):
             waiting.place = self._seat(model, caller, waiting.length_s)
         elif len(model.line) >= self.serve.queue:
-            self._refuse(model, "queue", self._when(model))
+            self._refuse(model, "queue", self._expected_s(model, len(model.line) + 1))
         else:
             model.line.join(waiting)
         return waiting
@@ -188,7 +202,7 @@ class Admission:
         line = self._models[waiting.model].line
         if waiting in line.waiting:
             line.waiting.remove(waiting)
-            self.refresh()  # others may have waited behind it for processors
+            self.refresh()  # others may have waited behind it for what both need
             line.tell()
 
     def position(self, waiting: Waiting) -> int:
@@ -199,11 +213,12 @@ class Admission:
         """Seconds after which a place is to be expected, by how long sessions have lasted so far; 0: it has one."""
         model = self._models[waiting.model]
         position = model.line.position(waiting)
-        if not position:
-            return 0.0
-        if not model.line.places:
-            return self._when(model) * position  # other models have the processors
-        return model.line.expected_s(position, self.clock(), self.serve.session_s)
+        return self._expected_s(model, position) if position else 0.0
+
+    def full(self, name: str) -> Problem:
+        """What one is told whose stream its pipeline has no room for."""
+        model = self._models[name]
+        return self._refusal(model, "full", self._expected_s(model, 1))
 
     # -- rules --------------------------------------------------------------------------------------------------------
 
@@ -222,10 +237,14 @@ class Admission:
             site(waiting.caller) == site(caller) for one in self._models.values() for waiting in one.line.waiting
         )
         if len(own) + waits >= self.serve.sessions_per_caller:
-            self._refuse(model, "too_many", min((place.left_s for place in own), default=self.serve.lease_s))
+            lengths = model.line.lengths
+            self._refuse(model, "too_many", expected_s(own, lengths, 1, self.clock(), self.serve.lease_s))
         return model
 
     def _refuse(self, model: _Model, reason: str, retry_s: float) -> None:
+        raise self._refusal(model, reason, retry_s)
+
+    def _refusal(self, model: _Model, reason: str, retry_s: float) -> Problem:
         said = {
             "full": f"all places of model={model.name} are taken; come again, or wait with queue=true",
             "late": f"model={model.name} is late with the sessions that it has; come again",
@@ -234,15 +253,22 @@ class Admission:
         }
         self.rejected(model.name, reason)
         kind = reason if reason == "too_many" else "full"
-        raise Problem(kind, said[reason], max(LEAST_RETRY_S, retry_s))
+        return Problem(kind, said[reason], max(LEAST_RETRY_S, retry_s))
 
-    def _when(self, model: _Model) -> float:
-        """Seconds after which who is refused may find a place."""
-        if self._late(model):
-            return WINDOW_S
-        others = [one for one in self._models.values() if one is model or (model.cores and one.cores)]
-        left = [place.left_s for one in others for place in one.line.places]
-        return min(left, default=self.serve.lease_s)
+    def _expected_s(self, model: _Model, position: int) -> float:
+        """Seconds after which there is to be a place for who is so far back in the queue, or would be."""
+        late = WINDOW_S if self._late(model) else 0.0
+        position -= self._spare(model) if late else 0
+        if position <= 0:
+            return late
+        lines = [model.line]
+        if not self._own(self._short(model)) and len(model.line.places) < self._most(
+            model
+        ):  # others have what it needs
+            lines = [one.line for one in self._models.values() if one is model or one.keys & model.keys]
+        places = [place for line in lines for place in line.places]
+        longest_s = self.serve.session_s if places else self.serve.lease_s
+        return max(late, expected_s(places, model.line.lengths, position, self.clock(), longest_s))
 
     def _length(self, ends_s: float | None) -> float:
         return self.serve.session_s if ends_s is None else min(ends_s, self.serve.session_s)
@@ -251,53 +277,62 @@ class Admission:
         return model.line.seat(Place(self, model.name, caller, self.clock(), length_s))
 
     def _next(self) -> Waiting | None:
-        """Who gets the next place, if there is one. Who waits for processors alone is not overtaken by others that
-        need some: a model of heavy sessions would else never have its turn."""
-        short_of_cores = False
+        """Who gets the next place, if there is one."""
+        return next((waiting for waiting, short in self._firsts() if not short), None)
+
+    def _firsts(self) -> Iterable[tuple[Waiting, set[Key]]]:
+        """The first of every queue that may have a place as soon as there is enough, in the order of coming, each with
+        what there is not enough of. Who waits only for what models share is not overtaken by others that need some of
+        it: a model of heavy sessions would else never have its turn."""
+        promised: set[Key] = set()
         firsts = (one.line.waiting[0] for one in self._models.values() if len(one.line))
         for waiting in sorted(firsts, key=attrgetter("number")):
             model = self._models[waiting.model]
-            if self._late(model) or len(model.line.places) >= self._most(model) or (short_of_cores and model.cores):
+            short = self._short(model)
+            if self._late(model) or len(model.line.places) >= self._most(model) or self._own(short):
                 continue
-            if self._spare(model) > 0:
-                return waiting
-            short_of_cores = True
-        return None
+            yield waiting, short | (promised & model.keys)
+            promised |= short
 
     def _free(self, model: _Model) -> bool:
-        """Whether there is a place for one who comes now: nobody of any model waits for the processors it needs."""
-        starved = model.cores and any(
-            len(one.line) and one.cores and len(one.line.places) < self._most(one) and not self._late(one)
-            for one in self._models.values()
-        )
-        return not starved and self.capacity(model.name) > len(model.line.places)
+        """Whether there is a place for one who comes now: nobody of any model waits for what it needs."""
+        promised = {key for _, short in self._firsts() for key in short}
+        return not promised & model.keys and self.capacity(model.name) > len(model.line.places)
 
     def _late(self, model: _Model) -> bool:
-        """Whether chunks come late, its own or those of others on the same processors."""
-        return any(
-            one.lateness.late for one in self._models.values() if one is model or (model.cores > 0 and one.cores > 0)
-        )
+        """Whether chunks come late, its own or those of others on the same devices."""
+        devices = {key for key in model.keys if key[0] != MEMORY}
+        return any(one.lateness.late for one in self._models.values() if devices & one.keys)
 
-    @property
-    def _budget(self) -> float:
-        return self.cores * (1 - self.serve.headroom)
+    def _most(self, model: _Model) -> int:
+        """Sessions of a model, whatever there is for them."""
+        return min(limit for limit in (self.serve.most, model.needs.most, MOST) if limit is not None)
 
-    def _spare(self, model: _Model) -> float:
-        """Sessions of it for which there are processors."""
-        if not model.cores:
-            return inf
-        used = sum(len(one.line.places) * one.cores for one in self._models.values())
-        return _whole((self._budget - used) / model.cores)
+    def _spare(self, model: _Model) -> int:
+        """Sessions of it for which there is enough of everything, beside those that run."""
+        used, running = self._used(), len(model.line.places)
+        return whole(max(0, self._most(model) - running), lambda more: not self._short(model, more, used))
 
-    def _most(self, model: _Model) -> float:
-        """Sessions of a model, however many processors there were."""
-        return min(limit for limit, _ in self._limits(model))
+    def _short(self, model: _Model, more: int = 1, used: Mapping[Key, float] | None = None) -> set[Key]:
+        """What there is not enough of for so many more sessions of a model."""
+        used, running = self._used() if used is None else used, len(model.line.places)
+        before, after = model.taken(running), model.taken(running + more)
+        return {key for key in after if used[key] - before[key] + after[key] > self._budget(key)}
 
-    def _limits(self, model: _Model) -> Iterator[tuple[float, str]]:
-        yield _whole(model.rate * (1 - self.serve.headroom)), "rate"
-        yield inf if model.room is None else max(0, model.room), "memory"
-        yield inf if self.serve.most is None else self.serve.most, "max_sessions"
+    def _own(self, keys: set[Key]) -> bool:
+        """Whether some of it is one model's own: no other gives it free."""
+        return any(sum(key in one.keys for one in self._models.values()) == 1 for key in keys)
 
+    def _used(self) -> Counter[Key]:
+        """What all sessions take."""
+        found: Counter[Key] = Counter()
+        for one in self._models.values():
+            found.update(one.taken(len(one.line.places)))
+        return found
 
-def _whole(streams: float) -> int:
-    return max(0, math.floor(streams + TINY)) if streams < inf else 10**9
+    def _budget(self, key: Key) -> float:
+        """What there is of something for sessions."""
+        kind, name = key
+        if kind == MEMORY:
+            return bytes_free([one for model in self._models.values() for one in model.needs.memory])[name]
+        return (self.cores if key == (CORES, CORES) else 1.0) * (1 - self.serve.headroom) + TINY

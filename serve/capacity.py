@@ -1,55 +1,44 @@
 """What a model's pipeline takes, measured at the start on the pipeline itself: endless silence, as fast as it goes.
 
 Its steady rate is the number of sessions that it keeps in time. What its workers cost this host's processors meanwhile
-comes with their pulses. One stream does not fill a plan of several workers, so such a plan is measured again with more.
+comes with their pulses; other devices they are taken to fill. One stream does not fill a plan of several workers, so
+such a plan is measured again with more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from math import inf
+from typing import Any, Protocol
 
 from conf.errors import UserError
 from conf.schema import Config
 from conf.schema.stream import SINKS
-from runtime.admission import STREAMS, Admission, most_streams
+from runtime.admission import most_streams
 from runtime.board import Board
 from runtime.orders import host
 from runtime.pulse import key
 from runtime.running import Running
-from serve.served import Served
+from serve.joined import Joined
+from serve.resources import CORES, Memory, Needs, devices_of, held
 
 log = logging.getLogger(__name__)
 
 WARM_S, WATCHED_S, POLL_S = 1.5, 3.0, 0.25
 """Before costs are looked at; then, at least; and between two looks."""
 LONGEST_S = 60.0
-"""A pipeline that has not made CHUNKS by then has a rate that nobody would wait for."""
+"""Who has not made CHUNKS by then is judged by what it has made."""
 CHUNKS = 8
 """Of every stream, at least."""
 CHUNKS_AFAR = 24
-"""Of every stream of a pipeline of which only the end is heard."""
+"""Of every stream of a pipeline that tells once a second how far it is."""
 ENDLESS = 1_000_000
 END_S = 30.0
-"""Longest wait for what is under way when a stream is stopped."""
+"""Longest wait for what is under way when a stream is ended."""
 SILENCE = {"audio": None, "actions": None, "inputs": None, "session": None, "pace": "free"}
-
-
-class Measured(NamedTuple):
-    """What a model's pipeline takes.
-
-    Attributes:
-        rate: sessions that it keeps in time.
-        cores: seconds of this host's processors that a second of one session takes; 0: it computes elsewhere.
-        room: sessions that memory holds.
-    """
-
-    rate: float
-    cores: float
-    room: int
 
 
 class Open(Protocol):
@@ -64,73 +53,96 @@ class Open(Protocol):
 Sleep = Callable[[float], Awaitable[None]]
 
 
-async def measured(served: Open, sleep: Sleep = asyncio.sleep) -> Measured:
+async def measured(served: Open, sleep: Sleep = asyncio.sleep) -> Needs:
     """Measure a pipeline on which no session runs yet; takes some seconds.
 
     Raises:
         UserError: the model cannot be run as it is configured.
         RuntimeError: a stream was ended by a fault, or the workers are gone.
     """
-    room = await asyncio.to_thread(streams_held, served.running, served.config)
-    found = await _run(served, 1, sleep)
-    workers = served.running.plan.workers
-    if workers > 1 and room > 1:
-        found = max(found, await _run(served, min(room, workers + 1), sleep))
-    rate, cores = found
-    return Measured(rate, cores, room)
+    memory, most = await asyncio.to_thread(memory_of, served.running), most_streams(served.config)
+    found = [await _run(served, count, sleep) for count in _counts(served.running.plan.workers, held(memory, most))]
+    rate, cores = max(found)
+    return _needs(rate, cores, memory, most)
 
 
-async def measured_afar(served: Served, workers: int) -> Measured:
-    """Measure a pipeline that runs elsewhere, by what it reports of short streams; it costs this host nothing.
+async def measured_afar(served: Joined, cores: float, sleep: Sleep = asyncio.sleep) -> Needs:
+    """Measure a pipeline that runs elsewhere, by what it tells of short streams.
 
     Args:
         served: the pipeline; nobody else hears of its streams meanwhile.
-        workers: that it has.
+        cores: of this host, all of which it is taken to use if it computes on them: what they cost is not told.
 
     Raises:
         UserError, RuntimeError: as `measured`.
     """
-    rates = [await _rate_afar(served, count) for count in ((1, workers + 1) if workers > 1 else (1,))]
-    return Measured(max(rates), 0.0, STREAMS)
+    counts = _counts(served.workers, held(served.memory, served.most))
+    rate = max([await _rate_afar(served, count, sleep) for count in counts])
+    here = any(one.here for one in served.memory)
+    return _needs(rate, cores / rate if here else 0.0, served.memory, served.most)
 
 
-async def _rate_afar(served: Served, count: int) -> float:
+def _counts(workers: int, room: int) -> list[int]:
+    """How many streams are measured at once."""
+    return [1, min(room, workers + 1)] if workers > 1 and room > 1 else [1]
+
+
+def _needs(rate: float, cores: float, memory: Sequence[Memory], most: int) -> Needs:
+    shares = dict.fromkeys(devices_of(memory), 1 / rate if rate else inf)
+    return Needs(rate, shares | {CORES: cores}, memory, most)
+
+
+async def _rate_afar(served: Joined, count: int, sleep: Sleep) -> float:
     """What so many streams at once make, in seconds of video a second."""
-    reports: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    served.on_ended = lambda number, report: reports.put_nowait(report)
-    changes = {"chunks": CHUNKS_AFAR, "source": SILENCE, "sink": dict.fromkeys((*SINKS, "session"))}
-    opened = 0
-    for index in range(count):
-        try:
-            await served.open(f"measured-{count}-{index}", changes)
-        except UserError:  # no more are held at once
-            if not opened:
-                raise
-            break
-        opened += 1
+    reports: dict[int, dict[str, Any]] = {}
+    served.on_ended = reports.__setitem__
+    changes = {"chunks": ENDLESS, "source": SILENCE, "sink": dict.fromkeys((*SINKS, "session"))}
+    numbers: list[int] = []
     try:
-        async with asyncio.timeout(LONGEST_S):
-            found = [await reports.get() for _ in range(opened)]
-    except TimeoutError as error:
-        raise RuntimeError(f"{served.name} has not made {CHUNKS_AFAR} chunks within {LONGEST_S:g} s") from error
-    if failed := next((report["error"]["line"] for report in found if "error" in report), None):
-        raise RuntimeError(failed)
-    rate = opened * min(report["realtime_factor"] or 0.0 for report in found)
-    log.info("%s: %d at once make %.2f s of video a second", served.name, opened, rate)
+        for index in range(count):
+            numbers.append(await served.open(f"measured-{count}-{index}", changes))
+        told = await _told(served, numbers, reports, sleep)
+    finally:
+        for number in numbers:
+            await served.cancel(number)
+    waited = 0.0
+    while len(reports) < count and served.lost is None and waited < END_S:  # the next are measured alone
+        await sleep(POLL_S)
+        waited += POLL_S
+    if not all(one.get("chunks") for one in told):
+        raise RuntimeError(f"{served.name} has made nothing within {LONGEST_S:g} s")
+    # As in `_run`: the slowest stands for all.
+    rate = count * min(one["fps_now"] / one["fps"] for one in told)
+    log.info("%s: %d at once make %.2f s of video a second", served.name, count, rate)
     return rate
 
 
-def streams_held(running: Running, config: Config) -> int:
-    """Streams whose bytes fit into every worker's memory at once, by what was free when they had loaded."""
-    admission, low, high = Admission(running.board, running.plan, config), 0, most_streams(config)
-    while low < high:
-        middle = (low + high + 1) // 2
-        try:
-            admission.check_room("stream", middle)
-            low = middle
-        except UserError:
-            high = middle - 1
-    return low
+async def _told(
+    served: Joined, numbers: Sequence[int], reports: Mapping[int, dict[str, Any]], sleep: Sleep
+) -> list[dict[str, Any]]:
+    """How far streams are when all have made enough, or time is up.
+
+    Raises:
+        RuntimeError: one has ended, or the pipeline has gone.
+    """
+    waited = 0.0
+    while True:
+        await sleep(POLL_S)
+        waited += POLL_S
+        if served.lost is not None:
+            raise RuntimeError(served.lost)
+        if reports:
+            report = next(iter(reports.values()))
+            raise RuntimeError(report["error"]["line"] if "error" in report else "a stream has ended by itself")
+        told = [served.progress(number) or {} for number in numbers]
+        if waited >= LONGEST_S or all(one.get("chunks", 0) >= CHUNKS_AFAR for one in told):
+            return told
+
+
+def memory_of(running: Running) -> list[Memory]:
+    """What every worker's streams need, by what was told when it had loaded."""
+    rooms = (running.board.told(f"room/{worker}") for worker in range(running.plan.workers))
+    return [Memory.of(room) for room in rooms if room]
 
 
 async def _run(served: Open, count: int, sleep: Sleep) -> tuple[float, float]:

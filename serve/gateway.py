@@ -6,12 +6,13 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from conf.errors import UserError
 from conf.schema.serve import ServeConfig
+from runtime.admission import Full
 from serve import capacity, readiness
 from serve.admission import Admission, Place, Waiting
 from serve.guard import same
@@ -20,6 +21,7 @@ from serve.link import Link
 from serve.logs import hidden
 from serve.metrics import Metrics, Watched
 from serve.problems import Problem
+from serve.resources import Needs
 from serve.served import Served
 from serve.session import Session
 from serve.told import Told
@@ -49,6 +51,8 @@ class Gateway:
 
     Attributes:
         draining: whether the server ends: nobody is let in, and sessions end by and by.
+        coming: models that will be served, and what is done with each so long, as `loading`.
+        on_served: called with the name of each model that is served from then on.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class Gateway:
         self._ended: dict[str, Session] = {}
         self._places: dict[str, Place] = {}
         self._queued: dict[str, Waiting] = {}
+        self.on_served: Callable[[str], None] = lambda name: None
+        self.coming: dict[str, str] = {}
         self._changes: dict[str, dict[str, Any]] = {}
         """To the configuration, of sessions that wait."""
         self._pictures: dict[str, bytes] = {}
@@ -86,13 +92,30 @@ class Gateway:
         self._spawn(self._join(joined))
 
     async def _join(self, joined: Joined) -> None:
+        with self.preparing([joined.name], "measuring"):
+            try:
+                found = await capacity.measured_afar(joined, self.admission.cores)
+            except (UserError, RuntimeError) as error:
+                log.error("%s has joined, and cannot be served: %s; it is told to leave", joined.name, error)
+                await joined.close()
+                return
+            self.serves(joined, found)
+
+    @contextmanager
+    def preparing(self, names: Sequence[str], what: str) -> Iterator[None]:
+        """While the context is open who asks is told what is done with models that will be served, as `loading`."""
+        self.coming.update(dict.fromkeys(names, what))
         try:
-            found = await capacity.measured_afar(joined, joined.hello["workers"])
-        except (UserError, RuntimeError) as error:
-            log.error("%s has joined, and cannot be served: %s", joined.name, error)
-            return
-        self.admission.model(joined.name, *found)
-        self.add(joined)
+            yield
+        finally:
+            for name in names:
+                self.coming.pop(name, None)
+
+    def serves(self, served: Served, needs: Needs) -> None:
+        """Serve a model of which it is known what its sessions take."""
+        self.admission.model(served.name, needs.rate, needs.shares, needs.memory, needs.most)
+        self.add(served)
+        self.on_served(served.name)
 
     def add(self, served: Served) -> None:
         """Serve a model, whose place in admission is known."""
@@ -123,7 +146,7 @@ class Gateway:
 
     def reasons(self) -> list[str]:
         """Why nobody should be sent here; empty: all is well."""
-        found = readiness.reasons(list(self.served.values()), self.admission, self.clock)
+        found = readiness.reasons(list(self.served.values()), self.coming, self.admission, self.clock)
         return found if self.link.listening else [*found, "stages cannot connect"]
 
     def metrics(self) -> tuple[bytes, str]:
@@ -191,7 +214,8 @@ class Gateway:
     def _understood(self, wanted: dict[str, Any]) -> tuple[Served, dict[str, Any]]:
         """The model, and what is to be changed of its configuration."""
         if not self.served:
-            raise Problem("not_ready", "no model is served yet; come again", 5.0)
+            said = ", ".join(readiness.awaited(self.coming)) or "no model is served yet"
+            raise Problem("not_ready", f"{said}; come again", 5.0)
         name = wanted.get("model") or next(iter(self.served))
         if name not in self.served:
             raise Problem("not_found", f"model={name[:40]!r}: is not served here; use {', '.join(self.served)}")
@@ -212,6 +236,9 @@ class Gateway:
         self._sessions[session.id], self._places[session.id] = session, place
         try:
             await session.begin(changes, picture)
+        except Full as error:
+            log.warning("%s has no room for a session that was let in: %s", session.served.name, error)
+            raise self.admission.full(session.served.name) from error
         except UserError as error:
             raise Problem("unprocessable", str(error)) from error
         except RuntimeError as error:

@@ -15,10 +15,12 @@ from typing import Any
 
 from conf.errors import UserError
 from conf.typed import shown
+from runtime.admission import Full
 from runtime.offer import PROTOCOL
 from runtime.reasons import LONGEST_LINE as LONGEST_SAID
 from serve.lines import Lines
 from serve.link import Connection
+from serve.resources import Memory
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,9 @@ class Joined:
     Attributes:
         name: of its model.
         offer: what that is, as plain values (`runtime.offer`).
+        workers: that it has.
+        most: streams that it opens at once.
+        memory: what its workers' streams need, of all once it has loaded.
         on_ended: called with the number and the report of every stream that ends.
         on_lost: called once, with why, when it has gone; no stream of it goes on.
         closed: whether it opens no more streams.
@@ -52,6 +57,8 @@ class Joined:
 
     def __init__(self, hello: dict[str, Any], lines: Lines, writer: asyncio.StreamWriter, silent_s: float = SILENT_S):
         self.hello, self.offer, self.name = hello, dict(hello["offer"]), str(hello["offer"]["id"])
+        self.workers, self.most = hello["workers"], hello["streams"]
+        self.memory: list[Memory] = []
         self.on_ended: Callable[[int, dict[str, Any]], None] = lambda number, report: None
         self.on_lost: Callable[[str], None] = lambda why: None
         self.closed = False
@@ -78,7 +85,7 @@ class Joined:
         """Open a stream that is what its configuration says, but for `changes`; returns its number.
 
         Raises:
-            UserError: as `runtime.pipeline.Pipeline.open`.
+            UserError: as `runtime.pipeline.Pipeline.open`; `runtime.admission.Full`: not now.
             RuntimeError: it has gone, opens no more, does not answer, or something else went wrong there.
         """
         try:
@@ -183,6 +190,7 @@ class Joined:
                 self._early[number] = report
         elif "health" in told:
             self._health, self._told_at = [dict(one) for one in told["health"]], asyncio.get_running_loop().time()
+            self.memory = [Memory.of(room) for room in told.get("rooms", ())]
             if self._health and all(one["loaded"] for one in self._health):
                 self.loaded.set()
         elif "progress" in told:
@@ -230,7 +238,7 @@ class Joined:
 def _raised(error: dict[str, Any]) -> Exception:
     """The exception that an answer tells of."""
     if error["user"] and len(error["parts"]) == 3:
-        return UserError(*map(str, error["parts"]))
+        return (Full if error.get("full") else UserError)(*map(str, error["parts"]))
     return RuntimeError(str(error["line"]))
 
 
@@ -296,6 +304,8 @@ class Joins:
             return "it says nothing that is understood"
         if told.get("protocol") != PROTOCOL:
             return f"it speaks protocol {shown(told.get('protocol'))}, and this gateway {PROTOCOL}; use one version"
+        if not all(isinstance(number := told.get(name), int) and number > 0 for name in ("workers", "streams")):
+            return "it does not say how many workers it has, and how many streams it opens"
         if any(one.offer["id"] == told["offer"]["id"] for one in self.there):
             return f"model={shown(told['offer']['id'])} has joined already"
         if not self.missing:

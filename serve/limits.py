@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import json
 import time
@@ -28,6 +29,8 @@ ADDRESSES = 4096
 """Addresses of which is remembered how much they asked for; those that asked longest ago are forgotten first."""
 CONNECTIONS, EACH = 1024, 64
 """Open connections in all, and of one address."""
+SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""Of taking a connection: for the moment no more can be had, whoever comes."""
 IPV6_SITE = 64
 """Bits of an IPv6 address that belong to a site; the others are its own to choose."""
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import secrets
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from conf.paths import ADDRESSES
-from stages.link import LONGEST_BODY, LONGEST_LINE, TOKEN_S
+from serve.limits import SCARCE, site
+from stages.link import LONGEST_BODY, LONGEST_LINE, TOKEN_S, bracketed
 
 TOKEN_BYTES = 16
-STRANGERS = 64
-"""Connections that have not said their secret yet, at most."""
-HANDSHAKE_S = 5.0
-"""Longest TLS handshake; whoever has not come so far is no stranger yet, and not counted."""
+STRANGERS, OF_ONE = 256, 64
+"""Connections that have not said their secret yet, at most; and of one address. The oldest goes when one more comes:
+stages say theirs at once, so who has waited longest is none."""
+HANDSHAKE_S = 2.0
+"""Longest TLS handshake."""
+SCARCE_S = 1.0
+"""Between two tries to take a connection where descriptors are short."""
 HELD = 1 << 22
 """Bytes that may wait for a stage to take them; one that lets more wait is gone."""
 
@@ -60,27 +64,21 @@ class Link:
     """The port.
 
     Args:
-        host: the address that is listened at.
+        host: the address that is listened at, as the machines of stages know it.
         port: 0: a free one.
-        known: the address by which the machines of stages know this one; None: `host`.
         context: of TLS; None: in the clear.
         digest: of its certificate, SHA-256 in hexadecimal digits.
     """
 
-    def __init__(
-        self,
-        host: str,
-        port: int = 0,
-        known: str | None = None,
-        context: ssl.SSLContext | None = None,
-        digest: str = "",
-    ):
-        self._where, self._known = (host, port), known or host
+    def __init__(self, host: str, port: int = 0, context: ssl.SSLContext | None = None, digest: str = ""):
+        self._host, self._port = host, port
         self._context, self._digest = context, digest
         self._expected: dict[str, tuple[Take, bool]] = {}
-        self._server: asyncio.Server | None = None
-        self._strangers = 0
-        self._taken: set[asyncio.Task] = set()
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task | None = None
+        self._strangers: dict[asyncio.Task, str] = {}
+        """With whose they are (`serve.limits.site`), the oldest first."""
+        self._tasks: set[asyncio.Task] = set()
 
     async def open(self) -> None:
         """Begin to listen.
@@ -88,20 +86,22 @@ class Link:
         Raises:
             OSError: the port is another's.
         """
-        times = {"ssl_handshake_timeout": HANDSHAKE_S} if self._context else {}
-        self._server = await asyncio.start_server(
-            self._come, *self._where, ssl=self._context, limit=LONGEST_LINE, **times
-        )
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        family, _, _, _, where = found[0]
+        self._listener = socket.create_server(where, family=family, backlog=STRANGERS)
+        self._listener.setblocking(False)
+        self._accepting = asyncio.create_task(self._accept(self._listener))
 
     @property
     def port(self) -> int:
         """That is listened at."""
-        return self._server.sockets[0].getsockname()[1]
+        return self._listener.getsockname()[1]
 
     @property
     def listening(self) -> bool:
         """Whether stages can connect."""
-        return self._server is not None and self._server.is_serving()
+        return self._accepting is not None and not self._accepting.done()
 
     def expect(self, take: Take, token: str | None = None, once: bool = True) -> str:
         """An address for one who is to connect; `take` is awaited with the connection, which ends with it.
@@ -113,36 +113,79 @@ class Link:
         token = token or secrets.token_hex(TOKEN_BYTES)
         self._expected[token] = take, once
         scheme, digest = (ADDRESSES[1], f"#{self._digest}") if self._context else (ADDRESSES[0], "")
-        return f"{scheme}{self._known}:{self.port}/{token}{digest}"
+        return f"{scheme}{bracketed(self._host)}:{self.port}/{token}{digest}"
 
     def forget(self, address: str) -> None:
         """Nobody is expected at an address any more."""
         self._expected.pop(address.rpartition("/")[2].partition("#")[0], None)
 
-    async def _come(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection, take = Connection(reader, writer), None
-        if self._strangers < STRANGERS:
-            self._strangers += 1
-            with contextlib.suppress(OSError, EOFError, TimeoutError, UnicodeDecodeError):
-                token = (await asyncio.wait_for(reader.readexactly(2 * TOKEN_BYTES), TOKEN_S)).decode()
-                take, once = self._expected.get(token, (None, False))
-                if take and once:
-                    del self._expected[token]
-            self._strangers -= 1
+    async def _accept(self, listener: socket.socket) -> None:
+        """Take whoever connects, until it is cancelled. Counted before TLS: a handshake is work."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                taken, address = await loop.sock_accept(listener)
+            except OSError as error:  # or the peer was gone before it was taken
+                await asyncio.sleep(SCARCE_S if error.errno in SCARCE else 0)
+                continue
+            caller = site(address[0])
+            self._make_room(caller)
+            task = asyncio.create_task(self._come(taken))
+            self._strangers[task] = caller
+            self._tasks.add(task)
+            task.add_done_callback(lambda task, taken=taken: self._gone(task, taken))
+
+    def _make_room(self, caller: str) -> None:
+        """Let go of a caller's oldest stranger, or of the oldest of all, where there are too many."""
+        own = [task for task, other in self._strangers.items() if other == caller]
+        oldest = own[0] if len(own) >= OF_ONE else next(iter(self._strangers), None)
+        if len(own) >= OF_ONE or len(self._strangers) >= STRANGERS:
+            del self._strangers[oldest]
+            oldest.cancel()
+
+    def _gone(self, task: asyncio.Task, taken: socket.socket) -> None:
+        self._tasks.discard(task)
+        self._strangers.pop(task, None)
+        taken.close()
+
+    async def _come(self, taken: socket.socket) -> None:
+        """Hear who one is, and pass it on to whoever expects it."""
+        reader = asyncio.StreamReader(limit=LONGEST_LINE)
         try:
-            if take:
-                task = asyncio.current_task()
-                self._taken.add(task)
-                task.add_done_callback(self._taken.discard)
+            connection = Connection(reader, await self._writer(taken, reader))
+        except OSError:  # a handshake that came to nothing
+            return
+        try:
+            if take := await self._expecting(reader):
+                self._strangers.pop(asyncio.current_task(), None)
                 await take(connection)
         finally:
             connection.close()
 
+    async def _writer(self, taken: socket.socket, reader: asyncio.StreamReader) -> asyncio.StreamWriter:
+        loop = asyncio.get_running_loop()
+        times = {"ssl_handshake_timeout": HANDSHAKE_S} if self._context else {}
+        made = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.connect_accepted_socket(lambda: made, taken, ssl=self._context, **times)
+        return asyncio.StreamWriter(transport, made, reader, loop)
+
+    async def _expecting(self, reader: asyncio.StreamReader) -> Take | None:
+        """Who expects one, by the secret that it says; None: nobody does."""
+        try:
+            token = (await asyncio.wait_for(reader.readexactly(2 * TOKEN_BYTES), TOKEN_S)).decode()
+        except (OSError, EOFError, TimeoutError, UnicodeDecodeError):
+            return None
+        take, once = self._expected.get(token, (None, False))
+        if take and once:
+            del self._expected[token]
+        return take
+
     async def close(self) -> None:
         """Listen no more, and let go of everyone."""
-        if self._server is not None:
-            self._server.close()
-            for task in list(self._taken):
+        if self._accepting is not None:
+            self._accepting.cancel()
+            ends = [self._accepting, *self._tasks]
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._taken, return_exceptions=True)
-            await self._server.wait_closed()
+            await asyncio.gather(*ends, return_exceptions=True)
+            self._listener.close()

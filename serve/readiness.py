@@ -6,7 +6,7 @@ has no work may rest as long as it likes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 PERIODS = 8
@@ -35,11 +35,19 @@ class Places(Protocol):
     def busy_since(self, name: str) -> float | None: ...
 
 
-def reasons(served: Sequence[Asked], admission: Places, clock: Callable[[], float]) -> list[str]:
+def awaited(coming: Mapping[str, str]) -> list[str]:
+    """Models that are not served yet, in words: `loading nano`."""
+    return [f"{what} {name}" for name, what in coming.items()]
+
+
+def reasons(
+    served: Sequence[Asked], coming: Mapping[str, str], admission: Places, clock: Callable[[], float]
+) -> list[str]:
     """Why nobody should be sent here, one line each; empty: all is well.
 
     Args:
         served: all models.
+        coming: those that will be served, and what is done with each so long, as `loading`.
         admission: who is in.
         clock: seconds, that of `admission`.
     """
@@ -47,7 +55,8 @@ def reasons(served: Sequence[Asked], admission: Places, clock: Callable[[], floa
     for model in served:
         since = admission.busy_since(model.name)
         found += of_model(model, 0.0 if since is None else clock() - since)
-    return found if served else [*found, "no model is served"]
+    found += awaited(coming)
+    return found if served or coming else [*found, "no model is served"]
 
 
 def of_model(model: Asked, busy_s: float) -> list[str]:

@@ -43,7 +43,7 @@ class Served(Protocol):
         """Open a stream that is what the configuration says but for `changes` (those of `{"open": NAME, ...}`).
 
         Raises:
-            UserError: it cannot be opened.
+            UserError: it cannot be opened; `runtime.admission.Full`: not now.
         """
         ...
 

@@ -27,7 +27,7 @@ from conf.schema.serve import ServeConfig
 from serve import ice, tls
 from serve.app import application
 from serve.connections import MESSAGE_BYTES, Connection
-from serve.limits import CONNECTIONS, HEAD_BYTES, Crowd, proxied
+from serve.limits import CONNECTIONS, HEAD_BYTES, SCARCE, Crowd, proxied
 
 LOG = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ KEPT_S = 15
 HANDSHAKE_S, LOOK_S, LAST_S = 10.0, 1.0, 5.0
 """Longest TLS handshake, time between two looks for who is overdue, and time to say good-bye in."""
 POLL_S = 0.05
-SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 RULES = {
     errno.EADDRINUSE: ("port", "is taken by another program", "give another one, or serve.port=0 for a free one"),
     errno.EACCES: ("port", "may be opened by root only", "give one from 1024"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from itertools import count
+from math import inf
 from typing import Protocol
 
 LENGTHS = 64
@@ -88,12 +89,13 @@ class Line:
     Attributes:
         places: taken ones, in the order in which they were.
         waiting: in order.
+        lengths: of the last sessions that have ended, in seconds.
     """
 
     def __init__(self):
         self.places: list[Place] = []
         self.waiting: list[Waiting] = []
-        self._lengths: deque[float] = deque(maxlen=LENGTHS)
+        self.lengths: deque[float] = deque(maxlen=LENGTHS)
         self._told: dict[Waiting, int] = {}
         """Positions as those who wait were told."""
 
@@ -116,7 +118,7 @@ class Line:
         if place not in self.places:
             return False
         self.places.remove(place)
-        self._lengths.append(now - place.since)
+        self.lengths.append(now - place.since)
         return True
 
     def position(self, waiting: Waiting) -> int:
@@ -131,25 +133,30 @@ class Line:
             if before.get(waiting) != position:
                 waiting.changed()
 
-    def expected_s(self, position: int, now: float, longest_s: float) -> float:
-        """Seconds until the one at `position` has a place; some place is taken, since it waits.
 
-        A session that has lasted for some time goes on for as long as earlier ones of that age did on average, and no
-        longer than it may. Who comes next lasts as long as they all did.
+def expected_s(
+    places: Sequence[Place], lengths: Collection[float], position: int, now: float, longest_s: float
+) -> float:
+    """Seconds until the one at `position` has one of the places that are taken; `longest_s` if there is none.
 
-        Args:
-            position: 1: the next.
-            now: a moment of the clock of `Place.since`.
-            longest_s: a session of which nothing is known.
-        """
-        free = [self._remaining(place, now) for place in self.places]
-        usual = sum(self._lengths) / len(self._lengths) if self._lengths else longest_s
-        heapq.heapify(free)
-        for _ in range(position - 1):
-            heapq.heapreplace(free, free[0] + usual)
-        return free[0]
+    A session that has lasted for some time goes on for as long as earlier ones of that age did on average, and no
+    longer than it may. Who comes next lasts as long as they all did.
 
-    def _remaining(self, place: Place, now: float) -> float:
-        age = now - place.since
-        longer = [length - age for length in self._lengths if length > age]
-        return min(max(0.0, place.ends - now), sum(longer) / len(longer) if longer else place.ends - now)
+    Args:
+        lengths: of sessions that have ended.
+        position: 1: the next.
+        now: a moment of the clock of `Place.since`.
+        longest_s: a session of which nothing is known.
+    """
+    free = [_remaining(place, lengths, now) for place in places] or [longest_s]
+    usual = sum(lengths) / len(lengths) if lengths else longest_s
+    heapq.heapify(free)
+    for _ in range(position - 1):
+        heapq.heapreplace(free, free[0] + usual)
+    return free[0]
+
+
+def _remaining(place: Place, lengths: Collection[float], now: float) -> float:
+    age = now - place.since
+    longer = [length - age for length in lengths if length > age]
+    return min(max(0.0, place.ends - now), sum(longer) / len(longer) if longer else inf)

@@ -2,7 +2,8 @@
 
 The program listens, at a `Door` or as a gateway does, for all streams on one port; a stage connects with the address
 `tcp://HOST:PORT/TOKEN`, and says the token, so that nobody else on the network is taken for it. With
-`tls://HOST:PORT/TOKEN#SHA256` what follows is encrypted, and goes only to whose certificate has that digest.
+`tls://HOST:PORT/TOKEN#SHA256` what follows is encrypted, and goes only to whose certificate has that digest. An IPv6
+address stands in brackets.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ POLL_S = 0.05
 LONGEST_LINE, LONGEST_BODY = 1 << 16, 1 << 24
 """Bytes of a message's line and of what follows it, at most."""
 BLOCK = 1 << 16
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands in an address: the colons of IPv6 would be taken for the port's."""
+    return f"[{host}]" if ":" in host else host
 
 
 def connect(setting: str, address: str) -> socket.socket:
@@ -169,11 +175,12 @@ class Door:
 
     def __init__(self, host: str):
         self._token = secrets.token_hex(16)
-        self._listener = socket.create_server((host, 0))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
         self._closed = False
         self.socket: socket.socket | None = None
         self.file: BinaryIO | None = None
-        self.address = f"{ADDRESS}{host}:{self._listener.getsockname()[1]}/{self._token}"
+        self.address = f"{ADDRESS}{bracketed(host)}:{self._listener.getsockname()[1]}/{self._token}"
 
     def wait(self, over: Callable[[], bool]) -> bool:
         """Wait for the stage; False: it is `over`, and none has come, or the door was closed."""

@@ -72,7 +72,7 @@ class ServeConfig:
     private_peers: str = one_of(PEERS, "auto")
     """Whether media may go to private addresses; `auto`: where `serve.host` is loopback or private."""
     link_host: str | None = None
-    """The address that stages connect to; null: the one by which their machines know this one."""
+    """The address of this machine that stages connect to; null: the one by which their machines know this one."""
     link_port: int = 0
     """Likewise; 0: a free one."""
     join: int = 0
@@ -120,6 +120,9 @@ class ServeConfig:
         if not self.local and self.token is None:
             rule = "can be reached by others, and nothing is asked of them"
             raise UserError(f"serve.host={self.host}", rule, "give serve.token=$(openssl rand -hex 16)")
+        if self.link_host in ("0.0.0.0", "::", ""):
+            rule = "is no address that stages can connect to"
+            raise UserError(f"serve.link_host={self.link_host}", rule, "name this machine as the others know it")
 
     def _check_tls(self) -> None:
         if isinstance(self.tls, str) and self.tls in TLS:

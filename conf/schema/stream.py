@@ -31,6 +31,8 @@ GRAPHS = ("never", "auto", "always")
 COMPILE = ("auto", "true", "false")
 OF_EACH = "of-each-stream"
 """In place of an address that every stream has one of."""
+HOST = r"([^/:\[\]]+|\[[^/\[\]]+\])"
+"""Of an address: a name, an IPv4 address, or an IPv6 address in brackets."""
 SEEDS = range(-(1 << 63), 1 << 64)
 LONGEST_PROMPT, LONGEST_PATH, LONGEST_NAME = 100_000, 4096, 128
 """Characters of a prompt and of a path, bytes of a stream's name."""
@@ -50,7 +52,7 @@ def _plain(name: str, text: str | None, longest: int) -> None:
 
 def _address(name: str, given: str | None) -> None:
     """Refuse what is no address of a program, nor stands for one that each stream has of its own."""
-    if given is not None and given != OF_EACH and not re.fullmatch(rf"({'|'.join(ADDRESSES)})[^/]+:\d+/.+", given):
+    if given is not None and given != OF_EACH and not re.fullmatch(rf"({'|'.join(ADDRESSES)}){HOST}:\d+/.+", given):
         raise UserError(f"{name}={shown(given)}", "is no address", f"give {ADDRESS}HOST:PORT/TOKEN")
 
 

@@ -205,7 +205,12 @@ async function load() {
   }
   find("token-form").hidden = true;
   find("live").hidden = false;
-  find("start").disabled = false;
+  find("start").disabled = offers.length === 0;
+  if (offers.length === 0) {
+    status(words.LOADING, false);
+    setTimeout(load, AGAIN_MS);
+    return;
+  }
   kept = await left(offers);
   cards.draw(offers, choose);
   if (kept) cards.choose(kept.model.id);

@@ -89,6 +89,7 @@ export const OVER_SOCKET = "A direct line could not be had, so it comes over a W
 export const LIVE_TALK = "Live. Hold the button, or Space, and talk.";
 export const LIVE_WALK = "Live. Hold an arrow key or a button to walk.";
 export const LIVE = "Live.";
+export const LOADING = "The models are loading. That may take a minute or two; this page goes on by itself.";
 export const READY = "Press Start.";
 export const RESUME = "A session of yours is still there. Go on with it?";
 export const GONE = "The line was lost, and the session has ended meanwhile. You can start again.";

@@ -289,3 +289,36 @@ def test_nccl_is_refused_where_workers_share_a_card_and_the_remedy_works(machine
     else:
         places.refuse_unjoined(plan, config, cards)
     places.refuse_unjoined(plan, config_of(*told, "launcher.transport=auto"), cards)
+
+
+# -- several models side by side ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "workers", "cards"),
+    [
+        (2, (1, 1), [[0], [1]]),
+        (4, (2, 1), [[0, 1], [2]]),
+        (3, (2, 2), [[0, 1], [2, 0]]),
+        (2, (1, 1, 1), [[0], [1], [0]]),
+        (1, (1, 1), [[0], [0]]),
+    ],
+)
+def test_models_on_one_machine_take_the_next_free_cards(machine, count, workers, cards):
+    machine(count)
+    configs = [config_of(*LARGE, "plan=timestep", f"plan.workers={number}") for number in workers]
+    found = places.together(configs, [None] * len(configs))
+    assert [list(on_one_host(build(c.plan, describe(c)), c.plan.devices, count)) for c in found] == cards
+
+
+def test_cards_that_a_person_names_are_kept_and_left_to_that_model(machine):
+    machine(2)
+    configs = [config_of(*LARGE, "plan.devices=[0]"), config_of(*LARGE)]
+    assert [c.plan.devices for c in places.together(configs, [[0], None])] == [[0], [1]]
+    machine(0)
+    assert places.together(configs, [[0], None]) == configs
+
+
+def test_models_that_share_a_card_are_named():
+    used = {"a": ("GPU 0", "GPU 1"), "b": ("GPU 1",), "c": ("GPU 2",), "d": ()}
+    assert places.sharing(used) == ["a, b share GPU 1"]

@@ -9,6 +9,7 @@ import pytest
 from conf.schema.serve import ServeConfig
 from serve.admission import Admission
 from serve.problems import Problem
+from serve.resources import Memory
 
 
 class Clock:
@@ -50,7 +51,8 @@ def test_capacity_is_the_least_of_rate_memory_cores_and_what_was_asked_for(
     clock, rate, headroom, room, most, cores, limit
 ):
     gate = admission(clock, cores=8.0, headroom=headroom, max_sessions=most)
-    gate.model("a", rate, cores, room)
+    memory = [] if room is None else [Memory("m", 10, 1, 10 * room - 10), Memory("m", 0, 0, 10**9)]
+    gate.model("a", rate, {"cores": cores}, memory)
     assert gate.limit("a") == limit
     assert gate.capacity("a") == limit[0]
     for _ in range(limit[0]):
@@ -61,9 +63,9 @@ def test_capacity_is_the_least_of_rate_memory_cores_and_what_was_asked_for(
 
 def test_models_share_the_processors(clock):
     gate = admission(clock, cores=4.0, headroom=0.25)  # 3 for sessions
-    gate.model("heavy", 10.0, 1.0)
-    gate.model("light", 10.0, 0.5)
-    gate.model("gpu", 3.0, 0.0)
+    gate.model("heavy", 10.0, {"cores": 1.0})
+    gate.model("light", 10.0, {"cores": 0.5})
+    gate.model("gpu", 3.0, {"host/GPU-0": 1 / 3})
     first, _ = gate.enter("heavy", "x"), gate.enter("heavy", "x")
     assert (gate.capacity("heavy"), gate.capacity("light")) == (3, 2)
     gate.enter("light", "x")
@@ -198,8 +200,8 @@ def test_waits_go_by_how_long_sessions_last(clock):
 def test_late_sessions_close_the_door_until_they_are_in_time_again(clock):
     reasons = []
     gate = admission(clock, cores=8.0, rejected=lambda model, reason: reasons.append((model, reason)))
-    gate.model("a", 8.0, 0.5)
-    gate.model("b", 8.0, 0.5)
+    gate.model("a", 8.0, {"cores": 0.5})
+    gate.model("b", 8.0, {"cores": 0.5})
     gate.model("gpu", 8.0)
     gate.enter("a", "x")
     for i in range(100):
@@ -219,11 +221,72 @@ def test_late_sessions_close_the_door_until_they_are_in_time_again(clock):
     assert waiting.place and gate.capacity("a") == 8
 
 
+def test_models_share_a_card(clock):
+    """What one of them keeps in time alone, two of them do not."""
+    gate = admission(clock, headroom=0.2)
+    gate.model("a", 4.0, {"host/one": 0.25})
+    gate.model("b", 2.0, {"host/one": 0.5, "host/two": 0.5})
+    gate.model("c", 2.0, {"host/two": 0.5})
+    assert [gate.capacity(name) for name in "abc"] == [3, 1, 1] == [gate.limit(name)[0] for name in "abc"]
+    first = gate.enter("a", "x")
+    assert (gate.capacity("a"), gate.capacity("b"), gate.capacity("c")) == (3, 1, 1)
+    second = gate.enter("a", "x")
+    assert (gate.capacity("a"), gate.capacity("b"), gate.capacity("c")) == (3, 0, 1)
+    assert refused(gate.enter, "b", "x").type == "full"
+    second.leave()
+    gate.enter("b", "x")
+    assert (gate.capacity("a"), gate.capacity("b"), gate.capacity("c")) == (1, 1, 0)
+    assert refused(gate.enter, "a", "x").type == refused(gate.enter, "c", "x").type == "full"
+    first.leave()
+    gate.enter("a", "x")
+
+
+def test_models_share_a_memory(clock):
+    gate = admission(clock)
+    gate.model("a", 40.0, memory=[Memory("m", 30, 1, 100), Memory("n", 1, 0, 50)])
+    gate.model("b", 40.0, memory=[Memory("m", 20, 0, 90)])
+    assert (gate.limit("a"), gate.limit("b")) == ((4, "memory"), (4, "memory")), (
+        "90 bytes are free, and a has one pooled"
+    )
+    gate.enter("a", "x")
+    assert (gate.capacity("a"), gate.capacity("b")) == (4, 4), "its first has its bytes already"
+    gate.enter("a", "x"), gate.enter("b", "x"), gate.enter("b", "x")
+    assert (gate.capacity("a"), gate.capacity("b")) == (2, 3)
+    waiting = gate.queue("a", "x")
+    assert refused(gate.enter, "b", "x").type == "full", "who waits for those bytes came before"
+    waiting.leave()
+    gate.enter("b", "x")
+
+
+def test_one_estimate_for_who_waits_and_who_is_refused(clock):
+    """How long sessions have lasted, and not how long one may."""
+    gate = admission(clock, session_s=1800.0, queue=3)
+    gate.model("a", 1.0)
+    for _ in range(3):
+        place = gate.enter("a", "x")
+        clock.now += 20.0
+        place.leave()
+    gate.enter("a", "x")
+    clock.now += 5.0
+    assert refused(gate.enter, "a", "y").retry_after_s == 15.0
+    waits = [gate.queue("a", "y") for _ in range(3)]
+    assert [waiting.wait_s for waiting in waits] == [15.0, 35.0, 55.0]
+    assert refused(gate.enter, "a", "y").retry_after_s == 75.0 == refused(gate.queue, "a", "y").retry_after_s
+
+
+def test_whose_place_is_another_models_waits_for_that(clock):
+    gate = admission(clock, cores=2.0)
+    gate.model("a", 9.0, {"cores": 1.0})
+    gate.model("b", 9.0, {"cores": 1.0})
+    gate.enter("a", "x", ends_s=100.0), gate.enter("b", "x", ends_s=20.0)
+    assert refused(gate.enter, "a", "y").retry_after_s == 20.0 == gate.queue("a", "y").wait_s
+
+
 def test_a_model_of_heavy_sessions_has_its_turn(clock):
     """Places that light ones leave are not taken by light ones that came later."""
     gate = admission(clock, cores=4.0)
-    gate.model("heavy", 9.0, 2.0)
-    gate.model("light", 9.0, 1.0)
+    gate.model("heavy", 9.0, {"cores": 2.0})
+    gate.model("light", 9.0, {"cores": 1.0})
     light = [gate.enter("light", "x") for _ in range(3)]
     heavy = gate.queue("heavy", "x")
     assert refused(gate.enter, "light", "x").type == "full"
@@ -259,7 +322,7 @@ def test_whatever_comes_and_goes(clock, seed):
     gate = admission(clock, cores=6.0, headroom=0.1, queue=6, sessions_per_caller=5)
     cores, most = {"a": 0.7, "b": 1.6, "gpu": 0.0}, {"a": 4, "b": 3, "gpu": 2}
     for name in cores:
-        gate.model(name, most[name] / 0.9, cores[name])
+        gate.model(name, most[name] / 0.9, {"cores": cores[name]})
     places, waits = [], {name: [] for name in cores}
     for _ in range(300):
         clock.now += draw.random()

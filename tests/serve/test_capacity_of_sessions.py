@@ -19,7 +19,8 @@ from runtime.offer import offer_of
 from runtime.orders import host
 from runtime.pulse import key
 from runtime.workload import describe
-from serve.capacity import CHUNKS, Measured, measured, streams_held
+from serve.capacity import CHUNKS, CHUNKS_AFAR, ENDLESS, LONGEST_S, measured, measured_afar, memory_of
+from serve.resources import Memory, Needs, held
 from tests.helpers import config_of
 
 
@@ -79,18 +80,19 @@ class Emulated:
         self.cancelled.append(number)
 
 
-def measure(emulated: Emulated) -> Measured:
+def measure(emulated: Emulated) -> Needs:
     return asyncio.run(measured(emulated, emulated.sleep))
 
 
 def test_the_rate_is_how_many_streams_it_keeps_in_time():
     found = measure(Emulated({1: 4.0}))
-    assert found == Measured(4.0, pytest.approx(0.5 / 4), 10)
+    assert (found.rate, found.shares) == (4.0, {"cores": pytest.approx(0.5 / 4)})
+    assert (found.memory, found.most) == ([Memory(host(), 1, 0, 10)], 64)
 
 
 def test_a_plan_of_several_workers_is_filled():
     found = measure(Emulated({1: 1.5, 4: 3.6}, workers=3, free=30, cores=1.8))
-    assert found == Measured(pytest.approx(3.6), pytest.approx(0.5), 10)
+    assert (found.rate, found.shares) == (pytest.approx(3.6), {"cores": pytest.approx(0.5)})
 
 
 def test_as_far_as_memory_goes():
@@ -110,17 +112,94 @@ def test_a_slow_pipeline_is_given_time():
     assert measure(Emulated({1: 0.2})).rate == pytest.approx(0.2)
 
 
-def test_who_computes_elsewhere_takes_no_processors_here():
-    assert measure(Emulated({1: 4.0}, memory="elsewhere/cuda:0")).cores == 0.0
+def test_who_computes_on_a_card_fills_that_and_takes_no_processors_here():
+    assert measure(Emulated({1: 4.0}, memory="elsewhere/0")).shares == {"cores": 0.0, "elsewhere/0": 0.25}
 
 
 def test_memory_is_counted_for_all_workers_that_share_it():
-    config = Emulated({1: 1.0}, free=10)
-    assert streams_held(config, config.config) == 10
-    config = Emulated({1: 1.0}, workers=3, free=10)
-    assert streams_held(config, config.config) == 3
-    config = Emulated({1: 1.0}, free=10**6)
-    assert streams_held(config, config.config) == 64, "that a pipeline opens"
+    for workers, free, sessions in ((1, 10, 10), (3, 10, 3), (1, 10**6, 64)):
+        assert held(memory_of(Emulated({1: 1.0}, workers, free)), 64) == sessions
+
+
+class Afar:
+    """A pipeline that has joined, in virtual time, and tells once a second how far its streams are.
+
+    Args:
+        rates: as of `Emulated`.
+        room: bytes for streams, of which each needs one.
+        fails: what the first stream ends with.
+    """
+
+    name, fps, chunk_s, lost = "afar", 16.0, 0.75, None
+
+    def __init__(self, rates, workers=1, room=64, memory="there/card", fails=None):
+        self.rates, self.workers, self.most, self.fails = rates, workers, 64, fails
+        self.memory = [Memory(memory, 1, 0, room)]
+        self.now, self.live, self.opened, self.told = 0.0, {}, [], {}
+
+    async def open(self, name, changes):
+        self.opened.append((name, changes))
+        self.live[len(self.opened)] = self.now
+        return len(self.opened)
+
+    async def cancel(self, number):
+        if self.live.pop(number, None) is not None:
+            self.on_ended(number, {})
+
+    def progress(self, number):
+        return self.told.get(number)
+
+    async def sleep(self, seconds):
+        self.now += seconds
+        if self.fails:
+            number, self.fails = next(iter(self.live)), None
+            del self.live[number]
+            self.on_ended(number, {"error": {"line": "step1 broke"}})
+        if self.now % 1 == 0:
+            each = self.rates[len(self.live)] / max(1, len(self.live)) if self.live else 0
+            for number, since in self.live.items():
+                chunks = int((self.now - since) * each / self.chunk_s)
+                fps = each * self.fps if chunks else 0.0
+                self.told[number] = {"chunks": chunks, "fps": self.fps, "fps_now": fps} if chunks else None
+
+
+def measure_afar(afar: Afar, cores: float = 2.0) -> Needs:
+    return asyncio.run(measured_afar(afar, cores, afar.sleep))
+
+
+def test_a_pipeline_that_has_joined_is_measured_alone_and_filled():
+    afar = Afar({1: 4.0, 4: 6.0}, workers=3)
+    assert measure_afar(afar) == Needs(6.0, {"cores": 0.0, "there/card": 1 / 6}, afar.memory, 64)
+    assert len(afar.opened) == 5 and not afar.live
+    assert all(changes["chunks"] == ENDLESS for _, changes in afar.opened)
+
+
+@pytest.mark.parametrize("rate", [1.2, 0.3])
+def test_one_that_is_hardly_faster_than_real_time_is_judged_by_what_it_makes(rate):
+    """Workers + 1 streams of enough chunks would take it minutes."""
+    afar = Afar({1: rate, 6: rate}, workers=5)
+    assert 6 * CHUNKS_AFAR * afar.chunk_s / rate > LONGEST_S
+    assert measure_afar(afar).rate == pytest.approx(rate)
+    assert not afar.live and afar.now < 3 * LONGEST_S
+
+
+def test_no_more_are_opened_there_than_its_memory_holds():
+    afar = Afar({1: 4.0, 2: 5.0}, workers=5, room=2)
+    assert measure_afar(afar).rate == 5.0 and len(afar.opened) == 3
+
+
+def test_one_that_computes_on_this_hosts_processors_is_taken_to_fill_them():
+    afar = Afar({1: 4.0}, memory=host())
+    assert measure_afar(afar, cores=2.0).shares == {"cores": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("afar", "why"), [(Afar({1: 1e-9}), "nothing within"), (Afar({1: 4.0}, fails=1), "step1 broke")]
+)
+def test_one_that_makes_nothing_says_so_and_nothing_goes_on_there(afar, why):
+    with pytest.raises(RuntimeError, match=why):
+        measure_afar(afar)
+    assert not afar.live
 
 
 @pytest.mark.parametrize("error", [UserError("source.image", "is missing", "give one"), OSError("gone")])
@@ -152,4 +231,4 @@ def test_a_real_pipeline():
         assert not held.running.pipeline.streams
     steps = held.running.plan.workload.steps
     assert 0 < found.rate <= offer_of(config)["chunk_s"] / (steps * 0.02)
-    assert 0 < found.cores * found.rate < os.cpu_count() and found.room > 0
+    assert 0 < found.shares["cores"] * found.rate < os.cpu_count() and held(found.memory, found.most) > 0

@@ -52,7 +52,7 @@ class House:
         self.admission = Admission(self.serve, self.loop.time, 8, self.metrics.rejected)
         self.models = {name: Model(self.port, name) for name in ("maze", "head")}
         for name in self.models:
-            self.admission.model(name, most / (1 - self.serve.headroom), room=most)
+            self.admission.model(name, most / (1 - self.serve.headroom), most=most)
         given = (self.serve, self.port, dict(self.models), self.admission, self.metrics, self.pictures)
         self.gateway = Gateway(*given, Tracing({}), self.loop.time)
 

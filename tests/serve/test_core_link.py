@@ -14,10 +14,11 @@ import pytest
 
 from conf.errors import UserError
 from conf.schema.serve import ServeConfig
+from conf.schema.stream import SourceConfig
 from serve import link as serving
 from serve.link import HELD, Connection, Link
 from serve.tls import certificate
-from stages.link import LONGEST_BODY, LONGEST_LINE, Wire, connect
+from stages.link import LONGEST_BODY, LONGEST_LINE, Door, Wire, connect
 
 HOST = "127.0.0.1"
 
@@ -170,7 +171,7 @@ def test_strangers_are_let_go_and_leave_nothing(said, monkeypatch):
             writer.write(said)
             assert await reader.read() == b""
             writer.close()
-            assert link._strangers == 0
+            assert not link._strangers
             wire = Wire(await asyncio.to_thread(connect, "x", address))
             await guest.came.wait()
             wire.close()
@@ -178,26 +179,95 @@ def test_strangers_are_let_go_and_leave_nothing(said, monkeypatch):
     runs(work())
 
 
-def test_a_crowd_of_half_open_connections_is_bounded_and_passes(monkeypatch):
-    monkeypatch.setattr(serving, "STRANGERS", 4)
+@pytest.mark.parametrize("limit", ["STRANGERS", "OF_ONE"])
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_crowd_that_says_nothing_keeps_no_stage_out(secure, encrypted, limit, monkeypatch):
+    """The oldest goes; before TLS, too. No time has to pass."""
+    monkeypatch.setattr(serving, limit, 4)
+    monkeypatch.setattr(serving, "TOKEN_S", 60.0)
+    monkeypatch.setattr(serving, "HANDSHAKE_S", 60.0)
 
     async def work():
-        async with opened() as link:
-            crowd = [await asyncio.open_connection(HOST, link.port) for _ in range(4)]
-            while link._strangers < 4:
-                await asyncio.sleep(0)
-            reader, writer = await asyncio.open_connection(HOST, link.port)
-            assert await reader.read() == b""
-            for _, one in (*crowd, (reader, writer)):
-                one.close()
-            while link._strangers:
-                await asyncio.sleep(0)
+        async with opened(secure, encrypted) as link:
+            crowd = [await asyncio.open_connection(HOST, link.port) for _ in range(9)]
+            for reader, _ in crowd[:5]:
+                with suppress(OSError):
+                    assert await reader.read() == b""
+            assert len(link._strangers) <= 4
             guest = Guest()
             wire = Wire(await asyncio.to_thread(connect, "x", link.expect(guest.take)))
             await guest.came.wait()
+            assert not crowd[-1][0].at_eof()
+            more = [await asyncio.open_connection(HOST, link.port) for _ in range(9)]
+            with suppress(OSError):
+                assert await more[0][0].read() == b""
+            assert not guest.left.is_set(), "who has said its secret is no stranger"
+            for _, one in (*crowd, *more):
+                one.close()
             wire.close()
 
     runs(work())
+
+
+def test_one_address_does_not_take_the_places_of_others(monkeypatch):
+    monkeypatch.setattr(serving, "OF_ONE", 2)
+
+    async def work():
+        async with opened() as link:
+            other = await asyncio.open_connection(HOST, link.port, local_addr=("127.0.0.2", 0))
+            crowd = [await asyncio.open_connection(HOST, link.port) for _ in range(5)]
+            for reader, _ in crowd[:3]:
+                with suppress(OSError):
+                    assert await reader.read() == b""
+            guest = Guest()
+            other[1].write(link.expect(guest.take).rpartition("/")[2].encode())
+            await guest.came.wait()
+            for _, one in (*crowd, other):
+                one.close()
+
+    runs(work())
+
+
+def test_an_ipv6_address_can_be_read_by_stages():
+    async def work():
+        link, guest = Link("::1"), Guest()
+        try:
+            await link.open()
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        address = link.expect(guest.take)
+        assert address.startswith(f"tcp://[::1]:{link.port}/")
+        SourceConfig(session=address)
+        wire = Wire(await asyncio.to_thread(connect, "source.session", address))
+        await guest.came.wait()
+        wire.close()
+        await link.close()
+
+    runs(work())
+
+
+def test_a_door_at_an_ipv6_address():
+    try:
+        door = Door("::1")
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    wire = connect("sink.reader", door.address)
+    assert door.wait(lambda: False)
+    wire.close()
+    door.close()
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1", "::1]", "[]", "a:b", "", "[a/b]"])
+def test_what_is_no_host_is_no_address(host):
+    with pytest.raises(UserError, match="is no address"):
+        SourceConfig(session=f"tcp://{host}:9000/secret")
+    SourceConfig(session="tcp://[fe80::1%eth0]:9000/secret")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_stages_are_not_told_to_connect_to_every_address(host):
+    with pytest.raises(UserError, match=r"serve\.link_host=.*no address that stages can connect to"):
+        ServeConfig(link_host=host)
 
 
 def line(**head) -> bytes:

@@ -15,17 +15,19 @@ from cryptography.x509.oid import NameOID
 from conf.errors import UserError
 from conf.schema.serve import ServeConfig
 from launch.remote import called
+from runtime.admission import Full
 from runtime.board import PeerLost
 from runtime.offer import offer_of
 from runtime.orders import Cancel, Close, Open
 from serve.joined import Joined, Joins, command
 from serve.lines import LONGEST_LINE
 from serve.link import Link
+from serve.resources import Memory
 from tests.helpers import config_of
 from tests.launch.gateway import TOKEN
 from tests.runtime.driven import Driven
 
-HELLO = {"protocol": 2, "offer": {"id": "nano", "fps": 16}, "plan": "timestep", "workers": 2}
+HELLO = {"protocol": 2, "offer": {"id": "nano", "fps": 16}, "plan": "timestep", "workers": 2, "streams": 64}
 
 
 class Remembering(Joins):
@@ -245,6 +247,8 @@ async def test_who_has_gone_may_come_back():
         ({"protocol": 2}, "nothing that is understood"),
         ([], "nothing that is understood"),
         (HELLO | {"offer": []}, "nothing that is understood"),
+        (HELLO | {"workers": "two"}, "does not say how many workers"),
+        ({name: told for name, told in HELLO.items() if name != "streams"}, "how many streams it opens"),
     ],
 )
 def test_who_does_not_say_what_it_is_is_refused(hello, why):
@@ -303,7 +307,15 @@ async def test_what_nobody_waits_for_any_more_is_cancelled():
 
 @pytest.mark.parametrize(
     "line",
-    [b"garbage\n", b"5\n", b'{"answer": 99}\n', b'{"ended": 5}\n', b'{"health": [5]}\n', b"x" * (LONGEST_LINE + 9)],
+    [
+        b"garbage\n",
+        b"5\n",
+        b'{"answer": 99}\n',
+        b'{"ended": 5}\n',
+        b'{"health": [5]}\n',
+        b'{"health": [], "rooms": [5]}\n',
+        b"x" * (LONGEST_LINE + 9),
+    ],
     ids=lambda line: line[:12].decode().strip(),
 )
 def test_who_talks_nonsense_is_gone(line):
@@ -331,6 +343,27 @@ async def test_a_fault_of_the_pipelines_is_no_mistake_of_the_callers():
         say(writer, {"answer": order["question"], "error": {"line": "OSError: x", "user": False, "parts": []}})
         with pytest.raises(RuntimeError, match="OSError: x"):
             await asking
+
+
+@runs
+async def test_what_its_memory_holds_is_told_and_who_finds_no_room_may_come_again():
+    """By a real pipeline without workers, for which a test tells what they would."""
+    async with Place() as place:
+        with Driven() as driven:
+            for worker in range(driven.pipeline.plan.workers):
+                room = {"stream_bytes": 10, "pooled": 0, "memory": f"m{worker}", "free_bytes": 15}
+                driven.boards[worker].tell(f"room/{worker}", room)
+            await asyncio.to_thread(called, driven.pipeline, driven.config, place.address)
+            await place.came.wait()
+            (joined,) = place.joined
+            assert joined.workers == driven.pipeline.plan.workers and joined.most == 64
+            await joined.open("a", {})
+            with pytest.raises(Full, match="lacks 5 bytes"):
+                await joined.open("b", {})
+            while not joined.memory:  # told once a second
+                await asyncio.sleep(0.01)
+            assert joined.memory == [Memory(f"m{worker}", 10, 0, 15) for worker in range(driven.pipeline.plan.workers)]
+            await asyncio.to_thread(driven.pipeline.lost, PeerLost("gone"))
 
 
 @runs

@@ -66,9 +66,11 @@ class Queue:
 
 @contextmanager
 def served(queue):
+    loading = [[]]
+
     async def models(request):
         SECRETS.append(request.headers.get("x-session-secret"))
-        return JSONResponse({"object": "list", "data": OFFERS})
+        return JSONResponse({"object": "list", "data": loading.pop() if loading else OFFERS})
 
     async def session(request):
         SECRETS.append(request.headers.get("x-session-secret"))
@@ -104,6 +106,8 @@ def page():
         found.on("console", lambda message: found.complaints.append(message.text))
         found.on("pageerror", lambda error: found.complaints.append(str(error)))
         found.goto(address)
+        found.get_by_text("The models are loading").wait_for()
+        found.waited = found.locator("#start").is_disabled()
         found.get_by_text("Press Start").wait_for()
         yield found
         browser.close()
@@ -112,6 +116,10 @@ def page():
 def module(page, name: str, work: str, argument=None):
     """What `work(module, argument)` gives in the page."""
     return page.evaluate(f"async (given) => (({work}))(await import('/page/{name}'), given)", argument)
+
+
+def test_it_waits_for_models_that_load(page):
+    assert page.waited and not page.locator("#start").is_disabled()
 
 
 def test_it_comes_up_clean_and_fits_a_phone(page):

@@ -49,9 +49,9 @@ def gate(clock):
 def test_a_model_that_rests_is_ready_however_long(clock, gate):
     model = Model(clock)
     clock.now += 10_000
-    assert reasons([model], gate, clock) == []
+    assert reasons([model], {}, gate, clock) == []
     gate.enter("one", "x")
-    assert reasons([model], gate, clock) == [], "its work has just come"
+    assert reasons([model], {}, gate, clock) == [], "its work has just come"
 
 
 def test_a_worker_that_is_stuck_is_found(clock, gate):
@@ -59,19 +59,19 @@ def test_a_worker_that_is_stuck_is_found(clock, gate):
     for _ in range(100):
         clock.now += CHUNK_S
         model.moved = [clock.now] * 2
-        assert reasons([model], gate, clock) == []
+        assert reasons([model], {}, gate, clock) == []
     for _ in range(round(LIMIT_S / CHUNK_S)):
         clock.now += CHUNK_S
         model.moved[0] = clock.now
-        assert reasons([model], gate, clock) == []
+        assert reasons([model], {}, gate, clock) == []
     clock.now += CHUNK_S
     stuck = ["one: worker 1 is stuck: nothing has moved for 9 s, at decode of chunk 7"]
-    assert reasons([model], gate, clock) == stuck
+    assert reasons([model], {}, gate, clock) == stuck
     model.moved[1] = clock.now
-    assert reasons([model], gate, clock) == []
+    assert reasons([model], {}, gate, clock) == []
     clock.now += 100
     place.leave()
-    assert reasons([model], gate, clock) == [], "nobody waits for it"
+    assert reasons([model], {}, gate, clock) == [], "nobody waits for it"
 
 
 def test_who_shares_the_passes_of_a_worker_is_not_asked_to_move(clock, gate):
@@ -79,7 +79,7 @@ def test_who_shares_the_passes_of_a_worker_is_not_asked_to_move(clock, gate):
     gate.enter("one", "x")
     clock.now += 100
     model.moved[0], model.told[1]["at"] = clock.now, FOLLOWING
-    assert reasons([model], gate, clock) == []
+    assert reasons([model], {}, gate, clock) == []
 
 
 @pytest.mark.parametrize(
@@ -93,19 +93,25 @@ def test_who_shares_the_passes_of_a_worker_is_not_asked_to_move(clock, gate):
 def test_a_worker_that_is_not_there(clock, gate, told, said):
     model, other = Model(clock), Model(clock, "two")
     model.told[1] |= told
-    assert reasons([other, model], gate, clock) == [said]
+    assert reasons([other, model], {}, gate, clock) == [said]
 
 
 def test_a_pipeline_that_is_gone(clock, gate):
     model = Model(clock)
     model.lost = "worker 0 is lost"
-    assert reasons([model], gate, clock) == ["one: the pipeline is gone (worker 0 is lost)"]
+    assert reasons([model], {}, gate, clock) == ["one: the pipeline is gone (worker 0 is lost)"]
     model.lost, model.health = None, lambda: (_ for _ in ()).throw(RuntimeError("the store"))
-    assert reasons([model], gate, clock) == ["one: its workers cannot be asked"]
+    assert reasons([model], {}, gate, clock) == ["one: its workers cannot be asked"]
 
 
 def test_a_server_that_ends_or_serves_nothing(clock, gate):
     gate.draining = True
-    assert reasons([Model(clock)], gate, clock) == ["the server is ending"]
+    assert reasons([Model(clock)], {}, gate, clock) == ["the server is ending"]
     gate.draining = False
-    assert reasons([], gate, clock) == ["no model is served"]
+    assert reasons([], {}, gate, clock) == ["no model is served"]
+
+
+def test_models_that_are_to_come_are_named(clock, gate):
+    coming = {"two": "loading", "three": "measuring"}
+    assert reasons([Model(clock)], coming, gate, clock) == ["loading two", "measuring three"]
+    assert reasons([], {"two": "loading"}, gate, clock) == ["loading two"]
