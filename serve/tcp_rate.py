@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from stages.sinks.coded import LEAST_BITS
+
 LAG_S, FINE_S = 0.3, 0.1
 """A line that is behind by more is too slow for what it is given; by less, it may have more."""
 STEP_S = 0.5
 """A lower rate shows in the queue only after this."""
 DOWN, UP = 0.7, 1.08
 """Factor of a step down, and of a second of recovery."""
-FLOOR = 64_000
-"""Bits per second below which pictures are left out instead."""
+FLOOR = LEAST_BITS
+"""Bits per second below which pictures are left out instead: encoders go no lower."""
 WORTH = 1.04
 """A rate that has risen by less is not told."""
 

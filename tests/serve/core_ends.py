@@ -51,6 +51,8 @@ class End:
         self._there.set()
         while (message := self._wire.receive()) is not None:
             self._heard.put(message)
+            if message[0]["kind"] == "end":
+                self._wire.close()
         self._heard.put(None)
 
     def say(self, kind: str, body: bytes = b"", **head: Any) -> None:
