@@ -206,7 +206,7 @@ def test_closing_wakes_the_listener():
         one.say("slack", seconds=0, late_s=0)
         one.source.close()
         assert one.stop.is_set()
-        assert end.hear() is None
+        assert end.hear()[0]["kind"] == "end" and end.hear() is None
 
 
 def test_where_nobody_answers_is_one_line():
