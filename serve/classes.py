@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from serve.media import Packet
 
 THIN, RICH = 0.5, 0.7
-"""Of what the best line takes: a viewer with less than the first is sent the thin encoding, with more than the second
-the other one again."""
+"""Of what the best line takes: a viewer with no more than the first is sent the thin encoding, with more than the
+second the other one again. Half the pictures are half the rate: who takes nothing at all is left with the thin one."""
 
 Rate = tuple[int | None, int]
 """What a line takes: bits per second (None: anything), and one picture of how many."""
@@ -44,10 +44,10 @@ def sort(lines: Iterable[Line], most: int) -> bool:
     Args:
         most: bits per second that pictures are worth.
     """
-    takes = {line: most if line.rate[0] is None else min(line.rate[0], most) for line in lines}
+    takes = {line: (most if line.rate[0] is None else min(line.rate[0], most)) / line.rate[1] for line in lines}
     before, best = [line.thin for line in takes], max(takes.values(), default=most)
     for line, bits in takes.items():
-        line.thin = bits < (RICH if line.thin else THIN) * best
+        line.thin = bits <= (RICH if line.thin else THIN) * best
     return before != [line.thin for line in takes]
 
 

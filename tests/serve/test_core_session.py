@@ -8,6 +8,7 @@ import pytest
 
 from serve.problems import Problem
 from serve.session import END_S, KEY_EVERY_S, SPEECH_S, STUCK_S, TURN_S
+from serve.tcp_rate import FLOOR
 from tests.serve.core_time import REFUSED, Eye, One, settle, virtually
 
 
@@ -413,11 +414,11 @@ async def test_pictures_follow_the_thinnest_line_and_recover_when_it_leaves():
     for eye in (thick, thin, any_):
         one.session.attach(eye)
     one.session.follow(thick, 900_000)
-    one.session.follow(thin, 200_000, 2)
-    one.session.follow(thin, 200_000, 2)
+    one.session.follow(thin, 200_000)
+    one.session.follow(thin, 200_000)
     one.session.follow(Eye(), 1)  # a stranger has no say
     rates = [(head["bits_per_second"], head["every"]) for head in sink.of("rate")]
-    assert rates == [(None, 1), (900_000, 1), (200_000, 2)]
+    assert rates == [(None, 1), (900_000, 1), (200_000, 1)]
     assert one.session.bits_per_second == 200_000
     one.session.detach(thin)
     one.session.detach(thick)
@@ -549,3 +550,17 @@ async def test_when_the_best_line_leaves_the_thin_ones_have_the_pictures_for_the
     await pictures(sink, 1, True, False, True)
     assert sink.of("want")[-1] == {"codecs": ["h264"], "thin": []}
     assert [(packet.pts, packet.thin) for packet in thin.packets] == [(0, True), (1, False)]
+
+
+@virtually
+async def test_one_who_takes_nothing_does_not_make_the_pictures_of_others_poorer():
+    """Its rate goes down to the floor, and to every second picture; and small pictures are not worth much more."""
+    one = One()
+    _, sink = await one.begin()
+    good, stuck = Eye(), Eye()
+    for eye in (good, stuck):
+        one.session.attach(eye)
+    for rate in ((250_000, 1), (160_000, 1), (FLOOR, 1), (FLOOR, 2)):
+        one.session.follow(stuck, *rate)
+    assert one.session.bits_per_second is None
+    assert [(h["bits_per_second"], h["every"]) for h in sink.of("rate") if not h["thin"]][-1] == (None, 1)
