@@ -310,14 +310,16 @@ def test_for_thin_lines_pictures_are_coded_a_second_time_at_a_rate_of_its_own():
     assert [coder._bits for coder in stage.player._wanted.values()][1] == 200_000
 
 
-def test_the_end_is_told_when_the_last_picture_and_all_sound_are_sent():
+@pytest.mark.parametrize("sound", [True, False])
+def test_the_end_is_told_when_the_last_picture_and_all_sound_are_sent(sound):
     """Not when they were taken to be sent: whoever waits closes the connection."""
-    stage, sent = Stage(), []
-    slow = threading.Event()
+    stage, sent = Stage(sound=sound), []
+    last, slow = threading.Event(), threading.Event()
     send = stage.player._send
 
     def held(kind, body, **head):
         if len(stage.of("video")) == FRAMES - 1 and kind == "video":
+            last.set()
             slow.wait(WAIT_S)
         send(kind, body, **head)
 
@@ -327,12 +329,13 @@ def test_the_end_is_told_when_the_last_picture_and_all_sound_are_sent():
     thread.start()
     playing = threading.Thread(target=lambda: stage.run(stage.clock.now + MARGIN_S + CHUNK_S + 0.05))
     playing.start()
-    playing.join(0.3)
+    assert last.wait(WAIT_S)
+    thread.join(0.1)
     assert playing.is_alive() and thread.is_alive()
     slow.set()
     for one in (playing, thread):
         one.join(WAIT_S)
-    packets = -(-FRAMES * SOUND_TICKS // FPS // PACKET)
+    packets = -(-FRAMES * SOUND_TICKS // FPS // PACKET) if sound else 0
     assert sent == [True] and len(stage.of("video")) == FRAMES and len(stage.of("sound")) == packets
 
 
