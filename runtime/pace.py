@@ -9,10 +9,15 @@ from collections.abc import Callable
 
 DRIFT = 1e-3
 """How much faster than this clock that of a sound card may be: what comes faster would be held back more and more."""
-LATELY = 8
-"""Chunks whose slack is watched: the longest way of these is the one that the next is allowed."""
-LEAST = 0.01
-"""Seconds by which a chunk is put off, at least: less would not be noticed."""
+BEGIN, BEGINS = 8, 2
+"""Chunks after which all that they had to spare is waited out, and how often that is done: while everything is cold,
+more is spared than ever again, and what was seen then says nothing of later."""
+LATELY, ONE_OF = 200, 100
+"""Chunks whose ways are watched after that, and of how many one may be late: the longest way but one of all these is
+the one that the next is allowed, and the longest, as long as they are fewer."""
+LEAST, MOST = 0.01, 0.02
+"""Seconds by which a chunk is put off, at least: less would not be noticed. And at most, once the beginning is over:
+what is seldom needed is given away slowly."""
 
 
 class Pace:
@@ -30,28 +35,54 @@ class Pace:
         self._wait, self._clock = wait, clock
         self._due: float | None = None
         self._lock = threading.Lock()
-        self._slacks: deque[float] = deque(maxlen=LATELY)
         self._later = 0.0
         """By how much the next chunk is to be put off."""
+        self._put_off = 0.0
+        """By how much chunks have been put off so far, where nothing was lost by it."""
+        self._shown_later = 0.0
+        """By how much what is seen has been put off so far, since chunks were late."""
+        self._under_way: deque[float] = deque(maxlen=LATELY)
+        """Of each chunk that was sampled and is not known to be there, by how much it had been put off."""
+        self._told = 0
+        self._slacks: deque[float] = deque(maxlen=LATELY)
+        """What each chunk would have had to spare, had nothing ever been put off: the longer its way, the less."""
 
-    def slack(self, seconds: float) -> None:
+    def slack(self, seconds: float, late_s: float = 0.0) -> None:
         """A chunk was there so many seconds before it had to be; below 0, after that. From any thread.
 
-        What every chunk lately had to spare is waited out before the next is sampled: so it enters as late as the
-        longest way of these allows, and shows what was heard and pressed until then.
+        What all but the rarest chunks had to spare is waited out before the next is sampled: so it enters as late as
+        the longest way of these allows, and shows what was heard and pressed until then.
+
+        Args:
+            late_s: by how much all that follows is shown later, since this one came too late.
         """
         with self._lock:
-            self._slacks.append(seconds)
-            if len(self._slacks) == LATELY and (spare := min(self._slacks)) > LEAST:
-                self._later += spare
-                self._slacks.clear()
+            put_off = self._under_way.popleft() if self._under_way else self._put_off
+            self._told += 1
+            if self._told > 1:  # the first finds everything cold, and the clock begins with it
+                self._slacks.append(seconds + put_off - self._shown_later)
+            self._shown_later += late_s
+            self._give()
+
+    def _give(self) -> None:
+        began, rest = divmod(self._told - 1, BEGIN)
+        begins = began < BEGINS or (began == BEGINS and not rest)
+        if not self._slacks or (begins and rest):
+            return
+        allowed = sorted(self._slacks)[max(1, len(self._slacks) // ONE_OF) - 1]
+        spare = allowed - self._put_off - self._later + self._shown_later
+        if spare > LEAST:
+            self._later += spare if begins else min(spare, MOST)
+        if begins and began < BEGINS:
+            self._slacks.clear()
 
     def hold(self) -> bool:
         """Wait until the next chunk is due; returns whether it had to be waited for."""
         with self._lock:
-            later, self._later = self._later, 0.0
-        if self._due is not None:
-            self._due += later
+            if self._due is not None:
+                self._due += self._later
+                self._put_off += self._later
+            self._later = 0.0
         early = 0.0 if self._due is None else self._due - self._clock()
         if early > 0:
             self._wait(early)
@@ -60,4 +91,8 @@ class Pace:
     def sampled(self, seconds: float) -> None:
         """A chunk was sampled that is watched for so many seconds. With the first one the clock begins."""
         now = self._clock()
-        self._due = max(now, (now if self._due is None else self._due) + seconds * (1 - DRIFT))
+        with self._lock:
+            self._under_way.append(self._put_off)
+            due = (now if self._due is None else self._due) + seconds * (1 - DRIFT)
+            self._due = max(now, due)
+            self._put_off += self._due - due - seconds * DRIFT

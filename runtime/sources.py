@@ -114,7 +114,7 @@ def open_sources(
     return opened
 
 
-def _nobody(seconds: float) -> None:
+def _nobody(seconds: float, late_s: float) -> None:
     """Of a stream that is sampled as fast as stages allow, nobody asks how early its chunks are."""
 
 

@@ -83,41 +83,48 @@ def _broken(text: str) -> bool:
 
 
 class Asked:
-    """Events from being accepted until they are shown; moments are of the gateway's clock."""
+    """Events from being accepted until they are shown; moments are of the gateway's clock.
+
+    Each has a number of its own for the stages: two people may give theirs the same id.
+    """
 
     def __init__(self):
-        self._accepted: OrderedDict[str, float] = OrderedDict()
+        self._numbers = 0
+        self._accepted: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        """By number, the id that a person gave it, and when it was accepted."""
         self._interrupts: dict[str, float] = {}
         self._chunks: OrderedDict[int, tuple[tuple[str, ...], float]] = OrderedDict()
         """By chunk that was sampled and not shown yet, what it shows first, and when it was sampled."""
 
-    def accept(self, id: str, event: dict[str, Any], now: float) -> None:
-        """An event was accepted."""
-        self._accepted[id] = now
+    def accept(self, id: str, event: dict[str, Any], now: float) -> str:
+        """An event was accepted; returns its number."""
+        self._numbers += 1
+        number = str(self._numbers)
+        self._accepted[number] = id, now
         if event["type"] == "interrupt":
-            self._interrupts.pop(id, None)
-            self._interrupts[id] = now
+            self._interrupts[number] = now
         for held in (self._accepted, self._interrupts):
             while len(held) > KEPT:
                 del held[next(iter(held))]
+        return number
 
-    def sampled(self, chunk: int, ids: tuple[str, ...], now: float) -> bool:
-        """A chunk was sampled; returns whether it is the first after all that interrupted."""
-        self._chunks[chunk] = ids, now
+    def sampled(self, chunk: int, numbers: tuple[str, ...], now: float) -> bool:
+        """A chunk was sampled that shows these first; returns whether it is the first after all that interrupted."""
+        self._chunks[chunk] = numbers, now
         while len(self._chunks) > KEPT:
             self._chunks.popitem(last=False)
         order = list(self._interrupts)
         # Those before one that was sampled were too, or will never be: a stage that is not there yet is not kept all.
-        past = max((order.index(id) + 1 for id in ids if id in self._interrupts), default=0)
-        for id in order[:past]:
-            del self._interrupts[id]
+        past = max((order.index(one) + 1 for one in numbers if one in self._interrupts), default=0)
+        for one in order[:past]:
+            del self._interrupts[one]
         return past > 0 and not self._interrupts
 
     def shown(self, chunk: int) -> tuple[tuple[str, ...], float | None, float | None]:
         """A chunk begins to leave: (ids that it shows first, when the oldest was accepted, when it was sampled)."""
-        ids, sampled = self._chunks.pop(chunk, ((), None))
-        accepted = [self._accepted.pop(id) for id in ids if id in self._accepted]
-        return ids, min(accepted, default=None), sampled
+        numbers, sampled = self._chunks.pop(chunk, ((), None))
+        known = [self._accepted.pop(one) for one in numbers if one in self._accepted]
+        return tuple(id for id, _ in known), min((at for _, at in known), default=None), sampled
 
     @property
     def interrupted_at(self) -> float | None:

@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from math import exp
 
-START_BPS, FLOOR_BPS = 600_000, 150_000
+from stages.sinks.coded import LEAST_BITS, START_BITS
+
+START_BPS, FLOOR_BPS = START_BITS, LEAST_BITS
 UNKNOWN_BPS = 2_500_000
 """Not exceeded where no estimate ever comes."""
 SHARE = 0.85

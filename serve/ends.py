@@ -6,11 +6,16 @@ it still holds then.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from serve.classes import Rate
 from serve.link import Connection, Link
 from serve.media import Packet
+
+log = logging.getLogger(__name__)
 
 WAITING = 64
 """Events that are kept for a stage that is not there yet."""
@@ -36,7 +41,7 @@ class Listener(Protocol):
         ...
 
     def failed(self, why: str) -> None:
-        """Nothing more can be coded."""
+        """It cannot go on. Of no meaning to a session that ends, or has ended."""
         ...
 
 
@@ -54,9 +59,9 @@ class Ends:
         self._source: Connection | None = None
         self._sink: Connection | None = None
         self._events: deque[tuple[str, dict[str, Any]]] = deque(maxlen=WAITING)
-        self._codecs: list[str] = []
-        self._rate: tuple[int | None, int] = None, 1
         self._picture = b""
+        self._codecs: tuple[list[str], list[str]] = [], []
+        self._rates: dict[bool, Rate] = {False: (None, 1)}
         self.addresses: tuple[str, ...] = ()
 
     def open(self, picture: bytes = b"") -> dict[str, Any]:
@@ -106,23 +111,45 @@ class Ends:
         while self._events:
             id, event = self._events.popleft()
             connection.send("event", id=id, event=event)
-        while (message := await connection.receive()) is not None:
-            head, _ = message
-            if head.get("kind") == "sampled":
-                self._heard.sampled(head["chunk"], tuple(head["events"]), head["held_s"], head["late_s"])
-        self._source = None
+        try:
+            await self._listen(connection, self._said_by_source)
+        finally:
+            self._source = None
+
+    def _said_by_source(self, head: dict[str, Any], _: bytes) -> None:
+        if head.get("kind") == "sampled":
+            self._heard.sampled(head["chunk"], tuple(head["events"]), head["held_s"], head["late_s"])
+
+    async def _listen(self, connection: Connection, take: Callable[[dict[str, Any], bytes], None]) -> None:
+        """Take what a stage says, until it says that this was the end. One that goes without a word has failed, and
+        likewise one whose words cannot be taken: nobody would hear of it otherwise, and the picture would stand."""
+        why = "its stage has gone"
+        try:
+            while (message := await connection.receive()) is not None:
+                if message[0].get("kind") == "end":
+                    why = ""
+                    return
+                take(*message)
+        except Exception:
+            why = "what its stage says is not understood"
+            log.exception("a stage is let go of")
+        finally:
+            if why:
+                self._heard.failed(why)
 
     # -- to the one that plays ----------------------------------------------------------------------------------------
 
-    def want(self, codecs: list[str]) -> None:
-        """Pictures are wanted in these codecs."""
-        self._codecs = codecs
-        self._play("want", codecs=codecs)
+    def want(self, codecs: list[str], thin: list[str]) -> None:
+        """Pictures are wanted in these codecs; and, in those, a second time for thin lines."""
+        if (codecs, thin) != self._codecs:
+            self._codecs = codecs, thin
+            self._play("want", codecs=codecs, thin=thin)
 
-    def rate(self, bits_per_second: int | None, every: int) -> None:
-        """Pictures may take so much, and one of so many is wanted."""
-        self._rate = bits_per_second, every
-        self._play("rate", bits_per_second=bits_per_second, every=every)
+    def rate(self, rate: Rate, thin: bool) -> None:
+        """What the pictures of an encoding may take."""
+        if self._rates.get(thin) != rate:
+            self._rates[thin] = rate
+            self._play("rate", bits_per_second=rate[0], every=rate[1], thin=thin)
 
     def key(self) -> None:
         """A picture is wanted with which a decoder can begin."""
@@ -143,20 +170,25 @@ class Ends:
     async def _take_sink(self, connection: Connection) -> None:
         self._sink = connection
         self._play("hello", margin_s=self._margin_s)
-        self.want(self._codecs)
-        self.rate(*self._rate)
-        while (message := await connection.receive()) is not None:
-            head, body = message
-            kind = head.get("kind")
-            if kind in ("video", "sound"):
-                codec, key = head.get("codec", "opus"), head.get("key", False)
-                self._heard.packet(Packet(kind, codec, body, head["pts"], key, head["chunk"]))
-            elif kind == "chunk":
-                if self._source is not None:
-                    self._source.send("slack", seconds=head["slack_s"] - self._margin_s)
-                self._heard.chunk(head)
-            elif kind == "position":
-                self._heard.silent(head["seconds"])
-            elif kind == "failed":
-                self._heard.failed(head["message"])
-        self._sink = None
+        self._play("want", codecs=self._codecs[0], thin=self._codecs[1])
+        for thin, (bits_per_second, every) in self._rates.items():
+            self._play("rate", bits_per_second=bits_per_second, every=every, thin=thin)
+        try:
+            await self._listen(connection, self._said_by_sink)
+        finally:
+            self._sink = None
+
+    def _said_by_sink(self, head: dict[str, Any], body: bytes) -> None:
+        kind = head.get("kind")
+        if kind in ("video", "sound"):
+            codec, key, thin = head.get("codec", "opus"), head.get("key", False), head.get("thin", False)
+            self._heard.packet(Packet(kind, codec, body, head["pts"], key, head["chunk"], thin))
+        elif kind == "chunk":
+            if self._source is not None:
+                slack_s = head["slack_s"]
+                self._source.send("slack", seconds=slack_s - self._margin_s, late_s=max(0.0, -slack_s))
+            self._heard.chunk(head)
+        elif kind == "position":
+            self._heard.silent(head["seconds"])
+        elif kind == "failed":
+            self._heard.failed(head["message"])

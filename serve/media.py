@@ -21,6 +21,7 @@ class Packet(NamedTuple):
         pts: since the session's start, in ticks of its kind.
         key: whether a decoder can begin with it.
         chunk: that it belongs to.
+        thin: whether it is of the encoding for thin lines.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class Packet(NamedTuple):
     pts: int
     key: bool
     chunk: int
+    thin: bool = False
 
 
 class Shown(NamedTuple):

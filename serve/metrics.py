@@ -44,7 +44,7 @@ ENDS = ("stopped", "idle", "lease", "drained", "limit", "failed", "vanished")
 """Why sessions end."""
 REJECTIONS = ("full", "late", "queue", "too_many", "draining")
 """Why nobody more is let in (`serve.admission`)."""
-CAUSES = ("join", "loss", "queue", "trim")
+CAUSES = ("join", "loss", "queue", "trim", "rate")
 """Why key frames are asked for."""
 DROPS = ("rate", "queue")
 """Why frames are not shown: the viewer's line takes no more, or its queue was full."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from conf.schema.serve import ServeConfig
 from serve.asked import Asked, checked, unread
+from serve.classes import Line, Rate, sort, thinnest
 from serve.ends import Ends
 from serve.figures import Figures
 from serve.link import Link
@@ -24,6 +25,7 @@ from serve.problems import Problem
 from serve.served import Served
 from serve.term import Term
 from serve.told import Told
+from stages.sinks.coded import most_bits
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,9 @@ LOUD = 300
 TURN_S = 1.0
 """Seconds after which another microphone is listened to."""
 END_S = 10.0
-"""Longest wait for a stage that was told to end."""
+"""Longest wait for a stage that was told to end; then its stream is cancelled."""
+STUCK_S = 30.0
+"""After which it is said in the log that a stream has not ended. Its place stays taken: so do its stages."""
 
 
 class Session:
@@ -80,11 +84,13 @@ class Session:
         self._term, self._figures = Term(serve, clock), Figures(clock)
         self.expires_at = time.time() + serve.session_s
         self._ending: float | None = None
+        """Since when its stream is to end."""
+        self._cancelled = self._stuck = False
         self.seed: int | None = None
         self._ends, self._asked = Ends(link, serve.margin_s, self), Asked()
-        self._viewers: dict[Viewer, tuple[int | None, int]] = {}
-        """With what the line of each takes: bits per second (None: anything), and one picture of how many."""
-        self._rate: tuple[int | None, int] = None, 1
+        self._viewers: dict[Viewer, Line] = {}
+        self._rate: Rate = None, 1
+        """Of the encoding that all have but those with thin lines."""
         self._key_at, self._key_later = clock() - KEY_EVERY_S, False
         self._held_s = 0.0
         self._speaker: Viewer | None = None
@@ -115,8 +121,12 @@ class Session:
         except BaseException:
             self._end("failed")
             raise
+        if self.state == "ended":  # its model was lost meanwhile
+            await self._stop()
+            return
         self.told.began()
         if self.reason:  # it was told to end meanwhile
+            self.state, self._ending = "ending", self._clock()
             await self._stop()
         else:
             self.state = "running"
@@ -158,26 +168,36 @@ class Session:
         self.state, self.reason = "ended", self.reason or reason
         known = {"session": self.id, "model": self.served.name, "reason": self.reason, "chunks": self._figures.chunks}
         log.info("session ends", extra=known)
-        self._ends.close()
-        for viewer in list(self._viewers):
-            viewer.close(self.reason)
-        self._viewers.clear()
-        self.told.ended(self.reason)
-        self.done.set()
-        self._over(self)
+        try:
+            self._ends.close()
+            for viewer in list(self._viewers):
+                self._let_go(viewer, self.reason)
+            self._viewers.clear()
+            self.told.ended(self.reason)
+        finally:  # whatever goes wrong: nobody else would give its place back
+            self.done.set()
+            self._over(self)
 
     def tick(self, now: float) -> None:
         """Look at its clocks; called a few times a second."""
-        if self._ending is not None and now - self._ending > 2 * END_S:
-            self._end(self.reason)
-        elif self._ending is not None and now - self._ending > END_S and self.number is not None:
-            self._ending -= END_S  # once
-            self._spawn(self.served.cancel(self.number))
+        if self.state == "ended":
+            return
+        if self._ending is not None:
+            self._hurry(now - self._ending)
         elif self.state in ("running", "queued") and not self.reason:
             if reason := self._term.over(now, self.state == "running"):
                 self.stop(reason)
             elif self.state == "running" and (warning := self._term.warning(now)):
                 self.notice("expiring", warning[1], seconds_left=round(warning[0], 1))
+
+    def _hurry(self, seconds: float) -> None:
+        """Its stream has been about to end for so long. The place is free once that has ended, and not before."""
+        if seconds > END_S and self.number is not None and not self._cancelled:
+            self._cancelled = True
+            self._spawn(self.served.cancel(self.number))
+        if seconds > STUCK_S and not self._stuck:
+            self._stuck = True
+            log.error("the stream of a session does not end; its place stays taken", extra={"session": self.id})
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -199,7 +219,7 @@ class Session:
         """
         if self.state == "ended":
             raise Problem("ended", f"session {self.id[:6]} has ended ({self.reason}); open another one")
-        self._viewers[viewer] = None, 1
+        self._viewers[viewer] = Line()
         self._term.watched(len(self._viewers))
         self._want()
         self.key_frame("join")
@@ -209,11 +229,13 @@ class Session:
         if self._viewers.pop(viewer, None) is None:
             return
         self._term.watched(len(self._viewers))
-        self._want()
         self._tell_rate()
+        self._want()
 
     def _want(self) -> None:
-        self._ends.want(sorted({viewer.codec for viewer in self._viewers} - {""}))
+        rich = {viewer.codec for viewer, line in self._viewers.items() if not line.thin} - {""}
+        thin = {viewer.codec for viewer, line in self._viewers.items() if line.thin or line.seen} - {""}
+        self._ends.want(sorted(rich), sorted(thin))
 
     def key_frame(self, cause: str) -> None:
         """Ask for a picture with which a decoder can begin; not more often than every KEY_EVERY_S."""
@@ -232,17 +254,22 @@ class Session:
         self._ends.key()
 
     def follow(self, viewer: Viewer, bits_per_second: int | None, every: int = 1) -> None:
-        """What a viewer's line takes. The pictures follow who has the thinnest."""
+        """What a viewer's line takes. The pictures follow who has the thinnest; who has far less than the best, has
+        an encoding of its own with its like (`serve.classes`)."""
         if viewer in self._viewers:
-            self._viewers[viewer] = bits_per_second, every
+            self._viewers[viewer].rate = bits_per_second, every
             self._tell_rate()
 
     def _tell_rate(self) -> None:
-        bits = min((bits for bits, _ in self._viewers.values() if bits is not None), default=None)
-        rate = bits, max((every for _, every in self._viewers.values()), default=1)
-        if rate != self._rate:
-            self._rate = rate
-            self._ends.rate(*rate)
+        offer, lines = self.served.offer, [line for viewer, line in self._viewers.items() if viewer.codec]
+        changed = sort(lines, most_bits(offer["height"], offer["width"], offer["fps"]))
+        self._rate = thinnest(lines, False) or (None, 1)
+        self._ends.rate(self._rate, False)
+        if (rate := thinnest(lines, True)) is not None:
+            self._ends.rate(rate, True)
+        if changed:
+            self._want()
+            self.key_frame("rate")
 
     @property
     def speech_held_s(self) -> float:
@@ -275,13 +302,13 @@ class Session:
         if self.state not in ("starting", "running", "queued"):
             raise Problem("ended", f"session {self.id[:6]} is ending ({self.reason}); open another one")
         self._term.acted()
-        self._asked.accept(id, event, self._clock())
+        number = self._asked.accept(id, event, self._clock())
         if event["type"] == "interrupt":
             self._held_s = 0.0
             self._ends.mute()
         elif event["type"] == "prompt" and (unknown := unread(event["prompt"], self.served.offer)):
             self.notice("words", f"{self.served.name} does not know {', '.join(unknown)}")
-        self._ends.event(id, event)
+        self._ends.event(number, event)
 
     def sound(self, pcm: bytes, at: int, by: Viewer | None) -> None:
         """A microphone's sound: 16-bit 16 kHz mono, from position `at` on the microphone's own time line.
@@ -326,11 +353,14 @@ class Session:
 
     def packet(self, packet: Packet) -> None:
         """See `Listener`."""
-        if packet.kind == "video":
+        if packet.kind == "video" and not packet.thin:
             self._figures.picture(packet)
-        for viewer in list(self._viewers):
-            if viewer.codec == packet.codec or (packet.kind == "sound" and viewer.codec):
+        for viewer, line in list(self._viewers.items()):
+            seen = line.seen
+            if (packet.kind == "sound" and viewer.codec) or (viewer.codec == packet.codec and line.takes(packet)):
                 self._to(viewer, viewer.packet, packet)
+            if seen != line.seen:  # it may have been the last to be sent the other one
+                self._want()
 
     def _to(self, viewer: Viewer, tell: Callable[[Any], None], what: Any) -> None:
         """Tell a viewer; whatever that brings about, the others are told."""
@@ -339,7 +369,13 @@ class Session:
         except Exception:
             log.exception("viewer %s cannot go on", viewer.id)
             self.detach(viewer)
-            viewer.close("failed")
+            self._let_go(viewer, "failed")
+
+    def _let_go(self, viewer: Viewer, reason: str) -> None:
+        try:
+            viewer.close(reason)
+        except Exception:
+            log.exception("viewer %s cannot be closed", viewer.id)
 
     def chunk(self, head: dict[str, Any]) -> None:
         """See `Listener`."""
@@ -364,8 +400,9 @@ class Session:
 
     def failed(self, why: str) -> None:
         """See `Listener`."""
-        log.error("session cannot be coded: %s", why, extra={"session": self.id})
-        self.stop("failed")
+        if not self.reason:
+            log.error("session cannot go on: %s", why, extra={"session": self.id})
+            self.stop("failed")
 
     # -- how it stands ------------------------------------------------------------------------------------------------
 

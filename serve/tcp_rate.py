@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from stages.sinks.coded import LEAST_BITS
+
 LAG_S, FINE_S = 0.3, 0.1
 """A line that is behind by more is too slow for what it is given; by less, it may have more."""
 STEP_S = 0.5
 """A lower rate shows in the queue only after this."""
 DOWN, UP = 0.7, 1.08
 """Factor of a step down, and of a second of recovery."""
-FLOOR = 64_000
-"""Bits per second below which pictures are left out instead."""
+FLOOR = LEAST_BITS
+"""Bits per second below which pictures are left out instead: encoders go no lower."""
+WIDE = 1.5
+"""Of the floor: a line that takes so much has no limit any more, where it was given less when it was behind."""
 WORTH = 1.04
 """A rate that has risen by less is not told."""
 
@@ -63,7 +67,7 @@ class TcpRate:
     def _lower(self, now: float) -> None:
         measured = 8.0 * sum(size for _, size in self._given)
         if self._limit is None:
-            self._free = max(measured, 2 * FLOOR)
+            self._free = max(measured, WIDE * FLOOR)
         elif self._limit <= FLOOR:
             self._every = 2
         self._limit = max(FLOOR, DOWN * min(self._limit or measured, measured))

@@ -59,7 +59,7 @@ class Told:
             self._metrics.dropped(self._model, frames, reason)
 
     def key_frame(self, cause: str) -> None:
-        """One was asked for: `join`, `loss`, `queue`."""
+        """One was asked for: `join`, `loss`, `queue`, `trim`, `rate`."""
         self._metrics.key_frame(self._model, cause)
 
     def interrupted(self, seconds: float) -> None:

@@ -30,6 +30,8 @@ POLL_S = 0.05
 LONGEST_LINE, LONGEST_BODY = 1 << 16, 1 << 24
 """Bytes of a message's line and of what follows it, at most."""
 BLOCK = 1 << 16
+LAST_S = 5.0
+"""Longest wait for a gateway to have read what was sent before `end`: it hangs up then."""
 
 
 def bracketed(host: str) -> str:

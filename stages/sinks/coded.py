@@ -154,6 +154,17 @@ class SoundCoder:
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None], np.float32), format="flt", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = self._rate, self._given, Fraction(1, self._rate)
         self._given += len(samples)
+        self._hold(frame)
+
+    def end(self) -> None:
+        """Nothing more is given: what is left becomes a last packet."""
+        if self._given:
+            self._hold(None)
+        if rest := self._held % PACKET:
+            self._waiting.append(np.zeros(PACKET - rest, np.float32))
+            self._held += PACKET - rest
+
+    def _hold(self, frame: av.AudioFrame | None) -> None:
         for part in self._resampler.resample(frame):
             self._waiting.append(part.to_ndarray().reshape(-1))
             self._held += len(self._waiting[-1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import Any, NamedTuple
 
@@ -21,6 +21,9 @@ FADE = 480
 """Samples of 48 kHz in which sound that is cut off fades: 10 ms."""
 AHEAD = 2
 """Chunks that are held at most."""
+
+Encoding = tuple[str, bool]
+"""A codec, and whether it is for thin lines."""
 
 
 class Made(NamedTuple):
@@ -69,12 +72,14 @@ class Player:
         self._sounds: deque[tuple[int, int]] = deque()
         """(first sample at 48 kHz, chunk) of sound that has not left."""
         self._heard = 0
-        self._wanted: dict[str, PictureCoder] = {}
-        self._keys: set[str] = set()
-        """Codecs of which a key frame is asked for."""
-        self._bits: int | None = None
-        self._every = 1
+        self._wanted: dict[Encoding, PictureCoder] = {}
+        self._keys: set[Encoding] = set()
+        """Of which a key frame is asked for."""
+        self._rates: dict[bool, tuple[int | None, int]] = {False: (None, 1), True: (None, 1)}
+        """Bits per second, and of how many pictures one is coded, by whether it is for thin lines."""
         self._muted = self._fading = self._closed = False
+        self._sending = False
+        """Whether messages were taken that are not sent yet."""
         self._loud_from: int | None = None
         """Of sound that is muted, the first chunk to be heard again; None: it is not known yet."""
 
@@ -98,10 +103,20 @@ class Player:
             self._chunks.append((made, slack))
             self._changed.notify_all()
 
-    def finish(self) -> None:
-        """Wait until all that is there has been played."""
+    def finish(self, patience_s: float | None = None) -> bool:
+        """No more chunks come: wait until all that is there was sent, and return whether it was.
+
+        Args:
+            patience_s: how long nothing may be sent; None: for ever.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: not self._chunks or self._closed)
+            if self._sound is not None and not self._closed:
+                self._sound.end()
+                self._changed.notify_all()
+            while not self._closed and (self._chunks or self._sending or self._packet_due() < inf):
+                if not self._changed.wait(patience_s):
+                    return False
+            return not self._closed
 
     def close(self) -> None:
         """Play no more; whoever waits goes on."""
@@ -119,25 +134,29 @@ class Player:
 
     # -- who hears from viewers ---------------------------------------------------------------------------------------
 
-    def want(self, codecs: list[str]) -> None:
-        """Pictures are wanted in these codecs, and no others; a new one begins with a key frame."""
+    def want(self, codecs: Iterable[str], thin: Iterable[str] = ()) -> None:
+        """Pictures are wanted in these codecs, and no others; and, for thin lines, a second time in those. A new one
+        begins with a key frame, and what is for thin lines comes last."""
+        wanted = [(codec, False) for codec in codecs] + [(codec, True) for codec in thin]
         with self._changed:
-            self._wanted = {c: self._wanted.get(c) or PictureCoder(c, *self._size, card=self._card) for c in codecs}
-            self._keys &= set(codecs)
-            for coder in self._wanted.values():
-                coder.rate(self._bits)
+            new = {one: PictureCoder(one[0], *self._size, card=self._card) for one in wanted if one not in self._wanted}
+            self._wanted = {one: self._wanted.get(one) or new[one] for one in wanted}
+            self._keys &= set(wanted)
+            for (_, is_thin), coder in self._wanted.items():
+                coder.rate(self._rates[is_thin][0])
 
     def key(self) -> None:
         """The next picture is to be one with which a decoder can begin."""
         with self._changed:
             self._keys |= set(self._wanted)
 
-    def rate(self, bits_per_second: int | None, every: int) -> None:
+    def rate(self, bits_per_second: int | None, every: int, thin: bool = False) -> None:
         """Pictures may take so much (None: what they are worth), and only every so many are to be coded."""
         with self._changed:
-            self._bits, self._every = bits_per_second, max(1, every)
-            for coder in self._wanted.values():
-                coder.rate(bits_per_second)
+            self._rates[thin] = bits_per_second, max(1, every)
+            for (_, is_thin), coder in self._wanted.items():
+                if is_thin == thin:
+                    coder.rate(bits_per_second)
 
     def mute(self) -> float:
         """Cut off the sound; returns the seconds that were heard."""
@@ -169,8 +188,12 @@ class Player:
                     return
                 # What is heard with a picture goes before it.
                 messages = self._play_packet() if packet <= picture else self._play_picture()
+                self._sending = True
             for kind, body, head in messages:
                 self._send(kind, body, **head)
+            with self._changed:
+                self._sending = False
+                self._changed.notify_all()
 
     def _picture_due(self) -> float:
         return self._zero + self._frame / self.fps if self._chunks else inf
@@ -187,13 +210,13 @@ class Player:
         if index == 0:
             head = {"chunk": made.number, "frames": len(made.frames), "first_frame": self._frame}
             messages.append(("chunk", b"", head | {"pts": pts, "slack_s": slack}))
-        skipped = self._frame % self._every and not self._keys
-        if self._wanted and not skipped:
-            picture = planar(made.frames[index])
-            for codec, coder in self._wanted.items():
-                body, key = coder.encode(picture, pts, codec in self._keys)
-                self._keys.discard(codec)
-                messages.append(("video", body, {"codec": codec, "key": key, "pts": pts, "chunk": made.number}))
+        due = [one for one in self._wanted if one in self._keys or not self._frame % self._rates[one[1]][1]]
+        picture = planar(made.frames[index]) if due else None
+        for one in due:
+            body, key = self._wanted[one].encode(picture, pts, one in self._keys)
+            self._keys.discard(one)
+            head = {"codec": one[0], "key": key, "pts": pts, "chunk": made.number, "thin": one[1]}
+            messages.append(("video", body, head))
         self._frame += 1
         if index + 1 == len(made.frames):
             self._chunks.popleft()

@@ -4,12 +4,16 @@ The sink plays its chunks itself, each picture when it is due (`stages.sinks.pla
 
     start {fps, height, width, sound}
     chunk {chunk, frames, first_frame, pts, slack_s}   before a chunk's first picture; slack_s: it was there so early
-    video {codec, key, pts, chunk}, sound {pts, chunk} a coded picture, in each codec that is wanted; an Opus packet
+    video {codec, key, pts, chunk, thin}               a coded picture, in each codec that is wanted; for thin lines
+    sound {pts, chunk}                                 an Opus packet
     position {seconds}                                 heard before the sound was cut off
     failed {message}                                   nothing more can be coded
+    end {}                                             all of the stream was sent
 
-and hears `hello {margin_s}` first, then `want {codecs}`, `key {}`, `rate {bits_per_second, every}`, `mute {}` and
-`unmute {chunk}`. A gateway that is gone hears nothing more: its source ends the stream.
+and hears `hello {margin_s}` first, then `want {codecs, thin}`, `key {}`, `rate {bits_per_second, every, thin}`,
+`mute {}` and `unmute {chunk}`. Thin are codecs in which pictures are coded a second time, for thin lines; and a rate
+that is of those. After `end` the gateway hangs up, so a stream ends when all of it has been read. A gateway that is
+gone hears nothing more: its source ends the stream.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import numpy as np
 
 import devices
 from conf.errors import UserError
-from stages.link import Wire, connect
+from stages.link import LAST_S, Wire, connect
 from stages.sinks.player import Made, Player
 
 log = logging.getLogger(__name__)
@@ -53,6 +57,8 @@ class SessionSink:
         self._player = Player(
             fps, height, width, sound, self._send, float(hello[0]["margin_s"]), card=devices.count() > 0
         )
+        self._whole = False
+        """Whether all of the stream was sent."""
         self._send("start", fps=fps, height=height, width=width, sound=sound)
         self._ears = threading.Thread(target=self._listen, name="session-viewers", daemon=True)
         self._hands = threading.Thread(target=self._play, name="session-player", daemon=True)
@@ -67,8 +73,10 @@ class SessionSink:
 
     def close(self) -> None:
         """Play what is left, then end."""
-        self._player.finish()
+        self._whole = self._player.finish(LAST_S)
         self._player.close()
+        self._hands.join(LAST_S)
+        self._ears.join(LAST_S)
         self._wire.close()
         self._hands.join()
         self._ears.join()
@@ -84,6 +92,8 @@ class SessionSink:
         try:
             while self._player.wait(time.perf_counter):
                 self._player.step(time.perf_counter())
+            if self._whole:
+                self._send("end")
         except Exception as error:
             log.exception("sink.session: nothing more can be played")
             self._send("failed", message=str(error))
@@ -91,9 +101,9 @@ class SessionSink:
 
     def _listen(self) -> None:
         acts = {
-            "want": lambda head: self._player.want(list(head["codecs"])),
+            "want": lambda head: self._player.want(head["codecs"], head.get("thin", ())),
             "key": lambda head: self._player.key(),
-            "rate": lambda head: self._player.rate(head["bits_per_second"], int(head["every"])),
+            "rate": lambda h: self._player.rate(h["bits_per_second"], int(h["every"]), h.get("thin", False)),
             "mute": lambda head: self._send("position", seconds=self._player.mute()),
             "unmute": lambda head: self._player.unmute(int(head["chunk"])),
         }

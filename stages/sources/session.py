@@ -6,12 +6,13 @@ The gateway sends, on the connection of `source.session`,
     sound {at}        PCM of a microphone, 16-bit 16 kHz mono, from position `at` on its own time line
     speech {}         likewise, to be spoken when its turn comes, however early it is sent
     event {id, event} `{"type": "prompt", "prompt": ...}`, `{"type": "action", "action": ...}`, `{"type": "interrupt"}`
-    slack {seconds}   how long before its frames were due a chunk was there
+    slack {seconds, late_s}   how long before its frames were due a chunk was there, and by how much all that follows
+                              was put off for it
     end {}            the session is over
 
-and is told of each chunk, when it is sampled, `sampled {chunk, events, held_s, silence_s, late_s}`: the ids of all that
-first shows in it, the speech that is held, and the sound that was missing or too late by then. A gateway that is gone
-has ended the stream.
+and is told `end {}` when the stream ends in order, and of each chunk, when it is sampled, `sampled {chunk, events,
+held_s, silence_s, late_s}`: the ids of all that first shows in it, the speech that is held, and the sound that was
+missing or too late by then. After `end` the gateway hangs up. One that is gone has ended the stream.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from conf.errors import UserError
-from stages.link import Wire, connect
+from stages.link import LAST_S, Wire, connect
 from stages.sources.audio import NOTHING, RATE
 from stages.sources.microphone import Microphone, Speech
 
@@ -45,7 +46,8 @@ class SessionSource:
         actions: names that the model knows, the first that of no action; empty: it takes none.
         stop: set when the session ends.
         steer: takes a prompt, when it was accepted, and a number that rises.
-        slack: takes the seconds by which a chunk was early; below 0: it was late.
+        slack: takes the seconds by which a chunk was early, below 0 where it was late; and those by which all that
+            follows is shown later because of it.
         clock: seconds, monotonic.
 
     Attributes:
@@ -63,7 +65,7 @@ class SessionSource:
         actions: Sequence[str],
         stop: threading.Event,
         steer: Callable[[str, float, int], None],
-        slack: Callable[[float], None],
+        slack: Callable[[float, float], None],
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._names, self._stop, self._steer, self._slack, self._clock = tuple(actions), stop, steer, slack, clock
@@ -125,6 +127,9 @@ class SessionSource:
 
     def close(self) -> None:
         """Listen no more."""
+        self._tell("end")
+        if threading.current_thread() is not self._thread:
+            self._thread.join(LAST_S)
         self._wire.close()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -153,7 +158,7 @@ class SessionSource:
     def _take(self, head: dict[str, Any], body: bytes) -> None:
         kind = head["kind"]
         if kind == "slack":
-            self._slack(float(head["seconds"]))
+            self._slack(float(head["seconds"]), float(head["late_s"]))
             return
         with self._lock:
             if kind == "sound":

@@ -33,13 +33,14 @@ class End:
 
     Attributes:
         address: for the stage.
+        hangs_up: whether it does when the stage says that this was all, as a gateway does.
     """
 
     def __init__(self, hello: tuple[str, bytes] | None = ("hello", b"")):
         self._hello = hello
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}/{TOKEN}"
-        self._there = threading.Event()
+        self._there, self.hangs_up = threading.Event(), True
         self._heard: queue.SimpleQueue = queue.SimpleQueue()
         self._wire: Wire | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -57,6 +58,8 @@ class End:
         self._there.set()
         while (message := self._wire.receive()) is not None:
             self._heard.put(message)
+            if message[0]["kind"] == "end" and self.hangs_up:
+                self._wire.close()
         self._heard.put(None)
 
     def say(self, kind: str, body: bytes = b"", **head: Any) -> None:

@@ -296,3 +296,50 @@ def test_a_rate_holds_for_coders_that_are_there_and_that_come():
     assert {coder._bits for coder in stage.player._wanted.values()} == {200_000}
     stage.player.rate(None, 1)
     assert min(coder._bits for coder in stage.player._wanted.values()) > 200_000
+
+
+def test_for_thin_lines_pictures_are_coded_a_second_time_at_a_rate_of_its_own():
+    stage = Stage()
+    stage.player.rate(200_000, 2, thin=True)
+    stage.player.want(["h264"], ["h264"])
+    stage.play(2)
+    stage.run(stage.clock.now + 1)
+    rich, thin = ([h for *_, h in stage.of("video") if h["thin"] == one] for one in (False, True))
+    assert len(rich) == 2 * FRAMES and len(thin) == FRAMES
+    assert [head["key"] for head in thin] == [True] + [False] * (FRAMES - 1)
+    assert [coder._bits for coder in stage.player._wanted.values()][1] == 200_000
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_the_end_is_told_when_the_last_picture_and_all_sound_are_sent(sound):
+    """Not when they were taken to be sent: whoever waits closes the connection."""
+    stage, sent = Stage(sound=sound), []
+    last, slow = threading.Event(), threading.Event()
+    send = stage.player._send
+
+    def held(kind, body, **head):
+        if len(stage.of("video")) == FRAMES - 1 and kind == "video":
+            last.set()
+            slow.wait(WAIT_S)
+        send(kind, body, **head)
+
+    stage.player._send = held
+    stage.put()
+    thread = threading.Thread(target=lambda: sent.append(stage.player.finish()))
+    thread.start()
+    playing = threading.Thread(target=lambda: stage.run(stage.clock.now + MARGIN_S + CHUNK_S + 0.05))
+    playing.start()
+    assert last.wait(WAIT_S)
+    thread.join(0.1)
+    assert playing.is_alive() and thread.is_alive()
+    slow.set()
+    for one in (playing, thread):
+        one.join(WAIT_S)
+    packets = -(-FRAMES * SOUND_TICKS // FPS // PACKET) if sound else 0
+    assert sent == [True] and len(stage.of("video")) == FRAMES and len(stage.of("sound")) == packets
+
+
+def test_the_end_is_not_waited_for_where_nothing_is_sent_any_more():
+    stage = Stage()
+    stage.put()
+    assert stage.player.finish(0.01) is False

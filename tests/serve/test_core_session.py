@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from serve.problems import Problem
-from serve.session import END_S, KEY_EVERY_S, SPEECH_S, TURN_S
+from serve.session import END_S, KEY_EVERY_S, SPEECH_S, STUCK_S, TURN_S
+from serve.tcp_rate import FLOOR
 from tests.serve.core_time import REFUSED, Eye, One, settle, virtually
 
 
@@ -19,7 +20,7 @@ async def test_what_stages_send_goes_to_every_viewer_at_once():
         one.session.attach(viewer)
     _, sink = await one.begin()
     assert sink.of("hello") == [{"margin_s": one.serve.margin_s}] and sink.heard[0][0] == "hello"
-    assert sink.of("want")[-1] == {"codecs": ["h264", "vp8"]}
+    assert sink.of("want")[-1] == {"codecs": ["h264", "vp8"], "thin": []}
     await one.show(0)
     await sink.say("video", b"p", codec="h264", key=True, pts=0, chunk=0)
     await sink.say("video", b"q", codec="vp8", key=True, pts=0, chunk=0)
@@ -29,7 +30,7 @@ async def test_what_stages_send_goes_to_every_viewer_at_once():
     assert deaf.packets == [] and all(len(eye.chunks) == 1 for eye in (first, second, deaf))
     assert one.session.figures()["fps"] == 0.5  # one picture in two seconds, in two codecs
     one.session.detach(second)
-    assert sink.of("want")[-1] == {"codecs": ["h264"]}
+    assert sink.of("want")[-1] == {"codecs": ["h264"], "thin": []}
 
 
 @virtually
@@ -105,7 +106,7 @@ async def test_one_that_waited_long_is_not_idle_when_it_begins():
 
 
 @virtually
-async def test_what_does_not_end_when_it_is_told_to_is_cancelled_and_then_given_up():
+async def test_what_does_not_end_when_it_is_told_to_is_cancelled_and_keeps_its_place_until_it_ends(caplog):
     one = One()
     await one.begin()
     eye = Eye()
@@ -121,8 +122,85 @@ async def test_what_does_not_end_when_it_is_told_to_is_cancelled_and_then_given_
     await other.begin()
     other.model.drains, other.model.cancel = False, lambda number: asyncio.sleep(0)
     other.session.stop("stopped")
-    await other.wait(2 * END_S + 1)
+    await other.wait(2 * STUCK_S)
+    assert other.session.state == "ending" and other.over == []
+    assert [record.levelname for record in caplog.records if "does not end" in record.message] == ["ERROR"]
+    other.session.ended({})
     assert other.session.state == "ended" and other.over == [other.session]
+
+
+@virtually
+async def test_one_that_is_stopped_while_it_starts_keeps_its_place_and_has_its_time_to_end():
+    one = One()
+    one.model.hold.clear()
+    one.model.drains = False
+    beginning = asyncio.ensure_future(one.session.begin({}))
+    await settle()
+    one.session.stop("stopped")
+    await one.wait(3 * END_S)
+    assert one.session.state == "starting" and one.over == []
+    one.model.hold.set()
+    await beginning
+    await one.wait(END_S - 1)
+    assert one.model.stopped == [0] and one.model.cancelled == []
+    await one.wait(2)
+    assert one.model.cancelled == [0] and one.over == [one.session]
+
+
+@virtually
+async def test_one_that_is_given_up_while_it_starts_never_begins():
+    one = One()
+    one.model.hold.clear()
+    beginning = asyncio.ensure_future(one.session.begin({}))
+    await settle()
+    one.session.abandon("failed")
+    one.model.hold.set()
+    await beginning
+    assert one.model.stopped == [0] and one.session.state == "ended" and one.over == [one.session]
+    assert one.session.told._trace is None  # one that had begun would be under way for ever
+
+
+@virtually
+async def test_a_viewer_that_cannot_be_closed_keeps_nobody_else_nor_the_place():
+    one = One()
+    await one.begin()
+    broken, eye = Eye(), Eye()
+    broken.close = broken.packet = lambda *_: 1 / 0
+    for viewer in (broken, eye):
+        one.session.attach(viewer)
+    one.session.ended({})
+    assert eye.closed == "limit" and one.over == [one.session] and one.session.done.is_set()
+    worse = One()
+    await worse.begin()
+    worse.session.told.ended = lambda reason: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        worse.session.ended({})
+    assert worse.over == [worse.session] and worse.session.done.is_set()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("how", ["gone", "nonsense"])
+@virtually
+async def test_a_stage_that_goes_without_a_word_ends_it_as_failed(which, how):
+    one = One()
+    stage = (await one.begin())[which]
+    if how == "gone":
+        stage.close()
+        await settle()
+    else:
+        await stage.say(("sampled", "chunk")[which])
+    assert (one.session.state, one.session.reason, one.model.stopped) == ("ended", "failed", [0])
+
+
+@virtually
+async def test_stages_that_say_it_was_all_leave_the_end_to_the_stream():
+    one = One()
+    for stage in await one.begin():
+        stage.leave()
+    await settle()
+    assert one.session.state == "running"
+    one.session.ended({})
+    assert one.session.reason == "limit"
 
 
 @virtually
@@ -179,10 +257,10 @@ async def test_an_event_comes_back_on_the_chunk_that_shows_it_with_its_latency()
     await one.wait(0.25)
     one.session.event("b", {"type": "action", "action": "forward"})
     assert source.of("event") == [
-        {"id": "a", "event": {"type": "prompt", "prompt": "by day"}},
-        {"id": "b", "event": {"type": "action", "action": "forward"}},
+        {"id": "1", "event": {"type": "prompt", "prompt": "by day"}},
+        {"id": "2", "event": {"type": "action", "action": "forward"}},
     ]
-    await one.source.say("sampled", chunk=0, events=["a", "b"], silence_s=0, held_s=0, late_s=0)
+    await one.source.say("sampled", chunk=0, events=["1", "2"], silence_s=0, held_s=0, late_s=0)
     await one.wait(0.5)
     await one.sink.say("chunk", chunk=0, frames=12, first_frame=0, pts=0, slack_s=0.2)
     await one.show(1)
@@ -215,7 +293,7 @@ async def test_events_before_the_stage_is_there_are_sent_when_it_comes_the_lates
     for number in range(100):
         one.session.event(f"e{number}", {"type": "action", "action": "forward"})
     source, _ = await one.begin()
-    assert [head["id"] for head in source.of("event")] == [f"e{number}" for number in range(36, 100)]
+    assert [head["id"] for head in source.of("event")] == [str(number) for number in range(37, 101)]
 
 
 BAD = [
@@ -262,9 +340,9 @@ async def test_an_interrupt_mutes_until_the_chunk_that_was_sampled_after_it():
     await one.show(4)
     assert sink.of("unmute") == []
     one.session.event("j", {"type": "interrupt"})
-    await one.show(5, ["i"])
+    await one.show(5, ["1"])
     assert sink.of("unmute") == []  # another one is under way
-    await one.show(6, ["j"])
+    await one.show(6, ["2"])
     assert sink.of("unmute") == [{"chunk": 6}] and len(sink.of("mute")) == 2
 
 
@@ -278,7 +356,7 @@ async def test_interrupts_that_were_never_passed_on_do_not_keep_it_quiet_for_eve
     source, sink = await one.begin()
     await one.show(0, [head["id"] for head in source.of("event")])
     one.session.event("now", {"type": "interrupt"})
-    await one.show(1, ["now"])
+    await one.show(1, [source.of("event")[-1]["id"]])
     assert sink.of("unmute")[-1] == {"chunk": 1}
 
 
@@ -336,11 +414,11 @@ async def test_pictures_follow_the_thinnest_line_and_recover_when_it_leaves():
     for eye in (thick, thin, any_):
         one.session.attach(eye)
     one.session.follow(thick, 900_000)
-    one.session.follow(thin, 200_000, 2)
-    one.session.follow(thin, 200_000, 2)
+    one.session.follow(thin, 200_000)
+    one.session.follow(thin, 200_000)
     one.session.follow(Eye(), 1)  # a stranger has no say
     rates = [(head["bits_per_second"], head["every"]) for head in sink.of("rate")]
-    assert rates == [(None, 1), (900_000, 1), (200_000, 2)]
+    assert rates == [(None, 1), (900_000, 1), (200_000, 1)]
     assert one.session.bits_per_second == 200_000
     one.session.detach(thin)
     one.session.detach(thick)
@@ -355,8 +433,8 @@ async def test_what_viewers_wanted_before_the_stage_came_is_told_when_it_does():
     one.session.attach(eye)
     one.session.follow(eye, 300_000, 2)
     _, sink = await one.begin()
-    assert sink.of("want")[-1] == {"codecs": ["vp8"]}
-    assert sink.of("rate")[-1] == {"bits_per_second": 300_000, "every": 2}
+    assert sink.of("want")[-1] == {"codecs": ["vp8"], "thin": []}
+    assert sink.of("rate")[-1] == {"bits_per_second": 300_000, "every": 2, "thin": False}
 
 
 @virtually
@@ -401,3 +479,88 @@ async def test_who_watches_is_told_once_before_its_time_is_over_and_may_prevent_
     assert [notice["kind"] for notice in eye.notices] == ["expiring"] * 2
     await one.wait(30)
     assert one.session.reason == "idle"
+
+
+@virtually
+async def test_two_people_may_give_their_events_the_same_id():
+    one = One()
+    eye = Eye()
+    one.session.attach(eye)
+    source, sink = await one.begin()
+    one.session.event("e1", {"type": "interrupt"})
+    await one.wait(0.5)
+    one.session.event("e1", {"type": "interrupt"})
+    first, second = (head["id"] for head in source.of("event"))
+    await one.show(0, [first])
+    assert sink.of("unmute") == []  # the other one is under way
+    await one.wait(0.5)
+    await one.show(1, [second])
+    assert sink.of("unmute") == [{"chunk": 1}]
+    assert [(shown.events, shown.latency_s) for shown in eye.chunks] == [
+        (("e1",), pytest.approx(0.5)),
+        (("e1",), pytest.approx(0.5)),
+    ]
+
+
+async def pictures(sink, pts: int, key: bool, *encodings: bool) -> None:
+    for thin in encodings:
+        await sink.say("video", b"", codec="h264", key=key, pts=pts, chunk=0, thin=thin)
+
+
+@virtually
+async def test_a_line_far_thinner_than_the_best_has_an_encoding_of_its_own_and_comes_back():
+    one = One()
+    _, sink = await one.begin()
+    thick, thin = Eye(), Eye()
+    for eye in (thick, thin):
+        one.session.attach(eye)
+    one.session.follow(thick, 280_000)
+    await pictures(sink, 0, True, False)
+    one.session.follow(thin, 100_000, 2)
+    assert sink.of("rate")[-1] == {"bits_per_second": 100_000, "every": 2, "thin": True}
+    assert sink.of("want")[-1] == {"codecs": ["h264"], "thin": ["h264"]}
+    assert one.session.bits_per_second == 280_000
+    await pictures(sink, 1, False, False)
+    await pictures(sink, 2, True, False, True)
+    await pictures(sink, 3, False, False, True)
+    one.session.follow(thin, 180_000)  # no back and forth between two thresholds
+    assert sink.of("want")[-1] == {"codecs": ["h264"], "thin": ["h264"]}
+    one.session.follow(thin, 250_000)
+    await pictures(sink, 4, False, False, True)
+    await pictures(sink, 5, True, False, True)
+    await pictures(sink, 6, False, False, True)
+    seen = [[(packet.pts, packet.thin) for packet in eye.packets] for eye in (thick, thin)]
+    assert seen[0] == [(pts, False) for pts in range(7)]
+    assert seen[1] == [(0, False), (2, True), (3, True), (4, True), (5, False), (6, False)]
+    assert sink.of("want")[-1] == {"codecs": ["h264"], "thin": []}
+    assert one.session.bits_per_second == 250_000
+
+
+@virtually
+async def test_when_the_best_line_leaves_the_thin_ones_have_the_pictures_for_themselves():
+    one = One()
+    _, sink = await one.begin()
+    thick, thin = Eye(), Eye()
+    for eye in (thick, thin):
+        one.session.attach(eye)
+    one.session.follow(thin, 100_000)
+    await pictures(sink, 0, True, False, True)
+    one.session.detach(thick)
+    assert sink.of("want")[-1] == {"codecs": ["h264"], "thin": ["h264"]}
+    await pictures(sink, 1, True, False, True)
+    assert sink.of("want")[-1] == {"codecs": ["h264"], "thin": []}
+    assert [(packet.pts, packet.thin) for packet in thin.packets] == [(0, True), (1, False)]
+
+
+@virtually
+async def test_one_who_takes_nothing_does_not_make_the_pictures_of_others_poorer():
+    """Its rate goes down to the floor, and to every second picture; and small pictures are not worth much more."""
+    one = One()
+    _, sink = await one.begin()
+    good, stuck = Eye(), Eye()
+    for eye in (good, stuck):
+        one.session.attach(eye)
+    for rate in ((250_000, 1), (160_000, 1), (FLOOR, 1), (FLOOR, 2)):
+        one.session.follow(stuck, *rate)
+    assert one.session.bits_per_second is None
+    assert [(h["bits_per_second"], h["every"]) for h in sink.of("rate") if not h["thin"]][-1] == (None, 1)

@@ -24,28 +24,28 @@ class Stage:
 
     Attributes:
         prompts: (prompt, when it was accepted, number) as they steered.
-        slacks: seconds that were told.
+        slacks: (seconds, late_s) that were told.
     """
 
     def __init__(self, end: End):
         self.end, self.clock, self.stop = end, Clock(), threading.Event()
         self.prompts: list[tuple[str, float, int]] = []
-        self.slacks: list[float] = []
+        self.slacks: list[tuple[float, float]] = []
         self._told = threading.Event()
         self.source = SessionSource(end.address, NAMES, self.stop, self._steer, self._slack, self.clock)
 
     def _steer(self, prompt: str, at: float, number: int) -> None:
         self.prompts.append((prompt, at, number))
 
-    def _slack(self, seconds: float) -> None:
-        self.slacks.append(seconds)
+    def _slack(self, seconds: float, late_s: float) -> None:
+        self.slacks.append((seconds, late_s))
         self._told.set()
 
     def say(self, kind: str, body: bytes = b"", **head) -> None:
         """Say something; returns when it was taken: messages are in order, and slack is told at once."""
         self.end.say(kind, body, **head)
         self._told.clear()
-        self.end.say("slack", seconds=0.5)
+        self.end.say("slack", seconds=0.5, late_s=0.0)
         assert self._told.wait(WAIT_S)
 
     def event(self, id: str, **event) -> None:
@@ -200,15 +200,15 @@ def test_who_does_not_speak_as_a_gateway_is_one_line(hello):
 
 def test_the_slack_of_chunks_is_passed_on():
     with stage() as one:
-        one.say("slack", seconds=-0.25)
-        assert one.slacks == [-0.25, 0.5]
+        one.say("slack", seconds=-0.25, late_s=0.125)
+        assert one.slacks == [(-0.25, 0.125), (0.5, 0.0)]
 
 
 @pytest.mark.parametrize("ends", ["told", "gone"])
 def test_a_gateway_that_ends_the_session_or_is_gone_ends_the_stream(ends):
     with End() as end:
         one = Stage(end)
-        one.say("slack", seconds=0)
+        one.say("slack", seconds=0, late_s=0)
         assert not one.stop.is_set()
         end.say("end") if ends == "told" else end.close()
         assert one.stop.wait(WAIT_S)
@@ -220,10 +220,10 @@ def test_a_gateway_that_ends_the_session_or_is_gone_ends_the_stream(ends):
 def test_closing_wakes_the_listener():
     with End() as end:
         one = Stage(end)
-        one.say("slack", seconds=0)
+        one.say("slack", seconds=0, late_s=0)
         one.source.close()
         assert one.stop.is_set()
-        assert end.hear() is None
+        assert end.hear()[0]["kind"] == "end" and end.hear() is None
 
 
 def test_where_nobody_answers_is_one_line():

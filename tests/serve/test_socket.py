@@ -9,6 +9,7 @@ from itertools import pairwise
 import av
 import pytest
 
+from serve.bitrate import FLOOR_BPS
 from serve.fragments import Fragments
 from serve.heard import AHEAD, PAUSE, RATE, TimeLine
 from serve.media import VIDEO_RATE
@@ -16,6 +17,7 @@ from serve.outbox import LONGEST_S, MOST, WORDS, Outbox
 from serve.socket import Socket
 from serve.tcp_rate import FLOOR, LAG_S, TcpRate, Wish
 from serve.tight import UNSENT, tighten
+from stages.sinks.coded import LEAST_BITS
 from tests.serve.realtime_packets import FPS, both, due, pictures
 from tests.serve.realtime_server import FakeSession
 
@@ -184,7 +186,7 @@ def test_a_lagging_line_gets_less_step_by_step_down_to_the_floor():
     limits = [rate.bits_per_second for rate in asked]
     assert limits[0] == pytest.approx(0.7 * 1_600_000, rel=0.15)
     assert all(b < a for a, b in pairwise(limits) if b > FLOOR)
-    assert limits[-1] == FLOOR and asked[-1].every == 2
+    assert limits[-1] == FLOOR == FLOOR_BPS == LEAST_BITS and asked[-1].every == 2
     assert [rate.every for rate in asked[:-1]] == [1] * (len(asked) - 1)
 
 
