@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,12 +21,17 @@ from typing import Any
 
 from benchmarks import serving
 from benchmarks.record import bar, record
-from benchmarks.serving import Garbage, Interrupter, Person, Server, Stuck, Vanishing
+from benchmarks.serving import Server
+from benchmarks.visitors import Garbage, Interrupter, Person, Stuck, Vanishing
 
 LEAST = 4
 """Sessions on two cores."""
 BAD = (Stuck, Vanishing, Garbage)
 LEASE_S = 3.0
+COMING_S = 60.0
+"""Longest wait for a place: nobody is let in while others are late."""
+SETTLE_S = 8.0
+"""Chunks of those who are there are late when one more comes, until they have found their new times."""
 NOISE = 0.005
 """Share of late chunks by which two rounds differ of themselves."""
 SETTINGS = ("serve.sessions_per_caller=64", "serve.posts_per_minute=10000", f"serve.lease_s={LEASE_S}")
@@ -37,13 +43,15 @@ def overrides(model: str) -> list[str]:
 
 
 def gathered(url: str, count: int, seconds: float, first: int, kinds: dict[int, type[Person]]) -> list[Person]:
-    """So many people, each there before the next comes; those of other kinds by number."""
-    people = []
+    """So many people, each there before the next comes, and all settled; those of other kinds by number."""
+    people, settled = [], threading.Event()
     for number in range(count):
-        one = kinds.get(number, Person)(url, first + number, seconds)
+        one = kinds.get(number, Person)(url, first + number, seconds, settled, queue=True)
         one.start()
-        one.opened.wait()
+        one.opened.wait(COMING_S)
         people.append(one)
+    time.sleep(SETTLE_S)
+    settled.set()
     return people
 
 

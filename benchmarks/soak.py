@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from websockets.exceptions import WebSocketException
 
-from benchmarks import serving
+from benchmarks import visitors
 from benchmarks.people import LEASE_S, overrides
 from benchmarks.record import bar, record
-from benchmarks.serving import Person, Refused, Server, holds
+from benchmarks.serving import Server, holds
+from benchmarks.visitors import Person
+from serve.client import Refused
 
 AT_ONCE = 3
 LOOK_S = 5.0
@@ -86,7 +88,7 @@ class Coming:
 
     def _visit(self, kind: str, seconds: float) -> None:
         if kind == "webrtc":
-            self.packets += sum(asyncio.run(serving.call(self._url, seconds)).values())
+            self.packets += sum(asyncio.run(visitors.call(self._url, seconds)).values())
             return
         one = Person(self._url, int(self._random.integers(1 << 30)), seconds)
         one.run()
@@ -131,13 +133,13 @@ def cycled(server: Server, count: int) -> int:
     for index in range(count):
         try:
             if index % 2:
-                asyncio.run(serving.call(server.url, 0.1))
+                asyncio.run(visitors.call(server.url, 0.1))
             else:
-                made = serving.placed(server.url)
+                made = visitors.placed(server.url)
                 known = {"session": made["id"], "secret": made["secret"]}
-                connection, _, bare = serving.opened(server.url, **known)
+                connection, _, bare = visitors.opened(server.url, **known)
                 connection.recv(10)
-                serving.stop(connection)
+                visitors.stop(connection)
                 connection.close()
                 bare.close()
         except (OSError, TimeoutError, WebSocketException, Refused):

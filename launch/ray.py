@@ -32,6 +32,7 @@ from parallel.address import refuse_loopback
 from parallel.placement import hosts, place
 from parallel.plan import Plan
 from runtime.board import Board
+from runtime.heap import few_arenas
 from runtime.process import over_network, run_worker
 from runtime.reasons import Reason
 from runtime.running import Running, Start
@@ -43,6 +44,7 @@ class WorkerActor:
 
     def run(self, plan, index: int, config: Config, address: tuple[str, int], stdin: tuple[str, int] | None) -> None:
         """Be worker `index` until every stream has ended."""
+        few_arenas()
         store, device = _store_at(address, config), _gpu(config)
         sys.stdin = None  # its own is not for sources
         stream = Feed(stdin) if stdin and index == plan.group(plan.encode)[0] else None

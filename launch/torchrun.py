@@ -31,6 +31,7 @@ from parallel.address import refuse_loopback
 from parallel.channels import ChannelError, Failure, Inbox
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board, PeerLost
+from runtime.heap import few_arenas
 from runtime.process import over_network, run_worker
 from runtime.pulse import PULSE_S
 from runtime.reasons import Reason
@@ -296,6 +297,7 @@ class TorchrunRun(Running):
     def _work(self) -> None:
         plan, config, index = self.plan, self.config, self.index
         store = self._workers_store
+        few_arenas()
         try:
             run_worker(
                 plan, index, config, Board(store, index, plan.processes), Path(config.output_dir),

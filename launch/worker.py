@@ -26,12 +26,14 @@ from launch.signals import SIGNALS
 from parallel.builders import build
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board
+from runtime.heap import few_arenas
 from runtime.process import over_network, run_worker
 from runtime.workload import describe
 
 
 def main() -> int:
     """Be one worker; returns the exit code. What fails is told on the board, and printed by whoever started this."""
+    few_arenas()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # they are for whoever started this

@@ -29,7 +29,7 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass
-class Offered:
+class Offer:
     """Body of POST /v1/sessions/{id}/offer."""
 
     sdp: str
@@ -160,7 +160,7 @@ class _Endpoints:
     async def offer(self, request: Request) -> Response:
         self._counted(request, "offer")
         session = self._session(request)
-        offered = await record(request, Offered, OFFER_BYTES)
+        offered = await record(request, Offer, OFFER_BYTES)
         if session.state == "ended":
             raise Problem("ended", "the session has ended; open another by POST /v1/sessions")
         if session.state == "queued":

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+from conf.errors import UserError
+from conf.typed import shown
 from serve.problems import Problem
-from serve.wanted import LONGEST_PROMPT
 from stages.encode.text import split
 
 EVENTS = ("prompt", "action", "interrupt")
-LONGEST_ID = 64
-"""Characters of an event's id."""
+LONGEST_ID, LONGEST_PROMPT = 64, 2 << 10
+"""Characters of an event's id, bytes of a prompt."""
 SAID = 5
 """Words that a model does not know, of which somebody is told."""
 KEPT = 256
@@ -51,9 +52,22 @@ def checked(id: Any, event: Any, offer: dict[str, Any]) -> dict[str, Any]:
 def _prompt(prompt: Any, offer: dict[str, Any]) -> str:
     if not offer["prompts"]:
         raise Problem("unprocessable", f"event prompt: {offer['id']} takes no prompts; leave it out")
-    if not isinstance(prompt, str) or len(prompt.encode(errors="replace")) > LONGEST_PROMPT or _broken(prompt):
-        raise Problem("bad_request", f"event prompt: must be plain text of at most {LONGEST_PROMPT} bytes")
+    try:
+        check_prompt(prompt)
+    except UserError as error:
+        raise Problem("bad_request", f"event {error}") from None
     return prompt
+
+
+def check_prompt(prompt: Any) -> None:
+    """Whether this can be a prompt at all, of an event or of a new session.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not isinstance(prompt, str) or len(prompt.encode(errors="replace")) > LONGEST_PROMPT or _broken(prompt):
+        rule = f"is plain text of at most {LONGEST_PROMPT} bytes"
+        raise UserError(f"prompt={shown(prompt)}", rule, "say it in fewer words")
 
 
 def unread(prompt: str, offer: dict[str, Any]) -> list[str]:

@@ -151,7 +151,8 @@ class Session:
         self.done: dict[str, Any] | None = None
 
     def act(self, action: str) -> str:
-        """Press a key that the model knows (`offer["actions"]`), until the next; returns the event's id."""
+        """Press a key that the model knows (`offer["actions"]`, the first stands for none), until the next; returns
+        the event's id."""
         return self._event({"type": "action", "action": action})
 
     def prompt(self, prompt: str) -> str:

@@ -21,7 +21,7 @@ WAITING = 64
 """Events that are kept for a stage that is not there yet."""
 
 
-class Heard(Protocol):
+class Listener(Protocol):
     """Who is told what stages say. All is called in the gateway's loop."""
 
     def sampled(self, chunk: int, events: tuple[str, ...], held_s: float, late_s: float) -> None:
@@ -54,7 +54,7 @@ class Ends:
         heard: is told what they say.
     """
 
-    def __init__(self, link: Link, margin_s: float, heard: Heard):
+    def __init__(self, link: Link, margin_s: float, heard: Listener):
         self._link, self._margin_s, self._heard = link, margin_s, heard
         self._source: Connection | None = None
         self._sink: Connection | None = None

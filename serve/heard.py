@@ -24,7 +24,7 @@ PAUSE, AHEAD = RATE // 2, RATE // 4
 """Samples: a microphone that is behind by more was silent; sound that is ahead by more is a backlog, and too late."""
 
 
-class Line:
+class TimeLine:
     """A microphone's own time line, where pieces come without times: one after the other, but for pauses.
 
     Sound that was held up on its way arrives all at once. What of it would be heard more than a quarter of a second
@@ -54,7 +54,7 @@ class Line:
         return found
 
 
-class Heard:
+class Sound:
     """Gives a session what it is to hear and to say.
 
     Args:
@@ -64,7 +64,7 @@ class Heard:
 
     def __init__(self, session: Session, viewer: Viewer, clock: Callable[[], float] = time.monotonic):
         self._session, self._viewer, self._clock = session, viewer, clock
-        self._line = Line()
+        self._line = TimeLine()
         self._resamplers: dict[bool, tuple[tuple[int, int], av.AudioResampler]] = {}
 
     async def take(self, audio: Audio, data: bytes) -> None:

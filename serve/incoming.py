@@ -1,29 +1,26 @@
-"""What clients of the WebSocket say, checked: sizes, rates, forms."""
+"""What clients say over a WebSocket or data channels, checked: sizes and forms. What it means, the session checks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from conf.errors import UserError, nearest
 from conf.typed import shown, typed
 from serve.problems import Problem
-from serve.wanted import LONGEST_PROMPT, Wanted
+from serve.wanted import Wanted
 
-LONGEST, LONGEST_ID = 16 << 10, 64
-"""Bytes of a message, characters of an event's id."""
-PROMPT_RULE = f"has at most {LONGEST_PROMPT} bytes", "say it in fewer words"
+LONGEST = 16 << 10
+"""Bytes of a message."""
 MOST_SOUND = 1 << 20
 """Bytes of one message of sound."""
 RATES = range(8_000, 48_001)
-PER_SECOND, BURST = 20.0, 40.0
-"""Messages that are heard; others are answered with an error."""
-SOUND_PER_SECOND, SOUND_BURST = 100.0, 200.0
-"""Messages of sound likewise: in pieces of 20 ms it is 50."""
-FLOOD = 100.0
-"""Messages over the limit, after each other, that end the connection."""
+MOST_HELD, LONGEST_NAME = 16, 64
+"""Keys that are held at once, and characters of the name of one."""
+COUNTED = range(1 << 53)
+"""Numbers of messages: what a double holds."""
 
 
 @dataclass
@@ -46,24 +43,10 @@ class Start(Wanted):
 
 @dataclass
 class Interaction:
-    """`session.interaction`: something to react to."""
+    """`session.interaction`: something to react to (`serve.asked` checks what)."""
 
     event_id: str
     event: dict[str, Any]
-
-    def __post_init__(self):
-        if not 0 < len(self.event_id) <= LONGEST_ID:
-            raise UserError("event_id", f"has 1 to {LONGEST_ID} characters", "count: e1, e2, ...")
-
-    def check(self) -> None:
-        """Refuse what a person, and not a program, has done wrong.
-
-        Raises:
-            Problem: the prompt is too long.
-        """
-        prompt = self.event.get("prompt")
-        if isinstance(prompt, str) and len(prompt.encode()) > LONGEST_PROMPT:
-            raise Problem("too_large", str(UserError(f"prompt={shown(prompt)}", *PROMPT_RULE)))
 
 
 @dataclass
@@ -105,65 +88,77 @@ class Stop:
     """`session.stop`: end the session."""
 
 
-MESSAGES = {
-    "session.start": Start,
+@dataclass
+class Pressed:
+    """The one message of the channel `keys`, which has no type: all that is held now."""
+
+    seq: int
+    held: list[str]
+    event_id: str | None = None
+
+    def __post_init__(self):
+        if self.seq not in COUNTED:
+            raise UserError(f"seq={self.seq}", "is a whole number from 0", "count the messages")
+        if len(self.held) > MOST_HELD or not all(0 < len(name) <= LONGEST_NAME for name in self.held):
+            raise UserError("held", f"is a list of at most {MOST_HELD} action names", "send all that are held")
+
+
+Message = Start | Interaction | Audio | Ping | Stop
+
+ON_CONTROL: dict[str, type[Interaction | Ping | Stop]] = {
     "session.interaction": Interaction,
-    "session.audio": Audio,
     "session.ping": Ping,
     "session.stop": Stop,
 }
+"""Messages of the data channel `control`, by their type."""
+MESSAGES: dict[str, type[Message]] = {"session.start": Start, "session.audio": Audio, **ON_CONTROL}
+"""Those of the WebSocket."""
 
 
-def message(text: str) -> Start | Interaction | Audio | Ping | Stop:
+def message(text: str | bytes, kinds: Mapping[str, type[Message]] = MESSAGES) -> Message:
     """A client's message.
 
+    Args:
+        kinds: that may be said here.
+
     Raises:
-        Problem: it is too long, or none of the protocol's.
+        Problem: it is too long, or none of these.
     """
-    if len(text.encode()) > LONGEST:
+    found = _object(text)
+    kind = found.pop("type", None)
+    if not isinstance(kind, str) or kind not in kinds:
+        detail = f"type={shown(kind)} is no message of a client here; {nearest(str(kind), kinds)}"
+        raise Problem("bad_request", detail)
+    return _typed(kinds[kind], found, kind)
+
+
+def pressed(text: str | bytes) -> Pressed:
+    """A message of the channel `keys`.
+
+    Raises:
+        Problem: it is too long, or none.
+    """
+    return _typed(Pressed, _object(text), "keys")
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    if not isinstance(text, str):
+        raise Problem("bad_request", "a message is text, and this one is binary; send a JSON object")
+    if len(text.encode(errors="replace")) > LONGEST:
         detail = f"a message has at most {LONGEST} bytes; send pictures to /v1/uploads, sound as binary messages"
         raise Problem("too_large", detail)
     try:
         found = json.loads(text)
         json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):  # not JSON, or what only Python takes for it: NaN, half a character
-        raise Problem("bad_request", "a message is a JSON object; this one is not") from None
-    kind = found.pop("type", None) if isinstance(found, dict) else None
-    if not isinstance(kind, str) or kind not in MESSAGES:
-        raise Problem("bad_request", f"type={shown(kind)} is no message of a client; {nearest(str(kind), MESSAGES)}")
+        found = None
+    if not isinstance(found, dict):
+        raise Problem("bad_request", "a message is a JSON object; this one is not")
+    return found
+
+
+def _typed(kind: type, found: dict[str, Any], name: str) -> Any:
     try:
-        return typed(MESSAGES[kind], found, kind)
+        return typed(kind, found, name)
     except UserError as error:
         raise Problem("bad_request", str(error)) from None
-
-
-class Limit:
-    """So many messages a second, and a few at once.
-
-    Args:
-        per_second, burst: of messages.
-        clock: seconds, monotonic.
-    """
-
-    def __init__(self, per_second: float, burst: float, clock: Callable[[], float]):
-        self._per_second, self._burst, self._clock = per_second, burst, clock
-        self._left, self._looked = burst, clock()
-        self._over = 0
-
-    def passes(self) -> bool:
-        """Whether one more is heard.
-
-        Raises:
-            Problem: the limit was passed over and over; the connection is not worth keeping.
-        """
-        now = self._clock()
-        self._left = min(self._burst, self._left + (now - self._looked) * self._per_second)
-        self._looked = now
-        if self._left >= 1:
-            self._left -= 1
-            self._over = 0
-            return True
-        self._over += 1
-        if self._over > FLOOD:
-            raise Problem("too_many", f"over {self._per_second:.0f} messages a second, again and again: send fewer")
-        return False

@@ -71,6 +71,46 @@ def caller(peer: str, forwarded: str | None, serve: ServeConfig) -> str:
     return peer
 
 
+class Limit:
+    """So many a second, and some at once.
+
+    Args:
+        per_second: that come through in the long run.
+        burst: at once, after a while in which none came.
+        clock: seconds, monotonic.
+
+    Attributes:
+        over: how many were too many, since the last one that was not.
+    """
+
+    def __init__(self, per_second: float, burst: float, clock: Callable[[], float] = time.monotonic):
+        self._per_second, self._burst, self._clock = per_second, burst, clock
+        self._left, self._at = float(burst), clock()
+        self.over = 0
+
+    def wait_s(self) -> float:
+        """One more: 0 where it comes through, otherwise the seconds until one does."""
+        now = self._clock()
+        self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        if self._left < 1:
+            self.over += 1
+            return (1 - self._left) / self._per_second
+        self._left -= 1
+        self.over = 0
+        return 0.0
+
+    def check(self) -> None:
+        """One more message.
+
+        Raises:
+            Problem: `too_many`.
+        """
+        if wait_s := self.wait_s():
+            detail = f"over {self._per_second:g} messages a second; this one was not heard: send fewer"
+            raise Problem("too_many", detail, max(1.0, wait_s))
+
+
 class Buckets:
     """So many requests a minute of each caller and kind; a full minute's worth may come at once.
 
@@ -82,10 +122,10 @@ class Buckets:
 
     def __init__(self, per_minute: float, most: int = ADDRESSES, clock: Callable[[], float] = time.monotonic):
         self._per_minute, self._most, self._clock = per_minute, most, clock
-        self._left: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
+        self._limits: OrderedDict[tuple[str, str], Limit] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._left)
+        return len(self._limits)
 
     def take(self, kind: str, address: str) -> None:
         """One request more.
@@ -93,16 +133,14 @@ class Buckets:
         Raises:
             Problem: `too_many`, and when the next one is let through.
         """
-        key, now = (kind, site(address)), self._clock()
-        left, at = self._left.pop(key, (float(self._per_minute), now))
-        left = min(self._per_minute, left + (now - at) * self._per_minute / 60)
-        enough = left >= 1
-        self._left[key] = (left - 1 if enough else left, now)
-        if len(self._left) > self._most:
-            self._left.popitem(last=False)
-        if not enough:
+        key = kind, site(address)
+        limit = self._limits.pop(key, None) or Limit(self._per_minute / 60, self._per_minute, self._clock)
+        self._limits[key] = limit
+        if len(self._limits) > self._most:
+            self._limits.popitem(last=False)
+        if wait_s := limit.wait_s():
             detail = f"more than {self._per_minute:g} a minute of this kind from one address; come back a little later"
-            raise Problem("too_many", detail, (1 - left) * 60 / self._per_minute)
+            raise Problem("too_many", detail, wait_s)
 
 
 class Crowd:

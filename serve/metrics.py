@@ -101,9 +101,7 @@ class Metrics:
             "control_to_frame_seconds",
             "From an event being accepted by the gateway to the first frame that shows it leaving for viewers.",
         )
-        self._chunk = histogram(
-            "chunk_latency_seconds", "From a chunk being sampled to its first frame leaving for viewers."
-        )
+        self._chunk = histogram("chunk_latency_seconds", "From a chunk being sampled to its frames being there.")
         self._late = histogram(
             "frame_lateness_seconds",
             "From the moment at which a chunk's first frame was due to its leaving; 0: in time.",

@@ -28,7 +28,7 @@ WAITING = 100
 """Packets that may wait to be decoded; more are dropped: two seconds."""
 
 
-class Heard(NamedTuple):
+class Coded(NamedTuple):
     """A coded packet in its turn, and where its first sample is, in ticks of RTP_RATE from the first packet's."""
 
     data: bytes
@@ -55,7 +55,7 @@ class InOrder:
         self._began_at = 0.0
         self.lost = 0
 
-    def add(self, source: int, sequence: int, stamp: int, data: bytes) -> list[Heard]:
+    def add(self, source: int, sequence: int, stamp: int, data: bytes) -> list[Coded]:
         """What can be handed on, now that a packet is there.
 
         Args:
@@ -82,12 +82,12 @@ class InOrder:
         self._held.clear()
         self._source, self._next, self._stamp = source, sequence, stamp
 
-    def _in_turn(self) -> list[Heard]:
+    def _in_turn(self) -> list[Coded]:
         """Packets that follow the last one handed on."""
         ready = []
         while (found := self._held.pop(self._next, None)) is not None:
             stamp, data = found
-            ready.append(Heard(data, self._place(stamp)))
+            ready.append(Coded(data, self._place(stamp)))
             self._next = (self._next + 1) & 0xFFFF
         return ready
 
@@ -97,9 +97,9 @@ class InOrder:
         self.lost += missing
         self._next = (self._next + missing) & 0xFFFF
 
-    def _rest(self) -> list[Heard]:
+    def _rest(self) -> list[Coded]:
         """All that is there, in order."""
-        ready: list[Heard] = []
+        ready: list[Coded] = []
         while self._held:
             self._skip()
             ready += self._in_turn()

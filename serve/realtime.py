@@ -18,20 +18,10 @@ from typing import TYPE_CHECKING
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from serve.heard import Heard
-from serve.incoming import (
-    BURST,
-    PER_SECOND,
-    SOUND_BURST,
-    SOUND_PER_SECOND,
-    Audio,
-    Interaction,
-    Limit,
-    Ping,
-    Start,
-    Stop,
-    message,
-)
+from serve.channels import Control
+from serve.heard import Sound
+from serve.incoming import Audio, Start, message
+from serve.limits import Limit
 from serve.outbox import Outbox
 from serve.problems import Problem
 from serve.socket import CODES, POLICY, Socket
@@ -48,6 +38,10 @@ FIRST_S = 10.0
 """Longest wait for the first message."""
 PATIENCE_S = 10.0
 """How long one who takes nothing is kept."""
+SOUND_PER_SECOND, SOUND_BURST = 100.0, 200.0
+"""Messages of sound that are heard: in pieces of 20 ms it is 50."""
+FLOOD = 100
+"""Messages over their limit, after each other, that end the connection."""
 
 
 async def realtime(websocket: WebSocket, gateway: Gateway) -> None:
@@ -77,7 +71,7 @@ async def _first(websocket: WebSocket) -> Start:
             said = await _received(websocket)
     except TimeoutError:
         raise Problem("timeout", f"session.start was not there within {FIRST_S:.0f} s: send it first") from None
-    found = message(said) if isinstance(said, str) else None
+    found = message(said)
     if not isinstance(found, Start):
         raise Problem("bad_request", "the first message is session.start: send it first")
     return found
@@ -187,10 +181,9 @@ class Conversation:
     """
 
     def __init__(self, websocket: WebSocket, session: Session, viewer: Socket):
-        self._websocket, self._session, self._viewer = websocket, session, viewer
-        self._heard = Heard(session, viewer)
-        self._words = Limit(PER_SECOND, BURST, time.monotonic)
-        self._sounds = Limit(SOUND_PER_SECOND, SOUND_BURST, time.monotonic)
+        self._websocket, self._viewer = websocket, viewer
+        self._control, self._sound = Control(session, viewer.notice, time.monotonic), Sound(session, viewer)
+        self._sounds = Limit(SOUND_PER_SECOND, SOUND_BURST)
 
     async def run(self) -> None:
         """Listen.
@@ -206,27 +199,21 @@ class Conversation:
             found = message(said)
             if isinstance(found, Start):
                 raise Problem("bad_request", "this connection has its session: open another connection for another")
-            await self._take(found)
-
-    async def _take(self, found: Interaction | Audio | Ping | Stop) -> None:
-        data = await self._sound(found) if isinstance(found, Audio) else None
-        passes = (self._words if data is None else self._sounds).passes()
-        try:
-            if not passes:
-                raise Problem("too_many", "this message was not heard: send fewer of them", 1.0)
             if isinstance(found, Audio):
-                await self._heard.take(found, data)
-            elif isinstance(found, Interaction):
-                found.check()
-                self._session.event(found.event_id, found.event)
-            elif isinstance(found, Ping):
-                self._viewer.notice({"type": "session.pong", "t": found.t})
+                await self._hear(found, await self._announced(found))
             else:
-                self._session.stop("stopped")
+                self._control.do(found)
+            if max(self._control.limit.over, self._sounds.over) > FLOOD:
+                raise Problem("too_many", "over the limit of messages a second, again and again: send fewer")
+
+    async def _hear(self, audio: Audio, data: bytes) -> None:
+        try:
+            self._sounds.check()
+            await self._sound.take(audio, data)
         except Problem as problem:
             self._viewer.notice(problem.message)
 
-    async def _sound(self, audio: Audio) -> bytes:
+    async def _announced(self, audio: Audio) -> bytes:
         """The binary message that was announced."""
         data = await _received(self._websocket)
         if not isinstance(data, bytes) or len(data) != audio.bytes:

@@ -342,17 +342,17 @@ class Session:
         self._held_s += seconds
         return self._held_s
 
-    # -- what stages say (`serve.ends.Heard`) -------------------------------------------------------------------------
+    # -- what stages say (`serve.ends.Listener`) ----------------------------------------------------------------------
 
     def sampled(self, chunk: int, events: tuple[str, ...], held_s: float, late_s: float) -> None:
-        """See `Heard`."""
+        """See `Listener`."""
         self._held_s = held_s
         self.told.sound_late(late_s)
         if self._asked.sampled(chunk, events, self._clock()):
             self._ends.unmute(chunk)
 
     def packet(self, packet: Packet) -> None:
-        """See `Heard`."""
+        """See `Listener`."""
         if packet.kind == "video" and not packet.thin:
             self._figures.picture(packet)
         for viewer, line in list(self._viewers.items()):
@@ -378,7 +378,7 @@ class Session:
             log.exception("viewer %s cannot be closed", viewer.id)
 
     def chunk(self, head: dict[str, Any]) -> None:
-        """See `Heard`."""
+        """See `Listener`."""
         now, slack_s = self._clock(), head["slack_s"]
         events, accepted, sampled = self._asked.shown(head["chunk"])
         latency_s = None if accepted is None else now - accepted
@@ -393,13 +393,13 @@ class Session:
             self._to(viewer, viewer.shown, shown)
 
     def silent(self, seconds: float) -> None:
-        """See `Heard`."""
+        """See `Listener`."""
         self.notice("interrupted", "the sound was cut off", position_s=round(seconds, 3))
         if (at := self._asked.interrupted_at) is not None:
             self.told.interrupted(self._clock() - at)
 
     def failed(self, why: str) -> None:
-        """See `Heard`."""
+        """See `Listener`."""
         if not self.reason:
             log.error("session cannot go on: %s", why, extra={"session": self.id})
             self.stop("failed")
@@ -408,8 +408,11 @@ class Session:
 
     def figures(self) -> dict[str, Any]:
         """What `GET /v1/sessions/{id}` and the page show."""
-        digest = self.report.get("latents_sha256")
-        return ({"latents_sha256": digest} if digest else {}) | {
+        digest, waiting = self.report.get("latents_sha256"), self.waiting
+        known = {"latents_sha256": digest} if digest else {}
+        if waiting is not None:
+            known |= {"position": waiting[0], "wait_s": round(waiting[1])}
+        return known | {
             "id": self.id,
             "model": self.served.name,
             "seed": self.seed,

@@ -21,7 +21,7 @@ WORTH = 1.04
 """A rate that has risen by less is not told."""
 
 
-class Rate(NamedTuple):
+class Wish(NamedTuple):
     """What is asked of a session: bits per second (None: whatever it likes), and every how manieth picture."""
 
     bits_per_second: int | None
@@ -36,7 +36,7 @@ class TcpRate:
     """
 
     def __init__(self):
-        self.asked = Rate(None)
+        self.asked = Wish(None)
         self._given: deque[tuple[float, int]] = deque()
         self._limit: float | None = None
         self._every = 1
@@ -49,7 +49,7 @@ class TcpRate:
         while self._given[0][0] < now - 1:
             self._given.popleft()
 
-    def look(self, now: float, lag_s: float) -> Rate | None:
+    def look(self, now: float, lag_s: float) -> Wish | None:
         """What is to be asked from now on; None: what was asked last.
 
         Args:
@@ -80,8 +80,8 @@ class TcpRate:
         if self._limit >= self._free:
             self._limit, self._every = None, 1
 
-    def _tell(self) -> Rate | None:
-        rate = Rate(None if self._limit is None else round(self._limit), self._every)
+    def _tell(self) -> Wish | None:
+        rate = Wish(None if self._limit is None else round(self._limit), self._every)
         last = self.asked.bits_per_second
         small = rate.bits_per_second is not None and last is not None and last <= rate.bits_per_second < last * WORTH
         if rate == self.asked or (small and rate.every == self.asked.every):

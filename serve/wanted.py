@@ -6,10 +6,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from conf.errors import UserError, positive
-from conf.typed import shown
+from serve.asked import check_prompt
 
-LONGEST_PROMPT = 2 << 10
-"""Bytes of a prompt."""
 SEEDS = range(1 << 63)
 
 
@@ -33,8 +31,8 @@ class Wanted:
         positive("seconds", self.seconds)
         if self.seed is not None and self.seed not in SEEDS:
             raise UserError(f"seed={self.seed}", "is a whole number from 0, of at most 63 bits", "give another")
-        if self.prompt is not None and len(self.prompt.encode()) > LONGEST_PROMPT:
-            raise UserError(f"prompt={shown(self.prompt)}", f"has at most {LONGEST_PROMPT} bytes", "use fewer words")
+        if self.prompt is not None:
+            check_prompt(self.prompt)
 
     @property
     def given(self) -> dict[str, Any]:

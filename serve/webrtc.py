@@ -22,9 +22,10 @@ from conf.schema.serve import ServeConfig
 from serve import taps
 from serve.bitrate import Rate
 from serve.candidates import Reach, is_name
-from serve.channels import FLOOD_PER_SECOND, Allowance, Control, Keys
+from serve.channels import Control, Keys
 from serve.description import Offered, read
 from serve.ice import ice_servers
+from serve.limits import Limit
 from serve.media import VIDEO_RATE, Packet, Shown, Viewer
 from serve.microphone import Microphone
 from serve.problems import Problem
@@ -44,6 +45,8 @@ SAID_S = 0.5
 """How long the last words to a viewer may take."""
 MOST_UNSAID, MOST_UNSENT = 32, 262_144
 """Messages kept until `control` opens, and bytes on their way on it: over that a message is dropped."""
+FLOOD_PER_SECOND = 100
+"""Messages, on both channels, after which a viewer is shown out."""
 MOST_CHANNELS, MOST_PEERS = 8, 4
 """Data channels of a connection, and connections of a session, those that are still being made among them."""
 _ending: set[asyncio.Task] = set()
@@ -101,11 +104,10 @@ class Peer(Viewer):
         self._control: RTCDataChannel | None = None
         self._channels = 0
         self._commands, self._keys = Control(session, self.notice, clock), Keys(session, self.notice)
-        self._flood = Allowance(FLOOD_PER_SECOND, clock)
+        self._flood = Limit(FLOOD_PER_SECOND, FLOOD_PER_SECOND, clock)
         self._unsaid: list[dict[str, Any]] = []
         self._begun_at = self._heard_at = self._figures_at = clock()
         self._attached = False
-        self._place: tuple[int, int] | None = None
         self._end: asyncio.Task | None = None
         self._tick: asyncio.TimerHandle | None = None
         self.closed = asyncio.Event()
@@ -233,7 +235,7 @@ class Peer(Viewer):
         if self._end is not None:
             return
         self._heard_at = self._clock()
-        if not self._flood.take():
+        if self._flood.wait_s():
             self.close("limit")
             return
         try:
@@ -256,13 +258,10 @@ class Peer(Viewer):
             self._tick = asyncio.get_running_loop().call_later(TICK_S, self._look)
 
     def _tell(self, now: float) -> None:
-        """How the session stands, each second; and where it is in the queue, when that changes."""
+        """How the session stands, each second."""
         if now - self._figures_at >= FIGURES_S:
             self._figures_at = now
             self.notice({"type": "session.figures"} | self._session.figures())
-        if (place := self._session.waiting) is not None and (where := (place[0], round(place[1]))) != self._place:
-            self._place = where
-            self.notice({"type": "session.queued", "position": where[0], "wait_s": where[1]})
 
     def _reported(self, take: Callable[[float], None], value: float) -> None:
         take(value)

@@ -56,7 +56,7 @@ class ServeConfig:
     """How long a session goes on in which nothing is said, pressed or typed."""
     drain_s: float = 30.0
     """How long sessions under way may go on once the server was told to end."""
-    margin_s: float = 0.08
+    margin_s: float = 0.12
     """How long before its frames are due a chunk is to be there: what its way may vary by."""
     headroom: float = 0.25
     """Share of the measured rate that is kept free of sessions."""

@@ -14,10 +14,11 @@
 // In the address: `?transport=ws` tries no call, `?microphone=raw` takes the microphone as it is.
 
 import * as cards from "./cards.js";
-import { Connection, left } from "./connection.js";
+import { Connection } from "./connection.js";
 import { find } from "./elements.js";
 import { STRIP, list, values } from "./figures.js";
-import { Keys, rest } from "./keys.js";
+import { left } from "./kept.js";
+import { Keys } from "./keys.js";
 import { Prompts } from "./prompts.js";
 import { Reference } from "./reference.js";
 import { keepToken, models, takeToken } from "./session.js";
@@ -137,7 +138,7 @@ function locked() {
 
 /** Another model was chosen. */
 function choose(chosen) {
-  offer = { ...chosen, actions: chosen.actions ?? [], rest: rest(chosen.actions ?? []) };
+  offer = { ...chosen, actions: chosen.actions ?? [] };
   find("talk").hidden = !offer.hears;
   find("drive").hidden = offer.actions.length < 2;
   find("words").hidden = !offer.prompts;

@@ -1,12 +1,12 @@
 // A session from start to end: the queue before it, the line it comes over, and the way back when that line is lost.
 
+import { forget, keep } from "./kept.js";
 import { Player } from "./mse.js";
 import { Call, NoLine } from "./rtc.js";
 import { Refused, end, look, open } from "./session.js";
 import { Socket } from "./socket.js";
 import * as words from "./words.js";
 
-const KEPT = "everframe.session";
 const FIRST_WAIT_S = 0.5;
 const LONGEST_WAIT_S = 8;
 const GIVE_UP_S = 120;
@@ -59,10 +59,12 @@ export class Connection {
     });
   }
 
-  /** Joins a session that this tab had before it was loaded again. */
+  /** Joins a session that this tab had before it was loaded again, or waits for its place again. */
   resume(session) {
     return this.#go(async (round) => {
       this.session = session;
+      const found = await look(session);
+      if (found.state === "queued") await this.#queue(round, found);
       await this.#join(round);
     });
   }
@@ -108,28 +110,52 @@ export class Connection {
     if (code === "unauthorized") this.#face.locked();
   }
 
-  /** Waits for a place. A socket without media keeps the place in the queue; looking tells what it may have missed. */
-  async #queue(round, { position, wait_s: wait }) {
-    this.#turn("waiting", words.waiting(position ?? 1, wait));
+  /**
+   * Waits for a place. A socket without media keeps it: the server lets go of who does not watch. One that is lost is
+   * made again; looking tells what was missed meanwhile.
+   */
+  async #queue(round, opened) {
     const { session } = this;
     let said = null;
-    const tell = ({ position: place, wait_s: left }) => {
-      if (place === said || round !== this.#round) return;
-      said = place;
-      this.#turn("waiting", words.waiting(place, left));
+    const tell = ({ position, wait_s: wait }) => {
+      const text = words.waiting(position, wait);
+      if (round !== this.#round || text === said) return;
+      said = text;
+      this.#turn("waiting", text);
     };
-    const message = (one) => (one.type === "session.queued" ? tell(one) : this.#message(one));
-    this.#side = new Socket(session, null, { message, lost: () => {}, opened: () => {} });
-    const started = this.#side.connect().then(() => true, () => new Promise(() => {}));
+    tell(opened);
+    let started = null;
     while (round === this.#round) {
+      if (!this.#side) started = this.#wait(round, tell);
       if (await Promise.race([started, pause(LOOK_MS)])) return;
+      if (round !== this.#round) return;
       const found = await look(session).catch((error) => {
         if (OVER.includes(error.code)) throw error;
-        return { state: "queued" };
+        return null;
       });
+      if (!found) continue;
+      if (["ended", "ending"].includes(found.state)) this.#finish(words.ended(found.reason ?? "lease"), true);
       if (found.state !== "queued") return;
-      if (found.position) tell(found);
+      tell(found);
     }
+  }
+
+  /** A socket beside the queue: true once the session has its place, never if the socket is lost before. */
+  #wait(round, tell) {
+    const forgotten = () => {
+      if (this.#side === side) this.#side = null;
+    };
+    const message = (one) => {
+      if (round !== this.#round) return;
+      if (one.type === "session.queued") tell(one);
+      else this.#message(one);
+    };
+    const side = new Socket(this.session, null, { message, lost: forgotten, opened: () => {} });
+    this.#side = side;
+    return side.connect().then(() => true, () => {
+      forgotten();
+      return new Promise(() => {});
+    });
   }
 
   async #join(round, text = words.CALLING) {
@@ -255,32 +281,3 @@ export class Connection {
 }
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-
-function keep({ id, secret, model }) {
-  try {
-    sessionStorage.setItem(KEPT, JSON.stringify({ id, secret, model: model.id }));
-  } catch {
-    // Storage is switched off: a page that is loaded again begins anew.
-  }
-}
-
-function forget() {
-  try {
-    sessionStorage.removeItem(KEPT);
-  } catch {
-    // As above.
-  }
-}
-
-/** The session that this tab had before it was loaded again, if it still runs and its model is offered; else null. */
-export async function left(offers) {
-  try {
-    const kept = JSON.parse(sessionStorage.getItem(KEPT));
-    const model = offers.find(({ id }) => id === kept?.model);
-    if (!model) return null;
-    const { state } = await look(kept);
-    return ["starting", "running"].includes(state) ? { id: kept.id, secret: kept.secret, model } : null;
-  } catch {
-    return null;
-  }
-}

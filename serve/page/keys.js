@@ -8,11 +8,7 @@ const DIRECTIONS = [
   { names: ["back", "backward", "down"], place: "down", keys: ["ArrowDown", "KeyS"], said: "ArrowDown S", button: 13, axis: 1, sign: 1 },
   { names: ["right"], place: "right", keys: ["ArrowRight", "KeyD"], said: "ArrowRight D", button: 15, axis: 0, sign: 1 },
 ];
-const REST = "none";
 const TILT = 0.5;
-
-/** The action that stands for none, of an offer's actions. */
-export const rest = (actions) => (actions.includes(REST) ? REST : (actions[0] ?? REST));
 
 export class Keys {
   #changed;
@@ -39,7 +35,7 @@ export class Keys {
     this.#buttons.clear();
     this.#codes.clear();
     this.#pads = [];
-    const free = actions.filter((action) => action !== rest(actions));
+    const free = actions.slice(1); // the first stands for none
     const cross = DIRECTIONS.flatMap((direction) => {
       const action = free.find((name) => direction.names.includes(name.toLowerCase()));
       if (!action) return [];

@@ -106,9 +106,9 @@ export class Socket {
     if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
   }
 
-  /** Which actions are held now: the last pressed counts, and none of them is an action too. */
+  /** Which actions are held now: the last pressed counts, and none is an action too, the model's first. */
   hold(held, id) {
-    this.send({ type: "session.interaction", event_id: id, event: { type: "action", action: held.at(-1) ?? this.session.model.rest } });
+    this.send({ type: "session.interaction", event_id: id, event: { type: "action", action: held.at(-1) ?? this.session.model.actions[0] } });
   }
 
   /**

@@ -4,7 +4,6 @@ const ENDED = {
   stopped: "Stopped. Start again whenever you like.",
   idle: "It ended, because nothing had been said, pressed or typed for a while. Start again whenever you like.",
   lease: "It ended while nobody was watching. Start again whenever you like.",
-  replaced: "It ended: another one took its place.",
   drained: "It ended, because the server is closing down. Try again in a few minutes.",
   limit: "It ended: this is as long as a session may take. You can start the next one right away.",
   failed: "It ended: something broke on the server. You can start again; its log says what happened.",
@@ -54,7 +53,6 @@ export function notice({ kind, seconds_left: left, message }) {
   if (kind === "draining") return `The server is closing down.${left ? ` This ends in ${seconds(left)}.` : ""}`;
   if (kind === "expiring") return `This session ends in ${seconds(left ?? 0)}.`;
   if (kind === "interrupted") return "It stopped speaking.";
-  if (kind === "held") return "The picture stands still, because nothing was asked for. Say, press or type something.";
   return message ?? "";
 }
 
@@ -92,7 +90,7 @@ export const LIVE_TALK = "Live. Hold the button, or Space, and talk.";
 export const LIVE_WALK = "Live. Hold an arrow key or a button to walk.";
 export const LIVE = "Live.";
 export const READY = "Press Start.";
-export const RESUME = "A session of yours still runs. Go on with it?";
+export const RESUME = "A session of yours is still there. Go on with it?";
 export const GONE = "The line was lost, and the session has ended meanwhile. You can start again.";
 export const NO_MICROPHONE = "The microphone could not be had. The browser's settings for this page say whether it may be used.";
 export const MICROPHONE_READY = "The microphone is ready. Hold the button and talk.";

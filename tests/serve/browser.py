@@ -22,9 +22,9 @@ CODECS = {"h264": "libx264", "vp8": "libvpx"}
 class Room:
     """What a viewer does to a session, written down."""
 
-    def __init__(self, hears: bool = True):
-        self.served = SimpleNamespace(offer={"hears": hears})
-        self.state, self.reason, self.waiting, self.speech_held_s = "running", "", None, 1.5
+    def __init__(self, hears: bool = True, actions=("none", "forward", "back", "left")):
+        self.served = SimpleNamespace(offer={"hears": hears, "actions": list(actions)})
+        self.state, self.reason, self.speech_held_s = "running", "", 1.5
         self.viewers, self.keys, self.follows, self.events, self.sounds, self.stops = [], [], [], [], [], []
         self.peers = set()
         self.attached, self.detached = asyncio.Event(), asyncio.Event()

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 
+from serve.asked import checked
 from serve.connections import Socket
 from serve.media import Shown
 from serve.problems import Problem
@@ -30,6 +31,7 @@ OFFER = {
     "height": HEIGHT,
     "hears": True,
     "actions": ["none", "forward"],
+    "prompts": True,
 }
 
 
@@ -82,9 +84,7 @@ class FakeSession:
             chunk = packet.chunk if packet.kind == "video" else chunk
 
     def event(self, id: str, event: dict) -> None:
-        if event.get("type") == "action" and event.get("action") not in OFFER["actions"]:
-            raise Problem("unprocessable", "action=fly is unknown; did you mean forward?")
-        self._note("event", id, event)
+        self._note("event", id, checked(id, event, OFFER))
 
     def sound(self, pcm: bytes, at: int, by: Any) -> None:
         self._note("sound", pcm, at)

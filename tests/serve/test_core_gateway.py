@@ -105,11 +105,16 @@ async def test_who_waits_is_told_where_and_comes_in_in_order():
         assert [session.state for session in waiting] == ["queued"] * 3
         assert [session.waiting[0] for session in waiting] == [1, 2, 3]
         assert all(session.waiting[1] > 0 for session in waiting)
+        figures = [session.figures() for session in waiting]
+        assert [(told["position"], told["wait_s"]) for told in figures] == [
+            (session.waiting[0], round(session.waiting[1])) for session in waiting
+        ]
         await one.end(waiting[1])
         assert [waiting[0].waiting[0], waiting[2].waiting[0]] == [1, 2]
         assert waiting[1].state == "ended" and len(one.models["maze"].opened) == 1
         await one.end(first)
         assert waiting[0].state == "running" and waiting[0].waiting is None and waiting[2].waiting[0] == 1
+        assert not {"position", "wait_s"} & set(waiting[0].figures())
         await one.end(waiting[0])
         assert waiting[2].state == "running"
         await one.end(waiting[2])

@@ -11,7 +11,7 @@ import urllib.request
 import numpy as np
 import pytest
 
-from benchmarks import serving
+from benchmarks import visitors
 from benchmarks.serving import Server
 from serve import client
 from tests.serve.core_ends import WAIT_S
@@ -88,9 +88,9 @@ def test_what_a_session_sampled_replays_to_what_it_showed(server, job):
 
 
 def test_one_that_vanishes_is_ended_by_its_lease_and_one_that_returns_is_not(server):
-    connection, started, bare = serving.opened(server.url)
+    connection, started, bare = visitors.opened(server.url)
     connection.recv(10)
-    serving._cut(bare)
+    visitors.cut(bare)
     assert reached(lambda: told(server, started)["state"] == "ended")
     figures = told(server, started)
     assert figures["reason"] == "lease" and figures["latents_sha256"]

@@ -114,6 +114,21 @@ def test_every_message_of_the_server_is_told_of_and_no_other():
     assert told == sent - set(MESSAGES)
 
 
+def test_every_notice_is_told_of_and_no_other():
+    (row,) = re.findall(r"^\| `session.notice .*?\|(.*)\|$", section("WebSocket"), re.MULTILINE)
+    source = "".join(path.read_text() for path in sorted((ROOT / "serve").glob("*.py")))
+    sent = set(re.findall(r'notice\(\s*"(\w+)"', source))
+    assert set(re.findall(r"`(\w+)`", row)) - {"seconds_left", "position_s"} == sent
+
+
+def test_every_figure_is_told_of():
+    from serve.figures import Figures
+
+    (text,) = re.findall(r"^.*?Figures are (.*?)The last 256", section("HTTP"), re.MULTILINE | re.DOTALL)
+    known = set(re.findall(r"`(\w+)`", text))
+    assert {"seed", "position", "wait_s", "latents_sha256", *Figures(time.monotonic).told()} <= known
+
+
 def test_every_address_inside_the_page_leads_somewhere():
     text = PAGE.read_text()
     heads = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in re.findall(r"^## (.*)$", text, re.M)}

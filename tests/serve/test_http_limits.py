@@ -10,7 +10,7 @@ import pytest
 from conf.errors import UserError
 from conf.schema.serve import ServeConfig
 from serve import ice
-from serve.limits import Buckets, Crowd, caller, site
+from serve.limits import Buckets, Crowd, Limit, caller, site
 from serve.problems import Problem
 
 
@@ -36,6 +36,20 @@ def test_no_more_than_a_minutes_worth_in_any_minute_and_no_fewer_in_the_long_run
     assert len(let) == pytest.approx(clock.now / 2 + 30, abs=2)
     for at in let[:: len(let) // 50]:
         assert sum(at <= one < at + 60 for one in let) <= 61
+
+
+def test_a_limit_does_not_pile_up_and_counts_what_is_over_it():
+    clock = Clock()
+    limit = Limit(2, 5, clock)
+    clock.now += 100
+    assert [limit.wait_s() for _ in range(7)] == [0] * 5 + [0.5] * 2
+    assert limit.over == 2
+    with pytest.raises(Problem) as refused:
+        limit.check()
+    assert (refused.value.type, refused.value.retry_after_s, limit.over) == ("too_many", 1.0, 3)
+    clock.now += 0.5
+    limit.check()
+    assert limit.over == 0
 
 
 def test_who_comes_when_told_is_let_in():

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
 from serve import pages
+from serve.metrics import ENDS
 from serve.problems import TYPES, Problem
 
 TEXTS = {path.name: path.read_text() for path in pages.FOLDER.iterdir()}
@@ -17,7 +18,6 @@ SCRIPTS = {name: text for name, text in TEXTS.items() if name.endswith(".js")}
 STYLE, INDEX = TEXTS["style.css"], TEXTS["index.html"]
 IMPORT = re.compile(r'^import (?P<what>.+?) from "(?P<where>[^"]+)";', re.MULTILINE | re.DOTALL)
 EXPORT = re.compile(r"^export (?:async )?(?:function\*?|class|const|let) (\w+)", re.MULTILINE)
-REASONS = ("stopped", "idle", "lease", "replaced", "drained", "limit", "failed", "vanished")
 
 
 class Document(HTMLParser):
@@ -194,10 +194,22 @@ def table(name: str) -> set[str]:
 
 
 def test_words_are_there_for_what_the_server_says():
-    assert table("ENDED") == set(REASONS)
+    assert table("ENDED") == set(ENDS)
     assert table("REFUSED") - {"unreachable"} <= set(TYPES)
     wanted = {"unauthorized", "full", "draining", "too_many", "not_found", "ended", "not_ready", "audio_full"}
     assert wanted <= table("REFUSED")
+
+
+def test_notices_are_those_of_the_server():
+    """`words` comes in the server's own."""
+    source = "".join(path.read_text() for path in sorted(Path(pages.__file__).parent.glob("*.py")))
+    sent = set(re.findall(r'notice\(\s*"(\w+)"', source))
+    assert len(sent) > 3
+    assert set(re.findall(r'kind === "(\w+)"', SCRIPTS["words.js"])) == sent - {"words"}
+
+
+def test_no_key_has_a_name_of_its_own():
+    assert not re.search(r"""["']none["']""", "".join(SCRIPTS.values()))
 
 
 def test_the_page_comes_with_its_policy(client):

@@ -2,13 +2,14 @@
 
 import shutil
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocketDisconnect
 
 from serve import pages
 from serve.boxes import Sample, fragment, init
@@ -30,12 +31,46 @@ OFFERS = [
 ]  # fmt: skip
 
 
+class Queue:
+    """A server's, as far as the page asks: one session, which waits, and whose first connection is lost at once."""
+
+    def __init__(self):
+        self.state, self.position, self.joined = "queued", 3, 0
+
+    async def open(self, request):
+        told = {"id": "one", "secret": "s", "state": "queued", "position": self.position, "wait_s": 20}
+        return JSONResponse(told, 202)
+
+    async def session(self, request):
+        if request.method == "DELETE":
+            self.state = "ended"
+        reason = None if self.state == "queued" else "lease"
+        place = {"position": self.position, "wait_s": 5} if self.state == "queued" else {}
+        return JSONResponse({"id": "one", "state": self.state, "reason": reason} | place)
+
+    async def realtime(self, websocket):
+        await websocket.accept("everframe.v1")
+        assert (await websocket.receive_json())["session"] == "one"
+        self.joined += 1
+        if self.joined == 1:
+            self.position = 2
+            await websocket.close(1011)
+            return
+        with suppress(WebSocketDisconnect):
+            await websocket.receive_json()
+
+
 @contextmanager
-def served():
+def served(queue):
     async def models(request):
         return JSONResponse({"object": "list", "data": OFFERS})
 
-    app = Starlette(routes=[*pages.routes(), Route("/v1/models", models)])
+    asked = [
+        Route("/v1/sessions", queue.open, methods=["POST"]),
+        Route("/v1/sessions/one", queue.session, methods=["GET", "DELETE"]),
+        WebSocketRoute("/v1/realtime/video", queue.realtime),
+    ]
+    app = Starlette(routes=[*pages.routes(), Route("/v1/models", models), *asked])
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -51,10 +86,11 @@ def page():
     api = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("no chromium here")
-    with served() as address, api.sync_playwright() as play:
+    queue = Queue()
+    with served(queue) as address, api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         found = browser.new_page(viewport={"width": 360, "height": 740})
-        found.complaints = []
+        found.complaints, found.queue = [], queue
         found.on("console", lambda message: found.complaints.append(message.text))
         found.on("pageerror", lambda error: found.complaints.append(str(error)))
         found.goto(address)
@@ -84,6 +120,30 @@ def test_what_it_shows_is_what_is_offered(page):
     )
     assert page.get_by_role("button", name="none").count() == 0
     page.get_by_role("radio").nth(0).check()
+
+
+def test_no_button_is_for_the_first_action_whatever_it_is_called(page):
+    work = """(m) => {
+        const [pad, more] = [document.createElement("div"), document.createElement("div")];
+        new m.Keys(() => {}).draw(["stand", "forward", "none"], pad, more);
+        return [pad, more].map((one) => [...one.children].map((b) => b.getAttribute("aria-label")));
+    }"""
+    assert module(page, "keys.js", work) == [["forward"], ["none"]]
+
+
+def test_a_place_in_the_queue_is_kept_though_the_connection_or_the_page_is_lost(page):
+    queue, said = page.queue, page.locator("#status")
+    page.get_by_role("button", name="Start", exact=True).click()
+    said.get_by_text("You are number 3 in the queue").wait_for()
+    said.get_by_text("You are number 2 in the queue").wait_for()
+    queue.position = 1
+    said.get_by_text("You are next").wait_for()
+    assert queue.joined == 2, "one that was lost is made again, and one that is there is kept"
+    page.reload()
+    page.get_by_role("button", name="Go on").click()
+    said.get_by_text("You are next").wait_for()
+    queue.state = "ended"
+    said.get_by_text("It ended while nobody was watching").wait_for()
 
 
 def test_key_frames_are_found_in_fragments(page):

@@ -11,11 +11,11 @@ import pytest
 
 from serve.bitrate import FLOOR_BPS
 from serve.fragments import Fragments
-from serve.heard import AHEAD, PAUSE, RATE, Line
+from serve.heard import AHEAD, PAUSE, RATE, TimeLine
 from serve.media import VIDEO_RATE
 from serve.outbox import LONGEST_S, MOST, WORDS, Outbox
 from serve.socket import Socket
-from serve.tcp_rate import FLOOR, LAG_S, Rate, TcpRate
+from serve.tcp_rate import FLOOR, LAG_S, TcpRate, Wish
 from serve.tight import UNSENT, tighten
 from stages.sinks.coded import LEAST_BITS
 from tests.serve.realtime_packets import FPS, both, due, pictures
@@ -167,7 +167,7 @@ def test_after_the_end_nothing_is_taken(clock):
     assert (item.kind, item.code) == ("end", 1000)
 
 
-def rates(lags, size=20_000, step=0.1) -> list[Rate]:
+def rates(lags, size=20_000, step=0.1) -> list[Wish]:
     """What is asked, for lags a tenth of a second apart, of one who is given 200 kB/s."""
     rate, found = TcpRate(), []
     for i, lag in enumerate(lags):
@@ -199,12 +199,12 @@ def test_a_line_that_is_well_again_rises_by_8_percent_a_second_and_is_freed():
 
 
 def test_a_microphone_s_pieces_follow_each_other():
-    line = Line()
+    line = TimeLine()
     assert [line.place(320, 5 + i * 0.02 + (i % 3) * 0.004) for i in range(50)] == [i * 320 for i in range(50)]
 
 
 def test_a_pause_of_a_microphone_is_one():
-    line = Line()
+    line = TimeLine()
     line.place(320, 10.0)
     at = line.place(320, 12.0)
     assert at == pytest.approx(2 * RATE, abs=1)
@@ -212,7 +212,7 @@ def test_a_pause_of_a_microphone_is_one():
 
 
 def test_sound_that_was_held_up_does_not_stay_behind():
-    line = Line()
+    line = TimeLine()
     for i in range(50):
         line.place(320, i * 0.02)
     burst = [line.place(320, 3.0) for _ in range(100)]  # 2 s of it, all at once

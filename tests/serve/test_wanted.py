@@ -6,7 +6,8 @@ import pytest
 
 from conf.errors import UserError
 from conf.typed import typed
-from serve.wanted import LONGEST_PROMPT, Wanted
+from serve.asked import LONGEST_PROMPT
+from serve.wanted import Wanted
 
 REFUSED = [
     {"colour": "red"},
@@ -17,6 +18,7 @@ REFUSED = [
     {"seconds": 0},
     {"seconds": float("nan")},
     {"prompt": "x" * (LONGEST_PROMPT + 1)},
+    {"prompt": "\0"},
     {"prompt": ["x"]},
     {"queue": 1},
     {"model": 7},

@@ -112,7 +112,7 @@ def test_control_channel():
     ]
 
 
-def test_notices_kept_until_the_channel_opens_then_figures_and_the_place_in_the_queue():
+def test_notices_kept_until_the_channel_opens_then_figures():
     async def run():
         room, browser = Room(), Browser()
         attach = room.attach
@@ -124,8 +124,6 @@ def test_notices_kept_until_the_channel_opens_then_figures_and_the_place_in_the_
         room.attach = greet
         peer = await browser.call(room)
         assert (await browser.told("session.notice"))["kind"] == "draining"
-        room.waiting = 2, 7.4
-        assert (await browser.told("session.queued")) == {"type": "session.queued", "position": 2, "wait_s": 7}
         assert (await browser.told("session.figures"))["chunks"] == 3
         await browser.close()
         await soon(peer.closed.wait())
