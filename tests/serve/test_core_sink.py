@@ -25,7 +25,7 @@ def opened(end: End, sound: bool) -> SessionSink:
 
 @pytest.mark.parametrize("sound", [True, False])
 def test_its_end_is_told_after_the_last_picture_and_the_last_packet(sound):
-    with End() as end:
+    with End(hello=None) as end:
         sink = opened(end, sound)
         frames = np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8)
         for _ in range(2):
@@ -40,7 +40,7 @@ def test_its_end_is_told_after_the_last_picture_and_the_last_packet(sound):
 
 def test_a_gateway_that_does_not_hang_up_is_not_waited_for_without_end(monkeypatch):
     monkeypatch.setattr(session, "LAST_S", 0.05)
-    with End() as end:
+    with End(hello=None) as end:
         end.hangs_up = False
         sink = opened(end, False)
         sink.close()
