@@ -74,7 +74,10 @@ class Command:
         wanted = [s for s in settings(self.schema) if not below or f"{s.name}.".startswith(f"{below}.")]
         grammar = GRAMMAR.format(sweeps=SWEEPS if self.sweeps else "")
         head = [] if below else [*self._head(), "", grammar, "", *_choices(self.schema, width)]
-        return "\n".join([*head, *_listing(self.schema, wanted, width)])
+        # What is this command's alone comes first: all the rest is that of others, too.
+        own = [s for s in wanted if s.name.startswith(f"{self.name}.")]
+        rest = [s for s in wanted if s not in own]
+        return "\n".join([*head, *_listing(self.schema, own, width), *_listing(self.schema, rest, width)])
 
     def _head(self) -> list[str]:
         usage = f"usage: everframe {self.name} {self.usage} [--help{' [KEY]' if self.schema else ''}] [--version]"

@@ -11,7 +11,7 @@ from conf.schema.stream import OF_EACH
 from conf.secret import unsaid
 from stages.sources.image import load_image
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("worker")
 
 DRIVEN = "sessions have the sound, keys and words of the people who open them"
 LENGTH = "sessions end by serve.session_s, or by the seconds that are asked for"

@@ -65,13 +65,14 @@ class InputsSink:
         path: the file, made with the first line: before, weights load and nothing is written. It is replaced, or gone
             on with where `first` is above 0.
         first: the first chunk that will be sampled.
+        private: whether nobody but this user may read it: it holds what others said.
 
     Raises:
         UserError: it could not be made.
     """
 
-    def __init__(self, path: str | Path, first: int = 0):
-        self.path, self._first = Path(path), first
+    def __init__(self, path: str | Path, first: int = 0, private: bool = False):
+        self.path, self._first, self._mode = Path(path), first, 0o600 if private else 0o666
         self._file: BinaryIO | None = None
         with self._writing():
             disk.look_file(self.path)
@@ -104,6 +105,8 @@ class InputsSink:
         """The file, ready for the first line to come: behind those of the chunks before it, and nothing else."""
         path = disk.prepare(self.path)
         goes_on = self._first > 0 and path.exists()
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, self._mode))
         file = path.open("r+b" if goes_on else "wb")
         if goes_on:
             file.truncate(_whole(file, self._first))

@@ -116,6 +116,8 @@ class Outputs:
                 for _, left in joins.segments(video):
                     disk.remove(left)  # of another video, which is replaced
             self._video = self._open("video", fps, height, width, sound, mark)
+            if sink.session and video and is_file(self.paths["video"]):
+                self.paths["video"].chmod(0o600)  # it holds what people said
             self._frames = self._open("frames")
             if self._frames:
                 self._frames.frames = self.frames

@@ -107,7 +107,7 @@ def open_sources(
             opened.actions = _actions(taken, source, inputs, opened.session, stdin, stop)
         opened.image = _image(source, opened.session, picture)
         if sink.inputs:
-            opened.sink = InputsSink(sink.inputs, first)
+            opened.sink = InputsSink(sink.inputs, first, private=opened.session is not None)
     except BaseException:
         opened.close()
         raise

@@ -69,3 +69,9 @@ def test_everframe_itself(arguments, monkeypatch, capsys):
     assert everframe.main() == 0
     said = capsys.readouterr().out
     assert all(name in said for name in COMMANDS) or "version" in arguments[0]
+
+
+def test_what_is_a_commands_alone_comes_first(capsys):
+    COMMANDS["serve"].main(["--help"])
+    said = capsys.readouterr().out
+    assert said.index("\n  serve.host  (") < said.index("\n  output_dir  (")

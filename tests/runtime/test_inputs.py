@@ -82,6 +82,14 @@ def test_who_goes_on_makes_later_lines_anew(tmp_path):
     assert Inputs(path).chunks == 6
 
 
+def test_what_people_said_is_for_this_user_alone(tmp_path):
+    for private in (True, False):
+        sink = InputsSink(tmp_path / f"{private}.jsonl", private=private)
+        sink.chunk(0, "a", None, None)
+        sink.close()
+        assert (sink.path.stat().st_mode & 0o077 == 0) == private
+
+
 @pytest.mark.parametrize("device", [True, False])
 def test_a_sink_that_is_no_file(tmp_path, device):
     path = tmp_path / "inputs.jsonl"
