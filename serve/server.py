@@ -189,7 +189,9 @@ class Port:
                 refused.add("connections")
                 taken.close()
                 continue
-            task = asyncio.create_task(self._let_in(taken, left, site(address[0])))
+            # Known at once: many may be taken before the first of them is looked at.
+            connection = self._counted(taken, left, site(address[0]))
+            task = asyncio.create_task(self._let_in(taken, connection))
             self._coming.add(task)
             task.add_done_callback(self._coming.discard)
 
@@ -212,24 +214,22 @@ class Port:
                 taken.shutdown(socket.SHUT_RDWR)
         return True
 
-    async def _let_in(self, taken: socket.socket, left: Callable[[], None], where: str) -> None:
-        loop = asyncio.get_running_loop()
-
+    def _counted(self, taken: socket.socket, left: Callable[[], None], where: str) -> Connection:
         def gone() -> None:
             self._there.pop(connection, None)
             left()
 
-        connection = Connection(self._config, self._state, {}, loop, gone)
+        connection = Connection(self._config, self._state, {}, asyncio.get_running_loop(), gone)
         self._there[connection] = where, taken
+        return connection
 
-        def made() -> Connection:
-            return connection
-
+    async def _let_in(self, taken: socket.socket, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
         times = {"ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": LAST_S} if self._context else {}
         try:
-            await loop.connect_accepted_socket(made, taken, ssl=self._context, **times)
+            await loop.connect_accepted_socket(lambda: connection, taken, ssl=self._context, **times)
         except BaseException as error:
-            gone()
+            connection.leave()
             taken.close()
             if not isinstance(error, OSError):  # a handshake that came to nothing
                 raise

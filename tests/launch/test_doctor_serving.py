@@ -175,17 +175,17 @@ def test_one_that_does_not_answer_is_found():
         with pytest.raises(TimeoutError, match=r"no answer within 0\.1 s"):
             answer(Server("stun", "127.0.0.1", silent.getsockname()[1], False), 0.1)
         port = silent.getsockname()[1]
-    told = found(ice_servers=[f"turn:127.0.0.1:{port}"])["ICE server"]
+    told = found(ice_servers=[f"turn:127.0.0.1:{port}"], turn_secret="s")["ICE server"]
     assert not told.ok and "refused" in told.value
-    told = found(ice_servers=["http://here"])["ICE server"]
+    told = found(ice_servers=["stun:a:65536"])["ICE server"]
     assert not told.ok and "is no address" in told.value
 
 
 def test_a_turn_server_over_tcp_is_connected_with():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"turn:127.0.0.1:{listening.getsockname()[1]}?transport=tcp"
-        assert found(ice_servers=[url])["ICE server"].ok
-    assert not found(ice_servers=[url])["ICE server"].ok
+        assert found(ice_servers=[url], turn_secret="s")["ICE server"].ok
+    assert not found(ice_servers=[url], turn_secret="s")["ICE server"].ok
 
 
 @pytest.mark.parametrize(

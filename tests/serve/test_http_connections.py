@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import socket
 import ssl
 import struct
 
@@ -371,6 +372,19 @@ def test_who_holds_places_without_a_word_keeps_nobody_out(tmp_path):
                 writer.close()
 
     tried(tmp_path, talk, Crowd(each=4))
+
+
+def test_a_burst_of_them_does_not_either(tmp_path):
+    """Taken all at once, before any of them is looked at."""
+
+    async def talk(port, _):
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
+        found = await ask(port, "GET", "/healthz")
+        for one in silent:
+            one.close()
+        return found.status
+
+    assert tried(tmp_path, talk, Crowd(each=4)) == 200
 
 
 def test_what_is_no_http_1_is_answered_once(tmp_path):
