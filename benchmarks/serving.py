@@ -92,7 +92,7 @@ class Server:
         timer = threading.Timer(START_S, self._process.kill)
         timer.start()
         for line in self._process.stdout:
-            if found := re.fullmatch(r"(\S+): (\d+) sessions at once", line.strip()):
+            if found := re.fullmatch(r"(\S+): (\d+) sessions? at once", line.strip()):
                 self.capacity[found[1]] = int(found[2])
             if line.startswith("open "):
                 self.url = line.split()[1]

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.errors import UserError, nearest
 from conf.paths import inside
 from conf.schema.stream import SINKS
-from launch.arguments import CONF, VALUED, is_option, options, read, refused, with_texts
+from launch.arguments import CONF, MULTIRUN, VALUED, is_option, options, read, refused, with_texts
 from launch.command import Command
 from launch.console import lasting
 
@@ -179,6 +179,9 @@ def run(
         try:
             if command.answers(given):
                 return 0
+            if not command.sweeps and (more := next((a for a in given if a in MULTIRUN), None)):
+                rule = f"everframe {command.name} is one run, which does not end by itself"
+                raise UserError(more, rule, "leave it out")
             line = read(given, command.schema)
             overrides, texts = line.overrides, line.texts
             if any(is_option(a) or a.startswith("hydra") for a in overrides):

@@ -19,8 +19,9 @@ from launch.arguments import CONF, groups, keys, options
 HELP, VERSION = ("--help", "-h"), ("--version",)
 WIDEST = 110
 """Columns of a help text, at most."""
-GRAMMAR = """KEY=VALUE: text is taken as typed, a list is [a,b], nothing is null. --multirun runs a job for each of a,b.
+GRAMMAR = """KEY=VALUE: text is taken as typed, a list is [a,b], nothing is null.{sweeps}
 Other options are Hydra's: --cfg job shows the composed configuration, --config-dir DIR adds YAML files."""
+SWEEPS = " --multirun runs a job for each of a,b."
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Command:
         doc: what it does; the first paragraph is its summary.
         usage: its arguments.
         schema: of its settings; None: it has none.
+        sweeps: whether `--multirun` runs a job for each of several values.
     """
 
     name: str
     doc: str
     usage: str = "[KEY=VALUE ...]"
     schema: type | None = None
+    sweeps: bool = True
 
     def answers(self, arguments: Sequence[str]) -> bool:
         """Print what `--help` or `--version` asks for, if one of them is there.
@@ -69,7 +72,8 @@ class Command:
         if below and below not in keys(self.schema):
             raise UserError(f"--help {below}", "there is no such key", nearest(below, keys(self.schema)))
         wanted = [s for s in settings(self.schema) if not below or f"{s.name}.".startswith(f"{below}.")]
-        head = [] if below else [*self._head(), "", GRAMMAR, "", *_choices(self.schema, width)]
+        grammar = GRAMMAR.format(sweeps=SWEEPS if self.sweeps else "")
+        head = [] if below else [*self._head(), "", grammar, "", *_choices(self.schema, width)]
         return "\n".join([*head, *_listing(self.schema, wanted, width)])
 
     def _head(self) -> list[str]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -72,7 +73,7 @@ class LocalProcesses(Running):
 
     def __init__(self, start: Start):
         super().__init__(start.plan, start.config, dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False))
-        self._live, self._stdin = start.live, start.stdin
+        self._live, self._stdin, self._tell = start.live, start.stdin, start.tell
         self._workers: list[subprocess.Popen] = []
         self._said: list[deque[str]] = []
         self._readers: list[threading.Thread] = []
@@ -117,7 +118,8 @@ class LocalProcesses(Running):
             worker.stdin.write(json.dumps(given).encode() + b"\n")
             worker.stdin.flush()
         said: deque[str] = deque(maxlen=LAST_LINES)
-        reader = threading.Thread(target=_pass_on, args=(worker.stderr, said), name=f"stderr {index}", daemon=True)
+        given = worker.stderr, said, self._tell
+        reader = threading.Thread(target=_pass_on, args=given, name=f"stderr {index}", daemon=True)
         reader.start()
         self._workers.append(worker)
         self._said.append(said)
@@ -168,11 +170,9 @@ def descriptor(stream: BinaryIO) -> int:
     return reading
 
 
-def _pass_on(stream: BinaryIO, said: deque[str]) -> None:
-    """Repeat what a worker says on standard error, and remember the last lines."""
+def _pass_on(stream: BinaryIO, said: deque[str], tell: Callable[[str], None]) -> None:
+    """Tell what a worker says on standard error, and remember the last lines."""
     for line in stream:
         text = line.decode(errors="replace")
         said.append(text)
-        with suppress(OSError, ValueError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        tell(text)

@@ -11,7 +11,7 @@ from launch.folder import claimed
 from parallel.builders import build
 from parallel.plan import Plan
 from runtime.pipeline import Pipeline
-from runtime.running import Running, Start
+from runtime.running import Running, Start, repeated
 from runtime.workload import describe
 
 LAUNCHERS = {"local": "launch.local", "torchrun": "launch.torchrun", "ray": "launch.ray"}
@@ -29,6 +29,7 @@ def start(
     begin: Callable[[], object] | None = None,
     stdin: BinaryIO | None = None,
     first: Callable[[Pipeline], None] = lambda pipeline: None,
+    tell: Callable[[str], None] = repeated,
 ) -> Running:
     """Start the workers of a run; returns while they load.
 
@@ -37,11 +38,12 @@ def start(
         begin: makes the output folder, once all workers have loaded; None: it is the run's until its workers have left.
         stdin: where live sources read; None: standard input.
         first: opens the first streams, before anything is loaded.
+        tell: is given every line that workers of this machine say on standard error.
 
     Raises:
         UserError: the launcher cannot be used as it was asked for, or `first` raises one.
     """
-    given = Start(build(config.plan, describe(config)), config, stdin, first)
+    given = Start(build(config.plan, describe(config)), config, stdin, first, tell)
     running: Running = importlib.import_module(LAUNCHERS[config.launcher.name]).launched(given)
     try:
         return running.start(begin or (lambda: running.held.enter_context(claimed(config))))

@@ -30,7 +30,7 @@ from conf.errors import UserError
 from conf.schema import Config
 from conf.schema.serve import ServeConfig, ServedConfig
 from conf.schema.stream import SOURCES
-from launch import cli, places, planning, running
+from launch import cli, of_sessions, places, planning, running
 from launch.cli import run, written
 from launch.command import Command
 from launch.console import lasting
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from serve.gateway import Gateway
     from serve.server import Listening
 
-COMMAND = Command("serve", __doc__, schema=ServedConfig)
+COMMAND = Command("serve", __doc__, schema=ServedConfig, sweeps=False)
 NEEDED = ("starlette", "uvicorn", "websockets", "aiortc", "prometheus_client", "opentelemetry")
 """What serving needs beside what streaming does."""
 POLL_S = 0.1
@@ -108,9 +108,7 @@ def processes(config: ServedConfig) -> Config:
     if config.launcher.name == "torchrun":
         rule = "has its own processes, which join a gateway"
         raise UserError("launcher=torchrun", rule, "use serve.join=1, and control=ADDRESS of everframe stream")
-    for key in ("control", "resume"):
-        if (value := getattr(config, key)) is not None:
-            raise UserError(f"{key}={value}", "is said of a run, not of a server", f"set {key}=null")
+    of_sessions.check(config)
     launcher = config.launcher
     if launcher.name == "local" and launcher.threads == "auto":
         launcher = replace(launcher, threads="false")
@@ -130,7 +128,7 @@ def start(config: Config, held: ExitStack) -> Running:
         folder = held.enter_context(claimed(config))
         disk.write_text(f"output_dir={folder}", folder / CONFIG, written(config))
 
-    return held.enter_context(running.start(config, begin=begin, first=first))
+    return held.enter_context(running.start(config, begin=begin, first=first, tell=of_sessions.logged))
 
 
 def serve(config: ServedConfig, resolved: str, given: Sequence[str], stop: Stop) -> None:
@@ -205,6 +203,7 @@ async def _serve(
         loop = asyncio.get_running_loop()
         stop.then(lambda: loop.call_soon_threadsafe(gateway.begin_drain))
         await server.serve(gateway, said.listening, listener)
+        gone = gateway.gone
     finally:
         loading.cancel()
         await asyncio.wait([loading])
@@ -214,6 +213,8 @@ async def _serve(
         handler.close()
     if not loading.cancelled():
         loading.result()  # what has gone wrong
+    if gone:
+        raise PeerLost(gone)
 
 
 async def load(gateway: Gateway, configs: Sequence[Config], started: Sequence[Running]) -> None:
@@ -274,7 +275,7 @@ class Said:
         """A model is served."""
         self._served.add(name)
         capacity = self._gateway.admission.capacity(name)
-        print(f"{name}: {capacity} sessions at once", flush=True)
+        print(f"{name}: {capacity} session{'s' * (capacity != 1)} at once", flush=True)
         if not capacity:
             _, why = self._gateway.admission.limit(name)
             print(f"warning: nobody can be let in to {name}: {SHORT[why]}", file=sys.stderr, flush=True)

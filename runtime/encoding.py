@@ -128,7 +128,7 @@ class Encoding:
         prompt = self.prompts.text(self.prompts.epoch(chunk)) if prompt is None else prompt
         if unknown := self.text_encoder.ids(prompt)[1]:
             # What somebody types in a session is nobody else's.
-            what = f"{len(unknown)} words of it" if self.private else ", ".join(unknown)
+            what = f"{len(unknown)} word{'s' * (len(unknown) > 1)} of it" if self.private else ", ".join(unknown)
             log.warning("prompt: model=%s does not know %s", self.model.name, what)
         with torch.inference_mode():
             return self.text_encoder(prompt)

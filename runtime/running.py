@@ -6,6 +6,7 @@ the others if one failed. Launchers say how workers are started, found to be gon
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -79,6 +80,13 @@ class Health:
     stages: dict[str, list[float]] = field(default_factory=dict)
 
 
+def repeated(line: str) -> None:
+    """Say on standard error what a worker says there."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(line)
+        sys.stderr.flush()
+
+
 @dataclass(frozen=True)
 class Start:
     """What a launcher is told.
@@ -87,12 +95,14 @@ class Start:
         plan, config: what to run.
         stdin: where live sources read; None: standard input.
         first: opens the first streams, before anything is loaded: bad input shows before weights do.
+        tell: is given every line that processes of this machine say on standard error.
     """
 
     plan: Plan
     config: Config
     stdin: BinaryIO | None
     first: Callable[[Pipeline], None]
+    tell: Callable[[str], None] = repeated
 
     @property
     def live(self) -> bool:

@@ -22,6 +22,7 @@ from serve.problems import TYPES, Problem
 from serve.wanted import Wanted
 
 PICTURES = ("image/png", "image/jpeg", "image/webp")
+REALTIME = "/v1/realtime/video"
 TRACE = 64
 """Characters of a header `traceparent` (W3C Trace Context) that is passed on."""
 
@@ -71,7 +72,8 @@ def application(gateway: Any) -> Starlette:
         _post("/v1/sessions", endpoints.open),
         Route("/v1/sessions/{id}", endpoints.session, methods=["GET", "DELETE"]),
         _post("/v1/sessions/{id}/offer", endpoints.offer),
-        WebSocketRoute("/v1/realtime/video", socket),
+        WebSocketRoute(REALTIME, socket),
+        Route(REALTIME, _no_socket),
     ]
     found = Starlette(
         routes=routes,
@@ -88,6 +90,12 @@ def _get(path: str, endpoint: Answer) -> Route:
 
 def _post(path: str, endpoint: Answer) -> Route:
     return Route(path, endpoint, methods=["POST"])
+
+
+async def _no_socket(_: Request) -> Response:
+    answer = refusal(Problem("upgrade_required", f"{REALTIME} is a WebSocket (RFC 6455); open it as one"))
+    answer.headers.update({"upgrade": "websocket", "connection": "upgrade"})
+    return answer
 
 
 async def _problem(request: Request | WebSocket, problem: Problem) -> Response:
@@ -144,7 +152,7 @@ class _Endpoints:
         told = {
             "id": session.id, "secret": session.secret, "state": session.state, "model": session.served.offer["id"],
             "expires_at": session.expires_at, "offer": f"{where}/offer", "whip": None, "whep": None,
-            "realtime": "/v1/realtime/video",
+            "realtime": REALTIME,
         }  # fmt: skip
         if session.waiting:
             told["position"], told["wait_s"] = session.waiting

@@ -64,12 +64,17 @@ class Connection(H11Protocol):
     ):
         super().__init__(config, server_state, app_state, _loop)
         self._left, self._patience, self._taken = left, Patience(), 0
+        self._upgraded = False
         self.ws_protocol_class = partial(Socket, left=left)
 
     def connection_made(self, transport: Any) -> None:
         """What is sent waits here from now on, and not below."""
         super().connection_made(transport)
         tighten(transport)
+
+    def leave(self) -> None:
+        """It counts no more."""
+        self._left()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other end has gone, or ours."""
@@ -80,6 +85,16 @@ class Connection(H11Protocol):
         """The peer has taken something."""
         self._taken += 1
         super().resume_writing()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """A `Socket` takes over."""
+        self._upgraded = True
+        super().handle_websocket_upgrade(event)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is asked here that is not answered: no request has come whole, or none is under way."""
+        return not self._upgraded and (self.cycle is None or self.cycle.response_complete)
 
     def overdue(self, now: float) -> bool:
         """Whether the peer has been waited for long enough; asked again and again, with the loop's time in seconds."""

@@ -129,7 +129,7 @@ class Gateway:
             Watched(
                 lambda: asked.running(name),
                 lambda: asked.waiting(name),
-                lambda: asked.capacity(name),
+                lambda: self.capacity(name),
                 lambda: [s.bits_per_second for s in self.sessions if s.served is served and s.bits_per_second],
             ),
         )
@@ -140,9 +140,22 @@ class Gateway:
         """Every model, with how many are there and how many may be."""
         asked = self.admission
         return [
-            served.offer | {"capacity": asked.capacity(n), "running": asked.running(n), "waiting": asked.waiting(n)}
+            served.offer
+            | {"capacity": self.capacity(n), "running": asked.running(n), "waiting": asked.waiting(n)}
+            | ({"gone": True} if served.lost else {})
             for n, served in self.served.items()
         ]
+
+    def capacity(self, name: str) -> int:
+        """Sessions of a model that there may be at this moment; none where its pipeline is gone."""
+        return 0 if self.served[name].lost else self.admission.capacity(name)
+
+    @property
+    def gone(self) -> str | None:
+        """Why there is nothing to serve any more: every pipeline is gone, and no other may join; None: there is."""
+        if self.serve.join or self.coming or not self.served or not all(one.lost for one in self.served.values()):
+            return None
+        return "; ".join(f"{name}: the pipeline is gone: {one.lost}" for name, one in self.served.items())
 
     def reasons(self) -> list[str]:
         """Why nobody should be sent here; empty: all is well."""
@@ -216,10 +229,13 @@ class Gateway:
         if not self.served:
             said = ", ".join(readiness.awaited(self.coming)) or "no model is served yet"
             raise Problem("not_ready", f"{said}; come again", 5.0)
-        name = wanted.get("model") or next(iter(self.served))
+        there = (name for name, one in self.served.items() if not one.lost)
+        name = wanted.get("model") or next(there, next(iter(self.served)))
         if name not in self.served:
             raise Problem("not_found", f"model={name[:40]!r}: is not served here; use {', '.join(self.served)}")
         served, changes = self.served[name], {"seed": secrets.randbits(32)}
+        if served.lost:
+            raise Problem("gone", f"model={name}: its pipeline is gone; have the server started anew")
         if (seed := wanted.get("seed")) is not None:
             changes["seed"] = seed
         if prompt := wanted.get("prompt"):
@@ -229,7 +245,8 @@ class Gateway:
         if wanted.get("image") and not served.offer["picture"]:
             raise Problem("unprocessable", f"image: {name} takes no picture; leave it out")
         if (seconds := wanted.get("seconds")) is not None and not 0 < seconds <= self.serve.session_s:
-            raise Problem("bad_request", f"seconds: must be above 0 and at most {self.serve.session_s:g}; give fewer")
+            rule = f"must be above 0 and at most {self.serve.session_s:g}"
+            raise Problem("unprocessable", f"seconds={seconds:g}: {rule}; give another")
         return served, changes
 
     async def _begin(self, session: Session, place: Place, changes: dict[str, Any], picture: bytes) -> None:
@@ -301,6 +318,8 @@ class Gateway:
                     session.tick(now)
                 for served in list(self.served.values()):
                     self._look(served)
+                if self.gone:
+                    self.begin_drain()
             except Exception:
                 log.exception("a look at the clocks failed")
 

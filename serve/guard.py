@@ -26,6 +26,7 @@ from conf.schema.serve import ServeConfig
 from serve.limits import HEAD_BYTES, Buckets, caller
 from serve.names import Place, behind, entry, host, loopback, origin, place
 from serve.problems import Problem
+from serve.refusals import refused
 
 LOG = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ DRESS = {
 
 def refusal(problem: Problem) -> Response:
     """A problem as an answer over HTTP (RFC 9457), or in place of a WebSocket's."""
+    refused.add(problem.type)
     headers = {"content-type": "application/problem+json"}
     if problem.retry_after_s is not None:
         headers["retry-after"] = str(max(math.ceil(problem.retry_after_s), 1))
@@ -123,6 +125,10 @@ class Guard:
         Raises:
             Problem: it is refused.
         """
+        if scope["type"] == "http" and (version := scope.get("http_version", "1.1"))[:2] != "1.":
+            answer = refusal(Problem("bad_request", f"HTTP/{version} is not spoken; use HTTP/1.1"))
+            answer.headers["connection"] = "close"  # what follows is no request
+            return answer
         headers = Headers(scope=scope)
         peer, port = scope.get("client") or ("", 0)
         # Whoever comes later takes this for the other end, be there a proxy or not.

@@ -10,35 +10,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import re
 import secrets
 import time
 from typing import Any
 
-from conf.errors import UserError
 from conf.schema.serve import ServeConfig
-from conf.typed import shown
 
-ADDRESS = re.compile(r"(stuns?|turns?):(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?(\?transport=(udp|tcp))?")
-"""RFC 7064 and RFC 7065."""
 SPARE_S = 600.0
 """How long credentials outlive the longest session."""
-
-
-def check(serve: ServeConfig) -> None:
-    """Refuse addresses that no browser takes.
-
-    Raises:
-        UserError: an entry of `serve.ice_servers` is no address, or is of a TURN server and there is no secret.
-    """
-    for address in serve.ice_servers:
-        name = f"serve.ice_servers={shown(address)}"
-        if not ADDRESS.fullmatch(address):
-            rule = "is no address of a STUN or TURN server"
-            raise UserError(name, rule, "use stun:HOST[:PORT] or turn:HOST[:PORT][?transport=tcp]")
-        if _relays(address) and not serve.turn_secret:
-            rule = "is a TURN server, which wants a name and a password"
-            raise UserError(name, rule, "give serve.turn_secret, the server's static-auth-secret")
 
 
 def credentials(secret: str, name: str, expires_at: int) -> tuple[str, str]:

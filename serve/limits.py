@@ -162,10 +162,15 @@ class Crowd:
     def __len__(self) -> int:
         return self._there.total()
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for anybody."""
+        return self._there.total() >= self._most
+
     def enter(self, address: str) -> Callable[[], None] | None:
         """What is to be called when the connection ends, any number of times; None: there is no room for it."""
         key = site(address)
-        if self._there.total() >= self._most or (self._there[key] >= self._each and not self._exempt(address)):
+        if self.full or (self._there[key] >= self._each and not self._exempt(address)):
             return None
         self._there[key] += 1
         gone = False

@@ -27,8 +27,10 @@ WAITING = 4096
 """Lines that may wait to be written."""
 FLUSH_S = 2.0
 """Longest wait for them at the end."""
-QUIET = ("aiortc", "aioice", "asyncio", "websockets", "uvicorn.access", "av", "libav")
-"""Loggers that say of every request and packet where it goes: only their warnings are heard."""
+QUIET = ("aiortc", "aioice", "asyncio", "websockets", "av", "libav")
+"""Loggers that say of every packet where it goes: only their warnings are heard."""
+STRANGERS = ("uvicorn.error", "uvicorn.access")
+"""Those that say of every caller where it comes from, and warn of what it sends: only faults of ours are heard."""
 ROUTED = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 """Those that bring handlers of their own."""
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
@@ -65,8 +67,9 @@ def setup(
     for name in ROUTED:
         log = logging.getLogger(name)
         log.handlers, log.propagate, log.level = [], True, logging.NOTSET
-    for name in QUIET:
-        logging.getLogger(name).setLevel(max(level, logging.WARNING) if level > logging.DEBUG else level)
+    for names, least in ((QUIET, logging.WARNING), (STRANGERS, logging.ERROR)):
+        for name in names:
+            logging.getLogger(name).setLevel(max(level, least) if level > logging.DEBUG else level)
     logging.captureWarnings(True)
     return handler
 

@@ -77,4 +77,4 @@ class Viewer(ABC):
 
     @abstractmethod
     def close(self, reason: str) -> None:
-        """The session has ended."""
+        """The session has ended; or, where it has not, this viewer is let go of."""

@@ -16,15 +16,25 @@ TYPES = {
     "too_large": 413,
     "unsupported_media": 415,
     "unprocessable": 422,
+    "upgrade_required": 426,
     "audio_full": 429,
     "too_many": 429,
     "full": 503,
     "draining": 503,
     "not_ready": 503,
+    "gone": 503,
     "failed": 500,
 }
 """Status by the type of problem."""
 RETRYABLE = frozenset({"audio_full", "too_many", "full", "draining", "not_ready", "timeout"})
+
+
+UNTIL_NOW = {
+    "limit": ("too_many", "over the limit of messages a second, or of data channels: send fewer"),
+    "vanished": ("timeout", "nothing was heard of this viewer for too long: send session.ping each second"),
+    "failed": ("failed", "the server made a mistake; join again"),
+}
+"""What a viewer is told whose session goes on, by why it is let go of."""
 
 
 class Problem(Exception):  # noqa: N818  the standard's word
@@ -39,6 +49,11 @@ class Problem(Exception):  # noqa: N818  the standard's word
     def __init__(self, type: str, detail: str, retry_after_s: float | None = None):
         super().__init__(detail)
         self.type, self.status, self.detail, self.retry_after_s = type, TYPES[type], detail, retry_after_s
+
+    @classmethod
+    def of_viewer(cls, reason: str) -> Problem:
+        """What one viewer is told that is let go of while the session goes on."""
+        return cls(*UNTIL_NOW.get(reason, UNTIL_NOW["failed"]))
 
     @property
     def body(self) -> dict[str, Any]:

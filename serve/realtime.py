@@ -25,6 +25,7 @@ from serve.incoming import Audio, Start, message
 from serve.limits import Limit
 from serve.outbox import Outbox
 from serve.problems import Problem
+from serve.refusals import refused
 from serve.socket import CODES, POLICY, Socket
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ async def _received(websocket: WebSocket) -> str | bytes:
 
 
 async def _refuse(websocket: WebSocket, problem: Problem) -> None:
+    refused.add(problem.type)
     with contextlib.suppress(WebSocketDisconnect, TimeoutError):
         async with asyncio.timeout(PATIENCE_S):
             await websocket.send_json(problem.message)

@@ -24,18 +24,20 @@ from uvicorn.server import ServerState
 
 from conf.errors import UserError
 from conf.schema.serve import ServeConfig
-from serve import ice, tls
+from serve import tls
 from serve.app import application
 from serve.connections import MESSAGE_BYTES, Connection
-from serve.limits import CONNECTIONS, HEAD_BYTES, SCARCE, Crowd, proxied
+from serve.limits import CONNECTIONS, HEAD_BYTES, SCARCE, Crowd, proxied, site
+from serve.refusals import refused
 
 LOG = logging.getLogger(__name__)
 
 BACKLOG = 128
 KEPT_S = 15
 """How long a connection without a request is kept for another one."""
-HANDSHAKE_S, LOOK_S, LAST_S = 10.0, 1.0, 5.0
-"""Longest TLS handshake, time between two looks for who is overdue, and time to say good-bye in."""
+HANDSHAKE_S, LOOK_S, LAST_S, WORDS_S = 10.0, 1.0, 5.0, 1.0
+"""Longest TLS handshake, time between two looks for who is overdue, time to say good-bye in, and for a session's last
+words before it."""
 POLL_S = 0.05
 RULES = {
     errno.EADDRINUSE: ("port", "is taken by another program", "give another one, or serve.port=0 for a free one"),
@@ -102,7 +104,6 @@ async def serve(gateway: Any, on_ready: Callable[[Listening], None], listener: s
     settings: ServeConfig = gateway.serve
     listener = listener or bound(settings)
     try:
-        ice.check(settings)
         certificate = tls.certificate(settings)
         context = certificate.context() if certificate else None
         port = Port(application(gateway), listener, context, _crowd(settings))
@@ -113,6 +114,8 @@ async def serve(gateway: Any, on_ready: Callable[[Listening], None], listener: s
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.drain_s + LAST_S):
                     await _empty(gateway)
+            for session in gateway.sessions:  # whose workers do nothing any more
+                session.abandon("drained")
             for task in running:
                 task.cancel()
         await port.close()
@@ -165,6 +168,8 @@ class Port:
         self._state = ServerState()
         self._listener, self._context, self._crowd = listener, context, crowd
         self._coming: set[asyncio.Task[None]] = set()
+        self._there: dict[Connection, tuple[str, socket.socket]] = {}
+        """Those that came, the oldest first: from which site, and by which socket."""
 
     async def accept(self) -> None:
         """Let in whoever there is room for, until it is cancelled."""
@@ -178,21 +183,53 @@ class Port:
                 await asyncio.sleep(LOOK_S if error.errno in SCARCE else 0)
                 continue
             left = self._crowd.enter(address[0])
+            if left is None and self._made_room(site(address[0])):
+                left = self._crowd.enter(address[0])
             if left is None:
+                refused.add("connections")
                 taken.close()
                 continue
-            task = asyncio.create_task(self._let_in(taken, left))
+            task = asyncio.create_task(self._let_in(taken, left, site(address[0])))
             self._coming.add(task)
             task.add_done_callback(self._coming.discard)
 
-    async def _let_in(self, taken: socket.socket, left: Callable[[], None]) -> None:
+    def _made_room(self, asks: str) -> bool:
+        """Part with the oldest connection on which nothing is asked, of this site, or of any where there are too many
+        in all: who holds places without a word keeps nobody out, probes least of all."""
+        idle = [(one, where) for one, (where, _) in self._there.items() if one.idle]
+        found = next((one for one, where in idle if where == asks), None)
+        if found is None and self._crowd.full:
+            found = next((one for one, _ in idle), None)
+        if found is None:
+            return False
+        refused.add("connections")
+        taken = self._there[found][1]
+        found.leave()
+        if found.transport is not None:
+            found.transport.abort()
+        else:  # in the middle of a TLS handshake, which then comes to nothing
+            with suppress(OSError):
+                taken.shutdown(socket.SHUT_RDWR)
+        return True
+
+    async def _let_in(self, taken: socket.socket, left: Callable[[], None], where: str) -> None:
         loop = asyncio.get_running_loop()
-        made = partial(Connection, self._config, self._state, {}, loop, left)
+
+        def gone() -> None:
+            self._there.pop(connection, None)
+            left()
+
+        connection = Connection(self._config, self._state, {}, loop, gone)
+        self._there[connection] = where, taken
+
+        def made() -> Connection:
+            return connection
+
         times = {"ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": LAST_S} if self._context else {}
         try:
             await loop.connect_accepted_socket(made, taken, ssl=self._context, **times)
         except BaseException as error:
-            left()
+            gone()
             taken.close()
             if not isinstance(error, OSError):  # a handshake that came to nothing
                 raise
@@ -212,6 +249,10 @@ class Port:
         self._listener.close()
         for task in list(self._coming):
             task.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WORDS_S):
+                while self._state.tasks:
+                    await asyncio.sleep(POLL_S)
         for connection in list(self._state.connections):
             connection.shutdown()
         with suppress(TimeoutError):

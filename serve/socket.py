@@ -95,7 +95,10 @@ class Socket(Viewer):
         self.outbox.say(message)
 
     def close(self, reason: str) -> None:
-        """Send what is left, the session's end, and hang up."""
+        """Send what is left and hang up, with the session's end, or with why it goes on without this viewer."""
+        if self._session.state != "ended":
+            self.fail(Problem.of_viewer(reason))
+            return
         if self._fragments is not None and (rest := self._fragments.flush()):
             self.outbox.play(rest)
         figures = self._session.figures()

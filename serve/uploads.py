@@ -33,6 +33,8 @@ DECODERS = 2
 """Pictures that are decoded at a time."""
 BEHIND = (128, 128, 128)
 """What shows through transparent places, as where a stage reads a picture."""
+ID_BYTES, ID_LETTERS = 16, 22
+"""Of an upload's id; no base64 has so many letters."""
 WANTED = "send png, jpeg or webp"
 
 
@@ -135,7 +137,7 @@ class Uploads:
         finally:
             self._coming[key] -= 1
             self._coming += Counter()  # forgets those who are at zero
-        upload = Upload(secrets.token_urlsafe(16), made, width, height, self._clock() + KEPT_S, key)
+        upload = Upload(secrets.token_urlsafe(ID_BYTES), made, width, height, self._clock() + KEPT_S, key)
         self._kept[upload.id] = upload
         asyncio.get_running_loop().call_later(KEPT_S + 1, self.sweep)
         return upload
@@ -144,13 +146,15 @@ class Uploads:
         """PNG for a session that is opened with `image`: an upload's id, or a picture in base64 (RFC 4648).
 
         Raises:
-            Problem: `not_found`, there is no such upload any more; those of `decoded`.
+            Problem: `not_found`, there is no such upload any more; `unprocessable`, it is neither; those of `decoded`.
         """
         self.sweep()
         if upload := self._kept.get(image):
             return upload.data
         text = image.partition("base64,")[2] if image.startswith("data:image/") else image
-        if len(text) < 32 or len(text) > UPLOAD_BYTES * 4 // 3 + 4:
+        if len(text) > UPLOAD_BYTES * 4 // 3 + 4:
+            raise Problem("too_large", f"image: the picture has more than {UPLOAD_BYTES} bytes; send a smaller one")
+        if len(text) == ID_LETTERS:
             raise Problem("not_found", "there is no such picture, or not any more; send it to POST /v1/uploads again")
         try:
             data = base64.b64decode(text, validate=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from conf.errors import UserError, positive
+from conf.errors import UserError
 from serve.asked import check_prompt
 
 SEEDS = range(1 << 63)
@@ -23,12 +23,11 @@ class Wanted:
     image: str | None = None
     """The id of an upload, or a picture in base64."""
     seconds: float | None = None
-    """At most; None: as long as the server lets it."""
+    """At most; None: as long as the server lets it, who checks it."""
     queue: bool = False
     """Whether to wait for a place where there is none."""
 
     def __post_init__(self):
-        positive("seconds", self.seconds)
         if self.seed is not None and self.seed not in SEEDS:
             raise UserError(f"seed={self.seed}", "is a whole number from 0, of at most 63 bits", "give another")
         if self.prompt is not None:

@@ -130,7 +130,6 @@ class Peer(Viewer):
             self.close("failed")
             if not isinstance(error, Exception):
                 raise
-            log.info("viewer %s: offer refused (%s)", self.id, type(error).__name__)
             raise Problem("unprocessable", "sdp: cannot be answered, offer what createOffer makes") from error
         self._begun_at = self._clock()
         self._look()
@@ -279,9 +278,12 @@ class Peer(Viewer):
             self._tick.cancel()
         if self._attached:
             self._session.detach(self)
-        figures = self._session.figures()
-        known = {name: figures[name] for name in ("chunks", "frames", "latents_sha256") if name in figures}
-        self.notice({"type": "session.done", "reason": reason} | known)
+        if self._session.state == "ended":
+            figures = self._session.figures()
+            known = {name: figures[name] for name in ("chunks", "frames", "latents_sha256") if name in figures}
+            self.notice({"type": "session.done", "reason": reason} | known)
+        else:
+            self.notice(Problem.of_viewer(reason).message)
         try:
             await self._said()
             if self._microphone is not None:

@@ -20,6 +20,10 @@ LOGS = ("text", "json")
 SECRETS = ("token", "turn_secret", "join_secret")
 LEAST_TOKEN = 16
 """Characters of a token that is not guessed."""
+ICE = re.compile(r"(stuns?|turns?):(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?(\?transport=(udp|tcp))?")
+"""A STUN or TURN server (RFC 7064 and RFC 7065)."""
+HOST_PORT = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?"
+ORIGIN, NAME = re.compile(rf"https?://{HOST_PORT}/?", re.I), re.compile(rf"{HOST_PORT}|[0-9A-Fa-f:.]+")
 MOST_JOINED = 64
 """Pipelines behind one gateway."""
 
@@ -92,6 +96,7 @@ class ServeConfig:
         for name in SECRETS:
             setattr(self, name, told(f"serve.{name}", getattr(self, name)))
         self._check_tls()
+        self._check_addresses()
         for name in ("port", "link_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise UserError(
@@ -131,6 +136,26 @@ class ServeConfig:
         if set(given) != {"cert", "key"} or not all(isinstance(path, str) for path in given.values()):
             rule = "is auto, off, or names two files"
             raise UserError(f"serve.tls={shown(self.tls)}", rule, "use {cert: cert.pem, key: key.pem}")
+
+    def _check_addresses(self) -> None:
+        if self.host.startswith("["):
+            bare = self.host.strip("[]")
+            raise UserError(f"serve.host={self.host}", "is written without brackets", f"use serve.host={bare}")
+        for origin in self.origins:
+            if not ORIGIN.fullmatch(origin.strip()):
+                rule = "is no origin of pages"
+                raise UserError(f"serve.origins={shown(origin)}", rule, "use https://HOST or https://HOST:PORT")
+        for name in self.names:
+            if not NAME.fullmatch(name.strip()):
+                raise UserError(f"serve.names={shown(name)}", "is no name of a server", "use HOST or HOST:PORT")
+        for address in self.ice_servers:
+            name = f"serve.ice_servers={shown(address)}"
+            if not ICE.fullmatch(address):
+                rule = "is no address of a STUN or TURN server"
+                raise UserError(name, rule, "use stun:HOST[:PORT] or turn:HOST[:PORT][?transport=tcp]")
+            if address.startswith("turn") and not self.turn_secret:
+                rule = "is a TURN server, which wants a name and a password"
+                raise UserError(name, rule, "give serve.turn_secret, the server's static-auth-secret")
 
     @property
     def local(self) -> bool:

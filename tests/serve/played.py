@@ -40,6 +40,8 @@ class Session:
         self.stopped.append(reason)
         self.state = "ended"
 
+    abandon = stop
+
 
 class Gateway:
     """The face that `serve.app` asks.

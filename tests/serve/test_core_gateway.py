@@ -398,3 +398,46 @@ async def test_closing_ends_sessions_at_once():
     session.attach(eye)
     await one.gateway.close()
     assert eye.closed == "drained" and not one.port.listening
+
+
+@virtually
+async def test_a_model_that_is_gone_has_no_places_and_opens_nothing():
+    async with house(2) as one:
+        one.models["maze"].lost = "worker 0 is lost"
+        maze, head = one.gateway.offers()
+        assert (maze["capacity"], maze["gone"]) == (0, True) and head["capacity"] and "gone" not in head
+        with pytest.raises(Problem) as caught:
+            await one.open()
+        assert (caught.value.type, caught.value.status, caught.value.retry_after_s) == ("gone", 503, None)
+        session = await one.gateway.create({}, "x")
+        assert session.served.name == "head", "who names none has one that is there"
+        await one.end(session)
+        assert one.nothing_is_left() and not one.models["maze"].opened and one.gateway.gone is None
+
+
+@virtually
+async def test_a_server_whose_models_are_all_gone_ends():
+    async with house() as one:
+        for model in one.models.values():
+            model.lost = "worker 0 is lost"
+        await asyncio.wait_for(one.gateway.draining.wait(), 5)
+        assert "worker 0 is lost" in one.gateway.gone
+
+
+@virtually
+async def test_one_that_others_may_join_goes_on():
+    async with house(join=2) as one:
+        for model in one.models.values():
+            model.lost = "worker 0 is lost"
+        await asyncio.sleep(5)
+        assert not one.gateway.draining.is_set() and one.gateway.gone is None
+
+
+@virtually
+async def test_seconds_that_cannot_be_are_one_kind_of_problem():
+    async with house() as one:
+        for seconds in (-1.0, 0.0, 1e9, float("nan")):
+            with pytest.raises(Problem) as caught:
+                await one.open(seconds=seconds)
+            assert caught.value.type == "unprocessable"
+            assert caught.value.detail.startswith(f"seconds={seconds:g}: must be above 0")

@@ -353,3 +353,41 @@ def test_a_body_whose_sender_goes_is_no_fault(tmp_path):
         assert gateway.wanted is None
 
     tried(tmp_path, talk)
+
+
+def test_who_holds_places_without_a_word_keeps_nobody_out(tmp_path):
+    """The oldest on which nothing is asked goes; who has been asked something stays, and so does a WebSocket."""
+
+    async def talk(port, _):
+        async with connect(f"ws://127.0.0.1:{port}/v1/realtime/video", proxy=None) as one:
+            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            for _, writer in silent:
+                writer.write(b"GET /")
+            assert (await ask(port, "GET", "/healthz")).status == 200
+            assert await silent[0][0].read() == b"" and not silent[2][0].at_eof()
+            pong = await one.ping()
+            await pong
+            for _, writer in silent:
+                writer.close()
+
+    tried(tmp_path, talk, Crowd(each=4))
+
+
+def test_what_is_no_http_1_is_answered_once(tmp_path):
+    async def talk(port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
+        got = await reader.read()
+        writer.close()
+        return got
+
+    got = tried(tmp_path, talk)
+    assert got.count(b"HTTP/1.1 ") == 1 and b"HTTP/2.0 is not spoken" in got
+
+
+def test_a_websocket_that_is_asked_for_as_a_page_says_what_it_is(tmp_path):
+    async def talk(port, _):
+        return await ask(port, "GET", "/v1/realtime/video")
+
+    told = tried(tmp_path, talk)
+    assert told.status == 426 and told.body["type"] == "upgrade_required"

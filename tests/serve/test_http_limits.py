@@ -155,8 +155,21 @@ def test_what_is_not_shared_is_not_told():
 ])  # fmt: skip
 def test_addresses_that_no_browser_takes_are_refused_at_the_start(address, secret, words):
     with pytest.raises(UserError, match=words):
-        ice.check(ServeConfig(ice_servers=[address], turn_secret=secret))
+        ServeConfig(ice_servers=[address], turn_secret=secret)
 
 
-def test_those_of_the_settings_are_taken():
-    ice.check(TURN)
+@pytest.mark.parametrize("settings, words", [
+    ({"origins": ["foo"]}, "serve.origins=\"foo\": is no origin"), ({"origins": ["https://a.example/x"]}, "no origin"),
+    ({"names": ["a b"]}, "serve.names=\"a b\": is no name"), ({"names": ["http://a.example"]}, "no name"),
+    ({"host": "[::1]"}, "use serve.host=::1"),
+])  # fmt: skip
+def test_addresses_that_nobody_can_mean_are_refused_at_the_start(settings, words):
+    with pytest.raises(UserError) as caught:
+        ServeConfig(**settings)
+    assert words in str(caught.value)
+
+
+def test_those_that_can_be_are_taken():
+    ServeConfig(
+        origins=["https://a.example", "http://127.0.0.1:8000/"], names=["a.example:81", "::1", "[::1]:80"], host="::1"
+    )

@@ -119,6 +119,21 @@ def test_it_does_not_drain_for_ever_and_sockets_are_told(tmp_path, monkeypatch):
     assert served(gateway, talk) in (1001, 1012)
 
 
+def test_who_watches_what_does_not_end_is_told_the_end_first(tmp_path, monkeypatch):
+    """The words that ending a session leaves to be sent come before the port's own good-bye."""
+    monkeypatch.setattr(server, "LAST_S", 0.05)
+    gateway = Gateway(tmp_path, drain_s=0.05)
+
+    async def talk(listening, task):
+        await ask(listening.port, "POST", "/v1/sessions", JSON, {})
+        (session,) = gateway.sessions
+        gateway.draining.set()
+        await task
+        return session.stopped
+
+    assert served(gateway, talk) == ["drained"]
+
+
 def test_with_a_certificate_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -126,10 +141,3 @@ def test_with_a_certificate_it_says_so(tmp_path, monkeypatch):
         assert listening.address.startswith("https://127.0.0.1:") and len(listening.fingerprint) == 95
 
     served(Gateway(tmp_path, tls="auto"), talk)
-
-
-def test_what_cannot_be_is_refused_before_anybody_connects(tmp_path):
-    gateway = Gateway(tmp_path, ice_servers=["turn:a.example"])
-    gateway.serve.port = 0
-    with pytest.raises(UserError, match="static-auth-secret"):
-        asyncio.run(server.serve(gateway, lambda _: pytest.fail("is ready")))

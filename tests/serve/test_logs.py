@@ -10,9 +10,11 @@ import time
 
 import pytest
 
+from launch.of_sessions import logged as logged_of_worker
 from serve import logs
 from serve.logs import setup
 from serve.redaction import HIDDEN, LONGEST, Hidden
+from serve.refusals import EVERY_S, Refusals
 
 log = logging.getLogger("serve.tests")
 
@@ -22,7 +24,7 @@ def logged():
     """logged(kind, ...) sets the log up; logged.text() is what was written. Everything is as it was afterwards."""
     root = logging.getLogger()
     before, level, handlers = list(root.handlers), root.level, []
-    others = {name: logging.getLogger(name) for name in (*logs.QUIET, *logs.ROUTED)}
+    others = {name: logging.getLogger(name) for name in (*logs.QUIET, *logs.STRANGERS, *logs.ROUTED)}
     kept = {name: (one.level, list(one.handlers), one.propagate) for name, one in others.items()}
     stream = io.StringIO()
 
@@ -75,11 +77,13 @@ def test_a_caller_begins_no_line_of_its_own(logged, kind):
 def test_other_packages_come_the_same_way(logged):
     logging.getLogger("uvicorn").addHandler(logging.StreamHandler(io.StringIO()))
     logged("json")
-    logging.getLogger("uvicorn.error").info("started")
+    logging.getLogger("uvicorn.error").info('127.0.0.1:45584 - "WebSocket /v1/realtime/video?secret=X" [accepted]')
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    logging.getLogger("uvicorn.error").error("a fault")
     logging.getLogger("uvicorn.access").info("GET /")
     logging.getLogger("aioice.ice").info("Check CandidatePair(...)")
     logging.getLogger("aiortc").warning("odd packet")
-    assert [told["event"] for told in logged.objects()] == ["started", "odd packet"]
+    assert [told["event"] for told in logged.objects()] == ["a fault", "odd packet"]
 
 
 def test_setup_again_takes_the_place_of_the_first(logged):
@@ -237,3 +241,24 @@ def test_a_record_that_cannot_be_told_tells_nothing(logged):
     logged("text")
     log.info("two %s %s", "only one, secret1")
     assert "serve.tests" in logged.text() and "secret1" not in logged.text()
+
+
+def test_a_storm_of_refusals_is_a_line_of_each_kind_now_and_then(caplog):
+    now = [0.0]
+    refusals = Refusals(lambda: now[0])
+    with caplog.at_level(logging.INFO):
+        for _ in range(250):
+            refusals.add("full")
+        refusals.add("too_many")
+        now[0] = EVERY_S
+        refusals.add("full")
+    assert [(r.kind, r.count) for r in caplog.records] == [("full", 1), ("too_many", 1), ("full", 250)]
+
+
+def test_a_workers_line_comes_with_its_level(caplog):
+    with caplog.at_level(logging.INFO):
+        for line in ("INFO: it begins\n", "ERROR: it is odd\n", "\n", "Traceback:\n"):
+            logged_of_worker(line)
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("INFO", "it begins"), ("ERROR", "it is odd"), ("WARNING", "Traceback:"),
+    ]  # fmt: skip

@@ -260,3 +260,12 @@ def test_what_is_not_taken_waits_where_it_can_be_thrown_away():
         return found
 
     assert asyncio.run(run()) == (UNSENT, UNSENT)
+
+
+@pytest.mark.parametrize(("state", "types"), [("running", ["error"]), ("ended", ["session.done"])])
+def test_the_sessions_end_is_told_where_it_has_ended(clock, state, types):
+    session = FakeSession("one", clock)
+    session.state = state
+    viewer = Socket(session, True, clock)
+    viewer.close("failed")
+    assert [json.loads(item.data)["type"] for item in taken(viewer.outbox) if item.data] == types

@@ -138,11 +138,11 @@ def test_the_address_is_said_once_all_models_are_there(capsys):
             told = Said(one.gateway, ServeConfig(), 2)
             told.listening(SimpleNamespace(address="http://here", fingerprint=None))
             one.gateway.on_served("maze")
-            assert capsys.readouterr().out == "maze: 1 sessions at once\n"
+            assert capsys.readouterr().out == "maze: 1 session at once\n"
             one.gateway.on_served("head")
             one.gateway.on_served("maze")  # it was gone, and has joined again
             said = capsys.readouterr().out.splitlines()
-            assert said == ["head: 1 sessions at once", "open http://here", "maze: 1 sessions at once"]
+            assert said == ["head: 1 session at once", "open http://here", "maze: 1 session at once"]
 
     work()
 

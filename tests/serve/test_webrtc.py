@@ -95,6 +95,7 @@ def test_control_channel():
         assert told["audio_held_s"] == 1.5
         browser.say({"type": "session.stop"})
         await until(lambda: room.stops)
+        room.state = "ended"
         peer.close("stopped")
         done = await browser.told("session.done")
         assert (done["reason"], done["chunks"]) == ("stopped", 3)
@@ -151,7 +152,7 @@ def test_who_says_nothing_is_gone():
         peer._look()
         assert not room.detached.is_set()
         clock.now += 1
-        assert (await browser.told("session.done"))["reason"] == "vanished"
+        assert (await browser.told("error"))["code"] == "timeout", "the session goes on: it has no end to be told of"
         await soon(peer.closed.wait())
         assert room.detached.is_set()
         await browser.close()
@@ -252,5 +253,20 @@ def test_nothing_is_left_of_calls():
         for index in range(20):
             await call(index)
         await until(lambda: (len(asyncio.all_tasks()), open_files(), threading.active_count()) == before)
+
+    asyncio.run(run())
+
+
+def test_who_says_too_much_is_shown_out_and_told_so():
+    async def run():
+        room, browser = Room(), Browser()
+        peer = await browser.call(room)
+        for seq in range(3 * webrtc.FLOOD_PER_SECOND):
+            browser.keys.send(f'{{"seq": {seq}, "held": []}}')
+        error = await browser.told("error")
+        assert error["code"] == "too_many"
+        await soon(peer.closed.wait())
+        assert room.state == "running"
+        await browser.close()
 
     asyncio.run(run())
