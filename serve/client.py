@@ -186,8 +186,8 @@ class Session:
             _leave(self._connection)
 
     def save(self, path: str | Path, seconds: float) -> float:
-        """Write seconds of it to a fragmented mp4, in whole chunks; returns how many there are. Where something has been
-        read before it joins the session once more, which begins with a picture that can be decoded: what was not read
+        """Write seconds of it to a fragmented mp4, in whole chunks; returns how many there are. Where something was
+        read before, it joins the session once more, which begins with a picture that can be decoded: what was not read
         until then is left out.
 
         Raises:
