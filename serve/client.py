@@ -186,9 +186,10 @@ class Session:
             _leave(self._connection)
 
     def save(self, path: str | Path, seconds: float) -> float:
-        """Write seconds of it to a fragmented mp4, in whole chunks; returns how many there are. Where something was
-        read before, it joins the session once more, which begins with a picture that can be decoded: what was not read
-        until then is left out.
+        """Write seconds of it to a fragmented mp4, in whole chunks; returns how many there are.
+
+        Where something has been read before, this joins the session once more, so that the file begins with a picture
+        that can be decoded: what was not read until then is left out.
 
         Raises:
             Refused: as the loop; `ended`: there is nothing more.

@@ -474,6 +474,7 @@ async def test_who_watches_is_told_once_before_its_time_is_over_and_may_prevent_
     await one.wait(75)
     (told,) = eye.notices
     assert told["kind"] == "expiring" and 25 <= told["seconds_left"] <= 30
+    assert told["message"].endswith("its time will be over")
     one.session.event("a", {"type": "action", "action": "forward"})
     await one.wait(75)
     assert [notice["kind"] for notice in eye.notices] == ["expiring"] * 2
