@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from conf.schema.serve import ServeConfig
 from serve.problems import Problem
 from serve.session import END_S, KEY_EVERY_S, SPEECH_S, STUCK_S, TURN_S
 from serve.tcp_rate import FLOOR
