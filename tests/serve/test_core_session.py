@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
+from conf.schema.serve import ServeConfig
 from serve.problems import Problem
 from serve.session import END_S, KEY_EVERY_S, SPEECH_S, STUCK_S, TURN_S
 from serve.tcp_rate import FLOOR
+from serve.term import Term
 from tests.serve.core_time import REFUSED, Eye, One, settle, virtually
 
 
@@ -465,6 +467,12 @@ async def test_of_several_microphones_one_is_heard_at_a_time_and_the_next_when_i
     assert source.of("sound")[-1]["at"] == 960
 
 
+def test_what_is_said_of_an_end_that_is_near_is_true_then():
+    now = 0.0
+    term = Term(ServeConfig(session_s=100, idle_s=1000), lambda: now)
+    assert term.warning(90.0) == (10.0, "the session ends in 10 s: its time will be over")
+
+
 @virtually
 async def test_who_watches_is_told_once_before_its_time_is_over_and_may_prevent_that_it_idles():
     one = One(idle_s=100, session_s=1000)
@@ -474,7 +482,6 @@ async def test_who_watches_is_told_once_before_its_time_is_over_and_may_prevent_
     await one.wait(75)
     (told,) = eye.notices
     assert told["kind"] == "expiring" and 25 <= told["seconds_left"] <= 30
-    assert told["message"].endswith("its time will be over")
     one.session.event("a", {"type": "action", "action": "forward"})
     await one.wait(75)
     assert [notice["kind"] for notice in eye.notices] == ["expiring"] * 2
