@@ -195,7 +195,7 @@ class Conditioning:
         if self._over(chunk):
             return None
         if session := self.sources.session:
-            session.begin()
+            session.begin(self._pace.waited_s if self._pace else 0.0)
         prompt = self.prompts.sample(chunk)
         start, count = self.frames(chunk)
         made, taken = {}, None

@@ -29,10 +29,14 @@ class Pace:
     Args:
         wait: waits so many seconds, or fewer where the stream is stopped meanwhile.
         clock: seconds, monotonic.
+
+    Attributes:
+        waited_s: by how much chunks were put off so far, in all, since they had it to spare.
     """
 
     def __init__(self, wait: Callable[[float], object], clock: Callable[[], float] = time.monotonic):
         self._wait, self._clock = wait, clock
+        self.waited_s = 0.0
         self._due: float | None = None
         self._lock = threading.Lock()
         self._later = 0.0
@@ -82,6 +86,7 @@ class Pace:
             if self._due is not None:
                 self._due += self._later
                 self._put_off += self._later
+                self.waited_s += self._later
             self._later = 0.0
         early = 0.0 if self._due is None else self._due - self._clock()
         if early > 0:

@@ -5,7 +5,7 @@
         session.save("maze.mp4", seconds=10)
 
 Someone has to read, by `save` or `for part in session`: a server does not keep one who takes nothing. All other methods
-may be called from other threads meanwhile.
+may be called from other threads meanwhile: `threading.Timer(3, session.act, ["left"]).start()` turns while it is saved.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import ssl
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
@@ -27,7 +27,7 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as connect_socket
 
 from serve.ahead import Ahead
-from serve.requests import ANSWER_S, Refused, authorization, create, delete, problem
+from serve.requests import ANSWER_S, Refused, authorization, checked, create, delete, problem
 
 __all__ = ["Chunk", "Part", "Refused", "Session", "connect", "create", "delete"]
 
@@ -89,12 +89,18 @@ def connect(
         wanted: `model`, `prompt`, `seed`, `image`, `seconds`, `queue`; or `session` and `secret`, to join one.
 
     Raises:
-        Refused: the server refuses, or is not there.
+        Refused: the server refuses, or is not there; `url` is no address of one.
     """
-    parts = urlsplit(url.rstrip("/"))
+    session = Session(lambda secret: _opened(checked(url), token, context, secret), owned="session" not in wanted)
+    session._begin({"media": media, **wanted})
+    return session
+
+
+def _opened(url: str, token: str | None, context: ssl.SSLContext | None, secret: str | None) -> ClientConnection:
+    """A connection, before its first message."""
+    parts = urlsplit(url)
     address = urlunsplit(parts._replace(scheme="wss" if parts.scheme == "https" else "ws", path=parts.path + PATH))
-    own = [f"everframe.session.{wanted['secret']}"] if token is None and wanted.get("secret") else []
-    held = ExitStack()
+    own = [f"everframe.session.{secret}"] if token is None and secret else []
     try:
         opened = connect_socket(
             address,
@@ -107,18 +113,11 @@ def connect(
             close_timeout=CLOSE_S,
             proxy=None,
         )
-        connection = held.enter_context(opened)
+        return ExitStack().enter_context(opened)  # `_leave` closes it
     except InvalidStatus as error:
         raise problem(error.response.body or b"", error.response.status_code) from None
     except (OSError, TimeoutError) as error:
         raise Refused("lost", f"nobody answers at {url} ({error})") from error
-    session = Session(connection, held, owned="session" not in wanted)
-    try:
-        session._begin({"media": media, **wanted})
-    except BaseException:
-        session.close()
-        raise
-    return session
 
 
 class Session:
@@ -135,12 +134,13 @@ class Session:
         done: its last word, with `reason`; None: it goes on.
     """
 
-    def __init__(self, connection: ClientConnection, held: ExitStack, owned: bool):
-        self._connection, self._held, self._owned = connection, held, owned
+    def __init__(self, opened: Callable[[str | None], ClientConnection], owned: bool):
+        self._opened, self._owned = opened, owned
+        self._connection: ClientConnection | None = None
         self._sending = threading.Lock()
         self._numbers = count(1)
         self._chunk: Chunk | None = None
-        self._first = self._read = False
+        self._first = self._read = self._started = False
         self._kept: Part | None = None
         self._error: dict[str, Any] = {}
         self._speech = Ahead(self._send_sound, Refused)
@@ -182,20 +182,22 @@ class Session:
     def close(self) -> None:
         """Leave. The session itself goes on for a while (`serve.lease_s`), for one who joins it again."""
         self._speech.close()
-        # Closing waits for the server's answer, which is behind all that was not read.
-        threading.Thread(target=self._throw_away, daemon=True).start()
-        self._held.close()
+        if self._connection is not None:
+            _leave(self._connection)
 
     def save(self, path: str | Path, seconds: float) -> float:
-        """Write the first seconds to a fragmented mp4, in whole chunks; returns how many there are.
+        """Write seconds of it to a fragmented mp4, in whole chunks; returns how many there are.
+
+        Where something has been read before, this joins the session once more, so that the file begins with a picture
+        that can be decoded: what was not read until then is left out.
 
         Raises:
-            Refused: as the loop.
-            RuntimeError: something has been read already: pictures from the middle cannot be decoded. Join the session
-                once more, with its `id` and `secret`: that begins with a picture that can.
+            Refused: as the loop; `ended`: there is nothing more.
         """
+        if self.done is not None:
+            raise Refused("ended", f"the session has ended ({self.done['reason']}): connect anew to save more")
         if self._read:
-            raise RuntimeError("media has been read before: join the session once more to save from now on")
+            self._begin({"session": self.id, "secret": self.secret})
         end = 0.0
         with Path(path).open("wb") as file:
             for part in self:
@@ -236,9 +238,21 @@ class Session:
         self.close()
 
     def _begin(self, start: dict[str, Any]) -> None:
-        self._send({"type": "session.start", **start})
-        while not self.id:
-            self._receive()
+        """Open a session or join one, over a connection that takes the place of the one before."""
+        before, connection = self._connection, self._opened(start.get("secret"))
+        with self._sending:
+            self._connection, self._started = connection, False
+            self._chunk, self._kept, self._first, self._read = None, None, False, False
+        try:
+            self._send({"type": "session.start", **start})
+            while not self._started:
+                self._receive()
+        except BaseException:
+            _leave(connection)
+            raise
+        finally:
+            if before is not None:
+                _leave(before)
 
     def _event(self, event: dict[str, Any]) -> str:
         name = f"e{next(self._numbers)}"
@@ -275,16 +289,11 @@ class Session:
         self._hear(json.loads(said))
         return None
 
-    def _throw_away(self) -> None:
-        with suppress(ConnectionClosed, ConcurrencyError):
-            while True:
-                self._connection.recv()
-
     def _hear(self, message: dict[str, Any]) -> None:
         kind = message.pop("type")
         if kind == "session.started":
             self.id, self.secret = message["id"], message["secret"]
-            self.model, self.offer = message["model"], message["offer"]
+            self.model, self.offer, self._started = message["model"], message["offer"], True
         elif kind == "video.start":
             self.mime = message["mime"]
         elif kind == "video.chunk_metadata":
@@ -302,3 +311,15 @@ class Session:
 
 def _refused(message: dict[str, Any]) -> Refused:
     return Refused(message["code"], message["message"], message.get("retry_after_s"))
+
+
+def _leave(connection: ClientConnection) -> None:
+    """Close it. That waits for the server's answer, which is behind all that was not read."""
+
+    def throw_away() -> None:
+        with suppress(ConnectionClosed, ConcurrencyError):
+            while True:
+                connection.recv()
+
+    threading.Thread(target=throw_away, daemon=True).start()
+    connection.close()

@@ -174,10 +174,10 @@ def _visible(letter: str) -> str:
 
 
 def _figures(record: logging.LogRecord) -> dict[str, Any]:
-    """What was given as `extra`, if it is a word or a number."""
+    """What was given as `extra`, if it is a word or a number; libraries mark what is theirs with a line in front."""
     found = {}
     for key, value in vars(record).items():
-        if key in _STANDARD or not isinstance(value, bool | int | float | str):
+        if key in _STANDARD or key.startswith("_") or not isinstance(value, bool | int | float | str):
             continue
         if key in _NEVER:
             value = HIDDEN

@@ -7,6 +7,7 @@ import ssl
 import urllib.error
 import urllib.request
 from typing import Any
+from urllib.parse import urlsplit
 
 ANSWER_S = 30.0
 """Longest wait for an answer."""
@@ -32,7 +33,7 @@ def create(url: str, token: str | None = None, context: ssl.SSLContext | None = 
     Raises:
         Refused: the server has no place, or does not take what is wanted.
     """
-    return _request("POST", f"{url.rstrip('/')}/v1/sessions", token, None, context, wanted)
+    return _request("POST", f"{checked(url)}/v1/sessions", token, None, context, wanted)
 
 
 def delete(
@@ -43,7 +44,24 @@ def delete(
     Raises:
         Refused: there is none, or the secret is another's.
     """
-    return _request("DELETE", f"{url.rstrip('/')}/v1/sessions/{id}", token, secret, context)
+    return _request("DELETE", f"{checked(url)}/v1/sessions/{id}", token, secret, context)
+
+
+def checked(url: str) -> str:
+    """A server's address, without a slash at its end.
+
+    Raises:
+        Refused: `bad_request`: it is none.
+    """
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of a port, or brackets
+        known = False
+    if not known:
+        example = f"http://{url}" if url and "//" not in url else "http://127.0.0.1:8080"
+        raise Refused("bad_request", f"url={url[:80]!r}: is http:// or https:// and a host; write {example[:80]}")
+    return url.rstrip("/")
 
 
 def authorization(token: str | None, secret: str | None) -> dict[str, str]:

@@ -8,7 +8,7 @@ from conf.schema.serve import ServeConfig
 
 WARNED_S = 30.0
 """Before its end, when everyone is told of it."""
-WHY = {"limit": "its time is over", "idle": "nothing is said, pressed or typed"}
+WHY = {"limit": "its time will be over", "idle": "nothing is said, pressed or typed"}
 
 
 class Term:

@@ -16,20 +16,23 @@
 import * as cards from "./cards.js";
 import { Connection } from "./connection.js";
 import { find } from "./elements.js";
-import { STRIP, list, values } from "./figures.js";
-import { left } from "./kept.js";
+import { list, values } from "./figures.js";
+import { forget, left } from "./kept.js";
 import { Keys } from "./keys.js";
+import { Line } from "./line.js";
+import { Outlook, beginning, full } from "./outlook.js";
 import { Prompts } from "./prompts.js";
 import { Reference } from "./reference.js";
-import { keepToken, models, takeToken } from "./session.js";
+import { end, takeToken } from "./session.js";
 import { Strip } from "./strip.js";
 import { Talk } from "./talk.js";
+import * as token from "./token.js";
 import { Watch } from "./watch.js";
 import * as words from "./words.js";
 
 const FIGURES_MS = 500;
-const PLACES_MS = 5000;
-const AGAIN_MS = 3000;
+const LOOK_MS = 3000;
+const STILL_S = 2;
 const HALF_LIT = 4;
 
 const video = find("picture");
@@ -37,26 +40,31 @@ const glow = find("glow").getContext("2d");
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 let drawn;
 const loaded = new Promise((done) => { drawn = done; });
-let offers = [];
+const line = new Line();
+const outlook = new Outlook();
 let offer = null;
 let kept = null;
+let trouble = null;
+let before = "idle";
+let unknown = false;
 let frames = 0;
 
 const connection = new Connection(video, {
-  status, changed, playing, locked,
+  status, notice, changed, playing, locked: token.ask,
   joined: () => {
     watch.again();
-    status(offer.hears ? words.LIVE_TALK : offer.actions.length > 1 ? words.LIVE_WALK : words.LIVE);
+    lively();
     if (keys.held.length) connection.hold(keys.held);
     // Space is to talk now, and not to press what the start button has become.
     if (offer.hears && document.activeElement === find("start")) find("hold").focus({ preventScroll: true });
-    places();
+    look();
   },
   chunk: (message) => watch.chunk(message),
   figures: (message) => entered(message.recent ?? []),
-  asked: (id) => {
+  asked: (id, event) => {
     watch.asked(id);
     strip.asked(id);
+    if (unknown && event?.type === "prompt") lively();
   },
 }, new URLSearchParams(location.search).get("transport"));
 const strip = new Strip(find("strip"));
@@ -68,9 +76,19 @@ const reference = new Reference(status, () => connection.state !== "idle", anew)
 const show = list();
 
 function status(text, bad = false) {
-  const place = find("status");
-  if (place.textContent !== text) place.textContent = text;
-  place.classList.toggle("bad", bad);
+  unknown = false;
+  line.say(text, bad);
+}
+
+function lively() {
+  status(offer.hears ? words.LIVE_TALK : offer.actions.length > 1 ? words.LIVE_WALK : words.LIVE);
+}
+
+/** The server has something to say: `session.notice`. */
+function notice(message) {
+  status(words.notice(message, offer));
+  unknown = message.kind === "words";
+  if (message.seconds_left) line.count(message.seconds_left, (left) => words.notice({ ...message, seconds_left: left }, offer));
 }
 
 /** The connection's state is another one. */
@@ -78,9 +96,7 @@ function changed() {
   const { state } = connection;
   const running = state !== "idle";
   const live = state === "live";
-  const start = find("start");
-  start.textContent = running ? (state === "waiting" ? "Leave the queue" : "Stop") : kept ? "Go on" : "Start";
-  start.classList.toggle("stop", running);
+  buttons();
   find("cards").disabled = running;
   document.body.classList.toggle("running", running);
   keys.active = live && offer.actions.length > 1;
@@ -94,6 +110,19 @@ function changed() {
   reference.draw();
   strip.run(live);
   figures();
+  const other = state !== before;
+  before = state;
+  if (other && (state === "waiting" || !running)) look();
+}
+
+function buttons() {
+  const { state } = connection;
+  const running = state !== "idle";
+  const start = find("start");
+  start.textContent = running ? (state === "waiting" ? "Leave the queue" : "Stop") : beginning(offer, kept);
+  start.disabled = !running && (!offer || trouble !== null);
+  start.classList.toggle("stop", running);
+  find("leave").hidden = running || !kept;
 }
 
 /** A source of pictures is there. Browsers let a page that was not touched play without sound only. */
@@ -128,12 +157,8 @@ function entered(recent) {
 
 function figures() {
   if (offer) show(values(watch, connection.line, offer));
-}
-
-function locked() {
-  keepToken(null);
-  find("token-form").hidden = false;
-  find("token").focus();
+  const still = connection.state === "live" && !document.hidden && watch.waited > STILL_S;
+  line.still(still ? watch.waited : null, watch.framesSeen > 0);
 }
 
 /** Another model was chosen. */
@@ -150,8 +175,9 @@ function choose(chosen) {
   prompts.draw(offer);
   watch.reset();
   strip.clear();
-  status(kept ? words.RESUME : words.READY);
+  waitingToBegin();
   changed();
+  begin();
 }
 
 async function start(wanted = {}) {
@@ -179,43 +205,44 @@ async function anew() {
   await start();
 }
 
-async function places() {
-  if (document.hidden || offers.length === 0) return;
-  try {
-    for (const now of await models()) {
-      if (now.id === offer.id) Object.assign(offer, { running: now.running, capacity: now.capacity, waiting: now.waiting });
-    }
-    find("places").textContent = words.places(offer);
-  } catch {
-    // A session says by itself when its server is gone; without one, Start will.
-  }
+/** Nothing was said that a person should still read: only whether one can begin. */
+function waitingToBegin() {
+  status(kept ? words.RESUME : full(offer) ? words.FULL : words.READY);
 }
 
-/** Asks what there is, until there is an answer. */
-async function load() {
-  try {
-    offers = await models();
-  } catch (error) {
-    find("live").hidden = false;
-    find("start").disabled = true;
-    status(words.refused(error), true);
-    if (error.code === "unauthorized") locked();
-    else setTimeout(load, AGAIN_MS);
-    return;
-  }
-  find("token-form").hidden = true;
+/** Looks at the server, and shows what it offers, how many are there, and whether one can begin. */
+async function look() {
+  if (token.wanted() || (document.hidden && offer)) return;
+  const idle = () => connection.state === "idle";
+  const others = await outlook.look(idle());
+  if (others && idle()) await draw();
+  if (offer) outlook.counted(offer);
+  // A session says by itself when its server is gone.
+  if (idle() && outlook.error?.code === "unauthorized") token.ask();
+  else begin();
+}
+
+/** Other models are offered. */
+async function draw() {
+  const before = offer?.id;
+  kept = await left(outlook.offers);
+  cards.draw(outlook.offers, choose);
+  cards.choose(kept?.model.id ?? before);
+  if (offer) drawn();
+}
+
+/** Shows whether one can begin. */
+function begin() {
+  if (token.wanted()) return;
   find("live").hidden = false;
-  find("start").disabled = offers.length === 0;
-  if (offers.length === 0) {
-    status(words.LOADING, false);
-    setTimeout(load, AGAIN_MS);
-    return;
-  }
-  kept = await left(offers);
-  cards.draw(offers, choose);
-  if (kept) cards.choose(kept.model.id);
-  drawn();
-  await places();
+  find("choice").hidden = outlook.offers.length < 2;
+  find("places").textContent = offer && !outlook.error ? words.places(offer, connection.state === "waiting") : "";
+  const idle = connection.state === "idle";
+  const now = idle ? outlook.trouble(offer) : null;
+  if (now) status(now.text, now.bad);
+  else if (idle && (trouble || [words.READY, words.FULL].includes(line.text))) waitingToBegin();
+  trouble = now;
+  buttons();
 }
 
 find("start").addEventListener("click", () => (connection.state === "idle" ? start() : connection.stop()));
@@ -223,16 +250,21 @@ find("unmute").addEventListener("click", () => {
   video.muted = false;
   find("unmute").hidden = true;
 });
+find("leave").addEventListener("click", async () => {
+  const session = kept;
+  kept = null;
+  forget();
+  await end(session).catch(() => {}); // the lease ends it
+  status(words.ended("stopped"));
+  changed();
+  look();
+});
 find("cards").addEventListener("input", () => { kept = null; });
 find("choice").addEventListener("submit", (event) => event.preventDefault());
-find("token-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  keepToken(find("token").value.trim());
-  load();
-});
-find("strip-help").textContent = STRIP;
+token.listen(look);
 setInterval(figures, FIGURES_MS);
-setInterval(places, PLACES_MS);
+setInterval(look, LOOK_MS);
+document.addEventListener("visibilitychange", () => watch.looking());
 addEventListener("resize", () => strip.draw());
 
 window.everframe = {
@@ -258,4 +290,4 @@ window.everframe = {
 };
 
 takeToken();
-load();
+look();

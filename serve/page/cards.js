@@ -14,7 +14,6 @@ export function draw(offers, chosen) {
     make("input", { type: "radio", name: "model", value: offer.id, checked: index === 0, onchange: () => chosen(offer) }),
     drawing(art(offer), "0 0 120 120"),
     make("span", {}, make("b", {}, words.title(offer.id)), make("small", {}, words.kind(offer))))));
-  find("choice").hidden = offers.length < 2;
   if (offers.length) chosen(offers[0]);
 }
 

@@ -34,7 +34,8 @@ export class Connection {
 
   /**
    * @param video the element that plays.
-   * @param face {status(text, bad), changed(), playing(), joined(), chunk(message), figures(message), asked(id)}.
+   * @param face {status(text, bad), notice(message), changed(), playing(), joined(), chunk(message), figures(message),
+   *   asked(id, event)}.
    * @param only `ws`: no call is tried.
    */
   constructor(video, face, only = null) {
@@ -234,7 +235,7 @@ export class Connection {
   #message(message) {
     if (message.type === "video.chunk_metadata") this.#face.chunk(message);
     else if (message.type === "session.figures") this.#face.figures(message);
-    else if (message.type === "session.notice") this.#face.status(words.notice(message), false);
+    else if (message.type === "session.notice") this.#face.notice(message);
     else if (message.type === "session.done") this.#finish(words.ended(message.reason), message.reason === "failed");
     else if (message.type === "error") this.#face.status(words.refused({ ...message, retryAfter: message.retry_after_s }), true);
   }
@@ -248,7 +249,7 @@ export class Connection {
   event(event) {
     if (!this.line) return null;
     const id = this.#id();
-    this.#face.asked(id);
+    this.#face.asked(id, event);
     this.line.send({ type: "session.interaction", event_id: id, event });
     return id;
   }

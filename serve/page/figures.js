@@ -5,21 +5,22 @@ import { find, make } from "./elements.js";
 const RECENT = 9;
 
 const NAMES = {
-  fps: "Frames a second",
-  latency: "From press to picture",
-  late: "Late chunks",
-  freezes: "Freezes",
-  line: "Line",
-  places: "Places",
+  fps: ["Frames a second", "pictures that were on this screen"],
+  latency: ["From press to picture", "from what you do to the first picture that shows it"],
+  late: ["Late chunks", "pieces of film that the server had ready too late"],
+  freezes: ["Freezes", "times when no new picture came for 0.3 s"],
+  line: ["Line", "how long a message to the server and back takes, and over what it goes"],
+  places: ["Places", "sessions of this model that run on the server"],
 };
 
 /** Draws the list once; returns `show({name: [value, aside]})`. */
 export function list() {
   const cells = {};
-  for (const [name, said] of Object.entries(NAMES)) {
+  for (const [name, [said, meant]] of Object.entries(NAMES)) {
     cells[name] = make("dd", {}, "–");
-    find("figures").append(make("div", {}, make("dt", {}, said), cells[name]));
+    find("figures").append(make("div", { title: `${said}: ${meant}` }, make("dt", {}, said), cells[name]));
   }
+  find("strip-help").textContent = `${STRIP} ${Object.values(NAMES).map((one) => `${one.join(": ")}.`).join(" ")}`;
   return (values) => {
     for (const [name, [value, aside = ""]] of Object.entries(values)) {
       const text = `${value} ${aside}`;
@@ -48,10 +49,10 @@ export function values(watch, line, offer) {
     late: watch.chunks ? [String(late.length), `of ${watch.chunks}${late.length ? `, worst ${Math.max(...late).toFixed(2)} s` : ""}`] : ["–"],
     freezes: watch.framesSeen ? [String(watch.freezes), watch.freezes ? `longest ${watch.longestFreeze.toFixed(1)} s` : ""] : ["–"],
     line: line ? [trip === null ? how : `${Math.round(trip * 1000)} ms`, trip === null ? "" : how] : ["–"],
-    places: [`${offer.running ?? 0} of ${offer.capacity ?? "?"}`, offer.waiting ? `${offer.waiting} waiting` : "taken"],
+    places: offer.capacity === undefined ? ["–"] : [`${offer.running} of ${offer.capacity}`, offer.waiting ? `${offer.waiting} waiting` : "taken"],
   };
 }
 
 /** What the strip shows, in words. */
-export const STRIP = "Dots: what you asked for. Below them: when it was taken in, and the pieces of film as they were shown. "
-  + "The upright line is now.";
+const STRIP = "Dots: what you asked for. Below them: when it was taken in, and the pieces of film (chunks) that it is made "
+  + "in, as they were shown. The upright line is now.";

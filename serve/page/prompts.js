@@ -17,7 +17,6 @@ export function short(names) {
 export class Prompts {
   #connection;
   #field = find("prompt");
-  #words = new Set();
 
   constructor(connection) {
     this.#connection = connection;
@@ -27,14 +26,13 @@ export class Prompts {
       event.preventDefault();
       this.#send(this.#field.value.trim());
     });
-    this.#field.addEventListener("input", () => this.#check());
   }
 
   /** Draws what an offer knows. */
   draw({ presets = [], words = [] }) {
     this.prompt = null;
-    this.#words = new Set(words);
     this.#field.value = "";
+    find("prompt-help").textContent = words.length ? `It knows ${words.length === 1 ? "one word" : `${words.length} words`}: ${words.join(", ")}.` : "";
     find("presets").hidden = presets.length === 0;
     const names = short(presets.map(({ name }) => name));
     find("presets").replaceChildren(...presets.map(({ prompt }, index) => make("button", {
@@ -44,19 +42,6 @@ export class Prompts {
         this.#send(prompt);
       },
     }, names[index])));
-    this.#check();
-  }
-
-  /** Words that the model has never met, of a text. */
-  unknown(text) {
-    return this.#words.size ? text.toLowerCase().split(/[^\p{L}\p{N}]+/u).filter((word) => word && !this.#words.has(word)) : [];
-  }
-
-  #check() {
-    const [first] = this.unknown(this.#field.value);
-    const knows = this.#words.size ? `It knows ${this.#words.size} words: ${[...this.#words].join(", ")}.` : "";
-    find("prompt-help").textContent = first ? `It does not know “${first}”. ${knows}` : knows;
-    find("prompt-help").classList.toggle("alert", Boolean(first));
   }
 
   #send(prompt) {

@@ -1,6 +1,8 @@
 // The server's HTTP interface: what it offers, and a session's beginning, state and end.
 
 const KEPT = "everframe.token";
+/** What a server's token is made of; browsers send nothing else in a header or a subprotocol. */
+const TOKEN = /^[\w.~-]+$/;
 /** Where a tab keeps the session that it has. */
 export const SESSION = "everframe.session";
 let held = null;
@@ -60,6 +62,7 @@ export function takeToken() {
 
 async function ask(method, path, { body = null, json = null, secret = null, limit = 15_000 } = {}) {
   const headers = {};
+  if (held && !TOKEN.test(held)) throw new Refused("unauthorized", "no server has such a token");
   if (held) headers.Authorization = `Bearer ${held}`;
   else secret ??= guest?.secret;
   if (secret) headers["X-Session-Secret"] = secret;
@@ -81,6 +84,15 @@ async function ask(method, path, { body = null, json = null, secret = null, limi
 
 /** What the server offers: a list of models, with how many places each has and how many are taken. */
 export const models = async () => (await ask("GET", "/v1/models")).data;
+
+/** What the server says of itself: {status, reasons}. Raises nothing: `models` says why it does not answer. */
+export async function readiness() {
+  try {
+    return await (await fetch("/readyz", { cache: "no-store", signal: AbortSignal.timeout(15_000) })).json();
+  } catch {
+    return {};
+  }
+}
 
 /** For RTCPeerConnection. */
 export const iceServers = async () => (await ask("GET", "/v1/ice-servers")).iceServers;

@@ -23,6 +23,7 @@ export class Watch {
   #arrivals = new Map();
   #presented = 0;
   #last = null;
+  #since = performance.now();
 
   /** `frame(time)` is called with each frame, milliseconds of performance.now(); `seen({chunk, at, events})` with each chunk. */
   constructor(video, { frame, seen }) {
@@ -54,6 +55,18 @@ export class Watch {
     this.#offsets = [];
     this.#unmatched = [];
     this.#last = null;
+    this.looking();
+  }
+
+  /** The page is looked at from now on: browsers show no frames to nobody. */
+  looking() {
+    this.#since = performance.now();
+  }
+
+  /** Seconds since a frame was on the screen, or since one could be. */
+  get waited() {
+    if (!("requestVideoFrameCallback" in this.#video)) return 0;
+    return Math.max(0, performance.now() - Math.max(this.#last ?? 0, this.#since)) / 1000;
   }
 
   /** Something was asked for now, under this id. */

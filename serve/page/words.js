@@ -1,12 +1,15 @@
 // All sentences that the page says by itself, in one place.
 
+/** Whether there is nothing but a finger to do things with. */
+const touch = matchMedia("(hover: none) and (pointer: coarse)").matches;
+
 const ENDED = {
   stopped: "Stopped. Start again whenever you like.",
   idle: "It ended, because nothing had been said, pressed or typed for a while. Start again whenever you like.",
   lease: "It ended while nobody was watching. Start again whenever you like.",
   drained: "It ended, because the server is closing down. Try again in a few minutes.",
   limit: "It ended: this is as long as a session may take. You can start the next one right away.",
-  failed: "It ended: something broke on the server. You can start again; its log says what happened.",
+  failed: "It ended: something broke on the server. Its log says what happened.",
   vanished: "It ended: the line to this page was lost for too long. You can start again.",
 };
 
@@ -15,7 +18,7 @@ const REFUSED = {
   unauthorized: "The server wants a token that this page does not have. Open the address that ends in #token=…",
   forbidden: "This page's address is none that the server answers to; serve.names and serve.origins list those that it does.",
   full: "All places are taken.",
-  draining: "The server is closing down and takes nobody new. Try again in a few minutes.",
+  draining: "The server is closing down and takes nobody new.",
   not_ready: "The server is still getting ready.",
   too_many: "That was a lot in a short time, or too many sessions from here at once.",
   not_found: "That session is gone. Start a new one.",
@@ -37,7 +40,7 @@ export const ended = (reason) => ENDED[reason] ?? `It ended (${reason}).`;
 
 /** Why something was refused, and when to try again. What the server says in its own words comes last, where it adds something. */
 export function refused({ code, message, retryAfter = null }) {
-  const own = REFUSED[code];
+  const own = code === "gone" ? MODEL_GONE : REFUSED[code];
   const again = retryAfter ? ` Try again in ${seconds(retryAfter)}.` : "";
   return `${own ?? `The server refused: ${message}.`}${again}`.replace(/\.\.$/, ".");
 }
@@ -48,25 +51,32 @@ export function waiting(position, wait) {
   return `All places are taken. ${place}${wait ? `, in about ${seconds(Math.ceil(wait / 5) * 5)}` : ""}. Keep this page open.`;
 }
 
-/** A notice from the server: {kind, seconds_left, message}. */
-export function notice({ kind, seconds_left: left, message }) {
-  if (kind === "draining") return `The server is closing down.${left ? ` This ends in ${seconds(left)}.` : ""}`;
-  if (kind === "expiring") return `This session ends in ${seconds(left ?? 0)}.`;
+/** A notice from the server: {kind, seconds_left, message}, of a model. */
+export function notice({ kind, seconds_left: left = null, message = "" }, { id }) {
+  const ends = left === null ? "" : ` This session ends in ${seconds(left)}.`;
+  if (kind === "draining") return `The server is closing down.${ends}`;
+  if (kind === "expiring") return ends.trim();
   if (kind === "interrupted") return "It stopped speaking.";
-  return message ?? "";
+  return `${message.replace(id, title(id))}.`.replace(/\.\.$/, ".");
 }
 
-/** How many places of a model are taken: {running, capacity, waiting}. */
-export function places({ running = 0, capacity = 0, waiting: queued = 0 }) {
+/** The picture does not move, or has not come, for so many seconds. */
+export const still = (since, seen) =>
+  `${seen ? "The picture stands still" : "No picture has come"}, for ${seconds(since)} now: nothing new comes from the server.`;
+
+/** How many places of a model are taken: {running, capacity, waiting}; `own`: who reads it waits, too. */
+export function places({ running = 0, capacity = 0, waiting = 0 }, own = false) {
   const taken = `${running} of ${capacity} ${capacity === 1 ? "place" : "places"} taken`;
-  return queued ? `${taken}, ${queued} waiting` : taken;
+  const queued = Math.max(waiting, own ? 1 : 0);
+  const you = queued === 1 ? "you wait" : `${queued} wait, you among them`;
+  return queued ? `${taken}, ${own ? you : `${queued} waiting`}` : taken;
 }
 
 /** What is true of the picture, without advertisement: from an offer. */
 export function honest({ width, height, fps, chunk_s: chunk }) {
   const small = width * height <= 64 * 64 ? ", from a network of a few million parameters" : "";
-  return `Made as you watch: ${width}×${height} pixels${small}, ${round(fps)} frames a second, ${round(chunk)} s at a time. `
-    + "What you do shows in one of the next pieces.";
+  return `Made as you watch: ${width}×${height} pixels${small}, ${round(fps)} frames a second, in pieces of film of ${round(chunk)} s. `
+    + "What you do shows in one of the next.";
 }
 
 /** What a model is, under its name on a card. */
@@ -86,11 +96,17 @@ export const OPENING = "Opening a session …";
 export const STARTING = "Your session is being prepared …";
 export const CALLING = "Connecting …";
 export const OVER_SOCKET = "A direct line could not be had, so it comes over a WebSocket: all works, a little later.";
-export const LIVE_TALK = "Live. Hold the button, or Space, and talk.";
-export const LIVE_WALK = "Live. Hold an arrow key or a button to walk.";
+export const LIVE_TALK = touch ? "Live. Hold the button and talk." : "Live. Hold the button, or Space, and talk.";
+export const LIVE_WALK = touch ? "Live. Hold a button to walk." : "Live. Hold an arrow key or a button to walk.";
 export const LIVE = "Live.";
 export const LOADING = "The models are loading. That may take a minute or two; this page goes on by itself.";
 export const READY = "Press Start.";
+export const FULL = "All places are taken. Wait in line for one.";
+/** What a server that closes down says of itself, at /readyz. */
+export const ENDING = "the server is ending";
+export const SERVER_GONE = "The server is gone: it does not answer. This page goes on when it is back.";
+export const MODEL_GONE = "This model is gone; the server has to be started anew.";
+export const TOKEN_WRONG = "This token is not the server's. Compare it with the address that the server printed.";
 export const RESUME = "A session of yours is still there. Go on with it?";
 export const GONE = "The line was lost, and the session has ended meanwhile. You can start again.";
 export const NO_MICROPHONE = "The microphone could not be had. The browser's settings for this page say whether it may be used.";

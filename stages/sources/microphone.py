@@ -65,10 +65,17 @@ class Microphone:
         where = np.arange(at + old, end) % HELD
         self._ring[where], self._there[where] = samples[old:], True
 
-    def begin(self) -> None:
-        """A chunk is about to be read: keep the reserve as small as the way allows."""
+    def begin(self, skip: int = 0) -> None:
+        """A chunk is about to be read: keep the reserve as small as the way allows.
+
+        Args:
+            skip: samples by which it is read later than the one before it would have it: what was heard meanwhile is
+                left out, or it would be heard later for good.
+        """
         if self._next is None or self._newest is None:
             return
+        self._next += skip
+        self.skipped += skip
         if len(self._reserves) == LATELY:
             least, most = min(self._reserves), max(self._reserves)
             if least > SPARE:

@@ -75,7 +75,7 @@ class SessionSource:
         """That came since the last chunk was sampled: id, event, and when."""
         self._shown: list[str] = []
         """Ids of what the chunk that is being sampled shows first."""
-        self._told = (0, 0)
+        self._told, self._waited_s = (0, 0), 0.0
         self._numbers = 0
         self.sound, self.actions = SessionSound(self), SessionActions()
         self.picture: bytes | None = None
@@ -91,11 +91,16 @@ class SessionSource:
 
     # -- what the stream asks -----------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """A chunk is sampled now: all that has come so far shows in it."""
+    def begin(self, waited_s: float = 0.0) -> None:
+        """A chunk is sampled now: all that has come so far shows in it.
+
+        Args:
+            waited_s: by how much chunks were put off so far, in all.
+        """
+        before, self._waited_s = self._waited_s, waited_s
         with self._lock:
             events, self._events = self._events, []
-            self._microphone.begin()
+            self._microphone.begin(round((waited_s - before) * RATE))
         self._shown = [id for id, _, _ in events]
         self.actions.begin([(self._names.index(e["action"]), at) for _, e, at in events if e["type"] == "action"])
         for _, event, at in events:

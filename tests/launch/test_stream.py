@@ -211,5 +211,5 @@ def test_a_multirun_gives_every_job_its_own_folder(tmp_path):
 def test_everframe_is_the_same_command():
     found = subprocess.run([sys.executable, "-m", "launch", "steam"], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 2
-    known = "stream, plan, inspect, doctor, bench, join, evaluate, distill, scripts, new-family"
+    known = "stream, serve, plan, inspect, doctor, bench, join, evaluate, distill, scripts, new-family"
     assert found.stderr == f"error: everframe steam: needs a command; did you mean stream? (known: {known})\n"

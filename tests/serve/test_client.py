@@ -52,10 +52,34 @@ def test_what_is_saved_plays_and_is_as_long_as_was_asked(site, tmp_path):
 def test_a_session_that_ends_first_is_saved_whole(site, tmp_path):
     with client.connect(site.url) as session:
         assert session.save(tmp_path / "a.mp4", seconds=60) == pytest.approx(1.2)
-        with pytest.raises(RuntimeError, match="join"):
+        with pytest.raises(client.Refused, match="ended") as refused:
             session.save(tmp_path / "b.mp4", seconds=1)
+    assert refused.value.code == "ended"
     assert len(frames_of(tmp_path / "a.mp4")) == 24
     assert not (tmp_path / "b.mp4").exists()
+
+
+def test_a_session_is_saved_again_and_again_each_file_from_its_first_picture(site, tmp_path):
+    made = FakeSession(1, both(1.2))
+    site.gateway.next = lambda wanted: made
+    with client.connect(site.url) as session:
+        for action in ("forward", "none", "forward"):
+            name = session.act(action)
+            assert session.save(tmp_path / f"{name}.mp4", seconds=0.4) == pytest.approx(0.4)
+    assert [rest[1]["action"] for rest in made.of("event")] == ["forward", "none", "forward"]
+    for name in ("e1", "e2", "e3"):
+        assert frames_of(tmp_path / f"{name}.mp4") == pytest.approx([i / FPS for i in range(CHUNK)])
+    assert made.reason == "stopped" and len(site.gateway.wanted) == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:18618", "localhost:80", "ftp://x", "", "http://", "http://x:99999", "http://[::1"]
+)
+def test_an_address_of_no_server_is_told_in_a_line(url):
+    for ask in (client.connect, client.create, lambda url: client.delete(url, "id", "secret")):
+        with pytest.raises(client.Refused, match=r"url=.*: is http:// or https:// and a host") as refused:
+            ask(url)
+        assert refused.value.code == "bad_request" and "\n" not in str(refused.value)
 
 
 def test_parts_come_with_their_chunk(site):

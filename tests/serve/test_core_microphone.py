@@ -217,3 +217,16 @@ def test_speech_beyond_what_is_held_is_refused_and_cleared_speech_is_gone():
     speech.clear()
     assert speech.held == 0 and not len(speech.read(10))
     assert speech.give(np.zeros(most, np.float32))
+
+
+def test_what_is_heard_while_a_chunk_is_put_off_is_left_out():
+    """So its delay is at once what it was."""
+    one, late = Microphone(), CHUNK // 4
+    one.give(0, spoken(0, CHUNK + RESERVE))
+    one.begin()
+    assert positions(one.read(CHUNK))[-1] == CHUNK - 1
+    one.end()
+    one.give(CHUNK + RESERVE, spoken(CHUNK + RESERVE, CHUNK + late))
+    one.begin(skip=late)
+    heard = positions(one.read(CHUNK))
+    assert (heard[0], heard[-1]) == (CHUNK + late, 2 * CHUNK + late - 1) and one.skipped == late

@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
+from conf.schema.serve import ServeConfig
 from serve.problems import Problem
 from serve.session import END_S, KEY_EVERY_S, SPEECH_S, STUCK_S, TURN_S
 from serve.tcp_rate import FLOOR
+from serve.term import Term
 from tests.serve.core_time import REFUSED, Eye, One, settle, virtually
 
 
@@ -463,6 +465,12 @@ async def test_of_several_microphones_one_is_heard_at_a_time_and_the_next_when_i
     one.session.detach(second)
     one.session.sound(loud, 960, first)  # whoever has left does not keep the word
     assert source.of("sound")[-1]["at"] == 960
+
+
+def test_what_is_said_of_an_end_that_is_near_is_true_then():
+    now = 0.0
+    term = Term(ServeConfig(session_s=100, idle_s=1000), lambda: now)
+    assert term.warning(90.0) == (10.0, "the session ends in 10 s: its time will be over")
 
 
 @virtually

@@ -74,13 +74,12 @@ def test_tables_are_those_of_the_code(name):
 
 
 def routes():
-    gateway = SimpleNamespace(serve=ServeConfig())
-    found = application(gateway).routes
+    found = application(SimpleNamespace(serve=ServeConfig())).routes
     sockets = {route.path for route in found if isinstance(route, WebSocketRoute)}
     for route in found:
         if isinstance(route, WebSocketRoute):
             yield "WS", route.path
-        elif isinstance(route, Route) and route.path not in sockets:
+        elif isinstance(route, Route) and route.path not in sockets:  # there HTTP is only told that it is none
             yield from ((method, route.path) for method in route.methods - {"HEAD"})
 
 

@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
-from serve import pages
+from serve import pages, readiness
 from serve.metrics import ENDS
 from serve.problems import TYPES, Problem
 
@@ -198,6 +198,11 @@ def test_words_are_there_for_what_the_server_says():
     assert table("REFUSED") - {"unreachable"} <= set(TYPES)
     wanted = {"unauthorized", "full", "draining", "too_many", "not_found", "ended", "not_ready", "audio_full"}
     assert wanted <= table("REFUSED")
+
+
+def test_the_page_knows_a_server_that_ends():
+    (said,) = re.findall(r'const ENDING = "(.+)";', SCRIPTS["words.js"])
+    assert f'"{said}"' in Path(readiness.__file__).read_text()
 
 
 def test_notices_are_those_of_the_server():

@@ -40,6 +40,7 @@ class Queue:
 
     def __init__(self):
         self.state, self.position, self.joined = "queued", 3, 0
+        self.token, self.reasons, self.changes = None, [], {}
 
     async def open(self, request):
         told = {"id": "one", "secret": "s", "state": "queued", "position": self.position, "wait_s": 20}
@@ -50,7 +51,7 @@ class Queue:
             self.state = "ended"
         reason = None if self.state == "queued" else "lease"
         place = {"position": self.position, "wait_s": 5} if self.state == "queued" else {}
-        return JSONResponse({"id": "one", "state": self.state, "reason": reason} | place)
+        return JSONResponse({"id": "one", "state": self.state, "model": "a_face", "reason": reason} | place)
 
     async def realtime(self, websocket):
         await websocket.accept("everframe.v1")
@@ -70,7 +71,13 @@ def served(queue):
 
     async def models(request):
         SECRETS.append(request.headers.get("x-session-secret"))
-        return JSONResponse({"object": "list", "data": loading.pop() if loading else OFFERS})
+        if queue.token and request.headers.get("authorization") != f"Bearer {queue.token}":
+            return JSONResponse({"type": "unauthorized", "detail": "no"}, 401)
+        offers = [offer | queue.changes.get(offer["id"], {}) for offer in OFFERS]
+        return JSONResponse({"object": "list", "data": loading.pop() if loading else offers})
+
+    async def ready(request):
+        return JSONResponse({"status": "", "reasons": queue.reasons}, 503 if queue.reasons else 200)
 
     async def session(request):
         SECRETS.append(request.headers.get("x-session-secret"))
@@ -82,7 +89,7 @@ def served(queue):
         WebSocketRoute("/v1/realtime/video", queue.realtime),
         Route("/v1/sessions/{id}", session),
     ]
-    app = Starlette(routes=[*pages.routes(), Route("/v1/models", models), *asked])
+    app = Starlette(routes=[*pages.routes(), Route("/v1/models", models), Route("/readyz", ready), *asked])
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -205,3 +212,96 @@ def test_a_press_is_matched_with_the_first_frame_that_shows_it(page):
     assert found["shown"] == [0, 1, 2] and found["framesSeen"] == 36 and found["freezes"] == 0
     assert found["times"] == pytest.approx([i / 16 for i in range(36)], abs=1e-4)
     assert found["latency"] == pytest.approx(1 + 24 / 16, abs=0.05)
+
+
+def begins(page, text: str, name: str = "Start", able: bool = True):
+    """The page comes to say `text`, and its button is called so."""
+    page.locator("#status").get_by_text(text).wait_for()
+    button = page.get_by_role("button", name=name, exact=True)
+    button.wait_for()
+    assert button.is_enabled() is able
+
+
+def test_nothing_is_begun_where_no_server_answers(page):
+    page.route("**/v1/models", lambda route: route.abort())
+    begins(page, "The server is gone", able=False)
+    assert page.locator("#places").inner_text() == ""
+    page.unroute("**/v1/models")
+    begins(page, "Press Start")
+    page.queue.reasons = ["the server is ending"]
+    begins(page, "The server is closing down", able=False)
+    page.queue.reasons = []
+    begins(page, "Press Start")
+
+
+def test_a_model_that_is_gone_leaves_the_others(page):
+    page.queue.changes = {"a_face": {"gone": True, "capacity": 0}}
+    begins(page, "This model is gone; the server has to be started anew", able=False)
+    page.get_by_role("radio").nth(1).check()
+    begins(page, "Press Start")
+    page.get_by_role("radio").nth(0).check()
+    begins(page, "This model is gone", able=False)
+    page.queue.changes = {"a_face": {"running": 3}}
+    begins(page, "All places are taken", "Wait in line")
+    page.queue.changes = {}
+    begins(page, "Press Start")
+
+
+def test_a_token_that_is_not_the_servers_is_told_beside_its_field(page):
+    page.queue.token = "right"
+    field, wrong = page.locator("#token"), page.locator("#token-bad")
+    field.wait_for()
+    assert wrong.inner_text() == "" and not page.locator("#start").is_visible()
+    for said in ("wrong", "é😀"):
+        field.fill(said)
+        page.get_by_role("button", name="Go on").click()
+        wrong.get_by_text("This token is not the server's").wait_for()
+        field.wait_for()
+    field.fill("right")
+    page.get_by_role("button", name="Go on").click()
+    begins(page, "Press Start")
+    assert not field.is_visible() and page.get_by_role("radio").count() == 2
+    page.queue.token = None
+
+
+def test_a_session_of_before_can_be_ended(page):
+    page.evaluate("import('/page/kept.js').then((m) => m.keep({ id: 'two', secret: 's', model: { id: 'a_maze' } }))")
+    page.reload()
+    begins(page, "A session of yours is still there", "Go on")
+    page.get_by_role("button", name="End it").click()
+    begins(page, "Stopped")
+    assert not page.get_by_role("button", name="End it").is_visible()
+
+
+def test_the_line_of_words_counts_down_and_tells_of_a_picture_that_stands_still(page):
+    work = """(m) => {
+        const line = new m.Line(), said = () => document.getElementById("status").textContent;
+        const told = [];
+        line.say("Live.");
+        line.count(12, (left) => `It ends in ${left} seconds.`);
+        told.push(said());
+        line.still(5);
+        told.push(said());
+        line.still(null);
+        told.push(said());
+        line.say("Live.");
+        told.push(said());
+        return told;
+    }"""
+    counted, still, moves, last = module(page, "line.js", work)
+    assert counted == moves == "It ends in 12 seconds." and last == "Live."
+    assert "stands still, for 5 seconds" in still
+
+
+def test_unknown_words_are_told_once_with_the_title_of_the_card(page):
+    work = "(m, given) => m.notice(given, { id: 'a_face' })"
+    said = module(page, "words.js", work, {"kind": "words", "message": "a_face does not know blue"})
+    assert said == "A face does not know blue."
+
+
+def test_ones_own_turn_is_counted(page):
+    work = "(m) => [[0, true], [1, true], [2, true], [2, false]].map(([w, o]) => "
+    work += "m.places({ running: 1, capacity: 1, waiting: w }, o))"
+    before = "1 of 1 place taken, "
+    tails = ["you wait", "you wait", "2 wait, you among them", "2 waiting"]
+    assert module(page, "words.js", work) == [before + tail for tail in tails]
