@@ -21,6 +21,7 @@ const REFUSED = {
   draining: "The server is closing down and takes nobody new.",
   not_ready: "The server is still getting ready.",
   too_many: "That was a lot in a short time, or too many sessions from here at once.",
+  gone: "This model is gone; the server has to be started anew.",
   not_found: "That session is gone. Start a new one.",
   ended: "That session has ended. Start a new one.",
   too_large: "That file is too large.",
@@ -40,7 +41,7 @@ export const ended = (reason) => ENDED[reason] ?? `It ended (${reason}).`;
 
 /** Why something was refused, and when to try again. What the server says in its own words comes last, where it adds something. */
 export function refused({ code, message, retryAfter = null }) {
-  const own = code === "gone" ? MODEL_GONE : REFUSED[code];
+  const own = REFUSED[code];
   const again = retryAfter ? ` Try again in ${seconds(retryAfter)}.` : "";
   return `${own ?? `The server refused: ${message}.`}${again}`.replace(/\.\.$/, ".");
 }
@@ -105,7 +106,7 @@ export const FULL = "All places are taken. Wait in line for one.";
 /** What a server that closes down says of itself, at /readyz. */
 export const ENDING = "the server is ending";
 export const SERVER_GONE = "The server is gone: it does not answer. This page goes on when it is back.";
-export const MODEL_GONE = "This model is gone; the server has to be started anew.";
+export const MODEL_GONE = REFUSED.gone;
 export const TOKEN_WRONG = "This token is not the server's. Compare it with the address that the server printed.";
 export const RESUME = "A session of yours is still there. Go on with it?";
 export const GONE = "The line was lost, and the session has ended meanwhile. You can start again.";
