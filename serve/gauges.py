@@ -65,8 +65,8 @@ class Looked(Collector):
             for name in ("running", "waiting", "capacity"):
                 gauges[name].add_metric([model], getattr(watched, name)())
             if rates := watched.bitrates():
-                gauges["rate"].add_metric([model, "min"], min(rates) / 8)
-                gauges["rate"].add_metric([model, "mean"], sum(rates) / len(rates) / 8)
+                gauges["rate"].add_metric([model, "min"], min(rates))
+                gauges["rate"].add_metric([model, "mean"], sum(rates) / len(rates))
         yield from gauges.values()
         seconds, busy = self._of_stages()
         for (model, worker, name), stage in list(self._stages.items()):
@@ -88,7 +88,7 @@ class Looked(Collector):
             name: GaugeMetricFamily(f"{PREFIX}_sessions_{name}", text, labels=["model"]) for name, text in said.items()
         }
         rate = "What the encoder of a viewer's picture is asked for: the least and the mean of all viewers."
-        name = f"{PREFIX}_peer_rate_bytes_per_second"
+        name = f"{PREFIX}_peer_bitrate_bits_per_second"
         return found | {"rate": GaugeMetricFamily(name, rate, labels=["model", "aggregate"])}
 
     @staticmethod
