@@ -155,7 +155,9 @@ def test_nothing_is_labelled_by_session(metrics):
 def test_promtool_finds_nothing_to_say(metrics):
     """But of bits: the rate of a line is told in them everywhere, in bytes nowhere."""
     busy(metrics)
-    found = subprocess.run(["promtool", "check", "metrics"], input=metrics.text()[0].decode(), capture_output=True, text=True)
+    found = subprocess.run(
+        ["promtool", "check", "metrics"], input=metrics.text()[0].decode(), capture_output=True, text=True
+    )
     lines = (found.stdout + found.stderr).splitlines()
     assert [line for line in lines if "everframe_peer_bitrate_bits_per_second" not in line] == []
 
