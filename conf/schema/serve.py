@@ -62,7 +62,7 @@ class ServeConfig:
     """How long sessions under way may go on once the server was told to end."""
     margin_s: float = 0.12
     """How long before its frames are due a chunk is to be there: what its way may vary by."""
-    headroom: float = 0.25
+    headroom: float = 0.4
     """Share of the measured rate that is kept free of sessions."""
     origins: list[str] = field(default_factory=list)
     """Other sites whose pages may talk to the server, `https://example.org`."""
@@ -110,7 +110,7 @@ class ServeConfig:
         if not 0 <= self.queue <= 10_000:
             raise UserError(f"serve.queue={self.queue}", "is a number of sessions from 0 to 10000", "use 16")
         if not 0 <= self.headroom < 1:
-            raise UserError(f"serve.headroom={self.headroom}", "is a share from 0 to below 1", "use 0.25")
+            raise UserError(f"serve.headroom={self.headroom}", "is a share from 0 to below 1", "use 0.4")
         if self.max_sessions != AUTO and not (self.max_sessions.isdigit() and 0 < int(self.max_sessions) <= 10_000):
             raise UserError(f"serve.max_sessions={shown(self.max_sessions)}", "is auto or a number from 1", "use auto")
         if self.token is not None and len(self.token) < LEAST_TOKEN:
