@@ -27,8 +27,8 @@ class _Measurement(NamedTuple):
     seconds: float
 
     def bound(self, now: float) -> float:
-        """Largest error by now: one way may have taken all of the trip, and clocks drift."""
-        return max(self.trip, 0.0) / 2 + DRIFT * (now - self.asked)
+        """Largest error by now: one way may have taken all of the trip, and clocks drift, that of `now` too."""
+        return max(self.trip, 0.0) / 2 + DRIFT / (1 - DRIFT) * (now - self.asked)
 
 
 class Offset:

@@ -35,7 +35,7 @@ def hear(hears: Offset, says: Offset, true: list[float], way: float) -> None:
     true[0] += way
     now, there = hears._clock(), says._clock()
     hears.hear(stamp, now)
-    assert abs(there + hears.seconds - now) <= hears.bound + 1e-8
+    assert abs(there + hears.seconds - now) <= hears.bound + 1e-9
 
 
 def meet(mine: Offset, theirs: Offset, true: list[float], trips: list[tuple[float, float, float]]) -> None:
