@@ -30,6 +30,7 @@ class Gateway:
         self.address = f"tcp://127.0.0.1:{self._server.getsockname()[1]}/{TOKEN}"
         self.told: list[dict[str, Any]] = []
         self.token, self._questions, self._over = "", 0, threading.Event()
+        self._saying = threading.Lock()
         self._heard: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._connection: socket.socket | None = None
         threading.Thread(target=self._listen, daemon=True).start()
@@ -41,8 +42,9 @@ class Gateway:
         self.vanish()
 
     def say(self, order: dict[str, Any]) -> None:
-        """Say something."""
-        self._connection.sendall(json.dumps(order).encode() + b"\n")
+        """Say something, from any thread."""
+        with self._saying:
+            self._connection.sendall(json.dumps(order).encode() + b"\n")
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Give an order; returns the answer."""
@@ -78,11 +80,13 @@ class Gateway:
             self._connection, _ = self._server.accept()
             with self._connection.makefile("rb") as file:
                 self.token = file.read(len(TOKEN)).decode()
-                self._heard.put(json.loads(file.readline()))
+                hello = json.loads(file.readline())
                 if self._answer is None:
                     self._connection.shutdown(socket.SHUT_RDWR)
                     return
+                # Before anybody hears of the run: an order may not come ahead of the answer.
                 self.say(self._answer)
+                self._heard.put(hello)
                 threading.Thread(target=self._beat, daemon=True).start()
                 for line in file:
                     self._heard.put(json.loads(line))
