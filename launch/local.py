@@ -57,10 +57,11 @@ def cards(plan: Plan, config: Config) -> tuple[str, ...]:
 
 
 def threads(config: Config) -> bool:
-    """Whether workers are threads of this process: unless asked, where there are not several devices for them."""
+    """Whether workers are threads of this process: unless asked, where there are not several devices for them, and a
+    lost one ends the run."""
     if config.launcher.threads != "auto":
         return config.launcher.threads == "true"
-    return not (config.device.may_be_gpu and devices.count() > 1)
+    return not config.launcher.recovers and not (config.device.may_be_gpu and devices.count() > 1)
 
 
 class LocalProcesses(Running):

@@ -14,6 +14,7 @@ from conf.schema import Config
 from parallel.plan import Plan
 from runtime.block import Block
 from runtime.conditioning import Conditioning
+from runtime.kept import Kept
 from runtime.orders import Open
 from runtime.outputs import Outputs, open_outputs
 from runtime.pool import BankPool
@@ -57,6 +58,7 @@ class Parts:
         outputs: opens a stream's sinks: (config, order) -> sinks.
         weight_bytes: of everything held.
         decoder_bytes: that the decoder keeps for one stream.
+        kept: of streams, from one generation of the run to the next.
     """
 
     device: torch.device
@@ -72,6 +74,7 @@ class Parts:
     outputs: Callable[[Config, Open], Outputs] = open_outputs
     weight_bytes: int = 0
     decoder_bytes: int = 0
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def bank_bytes(self) -> int:

@@ -18,6 +18,7 @@ LAUNCHERS = ("local", "torchrun", "ray")
 POSTS = ("none", "upscale")
 THREADS = ("auto", "true", "false")
 TRANSPORTS = ("auto", "nccl", "host")
+RECOVERIES = ("off", "exact")
 LOGS = ("none", "wandb")
 TRACES = ("none", "recent", "all")
 PACES = ("live", "free")
@@ -376,16 +377,40 @@ class LauncherConfig:
     """How tensors go from one process's GPU to another's: `nccl` from card to card, `host` through the hosts' memories,
     which is the only way between workers on one card; `auto`: by NCCL where it can go and messages are larger than
     1 MB."""
+    recover: str = one_of(RECOVERIES, "off")
+    """What a lost worker means: the end of the run (`off`), or that streams go on from their newest cut with the latents
+    that they would have had (`exact`). Under torchrun a restart goes on from the newest states on disk."""
+    recover_s: float = 1.0
+    """Work of a stream that a loss may cost, in seconds of its slowest stage: how often cuts are made."""
+    spares: int = 0
+    """Processes that have loaded what any worker may need, and take a lost one's place at once."""
+    cuts: str = "/dev/shm"
+    """A folder in the memory of every host, for cuts."""
+    silent_s: float = 5.0
+    """After which a process that says nothing is lost, where workers are recovered."""
 
     def __post_init__(self):
         self.threads = self.threads.lower()  # `true` on the command line is a boolean to YAML
+        self.recover = {"false": "off"}.get(self.recover.lower(), self.recover.lower())  # and `off` is false
         check_choices(self, "launcher.")
+        if self.recovers and self.threads == "true":
+            rule = "threads die with their process: none would be left to go on"
+            raise UserError("launcher.recover=exact launcher.threads=true", rule, "set launcher.threads=false")
+        positive("launcher.recover_s", self.recover_s, most=3600)
+        positive("launcher.silent_s", self.silent_s, most=1_000_000)
+        if not 0 <= self.spares <= 1024:
+            raise UserError(f"launcher.spares={self.spares}", "must be from 0 to 1024", "take 1 or 2")
         if self.threads != "auto" and self.name != "local":
             rule = f"says how launcher=local starts workers, not launcher={self.name}"
             raise UserError(f"launcher.threads={self.threads}", rule, "set launcher.threads=auto")
         positive("launcher.nodes", self.nodes, most=100_000)
         positive("launcher.nodes_s", self.nodes_s, most=1_000_000)
         positive("launcher.timeout_s", self.timeout_s, most=1_000_000)
+
+    @property
+    def recovers(self) -> bool:
+        """Whether streams go on when a worker is lost."""
+        return self.recover != "off"
 
 
 @dataclass
