@@ -259,7 +259,7 @@ class Keep:
         resume: the folder of the state that it goes on from; None: it begins with chunk 0.
         first, frames: the first chunk to be made, and video frames made before it. Said here, since who cannot read the
             state must know them as well.
-        cut: the stream's folder of cuts in memory, of which it goes on from the one before chunk `first`; None: of none.
+        cut: the stream's folder of cuts in memory; it goes on from the one before chunk `first`. None: from none.
         mark: drawn when the stream begins; its states and videos carry it, and are told by it from those of others.
     """
 

@@ -378,8 +378,8 @@ class LauncherConfig:
     which is the only way between workers on one card; `auto`: by NCCL where it can go and messages are larger than
     1 MB."""
     recover: str = one_of(RECOVERIES, "off")
-    """What a lost worker means: the end of the run (`off`), or that streams go on from their newest cut with the latents
-    that they would have had (`exact`). Under torchrun a restart goes on from the newest states on disk."""
+    """What a lost worker means: the end of the run (`off`), or that streams go on from their newest cut, with the
+    latents that they would have had (`exact`). Under torchrun a restart goes on from the newest states on disk."""
     recover_s: float = 1.0
     """Work of a stream that a loss may cost, in seconds of its slowest stage: how often cuts are made."""
     spares: int = 0
