@@ -300,8 +300,8 @@ class TorchrunRun(Running):
         few_arenas()
         try:
             run_worker(
-                plan, index, config, Board(store, index, plan.processes), Path(config.output_dir),
-                over_network(plan, index, config, store),
+                self.generation, index, config, Board(store, index, plan.processes), Path(config.output_dir),
+                over_network(config, store),
                 self._device, self._stdin, self._inbox, self._seats[index].node,
                 partial(refuse_loopback, store, index, plan.processes),
             )  # fmt: skip

@@ -83,6 +83,11 @@ class Block:
         if stream in self.streams:
             self.pool.give(self.streams.pop(stream).held)
 
+    def clear(self) -> None:
+        """Give all streams' banks back."""
+        for stream in list(self.streams):
+            self.close(stream)
+
     # -- work -------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()

@@ -282,7 +282,10 @@ class Head:
             del self._saving[stream]
             return True
 
-    def close(self) -> None:
+    def cut_now(self) -> None:
+        """Have every stream cut before its next chunk."""
+
+    def close(self, keeps: bool = False) -> None:
         """End every sampler; the sources go with them."""
         for sampler in list(self.samplers.values()):
             sampler.opening.stop.set()

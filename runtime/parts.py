@@ -14,6 +14,7 @@ from conf.schema import Config
 from parallel.plan import Plan
 from runtime.block import Block
 from runtime.conditioning import Conditioning
+from runtime.encoders import Encoders
 from runtime.kept import Kept
 from runtime.orders import Open
 from runtime.outputs import Outputs, open_outputs
@@ -50,6 +51,7 @@ class Parts:
         queue: of the device: where the worker's passes and stages go.
         sampler: the step list.
         denoisers: per block held.
+        encoders: on the encode worker.
         conditioning: makes what drives a stream, on the encode worker: (order, its prompts, its stop event).
         prepared: what was made before the weights were loaded, by stream.
         pools: banks, per block held.
@@ -66,6 +68,7 @@ class Parts:
     sampler: Sampler
     queue: devices.Queue
     denoisers: dict[int, Denoiser] = field(default_factory=dict)
+    encoders: Encoders | None = None
     conditioning: Callable[[Open, Prompts, threading.Event], Conditioning] | None = None
     prepared: dict[int, Opening] = field(default_factory=dict)
     pools: dict[int, BankPool] = field(default_factory=dict)
