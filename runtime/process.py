@@ -31,6 +31,7 @@ from runtime.progress import Loading
 from runtime.pulse import Pulse
 from runtime.reasons import Reason
 from runtime.room import free_bytes, require_together, room
+from runtime.saving import Saver
 from runtime.trace import Trace, worker_trace
 from runtime.worker import Worker
 
@@ -287,7 +288,14 @@ class Job(NamedTuple):
         member = self.plan.members[self.index]
         if member.rank:
             self.pulse.at("following")
-            return run_follower(ends.group, parts, blocks, self.inbox, trace)
+            saver = Saver(self.board, parts.queue.device, self.config.launcher.cuts)
+            saver.start()
+            for block in blocks.values():
+                block.use(saver)
+            try:
+                return run_follower(ends.group, parts, blocks, self.inbox, trace)
+            finally:
+                saver.close()
         self.orders.start()
         blocks = ends.group.lead(blocks)
         worker = Worker(
