@@ -57,6 +57,14 @@ class _Stream(Queue):
             yield
             self.device.mark().wait()
 
+    @contextmanager
+    def beside(self, *used: Tensor) -> Iterator[None]:
+        behind = self.device.mark()
+        self._module.set_device(self.device.torch)
+        with self._module.stream(self._stream):
+            self.device.follow(behind, *used)
+            yield
+
     def close(self) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
@@ -142,6 +150,12 @@ class Accelerator(Device):
         # torch's allocator of pinned memory keeps it until the copy is done, whoever lets go of it.
         staged = self.pinned(tensor.nbytes).view(tensor.dtype).view(tensor.shape).copy_(tensor)
         return staged.to(self.torch, non_blocking=True)
+
+    def download(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type != self.kind or not tensor.numel():
+            return tensor.to("cpu", copy=True)
+        staged = self.pinned(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
+        return staged.copy_(tensor, non_blocking=True)
 
     def where(self) -> str:
         return str(self.module.get_device_properties(self.torch).uuid)

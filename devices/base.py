@@ -55,6 +55,14 @@ class Queue(ABC):
         """
 
     @abstractmethod
+    def beside(self, *used: Tensor) -> AbstractContextManager[None]:
+        """Give work here from a thread of another queue, behind what that queue was given so far. Nobody waits.
+
+        Args:
+            used: tensors of that queue that are read or written inside.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Give it back, to be used again: its last thread gives it no more work. A second call does nothing."""
 
@@ -162,6 +170,11 @@ class Device(ABC):
     def upload(self, tensor: Tensor) -> Tensor:
         """A tensor here, copied without waiting. The host's may be let go of at once, and must not be changed: where it
         is here already, it is the same."""
+
+    @abstractmethod
+    def download(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor in the host's memory, made without waiting: it is whole where this thread's queue has come
+        to this point."""
 
     @abstractmethod
     def where(self) -> str:

@@ -28,6 +28,10 @@ class _AtOnce(Queue):
     def after(self, mark: None, *used: Tensor) -> Iterator[None]:
         yield
 
+    @contextmanager
+    def beside(self, *used: Tensor) -> Iterator[None]:
+        yield
+
     def close(self) -> None:
         """There are as many as one likes."""
 
@@ -66,6 +70,9 @@ class Processor(Device):
 
     def upload(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.torch)
+
+    def download(self, tensor: Tensor) -> Tensor:
+        return tensor.to("cpu", copy=True)
 
     def where(self) -> str:
         return ""

@@ -1,16 +1,26 @@
-"""Banks in a saved state: a file for every level and layer, in physical slot order, whoever holds them."""
+"""Banks in what is saved: how a bank is cut, written out to a state on disk, and filled again.
+
+A state has a file for every level and layer, in physical slot order, whoever held them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from runtime.state import State, write
+from runtime.cut_banks import banks_of, changed_in, header_of, piece_of, pieces_of
+from runtime.cuts import Cut
+from runtime.snapshot import FINISHED, Snapshot
+from runtime.state import write
 from stages.denoise.bank import ABSENT, PLACED, Bank, Layout
 from stages.denoise.share import Share
+
+if TYPE_CHECKING:
+    from runtime.saving import Saver
 
 
 def _name(level: int, layer: int) -> str:
@@ -33,43 +43,73 @@ def _frames(name: str, layout: Layout) -> int:
     return layout.anchored if name == "raw" else layout.frames
 
 
-def _parts(bank: Bank) -> Iterator[tuple[str, Bank]]:
-    """A bank and its adapters' banks, each with what its names in a state begin with."""
-    yield "", bank
-    for name, own in bank.adapters.items():
-        yield f"{name}.", own
+def cut_bank(
+    saver: Saver,
+    stream: int,
+    chunk: int,
+    name: str,
+    level: int,
+    bank: Bank | None,
+    share: Share,
+    finished: Mapping[str, Tensor],
+    whole: int,
+) -> None:
+    """Have a bank written as a part of the cut before `chunk`: what has changed since the one before.
 
+    It is copied beside the passes that come, and those of them that write what is still being copied wait for it.
 
-def cut_bank(level: int, bank: Bank, share: Share) -> dict[str, dict[str, Tensor]]:
-    """What a bank holds now, on the host: tensors by file of a state and name. Nothing that comes changes them.
-
-    Of processes that share the bank all make this call; the first has all of it, the others nothing.
+    Args:
+        name: of the part.
+        bank: None: an emulated device has none.
+        share: which part of it is here.
+        finished: what is run again for a new prompt, where this is the bank that has it; nothing changes it.
+        whole: the newest whole cut.
     """
-    files: dict[str, dict[str, Tensor]] = {}
-    for start, own in _parts(bank):
-        for layer, tensors in _by_layer(own).items():
-            whole = {
-                name: t if name == PLACED else share.whole(t, own.each, _frames(name, own.layout))
-                for name, t in tensors.items()
-            }
-            if all(t is not None for t in whole.values()):
-                content = files.setdefault(_name(level, layer), {})
-                content |= {f"{start}{name}": t.to("cpu", copy=True) for name, t in whole.items()}
-    return files
+    log, kept = saver.log(stream, name), {f"{FINISHED}/{key}": tensor for key, tensor in finished.items()}
+    slots = {} if bank is None else pieces_of(bank)
+    taken = log.missing([*slots, *kept], [] if bank is None else changed_in(bank))
+    copies, mark, download = {}, None, saver.device.download
+    try:
+        with saver.copies(*(kept[key] for key in taken & kept.keys())):
+            for key in sorted(taken):
+                copies[key] = download(kept[key] if key in kept else piece_of(bank, key))
+            mark = saver.device.mark()
+    except BaseException:
+        log.withdraw(taken)
+        raise
+    if mark is not None and bank is not None:
+        _copying(bank, taken & slots.keys(), mark)
+    header = {"parts": 1, "rank": 0, "layers": {}} if bank is None else header_of(bank, share.parts, share.rank)
+    content = header | {"level": level, "finished": list(finished)}
+
+    def write_part() -> dict[str, str]:
+        log.write(chunk, copies, [*slots, *kept], content, whole)
+        return {}
+
+    saver.part(stream, chunk, name, write_part, mark)
 
 
-def write_cut(folder: Path, files: dict[str, dict[str, Tensor]]) -> dict[str, str]:
-    """Write what was cut to a state; returns the files' names and sha256.
+def _copying(bank: Bank, names: Iterable[str], mark: Any) -> None:
+    """Note until when slots are being copied."""
+    for start, own in banks_of(bank):
+        for name in names:
+            kind, _, slot = name.rsplit("/", 2)
+            if kind.rpartition(".")[0] == start.removesuffix("."):
+                own.copying[int(slot)] = mark
+
+
+def write_out(cut: Cut, folder: Path) -> dict[str, str]:
+    """Write a whole cut to a state's folder; returns the files' names and sha256.
 
     Raises:
         OSError: the disk refuses.
     """
-    return {name: digest for file, tensors in files.items() for name, digest in write(folder, file, tensors).items()}
+    return {name: digest for file in cut.names for name, digest in write(folder, file, *cut.read(file)).items()}
 
 
-def load_bank(state: State, level: int, bank: Bank, share: Share) -> None:
+def load_bank(state: Snapshot, level: int, bank: Bank, share: Share) -> None:
     """Fill a bank with its layers of a state, and of each with what is this process's."""
-    for start, own in _parts(bank):
+    for start, own in banks_of(bank):
         content: dict[str, Tensor] = {}
         for layer, held in _by_layer(own).items():
             tensors, _ = state.read(_name(level, layer))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,9 @@ from torch import Tensor
 from conf.schema import ModelConfig
 from runtime.banks import cut_bank, load_bank
 from runtime.pool import BankPool
-from runtime.state import FINISHED, State
+from runtime.saving import BANK, Saver, bank_part
+from runtime.snapshot import FINISHED
+from runtime.state import snapshot
 from stages.denoise.bank import Bank
 from stages.denoise.denoiser import Denoiser, StreamBanks
 from stages.denoise.finished import Finished
@@ -67,6 +68,11 @@ class Block:
         self.references = tuple(v for v in denoiser.schedule.versions if v.kind == "prefill")
         self.inputs = with_chunk(inputs_of(self.model))
         self.streams: dict[int, BlockStream] = {}
+        self.saver: Saver | None = None
+
+    def use(self, saver: Saver) -> None:
+        """Have cuts written by `saver`."""
+        self.saver = saver
 
     def open(self, stream: int) -> None:
         """Take banks for a stream.
@@ -82,6 +88,8 @@ class Block:
         """Give a stream's banks back; nothing happens where it has none."""
         if stream in self.streams:
             self.pool.give(self.streams.pop(stream).held)
+            if self.saver:
+                self.saver.forget(stream, BANK)
 
     def clear(self) -> None:
         """Give all streams' banks back."""
@@ -146,17 +154,27 @@ class Block:
 
     # -- going on ---------------------------------------------------------------------------------------------------
 
-    def cut(self, stream: int, level: int) -> dict[str, dict[str, Tensor]]:
-        """A bank, and what the first block runs again, as they are now: tensors by file of a state and name."""
-        held = self.streams[stream]
-        files = cut_bank(level, held.banks[level].bank, self.denoiser.share)
-        if files and held.finished.most and self.denoiser.network.first:
-            files[FINISHED] = held.finished.content()
-        return files
+    def cut(self, stream: int, level: int, chunk: int, worker: int, block: int, whole: int) -> None:
+        """Have a bank, and what the first block runs again, written as they are now, before `chunk`.
 
-    def restore(self, stream: int, level: int, folder: str) -> None:
-        """Take a bank from a state."""
-        state, stream_held = State(Path(folder)), self.streams[stream]
+        Args:
+            worker, block: whose bank, for the name of the part.
+            whole: the newest whole cut.
+        """
+        held, share, done = self.streams[stream], self.denoiser.share, False
+        name = bank_part(worker, block, level, share.rank)
+        try:
+            again = held.finished.content() if held.finished.most and self.denoiser.network.first else {}
+            bank = held.banks[level].bank
+            cut_bank(self.saver, stream, chunk, name, level, bank, share, again, whole)
+            done = True
+        finally:
+            if not done:
+                self.saver.part(stream, chunk, name, None)
+
+    def restore(self, stream: int, level: int, folder: str, cut: int) -> None:
+        """Take a bank from what `runtime.state.snapshot` finds there."""
+        state, stream_held = snapshot(folder, cut), self.streams[stream]
         held = stream_held.banks[level]
         load_bank(state, level, held.bank, self.denoiser.share)
         held.commits = state.chunk

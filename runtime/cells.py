@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
 
 from parallel.message import Message
 from parallel.passes import MARKS, ROWS, Pass
 from parallel.plan import Cell, Plan
-from runtime.banks import write_cut
 from runtime.block import Block
 from runtime.orders import Open
 from runtime.parts import Parts
-from runtime.saving import Saver, bank_part
-from runtime.state import Keep
+from runtime.saving import Mark, Saver, bank_part
 from runtime.timing import Timer
 from stages.denoise.draws import Draws
 from stages.denoise.sampler import finite_steps
@@ -46,8 +43,9 @@ class Cells:
     def __init__(self, plan: Plan, index: int, parts: Parts, blocks: dict[int, Block], timer: Timer, saver: Saver):
         self.plan, self.index, self.parts, self.blocks, self.timer = plan, index, parts, blocks, timer
         self.sampler, self.saver = parts.sampler, saver
+        for block in blocks.values():
+            block.use(saver)
         self.draws: dict[int, Draws] = {}
-        self.keeps: dict[int, Keep] = {}
         own = {"step": self._step, "save": self._save, "end": self._end}
         rows = plan.workload.passes.on(ROWS)
         self.work: dict[str, Work] = own | {kind: partial(self._write, getattr(self, f"_{kind}")) for kind in rows}
@@ -64,20 +62,17 @@ class Cells:
         """
         stream, keep = order.stream, order.keep
         self.draws[stream] = Draws(order.config.seed, order.config.id)
-        if keep:
-            self.keeps[stream] = keep
         for block in self.blocks.values():
             block.open(stream)
-        for number, block in self.blocks.items() if keep and keep.state else ():
+        for number, block in self.blocks.items() if keep and keep.place else ():
             for level in self.plan.levels_of(self.index, number):
-                block.restore(stream, level, str(keep.state.folder))
+                block.restore(stream, level, *keep.place)
 
     def close(self, stream: int) -> None:
         """Let go of a stream."""
         for block in self.blocks.values():
             block.close(stream)
         self.draws.pop(stream, None)
-        self.keeps.pop(stream, None)
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -140,15 +135,14 @@ class Cells:
         """Cut the bank of a cell; it is written later, on another thread. A bank that steps share is that of step 0."""
         if item.step != item.level:
             return m
-        write = None
-        try:
-            if not m.hollow:
-                with self.timer(self.name(item), item.chunk):
-                    files = self.blocks[item.block].cut(item.stream, item.level)
-                write = partial(write_cut, Path(self.keeps[item.stream].part(item.chunk)), files)
-        finally:
-            name = bank_part(self.index, item.block, item.level)
-            self.saver.part(item.stream, item.chunk, name, write)
+        if m.hollow:
+            for rank in range(len(self.plan.group(self.index))):
+                name = bank_part(self.index, item.block, item.level, rank)
+                self.saver.part(item.stream, item.chunk, name, None)
+            return m
+        with self.timer(self.name(item), item.chunk):
+            where = self.index, item.block, Mark.of(m.note).whole
+            self.blocks[item.block].cut(item.stream, item.level, item.chunk, *where)
         return m
 
     def _end(self, item: Pass, m: Message) -> Message:

@@ -11,7 +11,6 @@ import logging
 import math
 import threading
 import time
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -25,8 +24,9 @@ from runtime.encoders import Encoders, Picture, frames_of
 from runtime.encoding import Encoding
 from runtime.pace import Pace
 from runtime.prompts import Prompts
+from runtime.saving import Saver
+from runtime.snapshot import CONDITIONING, Snapshot
 from runtime.sources import open_sources
-from runtime.state import CONDITIONING, State, write
 from stages.build import TEMPORAL_STRIDE, torch_dtype
 from stages.denoise.draws import Draws
 from stages.inputs import (
@@ -51,10 +51,10 @@ class ConditioningState(NamedTuple):
     content: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
-    def write(self, folder: Path) -> dict[str, str]:
-        """To a state; returns the file's name and sha256. Raises OSError."""
+    def write(self, saver: Saver, stream: int, chunk: int, whole: int) -> None:
+        """Write it as a part of the cut before `chunk`, on the saver's thread; `whole`: the newest whole cut."""
         tensors = {name: torch.from_numpy(array.copy()) for name, array in self.arrays.items()}
-        return write(folder, CONDITIONING, tensors, self.content)
+        saver.take(stream, chunk, CONDITIONING, tensors, self.content, whole)
 
 
 class Conditioning:
@@ -82,7 +82,7 @@ class Conditioning:
         encoders: Encoders,
         stdin: BinaryIO | None = None,
         stop: threading.Event | None = None,
-        state: State | None = None,
+        state: Snapshot | None = None,
         sink: SinkConfig | None = None,
         prompts: Prompts | None = None,
     ):
@@ -103,7 +103,7 @@ class Conditioning:
             self.close()
             raise
 
-    def _prepare(self, source: SourceConfig, state: State | None) -> None:
+    def _prepare(self, source: SourceConfig, state: Snapshot | None) -> None:
         self.tensors, self.sound, self.actions = self.sources.tensors, self.sources.sound, self.sources.actions
         self.live = self.sources.live
         self._last_epoch: int | None = None
@@ -127,7 +127,7 @@ class Conditioning:
         arrays |= {f"{BEFORE}{name}": tensor.float().cpu().numpy() for name, tensor in self.encoding.before.items()}
         return ConditioningState(content, arrays)
 
-    def _resume(self, state: State, source: SourceConfig) -> None:
+    def _resume(self, state: Snapshot, source: SourceConfig) -> None:
         """Put every source where it stood; the text in force is given out again with the first chunk."""
         held, content = state.read(CONDITIONING)
         chunk = state.chunk

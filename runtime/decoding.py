@@ -10,8 +10,8 @@ from torch import Tensor
 
 import devices
 from conf.schema import ModelConfig
-from runtime.saving import Write
-from runtime.state import DECODER, Keep, State, write
+from runtime.saving import Saver
+from runtime.snapshot import DECODER, Snapshot
 from stages.codec.base import CodecState, Decoder
 from stages.inputs import Given, inputs_of
 
@@ -32,7 +32,7 @@ class Decoding:
     primes: int = 0
 
     @classmethod
-    def of(cls, decoder: Decoder, model: ModelConfig, state: State | None = None) -> Decoding:
+    def of(cls, decoder: Decoder, model: ModelConfig, state: Snapshot | None = None) -> Decoding:
         """A new stream's, or one that goes on from a saved state."""
         primer = next((one.name for one in inputs_of(model) if one.primes), "")
         made = cls(decoder, decoder.start(), primer, model.codec.prime)
@@ -57,9 +57,13 @@ class Decoding:
             seen = devices.of(weight.device).upload(lasting[self.primer][:, :, : self.primes])
             self.decoder(seen.to(weight.dtype), self.state)
 
-    def cut(self, keep: Keep, chunk: int) -> Write:
-        """What it remembers now, before `chunk`, to be written later: nothing that comes changes it."""
+    def cut(self, saver: Saver, stream: int, chunk: int, whole: int) -> None:
+        """Have what it remembers now written, as a part of the cut before `chunk`: nothing that comes changes it.
+
+        Args:
+            whole: the newest whole cut.
+        """
         cache = [None if tensor is None else tensor.clone() for tensor in self.state.cache]
         tensors = {f"cache.{i:03d}": tensor for i, tensor in enumerate(cache) if tensor is not None}
         counters: dict[str, Any] = {"steps": self.state.steps, "layers": len(cache)}
-        return lambda: write(keep.part(chunk), DECODER, tensors, counters)
+        saver.take(stream, chunk, DECODER, tensors, counters, whole)

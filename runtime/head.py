@@ -21,6 +21,7 @@ from parallel.pacing import OUTPUT, Pacer
 from runtime.conditioning import Conditioning
 from runtime.guard import Guard
 from runtime.parts import Opening
+from runtime.saving import Mark, Saver
 from runtime.state import Keep
 from stages.inputs import Given, marked
 
@@ -61,7 +62,7 @@ class Entry:
         sink: what goes to every bank before chunk 0: the attention sink's inputs.
         epoch: the chunk at which the prompt in force began.
         began, took_s: when encoding began, and how long it took.
-        files: of the state before this chunk, name and sha256, if one is to be saved there.
+        mark: of the cut before this chunk, whose part here is being written; None: none is made there.
         stopped: whether an end came from outside, before the stream's own.
     """
 
@@ -76,7 +77,7 @@ class Entry:
     epoch: int = 0
     began: float = 0.0
     took_s: float = 0.0
-    files: dict[str, str] | None = None
+    mark: Mark | None = None
     stopped: bool = False
 
 
@@ -92,6 +93,10 @@ class Sampler(threading.Thread):
         clock: seconds.
         guard: what this thread raises ends the stream.
         keep: how its state is kept; None: not.
+        saver: writes what is cut here.
+
+    Attributes:
+        whole: the chunk before which its newest whole cut was made; -1: there is none.
     """
 
     def __init__(
@@ -104,8 +109,10 @@ class Sampler(threading.Thread):
         clock: Callable[[], float],
         guard: Guard,
         keep: Keep | None = None,
+        saver: Saver | None = None,
     ):
         super().__init__(name=f"sample-{stream}", daemon=True)
+        self.saver, self.whole = saver, keep.first if keep and keep.cut else -1
         self.stream, self.opening, self.keep = stream, opening, keep
         self.steps, self.dtype, self.deliver, self.clock, self.guard = steps, dtype, deliver, clock, guard
         self.queue = devices.of(opening.device).queue()
@@ -164,13 +171,14 @@ class Sampler(threading.Thread):
         else:
             with self.queue.after(None):
                 entry = self._filled(conditioning, chunk, entered, given)
-        if self.keep and self.keep.due(chunk, entry.stopped):
-            try:
-                entry.files = progress.write(self.keep.begin(chunk))
-            except OSError as error:
-                self.keep.complain(error)
-                self.keep.drop(chunk)
+        if self.keep and ((disk := self.keep.due(chunk, entry.stopped)) or self.cut_due(chunk)):
+            entry.mark = Mark(self.whole, disk)
+            progress.write(self.saver, self.stream, chunk, self.whole)
         return entry
+
+    def cut_due(self, chunk: int) -> bool:
+        """Whether a cut is to be made before `chunk` where no state is due."""
+        return False
 
     def _filled(self, conditioning: Conditioning, chunk: int, entered: float, given: Given) -> Entry:
         began = self.clock()
@@ -215,6 +223,7 @@ class Head:
         deliver: takes what samplers deliver, from their threads.
         clock: seconds.
         guard: of the worker.
+        saver: the worker's.
     """
 
     def __init__(
@@ -225,7 +234,9 @@ class Head:
         deliver: Callable,
         clock: Callable[[], float],
         guard: Guard,
+        saver: Saver | None = None,
     ):
+        self.saver = saver
         self.steps, self.dtype, self.deliver, self.clock, self.guard = steps, dtype, deliver, clock, guard
         self.pacer = pacer
         self._lock = threading.RLock()
@@ -236,7 +247,7 @@ class Head:
         self._moved: dict[int, float] = {}
         """When something of each stream entered or was put out last."""
         self._saving: Counter[int] = Counter()
-        """States that are being saved, by stream: it waits with the chunk before which the next one is due."""
+        """Cuts that are being made, by stream: it waits with the chunk before which the next state is due."""
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
@@ -246,7 +257,9 @@ class Head:
         Raises:
             RuntimeError: the machine has no thread left; nothing comes back then.
         """
-        sampler = Sampler(stream, opening, self.steps, self.dtype, self.deliver, self.clock, self.guard, keep)
+        sampler = Sampler(
+            stream, opening, self.steps, self.dtype, self.deliver, self.clock, self.guard, keep, self.saver
+        )
         try:
             sampler.start()
         except RuntimeError:
@@ -308,7 +321,7 @@ class Head:
     def entered(self, entry: Entry) -> None:
         """A chunk was sampled, or its stream ended before it."""
         with self._lock:
-            if entry.files is not None:
+            if entry.mark is not None:
                 self._saving[entry.stream] += 1
             if entry.tensors is None:
                 self.pacer.end(entry.stream)
@@ -334,10 +347,12 @@ class Head:
             self._moved[stream] = now
             self.pacer.out(stream, chunk, times.get(OUTPUT, 0.0), now)
 
-    def saved(self, stream: int) -> None:
-        """A state of a stream was saved, or given up: the next one may begin."""
+    def saved(self, stream: int, chunk: int, whole: bool) -> None:
+        """The cut of a stream before `chunk` is whole, or given up: the next one may begin."""
         with self._lock:
             self._saving[stream] -= 1
+            if whole and (sampler := self.samplers.get(stream)):
+                sampler.whole = chunk
 
     def overdue(self, limit_s: float) -> dict[int, int]:
         """The oldest chunk under way of every stream of which none has entered or come back for `limit_s`. A stream

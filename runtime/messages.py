@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,8 @@ from stages.inputs import FINITE, LATENTS, REFERENCE, marked, part
 
 STOPPED = "stopped"
 """What a stream's end says if it came from outside."""
+WHOLE = "whole"
+"""What a `done` says of a cut that is whole."""
 
 
 class Messages:
@@ -37,8 +38,8 @@ class Messages:
     def entering(self, entry: Entry) -> Iterator[tuple[int, Message]]:
         """What a sampled chunk, or the end of its stream, sends off: (worker, message), in that order."""
         stream, chunk, head = entry.stream, entry.chunk, self.plan.head
-        if entry.files is not None:
-            yield head, self._marked(Message("save", stream=stream, chunk=chunk, note=json.dumps(entry.files)))
+        if entry.mark is not None:
+            yield head, self._marked(Message("save", stream=stream, chunk=chunk, note=entry.mark.note))
         if entry.tensors is None:
             note = STOPPED if entry.stopped else ""
             yield head, self._marked(Message("end", stream=stream, chunk=chunk, note=note))

@@ -14,8 +14,9 @@ from runtime.encoders import frames_of
 from runtime.outputs import Outputs
 from runtime.reasons import Reason
 from runtime.report import Timeline, stream_report, versions
-from runtime.saving import Saver, Whole
-from runtime.state import ANCHOR, OUTPUT, Keep, write
+from runtime.saving import Mark, Saver, Whole
+from runtime.snapshot import ANCHOR, OUTPUT
+from runtime.state import Keep
 from runtime.trace import Trace
 from stages.denoise.schedule import schedule_of
 from stages.inputs import REFERENCE, Given, part
@@ -127,37 +128,40 @@ class Output:
         stream: int,
         chunk: int,
         parts: set[str],
-        files: dict[str, str],
+        mark: Mark,
         then: Callable[[bool], None],
     ) -> None:
-        """Save what is here of the state before `chunk`, and have the state completed when all parts are there.
+        """Write what is here of the cut before `chunk`, and have the cut completed when all parts are there.
 
-        That is put off until the video so far is on disk: who goes on from a state finds all frames before it.
+        That is put off until the video so far is on disk: who goes on from it finds all frames before it.
 
         Args:
-            parts: names of the parts that others write.
-            files: names and sha256 of files that are written already.
-            then: called when the state is whole, or given up.
+            parts: names of all parts.
+            mark: what the mark says.
+            then: called with whether the cut is whole, once that is known; where a state is due, when it is on disk or
+                given up.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: there is no place for cuts.
         """
+        self.due = chunk if mark.disk else self.due
+        folder = saver.folder(stream)
         self.open()
         if self._renewed is None or chunk > self._renewed.in_force_from:
             self._anchor = {}
         tensors = {f"{ANCHOR}{name}": tensor for name, tensor in self._anchor.items()}
         counters, video = self.outputs.progress()
         content = {"frames": self.timeline.frames, "video": video, "decodes": self.decodes, "versions": versions()}
-        files = files | write(self.keep.part(chunk), OUTPUT, tensors, counters)
 
-        def saved(whole: bool) -> None:
+        def saved(good: bool) -> None:
             with self._changed:
-                self._saved = chunk if whole else self._saved
+                self._saved = chunk if good and mark.disk else self._saved
                 self._saving.discard(chunk)
                 self._changed.notify_all()
-            then(whole)
+            then(whole.made)
 
-        whole = Whole(stream, chunk, self.keep, parts, files, content, saved)
+        whole = Whole(stream, chunk, self.keep, parts, {}, content, saved, cut=folder, disk=mark.disk)
+        saver.take(stream, chunk, OUTPUT, tensors, counters, mark.whole)
         self._settle()  # of an earlier one: what comes before this cut is on disk with it
         self._cut = whole.ready
         self._saving.add(chunk)

@@ -36,6 +36,7 @@ from runtime.pulse import Pulse
 from runtime.reasons import Reason
 from runtime.report import worker_report
 from runtime.room import free_bytes, require_together, room
+from runtime.saving import Saver
 from runtime.trace import Trace, worker_trace
 from runtime.worker import Worker
 
@@ -427,7 +428,14 @@ class Process:
         member, inbox = self.plan.members[self.index], self.inbox
         if member.rank:
             self.pulse.at("following")
-            return run_follower(ends.group, self.parts, blocks, inbox, trace)
+            saver = Saver(self.board, self.parts.queue.device, self.config.launcher.cuts)
+            saver.start()
+            for block in blocks.values():
+                block.use(saver)
+            try:
+                return run_follower(ends.group, self.parts, blocks, inbox, trace)
+            finally:
+                saver.close()
         led = ends.group.lead(blocks)
         worker = Worker(
             self.plan, member.worker, self.config, self.parts, led, ends.senders, inbox, trace, self.board,

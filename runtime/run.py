@@ -16,7 +16,7 @@ import devices
 from conf.schema import Config
 from parallel.builders import build
 from runtime.admission import of_run, own
-from runtime.banks import cut_bank, load_bank, write_cut
+from runtime.banks import cut_bank, load_bank
 from runtime.board import Board
 from runtime.conditioning import Conditioning, ConditioningState
 from runtime.decoding import Decoding
@@ -31,8 +31,8 @@ from runtime.pool import BankPool
 from runtime.progress import Loading
 from runtime.reasons import Reason
 from runtime.report import Timeline, worker_report
-from runtime.saving import DECODER_PART, Saver, bank_part
-from runtime.state import FINISHED, State
+from runtime.saving import Mark, Saver, bank_part, parts
+from runtime.snapshot import FINISHED, Snapshot
 from runtime.timing import Timer
 from runtime.trace import worker_trace
 from runtime.workload import describe
@@ -119,7 +119,9 @@ class Stream:
         private = order.source.session is not None
         self._output = Output(order.config, model, make, self.timeline, self._trace, self._keep, decodes, private)
         self._saved = 0
-        self._saver = Saver(Board(dist.HashStore(), 0, 1), devices.of(run.device)) if self._keep else None
+        self._whole, self._saver = -1, None
+        if self._keep:
+            self._saver = Saver(Board(dist.HashStore(), 0, 1), devices.of(run.device), run.config.launcher.cuts)
 
     def _open(self) -> None:
         """Open what is this stream's own: its files, what its decoder keeps, its banks."""
@@ -136,7 +138,7 @@ class Stream:
         else:
             self._memory.anchor = self._conditioning.sink()
 
-    def _resume(self, state: State) -> None:
+    def _resume(self, state: Snapshot) -> None:
         memory, device = self._memory, self._run.device
         memory.chunk = state.chunk
         memory.anchor = {name: tensor.to(device) for name, tensor in state.anchor.items()}
@@ -197,25 +199,25 @@ class Stream:
 
     def _save(self, chunk: int, progress: ConditioningState, stopped: bool = False) -> None:
         """Save the state before `chunk`, if it is due there and was not saved."""
-        keep, stream, parts = self._keep, self._index, set()
+        keep, stream, saver = self._keep, self._index, self._saver
         if not (keep and keep.due(chunk, stopped)) or self._saved == chunk:
             return
-        self._saved = self._output.due = chunk
+        self._saved, memory, whole = chunk, self._memory, self._whole
+
+        def then(made: bool) -> None:
+            self._whole = chunk if made else self._whole
+
         try:
-            files = progress.write(keep.begin(chunk))
-            for level, bank in self._memory.banks.banks.items():
-                cut = cut_bank(level, bank, ALL)
-                parts.add(name := bank_part(0, 0, level))
-                self._saver.part(stream, chunk, name, partial(write_cut, keep.part(chunk), cut))
-            if self._memory.finished.most:
-                files |= write_cut(keep.part(chunk), {FINISHED: self._memory.finished.content()})
+            progress.write(saver, stream, chunk, whole)
+            again = memory.finished.content() if memory.finished.most else {}
+            for level, bank in memory.banks.banks.items():
+                cut_bank(saver, stream, chunk, bank_part(0, 0, level), level, bank, ALL, again, whole)
             if self._decoding:
-                parts.add(DECODER_PART)
-                self._saver.part(stream, chunk, DECODER_PART, self._decoding.cut(keep, chunk))
-            self._output.save(self._saver, stream, chunk, parts, files, lambda whole: None)
+                self._decoding.cut(saver, stream, chunk, whole)
+            awaited = parts(((0, 0, level) for level in memory.banks.banks), self._decoding is not None)
+            self._output.save(saver, stream, chunk, awaited, Mark(whole), then)
         except OSError as error:
             keep.complain(error)
-            keep.drop(chunk)
 
     def report(self, reason: Reason | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """This stream's part of `report.json`, and that of its one worker; `reason`: why it could not go on."""

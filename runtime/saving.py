@@ -1,25 +1,37 @@
-"""Writing states beside the work: a thread of each worker puts snapshots on disk, and one makes each state whole.
+"""Saving beside the work: a thread of each process writes its parts of cuts in memory, and one makes each cut whole.
 
-A mark cuts every bank, decoder and output of a stream at its own moment, and each cut is a *part*: a name and tensors
-that nothing changes any more. The mark goes on at once; the part is written here, and the board is told how it went.
-Where the mark ends, all parts are awaited, and the state is renamed into place or removed.
+A mark cuts every bank, decoder and output of a stream at its own moment, and each gives a *part*: a name and tensors
+that nothing changes any more. The mark goes on at once; the part is written here, into its log (`runtime.cut_log`), and
+the board is told how it went. Where the mark ends all parts are awaited. Then the cut is whole, which the board is told
+of; and where a state is due, it is written out to disk (`runtime.banks`), and renamed into place or removed.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import devices
-from devices import Mark
+from devices import Mark as Point
+from runtime import cuts
+from runtime.banks import write_out
 from runtime.board import Board
+from runtime.cut_log import Log
+from runtime.snapshot import CONDITIONING, DECODER, OUTPUT
 from runtime.state import Keep
+from stages.inputs import Given
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +39,46 @@ LOOK_S = 0.05
 """How often parts that others write are looked for."""
 
 Write = Callable[[], dict[str, str]]
-"""Writes files of a state; returns their names and sha256. Raises OSError."""
+"""Writes a part; returns names and sha256 of files of a state, where it has written such. Raises OSError."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a mark says to all whom it passes.
+
+    Attributes:
+        whole: the chunk before which the newest whole cut was made: older ones are let go of; -1: there is none.
+        disk: whether a state is to be written out.
+    """
+
+    whole: int = -1
+    disk: bool = True
+
+    @staticmethod
+    def of(note: str) -> Mark:
+        """From a message's note."""
+        return Mark(**json.loads(note))
+
+    @property
+    def note(self) -> str:
+        """For a message."""
+        return json.dumps(asdict(self))
 
 
 @dataclass
 class Whole:
-    """A state that waits for its parts.
+    """A cut that waits for its parts.
 
     Attributes:
         stream, chunk, keep: which state.
         parts: names of all parts that others write.
         files: of the parts that are known already, name and sha256.
-        content: for `state.json`.
+        content: what holds for all of it, as for `state.json`.
         ready: whether the video so far is on disk, so that who goes on from the state finds all frames before it.
-        then: called in the end, with whether the state is whole.
+        then: called in the end, with whether all is done: the cut is whole, and the state on disk where one is due.
+        cut: the stream's folder of cuts; None: its parts are files of a state already.
+        disk: whether a state is due.
+        made: whether the cut is whole.
     """
 
     stream: int
@@ -52,6 +90,12 @@ class Whole:
     then: Callable[[bool], None]
     ready: threading.Event = field(default_factory=threading.Event)
     failure: str | None = None
+    cut: Path | None = None
+    disk: bool = True
+    made: bool = False
+
+    def __post_init__(self):
+        self.names = frozenset(self.parts)
 
 
 class Saver(threading.Thread):
@@ -60,21 +104,91 @@ class Saver(threading.Thread):
     Args:
         board: where workers tell each other of parts.
         device: of the tensors.
+        root: where the run's folder of cuts is made, unless the board says where it is.
     """
 
-    def __init__(self, board: Board, device: devices.Device):
+    def __init__(self, board: Board, device: devices.Device, root: str = "/dev/shm"):
         super().__init__(name="saver", daemon=True)
+        self.root, self._held = root, None
+        self._logs: dict[tuple[int, str], Log] = {}
+        self._logs_lock = threading.Lock()
         self.board, self.device, self._queue = board, device, device.queue()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: list[Whole] = []
         self._lock, self._wait, self._over = threading.Lock(), True, False
 
-    def part(self, stream: int, chunk: int, name: str, write: Write | None) -> None:
-        """Write a part of a state; None: there is nothing to write, and the state does not become whole."""
-        self._jobs.put(partial(self._write, key(stream, chunk, name), name, write, self.device.mark()))
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def part(self, stream: int, chunk: int, name: str, write: Write | None, mark: Point | None = None) -> None:
+        """Write a part of a cut, behind `mark` and what this thread's queue was given so far.
+
+        Args:
+            write: None: there is nothing to write, and the cut does not become whole.
+        """
+        marks = (self.device.mark(), mark)
+        self._jobs.put(partial(self._write, key(stream, chunk, name), name, write, marks))
+
+    def take(self, stream: int, chunk: int, name: str, tensors: Given, content: Any, whole: int) -> None:
+        """Write a part that is made of tensors which nothing changes any more, all of them anew.
+
+        Args:
+            content: in JSON.
+            whole: the newest whole cut; -1: none.
+        """
+        log, held = self.log(stream, name), dict(tensors)
+
+        def write() -> dict[str, str]:
+            host = {key: tensor.detach().to("cpu") for key, tensor in held.items()}
+            log.write(chunk, host, None, {"content": content, "order": list(host)}, whole)
+            return {}
+
+        self.part(stream, chunk, name, write)
+
+    def log(self, stream: int, name: str) -> Log:
+        """The log of a stream's part, for as long as the stream lasts here."""
+        with self._logs_lock:
+            if (stream, name) not in self._logs:
+                self._logs[stream, name] = Log(partial(self.folder, stream), name)
+            return self._logs[stream, name]
+
+    def folder(self, stream: int) -> Path:
+        """A stream's folder of cuts. Raises OSError."""
+        with self._logs_lock:
+            if self._held is None:
+                self._held = cuts.hold(self.board.first(CUTS, cuts.name(self.root)))
+        folder = cuts.of_stream(self._held.path, stream)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
+    @contextmanager
+    def copies(self, *used: Tensor) -> Iterator[None]:
+        """Copy on a queue of the saver's own, behind what this thread's queue was given so far; nobody waits."""
+        with self._queue.beside(*used):
+            yield
+
+    def forget(self, stream: int, start: str = "") -> None:
+        """A stream has ended here, or parts of it have, whose names begin with `start`: their logs are let go of when
+        what was cut is written."""
+        self._jobs.put(partial(self._forget, stream, start))
+
+    def _forget(self, stream: int, start: str) -> None:
+        with self._logs_lock:
+            for where in [where for where in self._logs if where[0] == stream and where[1].startswith(start)]:
+                self._logs.pop(where).close()
+
+    def remove(self, stream: int) -> None:
+        """A stream has ended for all: its cuts go."""
+        self._jobs.put(partial(self._remove, stream))
+
+    def _remove(self, stream: int) -> None:
+        if self._held is not None:
+            self.board.forget(whole_key(stream))
+            shutil.rmtree(cuts.of_stream(self._held.path, stream), ignore_errors=True)
+
+    # -- whole cuts -------------------------------------------------------------------------------------------------
 
     def complete(self, whole: Whole) -> None:
-        """Make a state whole once its parts are there and `whole.ready` is set. States of a stream come in order."""
+        """Make a cut whole once its parts are there and `whole.ready` is set. Cuts of a stream come in order."""
         with self._lock:
             if not self._over:
                 self._jobs.put(partial(self._waiting.append, whole))
@@ -101,6 +215,12 @@ class Saver(threading.Thread):
         finally:
             self._give_up()  # or streams would wait for their states for ever
             self._queue.close()
+            with self._logs_lock:
+                for one in self._logs.values():
+                    one.close()
+                held, self._held = self._held, None
+            if held is not None:
+                held.close()
 
     def _work(self) -> None:
         while True:
@@ -131,12 +251,15 @@ class Saver(threading.Thread):
         self._waiting.clear()
 
     def _drop(self, whole: Whole) -> None:
-        whole.keep.drop(whole.chunk)
+        if whole.disk:
+            whole.keep.drop(whole.chunk)
+        if whole.cut is not None and not whole.made:
+            cuts.give_up(whole.cut, whole.chunk)
         whole.then(False)
 
-    def _write(self, where: str, name: str, write: Write | None, cut: Mark | None) -> None:
+    def _write(self, where: str, name: str, write: Write | None, marks: tuple[Point | None, Point | None]) -> None:
         try:
-            with self._queue.after(cut):
+            with self._queue.after(marks[0]), self._queue.after(marks[1]):
                 told = {"files": write()} if write else {"failure": NOTHING}
         except Exception as error:  # whatever it is, it costs this state and nothing else
             told = {"failure": f"{name}: {error}"}
@@ -167,16 +290,38 @@ class Saver(threading.Thread):
     def _finish(self, whole: Whole) -> None:
         try:
             if whole.failure is None:
-                whole.keep.complete(whole.chunk, whole.files, whole.content)
+                self._make(whole)
         except Exception as error:  # as in `_write`
             whole.failure = str(error)
-        if whole.failure is not None:
-            if whole.failure != NOTHING:
-                whole.keep.complain(whole.failure)
-            whole.keep.drop(whole.chunk)
-        whole.then(whole.failure is None)
+        if whole.failure is None:
+            whole.then(True)
+            return
+        if whole.failure != NOTHING:
+            self._complain(whole)
+        self._drop(whole)
+
+    def _make(self, whole: Whole) -> None:
+        keep, chunk = whole.keep, whole.chunk
+        if whole.cut is not None:
+            content = whole.content | {"mark": keep.mark, "seen_from": keep.folder}
+            cut = cuts.complete(whole.cut, chunk, whole.names, content)
+            whole.made = True
+            self.board.tell(whole_key(whole.stream), whole.content | {"chunk": chunk})
+            if whole.disk:
+                whole.files |= write_out(cut, keep.begin(chunk))
+        if whole.disk:
+            keep.complete(chunk, whole.files, whole.content)
+
+    @staticmethod
+    def _complain(whole: Whole) -> None:
+        if whole.disk:
+            whole.keep.complain(whole.failure)
+        else:
+            log.warning("the cut before chunk %d was given up: %s", whole.chunk, whole.failure)
 
 
+CUTS = "cuts"
+"""Under which the board says where the run's folder of cuts is."""
 NOTHING = "the stream was given up"
 """Why a state does not become whole that nobody need hear of."""
 
@@ -186,19 +331,26 @@ def key(stream: int, chunk: int, part: str) -> str:
     return f"saved/{stream}/{chunk}/{part}"
 
 
-def parts(blocks: Iterable[tuple[int, int, int]], decodes: bool) -> set[str]:
-    """Names of a state's parts beside those of the head and the output.
+def whole_key(stream: int) -> str:
+    """Where the newest whole cut of a stream is told of."""
+    return f"whole/{stream}"
+
+
+def parts(blocks: Iterable[tuple[int, int, int]], decodes: bool, degree: int = 1) -> set[str]:
+    """Names of a cut's parts.
 
     Args:
         blocks: (worker, block, level) of every bank.
         decodes: whether a decoder has a part.
+        degree: how many processes each worker is.
     """
-    return {bank_part(*bank) for bank in blocks} | ({DECODER_PART} if decodes else set())
+    banks = {bank_part(*bank, rank) for bank in blocks for rank in range(degree)}
+    return banks | {CONDITIONING, OUTPUT} | ({DECODER_PART} if decodes else set())
 
 
-DECODER_PART = "decoder"
+DECODER_PART, BANK = DECODER, cuts.BANK
 
 
-def bank_part(worker: int, block: int, level: int) -> str:
-    """The name of a bank's part."""
-    return f"bank.{worker}.{block}.{level}"
+def bank_part(worker: int, block: int, level: int, rank: int = 0) -> str:
+    """The name of a bank's part; `rank`: of the process, among those of the worker."""
+    return f"bank.{worker}.{block}.{level}.{rank}"

@@ -33,6 +33,8 @@ from torch import Tensor
 from conf import disk
 from conf.errors import UserError
 from conf.paths import is_file, is_folder
+from runtime.cuts import Cut
+from runtime.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +42,6 @@ FORMAT = 3
 EARLIER = {1: {"decoder": "finish", "output": "finish"}, 2: {}}
 """Formats that are read as well, and the file of each that holds what another holds now."""
 FOLDER, CONTENT = "state", "state.json"
-CONDITIONING, DECODER, OUTPUT, FINISHED = "conditioning", "decoder", "output", "finished"
-ANCHOR = "anchor."
-"""Marks what a recalibration is made of, in the output's file."""
 NAME = re.compile(r"chunk\.(\d{6,})")
 OTHERS = re.compile(r"chunk\.(\d{6,})(\.part|\.old)?")
 """What a stream may leave beside its state: states, whole or being written, and one that made room for another."""
@@ -75,8 +74,8 @@ def _sha256(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class State:
-    """A whole state.
+class State(Snapshot):
+    """A whole state on disk.
 
     Attributes:
         folder: where it is.
@@ -90,39 +89,10 @@ class State:
         return json.loads((self.folder / CONTENT).read_text())
 
     @property
-    def chunk(self) -> int:
-        """The chunk that comes next."""
-        return self.content["chunk"]
-
-    @property
-    def mark(self) -> str | None:
-        """What its stream's videos carry, too; None: it is of a version that marked nothing."""
-        return self.content.get("mark")
-
-    @cached_property
-    def decoder(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the decoder left: (its cache, counters)."""
-        return self.read(DECODER)
-
-    @cached_property
-    def output(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the output left: (what a recalibration is made of, if one is to come; counters)."""
-        return self.read(OUTPUT)
-
-    @property
     def video(self) -> Path | None:
         """Where the stream's video was."""
         path = self.content["video"]
         return Path(os.path.normpath(self.folder.absolute().parent / path)) if path else None
-
-    @property
-    def anchor(self) -> dict[str, Tensor]:
-        """The attention sink's inputs that a recalibration still to come is made from, by name; empty: none is."""
-        tensors = self.output[0]
-        if (first := tensors.get("anchor")) is not None:  # of an earlier format: in one, the reference first
-            lasting = {"motion": first[:, :, 1:]} if first.shape[2] > 1 else {}
-            return {"reference": first[:, :, :1]} | lasting
-        return {name.removeprefix(ANCHOR): t for name, t in tensors.items() if name.startswith(ANCHOR)}
 
     def read(self, name: str) -> tuple[dict[str, Tensor], Any]:
         """(tensors, content) of a file of it."""
@@ -244,6 +214,16 @@ def _refusal(state: State, identity: dict[str, Any]) -> UserError | None:
     return None
 
 
+def snapshot(folder: str, cut: int = -1) -> Snapshot:
+    """What a stream goes on from.
+
+    Args:
+        folder: of a state on disk; or a stream's folder of cuts in memory.
+        cut: the chunk that comes next, of a cut; -1: it is a state on disk.
+    """
+    return State(Path(folder)) if cut < 0 else Cut(Path(folder), cut)
+
+
 # -- keeping ----------------------------------------------------------------------------------------------------
 
 
@@ -273,10 +253,17 @@ class Keep:
     mark: str | None = None
     cut: str | None = None
 
+    @property
+    def place(self) -> tuple[str, int] | None:
+        """Where what the stream goes on from is: arguments of `snapshot`; None: it begins."""
+        if self.cut:
+            return self.cut, self.first
+        return (self.resume, -1) if self.resume else None
+
     @cached_property
-    def state(self) -> State | None:
+    def state(self) -> Snapshot | None:
         """What the stream goes on from."""
-        return State(Path(self.resume)) if self.resume else None
+        return snapshot(*self.place) if self.place else None
 
     def due(self, chunk: int, stopped: bool = False) -> bool:
         """Whether the state before `chunk` is to be saved; `stopped`: the stream is ended there from outside."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from conf.schema import Config
 from parallel.message import Message
-from parallel.pacing import OUTPUT
+from parallel.pacing import OUTPUT as WRITING
 from parallel.passes import Pass
 from parallel.plan import Plan
 from runtime.board import Board
@@ -20,7 +19,8 @@ from runtime.orders import Open
 from runtime.output import Output, Sidecar
 from runtime.parts import Parts
 from runtime.report import Timeline
-from runtime.saving import DECODER_PART, NOTHING, Saver, Whole, parts
+from runtime.saving import DECODER_PART, NOTHING, Mark, Saver, Whole, parts
+from runtime.snapshot import OUTPUT
 from runtime.stages import StageThread
 from runtime.timing import Timer
 from runtime.turn import STAGE, Turn
@@ -33,10 +33,11 @@ TOLD_S = 0.25
 
 @dataclass(frozen=True)
 class Saved:
-    """A state of a stream is whole, or was given up."""
+    """A cut of a stream is whole, or was given up; where a state was due, it is written out, or was given up."""
 
     stream: int
     chunk: int
+    whole: bool
 
 
 class Tail:
@@ -174,11 +175,14 @@ class Tail:
     def _decode(self, item: Pass, m: Message) -> Message:
         stream, chunk = item.stream, item.chunk
         if item.kind == "save":
-            cut = None
+            done = False
             try:
-                cut = None if m.hollow else self.decodings[stream].cut(self.orders[stream].keep, chunk)
+                if not m.hollow:
+                    self.decodings[stream].cut(self.saver, stream, chunk, Mark.of(m.note).whole)
+                    done = True
             finally:
-                self.saver.part(stream, chunk, DECODER_PART, cut)
+                if not done:
+                    self.saver.part(stream, chunk, DECODER_PART, None)
         elif item.kind == "end":
             self.decodings.pop(stream, None)
         elif not m.hollow:
@@ -206,30 +210,30 @@ class Tail:
             start, sidecar = self.trace.clock(), self._sidecar(item)
             require_finite_steps(m.tensors[FINITE], self.plan.workload.steps, chunk)
             output.write(chunk, m.tensors["x"], m.tensors.get("frames"), sidecar)
-            m.times[OUTPUT] = self.trace.clock() - start
+            m.times[WRITING] = self.trace.clock() - start
             self._tell_progress(stream, output, TOLD_S)
         m.tensors = {}
         return m
 
     def _save(self, output: Output, item: Pass, m: Message) -> None:
-        """Complete a state when its parts are there; of a stream that was given up, wait for its parts to drop them."""
-        stream, chunk, keep = item.stream, item.chunk, self.orders[item.stream].keep
+        """Complete a cut when its parts are there; of a stream that was given up, wait for its parts to drop them."""
+        stream, chunk, keep, mark = item.stream, item.chunk, self.orders[item.stream].keep, Mark.of(m.note)
         level = self.plan.workload.rule.level
         banks = (
             (self.plan.owner(cell), cell.block, cell.step) for cell in self.plan.route if level(cell.step) == cell.step
         )
-        awaited = parts(banks, "decode" in self.stages)
+        awaited = parts(banks, "decode" in self.stages, self.plan.degree)
 
         def then(whole: bool) -> None:
-            self.deliver(Saved(stream, chunk))
+            self.deliver(Saved(stream, chunk, whole))
 
         try:
             if m.hollow:
                 raise OSError(NOTHING)
-            output.due = chunk
-            output.save(self.saver, stream, chunk, awaited, json.loads(m.note), then)
+            output.save(self.saver, stream, chunk, awaited, mark, then)
         except Exception as error:
-            whole = Whole(stream, chunk, keep, awaited, {}, {}, then, failure=str(error))
+            awaited.discard(OUTPUT)
+            whole = Whole(stream, chunk, keep, awaited, {}, {}, then, failure=str(error), disk=mark.disk)
             whole.ready.set()
             self.saver.complete(whole)
             if not isinstance(error, OSError):
@@ -244,6 +248,7 @@ class Tail:
                 output.open()  # it may go on from its end, with nothing to add
             output.close()
             output.wait_saved()
+        self.saver.remove(stream)
         self._tell_progress(stream, output)
         self.board.event({"event": "ended", "stream": stream, "report": output.report(self.board.refused(stream))})
 

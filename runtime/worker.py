@@ -31,7 +31,7 @@ from runtime.cells import Cells
 from runtime.generations import Superseded
 from runtime.guard import Guard
 from runtime.head import Entry, Head, Opened
-from runtime.messages import Messages
+from runtime.messages import WHOLE, Messages
 from runtime.orders import Cancel, Close, Cut, Halt, Open, Order, Prepare, Prompt, Status
 from runtime.parts import Parts
 from runtime.pulse import Doing, Watch
@@ -83,13 +83,15 @@ class Worker:
         self.senders, self.inbox, self.trace, self.board = senders, inbox, trace, board
         self.schedule, self.guard = Schedule(plan, index), Guard(board, f"worker {index}", parts.device)
         self.messages = Messages(plan, parts.device, self.guard)
-        self.turn, self.saver = Turn(), Saver(board, parts.queue.device)
+        self.turn, self.saver = Turn(), Saver(board, parts.queue.device, config.launcher.cuts)
         self.timer = Timer(parts.queue.device, trace)
         self.cells = Cells(plan, index, parts, blocks, self.timer, self.saver)
         self.tail = Tail(plan, index, config, parts, self.timer, board, self.guard, self.saver, self.turn, inbox.put)
         self.head = None
         if index == plan.encode:
-            self.head = Head(parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock, self.guard)
+            self.head = Head(
+                parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock, self.guard, self.saver
+            )
             inbox.at_once = self._at_once
         of = range(plan.processes) if processes is None else processes
         firsts = [of[plan.group(worker)[0]] for worker in range(plan.workers)]
@@ -193,7 +195,8 @@ class Worker:
         elif isinstance(item, Opened):
             self._begin(item)
         elif isinstance(item, Saved):
-            self._send(self.plan.encode, Message("done", stream=item.stream, chunk=item.chunk, step=SAVED))
+            note = WHOLE if item.whole else ""
+            self._send(self.plan.encode, Message("done", stream=item.stream, chunk=item.chunk, step=SAVED, note=note))
         elif item is OVER:
             pass  # there is room for another pass
         elif isinstance(item, Failure):
@@ -230,7 +233,7 @@ class Worker:
         elif message.step == OUT:
             self.head.out(stream, chunk, times)
         else:
-            self.head.saved(stream)
+            self.head.saved(stream, chunk, message.note == WHOLE)
 
     def _deliver(self, message: Message) -> None:
         """A message for this worker, from a channel or from itself."""
@@ -389,6 +392,7 @@ class Worker:
         if stream not in self.schedule.streams:
             self.cells.close(stream)
             self.tail.forget(stream)
+            self.saver.forget(stream)
             self.guard.forget(stream)
             self._moves.pop(stream, None)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import devices
 from conf.schema import Adapter, ModelConfig, SinkShift
 from stages.denoise.attention import Attend
 from stages.denoise.rope import rotate
@@ -24,6 +25,8 @@ from stages.denoise.rope import rotate
 TOKEN, PLACE, LATENT = "token", "place", "latent"
 """What has an entry in a bank: every token, whose heads the processes of a worker share; every place, which they share;
 every latent frame, of which each process has all."""
+FIXED = -1
+"""The slot of the fixed tokens, which come before all others."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,13 @@ class Bank:
         adapters: Mapping[str, Bank] | None = None,
     ):
         self.layout, self.each, self.adapters = layout, each, dict(adapters or {})
+        self.device = devices.of(device)
+        self.written: set[int] = set()
+        """Slots that hold something of the stream."""
+        self.dirty: set[int] = set()
+        """Those of them that were written since the bank was copied last."""
+        self.copying: dict[int, devices.Mark] = {}
+        """Slots of which copies may be under way, and when those are over."""
         tokens, anchored, layers = layout.size, layout.anchored * layout.tokens, tuple(layers)
 
         def buffers(n: int) -> dict[int, Tensor]:
@@ -162,11 +172,28 @@ class Bank:
         """Forget the stream that was in it: its memory stays, and nothing of it is read before it is written again."""
         for bank in self:
             bank.placed = [None] * bank.layout.anchored
+            bank.written, bank.dirty = set(), set()
 
     def __iter__(self) -> Iterator[Bank]:
         """This bank and those of the adapters."""
         yield self
         yield from self.adapters.values()
+
+    def writing(self, frames: range) -> None:
+        """The slots of these generated frames, here and in the adapters' banks, are written by what comes next."""
+        for bank in self:
+            bank.touch({bank.layout.slot(frame) for frame in frames})
+
+    def touch(self, slots: set[int]) -> None:
+        """Slots are written by what this thread's queue is given next, behind copies of them that are under way."""
+        for mark in {id(m): m for slot in slots & self.copying.keys() if (m := self.copying.pop(slot))}.values():
+            self.device.follow(mark)
+        self.written |= slots
+        self.dirty |= slots
+
+    def sink_slots(self, count: int) -> set[int]:
+        """The first slots of the attention sink, with what is fixed."""
+        return {*range(count), *([FIXED] if self.layout.fixed else [])}
 
     def place(self, table: Callable[[Sequence[int]], Tensor], positions: Sequence[int]) -> None:
         """Rotate the attention sink's keys to `positions`, in every layer; nothing to do where they are there.
@@ -187,6 +214,7 @@ class Bank:
         """Take over the attention sink of another level's bank."""
         for own, its in zip(self, other, strict=True):
             span = slice(0, own.layout.span(0, own.layout.anchored).stop)
+            own.touch(own.sink_slots(own.layout.anchored) & its.written)
             for layer in own.keys:
                 own.raw[layer].copy_(its.raw[layer])
                 own.keys[layer][:, span] = its.keys[layer][:, span]
@@ -205,6 +233,7 @@ class Bank:
 
     def restore(self, content: dict[str, Tensor]) -> None:
         """Take the content of an export that holds at least this bank's layers."""
+        self.touch({*self.sink_slots(0), *range(self.layout.frames)})
         for name, part in (("keys", self.keys), ("values", self.values), ("raw", self.raw)):
             for i, t in part.items():
                 t.copy_(content[f"{name}.{i}"])

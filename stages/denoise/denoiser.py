@@ -223,6 +223,7 @@ class Denoiser:
         bank, others = self._first_and_others(stream)
         frames, fixed = len(self._prefilled), self.layout.fixed
         runs = [(0, 0, frames)]
+        bank.touch(bank.sink_slots(frames))
         attend = BankPass(bank, self._prefill_table, self._prefilled, runs, frames, self.core, fixed)
         states = stream.states if states is None else states
         drive = self.network.drive(self._constants[-1], states, {}, partial(self.share.take, frames=1), leaves=False)
@@ -313,6 +314,7 @@ class Denoiser:
     ) -> Tensor | None:
         bank = stream.banks[level]
         self._place_sink(bank, frames.stop - self.model.chunk_frames, distance)
+        bank.writing(frames)
         place, network = self._where(frames), self.network
         upload = devices.of(network.device).upload
         here = {name: upload(t) for name, t in given.items()}

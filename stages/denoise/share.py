@@ -35,7 +35,7 @@ class Exchange(Protocol):
 class Share:
     """All tokens and all heads: a denoiser on its own."""
 
-    parts = 1
+    parts, rank = 1, 0
 
     def take(self, x: Tensor, frames: int) -> Tensor:
         """Tokens [B, N, d] of `frames` frames to those computed here [B, N / parts, d]."""
@@ -74,14 +74,14 @@ class Ulysses(Share):
     """
 
     def __init__(self, exchange: Exchange):
-        self.exchange, self.parts = exchange, exchange.size
+        self.exchange, self.parts, self.rank = exchange, exchange.size, exchange.rank
 
     def take(self, x: Tensor, frames: int) -> Tensor:
         return x.unflatten(1, (frames, self.parts, -1))[:, :, self.exchange.rank].flatten(1, 2)
 
     def gather(self, x: Tensor, frames: int) -> Tensor | None:
         parts = self.exchange.gather(x.contiguous())
-        return None if parts is None else self._joined(parts, frames)
+        return None if parts is None else _tokens(parts, frames)
 
     def history(self, attend: History, frames: int) -> History:
         def run(layer: int, q: Tensor, k: Tensor, v: Tensor, adapter: str = "") -> Tensor:
@@ -93,8 +93,8 @@ class Ulysses(Share):
             for place, x in zip(out.unbind(1), (q, k, v), strict=True):
                 place.copy_(x.unflatten(2, (self.parts, -1)).movedim(2, 0))
             # [parts, 3 B, own tokens, ...] of every member, joined to all tokens of our heads.
-            joined = self._joined(self.exchange.all_to_all(out).flatten(1, 2), frames)
-            y = attend(layer, *joined.unflatten(0, (3, batch)))
+            whole = _tokens(self.exchange.all_to_all(out).flatten(1, 2), frames)
+            y = attend(layer, *whole.unflatten(0, (3, batch)))
             back = y.unflatten(1, (frames, self.parts, -1)).movedim(2, 0).flatten(2, 3).contiguous()
             return self.exchange.all_to_all(back).movedim(0, 2).flatten(2, 3)
 
@@ -102,14 +102,7 @@ class Ulysses(Share):
 
     def whole(self, x: Tensor, each: str, frames: int) -> Tensor | None:
         parts = self.exchange.gather(x.contiguous())
-        if parts is None:
-            return None
-        # Of no frames at all, which a bank without an attention sink keeps raw, there are no places to join.
-        if each == LATENT or (each == PLACE and not frames):
-            return parts[0]
-        if each == PLACE:
-            return self._joined(parts, frames)
-        return parts.movedim(0, 2).flatten(2, 3).contiguous()
+        return None if parts is None else joined(parts, each, frames)
 
     def part(self, x: Tensor, each: str, frames: int) -> Tensor:
         if each == LATENT or (each == PLACE and not frames):
@@ -118,6 +111,22 @@ class Ulysses(Share):
             return x.unflatten(1, (frames, self.parts, -1))[:, :, self.exchange.rank].flatten(1, 2)
         return x.unflatten(2, (self.parts, -1))[:, :, self.exchange.rank]
 
-    def _joined(self, parts: Tensor, frames: int) -> Tensor:
-        """[parts, B, f n / parts, ...] of every member to [B, f n, ...], frame by frame."""
-        return parts.unflatten(2, (frames, -1)).movedim(0, 2).flatten(1, 3)
+
+def joined(parts: Tensor, each: str, frames: int) -> Tensor:
+    """A bank's keys or values of every member [parts, B, entries, heads, w], in order, to those of the whole bank.
+
+    Args:
+        each: what has an entry (`stages.denoise.bank`).
+        frames: that the entries are of.
+    """
+    # Of no frames at all, which a bank without an attention sink keeps raw, there are no places to join.
+    if each == LATENT or (each == PLACE and not frames):
+        return parts[0]
+    if each == PLACE:
+        return _tokens(parts, frames)
+    return parts.movedim(0, 2).flatten(2, 3).contiguous()
+
+
+def _tokens(parts: Tensor, frames: int) -> Tensor:
+    """[parts, B, f n / parts, ...] of every member to [B, f n, ...], frame by frame."""
+    return parts.unflatten(2, (frames, -1)).movedim(0, 2).flatten(1, 3)

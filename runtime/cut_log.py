@@ -1,0 +1,270 @@
+"""The log of one part of a stream's cuts: pieces in a memory-mapped file, and an index beside it for every cut.
+
+    stream.0/bank.1.0.2.0.7f3a.log          pieces: a slot of a layer, a finished chunk, a tensor of the decoder's
+    stream.0/000005/bank.1.0.2.0.json       the cut before chunk 5: where each of its tensors lies in the log
+
+A piece is written once and stays as it is while a cut refers to it that is kept, so a cut costs what has changed since
+the one before, and the last whole one is never written over. Cuts are kept from the newest whole one on. Room that no
+cut refers to is used again for pieces of the same size.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+LEAST, PAGE = 64, mmap.PAGESIZE
+
+
+class Piece(NamedTuple):
+    """Where a tensor lies.
+
+    Attributes:
+        at: in the log's file; its strides are in the order of `order`, as `runtime.state.write` has it.
+        shape: as it lies there.
+    """
+
+    at: int
+    dtype: str
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        bytes_ = getattr(torch, self.dtype).itemsize
+        for length in self.shape:
+            bytes_ *= length
+        return bytes_
+
+
+class Log:
+    """Writes one part. Pieces are chosen by whoever makes the cut (`missing`), and written by one other thread.
+
+    Args:
+        folder: gives the stream's folder of cuts; asked when the first cut is written. Raises OSError.
+        part: its name.
+    """
+
+    def __init__(self, folder: Callable[[], Path], part: str):
+        self._folder, self.part = folder, part
+        self._given: frozenset[str] = frozenset()
+        self._lost: frozenset[str] = frozenset()
+        """Pieces that were given and could not be stored: they are to be given again."""
+        self._cuts: dict[int, dict[str, Piece]] = {}
+        """Those that are kept, by chunk."""
+        self._last: dict[str, Piece] = {}
+        self._file: int | None = None
+        self.name = ""
+        """Of the log's file, once there is one."""
+        self._size = 0
+        self._maps: list[tuple[int, Tensor, mmap.mmap]] = []
+        """Pieces of the file: (first byte, its bytes, what keeps them)."""
+        self._used: dict[int, int] = {}
+        """Room of every piece that is stored, by place."""
+        self._free: defaultdict[int, list[int]] = defaultdict(list)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the file."""
+        return self._size
+
+    # -- whoever makes the cut ----------------------------------------------------------------------------------------
+
+    def missing(self, names: Iterable[str], changed: Iterable[str]) -> set[str]:
+        """Which of its pieces a cut has to bring; they count as given.
+
+        Args:
+            names: all that it consists of.
+            changed: those that may not be what an earlier cut brought.
+        """
+        names = frozenset(names)
+        lost = self._lost
+        found = (names & (frozenset(changed) | lost)) | (names - self._given)
+        self._given = names
+        return set(found)
+
+    def withdraw(self, names: Iterable[str]) -> None:
+        """They were not given after all."""
+        self._given -= frozenset(names)
+
+    # -- the thread that writes ---------------------------------------------------------------------------------------
+
+    def write(
+        self, chunk: int, pieces: Mapping[str, Tensor], names: Iterable[str] | None, content: Any, whole: int
+    ) -> None:
+        """Add a cut.
+
+        Args:
+            chunk: before which.
+            pieces: what it brings, on the host.
+            names: all that it consists of; None: what it brings.
+            content: anything that JSON can say.
+            whole: the newest whole cut: older ones are let go of.
+
+        Raises:
+            OSError: there is no room, or what an earlier cut was to bring is not there. What this one brings is to be
+                brought again then; nothing else changes.
+        """
+        names = set(pieces if names is None else names)
+        self._let_go(whole)
+        try:
+            if lacking := names - pieces.keys() - (self._last.keys() - self._lost):
+                raise OSError(f"{len(lacking)} of its pieces were in one that was given up")
+            index = self._stored(pieces)
+        except BaseException:
+            self._lost |= pieces.keys()
+            raise
+        self._lost -= pieces.keys()
+        self._last = {name: index.get(name) or self._last[name] for name in sorted(names)}
+        self._cuts[chunk] = self._last
+        self._tell(chunk, content)
+
+    def _tell(self, chunk: int, content: Any) -> None:
+        folder = self._folder() / f"{chunk:06d}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        write_json(folder / f"{self.part}.json", {"log": self.name, "content": content, "pieces": self._last})
+
+    def close(self) -> None:
+        """Let go of the file; it stays."""
+        self._maps.clear()
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None
+
+    # -- room ---------------------------------------------------------------------------------------------------------
+
+    def _let_go(self, whole: int) -> None:
+        self._cuts = {chunk: index for chunk, index in self._cuts.items() if chunk >= whole}
+        # The latest stay, whatever is kept: the next cut refers to them.
+        kept = {piece.at for index in (*self._cuts.values(), self._last) for piece in index.values()}
+        for at in self._used.keys() - kept:
+            self._free[self._used.pop(at)].append(at)
+
+    def _stored(self, pieces: Mapping[str, Tensor]) -> dict[str, Piece]:
+        laid = {}
+        for name, tensor in pieces.items():
+            order = sorted(range(tensor.ndim), key=lambda d, t=tensor: -t.stride(d))
+            laid[name] = tensor.detach().permute(order).contiguous(), tuple(order)
+        places = self._places(t.nbytes for t, _ in laid.values())
+        found = {}
+        for name, (tensor, order) in laid.items():
+            at = places[tensor.nbytes].pop() if tensor.nbytes else 0
+            found[name] = Piece(at, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), order)
+            if tensor.nbytes:
+                self._used[at] = room_of(tensor.nbytes)
+                self._bytes(at, tensor.nbytes).copy_(tensor.reshape(-1).view(torch.uint8))
+        return found
+
+    def _places(self, sizes: Iterable[int]) -> dict[int, list[int]]:
+        """A place for every piece, by size; raises OSError where the file cannot grow."""
+        wanted = Counter(size for size in sizes if size)
+        lacking = Counter()
+        for size, count in wanted.items():
+            lacking[room_of(size)] += count
+        for room in lacking:
+            lacking[room] = max(0, lacking[room] - len(self._free[room]))
+        self._grow(lacking)
+        return {size: [self._free[room_of(size)].pop() for _ in range(count)] for size, count in wanted.items()}
+
+    def _grow(self, rooms: Counter[int]) -> None:
+        more = sum(room * count for room, count in rooms.items())
+        if not more:
+            return
+        more = -(-more // PAGE) * PAGE
+        if self._file is None:
+            folder = self._folder()
+            self.name = f"{self.part}.{token_hex(4)}.log"
+            self._file = os.open(folder / self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # Reserved before it is written: a page of a map that lacks memory would end the process.
+        try:
+            os.posix_fallocate(self._file, self._size, more)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self._file, self._size)
+            raise
+        mapped = mmap.mmap(self._file, more, offset=self._size)
+        self._maps.append((self._size, torch.frombuffer(mapped, dtype=torch.uint8), mapped))
+        at = self._size
+        self._size += more
+        for room, count in rooms.items():
+            for _ in range(count):
+                self._free[room].append(at)
+                at += room
+
+    def _bytes(self, at: int, size: int) -> Tensor:
+        for start, held, _ in self._maps:
+            if start <= at < start + held.numel():
+                return held[at - start : at - start + size]
+        raise AssertionError(at)
+
+
+def room_of(size: int) -> int:
+    """Bytes that a piece of a size is given: sizes that are near each other have the same, so that what varies is
+    written over as well."""
+    if size >= 1 << 20:
+        return -(-size // PAGE) * PAGE
+    step = max(LEAST, 1 << max(0, size.bit_length() - 3))
+    return -(-size // step) * step
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A file that is there whole, or not at all. Raises OSError."""
+    part = path.with_name(f"{path.name}.{token_hex(4)}")
+    try:
+        part.write_text(json.dumps(content))
+        part.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+class Read:
+    """A part of a cut.
+
+    Args:
+        folder: the stream's.
+        chunk, part: which.
+    """
+
+    def __init__(self, folder: Path, chunk: int, part: str):
+        self.folder, self.part = folder, part
+        said = json.loads((folder / f"{chunk:06d}" / f"{part}.json").read_text())
+        self.content, self.log = said["content"], said["log"]
+        self.pieces = {name: Piece(at, dtype, tuple(s), tuple(o)) for name, (at, dtype, s, o) in said["pieces"].items()}
+
+    def tensors(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Copies of its tensors; None: of all."""
+        names = list(self.pieces if names is None else names)
+        if not any(self.pieces[name].size for name in names):
+            return {name: _empty(self.pieces[name]) for name in names}
+        with (self.folder / self.log).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as held:
+            return {name: _copied(self.pieces[name], held) for name in names}
+
+
+def _empty(piece: Piece) -> Tensor:
+    return _ordered(torch.empty(piece.shape, dtype=getattr(torch, piece.dtype)), piece)
+
+
+def _copied(piece: Piece, held: mmap.mmap) -> Tensor:
+    if not piece.size:
+        return _empty(piece)
+    found = torch.empty(piece.shape, dtype=getattr(torch, piece.dtype))
+    target = memoryview(found.view(-1).view(torch.uint8).numpy())
+    target[:] = memoryview(held)[piece.at : piece.at + piece.size]
+    return _ordered(found, piece)
+
+
+def _ordered(tensor: Tensor, piece: Piece) -> Tensor:
+    return tensor.permute(sorted(range(len(piece.order)), key=piece.order.__getitem__))
