@@ -5,6 +5,8 @@
     {"open": "b", "resume": "DIR"}   go on from a state that was saved (of a stream of the same name)
     {"stop": "a"}      drain: what is under way is finished (and the state saved, if that is asked for); null: all
     {"cancel": "a"}    at once; null: every stream
+    {"plan": {"workers": 3}}               another plan for all streams, which go on with it: keys are those of `plan`
+    {"plan": "timestep", "workers": 5}     the same with its name in front
     {"wait": "a"}      read on when the stream has ended
     {"status": true}   print how streams and workers stand, as one JSON line
 

@@ -46,7 +46,7 @@ class Lost(NamedTuple):
 
 @dataclass
 class _Heard:
-    """Of one process: whose last beat it was, what it told, and when that was heard; `since`: from when on time counts."""
+    """Of one process: whose last beat it was, what it told, when that was heard, and since when its time counts."""
 
     beat: tuple[Any, Any]
     pulse: Mapping[str, Any]

@@ -15,7 +15,7 @@ class Machine:
 
     def __init__(self, processes=2, silent_s=5.0, timeout_s=60.0):
         self.symptoms, self.now = Symptoms(silent_s, timeout_s, 1.0), 100.0
-        self.pulses = {i: None for i in range(processes)}
+        self.pulses = dict.fromkeys(range(processes))
 
     def pulse(self, process, at="waiting", at_s=0.0, busy=False, longest=None, pid=1):
         before = self.pulses[process]
@@ -56,7 +56,11 @@ def test_a_pass_is_stuck_by_the_longest_of_its_kind():
     for longest, limit in ((0.01, 5.0), (0.4, 8.0), (2.0, 40.0)):
         machine = Machine()
         machine.run(3, 0, 1)
-        doing = {"at": "step2.block1 of chunk 7 of stream 0", "busy": True, "longest": {"step2.block1": longest, "x": 99}}
+        doing = {
+            "at": "step2.block1 of chunk 7 of stream 0",
+            "busy": True,
+            "longest": {"step2.block1": longest, "x": 99},
+        }
         lost, now = machine.run(100, 0, 1, **doing)
         assert lost.keys() == {0, 1} and lost[0].why == STUCK and lost[0].limit_s == pytest.approx(limit)
         assert now == 103.0 + limit
