@@ -30,6 +30,7 @@ from typing import Any
 from conf.errors import UserError
 from conf.schema import Config
 from conf.secret import is_address, told
+from launch import restarting
 from launch.orders import Orders, open_stream, parsed, refuse_rest
 from launch.remote import called
 from runtime.pipeline import Pipeline, run_all
@@ -52,7 +53,7 @@ def begin(pipeline: Pipeline, config: Config) -> None:
         UserError: a stream cannot be opened, the orders cannot be read, or nobody gives them at that address.
     """
     if config.control is None:
-        run_all(pipeline, config)
+        run_all(pipeline, config, restarting.orders(config) if restarting.again(config) else None)
         return
     given = told("control", config.control)
     if is_address(given):

@@ -1,4 +1,4 @@
-"""Another plan for a run that is under way: the one that an order asks for, or the best for what is left of its workers.
+"""Another plan for a run that is under way: what an order asks for, or the best for what is left of its workers.
 
 A stream goes on from its banks with the latents that it would have had, so what decides their bits stays: processes
 that share passes stay as many. All else of a plan may change.
@@ -50,7 +50,7 @@ def changed(config: Config, changes: dict[str, Any]) -> PlanConfig:
         changes: keys of `plan`.
 
     Raises:
-        UserError: a key or a value is wrong, there is no such plan of this model, or other processes would share passes.
+        UserError: a key or a value is wrong, the model has no such plan, or other processes would share passes.
     """
     now = config.plan
     kept = PlanConfig(now.name, sequence_parallel=now.sequence_parallel, force=now.force)

@@ -6,7 +6,7 @@ from conf.errors import UserError
 from conf.schema import PlanConfig
 from launch import planning
 from launch.control import Control
-from launch.replanning import changed, fewer
+from launch.replanning import fewer
 from parallel.planner import rank
 from tests.helpers import config_of
 from tests.runtime.driven import Driven
