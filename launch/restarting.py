@@ -51,13 +51,11 @@ def orders(config: Config) -> list[Open]:
         UserError: all states of a stream are damaged, or another stream's.
     """
     begun = opens(replace(config, resume=None))
-    found = left(config).items()
-    return [
-        replace(
-            order, keep=keep_of(config, order.config, order.sink, name, config.output_dir if state else config.resume)
-        )
-        for order, (name, state) in zip(begun, found, strict=True)
-    ]
+    found = []
+    for order, (name, state) in zip(begun, left(config).items(), strict=True):
+        resume = config.output_dir if state else config.resume
+        found.append(replace(order, keep=keep_of(config, order.config, order.sink, name, resume)))
+    return found
 
 
 def notes(config: Config) -> Iterator[str]:
@@ -72,6 +70,6 @@ def notes(config: Config) -> Iterator[str]:
         yield f"started again ({restarts()}): {', '.join(said)}"
     elif not config.stream.save_every_chunks:
         yield (
-            f"launcher.recover={config.launcher.recover} without stream.save_every_chunks: no state is saved on the way, "
-            "so a restart (--max-restarts) begins every stream anew"
+            f"launcher.recover={config.launcher.recover} without stream.save_every_chunks: no state is saved on the "
+            "way, so a restart (--max-restarts) begins every stream anew"
         )
