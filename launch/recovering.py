@@ -15,7 +15,7 @@ from launch import planning
 from launch.figures import human, number, seconds
 from parallel.cluster import Cluster
 from parallel.cost import Costs
-from parallel.cuts import INTERVALS, SHARE, Cuts, Logged, Needs, needs
+from parallel.cuts import SHARE, Cuts, Logged, Needs, needs
 from parallel.plan import Plan
 from parallel.planner import Choice, assess
 from parallel.simulated import simulated
@@ -69,20 +69,19 @@ def _lines(config: Config, plan: Plan, cluster: Cluster, found: Needs) -> Iterat
     copies = [(w, rate) for w, rate in enumerate(found.rates) if rate]
     for rate, group in groupby(copies, key=lambda one: human(one[1])):
         workers = [worker for worker, _ in group]
-        yield f"  To the host: {rate}/s from {_workers(workers)}, {human(found.dirty[workers[0]])} a cut{_way(found, workers)}."
+        size = human(found.dirty[workers[0]])
+        yield f"  To the host: {rate}/s from {_workers(workers)}, {size} a cut{_way(found, workers)}."
     each = f", {streams} streams" if streams > 1 else ""
     for node, size in found.memory.items():
         where = f"machine {node}" if len(found.memory) > 1 else "the machine"
         has = "" if cluster.host_bytes is None else f", of {human(PART * cluster.host_bytes)} in {launcher.cuts}"
-        yield f"  Memory of {where}{each}: {human(size)}{has}: all that banks hold, and what {INTERVALS} intervals write."
+        yield f"  Memory of {where}{each}: {human(size)}{has}."
     yield (
-        f"  A loss costs {seconds(found.replay_s)} at most beside what loads: a dead process is seen at once, a silent "
-        f"one after {launcher.silent_s:g} s."
+        f"  A loss costs {seconds(found.replay_s)} at most beside loading; a dead process is seen at once, a silent one "
+        f"after {launcher.silent_s:g} s."
     )
-    yield (
-        "  Where devices are slower to their hosts, cuts are made less often; where memory lacks, the run is refused, and "
-        "goes with a smaller launcher.recover_s, fewer streams, or launcher.recover=off."
-    )
+    yield "  A device that is slower to its host makes cuts less often. Where memory lacks, the run is refused: a smaller"
+    yield "  launcher.recover_s takes less of it, and so do fewer streams; launcher.recover=off takes none."
 
 
 def _way(found: Needs, workers: Sequence[int]) -> str:
@@ -126,7 +125,8 @@ def refuse(config: Config, plan: Plan, kept: Logged, found: Needs, free: float, 
         remedies.append(f"stream.count={fit}")
     raise UserError(
         f"launcher.recover={config.launcher.recover} launcher.cuts={config.launcher.cuts}",
-        f"cuts of {streams} stream{'s' * (streams > 1)} take {human(most)} of memory, and {where} has {human(free)} for them",
+        f"cuts of {streams} stream{'s' * (streams > 1)} take {human(most)} of memory, and {where} has {human(free)} "
+        "for them",
         f"set {', or '.join([*remedies, 'launcher.recover=off'])}",
     )
 
@@ -139,10 +139,13 @@ def check(config: Config, plan: Plan) -> None:
     """
     if not asked(config) or config.launcher.name != "local" or config.device.kind == "emulated":
         return
-    free = free_here(config.launcher.cuts)
+    free, kept = free_here(config.launcher.cuts), logged(config)
+    ring = Cuts(plan, kept, -(-kept.ring // kept.chunk))
+    if config.stream.count * sum(ring.memory(worker) for worker in range(plan.workers)) <= free:
+        return  # however often cuts are made, and nothing need be predicted
     cluster = planning.cluster_of(config)
     found = needed(config, choice_of(config, cluster), cluster)
-    refuse(config, plan, logged(config), found, free, "this machine")
+    refuse(config, plan, kept, found, free, "this machine")
 
 
 def free_here(folder: str) -> float:

@@ -98,10 +98,8 @@ def logged(config: Config) -> Logged:
 
     def sums(of: Callable[[Layout], int], shares: bool) -> tuple[float, ...]:
         """Of the banks that processes share, or of the others, by layer."""
-        layers = (
-            (of(own) * n for each, own, n in banks(i) if (each != LATENT) == shares) for i in range(network.layers)
-        )
-        return tuple(float(sum(sizes)) for sizes in layers)
+        layers = (banks(layer) for layer in range(network.layers))
+        return tuple(float(sum(of(o) * n for each, o, n in found if (each != LATENT) == shares)) for found in layers)
 
     inputs = with_chunk(inputs_of(model))
     latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize
