@@ -20,7 +20,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from itertools import chain, count
 from types import TracebackType
 from typing import Any
@@ -31,7 +31,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from conf.errors import UserError
 from conf.schema import Config, SourceConfig
 from conf.typed import shown
-from launch import cli, planning, running
+from launch import cli, planning, replanning, running
 from launch.control import open_stream
 from parallel import capability
 from runtime.running import Running
@@ -131,6 +131,23 @@ class Pipeline:
     def _free(self) -> str:
         taken = {order.config.id for order in self.running.pipeline.streams}
         return next(name for name in chain([self.config.stream.id], map(str, count())) if name not in taken)
+
+    def change(self, plan: str | None = None, workers: int | None = None, **settings: Any) -> None:
+        """Go on with another plan. Streams that are open go on with it where they are, with the same latents.
+
+        Args:
+            plan: its name, or `auto` for the planner's best; None: that of now.
+            workers: of all its processes; None: as many as it needs.
+            settings: other keys of `plan` (`steps`, `layers`, `grid`, `encode`, `decode`, ...).
+
+        Raises:
+            UserError: a key or value is wrong, the model has no such plan, or it cannot be changed to while it runs.
+            RuntimeError: the workers are gone.
+        """
+        asked = {"name": plan, "workers": workers} | settings
+        config = replanning.changed(self.running.pipeline.config, {k: v for k, v in asked.items() if v is not None})
+        _patiently(self.running.pipeline.change, asdict(config))
+        self.config = replace(self.config, plan=config)
 
     def close(self) -> None:
         """End every stream and all workers at once; files are playable to where they came."""

@@ -29,7 +29,7 @@ from rich.console import Console
 from conf import disk
 from conf.errors import UserError
 from conf.schema import Config
-from launch import control, places, planning, running, torchrun
+from launch import control, places, planning, restarting, running, torchrun
 from launch.cli import EXIT_USER_ERROR, run, written
 from launch.command import Command
 from launch.console import lasting
@@ -183,6 +183,7 @@ def _notes(given: Config, config: Config) -> Iterator[str]:
         yield f"device=auto computes on the CPU: {places.small(config)}"
     elif given.device.kind == "auto" and (idle := devices.idle_gpu()):
         yield "device=auto computes on the CPU: {}; {}".format(*idle)
+    yield from restarting.notes(config)
     if config.device.may_be_gpu and devices.count():
         yield from said(config, devices.choose(config.device.kind))
 

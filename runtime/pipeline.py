@@ -468,9 +468,13 @@ def opens(config: Config) -> list[Open]:
     return found
 
 
-def run_all(pipeline: Pipeline, config: Config) -> None:
-    """Open every stream of a run, and say that these are all."""
-    for order in opens(config):
+def run_all(pipeline: Pipeline, config: Config, orders: list[Open] | None = None) -> None:
+    """Open every stream of a run, and say that these are all.
+
+    Args:
+        orders: its streams; None: as `opens` says.
+    """
+    for order in opens(config) if orders is None else orders:
         pipeline.open(order.config, order.source, order.sink, order.keep)
     pipeline.close()
 
