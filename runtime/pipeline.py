@@ -53,6 +53,8 @@ class Pipeline:
 
     Attributes:
         observers: called with the number and the report of every stream that ends, in the thread that reads events.
+        changers: called when streams begin to stand still, since workers or the plan change, and when they go on:
+            `{"frozen": True, "number": 1, "why": ...}`, `{"frozen": False, "number": 1, "frozen_s": ...}`.
         closers: called when no stream can be opened any more, for those that would go on opening some.
     """
 
@@ -60,6 +62,7 @@ class Pipeline:
         self.board, self.plan, self.config = board, plan, config
         self.observers: list[Callable[[int, dict[str, Any]], None]] = []
         self.closers: list[Callable[[], None]] = []
+        self.changers: list[Callable[[dict[str, Any]], None]] = []
         self._readers = [plan.group(worker)[0] for worker in range(plan.workers)]
         self._news = threading.Condition()
         """Held while anything below changes; told of every change."""
