@@ -256,9 +256,16 @@ class Stream:
     def _give(self, what: str, data: bytes) -> None:
         if (door := self._doors.get(what)) is None:
             raise UserError(f"{what} of stream {self.id}", "are not live", f"open it with {what}=everframe.LIVE")
-        if door.wait(lambda: self.ended):
-            with suppress(OSError):  # it has ended, and takes no more
-                door.socket.sendall(data)
+        # Who has gone has ended, or another goes on in its place: that one is there soon, or never.
+        if not door.wait(lambda: door.came or self.ended):
+            return
+        try:
+            door.socket.sendall(data)
+        except OSError:
+            door.again()
+            with suppress(OSError):
+                if door.wait(lambda: True):
+                    door.socket.sendall(data)
 
     def stop(self) -> None:
         """Drain it: nothing more is sampled; chunks under way still come."""
