@@ -228,13 +228,15 @@ class LiveEnds:
         if self.pace:
             self.pace.turn()
 
-    def wire(self, stop: threading.Event, say: Callable[[str, float, int], None], slack: Callable) -> None:
-        """Go on with them, in a stream that has other objects."""
-        if self.session:
+    def open(self, stop: threading.Event, say: Callable, pace: Pace | None, slack: Callable) -> None:
+        """They are open; those that were before go on in a stream that has other objects."""
+        self.pace = pace
+        if self.opened and self.session:
             self.session.wire(stop, say, slack)
-            return
-        for source in self.sources:
-            source.source.wire(stop)
+        elif self.opened:
+            for source in self.sources:
+                source.source.wire(stop)
+        self.opened = True
 
     def leave(self) -> None:
         """Let go of them, since another process goes on: nobody outside is told of an end."""

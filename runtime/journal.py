@@ -99,6 +99,7 @@ class Journal:
 
     Attributes:
         run: names the run, whose orders have numbers of their own.
+        again: whether there was a journal already: another process, or generation, has sampled the stream.
 
     Raises:
         UserError: the folder cannot be used.
@@ -112,7 +113,8 @@ class Journal:
         """Of each file, by the chunk with which it begins."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not (named := self.folder / RUN).exists():
+            self.again = (named := self.folder / RUN).exists()
+            if not self.again:
                 named.write_text(token_hex(8))
             self.run = named.read_text()
             self._lines, self.end = self._read()
@@ -165,6 +167,11 @@ class Journal:
     def _path(self, first: int) -> Path:
         return self.folder / f"{PREFIX}{first:06d}"
 
+    def held(self, name: str) -> bytes | None:
+        """What was put beside the lines; None: nothing was."""
+        path = self.folder / f"{PREFIX}{name}"
+        return path.read_bytes() if path.exists() else None
+
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def append(self, line: Line) -> None:
@@ -189,6 +196,19 @@ class Journal:
                 self._begin(chunk)
             self.end = End(chunk, stopped)
             self._write(self.end.to_json())
+
+    def hold(self, name: str, data: bytes) -> None:
+        """Put something beside the lines, once.
+
+        Raises:
+            UserError: there is no room for it.
+        """
+        path = self.folder / f"{PREFIX}{name}"
+        try:
+            if not path.exists():
+                path.write_bytes(data)
+        except OSError as error:
+            raise self._refuse(error.strerror or str(error)) from error
 
     def _begin(self, chunk: int) -> None:
         self.drop(self._whole())

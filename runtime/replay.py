@@ -17,6 +17,7 @@ class Replay:
     Attributes:
         next: the first chunk that is sampled anew.
         last: the last line; None: there is none.
+        again: whether another opened the stream's sources before, in this run.
         end: where the stream had ended already; None: it had not.
 
     Raises:
@@ -24,7 +25,8 @@ class Replay:
     """
 
     def __init__(self, journal: Journal | None, first: int):
-        lines = journal.lines(first) if journal else []
+        lines, self._journal = journal.lines(first) if journal else [], journal
+        self.again = journal is not None and journal.again
         self._lines = {line.chunk: line for line in lines}
         self.last = lines[-1] if lines else None
         self.next = first + len(lines)
@@ -46,3 +48,12 @@ class Replay:
     def told(self) -> dict[str, Any]:
         """What a session's source says of it to its gateway."""
         return {"chunk": self.next, "sampled": self.events}
+
+    def picture(self, sent: bytes | None) -> bytes | None:
+        """The picture that a session began with: what it says, or, where nobody is left to ask, what it said."""
+        if self._journal is None:
+            return sent
+        if sent is None:
+            return self._journal.held("picture")
+        self._journal.hold("picture", sent)
+        return sent
