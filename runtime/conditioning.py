@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -374,8 +375,13 @@ class Conditioning:
         if self.sources.sink:
             self.sources.sink.end(chunk)
 
+    def keeps(self, whole: Callable[[], int]) -> None:
+        """The newest whole cut is before chunk `whole()`: the journal keeps what was sampled since then."""
+        if self._journal:
+            self._journal.whole = whole
+
     def turn(self) -> None:
-        """The run goes on in its next generation: let go of all but live sources, which give again what no chunk has."""
+        """The run goes on in its next generation: let go of all but live sources; these give again what no chunk has."""
         self.sources.turn()
         if self._journal:
             self.sources.ends.back()

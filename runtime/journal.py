@@ -1,7 +1,7 @@
 """What a stream was sampled from since its newest whole cut, so that it can be sampled again.
 
-A line of JSON for each chunk, in the stream's folder of cuts: memory that outlives the process. It is written before the
-chunk enters, so whatever others have seen of a chunk, its line is there. It holds what cannot be asked for again: a
+A line of JSON for each chunk, in the stream's folder of cuts: memory that outlives the process. It is written before
+the chunk enters, so whatever others have seen of a chunk, its line is there. It holds what cannot be asked for again: a
 prompt that was heard, live sound and actions, and which events of a session the chunk showed. Files are read again.
 
 Lines stand in files of a few, `journal.000040` the one that begins with chunk 40, and go a file at a time once a newer
@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -95,7 +96,7 @@ class Journal:
 
     Args:
         folder: of the stream's cuts.
-        whole: the chunk of the newest cut that is whole; lines before it are needed no more. Asked once in a while.
+        whole: gives the chunk of the newest cut that is whole; lines before it are needed no more. Asked now and then.
 
     Attributes:
         run: names the run, whose orders have numbers of their own.
@@ -106,7 +107,7 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path, whole: Callable[[], int] = lambda: 0):
-        self.folder, self._whole = Path(folder), whole
+        self.folder, self.whole = Path(folder), whole
         self._file: int | None = None
         self._in_file = 0
         self._bytes: dict[int, int] = {}
@@ -211,7 +212,7 @@ class Journal:
             raise self._refuse(error.strerror or str(error)) from error
 
     def _begin(self, chunk: int) -> None:
-        self.drop(self._whole())
+        self.drop(self.whole())
         self.close()
         try:
             self._file = os.open(self._path(chunk), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -233,7 +234,7 @@ class Journal:
     def drop(self, before: int) -> None:
         """Files with nothing but lines of chunks below `before` go."""
         firsts = sorted(self._bytes)
-        for first, following in zip(firsts, firsts[1:], strict=False):
+        for first, following in pairwise(firsts):
             if following <= before:
                 self._remove(first)
 

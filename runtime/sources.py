@@ -105,6 +105,9 @@ class Live(NamedTuple):
         return self.ends.actions
 
 
+OPENED = Live()
+
+
 def open_sources(
     model: ModelConfig,
     source: SourceConfig,
@@ -116,7 +119,7 @@ def open_sources(
     prompts: Prompts,
     pace: Pace | None,
     first: int = 0,
-    live: Live = Live(),
+    live: Live = OPENED,
 ) -> Sources:
     """Open what a stream is driven by.
 

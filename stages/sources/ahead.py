@@ -1,4 +1,4 @@
-"""Sound that is decoded as it comes, read by a thread: what waits in a decoder cannot be left there and come back to."""
+"""Live sound that is decoded, read by a thread: who waits inside a decoder could not leave it and come back."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 A thread reads into a bounded buffer and stops reading while it is full, so the writer is slowed down and memory
 does not grow. Whoever waits for bytes is released by the stream's end, by `close` in any thread, and by the stop event.
 
-Where the run goes on in another generation, the bytes stay here: who waits is told so (`Turned`), has taken nothing, and
-whoever comes next takes on from there.
+Where the run goes on in another generation, the bytes stay here: who waits is told so (`Turned`) and has taken nothing,
+and whoever comes next goes on from there.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def live_stream(setting: str, path: str, given: BinaryIO | None = None) -> Binar
         return connection.makefile("rb", buffering=0)  # holds the connection until it is let go of
 
 
-class Turned(Exception):
+class Turned(Exception):  # noqa: N818  an event, not an error
     """The run goes on in its next generation. Whoever waited has taken nothing of a live source."""
 
 

@@ -10,13 +10,14 @@ The gateway sends, on the connection of `source.session`,
                               was put off for it
     end {}            the session is over
 
-An action without an id is what is held where the stream goes on. The gateway is told `end {}` when the stream ends in order, and of each chunk, when it is sampled, `sampled {chunk, events,
+and is told `end {}` when the stream ends in order, and of each chunk, when it is sampled, `sampled {chunk, events,
 held_s, silence_s, late_s}`: the ids of all that first shows in it, the speech that is held, and the sound that was
 missing or too late by then. After `end` the gateway hangs up. One that is gone has ended the stream.
 
 A source that goes on for another, whose process is gone, says first `resume {chunk, sampled}`: the next chunk that it
-samples, and for chunks before it, [chunk, events] as in `sampled`, of which the gateway may have missed some. It is told
-then what has been said and not sampled yet, and what is held. One that leaves without a word is followed by such a one.
+samples, and for chunks before it, [chunk, events] as in `sampled`, of which the gateway may have missed some. It hears
+then what was said and not sampled yet, and what is held: as an event whose `id` is null. One that leaves without a word
+is followed by such a one.
 """
 
 from __future__ import annotations
