@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -23,6 +22,7 @@ from runtime.prompts import Prompts
 from stages.codec.base import Decoder
 from stages.denoise.denoiser import Denoiser
 from stages.denoise.sampler import Sampler
+from stages.sources.live import Stop
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Opening:
     """
 
     prompts: Prompts
-    stop: threading.Event
+    stop: Stop
     make: Callable[[], Conditioning]
     device: torch.device
 
@@ -69,7 +69,7 @@ class Parts:
     queue: devices.Queue
     denoisers: dict[int, Denoiser] = field(default_factory=dict)
     encoders: Encoders | None = None
-    conditioning: Callable[[Open, Prompts, threading.Event], Conditioning] | None = None
+    conditioning: Callable[[Open, Prompts, Stop], Conditioning] | None = None
     prepared: dict[int, Opening] = field(default_factory=dict)
     pools: dict[int, BankPool] = field(default_factory=dict)
     decoder: Decoder | None = None
@@ -116,5 +116,5 @@ class Parts:
         """
         if order.stream in self.prepared:
             return self.prepared.pop(order.stream)
-        prompts, stop = Prompts(order.config), threading.Event()
+        prompts, stop = Prompts(order.config), Stop()
         return Opening(prompts, stop, lambda: self.conditioning(order, prompts, stop), self.device)
