@@ -306,7 +306,7 @@ class RayRun(Running):
             if self.recovers and self._begun:
                 return f"it could not start: {error.cause}"
             # Raised by what is round the worker: its own failures it tells itself.
-            self._fail(Reason.of(error.cause, f"{self._name(index)}, starting"), index)
+            self._fail(Reason.of(error.cause, f"{self.name(index)}, starting"), index)
         except ray.exceptions.RayError:
             return "its process ended"
         return "its actor ended"

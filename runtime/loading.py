@@ -15,7 +15,10 @@ from parallel.plan import Plan
 from runtime import emulated
 from runtime.conditioning import Conditioning
 from runtime.encoders import Encoders, Picture
+from runtime.ends import LiveEnds
 from runtime.fast import fast_decoder, fast_denoiser, ready, require
+from runtime.journal import Journal
+from runtime.kept import Kept
 from runtime.orders import Open
 from runtime.outputs import look
 from runtime.parts import Parts
@@ -66,7 +69,7 @@ def load_parts(
         for order in known:
             look(config, order)
     if config.device.kind == "emulated":
-        openings = partial(partial, condition, emulated.EmulatedConditioning, config, stdin)
+        openings = partial(partial, condition, emulated.EmulatedConditioning, config, stdin, parts.kept)
         emulated.fill(parts, plan, index, config, openings)
         parts.prepare(known if parts.conditioning else ())
         return parts
@@ -136,7 +139,7 @@ def _encode(
     else:
         loading("sources and encoders")
         parts.encoders = Encoders(config.model, parts.device)
-        parts.conditioning = partial(condition, Conditioning, config, stdin, parts.encoders)
+        parts.conditioning = partial(condition, Conditioning, config, stdin, parts.kept, parts.encoders)
         parts.prepare(known)
         if not known:
             parts.encoders.load()
@@ -167,16 +170,21 @@ def _decode(parts: Parts, config: Config, loading: Loading, held: Parts | None) 
 
 
 def condition(
-    kind: type[Conditioning], config: Config, stdin: BinaryIO | None, encoders: Encoders, *opening
+    kind: type[Conditioning], config: Config, stdin: BinaryIO | None, kept: Kept, encoders: Encoders, *opening
 ) -> Conditioning:
     """What drives a stream.
 
     Args:
         kind: of conditioning.
+        kept: what this process keeps of streams.
         opening: the order, the stream's prompts and its stop event.
     """
     order, prompts, stop = opening
-    state = order.keep.state if order.keep else None
+    state, journal, ends = order.keep.state if order.keep else None, None, None
+    if order.keep and order.keep.journal:
+        journal, ends = Journal(order.keep.journal), kept.sources.setdefault(order.stream, LiveEnds())
+        ends.forget = partial(kept.sources.pop, order.stream, None)
     return kind(
-        config.model, order.config, order.source, encoders, stdin, stop, state, sink=order.sink, prompts=prompts
-    )
+        config.model, order.config, order.source, encoders, stdin, stop, state,
+        sink=order.sink, prompts=prompts, journal=journal, ends=ends,
+    )  # fmt: skip

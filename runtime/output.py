@@ -234,9 +234,9 @@ class Output:
         """
         found = stream_report(self.stream, self.timeline, self.outputs, private=self.private)
         found["finished"] = self.finished and reason is None
-        if self.keep:
+        if self.keep and self.keep.saves:
             found["state"] = {
-                "resumed_at": self.keep.first or None,
+                "resumed_at": self.keep.began or None,
                 "due": self.due,
                 "saved": self._saved,
                 "folder": self.keep.folder,

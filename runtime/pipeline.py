@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from conf.errors import UserError, nearest
 from conf.schema import Config, SinkConfig, SourceConfig, StreamConfig
 from conf.typed import shown, typed
 from parallel.plan import Plan
+from runtime import cuts
 from runtime.admission import Admission
 from runtime.board import Board, PeerLost
 from runtime.generations import Generation
@@ -69,6 +71,8 @@ class Pipeline:
         self.closers: list[Callable[[], None]] = []
         self.changers: list[Callable[[dict[str, Any]], None]] = []
         self.changer: Callable[[dict[str, Any]], int] | None = None
+        self.memory: Path | None = None
+        """The run's folder of cuts, where streams go on when a worker is lost."""
         self.processes, self.generation = tuple(range(plan.processes)), 0
         self._frozen = False
         self._held: list[Order] = []
@@ -124,6 +128,9 @@ class Pipeline:
                 raise UserError(f"stream.id={order.config.id}", "the pipeline is closed", "open streams before it is")
             self._admission.admit(order, list(self._live.values()))
             order = replace(order, stream=next(self._numbers))
+            if self.memory and order.keep:
+                journal = str(cuts.of_stream(self.memory, order.stream))
+                order = replace(order, keep=replace(order.keep, journal=journal))
             self._live[order.stream] = order
             self._give(order)
             self._news.notify_all()

@@ -8,7 +8,7 @@ import gc
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -22,6 +22,7 @@ from parallel.channels import ChannelError, Inbox, Sender
 from parallel.p2p import connect_all
 from parallel.plan import Plan
 from parallel.transport import NCCL, Place, bodies, of_channels, refuse
+from runtime import cuts
 from runtime.admission import most_streams
 from runtime.block import Block
 from runtime.board import DRIVER, Abandoned, Board, OrderReader, PeerLost
@@ -36,7 +37,7 @@ from runtime.pulse import Pulse
 from runtime.reasons import Reason
 from runtime.report import worker_report
 from runtime.room import free_bytes, require_together, room
-from runtime.saving import Saver
+from runtime.saving import CUTS, Saver
 from runtime.trace import Trace, worker_trace
 from runtime.worker import Worker
 
@@ -245,7 +246,10 @@ class Process:
         self._agree()
         self._load()
         self._meet()
-        with self._tracing() as trace:
+        with ExitStack() as held:
+            if (memory := self.board.told(CUTS)) and self.config.launcher.recovers:
+                held.enter_context(cuts.hold(memory))
+            trace = held.enter_context(self._tracing())
             report = None if self.index is None or self.generation.number else self._be(trace)
             while report is None:
                 if not self._next():

@@ -22,12 +22,14 @@ import torch.distributed as dist
 from conf.errors import UserError
 from conf.schema import Config
 from parallel.plan import Plan
+from runtime import cuts
 from runtime.board import DRIVER, Abandoned, Board, PeerLost
 from runtime.generations import Generation
 from runtime.pipeline import Pipeline
 from runtime.process import LOST, ONE_HOST, OWN, SEVERAL_HOSTS, share_folder
 from runtime.pulse import PULSE_S, key
 from runtime.reasons import Reason
+from runtime.saving import CUTS
 from runtime.supervisor import Supervisor, Unrecovered
 
 LOADING_POLL_S, POLL_S = 0.05, 0.2
@@ -151,6 +153,8 @@ class Running(ABC):
         self._begun = self._closed = self._draining = self._ending = False
         self._error: BaseException | None = None
         self._wake, self._over = threading.Event(), threading.Event()
+        self._memory: cuts.Hold | None = None
+        """The folder of cuts: workers come and go, and each holds it as long as it lives."""
         self.supervisor = Supervisor(self) if leads and self.recovers else None
         if self.supervisor is not None:
             self.pipeline.changer, self.pipeline.heard = self.supervisor.change, self._wake.set
@@ -166,9 +170,25 @@ class Running(ABC):
 
         All that are opened later, or by orders of `control`, are guests: a mistake ends that stream and nothing else.
         """
-        first(self.pipeline)
+        if self.supervisor is not None:
+            root = self.config.launcher.cuts
+            try:
+                self._memory = cuts.hold(self.board.first(CUTS, cuts.name(root)))
+            except OSError as error:
+                rule = f"no folder can be made there ({error.strerror})"
+                raise UserError(f"launcher.cuts={root}", rule, "give a folder in memory, such as /dev/shm") from error
+            self.pipeline.memory = self._memory.path
+        try:
+            first(self.pipeline)
+        except BaseException:
+            self._forget_cuts()
+            raise
         if self.config.control is None:
             self.board.tell(OWN, self.board.given)
+
+    def _forget_cuts(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
 
     # -- what its holder does -----------------------------------------------------------------------------------------
 
@@ -273,6 +293,7 @@ class Running(ABC):
             if self._left:
                 self._end()
             self._release()
+            self._forget_cuts()
         except BaseException as error:
             self._error = self._error or error
         if self.leads:
@@ -394,14 +415,14 @@ class Running(ABC):
                 raised = self.board.told(f"raised/{index}")
                 if report is False and raised is None:
                     continue  # what failed is told elsewhere
-                line = f"{self._name(index)} is lost ({raised['line'] if raised else gone})"
+                line = f"{self.name(index)} is lost ({raised['line'] if raised else gone})"
                 self._lost[index] = line
                 if self.supervisor is not None and self._begun:
                     lost(index, line)
                 else:
                     self._fail(Reason(line, LOST), index)
 
-    def _name(self, process: int) -> str:
+    def name(self, process: int) -> str:
         """What a process is called, or was."""
         index = self.generation.index(process)
         return f"process {process}" if index is None else f"worker {self.plan.members[index]}"

@@ -10,17 +10,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from conf.errors import UserError
-from conf.schema import PlanConfig
-from conf.typed import typed
+from conf.schema import Config, PlanConfig
 from runtime.generations import Generation, seated
 from runtime.orders import Cut, Halt, Open, Prepare
+from runtime.pulse import key
 from runtime.reasons import Reason
+from runtime.symptoms import Symptoms
 
 if TYPE_CHECKING:
     from runtime.running import Running
@@ -56,6 +57,18 @@ class Wanted:
     error: Exception | None = None
 
 
+class Plans(Protocol):
+    """Says which other plans a run may have (`launch.replanning`)."""
+
+    def changed(self, config: Config, changes: dict[str, Any]) -> PlanConfig:
+        """The plan that the running one is to become, by some of its settings. Raises UserError."""
+        ...
+
+    def fewer(self, config: Config, workers: int, streams: int | None = None) -> Any:
+        """The best plan of at most so many processes, as `config`; None: there is none."""
+        ...
+
+
 class Unrecovered(Exception):  # noqa: N818  an event to report
     """The streams cannot go on. One line: why."""
 
@@ -84,6 +97,9 @@ class Supervisor:
         self._in_vain, self._stands = 0, 0
         """Generations that were lost before anything was put out; and the number of the latest that was told."""
         self._missed_at: float | None = None
+        self.plans: Plans
+        """Which other plans there are; set by whoever starts the run."""
+        self._symptoms = Symptoms.of(running.config.launcher)
 
     # -- spares -------------------------------------------------------------------------------------------------------
 
@@ -108,7 +124,7 @@ class Supervisor:
             UserError: there is no such plan, or the streams cannot go on by it.
         """
         run = self._run
-        changed = typed(PlanConfig, asdict(run.config.plan) | {"devices": None} | self._alone(plan), "plan")
+        changed = self.plans.changed(run.config, plan)
         Generation(0, asdict(changed), ()).of(run.config)
         wanted = Wanted(changed)
         with self._lock:
@@ -120,15 +136,6 @@ class Supervisor:
         if wanted.error is not None:
             raise wanted.error
         return wanted.number
-
-    @staticmethod
-    def _alone(plan: Mapping[str, Any]) -> dict[str, Any]:
-        """What is said of a plan; of another shape, or number of workers, what the one before said of how they share
-        the work holds no more."""
-        typed(dict[str, Any], dict(plan), "plan")
-        shares = ("steps", "layers", "grid", "encode", "decode", "post", "in_flight")
-        forgotten = dict.fromkeys(shares) if plan.keys() & {"name", "workers"} else {}
-        return forgotten | ({"workers": None} if "name" in plan else {}) | dict(plan)
 
     # -- the watching thread ------------------------------------------------------------------------------------------
 
@@ -143,6 +150,7 @@ class Supervisor:
         """
         run, began = self._run, self._clock()
         self._note()
+        lost = lost | self._sick()
         gone = {p: why for p, why in lost.items() if p in run.generation.processes}
         self.spares -= set(lost)
         if gone:
@@ -166,6 +174,16 @@ class Supervisor:
                 raise
             finally:
                 wanted.done.set()
+
+    def _sick(self) -> dict[int, str]:
+        """End those who say nothing, or stand still; returns them, with how that is said."""
+        run, found = self._run, {}
+        watched = [p for p in (*run.generation.processes, *self.spares) if p in run.left]
+        for process, symptom in self._symptoms.look({p: run.told(key(p)) for p in watched}, self._clock()).items():
+            found[process] = f"{run.name(process)} is lost ({symptom})"
+            run.end(process, found[process])
+            self._symptoms.forget(process)
+        return found
 
     def _note(self) -> None:
         """Take in who misses whom, and which streams go on."""
@@ -257,6 +275,22 @@ class Supervisor:
             except _Lost as lost:
                 log.warning("%s, before generation %d stood", lost, number)
                 why, seats = f"{why}; {lost}", None
+                if lost.unheard:
+                    settings = self._fewer(settings)
+
+    def _fewer(self, settings: PlanConfig) -> PlanConfig:
+        """The best plan for the processes that are left, since there is no room for another.
+
+        Raises:
+            Unrecovered: there is none.
+        """
+        run = self._run
+        left = [p for p in (*run.generation.processes, *self.spares) if p in run.left]
+        found = self.plans.fewer(run.config, len(left), len(run.pipeline.streams)) if left else None
+        if found is None:
+            raise Unrecovered(f"no plan fits on the {len(left)} processes that are left, and no other can be started")
+        log.warning("no other process can be started: the streams go on by plan=%s on %d", found.config.name, len(left))
+        return found.config
 
     def _turn(self, number: int, why: str, settings: PlanConfig, began: float, seats: list[int | None] | None) -> None:
         run = self._run
@@ -302,9 +336,10 @@ class Supervisor:
 
     def _opened(self, order: Open, cut: dict[str, Any] | None) -> Open:
         """A stream's order, as it goes on from its newest whole cut."""
-        if cut is None or order.keep is None:
+        if cut is None:
             return order
-        return replace(order, keep=replace(order.keep, cut=cut["folder"], first=cut["chunk"], frames=cut["frames"]))
+        keep = replace(order.keep, cut=order.keep.journal, first=cut["chunk"], frames=cut["frames"])
+        return replace(order, keep=keep)
 
     def _halt(self, number: int) -> None:
         """End the running generation on every process that is left of it. Who does not answer is lost, too."""
@@ -348,12 +383,22 @@ class Supervisor:
         while not test():
             lost: dict[int, str] = {}
             run.look(lost.__setitem__)
+            lost |= self._sick()
             self.spares -= set(lost)
             run.refuse_end()
             if lost:
-                raise _Lost("; ".join(lost.values()))
+                unheard = [p for p in lost if run.told(key(p)) is None]
+                raise _Lost("; ".join(lost.values()), bool(unheard))
             run.doze(LOOK_S)
 
 
 class _Lost(Exception):  # noqa: N818  an event
-    """A process was lost while something was waited for."""
+    """A process was lost while something was waited for.
+
+    Attributes:
+        unheard: whether one was that never said anything: there is no room for it.
+    """
+
+    def __init__(self, line: str, unheard: bool = False):
+        super().__init__(line)
+        self.unheard = unheard

@@ -116,7 +116,8 @@ class Tail:
                 "decode" in self.stages,
                 order.source.session is not None,
             )
-            output.keep = keep
+            if keep and keep.journal:
+                output.resumed = lambda chunk: self.board.event({"event": "shown", "stream": stream, "chunk": chunk})
             self.own[stream] = StageThread(
                 "output", partial(self._output, output), self.deliver, self.guard, self.held.queue.device.queue()
             )

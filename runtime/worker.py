@@ -90,8 +90,9 @@ class Worker:
         self.head = None
         if index == plan.encode:
             self.head = Head(
-                parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock, self.guard, self.saver
-            )
+                parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock, self.guard, self.saver,
+                config.launcher.recover_s if config.launcher.recovers else None,
+            )  # fmt: skip
             inbox.at_once = self._at_once
         of = range(plan.processes) if processes is None else processes
         firsts = [of[plan.group(worker)[0]] for worker in range(plan.workers)]

@@ -51,9 +51,7 @@ class SessionSink:
         UserError: nobody answers at the address, or the session is over.
     """
 
-    def __init__(
-        self, address: str, fps: float, height: int, width: int, sound: bool, first: int = 0, frames: int = 0
-    ):
+    def __init__(self, address: str, fps: float, height: int, width: int, sound: bool, first: int = 0, frames: int = 0):
         self._next, self._wire = first, Wire(connect("sink.session", address))
         hello = self._wire.receive()
         if hello is None:
