@@ -111,8 +111,14 @@ def over_network(config: Config, store: dist.Store) -> Network:
         ends = (*senders.values(), *receivers)
 
         def close() -> None:
+            failure = None
             for end in (group, *ends):
-                end.close()
+                try:
+                    end.close()
+                except ChannelError as error:
+                    failure = failure or error
+            if failure is not None:
+                raise failure
 
         def clocks() -> dict[int, float]:
             return {end.peer: end.offset for end in ends}
@@ -199,6 +205,12 @@ def share_folder(board: Board, config: Config) -> None:
     """
     members = range(DRIVER, board.workers)
     require_shared(board, Path(config.output_dir), members, board.index == DRIVER, config.launcher.timeout_s)
+
+
+def _closed(ends: Ends) -> None:
+    """Have channels that were cut off end their threads, which may take a moment."""
+    with suppress(ChannelError):
+        ends.close()
 
 
 class Process:
@@ -432,7 +444,8 @@ class Process:
         member, inbox = self.plan.members[self.index], self.inbox
         if member.rank:
             self.pulse.at("following")
-            saver = Saver(self.board, self.parts.queue.device, self.config.launcher.cuts)
+            device, number = self.parts.queue.device, self.generation.number
+            saver = Saver(self.board, device, self.config.launcher.cuts, number)
             saver.start()
             for block in blocks.values():
                 block.use(saver)
@@ -443,7 +456,7 @@ class Process:
         led = ends.group.lead(blocks)
         worker = Worker(
             self.plan, member.worker, self.config, self.parts, led, ends.senders, inbox, trace, self.board,
-            self.generation.processes,
+            self.generation,
         )  # fmt: skip
         self.pulse.look = worker.look
         return worker.run()
@@ -492,7 +505,7 @@ class Process:
         """The generation is over: its channels and banks are free."""
         if self._ends is not None:
             self._ends.abort()
-            threading.Thread(target=self._ends.close, name="close", daemon=True).start()
+            threading.Thread(target=_closed, args=(self._ends,), name="close", daemon=True).start()
             self._ends = None
         devices.of(self.parts.device).synchronize()
         for block in blocks.values():

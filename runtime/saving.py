@@ -105,11 +105,12 @@ class Saver(threading.Thread):
         board: where workers tell each other of parts.
         device: of the tensors.
         root: where the run's folder of cuts is made, unless the board says where it is.
+        generation: of the run: what was told of parts in an earlier one means nothing now.
     """
 
-    def __init__(self, board: Board, device: devices.Device, root: str = "/dev/shm"):
+    def __init__(self, board: Board, device: devices.Device, root: str = "/dev/shm", generation: int = 0):
         super().__init__(name="saver", daemon=True)
-        self.root, self._held = root, None
+        self.root, self._held, self._generation = root, None, generation
         self._logs: dict[tuple[int, str], Log] = {}
         self._logs_lock = threading.Lock()
         self.board, self.device, self._queue = board, device, device.queue()
@@ -126,7 +127,7 @@ class Saver(threading.Thread):
             write: None: there is nothing to write, and the cut does not become whole.
         """
         marks = (self.device.mark(), mark)
-        self._jobs.put(partial(self._write, key(stream, chunk, name), name, write, marks))
+        self._jobs.put(partial(self._write, self._key(stream, chunk, name), name, write, marks))
 
     def take(self, stream: int, chunk: int, name: str, tensors: Given, content: Any, whole: int) -> None:
         """Write a part that is made of tensors which nothing changes any more, all of them anew.
@@ -143,6 +144,10 @@ class Saver(threading.Thread):
             return {}
 
         self.part(stream, chunk, name, write)
+
+    def _key(self, stream: int, chunk: int, part: str) -> str:
+        """Where a part is told of."""
+        return f"saved/{self._generation}/{stream}/{chunk}/{part}"
 
     def log(self, stream: int, name: str) -> Log:
         """The log of a stream's part, for as long as the stream lasts here."""
@@ -279,7 +284,7 @@ class Saver(threading.Thread):
     def _settled(self, whole: Whole) -> bool:
         """Whether every part has been told of; what was told is taken off the board."""
         for name in sorted(whole.parts):
-            where = key(whole.stream, whole.chunk, name)
+            where = self._key(whole.stream, whole.chunk, name)
             if (told := self.board.told(where)) is not None:
                 self.board.forget(where)
                 whole.parts.discard(name)
@@ -324,11 +329,6 @@ CUTS = "cuts"
 """Under which the board says where the run's folder of cuts is."""
 NOTHING = "the stream was given up"
 """Why a state does not become whole that nobody need hear of."""
-
-
-def key(stream: int, chunk: int, part: str) -> str:
-    """Where a part is told of."""
-    return f"saved/{stream}/{chunk}/{part}"
 
 
 def whole_key(stream: int) -> str:

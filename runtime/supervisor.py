@@ -153,12 +153,15 @@ class Supervisor:
         lost = lost | self._sick()
         gone = {p: why for p, why in lost.items() if p in run.generation.processes}
         self.spares -= set(lost)
-        if gone:
+        if self._over:
+            for why in gone.values():
+                log.warning("%s, when all streams had ended", why)
+        elif gone:
             why = "; ".join(gone.values())
             log.warning("%s; its streams go on from their newest cuts", why)
             self._again(why, run.config.plan, began)
             return
-        if self._missed_at is not None and began - self._missed_at > run.config.launcher.silent_s:
+        elif self._missed_at is not None and began - self._missed_at > run.config.launcher.silent_s:
             self._again("workers miss each other, and none is lost", run.config.plan, began)
             return
         with self._lock:
@@ -174,6 +177,12 @@ class Supervisor:
                 raise
             finally:
                 wanted.done.set()
+
+    @property
+    def _over(self) -> bool:
+        """Whether nothing goes on any more, and workers leave."""
+        pipeline = self._run.pipeline
+        return pipeline.closed and not pipeline.streams
 
     def _sick(self) -> dict[int, str]:
         """End those who say nothing, or stand still; returns them, with how that is said."""
@@ -222,8 +231,11 @@ class Supervisor:
         try:
             self._wait(
                 lambda: (
-                    all(run.told(f"loaded/{p}") for p in started)
-                    and all(run.told(f"prepared/{number}/{p}") is not None for p in stay if p not in self.spares)
+                    self._over
+                    or (
+                        all(run.told(f"loaded/{p}") for p in started)
+                        and all(run.told(f"prepared/{number}/{p}") is not None for p in stay if p not in self.spares)
+                    )
                 )
             )
         except _Lost as lost:
@@ -239,6 +251,10 @@ class Supervisor:
                 reason = Reason.from_dict(told)
                 raise UserError(f"plan={settings['name']}", reason.line, "the streams go on by the plan before")
         self._cut()
+        if self._over:
+            for process in started:
+                run.dismiss(process)
+            raise UserError(f"plan={settings['name']}", "all streams have ended", "open another one")
         self._again("another plan was ordered", wanted.plan, self._clock(), seats)
 
     def _cut(self) -> None:

@@ -15,7 +15,6 @@ import logging
 import queue
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 from conf.schema import Config
@@ -28,7 +27,7 @@ from parallel.schedule import Schedule
 from runtime.block import Block
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.cells import Cells
-from runtime.generations import Superseded
+from runtime.generations import Generation, Superseded
 from runtime.guard import Guard
 from runtime.head import Entry, Head, Opened
 from runtime.messages import WHOLE, Messages
@@ -63,7 +62,7 @@ class Worker:
         senders: per peer there is a channel to.
         inbox: where orders, and every channel's arrivals and failures, come in.
         board: told about progress, results, and streams that cannot go on.
-        processes: the process that is each member of the plan; None: numbered alike.
+        generation: of the run; None: the first.
     """
 
     def __init__(
@@ -77,13 +76,14 @@ class Worker:
         inbox: queue.SimpleQueue,
         trace: Trace,
         board: Board,
-        processes: Sequence[int] | None = None,
+        generation: Generation | None = None,
     ):
+        generation = generation or Generation.first(config, plan)
         self.plan, self.index, self.config, self.parts = plan, index, config, parts
         self.senders, self.inbox, self.trace, self.board = senders, inbox, trace, board
         self.schedule, self.guard = Schedule(plan, index), Guard(board, f"worker {index}", parts.device)
         self.messages = Messages(plan, parts.device, self.guard)
-        self.turn, self.saver = Turn(), Saver(board, parts.queue.device, config.launcher.cuts)
+        self.turn, self.saver = Turn(), Saver(board, parts.queue.device, config.launcher.cuts, generation.number)
         self.timer = Timer(parts.queue.device, trace)
         self.cells = Cells(plan, index, parts, blocks, self.timer, self.saver)
         self.tail = Tail(plan, index, config, parts, self.timer, board, self.guard, self.saver, self.turn, inbox.put)
@@ -94,8 +94,7 @@ class Worker:
                 config.launcher.recover_s if config.launcher.recovers else None,
             )  # fmt: skip
             inbox.at_once = self._at_once
-        of = range(plan.processes) if processes is None else processes
-        firsts = [of[plan.group(worker)[0]] for worker in range(plan.workers)]
+        firsts = [generation.processes[plan.group(worker)[0]] for worker in range(plan.workers)]
         self.watch = Watch(board, firsts, config.launcher.timeout_s, trace.clock)
         self._early: dict[int, list[Message]] = defaultdict(list)
         """What came for streams before the order that opens them."""
