@@ -152,7 +152,7 @@ def needs(costs: Costs, logged: Logged, demand: Demand, prediction: Prediction, 
         return tuple(sum(r for r, d in zip(own, devices, strict=True) if d == device) for device in devices)
 
     def fits(every: int) -> bool:
-        return all(rate <= SHARE * way for rate, way in zip(rates(every), ways, strict=True))
+        return all(rate <= SHARE * way * (1 + CLOSE) for rate, way in zip(rates(every), ways, strict=True))
 
     wanted = chunks(recover_s, period)
     every = _least(wanted, fits)
