@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from conf.errors import UserError
-from launch import plan, recovering
+from conf.schema.serve import ServedConfig
+from launch import plan, recovering, serve
+from launch.cli import compose
 from parallel.builders import build
 from parallel.cuts import Cuts
 from runtime.loading import load_parts
@@ -124,3 +126,12 @@ def test_cuts_have_a_folder():
     with pytest.raises(UserError, match=r"launcher.cuts=/nowhere: is no folder .* give one in memory"):
         recovering.free_here("/nowhere")
     assert recovering.free_here("/dev/shm") > 0
+
+
+def test_a_server_goes_on_unless_its_workers_would_die_with_it():
+    def recovers(*overrides: str) -> bool:
+        return serve.processes(compose("serve", ServedConfig, ["model=nano", *overrides])).launcher.recovers
+
+    assert recovers() and recovers("launcher=ray") and recovers("launcher.recover=exact")
+    assert not recovers("launcher.recover=off") and not recovers("launcher.threads=true")
+    assert not config_of("model=nano").launcher.recovers
