@@ -132,8 +132,9 @@ class Pipeline:
         taken = {order.config.id for order in self.running.pipeline.streams}
         return next(name for name in chain([self.config.stream.id], map(str, count())) if name not in taken)
 
-    def change(self, plan: str | None = None, workers: int | None = None, **settings: Any) -> None:
-        """Go on with another plan. Streams that are open go on with it where they are, with the same latents.
+    def change(self, plan: str | None = None, workers: int | None = None, **settings: Any) -> int:
+        """Go on with another plan. Streams that are open go on with it where they are, with the same latents. Returns
+        the number of the generation that has it.
 
         Args:
             plan: its name, or `auto` for the planner's best; None: that of now.
@@ -146,8 +147,9 @@ class Pipeline:
         """
         asked = {"name": plan, "workers": workers} | settings
         config = replanning.changed(self.running.pipeline.config, {k: v for k, v in asked.items() if v is not None})
-        _patiently(self.running.pipeline.change, asdict(config))
+        number = _patiently(self.running.pipeline.change, asdict(config))
         self.config = replace(self.config, plan=config)
+        return number
 
     def close(self) -> None:
         """End every stream and all workers at once; files are playable to where they came."""

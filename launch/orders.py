@@ -10,7 +10,7 @@ from typing import Any
 from conf.errors import UserError, nearest
 from conf.schema import Config
 from conf.typed import shown, typed
-from launch.replanning import changed, said
+from launch.replanning import changed
 from runtime.identity import keep_of
 from runtime.outputs import numbered
 from runtime.pipeline import Pipeline
@@ -61,8 +61,8 @@ class Orders:
         } | more
 
     def give(self, order: dict[str, Any]) -> Any:
-        """Give one order; returns what it says: of `open` the stream's number, of `plan` what it is now, of `status`
-        how all stands.
+        """Give one order; returns what it says: of `open` the stream's number, of `plan` that of the generation which
+        has it, of `status` how all stands.
 
         Raises:
             UserError: it says nothing that can be done.
@@ -88,15 +88,13 @@ class Orders:
         refuse_rest(rest, "stop and cancel")
         act(None if name is None else self.pipeline.number(name))
 
-    def _plan(self, asked: Any, rest: dict[str, Any]) -> dict[str, Any]:
+    def _plan(self, asked: Any, rest: dict[str, Any]) -> int:
         if isinstance(asked, str):
             asked = {"name": asked, **{key: value for key, value in rest.items() if key != "name"}}
             refuse_rest({key: rest[key] for key in rest if key == "name"}, "plan")
         else:
             refuse_rest(rest, "plan")
-        plan = changed(self.pipeline.config, asked)
-        self.pipeline.change(asdict(plan))
-        return {"plan": said(plan)}
+        return self.pipeline.change(asdict(changed(self.pipeline.config, asked)))
 
     def _status(self, _: Any, rest: dict[str, Any]) -> dict[str, Any]:
         refuse_rest(rest, "status")

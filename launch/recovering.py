@@ -76,12 +76,10 @@ def _lines(config: Config, plan: Plan, cluster: Cluster, found: Needs) -> Iterat
         where = f"machine {node}" if len(found.memory) > 1 else "the machine"
         has = "" if cluster.host_bytes is None else f", of {human(PART * cluster.host_bytes)} in {launcher.cuts}"
         yield f"  Memory of {where}{each}: {human(size)}{has}."
-    yield (
-        f"  A loss costs {seconds(found.replay_s)} at most beside loading; a dead process is seen at once, a silent one "
-        f"after {launcher.silent_s:g} s."
-    )
-    yield "  A device that is slower to its host makes cuts less often. Where memory lacks, the run is refused: a smaller"
-    yield "  launcher.recover_s takes less of it, and so do fewer streams; launcher.recover=off takes none."
+    silent = f"a dead process is seen at once, a silent one after {launcher.silent_s:g} s"
+    yield f"  A loss costs {seconds(found.replay_s)} at most beside loading; {silent}."
+    yield "  A device that is slower to its host makes cuts less often. Where memory lacks, the run is refused: a"
+    yield "  smaller launcher.recover_s takes less of it, and so do fewer streams; launcher.recover=off takes none."
 
 
 def _way(found: Needs, workers: Sequence[int]) -> str:

@@ -69,11 +69,6 @@ def changed(config: Config, changes: dict[str, Any]) -> PlanConfig:
     return plan
 
 
-def said(plan: PlanConfig) -> dict[str, Any]:
-    """What a plan says beyond what would hold without a word."""
-    return {key: value for key, value in asdict(plan).items() if key == "name" or value != getattr(PlanConfig(), key)}
-
-
 def fewer(config: Config, workers: int, streams: int | None = None) -> Replanned | None:
     """The best plan of at most so many processes, by what is predicted for it; None: the model fits on none.
 

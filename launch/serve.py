@@ -112,6 +112,8 @@ def processes(config: ServedConfig) -> Config:
     launcher = config.launcher
     if launcher.name == "local" and launcher.threads == "auto":
         launcher = replace(launcher, threads="false")
+    if launcher.recover == "auto" and launcher.threads != "true":
+        launcher = replace(launcher, recover="exact")
     config = replace(planning.resolve(config.run), launcher=launcher)
     places.refuse_without_cards(config)
     return config

@@ -203,7 +203,7 @@ def agree(config: DictConfig, stop: Stop | None = None) -> None:
 def _before(config: DictConfig, store: dist.Store) -> str | None:
     """The output folder that this run had before torchrun started it again, where it is to go on; its default holds the
     time of day. None: it is the first time, or nobody knows any more."""
-    if str(config.launcher.recover).lower() in ("off", "false") or not isinstance(store, dist.PrefixStore):
+    if str(config.launcher.recover).lower() != "exact" or not isinstance(store, dist.PrefixStore):
         return None
     kept = store.underlying_store
     earlier = (dist.PrefixStore(attempt(number), kept) for number in reversed(range(restarts())))

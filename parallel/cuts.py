@@ -105,7 +105,7 @@ class Needs:
         bandwidths: that it has for that, by worker; infinite: not known.
         dirty: bytes of one cut of one stream, by worker.
         memory: bytes on each machine that has workers, by its number.
-        work_s: that the slowest stage spends on what is between two cuts of one stream.
+        work_s: that the slowest stage spends meanwhile on all streams.
         replay_s: that streams take at most to come back to where they were.
     """
 
@@ -125,7 +125,7 @@ class Needs:
 
 
 def chunks(recover_s: float, period_s: float) -> int:
-    """Chunks between two cuts that are `recover_s` of work for the slowest stage."""
+    """Chunks between two cuts of a stream, of which one is made every `period_s`, that are `recover_s` of work."""
     return max(1, min(MOST, int(recover_s / period_s + CLOSE))) if period_s > 0 else MOST
 
 
@@ -139,9 +139,9 @@ def needs(costs: Costs, logged: Logged, demand: Demand, prediction: Prediction, 
         recover_s: as `launcher.recover_s`.
     """
     plan, cluster, streams = costs.plan, costs.cluster, demand.streams
-    period = prediction.period_s
-    # Between two chunks of one stream.
-    gap = max(streams * period, demand.frames / demand.fps if demand.paced else 0.0)
+    # From one chunk of a stream to the next: where all want as much as they can get, and as they go.
+    period = streams * prediction.period_s
+    gap = max(period, demand.frames / demand.fps if demand.paced else 0.0)
     workers = range(plan.workers)
     ways = tuple(cluster.devices[costs.groups[worker][0]].sheet.host_bandwidth or inf for worker in workers)
 
@@ -152,7 +152,7 @@ def needs(costs: Costs, logged: Logged, demand: Demand, prediction: Prediction, 
         return tuple(sum(r for r, d in zip(own, devices, strict=True) if d == device) for device in devices)
 
     def fits(every: int) -> bool:
-        return all(rate <= SHARE * way for rate, way in zip(rates(every), ways, strict=True))
+        return all(rate <= SHARE * way * (1 + CLOSE) for rate, way in zip(rates(every), ways, strict=True))
 
     wanted = chunks(recover_s, period)
     every = _least(wanted, fits)
@@ -162,7 +162,7 @@ def needs(costs: Costs, logged: Logged, demand: Demand, prediction: Prediction, 
         node = cluster.devices[costs.groups[worker][0]].node
         memory[node] = memory.get(node, 0.0) + streams * cuts.memory(worker)
     dirty = tuple(cuts.dirty(worker) for worker in workers)
-    replay = streams * every * period + prediction.chunk_latency_s
+    replay = every * period + prediction.chunk_latency_s
     return Needs(wanted, every, rates(every), ways, dirty, memory, every * period, replay)
 
 

@@ -18,7 +18,7 @@ LAUNCHERS = ("local", "torchrun", "ray")
 POSTS = ("none", "upscale")
 THREADS = ("auto", "true", "false")
 TRANSPORTS = ("auto", "nccl", "host")
-RECOVERIES = ("off", "exact")
+RECOVERIES = ("auto", "off", "exact")
 LOGS = ("none", "wandb")
 TRACES = ("none", "recent", "all")
 PACES = ("live", "free")
@@ -377,9 +377,10 @@ class LauncherConfig:
     """How tensors go from one process's GPU to another's: `nccl` from card to card, `host` through the hosts' memories,
     which is the only way between workers on one card; `auto`: by NCCL where it can go and messages are larger than
     1 MB."""
-    recover: str = one_of(RECOVERIES, "off")
+    recover: str = one_of(RECOVERIES, "auto")
     """What a lost worker means: the end of the run (`off`), or that streams go on from their newest cut, with the
-    latents that they would have had (`exact`). Under torchrun a restart goes on from the newest states on disk."""
+    latents that they would have had (`exact`). Under torchrun a restart goes on from the newest states on disk. `auto`:
+    `exact` of a server whose workers are processes, else `off`."""
     recover_s: float = 1.0
     """Work of a stream that a loss may cost, in seconds of its slowest stage: how often cuts are made."""
     spares: int = 0
@@ -410,7 +411,7 @@ class LauncherConfig:
     @property
     def recovers(self) -> bool:
         """Whether streams go on when a worker is lost."""
-        return self.recover != "off"
+        return self.recover == "exact"
 
 
 @dataclass

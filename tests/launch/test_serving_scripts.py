@@ -218,3 +218,21 @@ def test_the_scripts_are_copied(tmp_path):
     for script in made.iterdir():
         assert shutil.which("bash") and subprocess.run(["bash", "-n", str(script)]).returncode == 0
         assert stat.S_ISREG(script.stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "settings", "restarts"),
+    [
+        ((), {}, 0),
+        (("launcher.recover=exact",), {}, 3),
+        (("launcher.recover=exact",), {"EVERFRAME_RESTARTS": "7"}, 7),
+        (("launcher.recover=off",), {"EVERFRAME_RESTARTS": "7"}, 0),
+    ],
+    ids=str,
+)
+def test_ranks_are_started_again_where_a_run_recovers(begin, overrides, settings, restarts):
+    job = begin("serve_torchrun.sbatch", "model=nano", *overrides, **settings)
+    job.note("gateway")
+    assert f"--max-restarts={restarts}" in job.note("pipeline")["args"]
+    job.process.send_signal(signal.SIGTERM)
+    assert job.end()[0] == 0
