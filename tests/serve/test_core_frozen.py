@@ -242,9 +242,7 @@ async def test_a_chunk_that_is_told_of_again_changes_nothing():
         await one.source.say("sampled", chunk=0, events=["1"], silence_s=0, held_s=0.0, late_s=0.5)
     assert one.sink.of("unmute") == unmuted == [{"chunk": 0}] and one.session.speech_held_s == 1.0
     late = "everframe_audio_late_seconds_total"
-    assert one.metrics.registry.get_sample_value(late, {"model": "maze"}) is None or (
-        one.metrics.registry.get_sample_value(late, {"model": "other"}) == 0.5
-    )
+    assert one.metrics.registry.get_sample_value(late, {"model": "other"}) == 0.5
     await one.sink.say("chunk", chunk=1, frames=12, first_frame=12, pts=67_500, slack_s=0.1)
     assert [chunk.events for chunk in one.eye.chunks] == [("a",), ()]
 
@@ -286,7 +284,7 @@ async def test_another_that_comes_before_the_first_is_known_to_have_gone_hears_w
     await asyncio.sleep(2 * LAST_WORD_S)
     assert second.closed and len(third.of("hello")) == 1
     await one.picture(8, 0, key=True)
-    assert kinds(one.eye) == ["frozen", "resumed"] * 2 or kinds(one.eye)[-1] == "resumed"
+    assert kinds(one.eye) == ["frozen", "resumed"]
 
 
 @virtually
