@@ -1,4 +1,4 @@
-"""An output that is given chunks again that it has put out, and one that goes on for another: as if nothing had been."""
+"""An output that is given chunks again, and one that goes on for another: all is as if nothing had been."""
 
 from __future__ import annotations
 
@@ -269,9 +269,7 @@ def test_viewers_see_one_stream_whoever_plays_it(tmp_path):
     last = frames_of(run.config.model, 4)[0]
     assert [head["chunk"] for head in heard if head["kind"] == "chunk"] == list(range(4))
     pictures = [head for head in heard if head["kind"] == "video"]
-    assert [head["pts"] for head in pictures] == [
-        round(i * 90_000 / run.config.model.fps) for i in range(last)
-    ]
+    assert [head["pts"] for head in pictures] == [round(i * 90_000 / run.config.model.fps) for i in range(last)]
     assert [i for i, head in enumerate(pictures) if head["key"]] == [0, len(left)]
     sounds = [head["pts"] for head in heard if head["kind"] == "sound"]
     assert sounds == [960 * i for i in range(len(sounds))]

@@ -96,7 +96,6 @@ class Gateway:
         self.wanted = wanted
         return self.made()
 
-
     async def change(self, plan: dict[str, Any], model: str | None) -> tuple[str, int]:
         if self.problem:
             raise self.problem

@@ -19,7 +19,7 @@ def value(one, name: str, **labels: str) -> float | None:
 @virtually
 async def test_all_sessions_of_the_model_stand_still_and_no_others():
     async with house(3) as one:
-        maze, head = one.models.values()
+        maze = one.models["maze"]
         sessions = [await one.open(), await one.open(), await one.open(model="head")]
         eyes = [Eye() for _ in sessions]
         for session, eye in zip(sessions, eyes, strict=True):
