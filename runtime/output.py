@@ -1,6 +1,7 @@
 """The last stage of a stream: latents are hashed, pictures and sound written to its files, its viewer's clock kept.
 
-It may outlive the generation of its run: then chunks come again that it has put out, and it puts out none of them twice.
+It may outlive the generation of its run: then chunks come again that it has put out, and it puts out none of them
+twice.
 """
 
 from __future__ import annotations

@@ -111,8 +111,8 @@ class Asked:
         return number
 
     def sampled(self, chunk: int, numbers: tuple[str, ...], now: float) -> bool:
-        """A chunk was sampled that shows these first; returns whether it is the first after all that interrupted. Of one
-        that is known already nothing is taken."""
+        """A chunk was sampled that shows these first; returns whether it is the first after all that interrupted. What
+        is said again of one changes nothing."""
         if chunk <= self.last:
             return False
         self.last = chunk

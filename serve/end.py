@@ -1,4 +1,4 @@
-"""Where one stage of a session connects: it comes, talks, goes, and another comes in its place if its process was lost."""
+"""Where one stage of a session connects: it comes, talks, goes; if its process was lost another comes in its place."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class End:
                 tell(why)
 
     async def _see_off(self) -> None:
-        """The one that is there is gone, and what it said last may still be on the way: it is what viewers have seen."""
+        """The one that is there is gone. What it said last may still be on the way: viewers see it."""
         if self.connection is None:
             return
         with suppress(TimeoutError):

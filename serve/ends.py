@@ -1,8 +1,8 @@
 """The two ends of a session's stream: the stage that samples what a person does, and the one that plays what is made.
 
 Each connects when its worker comes to it, and not before. What is said to one that is not there yet is kept, as far as
-it still holds then. Where the pipeline recovers, another may come in its place, and is told where it stands: the one that
-samples, what was asked and not sampled; the one that plays, what viewers have seen.
+it still holds then. Where the pipeline recovers, another may come in its place, and is told where it stands: the one
+that samples, what was asked and not sampled; the one that plays, what viewers have seen.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class Ends:
             self._heard.failed(head["message"])
 
     def _tell_slack(self, chunk: int, slack_s: float) -> None:
-        """Tell who samples how early a chunk was. Where the stream stood still meanwhile, that says nothing of its way."""
+        """Tell who samples how early a chunk was, and whether that says nothing of its way: the stream stood still."""
         again = {"again": True} if self.waited(chunk) else {}
         late_s = max(0.0, -slack_s) + self._seen.later()
         if self._listens:

@@ -1,4 +1,4 @@
-"""How long a session goes on: its clocks, each with what it means when it has run out. They can be made to stand still."""
+"""How long a session goes on: its clocks, each with what it means when it has run out. All can be made to stand."""
 
 from __future__ import annotations
 

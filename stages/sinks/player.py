@@ -4,8 +4,8 @@ Time 0 is when the first chunk is there, its pictures and its sound, and a margi
 packet j at j * 20 ms, both on this one clock, so that errors do not add up and lips stay with words. A chunk that comes
 late moves the clock for both; nothing is skipped to catch up, and nothing is held that is due.
 
-Where another player had begun (its process is gone), this one begins where that one came to, in the middle of a chunk if
-need be: with a key frame, on the same line of times, so that those who watch see nothing twice.
+Where another player had begun (its process is gone), this one begins where that one came to, in the middle of a chunk
+if need be: with a key frame, on the same line of times, so that those who watch see nothing twice.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Player:
 
     @property
     def seen(self) -> int:
-        """Number of the first chunk of which something has not left yet, pictures or what is heard with those before."""
+        """Number of the first chunk that has not left, or before which some sound has not."""
         with self._changed:
             gone = self._gone + 1
             if self._sound is None:

@@ -4,8 +4,8 @@ Each chunk is a line of JSON, `{"index": 3, "fps": 16, "frames": [12, 64, 64, 3]
 the pixels behind it, uint8 RGB, and the samples, float32 little-endian at 16 kHz. The reader answers each chunk that it
 takes with one byte, and the sink is never more than AHEAD chunks ahead: a slow reader holds up its own stream, and no
 memory grows. Once the reader has gone, what is still made is thrown away: it cancels the stream, or keeps it for its
-files. The last line is `{"end": true}`. A sink that goes without it is gone with its process: another may connect, which
-gives again what the reader has not taken, and perhaps some of what it has. The reader takes each chunk once.
+files. The last line is `{"end": true}`. A sink that goes without it is gone with its process: another may connect,
+which gives again what the reader has not taken, and perhaps some of what it has. The reader takes each chunk once.
 """
 
 from __future__ import annotations

@@ -449,3 +449,37 @@ def test_secrets_come_from_files_and_are_none_that_can_be_guessed(tmp_path):
     for wrong in (-1, 65):
         with pytest.raises(UserError, match="is a number of pipelines"):
             ServeConfig(join=wrong)
+
+
+@runs
+async def test_what_is_told_of_generations_comes_through_and_a_plan_goes_back():
+    async with Place() as place:
+        with Driven("launcher.recover=exact") as driven:
+            await asyncio.to_thread(called, driven.pipeline, driven.config, place.address)
+            await place.came.wait()
+            (joined,) = place.joined
+            assert joined.recovers and joined.frozen is None
+            told: asyncio.Queue = asyncio.Queue()
+            joined.on_frozen = lambda *given: told.put_nowait(given)
+            joined.on_planned = lambda *given: told.put_nowait(given)
+            (changer,) = driven.pipeline.changers
+            changer({"frozen": True, "number": 1, "why": "worker 1 is lost"})
+            assert await told.get() == (True, "worker 1 is lost") and joined.frozen == "worker 1 is lost"
+            changer({"frozen": False, "number": 1, "frozen_s": 0.5, "speed": 0.5})
+            assert (await told.get(), await told.get()) == ((False, ""), (0.5, None)) and joined.frozen is None
+            orders = []
+            driven.pipeline.change = lambda plan: orders.append(plan) or 7
+            assert await joined.change({"workers": 1}) == 7 and orders == [{"workers": 1}]
+
+            def refused(plan):
+                raise UserError("plan.workers=9", "has no devices", "use fewer")
+
+            driven.pipeline.change = refused
+            with pytest.raises(UserError, match="has no devices"):
+                await joined.change({"workers": 9})
+
+
+@runs
+async def test_a_pipeline_that_says_nothing_of_it_does_not_recover():
+    async with one() as (joined, _, _):
+        assert not joined.recovers

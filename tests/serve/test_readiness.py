@@ -55,6 +55,12 @@ def test_a_model_that_rests_is_ready_however_long(clock, gate):
     assert reasons([model], {}, gate, clock) == [], "its work has just come"
 
 
+def test_a_model_whose_streams_stand_still_is_not(clock, gate):
+    model = Model(clock)
+    model.frozen, model.told[1]["lost"] = "worker 1 is lost", "its process ended"
+    assert reasons([model], {}, gate, clock) == ["one: its streams stand still (worker 1 is lost)"]
+
+
 def test_a_worker_that_is_stuck_is_found(clock, gate):
     model, place = Model(clock), gate.enter("one", "x")
     for _ in range(100):

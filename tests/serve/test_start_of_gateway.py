@@ -37,6 +37,7 @@ class Hold:
 
     def __init__(self, config, running, open_stream):
         self.name, self.offer, self.lost = config.model.name, {"id": config.model.name, "chunk_s": 0.75}, None
+        self.frozen, self.recovers = None, False
         self.closed = False
         Hold.made.append(self)
 
