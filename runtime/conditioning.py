@@ -381,7 +381,8 @@ class Conditioning:
             self._journal.whole = whole
 
     def turn(self) -> None:
-        """The run goes on in its next generation: let go of all but live sources; these give again what no chunk has."""
+        """The run goes on in its next generation: let go of all but live sources; these give again what
+        no chunk has."""
         self.sources.turn()
         if self._journal:
             self.sources.ends.back()
