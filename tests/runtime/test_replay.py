@@ -76,11 +76,10 @@ class World:
         prompts: ordered before each chunk.
     """
 
-    def __init__(self, folder: Path, kind: str, prompts: dict[int, str], *overrides: str):
+    def __init__(self, folder: Path, kind: str, prompts: dict[int, str]):
         self.folder, self.kind, self.prompts = folder, kind, prompts
-        self.config = config_of("model=nano", *overrides) if overrides else CONFIG
-        self.sink = replace(self.config.sink, video=None, inputs=str(folder / "inputs"))
-        self.stdin, self.fed, self._rest = None, 0, ExitStack()
+        self.sink = replace(CONFIG.sink, video=None, inputs=str(folder / "inputs"))
+        self.stdin, self.fed, self._rest, self.chunks = None, 0, ExitStack(), CHUNKS
         if kind == "live":
             reading, self.sound = os.pipe()
             self.stdin = self._rest.enter_context(os.fdopen(reading, "rb", buffering=0))
@@ -107,7 +106,7 @@ class World:
             os.write(self.actions, action(chunk).encode())
 
     def open(self, state: Cut | None, journal: Journal | None, ends: LiveEnds | None) -> Conditioning:
-        stream = replace(CONFIG.stream, chunks=None if self.kind == "recorded" else CHUNKS)
+        stream = replace(CONFIG.stream, chunks=None if self.kind == "recorded" else self.chunks)
         return Conditioning(
             CONFIG.model, stream, self.source, ENCODERS, self.stdin, Stop(), state, self.sink, None, journal, ends
         )
@@ -202,3 +201,126 @@ def test_chunks_are_made_with_what_they_were_made_with(tmp_path_factory, kind, e
 
     check()
 
+
+
+PARTS = [(0, 0), (4001, 0), (1.0, 0), (1.0, 30), (1.0, 1.0)]
+"""Of what a chunk needs, the bytes of sound and of actions that have come when the run turns; 1.0: all."""
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("cut", [None, 2, 3])
+def test_a_pipe_loses_nothing_where_a_chunk_is_given_up_half_way(tmp_path, parts, cut):
+    (alone := tmp_path / "alone").mkdir()
+    (turned := tmp_path / "turned").mkdir()
+    world = World(alone, "live", {})
+    expected = world.play([])
+    world.close()
+    world, ends, at = World(turned, "live", {}), LiveEnds(), 3
+    conditioning = world.open(None, Journal(turned / "cuts"), ends)
+    state = None
+    for chunk in range(at):
+        state = Cut(chunk, conditioning.progress(chunk)) if chunk == cut else state
+        world.feed(chunk)
+        assert equal(made_with(conditioning, chunk), expected[chunk])
+    state = Cut(at, conditioning.progress(at)) if at == cut else state
+    start, end = (frames(n) * RATE // CONFIG.model.fps for n in (at, at + 1))
+    sound, actions = SOUND[start:end].tobytes(), action(at).encode()
+    count, counted = (len(all) if part == 1.0 else part for part, all in zip(parts, (sound, actions), strict=True))
+    os.write(world.sound, sound[:count])
+    os.write(world.actions, actions[:counted])
+    sampled = []
+    sampler = threading.Thread(target=lambda: sampled.append(given_up(conditioning, at)))
+    sampler.start()
+    if parts == (1.0, 1.0):
+        sampler.join()  # all has come: the chunk is sampled, and has a line
+    else:
+        conditioning.stop.turn()
+        sampler.join()
+    assert sampled == [parts != (1.0, 1.0)]
+    conditioning.stop.turn()
+    conditioning.turn()
+    os.write(world.sound, sound[count:])
+    os.write(world.actions, actions[counted:])
+    world.fed = at + 1
+    conditioning = world.open(state, Journal(turned / "cuts"), ends)
+    for chunk in range(cut or 0, CHUNKS):
+        world.feed(chunk)
+        assert equal(made_with(conditioning, chunk), expected[chunk])
+    assert conditioning.chunk(CHUNKS) is None
+    conditioning.ended(CHUNKS)
+    conditioning.close()
+    world.close()
+    assert not ends.opened
+    assert (turned / "inputs").read_bytes() == (alone / "inputs").read_bytes()
+
+
+def given_up(conditioning: Conditioning, chunk: int) -> bool:
+    """Sample a chunk; returns whether the run turned meanwhile."""
+    try:
+        conditioning.chunk(chunk)
+    except Turned:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("survives", [True, False])
+@pytest.mark.parametrize("ended", ["by itself", "stopped"])
+def test_a_stream_that_had_ended_ends_there_again(tmp_path, survives, ended):
+    """Its pipes are gone: neither opened nor read again."""
+    world, ends = World(tmp_path, "live", {}), LiveEnds()
+    world.chunks = None
+    conditioning, made = world.open(None, Journal(tmp_path / "cuts"), ends), []
+    for chunk in range(3):
+        world.feed(chunk)
+        made.append(made_with(conditioning, chunk))
+    if ended == "stopped":
+        conditioning.stop.set()
+    else:
+        os.close(world.sound)
+        os.close(world.actions)
+        made.append(made_with(conditioning, 3))
+        # What is held of actions that were to come is shown yet; then both have ended.
+        while made[-1] is not None:
+            made.append(made_with(conditioning, len(made)))
+        made.pop()
+    finished = conditioning.finished(len(made))
+    assert conditioning.chunk(len(made)) is None and finished == (ended == "by itself")
+    conditioning.ended(len(made))
+    conditioning.turn() if survives else conditioning.close()
+    (tmp_path / "actions").unlink()
+    again = world.open(None, Journal(tmp_path / "cuts"), ends)
+    for chunk, expected in enumerate(made):
+        assert not again.hold(chunk)
+        assert equal(made_with(again, chunk), expected)
+    assert again.chunk(len(made)) is None and again.finished(len(made)) == finished
+    again.ended(len(made))
+    again.close()
+
+
+def test_orders_that_a_sampled_chunk_shows_change_nothing_and_others_do(tmp_path):
+    def opened():
+        return Conditioning(CONFIG.model, CONFIG.stream, CONFIG.source, ENCODERS, journal=Journal(tmp_path))
+
+    def heard(conditioning, chunk, *orders):
+        for prompt, number in orders:
+            conditioning.prompts.steer(prompt, 0.0, number)
+        conditioning.chunk(chunk)
+        return conditioning.prompts.text(conditioning.prompts.epoch(chunk))
+
+    first = opened()
+    assert heard(first, 0) == "hello"
+    assert heard(first, 1, ("dog", 4), ("cat", 5)) == "cat"
+    state = Cut(2, first.progress(2))
+    assert heard(first, 2, ("owl", 7)) == "owl"
+    first.turn()
+    again = Conditioning(
+        CONFIG.model, CONFIG.stream, CONFIG.source, ENCODERS, state=state, journal=Journal(tmp_path)
+    )  # fmt: skip
+    assert heard(again, 2, ("dog", 4), ("cat", 5), ("owl", 7), ("fox", 9)) == "owl"
+    assert heard(again, 3) == "fox"
+    again.turn()
+    # Of another run, whose orders have numbers of their own, the state's are forgotten.
+    other = Conditioning(
+        CONFIG.model, CONFIG.stream, CONFIG.source, ENCODERS, state=state, journal=Journal(tmp_path / "other")
+    )
+    assert heard(other, 2, ("elk", 0)) == "elk"
