@@ -105,10 +105,12 @@ class World:
             os.write(self.sound, SOUND[start:end].tobytes())
             os.write(self.actions, action(chunk).encode())
 
-    def open(self, state: Cut | None, journal: Journal | None, ends: LiveEnds | None) -> Conditioning:
+    def open(
+        self, state: Cut | None, journal: Journal | None, ends: LiveEnds | None, stop: Stop | None = None, prompts=None
+    ) -> Conditioning:
         stream = replace(CONFIG.stream, chunks=None if self.kind == "recorded" else self.chunks)
         return Conditioning(
-            CONFIG.model, stream, self.source, ENCODERS, self.stdin, Stop(), state, self.sink, None, journal, ends
+            CONFIG.model, stream, self.source, ENCODERS, self.stdin, stop or Stop(), state, self.sink, prompts, journal, ends
         )
 
     def play(self, happens: list[Turn], journaled: bool = False) -> list:
