@@ -26,7 +26,9 @@ from stages.sources.live import Stop, Turned
 from tests.helpers import config_of, write_wav
 
 CHUNKS = 7
-CONFIG = config_of("model=nano", "stream.prompt=hello", "stream.events=[{chunk: 3, prompt: planned}]", "source.pace=free")
+CONFIG = config_of(
+    "model=nano", "stream.prompt=hello", "stream.events=[{chunk: 3, prompt: planned}]", "source.pace=free"
+)
 ENCODERS = Encoders(CONFIG.model, torch.device("cpu"))
 SOUND = np.random.default_rng(1).integers(-9000, 9000, 20 * RATE).astype("<i2")
 NAMES = ("none", "forward", "back", "left", "right")
@@ -110,7 +112,17 @@ class World:
     ) -> Conditioning:
         stream = replace(CONFIG.stream, chunks=None if self.kind == "recorded" else self.chunks)
         return Conditioning(
-            CONFIG.model, stream, self.source, ENCODERS, self.stdin, stop or Stop(), state, self.sink, prompts, journal, ends
+            CONFIG.model,
+            stream,
+            self.source,
+            ENCODERS,
+            self.stdin,
+            stop or Stop(),
+            state,
+            self.sink,
+            prompts,
+            journal,
+            ends,
         )
 
     def play(self, happens: list[Turn], journaled: bool = False) -> list:
@@ -202,7 +214,6 @@ def test_chunks_are_made_with_what_they_were_made_with(tmp_path_factory, kind, e
         assert (turned / "inputs").read_bytes() == (alone / "inputs").read_bytes()
 
     check()
-
 
 
 PARTS = [(0, 0), (4001, 0), (1.0, 0), (1.0, 30), (1.0, 1.0)]
