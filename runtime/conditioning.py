@@ -104,7 +104,7 @@ class Conditioning:
         self._journal, self.replay = journal, Replay(journal, self._first)
         ends = None if journal is None else ends or LiveEnds()
         self._survived = ends is not None and ends.opened
-        self._pace = (ends and ends.pace) or Pace(self.stop.wait) if source.paced else None
+        self._pace = (ends and ends.pace) or (Pace(self.stop.wait) if source.paced else None)
         sink = sink or SinkConfig(video=None)
         self.sources = open_sources(
             model, source, sink, self.picture, encoders, stdin, self.stop, self.prompts, self._pace, self._first,
@@ -152,7 +152,8 @@ class Conditioning:
         self.prompts.resume(chunk, content, time.perf_counter(), again)
         if self.sound and "sound" in content:
             arrays = {name: tensor.numpy() for name, tensor in held.items() if not name.startswith(BEFORE)}
-            self.sound.resume(content["sound"], arrays, is_live(source.audio) or self.sources.private, again)
+            live = is_live(source.audio) or self.sources.private or bool(self.sources.ends and self.sources.ends.sound)
+            self.sound.resume(content["sound"], arrays, live, again)
             if self.sources.sink:
                 self.sources.heard()  # what is read on of a file is no chunk's
         self.encoding.before = {name.removeprefix(BEFORE): t for name, t in held.items() if name.startswith(BEFORE)}
@@ -381,7 +382,8 @@ class Conditioning:
             self._journal.whole = whole
 
     def turn(self) -> None:
-        """The run goes on in its next generation: let go of all but live sources; these give again what no chunk has."""
+        """The run goes on in its next generation: let go of all but live sources; these give again what
+        no chunk has."""
         self.sources.turn()
         if self._journal:
             self.sources.ends.back()

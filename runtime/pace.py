@@ -101,7 +101,7 @@ class Pace:
     def _allowed(self) -> float:
         return sorted(self._slacks)[max(1, len(self._slacks) // ONE_OF) - 1]
 
-    # -- from one generation of a run to the next -----------------------------------------------------------------------
+    # -- from one generation of a run to the next ----------------------------------------------------------------------
 
     def wire(self, wait: Callable[[float], object]) -> None:
         """Wait in another way from now on."""
@@ -128,7 +128,7 @@ class Pace:
             self._slacks.extend([] if progress["way"] is None else [progress["way"]])
             self._under_way.extend([self._put_off] * progress["under_way"])
 
-    # -- the clock ------------------------------------------------------------------------------------------------------
+    # -- the clock -----------------------------------------------------------------------------------------------------
 
     def hold(self) -> bool:
         """Wait until the next chunk is due; returns whether it had to be waited for."""

@@ -88,6 +88,18 @@ class Live(NamedTuple):
     ends: LiveEnds | None = None
     replay: Replay | None = None
 
+    def hears(self, path: str | None) -> bool:
+        """Whether sound comes live: a pipe that is gone was one, if it was read before."""
+        return is_live(path) or (self.ends is not None and self.ends.sound is not None) or self._had("sound")
+
+    def acts(self, path: str | None) -> bool:
+        """Whether actions come live, likewise."""
+        return is_live(path) or (self.ends is not None and self.ends.actions is not None) or self._had("actions")
+
+    def _had(self, name: str) -> bool:
+        last = self.replay.last if self.replay and self.replay.end else None
+        return last is not None and getattr(last, name) is not None
+
     def sound(self, make: Callable[[], Any]) -> Any:
         """A live source of sound: the one that is kept, or a new one."""
         if not self.ends:
@@ -139,7 +151,8 @@ def open_sources(
     tensors = TensorsFile(source.tensors, model.name, declared) if source.tensors else None
     _refuse_unused(model, source, declared)
     inputs = Inputs(source.inputs) if source.inputs else None
-    opened = Sources(tensors, inputs, None, None, None, source.live, ends=live.ends)
+    waits = source.live or bool(live.ends and live.ends.sources)
+    opened = Sources(tensors, inputs, None, None, None, waits, ends=live.ends)
     heard, taken = made_of(declared, "audio"), made_of(declared, "actions")
     try:
         if source.session:
@@ -228,7 +241,7 @@ def _pcm(
     elif path:
         from stages.sources.audio_file import AudioFile  # not above: FFmpeg is needed where there is a file
 
-        if live.ends and is_live(path):
+        if live.ends and live.hears(path):
             pcm = live.sound(lambda: Ahead(partial(AudioFile, path), stop, name))
         else:
             pcm = AudioFile(path, stop)
@@ -253,7 +266,7 @@ def _actions(
         return inputs.actions
     if not source.actions:
         return None
-    if is_live(source.actions):
+    if live.acts(source.actions):
         name, path = f"source.actions={source.actions}", source.actions
         return live.actions(
             lambda: LiveActions(
