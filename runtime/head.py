@@ -344,7 +344,7 @@ class Head:
             self._moved[stream] = now
             self.pacer.out(stream, chunk, times.get(OUTPUT, 0.0), now)
 
-    def saved(self, stream: int, chunk: int, whole: bool) -> None:
+    def saved(self, stream: int, chunk: int = -1, whole: bool = False) -> None:
         """The cut of a stream before `chunk` is whole, or given up: the next one may begin."""
         with self._lock:
             self._saving[stream] -= 1
