@@ -171,10 +171,20 @@ class Sampler(threading.Thread):
         else:
             with self.queue.after(None):
                 entry = self._filled(conditioning, chunk, entered, given)
-        if self.keep and ((disk := self.keep.due(chunk, entry.stopped)) or self.cut_due(chunk)):
-            entry.mark = Mark(self.whole, disk)
-            progress.write(self.saver, self.stream, chunk, self.whole)
+        state = self._begun(chunk) if self.keep and self.keep.due(chunk, entry.stopped) else ""
+        if self.keep and (state or self.cut_due(chunk)):
+            entry.mark = Mark(self.whole, state)
+            progress.write(self.saver, self.stream, chunk, entry.mark)
         return entry
+
+    def _begun(self, chunk: int) -> str:
+        """The folder in which a state is going to be made; empty: the disk refuses."""
+        try:
+            return str(self.keep.begin(chunk))
+        except OSError as error:
+            self.keep.complain(error)
+            self.keep.drop(chunk)
+            return ""
 
     def cut_due(self, chunk: int) -> bool:
         """Whether a cut is to be made before `chunk` where no state is due."""

@@ -10,7 +10,7 @@ import devices
 from runtime.banks import cut_bank
 from runtime.board import Board
 from runtime.cut_log import Read
-from runtime.saving import Saver
+from runtime.saving import Mark, Saver
 from stages.denoise.bank import Bank, Layout
 from stages.denoise.share import ALL
 from tests.double import KIND
@@ -45,7 +45,7 @@ def saver(card, tmp_path):
 
 
 def cut(saver: Saver, bank: Bank, chunk: int) -> None:
-    cut_bank(saver, 0, chunk, "bank.0.0.0.0", 0, bank, ALL, {}, -1)
+    cut_bank(saver, 0, chunk, "bank.0.0.0.0", 0, bank, ALL, {}, Mark())
 
 
 def held(saver: Saver, chunk: int) -> dict[str, torch.Tensor]:
