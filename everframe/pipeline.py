@@ -20,7 +20,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from itertools import chain, count
 from types import TracebackType
 from typing import Any
@@ -31,7 +31,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from conf.errors import UserError
 from conf.schema import Config, SourceConfig
 from conf.typed import shown
-from launch import cli, planning, running
+from launch import cli, planning, replanning, running
 from launch.control import open_stream
 from parallel import capability
 from runtime.running import Running
@@ -131,6 +131,23 @@ class Pipeline:
     def _free(self) -> str:
         taken = {order.config.id for order in self.running.pipeline.streams}
         return next(name for name in chain([self.config.stream.id], map(str, count())) if name not in taken)
+
+    def change(self, plan: str | None = None, workers: int | None = None, **settings: Any) -> None:
+        """Go on with another plan. Streams that are open go on with it where they are, with the same latents.
+
+        Args:
+            plan: its name, or `auto` for the planner's best; None: that of now.
+            workers: of all its processes; None: as many as it needs.
+            settings: other keys of `plan` (`steps`, `layers`, `grid`, `encode`, `decode`, ...).
+
+        Raises:
+            UserError: a key or value is wrong, the model has no such plan, or it cannot be changed to while it runs.
+            RuntimeError: the workers are gone.
+        """
+        asked = {"name": plan, "workers": workers} | settings
+        config = replanning.changed(self.running.pipeline.config, {k: v for k, v in asked.items() if v is not None})
+        _patiently(self.running.pipeline.change, asdict(config))
+        self.config = replace(self.config, plan=config)
 
     def close(self) -> None:
         """End every stream and all workers at once; files are playable to where they came."""
@@ -239,9 +256,16 @@ class Stream:
     def _give(self, what: str, data: bytes) -> None:
         if (door := self._doors.get(what)) is None:
             raise UserError(f"{what} of stream {self.id}", "are not live", f"open it with {what}=everframe.LIVE")
-        if door.wait(lambda: self.ended):
-            with suppress(OSError):  # it has ended, and takes no more
-                door.socket.sendall(data)
+        # Who has gone has ended, or another goes on in its place: that one is there soon, or never.
+        if not door.wait(lambda: door.came or self.ended):
+            return
+        try:
+            door.socket.sendall(data)
+        except OSError:
+            door.again()
+            with suppress(OSError):
+                if door.wait(lambda: True):
+                    door.socket.sendall(data)
 
     def stop(self) -> None:
         """Drain it: nothing more is sampled; chunks under way still come."""

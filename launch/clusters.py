@@ -19,7 +19,7 @@ GLOO = Link(latency_s=1.0e-3, bandwidth=1.0e9)
 """Between processes of one machine without GPUs, message handling included."""
 NOISE_S = 3e-3
 """Drawing 14B-sized noise for a chunk, on one core of such a machine."""
-KEYS = ("name", "note", "kinds", "devices", "intra", "inter", "times")
+KEYS = ("name", "note", "kinds", "host_bytes", "devices", "intra", "inter", "times")
 
 
 def arguments(given: list[str]) -> list[str]:

@@ -5,6 +5,8 @@
     {"open": "b", "resume": "DIR"}   go on from a state that was saved (of a stream of the same name)
     {"stop": "a"}      drain: what is under way is finished (and the state saved, if that is asked for); null: all
     {"cancel": "a"}    at once; null: every stream
+    {"plan": {"workers": 3}}               another plan for all streams, which go on with it: keys are those of `plan`
+    {"plan": "timestep", "workers": 5}     the same with its name in front
     {"wait": "a"}      read on when the stream has ended
     {"status": true}   print how streams and workers stand, as one JSON line
 
@@ -28,6 +30,7 @@ from typing import Any
 from conf.errors import UserError
 from conf.schema import Config
 from conf.secret import is_address, told
+from launch import restarting
 from launch.orders import Orders, open_stream, parsed, refuse_rest
 from launch.remote import called
 from runtime.pipeline import Pipeline, run_all
@@ -50,7 +53,7 @@ def begin(pipeline: Pipeline, config: Config) -> None:
         UserError: a stream cannot be opened, the orders cannot be read, or nobody gives them at that address.
     """
     if config.control is None:
-        run_all(pipeline, config)
+        run_all(pipeline, config, restarting.orders(config) if restarting.again(config) else None)
         return
     given = told("control", config.control)
     if is_address(given):

@@ -27,6 +27,7 @@ from conf.errors import UserError
 from conf.paths import inside, is_there
 from conf.schema import Config
 from conf.schema.stream import SINKS, SOURCES
+from launch import restarting
 from runtime.admission import CONFIG, RESULTS, model_files
 from runtime.state import FOLDER, candidates, states
 
@@ -161,6 +162,8 @@ def _in_use(folder: Path, file: int) -> UserError:
 
 def _goes_on_in(folder: Path, config: Config) -> bool:
     """Whether a run resumes from a state that is in its output folder."""
+    if restarting.goes_on(config):
+        return True
     if config.resume is None:
         return False
     newest = candidates(config.resume, "0" if config.stream.count > 1 else None)[0].folder

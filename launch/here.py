@@ -100,6 +100,7 @@ def cluster(machines: Sequence[Sequence[Card]], measured: Sequence[str] = ()) ->
         note=" ".join(dict.fromkeys(base.note for base in bases.values())),
         measured=list(measured),
         kinds=kinds,
+        host_bytes=_memory(),
         devices=found,
         intra=min((base.intra for base in bases.values()), key=lambda link: link.bandwidth),
         inter=min((base.inter for base in bases.values()), key=lambda link: link.bandwidth),

@@ -26,6 +26,7 @@ import devices
 from conf.schema import Config
 from launch.places import on_one_host, refuse_unjoined
 from parallel.plan import Plan
+from runtime.generations import Generation
 from runtime.local import LocalRun
 from runtime.running import Running, Start
 
@@ -70,19 +71,28 @@ class LocalProcesses(Running):
 
     """
 
-    one_host = True
+    one_host = starts = True
 
     def __init__(self, start: Start):
         super().__init__(start.plan, start.config, dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False))
         self._live, self._stdin, self._tell = start.live, start.stdin, start.tell
-        self._workers: list[subprocess.Popen] = []
-        self._said: list[deque[str]] = []
-        self._readers: list[threading.Thread] = []
+        self._workers: dict[int, subprocess.Popen] = {}
+        self._said: dict[int, deque[str]] = {}
+        self._readers: dict[int, threading.Thread] = {}
 
-    def _launch(self) -> None:
-        for index in range(self.plan.processes):
-            reads = self._live and index == self.plan.group(self.plan.encode)[0]
-            self._spawn(index, self._reading() if reads else None)
+    def _start(self, process: int, generation: Generation) -> None:
+        _, plan = generation.of(self.config)
+        index = generation.index(process)
+        reads = index is None or index == plan.group(plan.encode)[0]
+        self._spawn(process, generation, self._reading() if self._live and reads else None)
+
+    def _card(self, process: int, generation: Generation) -> int | None:
+        """The GPU of a process, where there are any: that of the member which it is, or may become."""
+        if not (self.config.device.may_be_gpu and (count := devices.count())):
+            return None
+        config, plan = generation.of(self.config)
+        index = generation.index(process)
+        return on_one_host(plan, config.plan.devices, count)[index if index is not None else process % plan.processes]
 
     def _reading(self) -> int | None:
         """The descriptor that live sources read; None where this process has no standard input.
@@ -94,7 +104,7 @@ class LocalProcesses(Running):
             return fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, 3)
         return None
 
-    def _spawn(self, index: int, live: int | None) -> None:
+    def _spawn(self, process: int, generation: Generation, live: int | None) -> None:
         paths = os.pathsep.join(p for p in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if p)
         worker = subprocess.Popen(
             [sys.executable, "-m", "launch.worker"],
@@ -110,7 +120,10 @@ class LocalProcesses(Running):
         given = {
             # The cluster is the planner's: no worker asks for it.
             "config": {key: part for key, part in asdict(self.config).items() if key != "cluster"},
-            "index": index,
+            "process": process,
+            "generation": asdict(generation),
+            "processes": self.plan.processes,
+            "card": self._card(process, generation),
             "store": [HOST, self.store.port],
             "live": live,
         }
@@ -120,11 +133,19 @@ class LocalProcesses(Running):
             worker.stdin.flush()
         said: deque[str] = deque(maxlen=LAST_LINES)
         given = worker.stderr, said, self._tell
-        reader = threading.Thread(target=_pass_on, args=given, name=f"stderr {index}", daemon=True)
+        reader = threading.Thread(target=_pass_on, args=given, name=f"stderr {process}", daemon=True)
         reader.start()
-        self._workers.append(worker)
-        self._said.append(said)
-        self._readers.append(reader)
+        self._workers[process], self._said[process], self._readers[process] = worker, said, reader
+        threading.Thread(target=self._notice, args=(worker,), name=f"end of {process}", daemon=True).start()
+
+    def _notice(self, worker: subprocess.Popen) -> None:
+        """Wake who watches over the workers as soon as one has ended."""
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        self._wake.set()
+
+    def _kill(self, process: int) -> None:
+        self._workers[process].kill()
 
     def _gone(self, index: int) -> str | None:
         code = self._workers[index].poll()
@@ -137,11 +158,11 @@ class LocalProcesses(Running):
         return f"its process ended {how}" + (f": {last.strip()[:200]}" if code > 0 and last else "")
 
     def _end(self) -> None:
-        for worker in self._workers:
+        for worker in self._workers.values():
             worker.kill()
 
     def _release(self) -> None:
-        for worker in self._workers:
+        for worker in self._workers.values():
             try:
                 worker.wait(LEAVE_S)
             except subprocess.TimeoutExpired:
@@ -149,8 +170,8 @@ class LocalProcesses(Running):
                 worker.wait()
             with suppress(BrokenPipeError):
                 worker.stdin.close()
-        for reader, worker in zip(self._readers, self._workers, strict=True):
-            reader.join(LEAVE_S)
+        for process, worker in self._workers.items():
+            self._readers[process].join(LEAVE_S)
             worker.stderr.close()
         super()._release()
 

@@ -10,6 +10,7 @@ from typing import Any
 from conf.errors import UserError, nearest
 from conf.schema import Config
 from conf.typed import shown, typed
+from launch.replanning import changed, said
 from runtime.identity import keep_of
 from runtime.outputs import numbered
 from runtime.pipeline import Pipeline
@@ -55,11 +56,13 @@ class Orders:
             "prompt": self._prompt,
             "stop": lambda name, rest: self._end(pipeline.stop, name, rest),
             "cancel": lambda name, rest: self._end(pipeline.cancel, name, rest),
+            "plan": self._plan,
             "status": self._status,
         } | more
 
     def give(self, order: dict[str, Any]) -> Any:
-        """Give one order; returns what it says: of `open` the stream's number, of `status` how all stands.
+        """Give one order; returns what it says: of `open` the stream's number, of `plan` what it is now, of `status`
+        how all stands.
 
         Raises:
             UserError: it says nothing that can be done.
@@ -84,6 +87,16 @@ class Orders:
     def _end(self, act: Callable[[int | None], None], name: Any, rest: dict[str, Any]) -> None:
         refuse_rest(rest, "stop and cancel")
         act(None if name is None else self.pipeline.number(name))
+
+    def _plan(self, asked: Any, rest: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(asked, str):
+            asked = {"name": asked, **{key: value for key, value in rest.items() if key != "name"}}
+            refuse_rest({key: rest[key] for key in rest if key == "name"}, "plan")
+        else:
+            refuse_rest(rest, "plan")
+        plan = changed(self.pipeline.config, asked)
+        self.pipeline.change(asdict(plan))
+        return {"plan": said(plan)}
 
     def _status(self, _: Any, rest: dict[str, Any]) -> dict[str, Any]:
         refuse_rest(rest, "status")

@@ -3,6 +3,8 @@
 Takes what `launch.stream` takes, refuses what it refuses, and prints who holds what, what travels, how the load is
 spread, and a drawing of the pipeline as it fills. Sources are not opened and weights not read.
 
+With `launcher.recover=exact` it says what cuts take of devices and hosts, and what a loss costs.
+
 With `cluster=NAME` (or `FILE.yaml`) it also predicts what the plan will do there. Without a plan, or with `plan=auto`,
 it looks for the best one by `objective=fps|first_frame|control_latency` and prints the best few. With `capacity=0.999`
 it says how many live streams the cluster can serve with that share of frames on time.
@@ -22,14 +24,15 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.schema import Config
-from launch import capacity, planning, ranking
+from launch import capacity, planning, ranking, recovering
 from launch.cli import run
 from launch.command import Command
 from launch.figures import human, number
 from parallel import capability, timeline
 from parallel.builders import build
+from parallel.cluster import Cluster
 from parallel.plan import Hop, Plan, Version
-from parallel.planner import assess, rank, refuse
+from parallel.planner import Choice, assess, rank, refuse
 from parallel.simulated import simulated
 
 COMMAND = Command("plan", __doc__, schema=Config)
@@ -225,6 +228,7 @@ def search(config: Config, console: Console) -> Plan:
     console.print(f"\nThe first, as {ranking.overrides(best)}:\n")
     console.print(ranking.devices(best, cluster))
     console.print(f"{ranking.said(best, cluster, demand)}\n")
+    recovery(config, best, cluster, console)
     return best.plan
 
 
@@ -240,7 +244,18 @@ def predicted(config: Config, console: Console) -> Plan:
     console.print(f"cluster={cluster.name}: {len(cluster.devices)} devices\n")
     console.print(ranking.devices(choice, cluster))
     console.print(f"{ranking.said(choice, cluster, demand)}\n")
+    recovery(config, choice, cluster, console)
     return choice.plan
+
+
+def recovery(config: Config, choice: Choice, cluster: Cluster, console: Console) -> None:
+    """Print what exact recovery takes of a plan on a cluster, where it is asked for.
+
+    Raises:
+        UserError: a machine has too little memory.
+    """
+    if recovering.asked(config):
+        console.print(f"{recovering.told(config, choice, cluster)}\n")
 
 
 def show(config: Config, console: Console) -> None:
@@ -259,6 +274,10 @@ def show(config: Config, console: Console) -> None:
         plan = predicted(config, console)
     else:
         plan = build(config.plan, planning.workload_of(config))
+        if recovering.asked(config):
+            # This machine's, whose rates are known well enough for that.
+            cluster = planning.cluster_of(config)
+            recovery(config, recovering.choice_of(config, cluster), cluster, console)
     w, model = plan.workload, config.model
     console.print(
         f"model={model.name} plan={plan.name}: {w.steps} steps, {w.layers} layers, {model.context}, {model.dtype}, "

@@ -32,6 +32,7 @@ from parallel.address import refuse_loopback
 from parallel.placement import hosts, place
 from parallel.plan import Plan
 from runtime.board import Board
+from runtime.generations import Generation
 from runtime.heap import few_arenas
 from runtime.process import over_network, run_worker
 from runtime.reasons import Reason
@@ -42,18 +43,26 @@ from runtime.running import Running, Start
 class WorkerActor:
     """A worker of a plan, in a process of its own."""
 
-    def run(self, plan, index: int, config: Config, address: tuple[str, int], stdin: tuple[str, int] | None) -> None:
-        """Be worker `index` until every stream has ended."""
+    def run(
+        self,
+        generation: Generation,
+        process: int,
+        config: Config,
+        address: tuple[str, int],
+        stdin: tuple[str, int] | None,
+        processes: int,
+    ) -> None:
+        """Be a process of the run until every stream has ended."""
         few_arenas()
         store, device = _store_at(address, config), _gpu(config)
         sys.stdin = None  # its own is not for sources
-        stream = Feed(stdin) if stdin and index == plan.group(plan.encode)[0] else None
-        board, connect = Board(store, index, plan.processes), over_network(plan, index, config, store)
+        stream = Feed(stdin) if stdin else None  # connected with when a source first reads it
+        board, network = Board(store, process, processes), over_network(config, store)
         node = ray.get_runtime_context().get_node_id()
         with contextlib.suppress(Exception):  # told on the board, with its traceback
             run_worker(
-                plan, index, config, board, Path(config.output_dir), connect, device, stream, node=node,
-                first=partial(refuse_loopback, store, index, plan.processes),
+                generation, process, config, board, Path(config.output_dir), network, device, stream, node=node,
+                first=partial(refuse_loopback, store, process, processes) if process < processes else lambda: None,
             )  # fmt: skip
 
 
@@ -143,6 +152,49 @@ def cards(plan: Plan, config: Config) -> tuple[str, ...]:
     return tuple(f"GPU {card} of {there[node]['NodeManagerHostname']}" for node, card in found)
 
 
+class Room:
+    """The resources of a plan's processes on a cluster, as a context.
+
+    Raises:
+        UserError: Ray has no room for them.
+    """
+
+    def __init__(self, plan: Plan, config: Config):
+        self._seats = seats(plan, [node["Resources"] for node in nodes()], config.device)
+        self._group = placement_group(self._seats.bundles, strategy="PACK")
+        if not self._group.wait(timeout_seconds=config.launcher.timeout_s):
+            remove_placement_group(self._group)
+            raise UserError(
+                f"plan.workers={plan.processes}",
+                f"Ray has no room for {' and '.join(map(str, self._seats.bundles))} within "
+                f"{config.launcher.timeout_s:g} s",
+                "use fewer workers, or wait until others have left",
+            )
+        # Those that are to share a GPU come one after the other, which is how Ray puts them together.
+        self.order = sorted(range(plan.processes), key=lambda index: self._seats.cards[index : index + 1])
+
+    def __enter__(self) -> Room:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        remove_placement_group(self._group)
+
+    def actor(self, kind: Any, index: int) -> Any:
+        """An actor of class `kind` in the seat of a member of the plan."""
+        share = self._seats.shares[index]
+        return kind.options(
+            num_cpus=share.get("CPU", 0),
+            num_gpus=share.get("GPU", 0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, self._seats.of[index]),
+        ).remote()
+
+    def another(self, kind: Any) -> Any:
+        """One more, wherever there is room: it takes a GPU where the others have one, and of processors nothing that
+        is counted."""
+        gpus = max(share.get("GPU", 0) for share in self._seats.shares)
+        return kind.options(num_cpus=0, num_gpus=gpus).remote()
+
+
 @contextlib.contextmanager
 def actors(kind: Any, plan: Plan, config: Config) -> Iterator[list[Any]]:
     """An actor of class `kind` for every process of a plan, each where it belongs.
@@ -150,27 +202,9 @@ def actors(kind: Any, plan: Plan, config: Config) -> Iterator[list[Any]]:
     Raises:
         UserError: Ray has no room for them.
     """
-    seated = seats(plan, [node["Resources"] for node in nodes()], config.device)
-    group = placement_group(seated.bundles, strategy="PACK")
-    try:
-        if not group.wait(timeout_seconds=config.launcher.timeout_s):
-            raise UserError(
-                f"plan.workers={plan.processes}",
-                f"Ray has no room for {' and '.join(map(str, seated.bundles))} within {config.launcher.timeout_s:g} s",
-                "use fewer workers, or wait until others have left",
-            )
-        made: dict[int, Any] = {}
-        # Those that are to share a GPU one after the other, which is how Ray puts them together.
-        for index in sorted(range(plan.processes), key=lambda index: seated.cards[index : index + 1]):
-            share, bundle = seated.shares[index], seated.of[index]
-            made[index] = kind.options(
-                num_cpus=share.get("CPU", 0),
-                num_gpus=share.get("GPU", 0),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
-            ).remote()
+    with Room(plan, config) as room:
+        made = {index: room.actor(kind, index) for index in room.order}
         yield [made[index] for index in range(plan.processes)]
-    finally:
-        remove_placement_group(group)
 
 
 class Feed:
@@ -218,26 +252,49 @@ class RayRun(Running):
         host: this machine's address, as the cluster knows it.
     """
 
+    starts = True
+
     def __init__(self, start: Start, host: str):
         super().__init__(start.plan, start.config, dist.TCPStore(host, 0, is_master=True, wait_for_workers=False))
         self.held = contextlib.ExitStack()
-        self._start, self.host = start, host
-        self._actors: list[Any] = []
-        self._running: list[ray.ObjectRef] = []
+        self._given, self.host = start, host
+        self._initial = start.plan.processes
+        self._actors: dict[int, Any] = {}
+        self._running: dict[int, ray.ObjectRef] = {}
         self._nodes: dict[str, int] = {}
+        self._stdin: tuple[str, int] | None = None
+        self._room: Room | None = None
 
     def _launch(self) -> None:
-        stdin = None
-        if self._start.live and (self._start.stdin or sys.stdin):
+        if self._given.live and (self._given.stdin or sys.stdin):
             listener = self.held.enter_context(socket.create_server((self.host, 0)))
-            threading.Thread(target=_feed, args=(listener, self._start.stdin), daemon=True).start()
-            stdin = listener.getsockname()[:2]
+            threading.Thread(target=_feed, args=(listener, self._given.stdin), daemon=True).start()
+            self._stdin = listener.getsockname()[:2]
         self._nodes = {node["NodeID"]: number for number, node in enumerate(nodes())}
-        self._actors = self.held.enter_context(actors(WorkerActor, self.plan, self.config))
-        self._running = [
-            actor.run.remote(self.plan, index, self.config, (self.host, self.store.port), stdin)
-            for index, actor in enumerate(self._actors)
-        ]
+        self._room = self.held.enter_context(Room(self.plan, self.config))
+        for index in self._room.order:
+            self._start(index, self.generation)
+        if self.supervisor is not None:
+            self.supervisor.start_spares()
+
+    def _start(self, process: int, generation: Generation) -> None:
+        # The seat of one that died on a node that is there is free again; but which it is, is Ray's to know.
+        first = process < self._initial
+        actor = self._room.actor(WorkerActor, process) if first else self._room.another(WorkerActor)
+        self._actors[process] = actor
+        address = self.host, self.store.port
+        self._running[process] = actor.run.remote(generation, process, self.config, address, self._stdin, self._initial)
+        if self.recovers:
+            threading.Thread(target=self._notice, args=(process,), name=f"end of {process}", daemon=True).start()
+
+    def _notice(self, process: int) -> None:
+        """Wake who watches over the workers as soon as one has ended."""
+        with contextlib.suppress(Exception):  # Ray itself may be over
+            ray.wait([self._running[process]])
+        self._wake.set()
+
+    def _kill(self, process: int) -> None:
+        ray.kill(self._actors[process])
 
     def _gone(self, index: int) -> str | None:
         done, _ = ray.wait([self._running[index]], timeout=0)
@@ -246,17 +303,19 @@ class RayRun(Running):
         try:
             ray.get(self._running[index])
         except ray.exceptions.RayTaskError as error:
+            if self.recovers and self._begun:
+                return f"it could not start: {error.cause}"
             # Raised by what is round the worker: its own failures it tells itself.
-            self._fail(Reason.of(error.cause, f"worker {self.plan.members[index]}, starting"), index)
+            self._fail(Reason.of(error.cause, f"{self.name(index)}, starting"), index)
         except ray.exceptions.RayError:
             return "its process ended"
         return "its actor ended"
 
-    def _look(self) -> None:
-        super()._look()
+    def look(self, lost: Callable[[int, str], object]) -> None:
+        super().look(lost)
         for report in self._reports.values():
             report["node"] = self._nodes.get(report["node"], report["node"])
 
     def _end(self) -> None:
-        for actor in self._actors:
+        for actor in self._actors.values():
             ray.kill(actor)

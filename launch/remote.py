@@ -7,10 +7,12 @@ Lines of JSON both ways. The run's first says what it is, and is answered by `{"
 Then the gateway gives the orders of `launch.control`, and `{"close": true}`; each that has a `question` is answered:
 
     {"open": "a", "seed": 3, "question": 7}      {"answer": 7, "stream": 0}
+    {"plan": {"workers": 3}, "question": 9}      {"answer": 9, "generation": 1}
     {"stop": "b", "question": 8}                 {"answer": 8, "error": {"line": "...", "user": true, "parts": [...]}}
 
 An error that is `"full": true` is one of the moment. Unasked, the run tells `{"ended": {"stream": 0, "name": "a",
-"report": {...}}}`, once a second `{"health": [...], "rooms": [...]}` (of its processes, and what each worker that has
+"report": {...}}}`, `{"generation": {"frozen": true, "number": 1, "why": ...}}` when all streams stand still since its
+workers or its plan change, and the same with `"frozen": false` when they go on, once a second `{"health": [...], "rooms": [...]}` (of its processes, and what each worker that has
 loaded has for streams) and `{"progress": {"0": {...}}}`, `{"closed": true}` when it opens nothing more, and at last
 `{"lost": WHY}`. The gateway says `{"beat": true}` once a second. If it goes, streams are drained and the run ends in
 good order.
@@ -88,7 +90,7 @@ class Remote:
         self, pipeline: Pipeline, config: Config, connection: socket.socket, said: str, silent_s: float = SILENT_S
     ):
         self.pipeline, self.config, self._said, self._silent_s = pipeline, config, said, silent_s
-        self._orders = Orders(pipeline, config, close=self._close)
+        self._orders = Orders(pipeline, config, close=self._close, plan=self._plan)
         self._vitals = Vitals(pipeline.board, pipeline.plan, config.launcher.timeout_s)
         self._heard: queue.SimpleQueue[bytes | str] = queue.SimpleQueue()
         """Lines; a text is why there are no more."""
@@ -110,6 +112,7 @@ class Remote:
             self._line.close()
             raise
         self.pipeline.observers.append(self._ended)
+        self.pipeline.changers.append(lambda told: self._line.say({"generation": told}))
         self.pipeline.closers.append(self._closed)
         for thread in self._threads:
             thread.start()
@@ -128,6 +131,8 @@ class Remote:
             "workers": plan.processes,
             "streams": most_streams(self.config),
             "version": number,
+            # Under torchrun a restart goes on: it joins anew, with other sessions.
+            "recovers": self.config.launcher.recovers and self.config.launcher.name != "torchrun",
         }
 
     def _be_let_in(self) -> None:
@@ -164,7 +169,7 @@ class Remote:
         question = None
         try:
             order = parsed(line)
-            question = order.pop("question", None)
+            question, plans = order.pop("question", None), "plan" in order
             if order.pop("beat", None) is not None and not order:
                 return
             said = self._orders.give(order)
@@ -175,13 +180,18 @@ class Remote:
             told = {"line": reason.line, "user": reason.user, "parts": reason.parts, "full": isinstance(error, Full)}
             found: dict[str, Any] = {"error": told}
         else:
-            found = {"status": said} if isinstance(said, dict) else {} if said is None else {"stream": said}
+            name = "status" if isinstance(said, dict) else "generation" if plans else "stream"
+            found = {} if said is None else {name: said}
         if question is not None:
             self._line.say({"answer": question, **found})
 
     def _close(self, _: Any, rest: dict[str, Any]) -> None:
         refuse_rest(rest, "close")
         self.pipeline.close()
+
+    def _plan(self, plan: Any, rest: dict[str, Any]) -> int:
+        refuse_rest(rest, "plan")
+        return self.pipeline.change(plan)
 
     # -- what it is told ----------------------------------------------------------------------------------------------
 

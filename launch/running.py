@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from conf.schema import Config
+from launch import recovering, replanning
 from launch.folder import claimed
 from parallel.builders import build
 from parallel.plan import Plan
@@ -43,8 +44,12 @@ def start(
     Raises:
         UserError: the launcher cannot be used as it was asked for, or `first` raises one.
     """
-    given = Start(build(config.plan, describe(config)), config, stdin, first, tell)
+    plan = build(config.plan, describe(config))
+    recovering.check(config, plan)
+    given = Start(plan, config, stdin, first, tell)
     running: Running = importlib.import_module(LAUNCHERS[config.launcher.name]).launched(given)
+    if running.supervisor is not None:
+        running.supervisor.plans = replanning
     try:
         return running.start(begin or (lambda: running.held.enter_context(claimed(config))))
     except BaseException:

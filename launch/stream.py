@@ -29,7 +29,7 @@ from rich.console import Console
 from conf import disk
 from conf.errors import UserError
 from conf.schema import Config
-from launch import control, places, planning, running, torchrun
+from launch import control, places, planning, restarting, running, torchrun
 from launch.cli import EXIT_USER_ERROR, run, written
 from launch.command import Command
 from launch.console import lasting
@@ -69,6 +69,7 @@ class Job(NamedTuple):
         resolved: the configuration as text.
         notes: what `auto` chose, a line each.
         held: closed at the run's end; the output folder is the run's until then.
+        generations: of the run, but for the first.
     """
 
     config: Config
@@ -78,6 +79,7 @@ class Job(NamedTuple):
     stop: Stop
     log: Log
     held: ExitStack
+    generations: list[dict[str, Any]]
 
 
 def _begin(job: Job) -> Path:
@@ -142,6 +144,7 @@ def _running(job: Job) -> Results | None:
         if engine.leads:
             stack.enter_context(Watch(engine, config, console, log))
         workers = engine.wait()
+        job.generations.extend(engine.supervisor.records if engine.supervisor else ())
     if not engine.leads:
         return None
     return workers, results(engine.pipeline), ended
@@ -164,12 +167,12 @@ def stream(config: Config, resolved: str, stop: Stop) -> None:
         resolved = written(config)
     log = log_of(config)
     alone = config.launcher.name == "local" and config.plan.name == "sequential" and config.plan.sequence_parallel == 1
-    alone &= config.device.kind != "emulated" and config.control is None
+    alone &= config.device.kind != "emulated" and config.control is None and not config.launcher.recovers
     with ExitStack() as held:
-        job = Job(config, resolved, list(_notes(given, config)), console, stop, log, held)
+        job = Job(config, resolved, list(_notes(given, config)), console, stop, log, held, [])
         found = outcome(partial(_sequential if alone else _running, job))
         if found is not None:
-            _tell(config, log, *found)
+            _tell(job, *found)
     if stop.is_set():
         raise SystemExit(0)  # no other job of a multirun is to begin
 
@@ -180,6 +183,7 @@ def _notes(given: Config, config: Config) -> Iterator[str]:
         yield f"device=auto computes on the CPU: {places.small(config)}"
     elif given.device.kind == "auto" and (idle := devices.idle_gpu()):
         yield "device=auto computes on the CPU: {}; {}".format(*idle)
+    yield from restarting.notes(config)
     if config.device.may_be_gpu and devices.count():
         yield from said(config, devices.choose(config.device.kind))
 
@@ -219,12 +223,15 @@ def outcome(work: Callable[[], Any]) -> Any:
         raise SystemExit(EXIT_FAULT) from None  # whoever failed has said why
 
 
-def _tell(config: Config, log: Log, workers: list[dict], streams: list[dict], ended: Ended | None) -> None:
+def _tell(job: Job, workers: list[dict], streams: list[dict], ended: Ended | None) -> None:
     """Write the report, say where the results are, and end the process with the exit code of the run's own streams."""
+    config, log = job.config, job.log
     folder = Path(config.output_dir)
     report = assemble(config, workers, streams)
     if config.control is not None:
         report["totals"] = ended.totals
+    if config.launcher.recovers:
+        report["generations"] = job.generations
     write_json(folder / "report.json", report)
     print(f"report: {folder / 'report.json'}")
     refused = [ended.refused] if ended and ended.refused else []

@@ -26,6 +26,7 @@ from conf.errors import UserError
 from conf.schema import Config
 from launch.here import PROCESSOR, Card, cluster, machine
 from launch.places import Seat, named, on_seats, settled
+from launch.restarting import restarts
 from launch.signals import Stop, give_up
 from parallel.address import refuse_loopback
 from parallel.channels import ChannelError, Failure, Inbox
@@ -78,7 +79,7 @@ def meeting_point(timeout_s: float) -> tuple[dist.Store, int, int]:
         ) from error
     store.set_timeout(timedelta(seconds=RENDEZVOUS_S))
     if held:
-        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        store = dist.PrefixStore(attempt(restarts()), store)
     return store, rank, world
 
 
@@ -195,8 +196,23 @@ def agree(config: DictConfig, stop: Stop | None = None) -> None:
     if stop is not None:
         stop.then(give_up_together)
     if rank == 0:
-        store.set("output_dir", config.output_dir)
+        store.set("output_dir", _before(config, store) or config.output_dir)
     config.output_dir = heard(store, "output_dir").decode()
+
+
+def _before(config: DictConfig, store: dist.Store) -> str | None:
+    """The output folder that this run had before torchrun started it again, where it is to go on; its default holds the
+    time of day. None: it is the first time, or nobody knows any more."""
+    if str(config.launcher.recover).lower() in ("off", "false") or not isinstance(store, dist.PrefixStore):
+        return None
+    kept = store.underlying_store
+    earlier = (dist.PrefixStore(attempt(number), kept) for number in reversed(range(restarts())))
+    return next((one.get("output_dir").decode() for one in earlier if one.check(["output_dir"])), None)
+
+
+def attempt(number: int) -> str:
+    """What the keys of a run begin with that was started again so often."""
+    return f"attempt_{number}"
 
 
 def seated(plan: Plan, config: Config, rank: int, seats: Sequence[Seat]) -> tuple[int, torch.device | None, list[Seat]]:
@@ -300,8 +316,8 @@ class TorchrunRun(Running):
         few_arenas()
         try:
             run_worker(
-                plan, index, config, Board(store, index, plan.processes), Path(config.output_dir),
-                over_network(plan, index, config, store),
+                self.generation, index, config, Board(store, index, plan.processes), Path(config.output_dir),
+                over_network(config, store),
                 self._device, self._stdin, self._inbox, self._seats[index].node,
                 partial(refuse_loopback, store, index, plan.processes),
             )  # fmt: skip

@@ -21,14 +21,11 @@ import torch.distributed as dist
 import devices
 from conf.schema import Config
 from conf.typed import typed
-from launch.places import on_one_host
 from launch.signals import SIGNALS
-from parallel.builders import build
-from parallel.plan import Plan
 from runtime.board import Abandoned, Board
+from runtime.generations import Generation
 from runtime.heap import few_arenas
 from runtime.process import over_network, run_worker
-from runtime.workload import describe
 
 
 def main() -> int:
@@ -39,17 +36,16 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # they are for whoever started this
     given = json.loads(_line(sys.stdin.fileno()))
     threading.Thread(target=_end_with_parent, args=(sys.stdin.fileno(),), name="parent", daemon=True).start()
-    config = typed(Config, given["config"], "config")
-    plan, index = build(config.plan, describe(config)), given["index"]
+    config, process = typed(Config, given["config"], "config"), given["process"]
+    generation = Generation.parsed(given["generation"])
     patience = timedelta(seconds=config.launcher.timeout_s)
     store = dist.TCPStore(*given["store"], is_master=False, timeout=patience)
     # Its own standard input is not for sources: they read that of whoever started this, if there is one.
     sys.stdin = None
     live = None if given["live"] is None else os.fdopen(given["live"], "rb")
-    connect = over_network(plan, index, config, store)
-    board = Board(store, index, plan.processes)
+    board, network = Board(store, process, given["processes"]), over_network(config, store)
     try:
-        run_worker(plan, index, config, board, Path(config.output_dir), connect, _device(plan, config, index), live)
+        run_worker(generation, process, config, board, Path(config.output_dir), network, _device(given["card"]), live)
     except Abandoned:
         return 1
     except Exception:
@@ -57,11 +53,11 @@ def main() -> int:
     return 0
 
 
-def _device(plan: Plan, config: Config, index: int) -> torch.device | None:
-    """This worker's GPU, where there are GPUs; all processes of the run find the same."""
-    if not (config.device.may_be_gpu and (count := devices.count())):
+def _device(card: int | None) -> torch.device | None:
+    """This process's GPU, if it has one."""
+    if card is None:
         return None
-    device = devices.choose("cuda", on_one_host(plan, config.plan.devices, count)[index])
+    device = devices.choose("cuda", card)
     devices.of(device).use()
     return device
 
@@ -79,4 +75,7 @@ def _end_with_parent(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    # Threads may wait for a peer that died: they are in C++, and would abort an interpreter that ends under them.
+    os._exit(code)

@@ -132,6 +132,10 @@ class Sender(ABC):
         """
 
     @abstractmethod
+    def cut(self) -> None:
+        """Break the channel: whoever waits at this end, in any thread, goes on with a ChannelError."""
+
+    @abstractmethod
     def close(self) -> None:
         """Deliver what was sent, tell the peer that this is the end, stop. Calling it again does nothing."""
 
@@ -145,6 +149,10 @@ class Receiver(ABC):
 
     peer: Peer
     offset: float = 0.0
+
+    @abstractmethod
+    def cut(self) -> None:
+        """Break the channel: nothing comes any more."""
 
     @abstractmethod
     def close(self) -> None:

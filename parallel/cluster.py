@@ -51,6 +51,7 @@ class Cluster:
 
     Attributes:
         name, note: of the file.
+        host_bytes: memory of each machine; None: not known.
         devices: in order.
         intra, inter: links within and between machines.
         times: by (kind, degree), degree 1 for every kind.
@@ -62,6 +63,7 @@ class Cluster:
     inter: Link
     times: dict[tuple[str, int], StageTimes]
     note: str = ""
+    host_bytes: float | None = None
     kinds: frozenset[str] = field(init=False)
 
     def __post_init__(self):
@@ -87,7 +89,7 @@ class Cluster:
                 times.setdefault((kind, entry.degree), entry)
             if (kind, 1) not in times:
                 times[kind, 1] = derived(config, kind, subject)
-        return cls(config.name, devices, config.intra, config.inter, times, config.note)
+        return cls(config.name, devices, config.intra, config.inter, times, config.note, config.host_bytes)
 
     @property
     def nodes(self) -> list[int]:

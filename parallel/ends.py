@@ -92,6 +92,11 @@ class _End:
     def offset(self) -> float:
         return self._link.offset.seconds
 
+    def cut(self) -> None:
+        """Break the channel."""
+        self._stop("this end of the channel was cut off")
+        self._link.cut()
+
     def close(self) -> None:
         self._closing = True
         self._out.put(None)

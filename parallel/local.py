@@ -108,6 +108,9 @@ class _LocalSender(Sender):
         else:  # whatever it is, so that it does not overtake
             self._late.put(_Late(header, message, body, computed))
 
+    def cut(self) -> None:
+        self._credits.stop("this end of the channel was cut off")
+
     def close(self) -> None:
         self._credits.stop("this end of the channel is closed")
         if self._courier is not None:
@@ -162,6 +165,9 @@ class _LocalSender(Sender):
 class _LocalReceiver(Receiver):
     def __init__(self, source: int, credits: Credits):
         self.peer, self._credits = source, credits
+
+    def cut(self) -> None:
+        self._credits.stop("has cut off the channel")
 
     def close(self) -> None:
         self._credits.stop("has closed the channel")

@@ -51,11 +51,13 @@ class Room:
         size: chunks on their way at most.
         delay: how long the last place stays empty after it was left.
         taken: chunks on their way now.
+        slowest: what the slowest stage takes for a chunk lately; 0: nothing was measured.
     """
 
     def __init__(self, chunks: int, most: int, returns: bool = False, share: float = FULL):
         self.most, self.returns, self.share = most, returns, share
         self.size, self.delay, self.taken = chunks, 0.0, 0
+        self.slowest = 0.0
         self._times: deque[Times] = deque(maxlen=RECENT)
         self._left = float("-inf")
         """When a chunk last made room."""
@@ -80,7 +82,7 @@ class Room:
         stages = {stage for entry in self._times for stage in entry} - {HOPS}
         typical = {stage: _median([entry.get(stage, 0) for entry in self._times]) for stage in stages}
         if any(typical.values()):
-            slowest = max(typical.values())
+            self.slowest = slowest = max(typical.values())
             if self.returns:
                 chunks = whole(pace(typical.values()), self.share)
             else:
@@ -169,6 +171,12 @@ class Pacer:
     def in_flight(self) -> int:
         """Chunks of all streams in the shared stages."""
         return self.room.taken
+
+    def period(self, stream: int) -> float | None:
+        """From one chunk of a stream to the next, where all streams want as much as they can get; None: nothing was
+        measured yet."""
+        shared, lane = self.room.slowest * len(self.lanes), self.lanes.get(stream)
+        return max(shared, lane.room.slowest if lane else 0.0) or None
 
     def open(self, stream: int, live: bool = False, first: int = 0, ended: bool = False) -> None:
         """A stream that wants to sample from chunk `first` on; `ended`: that samples nothing."""

@@ -98,6 +98,11 @@ class Admission:
         self._stdin_given |= order.source.reads_stdin
         self._held[order.config.id] = held
 
+    def replan(self, plan: Plan) -> None:
+        """Workers of another plan run from now on."""
+        self.plan = plan
+        self._rooms.clear()
+
     def room(self, worker: int) -> dict[str, Any] | None:
         """What a worker has for streams, as `runtime.room.room` says it; None before it has loaded."""
         if worker not in self._rooms and (told := self.board.told(f"room/{worker}")):

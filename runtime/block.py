@@ -91,6 +91,11 @@ class Block:
             if self.saver:
                 self.saver.forget(stream, BANK)
 
+    def clear(self) -> None:
+        """Give all streams' banks back."""
+        for stream in list(self.streams):
+            self.close(stream)
+
     # -- work -------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()

@@ -46,11 +46,13 @@ class Box:
 
     Args:
         store: a TCPStore (or a part of one), or a HashStore where all are threads.
-        owner: who reads: a worker's number, or `DRIVER`.
+        owner: who reads: a process's number, or `DRIVER`.
+        generation: of the run: what is said to one generation is not heard in another.
     """
 
-    def __init__(self, store: dist.Store, owner: int):
-        self.store, self.owner, self._key = store, owner, f"box/{owner}"
+    def __init__(self, store: dist.Store, owner: int, generation: int = 0):
+        self.store, self.owner = store, owner
+        self._key = f"box/{owner}" if not generation else f"box/{generation}/{owner}"
 
     def __len__(self) -> int:
         return self.store.queue_len(self._key)
@@ -192,13 +194,17 @@ class Board:
         """Have the driver give an order to all workers: one gives all orders, so all workers read them in one order."""
         self.event({"event": "order", "order": to_json(order)})
 
-    def give(self, order: Order, readers: Iterable[int]) -> Order:
+    def give(self, order: Order, readers: Iterable[int], generation: int = 0) -> Order:
         """Put an order into the boxes of `readers`; for the driver alone. Returns it with its place among all."""
         order = replace(order, number=self.store.add("orders", 1) - 1)
+        self.repeat(order, readers, generation)
+        return order
+
+    def repeat(self, order: Order, readers: Iterable[int], generation: int) -> None:
+        """Give an order again, with the number that it has, to those who have not read it."""
         text = to_json(order)
         for reader in readers:
-            Box(self.store, reader).post(text)
-        return order
+            Box(self.store, reader, generation).post(text)
 
     @property
     def given(self) -> int:
@@ -216,11 +222,19 @@ class OrderReader(BoxReader):
     Args:
         board: where orders come from.
         inbox: takes them.
+        generation: of the run, whose orders these are.
+        heard: is shown each order first, in this thread, whatever the loop is at.
     """
 
-    def __init__(self, board: Board, inbox: queue.SimpleQueue):
-        super().__init__(Box(board.store, board.index), self._put, self._left)
-        self._inbox = inbox
+    def __init__(
+        self,
+        board: Board,
+        inbox: queue.SimpleQueue,
+        generation: int = 0,
+        heard: Callable[[Order], None] = lambda order: None,
+    ):
+        super().__init__(Box(board.store, board.index, generation), self._put, self._left)
+        self._inbox, self._heard = inbox, heard
 
     def orders(self) -> list[Order]:
         """All orders to this worker so far; does not wait. They go into the inbox all the same."""
@@ -232,6 +246,7 @@ class OrderReader(BoxReader):
         except UserError as error:
             log.warning("an order was skipped: %s", error)  # not one of this Everframe's
             return
+        self._heard(order)
         self._inbox.put(order)
 
     def _left(self) -> None:

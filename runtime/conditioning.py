@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -22,11 +23,14 @@ from conf.paths import is_live
 from conf.schema import ModelConfig, SinkConfig, SourceConfig, StreamConfig
 from runtime.encoders import Encoders, Picture, frames_of
 from runtime.encoding import Encoding
+from runtime.ends import LiveEnds
+from runtime.journal import Journal, Line
 from runtime.pace import Pace
-from runtime.prompts import Prompts
+from runtime.prompts import Heard, Prompts
+from runtime.replay import Replay
 from runtime.saving import Mark, Saver
 from runtime.snapshot import CONDITIONING, Snapshot
-from runtime.sources import open_sources
+from runtime.sources import Live, open_sources
 from stages.build import TEMPORAL_STRIDE, torch_dtype
 from stages.denoise.draws import Draws
 from stages.inputs import (
@@ -37,7 +41,8 @@ from stages.inputs import (
     on,
     with_chunk,
 )
-from stages.sources.actions import NOW, LiveActions
+from stages.sources.actions import NOW
+from stages.sources.live import Turned, turned
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +73,8 @@ class Conditioning:
         state: what the stream goes on from; None: it begins.
         sink: where inputs are recorded, if at all.
         prompts: that others may steer already; None: its own.
+        journal: of what is sampled. Chunks that are in it are sampled again, as they were; None: there is none.
+        ends: live sources that are kept, where there is a journal: those of before, if they are open. None: none are.
 
     Raises:
         UserError: a source is missing, broken or does not fit the model. Sources are opened here, so bad input
@@ -85,6 +92,8 @@ class Conditioning:
         state: Snapshot | None = None,
         sink: SinkConfig | None = None,
         prompts: Prompts | None = None,
+        journal: Journal | None = None,
+        ends: LiveEnds | None = None,
     ):
         self.model, self.stream, self.encoders, self.inputs = model, stream, encoders, inputs_of(model)
         self.stop = threading.Event() if stop is None else stop
@@ -92,11 +101,15 @@ class Conditioning:
         self.draws = Draws(stream.seed, stream.id)
         self.prompts = Prompts(stream) if prompts is None else prompts
         self._first = state.chunk if state else 0
-        self._pace = Pace(self.stop.wait) if source.paced else None
+        self._journal, self.replay = journal, Replay(journal, self._first)
+        ends = None if journal is None else ends or LiveEnds()
+        self._survived = ends is not None and ends.opened
+        self._pace = (ends and ends.pace) or Pace(self.stop.wait) if source.paced else None
         sink = sink or SinkConfig(video=None)
         self.sources = open_sources(
-            model, source, sink, self.picture, encoders, stdin, self.stop, self.prompts, self._pace, self._first
-        )
+            model, source, sink, self.picture, encoders, stdin, self.stop, self.prompts, self._pace, self._first,
+            Live(ends, self.replay if ends else None),
+        )  # fmt: skip
         try:
             self._prepare(source, state)
         except BaseException:
@@ -113,6 +126,8 @@ class Conditioning:
         self._sink = self.encoding.sink(encode=state is None)
         if state is not None:
             self._resume(state, source)
+        if self.replay.again:
+            self._go_on()
 
     # -- going on ------------------------------------------------------------------------------------------------
 
@@ -122,8 +137,10 @@ class Conditioning:
         arrays: dict[str, np.ndarray] = {}
         if self.sound:
             content["sound"], arrays = self.sound.progress
-        if isinstance(self.actions, LiveActions):
+        if hasattr(self.actions, "progress"):
             content["actions"] = self.actions.progress
+        if self._journal:
+            content |= {"run": self._journal.run, "pace": self._pace.progress if self._pace else None}
         arrays |= {f"{BEFORE}{name}": tensor.float().cpu().numpy() for name, tensor in self.encoding.before.items()}
         return ConditioningState(content, arrays)
 
@@ -131,17 +148,36 @@ class Conditioning:
         """Put every source where it stood; the text in force is given out again with the first chunk."""
         held, content = state.read(CONDITIONING)
         chunk = state.chunk
-        self.prompts.resume(chunk, content, time.perf_counter())
+        again = self._journal is not None and content.get("run") == self._journal.run
+        self.prompts.resume(chunk, content, time.perf_counter(), again)
         if self.sound and "sound" in content:
             arrays = {name: tensor.numpy() for name, tensor in held.items() if not name.startswith(BEFORE)}
-            self.sound.resume(content["sound"], arrays, live=is_live(source.audio) or self.sources.session is not None)
+            self.sound.resume(content["sound"], arrays, is_live(source.audio) or self.sources.private, again)
+            if self.sources.sink:
+                self.sources.heard()  # what is read on of a file is no chunk's
         self.encoding.before = {name.removeprefix(BEFORE): t for name, t in held.items() if name.startswith(BEFORE)}
         start, _ = self.frames(chunk)
-        if isinstance(self.actions, LiveActions):
-            if "actions" in content:
-                self.actions.resume(content["actions"])
+        if hasattr(self.actions, "progress"):
+            if "actions" in content and not self._survived:
+                self.actions.resume(content["actions"], again)
         elif self.actions:
             self.actions.take(start - 1, 1)
+        if again and self._pace and not self._survived:
+            self._pace.resume(content["pace"])
+
+    def _go_on(self) -> None:
+        """The stream was sampled before, in this run: what is live goes on behind what is sampled again."""
+        if self._pace:
+            self._pace.wire(self.stop.wait)
+        if (last := self.replay.last) is not None:
+            self.prompts.shown(last.number)
+            if not self._survived:
+                if hasattr(self.actions, "progress"):
+                    self.actions.resume(last.held, again=True)
+                if self._pace:
+                    self._pace.resume(last.pace)
+        if self._pace and not self._survived:
+            self._pace.turn()
 
     # -- what was given as tensors ------------------------------------------------------------------------------
 
@@ -172,12 +208,15 @@ class Conditioning:
     def finished(self, chunk: int) -> bool:
         """Of a stream that ended before `chunk`: whether that was its own end, and not a stop."""
         length = self.length()
-        return not self.stop.is_set() or (length is not None and chunk >= length)
+        stopped = self.stop.is_set() or (self.replay.over(chunk) and self.replay.end.stopped)
+        return not stopped or (length is not None and chunk >= length)
 
     def _over(self, chunk: int, taken: bool = False) -> bool:
         """Whether the stream ends before `chunk`; `taken`: its sound and actions were taken from their sources."""
         length = self.length()
         if self.stop.is_set():
+            return True
+        if self.replay.over(chunk):
             return True
         if length is not None:
             return chunk >= length
@@ -192,11 +231,11 @@ class Conditioning:
 
     def chunk(self, chunk: int) -> Given | None:
         """What chunk `chunk` is made with, encoded; None where the stream ends before it. Waits for live sources."""
-        if self._over(chunk):
+        self._look_for_turn()
+        line = self.replay.take(chunk)
+        if line is None and self._over(chunk):
             return None
-        if session := self.sources.session:
-            session.begin(self._pace.waited_s if self._pace else 0.0)
-        prompt = self.prompts.sample(chunk)
+        prompt = self._begin(chunk, line)
         start, count = self.frames(chunk)
         made, taken = {}, None
         for one in with_chunk(self.inputs):
@@ -204,21 +243,56 @@ class Conditioning:
                 taken = self._taken(start, count)
             made[one.name] = self.encoding.own(one, chunk, count, taken)
         # A live source may have ended while it was waited for.
-        if chunk == 0 and not self.stop.is_set():
+        if line is None and chunk == 0 and not self.stop.is_set():
             self._refuse_silent()
-        if self.live and self._over(chunk, taken=True):
+        if line is None and self.live and self._over(chunk, taken=True):
             return None
-        if session:
-            session.sampled(chunk)
-        if self._pace:
-            self._pace.sampled(count / self.model.fps)
+        if self.sound:
+            self.sound.hear(start + count)
+        if line is None:
+            self._sampled(chunk, count)
         if self.sources.sink:
             self.sources.sink.chunk(chunk, prompt, self.sources.heard(), taken)
         return self.encoding.whole(made)
 
+    def _begin(self, chunk: int, line: Line | None) -> str | None:
+        """Take in what was said by now, or by then; returns the prompt that begins with the chunk."""
+        if self.sources.ends:
+            self.sources.ends.again(line)
+        if line is not None:
+            heard = None if line.prompt is None else Heard(line.prompt, line.accepted, line.number)
+            return self.prompts.again(chunk, heard)
+        if session := self.sources.session:
+            session.begin(self._pace.waited_s if self._pace else 0.0)
+        return self.prompts.sample(chunk)
+
+    def _sampled(self, chunk: int, count: int) -> None:
+        """A chunk of `count` video frames was, for the first time."""
+        self._look_for_turn()
+        if self._pace:
+            self._pace.sampled(count / self.model.fps)
+        if self._journal:
+            self._journal.append(self._line(chunk))
+        if self.sources.session:
+            self.sources.session.sampled(chunk)
+
+    def _line(self, chunk: int) -> Line:
+        line = Line(chunk, number=self.prompts.sampled)
+        if heard := self.prompts.latest:
+            line.prompt, line.accepted = heard.prompt, heard.accepted
+        self.sources.ends.note(line)
+        return line
+
+    def _look_for_turn(self) -> None:
+        """Nothing is sampled for a generation that is over: the next one does it."""
+        if turned(self.stop):
+            raise Turned
+
     def hold(self, chunk: int) -> bool:
         """Wait until `chunk` is due, where the stream is driven live; returns whether it had to be waited for."""
-        return self._pace is not None and not self._over(chunk) and self._pace.hold()
+        if self._pace is None or chunk in self.replay or self._over(chunk):
+            return False
+        return self._pace.hold()
 
     def _refuse_silent(self) -> None:
         """A live source that ends before anything came was meant to say something."""
@@ -296,9 +370,25 @@ class Conditioning:
 
     def ended(self, chunk: int) -> None:
         """The stream has ended before `chunk`."""
+        if self._journal:
+            self._journal.ended(chunk, not self.finished(chunk))
         if self.sources.sink:
             self.sources.sink.end(chunk)
+
+    def keeps(self, whole: Callable[[], int]) -> None:
+        """The newest whole cut is before chunk `whole()`: the journal keeps what was sampled since then."""
+        if self._journal:
+            self._journal.whole = whole
+
+    def turn(self) -> None:
+        """The run goes on in its next generation: let go of all but live sources; these give again what no chunk has."""
+        self.sources.turn()
+        if self._journal:
+            self.sources.ends.back()
+            self._journal.close()
 
     def close(self) -> None:
         """Let go of the sources."""
         self.sources.close()
+        if self._journal:
+            self._journal.close()

@@ -40,7 +40,7 @@ class Encoding:
     def __init__(self, model: ModelConfig, picture: Picture, encoders: Encoders, sources: Sources, prompts: Prompts):
         self.model, self.picture, self.encoders, self.inputs = model, picture, encoders, encoders.inputs
         self.tensors, self.sound, self.image, self.prompts = sources.tensors, sources.sound, sources.image, prompts
-        self.private = sources.session is not None
+        self.private = sources.private
         self.before: Given = {}
         self.grey = False
         self._load_encoders()

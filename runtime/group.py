@@ -106,6 +106,8 @@ class Group:
             trace.add("wait", -1, start, trace.clock() - start)
             if isinstance(item, Failure):
                 raise self._lost(item.error)
+            if isinstance(item, Exception):
+                raise item
             if isinstance(item, Closed):
                 raise PeerLost(f"worker {item.peer} has given up; worker {self.member} was following it")
             if item.message.kind == "end":
@@ -126,6 +128,12 @@ class Group:
         """Wake whoever waits in an exchange: this member, or a thread beside it, has failed."""
         if self.exchange is not None:
             self.exchange.abort()
+
+    def cut(self) -> None:
+        """Break every connection: whoever waits there goes on with a failure."""
+        self.abort()
+        for end in (*self.senders, *([self.receiver] if self.receiver else [])):
+            end.cut()
 
     def close(self) -> None:
         """Tell the followers that this is the end, or take nothing more from the leader.
@@ -223,18 +231,17 @@ def run_follower(
         group: this process's; it shares the denoisers of `parts`.
         parts, blocks: what this process holds.
         inbox: that the group was made with.
-        trace: closed at the end.
+        trace: closed at a good end.
 
     Returns:
         This process's part of the report. Its passes are the leader's, and are reported there.
 
     Raises:
         PeerLost: the leader, or another follower, is gone or silent.
+        Superseded: another generation begins.
     """
-    try:
-        group.follow(blocks, inbox, trace)
-    finally:
-        trace.close()
+    group.follow(blocks, inbox, trace)
+    trace.close()
     return worker_report(trace, parts.weight_bytes, parts.bank_bytes, parts.device) | {"stages": {}}
 
 

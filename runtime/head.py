@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -18,12 +19,17 @@ from torch import Tensor
 
 import devices
 from parallel.pacing import OUTPUT, Pacer
+from runtime.cadence import UNDER_WAY, Cadence
 from runtime.conditioning import Conditioning
 from runtime.guard import Guard
 from runtime.parts import Opening
 from runtime.saving import Mark, Saver
 from runtime.state import Keep
 from stages.inputs import Given, marked
+from stages.sources.live import Turned, turned
+
+TURN_S = 30.0
+"""Longest wait for a thread to leave its sources: opening one may take a connection's time."""
 
 
 @dataclass
@@ -94,6 +100,7 @@ class Sampler(threading.Thread):
         guard: what this thread raises ends the stream.
         keep: how its state is kept; None: not.
         saver: writes what is cut here.
+        cadence: says when it is cut so that others may go on with it; None: never.
 
     Attributes:
         whole: the chunk before which its newest whole cut was made; -1: there is none.
@@ -110,9 +117,10 @@ class Sampler(threading.Thread):
         guard: Guard,
         keep: Keep | None = None,
         saver: Saver | None = None,
+        cadence: Cadence | None = None,
     ):
         super().__init__(name=f"sample-{stream}", daemon=True)
-        self.saver, self.whole = saver, keep.first if keep and keep.cut else -1
+        self.saver, self.cadence, self.whole = saver, cadence, keep.first if keep and keep.cut else -1
         self.stream, self.opening, self.keep = stream, opening, keep
         self.steps, self.dtype, self.deliver, self.clock, self.guard = steps, dtype, deliver, clock, guard
         self.queue = devices.of(opening.device).queue()
@@ -126,6 +134,8 @@ class Sampler(threading.Thread):
             self.queue.use()
             with self.queue.after(None):
                 conditioning = self.opening.make()
+                if self.cadence:
+                    conditioning.keeps(lambda: self.whole)
                 opened = Opened(self.stream, conditioning.live, first, self._pending(conditioning))
         if not opened.failed:
             self.deliver(opened)
@@ -133,10 +143,22 @@ class Sampler(threading.Thread):
         if conditioning is not None:
             # Before the end is told: what goes wrong here still stands in the stream's report.
             with self.guard(self.stream, "closing its sources"):
-                conditioning.close()
+                conditioning.turn() if self.turned else conditioning.close()
         self.queue.close()
+        if self.turned:
+            return
         if end is not None:
             self.deliver(end)
+
+    @property
+    def turned(self) -> bool:
+        """Whether the stream goes on in the run's next generation."""
+        return turned(self.opening.stop)
+
+    def turn(self) -> None:
+        """Stop, and leave live sources as they are for the run's next generation."""
+        self.opening.stop.turn()
+        self.credits.put(None)
 
     def _pending(self, conditioning: Conditioning) -> dict[str, Tensor]:
         """A recalibration that was made before the state was saved, and is in force only later, comes again."""
@@ -152,10 +174,12 @@ class Sampler(threading.Thread):
             if (early := entered - self.clock()) > 0:
                 time.sleep(early)
             entry = Entry(self.stream, chunk)
-            with self.guard(self.stream, f"sampling chunk {chunk}"):
+            with self.guard(self.stream, f"sampling chunk {chunk}"), suppress(Turned):
                 if conditioning.hold(chunk):
                     entered = self.clock()
                 entry = self._entry(conditioning, chunk, entered)
+            if self.turned:
+                break
             if entry.tensors is None:
                 return entry
             self.deliver(entry)
@@ -173,6 +197,8 @@ class Sampler(threading.Thread):
                 entry = self._filled(conditioning, chunk, entered, given)
         state = self._begun(chunk) if self.keep and self.keep.due(chunk, entry.stopped) else ""
         if self.keep and (state or self.cut_due(chunk)):
+            if self.cadence:
+                self.cadence.made(chunk)
             entry.mark = Mark(self.whole, state)
             progress.write(self.saver, self.stream, chunk, entry.mark)
         return entry
@@ -188,7 +214,7 @@ class Sampler(threading.Thread):
 
     def cut_due(self, chunk: int) -> bool:
         """Whether a cut is to be made before `chunk` where no state is due."""
-        return False
+        return self.cadence is not None and self.cadence.due(chunk)
 
     def _filled(self, conditioning: Conditioning, chunk: int, entered: float, given: Given) -> Entry:
         began = self.clock()
@@ -234,6 +260,7 @@ class Head:
         clock: seconds.
         guard: of the worker.
         saver: the worker's.
+        recover_s: seconds of work that a loss may cost; None: streams are not cut for that.
     """
 
     def __init__(
@@ -245,8 +272,9 @@ class Head:
         clock: Callable[[], float],
         guard: Guard,
         saver: Saver | None = None,
+        recover_s: float | None = None,
     ):
-        self.saver = saver
+        self.saver, self.recover_s = saver, recover_s
         self.steps, self.dtype, self.deliver, self.clock, self.guard = steps, dtype, deliver, clock, guard
         self.pacer = pacer
         self._lock = threading.RLock()
@@ -267,8 +295,11 @@ class Head:
         Raises:
             RuntimeError: the machine has no thread left; nothing comes back then.
         """
+        cadence = None
+        if keep and self.recover_s is not None:
+            cadence = Cadence(self.recover_s, lambda: self._period(stream), lambda: self._saving[stream], keep.first)
         sampler = Sampler(
-            stream, opening, self.steps, self.dtype, self.deliver, self.clock, self.guard, keep, self.saver
+            stream, opening, self.steps, self.dtype, self.deliver, self.clock, self.guard, keep, self.saver, cadence
         )
         try:
             sampler.start()
@@ -278,6 +309,10 @@ class Head:
             raise
         with self._lock:
             self.samplers[stream] = sampler
+
+    def _period(self, stream: int) -> float | None:
+        with self._lock:
+            return self.pacer.period(stream)
 
     def begin(self, opened: Opened) -> None:
         """A stream's sources are open: it may be asked for chunks. One that failed has ended before it began."""
@@ -305,9 +340,32 @@ class Head:
             del self._saving[stream]
             return True
 
-    def close(self) -> None:
-        """End every sampler; the sources go with them."""
+    def cut_now(self) -> None:
+        """Have every stream cut before its next chunk."""
         for sampler in list(self.samplers.values()):
+            if sampler.cadence:
+                sampler.cadence.at_once()
+
+    def close(self, keeps: bool = False) -> None:
+        """End every sampler; the sources go with them.
+
+        Args:
+            keeps: whether the run goes on in its next generation: live sources stay, and when this returns, nothing of
+                this one takes anything from them, or writes in a journal.
+
+        Raises:
+            RuntimeError: a thread is stuck, so that cannot be said of it.
+        """
+        samplers = list(self.samplers.values())
+        if keeps:
+            for sampler in samplers:
+                sampler.turn()
+            for sampler in samplers:
+                sampler.join(TURN_S)
+            if stuck := [sampler.stream for sampler in samplers if sampler.is_alive()]:
+                raise RuntimeError(f"the sources of streams {stuck} do not let go within {TURN_S:.0f} s")
+            return
+        for sampler in samplers:
             sampler.opening.stop.set()
             sampler.credits.put(None)
 
@@ -318,7 +376,9 @@ class Head:
 
         def may_enter(stream: int, chunk: int) -> bool:
             sampler = self.samplers[stream]
-            saving = self._saving[stream] and sampler.keep.due(chunk) and not sampler.opening.stop.is_set()
+            most = UNDER_WAY if sampler.cadence else 1
+            full = self._saving[stream] >= most
+            saving = full and sampler.keep.due(chunk) and not sampler.opening.stop.is_set()
             return not saving and ready(stream, chunk)
 
         with self._lock:

@@ -69,7 +69,7 @@ def identity(config: Config, stream: StreamConfig) -> dict[str, Any]:
 def keep_of(
     config: Config, stream: StreamConfig, sink: SinkConfig, name: str | None = None, resume: str | None = None
 ) -> Keep | None:
-    """How a stream's state is kept; None where nobody asked for it.
+    """How a stream's state is kept; None where nobody asked for it, and lost workers end the run.
 
     Args:
         config: the run.
@@ -80,7 +80,7 @@ def keep_of(
     Raises:
         UserError: what it is to go on from is no state, damaged, or another stream's.
     """
-    if not (resume or stream.save_every_chunks or stream.save_on_stop):
+    if not (resume or stream.save_every_chunks or stream.save_on_stop or config.launcher.recovers):
         return None
     folder = Path(config.output_dir).absolute() / FOLDER
     keep = Keep(

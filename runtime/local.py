@@ -50,15 +50,16 @@ class LocalRun(Running):
             thread.start()
 
     def _work(self, index: int) -> None:
-        def connect(inbox: Inbox, device: torch.device) -> Ends:
-            worker, group = self.plan.members[index].worker, self._groups[index]
+        def connect(number: int, plan: Plan, index: int, inbox: Inbox, device: torch.device) -> Ends:
+            worker, group = plan.members[index].worker, self._groups[index]
             return Ends({b: c.sender for (a, b), c in self._channels.items() if a == worker}, group, group.close)
 
         board = Board(self.store, index, self.plan.processes)
         try:
             run_worker(
-                self.plan, index, self.config, board, self.folder, connect, stdin=self.stdin, inbox=self._inboxes[index]
-            )
+                self.generation, index, self.config, board, self.folder, connect,
+                stdin=self.stdin, inbox=self._inboxes[index],
+            )  # fmt: skip
         except Exception as error:
             self._errors[index] = error
             self._break(index, str(error))

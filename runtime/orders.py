@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from conf.errors import UserError, nearest
-from conf.schema import SinkConfig, SourceConfig, StreamConfig
+from conf.schema import PlanConfig, SinkConfig, SourceConfig, StreamConfig
 from conf.typed import shown, typed
 from runtime.state import Keep
 
@@ -85,15 +85,50 @@ class Status:
 
 
 @dataclass(frozen=True)
+class Halt:
+    """The generation is over: what is under way is thrown away, and the next is waited for.
+
+    Attributes:
+        generation: the number of the next.
+    """
+
+    generation: int
+    number: int = -1
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """While the generation goes on: load what this process needs as a member of another plan.
+
+    Attributes:
+        generation: from which that plan is to hold.
+        plan: its settings.
+        index: the member.
+    """
+
+    generation: int
+    plan: PlanConfig
+    index: int
+    number: int = -1
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Every stream is to be cut before its next chunk."""
+
+    number: int = -1
+
+
+@dataclass(frozen=True)
 class Close:
     """No stream will be opened any more: workers leave when those that are open have ended."""
 
     number: int = -1
 
 
-Order = Open | Prompt | Stop | Cancel | Status | Close
+Order = Open | Prompt | Stop | Cancel | Status | Halt | Prepare | Cut | Close
 
-KINDS = {kind.__name__.lower(): kind for kind in (Open, Prompt, Stop, Cancel, Status, Close)}
+KINDS = {kind.__name__.lower(): kind for kind in (Open, Prompt, Stop, Cancel, Status, Halt, Prepare, Cut, Close)}
 
 
 def to_json(order: Order) -> str:

@@ -1,4 +1,7 @@
-"""The last stage of a stream: latents are hashed, pictures and sound written to its files, its viewer's clock kept."""
+"""The last stage of a stream: latents are hashed, pictures and sound written to its files, its viewer's clock kept.
+
+It may outlive the generation of its run: then chunks come again that it has put out, and it puts out none of them twice.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +60,10 @@ class Output:
         keep: how the stream's state is kept; None: not.
         decodes: whether the stream has a decoder, so that its state can go on with pictures.
         private: whether it is a visitor's.
+
+    Attributes:
+        next: the chunk that it puts out next.
+        resumed: told of the next chunk that it puts out, once: the stream goes on. None: nobody is.
     """
 
     def __init__(
@@ -77,12 +84,16 @@ class Output:
         self.due: int | None = None
         """The chunk before which a state was to be saved last."""
         self.outputs: Outputs | None = None
+        self.next = keep.first if keep else 0
+        self.resumed: Callable[[int], None] | None = None
         self._renewed = schedule_of(model).renewed
         self._anchor: Given = {}
         """The attention sink's inputs of a recalibration, from the chunk that it is made of until it holds."""
         self._saved: int | None = None
         self._cut: threading.Event | None = None
-        """Set when the video is on disk up to the latest cut."""
+        """Set when the video is on disk up to the latest cut, and all before it has left for who watches."""
+        self._leaving: list[tuple[int, threading.Event]] = []
+        """Of cuts whose video is on disk: the chunk up to which all has to have left, and what is set then."""
         self._saving: set[int] = set()
         """Chunks before which states are being saved."""
         self._changed = threading.Condition()
@@ -100,7 +111,7 @@ class Output:
             self._anchor = self.keep.state.anchor
 
     def write(self, chunk: int, latents: Tensor, frames: Tensor | None, sidecar: Sidecar) -> None:
-        """Put a chunk out.
+        """Put a chunk out, unless that was done.
 
         Args:
             chunk: which.
@@ -114,6 +125,8 @@ class Output:
         if self.keep and self._renewed and chunk == self._renewed.source:
             self._anchor = {name: t.to(latents) for name, t in sidecar.lasting.items()}
             self._anchor[REFERENCE] = latents[:, :, :1]
+        if chunk < self.next:
+            return
         with self.trace.span("output", chunk):
             self.outputs.latents(latents)
             if frames is not None:
@@ -121,6 +134,10 @@ class Output:
                 self.outputs.pictures(to_pictures(frames), sound)
         self.timeline.chunk(sidecar.entered, frames_of(self.model, chunk)[1], sidecar.accepted)
         self._settle()
+        self.next = chunk + 1
+        if self.resumed:
+            resumed, self.resumed = self.resumed, None
+            resumed(chunk)
 
     def save(
         self,
@@ -170,10 +187,14 @@ class Output:
         saver.complete(whole)
 
     def _settle(self) -> None:
-        """The video is on disk up to the cut."""
+        """The video is on disk up to the cut. Who goes on from it shows nothing before it: that must have left."""
         if self._cut:
-            self._cut.set()
+            self._leaving.append((self.next, self._cut))
             self._cut = None
+        seen = self.outputs.seen
+        for one in [one for one in self._leaving if one[0] <= seen]:
+            one[1].set()
+            self._leaving.remove(one)
 
     def close(self) -> None:
         """Finish every file.
@@ -185,7 +206,20 @@ class Output:
             if self.outputs:
                 self.outputs.close()
         finally:
-            self._settle()
+            for cut in [cut for _, cut in self._leaving] + ([self._cut] if self._cut else []):
+                cut.set()
+            self._leaving, self._cut = [], None
+
+    def leave(self) -> None:
+        """Let go of it, since another process goes on with the stream: files are finished as they are and play, and
+        who watches is told of no end. No cut becomes whole any more.
+
+        Raises:
+            UserError: as `close`.
+        """
+        self._leaving, self._cut = [], None
+        if self.outputs:
+            self.outputs.leave()
 
     def wait_saved(self) -> None:
         """Wait until every state that was begun is whole or given up. Close the files before: states wait for them."""
@@ -200,9 +234,9 @@ class Output:
         """
         found = stream_report(self.stream, self.timeline, self.outputs, private=self.private)
         found["finished"] = self.finished and reason is None
-        if self.keep:
+        if self.keep and self.keep.saves:
             found["state"] = {
-                "resumed_at": self.keep.first or None,
+                "resumed_at": self.keep.began or None,
                 "due": self.due,
                 "saved": self._saved,
                 "folder": self.keep.folder,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -112,6 +114,7 @@ class Outputs:
             if video and state and is_file(video) and state.video == video.absolute():
                 # What is there stays as it is; if it is the stream's own so far, the rest is joined to it in the end.
                 self._joins, self.paths["video"] = joins.is_of(video, mark), joins.segment(video, self.frames)
+                disk.remove(self.paths["video"])  # of who went on from here before, and may still have it open
             elif video:
                 for _, left in joins.segments(video):
                     disk.remove(left)  # of another video, which is replaced
@@ -125,7 +128,7 @@ class Outputs:
             self._session = None
             if sink.session:
                 made = resolve_name("stages.sinks.session:SessionSink")
-                self._session = made(sink.session, fps, height, width, sound, self.first)
+                self._session = made(sink.session, fps, height, width, sound, self.first, self.frames)
             self._opened += filter(None, [self._reader, self._session])
         except BaseException:
             with suppress(UserError):  # what came first is told
@@ -176,15 +179,32 @@ class Outputs:
         Raises:
             UserError: one could not be finished; the others are.
         """
+        self._finish(*(sink.close for sink in reversed(self._opened)), self._join, self._save_sheet)
+
+    def leave(self) -> None:
+        """Finish the files as they are, and let go of who watches, since another goes on with them.
+
+        Raises:
+            UserError: as `close`.
+        """
+        self._joins = False  # that is for who goes on
+        self._finish(*(getattr(sink, "leave", sink.close) for sink in reversed(self._opened)), self._save_sheet)
+
+    def _finish(self, *steps: Callable[[], None]) -> None:
         failure: Exception | None = None
-        for close in (*(sink.close for sink in reversed(self._opened)), self._join, self._save_sheet):
+        for step in steps:
             try:
-                close()
+                step()
             except Exception as error:  # the first one is raised below
                 failure = failure or error
         self._opened.clear()
         if failure is not None:
             raise failure
+
+    @property
+    def seen(self) -> float:
+        """Number of the first chunk that who watches may still be without; infinity: nobody watches."""
+        return min((sink.seen for sink in (self._reader, self._session) if sink), default=inf)
 
     def _join(self) -> None:
         if self._joins:

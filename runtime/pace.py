@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 DRIFT = 1e-3
 """How much faster than this clock that of a sound card may be: what comes faster would be held back more and more."""
@@ -18,6 +19,8 @@ the one that the next is allowed, and the longest, as long as they are fewer."""
 LEAST, MOST = 0.01, 0.02
 """Seconds by which a chunk is put off, at least: less would not be noticed. And at most, once the beginning is over:
 what is seldom needed is given away slowly."""
+NUMBERS = ("waited_s", "_due", "_later", "_put_off", "_shown_later", "_told")
+"""What another clock on this host must know to go on as this one."""
 
 
 class Pace:
@@ -50,6 +53,10 @@ class Pace:
         self._told = 0
         self._slacks: deque[float] = deque(maxlen=LATELY)
         """What each chunk would have had to spare, had nothing ever been put off: the longer its way, the less."""
+        self._ahead: float | None = None
+        """After a turn, by how much more what was sampled had been put off than what was seen, before it."""
+        self._unusual = 0
+        """Chunks whose ways say nothing, since they were under way at a turn."""
 
     def slack(self, seconds: float, late_s: float = 0.0) -> None:
         """A chunk was there so many seconds before it had to be; below 0, after that. From any thread.
@@ -63,22 +70,65 @@ class Pace:
         with self._lock:
             put_off = self._under_way.popleft() if self._under_way else self._put_off
             self._told += 1
+            if self._unusual:
+                self._unusual -= 1
+                self._shown_later += late_s
+                self._catch_up()
+                return
             if self._told > 1:  # the first finds everything cold, and the clock begins with it
                 self._slacks.append(seconds + put_off - self._shown_later)
             self._shown_later += late_s
             self._give()
+
+    def _catch_up(self) -> None:
+        """What is seen stood still for a while: what is sampled is put off as much, or it would be seen later than
+        before, for good."""
+        behind = self._ahead - (self._put_off + self._later - self._shown_later)
+        if behind > LEAST:
+            self._later += behind
 
     def _give(self) -> None:
         began, rest = divmod(self._told - 1, BEGIN)
         begins = began < BEGINS or (began == BEGINS and not rest)
         if not self._slacks or (begins and rest):
             return
-        allowed = sorted(self._slacks)[max(1, len(self._slacks) // ONE_OF) - 1]
-        spare = allowed - self._put_off - self._later + self._shown_later
+        spare = self._allowed() - self._put_off - self._later + self._shown_later
         if spare > LEAST:
             self._later += spare if begins else min(spare, MOST)
         if begins and began < BEGINS:
             self._slacks.clear()
+
+    def _allowed(self) -> float:
+        return sorted(self._slacks)[max(1, len(self._slacks) // ONE_OF) - 1]
+
+    # -- from one generation of a run to the next -----------------------------------------------------------------------
+
+    def wire(self, wait: Callable[[float], object]) -> None:
+        """Wait in another way from now on."""
+        self._wait = wait
+
+    def turn(self) -> None:
+        """The run goes on in another generation: chunks that were under way come late, and so may the next one."""
+        with self._lock:
+            self._ahead = self._put_off + self._later - self._shown_later
+            self._unusual = len(self._under_way) + 1
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What another goes on from, on this host."""
+        with self._lock:
+            numbers = {name: getattr(self, name) for name in NUMBERS}
+            return numbers | {"way": self._allowed() if self._slacks else None, "under_way": len(self._under_way)}
+
+    def resume(self, progress: dict[str, Any]) -> None:
+        """Go on from the progress of another. Of the ways it had watched, the one that counted stays."""
+        with self._lock:
+            for name in NUMBERS:
+                setattr(self, name, progress[name])
+            self._slacks.extend([] if progress["way"] is None else [progress["way"]])
+            self._under_way.extend([self._put_off] * progress["under_way"])
+
+    # -- the clock ------------------------------------------------------------------------------------------------------
 
     def hold(self) -> bool:
         """Wait until the next chunk is due; returns whether it had to be waited for."""

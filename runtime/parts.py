@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from conf.schema import Config
 from parallel.plan import Plan
 from runtime.block import Block
 from runtime.conditioning import Conditioning
+from runtime.encoders import Encoders
 from runtime.kept import Kept
 from runtime.orders import Open
 from runtime.outputs import Outputs, open_outputs
@@ -22,6 +22,7 @@ from runtime.prompts import Prompts
 from stages.codec.base import Decoder
 from stages.denoise.denoiser import Denoiser
 from stages.denoise.sampler import Sampler
+from stages.sources.live import Stop
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Opening:
     """
 
     prompts: Prompts
-    stop: threading.Event
+    stop: Stop
     make: Callable[[], Conditioning]
     device: torch.device
 
@@ -50,6 +51,7 @@ class Parts:
         queue: of the device: where the worker's passes and stages go.
         sampler: the step list.
         denoisers: per block held.
+        encoders: on the encode worker.
         conditioning: makes what drives a stream, on the encode worker: (order, its prompts, its stop event).
         prepared: what was made before the weights were loaded, by stream.
         pools: banks, per block held.
@@ -66,7 +68,8 @@ class Parts:
     sampler: Sampler
     queue: devices.Queue
     denoisers: dict[int, Denoiser] = field(default_factory=dict)
-    conditioning: Callable[[Open, Prompts, threading.Event], Conditioning] | None = None
+    encoders: Encoders | None = None
+    conditioning: Callable[[Open, Prompts, Stop], Conditioning] | None = None
     prepared: dict[int, Opening] = field(default_factory=dict)
     pools: dict[int, BankPool] = field(default_factory=dict)
     decoder: Decoder | None = None
@@ -113,5 +116,5 @@ class Parts:
         """
         if order.stream in self.prepared:
             return self.prepared.pop(order.stream)
-        prompts, stop = Prompts(order.config), threading.Event()
+        prompts, stop = Prompts(order.config), Stop()
         return Opening(prompts, stop, lambda: self.conditioning(order, prompts, stop), self.device)

@@ -9,18 +9,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from conf.errors import UserError, nearest
 from conf.schema import Config, SinkConfig, SourceConfig, StreamConfig
 from conf.typed import shown, typed
 from parallel.plan import Plan
+from runtime import cuts
 from runtime.admission import Admission
 from runtime.board import Board, PeerLost
+from runtime.generations import Generation
 from runtime.identity import keep_of
 from runtime.orders import Cancel, Close, Open, Order, Prompt, Status, Stop, from_json, host
 from runtime.outputs import numbered
@@ -32,6 +35,8 @@ log = logging.getLogger(__name__)
 
 RESULTS = 256
 """Streams that have ended and whose results are still known; older ones are forgotten."""
+SETTLE_S = 5.0
+"""Longest wait for what workers have told to be taken in."""
 CUT_OFF = "the board that is shared with the workers cannot be reached any more"
 
 
@@ -54,12 +59,30 @@ class Pipeline:
     Attributes:
         observers: called with the number and the report of every stream that ends, in the thread that reads events.
         closers: called when no stream can be opened any more, for those that would go on opening some.
+        changers: called with what happens to the generations of the run, as plain values: `{"frozen": True, "number":
+            n, "why": ...}` when one is over, `{"frozen": False, "number": n, ...}` when streams go on.
+        processes: the process that is each member of the plan.
+        changer: gives the run another plan; None: it cannot have one.
     """
 
     def __init__(self, board: Board, plan: Plan, config: Config):
         self.board, self.plan, self.config = board, plan, config
         self.observers: list[Callable[[int, dict[str, Any]], None]] = []
         self.closers: list[Callable[[], None]] = []
+        self.changers: list[Callable[[dict[str, Any]], None]] = []
+        self.changer: Callable[[dict[str, Any]], int] | None = None
+        self.memory: Path | None = None
+        """The run's folder of cuts, where streams go on when a worker is lost."""
+        self.processes, self.generation = tuple(range(plan.processes)), 0
+        self._frozen = False
+        self._held: list[Order] = []
+        """Given while no generation runs."""
+        self._prompts: dict[int, Prompt] = {}
+        """The last of every stream, which may not have been sampled yet."""
+        self._ends: dict[int, Order] = {}
+        """What streams were last told to end by."""
+        self._missed: list[dict[str, Any]] = []
+        """What processes have told of peers, and of streams that go on."""
         self._readers = [plan.group(worker)[0] for worker in range(plan.workers)]
         self._news = threading.Condition()
         """Held while anything below changes; told of every change."""
@@ -73,6 +96,9 @@ class Pipeline:
         """By question that is open, what workers have answered."""
         self._closed = self._over = False
         self._error: BaseException | None = None
+        self._settled = threading.Event()
+        self.heard: Callable[[], None] = lambda: None
+        """Called when `missed` has something to say."""
         self._events = board.events(self._hear, self._cut_off)
         self._events.start()
 
@@ -102,6 +128,9 @@ class Pipeline:
                 raise UserError(f"stream.id={order.config.id}", "the pipeline is closed", "open streams before it is")
             self._admission.admit(order, list(self._live.values()))
             order = replace(order, stream=next(self._numbers))
+            if self.memory and order.keep:
+                journal = str(cuts.of_stream(self.memory, order.stream))
+                order = replace(order, keep=replace(order.keep, journal=journal))
             self._live[order.stream] = order
             self._give(order)
             self._news.notify_all()
@@ -129,6 +158,21 @@ class Pipeline:
             raise UserError(f"prompt={prompt}", f"model={model.name} takes no prompt", "leave it out")
         prompt = StreamConfig(prompt=typed(str, prompt, "prompt")).prompt
         self._give(Prompt(stream, prompt, time.perf_counter(), host()))
+
+    def change(self, plan: dict[str, Any]) -> int:
+        """Have the streams go on by another plan, without losing a chunk; returns the number of its generation, once
+        it runs.
+
+        Args:
+            plan: settings of the plan group that are to be others, such as `{"workers": 3}`.
+
+        Raises:
+            UserError: the run cannot have another plan, or not this one.
+        """
+        if self.changer is None:
+            rule = "this run cannot change its plan: that is done by going on from cuts, which it does not make"
+            raise UserError(f"plan={shown(plan)}", rule, "start it with launcher.recover=exact")
+        return self.changer(plan)
 
     def stop(self, stream: int | None = None) -> None:
         """Drain a stream, or all: nothing more is sampled, what is under way is finished."""
@@ -285,9 +329,83 @@ class Pipeline:
         with self._news:
             self._present()
             try:
-                self.board.give(order, self._readers)
+                readers = [] if self._frozen else self._readers
+                order = self.board.give(order, readers, self.generation)
             except RuntimeError as error:
                 raise PeerLost(CUT_OFF) from error
+            self._note(order)
+
+    def _note(self, order: Order) -> None:
+        """Remember what the next generation has to be told."""
+        if isinstance(order, Prompt) and order.stream in self._live:
+            self._prompts[order.stream] = order
+        elif isinstance(order, Stop | Cancel):
+            for stream in self._live if order.stream is None else {order.stream} & self._live.keys():
+                if not isinstance(self._ends.get(stream), Cancel):
+                    self._ends[stream] = replace(order, stream=stream)
+        elif self._frozen and isinstance(order, Status):
+            self._held.append(order)
+
+    # -- generations --------------------------------------------------------------------------------------------------
+
+    def freeze(self, number: int, why: str) -> None:
+        """The generation is over; orders wait for the next, which is to be `number`."""
+        with self._news:
+            self._frozen = True
+        self._tell_changers({"frozen": True, "number": number, "why": why})
+
+    def order_now(self, order: Order, processes: Iterable[int]) -> None:
+        """Give an order to these processes of the running generation, frozen or not."""
+        with self._news:
+            self.board.give(order, processes, self.generation)
+
+    def go_on(self, generation: Generation, plan: Plan, opened: Callable[[Open], Open]) -> None:
+        """Give the next generation its streams and all that was said to them.
+
+        Args:
+            generation, plan: the next.
+            opened: a stream's order, as it is to be opened again.
+        """
+        with self._news:
+            self.plan, self.processes, self.generation = plan, generation.processes, generation.number
+            self._readers = [self.processes[plan.group(worker)[0]] for worker in range(plan.workers)]
+            self._admission.replan(plan)
+            for stream, order in self._live.items():
+                self.board.repeat(opened(order), self._readers, self.generation)
+                for said in (self._prompts.get(stream), self._ends.get(stream)):
+                    if said is not None:
+                        self.board.repeat(said, self._readers, self.generation)
+            for order in self._held:
+                self.board.repeat(order, self._readers, self.generation)
+            self._held.clear()
+            if self._closed:
+                self.board.repeat(Close(), self._readers, self.generation)
+            self._frozen = False
+
+    def told(self, told: dict[str, Any]) -> None:
+        """Tell who looks on of the generations."""
+        self._tell_changers(told)
+
+    def missed(self) -> list[dict[str, Any]]:
+        """What processes have told of peers that they miss, and of streams that go on, since this was asked last."""
+        with self._news:
+            found, self._missed = self._missed, []
+        return found
+
+    def settle(self) -> None:
+        """Wait until all that workers have told so far is taken in."""
+        seen = threading.Event()
+        with self._news:
+            self._settled = seen
+        self.board.event({"event": "settled"})
+        seen.wait(SETTLE_S)
+
+    def _tell_changers(self, told: dict[str, Any]) -> None:
+        for changer in self.changers:
+            try:
+                changer(told)
+            except Exception:
+                log.exception("who was to be told of a generation failed")
 
     def _hear(self, event: dict[str, Any]) -> None:
         try:
@@ -307,6 +425,12 @@ class Pipeline:
                 self._give(Cancel(stream))
         elif event == "order":
             self._give(from_json(told["order"]))
+        elif event in ("missed", "shown"):
+            with self._news:
+                self._missed.append({"event": event, "stream": stream, **told})
+            self.heard()
+        elif event == "settled":
+            self._settled.set()
         elif event == "status" and (answers := self._answers.get(told["question"])) is not None:
             with self._news:
                 answers[told["worker"]] = told["status"]
@@ -317,6 +441,8 @@ class Pipeline:
             progress = self.board.told(f"progress/{stream}")
             self._forget(stream)
             name = self._live.pop(stream).config.id
+            self._prompts.pop(stream, None)
+            self._ends.pop(stream, None)
             self._ended[stream] = Ended(name, report, progress)
             while len(self._ended) > self._kept:
                 del self._ended[next(iter(self._ended))]
@@ -349,9 +475,13 @@ def opens(config: Config) -> list[Open]:
     return found
 
 
-def run_all(pipeline: Pipeline, config: Config) -> None:
-    """Open every stream of a run, and say that these are all."""
-    for order in opens(config):
+def run_all(pipeline: Pipeline, config: Config, orders: list[Open] | None = None) -> None:
+    """Open every stream of a run, and say that these are all.
+
+    Args:
+        orders: its streams; None: as `opens` says.
+    """
+    for order in opens(config) if orders is None else orders:
         pipeline.open(order.config, order.source, order.sink, order.keep)
     pipeline.close()
 

@@ -1,12 +1,15 @@
-"""One worker: load, meet the others, run, and say how it went. The same as a process under torchrun or Ray, and as a
-thread of one process.
+"""One process of a run: load, meet the others, and be a worker of one generation after another. The same as a process
+under torchrun or Ray, and as a thread of one process.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from contextlib import suppress
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -19,24 +22,29 @@ from parallel.channels import ChannelError, Inbox, Sender
 from parallel.p2p import connect_all
 from parallel.plan import Plan
 from parallel.transport import NCCL, Place, bodies, of_channels, refuse
+from runtime import cuts
 from runtime.admission import most_streams
 from runtime.block import Block
 from runtime.board import DRIVER, Abandoned, Board, OrderReader, PeerLost
 from runtime.folder import require_shared
+from runtime.generations import Generation, Superseded
 from runtime.group import Group, join_group, run_follower
-from runtime.loading import load_parts
-from runtime.orders import Open
+from runtime.loading import load_parts, load_spare
+from runtime.orders import Halt, Open, Order, Prepare
 from runtime.parts import Parts
 from runtime.progress import Loading
 from runtime.pulse import Pulse
 from runtime.reasons import Reason
+from runtime.report import worker_report
 from runtime.room import free_bytes, require_together, room
-from runtime.saving import Saver
+from runtime.saving import CUTS, Saver
 from runtime.trace import Trace, worker_trace
 from runtime.worker import Worker
 
 LOAD_TIMEOUT_S = 3600.0
 """Longest wait for the others to load: a cold disk may need minutes for a 14B model."""
+WAIT_S = 0.02
+"""How often a process that waits for another generation looks for it."""
 ONE_HOST, SEVERAL_HOSTS = "one host", "several hosts"
 """What is told as `begun`: where a run's processes may be."""
 OWN = "own"
@@ -48,26 +56,28 @@ LOST = PeerLost.__name__
 
 
 class Ends(NamedTuple):
-    """A process's connections.
+    """A process's connections in one generation.
 
     Attributes:
         senders: its worker's, by peer.
         group: those who share its passes.
         close: closes everything.
         clocks: by peer, seconds to be added to a moment of its clock, to have it by this process's.
+        abort: breaks everything at once: whoever waits there, in any thread, goes on with a failure.
     """
 
     senders: dict[int, Sender]
     group: Group
     close: Callable[[], None]
     clocks: Callable[[], dict[int, float]] = dict
+    abort: Callable[[], None] = lambda: None
 
 
-class Connect(Protocol):
+class Network(Protocol):
     """Makes a process's connections."""
 
-    def __call__(self, inbox: Inbox, device: torch.device) -> Ends:
-        """Those of the process whose inbox this is; messages live on `device`."""
+    def __call__(self, number: int, plan: Plan, index: int, inbox: Inbox, device: torch.device) -> Ends:
+        """Those of a member of the plan in generation `number`, whose inbox this is; messages live on `device`."""
         ...
 
 
@@ -76,62 +86,74 @@ def credits(plan: Plan, config: Config) -> int:
     return plan.credits(most_streams(config), MARKS)
 
 
-def over_network(plan: Plan, index: int, config: Config, store: dist.Store) -> Connect:
-    """Connections of process `index` to others, which meet on `store`."""
-    worker, patience, transport = plan.members[index].worker, config.launcher.timeout_s, config.launcher.transport
-    # Channels are the worker's; who only shares its passes has none.
-    mine = [pair for pair in plan.channels if worker in pair and plan.members[index].leads]
+def over_network(config: Config, store: dist.Store) -> Network:
+    """Connections of processes that meet on `store`, on a connection with it of their own: who waits there for a peer
+    keeps nobody else from it."""
+    patience, transport = config.launcher.timeout_s, config.launcher.transport
 
-    def connect(inbox: Inbox, device: torch.device) -> Ends:
-        group = join_group(plan, index, store, device, inbox, patience, transport)
+    def connect(number: int, plan: Plan, index: int, inbox: Inbox, device: torch.device) -> Ends:
+        worker = plan.members[index].worker
+        # Channels are the worker's; who only shares its passes has none.
+        mine = [pair for pair in plan.channels if worker in pair and plan.members[index].leads]
+        place = dist.PrefixStore(f"generation{number}", store.clone())
+        group = join_group(plan, index, place, device, inbox, patience, transport)
         peers = {f"{a:04d}-{b:04d}": (b if a == worker else a) for a, b in mine}
         expected = {f"{a:04d}-{b:04d}": size for (a, b), size in bodies(plan).items() if (a, b) in mine}
         senders, receivers = {}, []
         for name, link in connect_all(
-            store, worker, peers, device, patience, expected, transport=of_channels(plan, transport)
+            place, worker, peers, device, patience, expected, transport=of_channels(plan, transport)
         ).items():
             if int(name[:4]) == worker:
                 check = group.exchange.check if group.exchange else None
                 senders[link.peer] = link.sender(inbox, credits(plan, config), check=check)
             else:
                 receivers.append(link.receiver(inbox))
+        ends = (*senders.values(), *receivers)
 
         def close() -> None:
-            for end in (group, *senders.values(), *receivers):
+            for end in (group, *ends):
                 end.close()
 
         def clocks() -> dict[int, float]:
-            return {end.peer: end.offset for end in (*senders.values(), *receivers)}
+            return {end.peer: end.offset for end in ends}
 
-        return Ends(senders, group, close, clocks)
+        def abort() -> None:
+            group.cut()
+            for end in ends:
+                end.cut()
+
+        return Ends(senders, group, close, clocks, abort)
 
     return connect
 
 
 def run_worker(
-    plan: Plan,
-    index: int,
+    generation: Generation,
+    process: int,
     config: Config,
     board: Board,
     folder: Path,
-    connect: Connect,
+    network: Network,
     device: torch.device | None = None,
     stdin: BinaryIO | None = None,
     inbox: Inbox | None = None,
     node: int | str = 0,
     first: Callable[[], None] = lambda: None,
 ) -> None:
-    """Be process `index` of a plan until the pipeline is closed and every stream has ended; says on the board how it
-    went: `left/INDEX` is this process's part of the report, or False, and `failed` what failed first in the run.
+    """Be a process of a run until the pipeline is closed and every stream has ended; says on the board how it went:
+    `left/PROCESS` is this process's part of the report, or False, and `failed` what failed first in the run. Where
+    workers are recovered, what fails here after streaming has begun is told as `raised/PROCESS`.
 
     Args:
-        plan, index, config: the run, and who this is.
+        generation: with which this process begins. One that is no member of its plan is a spare.
+        process: the number of this process.
+        config: the run.
         board: shared by all processes; orders come from it.
         folder: for results; made by whoever started the run, once all workers have loaded.
-        connect: makes this process's channels.
+        network: makes this process's channels.
         device: None: as the configuration says.
         stdin: where live sources read; None: standard input.
-        inbox: of this worker; None: a new one.
+        inbox: of this worker in the first generation; None: a new one.
         node: the machine that this is, for the report.
         first: called before anything is loaded; what it raises is this process's failure.
 
@@ -139,21 +161,21 @@ def run_worker(
         Abandoned: another process failed before this one did.
         Exception: what went wrong here, and was the first in the run to do so.
     """
-    member, left, pulse = plan.members[index], False, Pulse(board, config.launcher.timeout_s)
+    left, launcher = False, config.launcher
+    pulse = Pulse(board, min(launcher.silent_s, launcher.timeout_s) if launcher.recovers else launcher.timeout_s)
     pulse.start()
+    one = Process(generation, process, config, board, folder, network, pulse, device, stdin, inbox)
     try:
-        inbox = Inbox() if inbox is None else inbox
-        job = Job(plan, index, config, board, folder, inbox, OrderReader(board, inbox), pulse)
         first()
-        job.agree(device)
-        parts = job.load(device, stdin)
-        job.meet()
-        left = job.run(parts, connect) | {"node": node}
+        left = one.run() | {"node": node}
     except Exception as error:
-        reason = _reason(error, f"worker {member}, {pulse.look().at}")
+        reason = _reason(error, f"worker {one.name}, {pulse.look().at}")
         with suppress(RuntimeError):  # the store is gone: nobody else is there to have failed first
-            first = board.first("failed", {"process": index} | reason.to_dict())
-            if first["process"] != index:
+            if launcher.recovers and board.told("begun") and not isinstance(error, Abandoned):
+                board.tell(f"raised/{process}", reason.to_dict())
+                raise
+            first = board.first("failed", {"process": process} | reason.to_dict())
+            if first["process"] != process:
                 raise Abandoned(first["line"]) from error
         if isinstance(error, ChannelError):
             raise PeerLost(str(error)) from error
@@ -161,7 +183,7 @@ def run_worker(
     finally:
         pulse.close()
         with suppress(RuntimeError):
-            board.tell(f"left/{index}", left)
+            board.tell(f"left/{process}", left)
 
 
 def _reason(error: Exception, where: str) -> Reason:
@@ -179,57 +201,124 @@ def share_folder(board: Board, config: Config) -> None:
     require_shared(board, Path(config.output_dir), members, board.index == DRIVER, config.launcher.timeout_s)
 
 
-class Job(NamedTuple):
-    """What a process of a plan has to do; the arguments are `run_worker`'s."""
+class Process:
+    """What a process does; the arguments are `run_worker`'s.
 
-    plan: Plan
-    index: int
-    config: Config
-    board: Board
-    folder: Path
-    inbox: Inbox
-    orders: OrderReader
-    pulse: Pulse
+    Attributes:
+        name: of the member of the plan that it is, or was.
+    """
 
-    def agree(self, device: torch.device | None) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        process: int,
+        config: Config,
+        board: Board,
+        folder: Path,
+        network: Network,
+        pulse: Pulse,
+        device: torch.device | None,
+        stdin: BinaryIO | None,
+        inbox: Inbox | None,
+    ):
+        self.generation, self.process, self.config, self.board = generation, process, config, board
+        self.folder, self.network, self.pulse = folder, network, pulse
+        self.device, self.stdin = device, stdin
+        self.parts: Parts | None = None
+        self.inbox = inbox or Inbox()
+        self._turned = threading.Event()
+        """Set when the generation is over."""
+        self._ends: Ends | None = None
+        self._prepared: tuple[Prepare, Parts] | None = None
+        self._trace: Trace | None = None
+        self._orders = OrderReader(board, self.inbox, generation.number, self._heard)
+        config, self.plan = generation.of(config)
+        self.index = generation.index(process)
+        self.name = "spare" if self.index is None else str(self.plan.members[self.index])
+
+    def run(self) -> dict[str, Any]:
+        """Load, and be what the generations say; returns this process's part of the report.
+
+        Raises:
+            Abandoned: the run is given up.
+            PeerLost: a peer is gone, and workers are not recovered.
+        """
+        self._agree()
+        self._load()
+        self._meet()
+        with ExitStack() as held:
+            if (memory := self.board.told(CUTS)) and self.config.launcher.recovers:
+                held.enter_context(cuts.hold(memory))
+            trace = held.enter_context(self._tracing())
+            report = None if self.index is None or self.generation.number else self._be(trace)
+            while report is None:
+                if not self._next():
+                    trace.close()
+                    report = self._report(trace)
+                else:
+                    report = self._be(trace)
+        if self.parts is not None:
+            self.parts.queue.close()
+        return report
+
+    # -- before the first generation ----------------------------------------------------------------------------------
+
+    def _agree(self) -> None:
         """Find out before anything loads whether tensors can go as they are asked to.
 
         Raises:
             UserError: two processes cannot exchange them by NCCL, and that was asked for.
         """
-        if self.config.launcher.transport != NCCL:
+        if self.config.launcher.transport != NCCL or self.generation.number or self.index is None:
             return
-        own = devices.of(devices.choose(self.config.device.kind) if device is None else device)
-        self.board.tell(f"place/{self.index}", Place.of(own))
+        own = devices.of(self._chosen())
+        self.board.tell(f"place/{self.process}", Place.of(own))
         places = []
         for process in range(self.plan.processes):
             self.board.wait(f"place/{process}", self.config.launcher.timeout_s)
             places.append(Place(*self.board.told(f"place/{process}")))
         refuse(self.plan, places)
 
-    def load(self, device: torch.device | None, stdin: BinaryIO | None) -> Parts:
+    def _chosen(self) -> torch.device:
+        return devices.choose(self.config.device.kind) if self.device is None else self.device
+
+    def _load(self) -> None:
         """Load what this process holds. Between two parts it looks whether that is still wanted.
 
         Raises:
             Abandoned: another process failed meanwhile, or the run was given up.
             UserError: what was to be loaded or opened cannot be used.
         """
-
-        def told(loading: Loading) -> None:
-            if failed := self.board.told("failed"):
-                raise Abandoned(failed["line"])
-            self.pulse.at(loading)
-
         # The run's own streams are looked at before weights load. One that came later costs nobody else anything.
         own = self.board.told(OWN) or 0
-        known = [order for order in self.orders.orders() if isinstance(order, Open) and order.number < own]
-        member = self.plan.members[self.index]
-        self._claim(devices.choose(self.config.device.kind) if device is None else device)
-        parts = load_parts(self.plan, member.worker, self.config, known, device, stdin, Loading(told), member.leads)
-        if member.leads:
-            self.board.tell(f"room/{member.worker}", room(parts))
+        known: list[Open] = []
+        if not self.generation.number:
+            known = [order for order in self._orders.orders() if isinstance(order, Open) and order.number < own]
+        if self.index is None:
+            self.parts = load_spare(self.plan, self.config, self._chosen(), self.stdin, Loading(self._loading))
+        else:
+            self._claim(self._chosen())
+            self.parts = self._loaded(self.plan, self.index, None, known)
+            self._tell_room()
         self.pulse.at("waiting for the others to load")
-        return parts
+
+    def _loaded(self, plan: Plan, index: int, held: Parts | None, known: list[Open] = []) -> Parts:  # noqa: B006
+        """What a member of a plan needs, as far as possible of what is held."""
+        member, loading = plan.members[index], Loading(self._loading)
+        return load_parts(
+            plan, member.worker, self.config, known, self.device, self.stdin, loading, member.leads, held=held
+        )
+
+    def _loading(self, loading: Loading) -> None:
+        if failed := self.board.told("failed"):
+            raise Abandoned(failed["line"])
+        if not self._ends:
+            self.pulse.at(loading)
+
+    def _tell_room(self) -> None:
+        member = self.plan.members[self.index]
+        if member.leads:
+            self.board.tell(f"room/{member.worker}", room(self.parts))
 
     def _claim(self, device: torch.device) -> None:
         """Tell what this process is going to hold, and look at what others told who use the same memory.
@@ -244,62 +333,219 @@ class Job(NamedTuple):
         member = self.plan.members[self.index]
         memory, free = free_bytes(device)
         self.board.tell(
-            f"holds/{self.index}",
+            f"holds/{self.process}",
             {"memory": memory, "free": free, "bytes": self.plan.weight_bytes(member.worker, member.rank)},
         )
         told = [self.board.told(f"holds/{process}") for process in range(self.plan.processes)]
         require_together(self.config, [one for one in told if one and one["memory"] == memory])
 
-    def meet(self) -> None:
+    def _meet(self) -> None:
         """Wait until all have loaded and the output folder has been made.
 
         Raises:
             UserError: that folder is not everybody's.
         """
-        self.board.tell(f"loaded/{self.index}")
+        self.board.tell(f"loaded/{self.process}")
         self.board.wait("begun", LOAD_TIMEOUT_S)
-        if self.board.told("begun") == SEVERAL_HOSTS:
+        if self.board.told("begun") == SEVERAL_HOSTS and not self.generation.number and self.index is not None:
             share_folder(self.board, self.config)
         # What was loaded stays: the collector need not look at it again, in the middle of a chunk.
         gc.collect()
         gc.freeze()
 
-    def run(self, parts: Parts, connect: Connect) -> dict[str, Any]:
-        """Connect with the others and work; returns this process's part of the report."""
-        self.pulse.at("connecting")
-        member = self.plan.members[self.index]
+    # -- a generation -------------------------------------------------------------------------------------------------
+
+    def _be(self, trace: Trace) -> dict[str, Any] | None:
+        """Be a member of the generation's plan; returns this process's part of the report, None where another
+        generation is to come."""
+        member, blocks = self.plan.members[self.index], {}
+        self.name = str(member)
         try:
-            ends = connect(self.inbox, parts.device)
-            ends.group.share(parts.denoisers)
-            blocks = parts.blocks(self.plan, member.worker)
-            with worker_trace(self.folder, self.index, str(member), self.config.sink.trace) as trace:
-                report = self._work(ends, parts, blocks, trace)
+            self._orders_begin(member.leads)
+            self.pulse.at("connecting")
+            ends = self._connected()
+            ends.group.share(self.parts.denoisers)
+            blocks = self.parts.blocks(self.plan, member.worker)
+            self.board.tell(f"ready/{self.generation.number}/{self.process}")
+            report = self._work(ends, blocks, trace)
             for packed in report["traces"]:
                 packed.update(of=member.worker, clocks=ends.clocks())
             self.pulse.at("closing")
             ends.close()
-            parts.queue.close()
             return report
+        except (Superseded, PeerLost, ChannelError) as error:
+            if not self.config.launcher.recovers:
+                raise
+            self._wait_for_the_turn(error)
+            return None
+        except BaseException:
+            self.parts.kept.leave(False, False)
+            raise
         finally:
-            self.orders.close()
+            # Its box is of this generation: who is told of another, and cannot reach the board, is gone.
+            self._orders.close()
+            if self._turned.is_set():
+                self._let_go(blocks)
 
-    def _work(self, ends: Ends, parts: Parts, blocks: dict[int, Block], trace: Trace) -> dict[str, Any]:
+    def _orders_begin(self, leads: bool) -> None:
+        """Orders are the leaders'; but whoever may be superseded hears of that."""
+        if leads or self.config.launcher.recovers:
+            self._orders.start()
+
+    def _connected(self) -> Ends:
+        """Connections with the others. A peer that died meanwhile is waited for in vain, on a thread that is left
+        alone then.
+
+        Raises:
+            Superseded: another generation begins.
+            ChannelError: a peer did not come.
+        """
+        number, plan, index, inbox = self.generation.number, self.plan, self.index, self.inbox
+        if not self.config.launcher.recovers:
+            return self.network(number, plan, index, inbox, self.parts.device)
+        made: queue.SimpleQueue[Ends | Exception] = queue.SimpleQueue()
+        device = self.parts.device
+
+        def connect() -> None:
+            devices.of(device).use()
+            try:
+                made.put(self.network(number, plan, index, inbox, device))
+            except Exception as error:
+                made.put(error)
+
+        threading.Thread(target=connect, name="connect", daemon=True).start()
+        while True:
+            with suppress(queue.Empty):
+                ends = made.get(timeout=WAIT_S)
+                break
+            if self._turned.is_set():
+                raise Superseded
+        if isinstance(ends, Exception):
+            raise ends
+        self._ends = ends
+        if self._turned.is_set():
+            raise Superseded
+        return ends
+
+    def _work(self, ends: Ends, blocks: dict[int, Block], trace: Trace) -> dict[str, Any]:
         """Be the worker, or one of those who share its passes."""
-        member = self.plan.members[self.index]
+        member, inbox = self.plan.members[self.index], self.inbox
         if member.rank:
             self.pulse.at("following")
-            saver = Saver(self.board, parts.queue.device, self.config.launcher.cuts)
+            saver = Saver(self.board, self.parts.queue.device, self.config.launcher.cuts)
             saver.start()
             for block in blocks.values():
                 block.use(saver)
             try:
-                return run_follower(ends.group, parts, blocks, self.inbox, trace)
+                return run_follower(ends.group, self.parts, blocks, inbox, trace)
             finally:
                 saver.close()
-        self.orders.start()
-        blocks = ends.group.lead(blocks)
+        led = ends.group.lead(blocks)
         worker = Worker(
-            self.plan, member.worker, self.config, parts, blocks, ends.senders, self.inbox, trace, self.board
-        )
+            self.plan, member.worker, self.config, self.parts, led, ends.senders, inbox, trace, self.board,
+            self.generation.processes,
+        )  # fmt: skip
         self.pulse.look = worker.look
         return worker.run()
+
+    def _heard(self, order: Order) -> None:
+        """On the thread that reads orders: what does not wait for the loop."""
+        if isinstance(order, Halt):
+            self._turned.set()
+            self.inbox.put(Superseded(f"generation {order.generation}"))
+            if self._ends is not None:
+                self._ends.abort()
+        elif isinstance(order, Prepare):
+            threading.Thread(target=self._prepare, args=(order,), name="prepare", daemon=True).start()
+
+    def _prepare(self, order: Prepare) -> None:
+        """Load for another plan, beside the work."""
+        told: dict[str, Any] = {}
+        try:
+            _, plan = Generation(order.generation, asdict(order.plan), ()).of(self.config)
+            devices.of(self.parts.device).use()
+            self._prepared = order, self._loaded(plan, order.index, self.parts)
+        except Exception as error:
+            told = Reason.of(error, f"worker {self.name}, loading for another plan").to_dict()
+        self.board.tell(f"prepared/{order.generation}/{self.process}", told)
+
+    # -- between two --------------------------------------------------------------------------------------------------
+
+    def _wait_for_the_turn(self, error: Exception) -> None:
+        """Who misses a peer tells of it, and waits for what the driver makes of it.
+
+        Raises:
+            Abandoned: the run is given up.
+        """
+        if self._turned.is_set():
+            return
+        self.pulse.at("waiting for the others")
+        self.board.event(
+            {"event": "missed", "generation": self.generation.number, "process": self.process, "line": str(error)}
+        )
+        while not self._turned.wait(WAIT_S):
+            if failed := self.board.told("failed"):
+                self.parts.kept.leave(False, False)
+                raise Abandoned(failed["line"])
+
+    def _let_go(self, blocks: dict[int, Block]) -> None:
+        """The generation is over: its channels and banks are free."""
+        if self._ends is not None:
+            self._ends.abort()
+            threading.Thread(target=self._ends.close, name="close", daemon=True).start()
+            self._ends = None
+        devices.of(self.parts.device).synchronize()
+        for block in blocks.values():
+            block.clear()
+
+    def _next(self) -> bool:
+        """Wait for a generation in which this process is a member, and become that; False: there will be none.
+
+        Raises:
+            Abandoned: the run is given up.
+        """
+        if self._turned.is_set():
+            self.board.tell(f"halted/{self.generation.number}/{self.process}")
+        self.pulse.at("waiting for a place")
+        after = self.generation.number if self._turned.is_set() or self.index is None else self.generation.number - 1
+        while True:
+            if failed := self.board.told("failed"):
+                self.parts.kept.leave(False, False)
+                raise Abandoned(failed["line"])
+            if self.board.told(f"leave/{self.process}"):
+                self.parts.kept.leave(False, False)
+                return False
+            generation = Generation.told(self.board, after)
+            if generation is not None:
+                after = generation.number
+                if (index := generation.index(self.process)) is not None:
+                    break
+                self.parts.kept.leave(False, False)
+            threading.Event().wait(WAIT_S)
+        self._become(generation, index)
+        return True
+
+    def _become(self, generation: Generation, index: int) -> None:
+        self.generation, self.index = generation, index
+        self._turned, self.inbox = threading.Event(), Inbox()
+        self._orders = OrderReader(self.board, self.inbox, generation.number, self._heard)
+        _, self.plan = generation.of(self.config)
+        prepared, self._prepared = self._prepared, None
+        if prepared and (asdict(prepared[0].plan), prepared[0].index) == (generation.plan, index):
+            self.parts = prepared[1]
+        else:
+            self.parts = self._loaded(self.plan, index, self.parts)
+        member = self.plan.members[index]
+        self.parts.kept.leave(
+            member.leads and member.worker == self.plan.encode,
+            member.leads and member.worker == self.plan.stages[-1].worker,
+        )
+        self._tell_room()
+
+    @contextmanager
+    def _tracing(self) -> Iterator[Trace]:
+        with worker_trace(self.folder, self.process, self.name, self.config.sink.trace) as trace:
+            yield trace
+
+    def _report(self, trace: Trace) -> dict[str, Any]:
+        return worker_report(trace, self.parts.weight_bytes, self.parts.bank_bytes, self.parts.device)

@@ -10,10 +10,12 @@ from conf.schema import StreamConfig
 
 
 class Heard(NamedTuple):
-    """A prompt that was given while the stream ran; `accepted`: when, in seconds of this host's clock."""
+    """A prompt that was given while the stream ran; `accepted`: when, in seconds of this host's clock; `number`: of the
+    last order that was heard by then."""
 
     prompt: str
     accepted: float
+    number: int = -1
 
 
 class Prompts:
@@ -35,6 +37,10 @@ class Prompts:
         self._steered: Heard | None = None
         self._number = -1
         """Of the last order that was heard."""
+        self.sampled = -1
+        """Of the last order that a sampled chunk shows, or that was replaced before it could be."""
+        self.latest: Heard | None = None
+        """What was heard for the chunk that was sampled last."""
 
     def steer(self, prompt: str, accepted: float, number: int) -> None:
         """From the next chunk that is sampled on, `prompt` holds. An order that is heard again changes nothing.
@@ -45,7 +51,12 @@ class Prompts:
         """
         with self._lock:
             if number > self._number:
-                self._steered, self._number = Heard(prompt, accepted), number
+                self._steered, self._number = Heard(prompt, accepted, number), number
+
+    def say(self, prompt: str, accepted: float) -> None:
+        """As `steer`, of a source that says everything once."""
+        with self._lock:
+            self._steered = Heard(prompt, accepted, self._number)
 
     def plan(self, prompts: dict[int, str]) -> None:
         """Prompts by the chunk from which each is to hold, beside those that are configured."""
@@ -55,8 +66,17 @@ class Prompts:
         """Chunk `chunk` is sampled now: what was heard holds from it on. Returns the prompt that begins with it."""
         with self._lock:
             heard, self._steered = self._steered, None
+        return self._begin(chunk, heard)
+
+    def again(self, chunk: int, heard: Heard | None) -> str | None:
+        """As `sample`, of a chunk for which this was heard when it was sampled before."""
+        return self._begin(chunk, heard)
+
+    def _begin(self, chunk: int, heard: Heard | None) -> str | None:
+        self.latest = heard
         if heard is not None:
-            self._texts[chunk], self._accepted[chunk] = heard
+            self._texts[chunk], self._accepted[chunk] = heard.prompt, heard.accepted
+            self.sampled = max(self.sampled, heard.number)
         # The one before may still be asked for, where a state is saved.
         oldest = self.epoch(chunk - 1)
         self._texts = {e: text for e, text in self._texts.items() if e >= oldest}
@@ -90,16 +110,30 @@ class Prompts:
         with self._lock:
             steered = self._steered
         before = max((e for e in self._texts if e < chunk), default=0)
-        return {"prompt": self._texts.get(before, ""), "steered": steered.prompt if steered else None}
+        return {
+            "prompt": self._texts.get(before, ""),
+            "steered": steered.prompt if steered else None,
+            "number": self.sampled,
+        }
 
-    def resume(self, chunk: int, content: dict[str, Any], now: float) -> None:
+    def shown(self, number: int) -> None:
+        """Orders up to this number are in chunks that were sampled before: they change nothing when they are heard."""
+        with self._lock:
+            self._number, self.sampled = max(self._number, number), max(self.sampled, number)
+            if self._steered is not None and self._steered.number <= number:
+                self._steered = None
+
+    def resume(self, chunk: int, content: dict[str, Any], now: float, again: bool = False) -> None:
         """Go on with `chunk` from the progress of another run.
 
         Args:
             now: stands for the moment at which a prompt was accepted that had not been sampled yet.
+            again: whether it is of the same run: whoever orders then says again what had not been sampled yet.
         """
         self._texts = {chunk - 1: content["prompt"]} | {e: p for e, p in self._texts.items() if e >= chunk}
-        if content["steered"] is not None:
+        if again:
+            self.shown(content["number"])
+        elif content["steered"] is not None:
             with self._lock:
                 # Its number is not counted as heard: this run's orders are numbered anew.
                 self._steered = Heard(content["steered"], now)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from math import inf
 from typing import Any, NamedTuple
 
+from conf.schema import LauncherConfig
 from runtime.board import Board
 from runtime.orders import host
 from runtime.trace import Samples
@@ -21,6 +22,8 @@ from runtime.trace import Samples
 PULSE_S = 1.0
 """Between two beats, at most; a short timeout has BEATS of them."""
 BEATS = 4
+WITHIN_SILENCE = 5
+"""Beats within the time after which a process that says nothing is lost, at least: one that is late means nothing."""
 STAGES = 64
 """Stages whose totals a beat tells, at most."""
 
@@ -45,22 +48,29 @@ class Doing(NamedTuple):
     stages: Mapping[str, Samples] = {}
 
 
+def beat_s(launcher: LauncherConfig) -> float:
+    """Seconds between two beats of every process of a run."""
+    silent_s = launcher.silent_s / WITHIN_SILENCE if launcher.recovers else PULSE_S
+    return min(PULSE_S, launcher.timeout_s / BEATS, silent_s)
+
+
 class Pulse(threading.Thread):
     """Says on the board, again and again, that a process lives and what it is at.
 
     Args:
         board: of the process.
         timeout_s: after which a stream of which nothing moves is looked into.
+        every_s: between two beats, as `beat_s` says; None: what `timeout_s` asks for.
 
     Attributes:
         look: asked each time.
     """
 
-    def __init__(self, board: Board, timeout_s: float):
+    def __init__(self, board: Board, timeout_s: float, every_s: float | None = None):
         super().__init__(name="pulse", daemon=True)
         self._board, self._beats, self._over = board, 0, threading.Event()
         self._process = f"{host()}/{os.getpid()}"
-        self._every_s = min(PULSE_S, timeout_s / BEATS)
+        self._every_s = min(PULSE_S, timeout_s / BEATS) if every_s is None else every_s
         self.look: Callable[[], Doing]
         self.at("starting")
 
@@ -85,7 +95,8 @@ class Pulse(threading.Thread):
         self._beats += 1
         told = {"beats": self._beats, "at": doing.at, "at_s": now - doing.since, "moved_s": now - doing.moved}
         streams = {stream: now - moved for stream, moved in doing.streams.items()}
-        told |= {"busy": doing.busy, "streams": streams, "stages": totals(doing.stages)}
+        told |= {"busy": doing.busy, "streams": streams}
+        told |= {"stages": totals(doing.stages), "longest": longest(doing.stages)}
         cost = {"process": self._process, "cpu_s": time.process_time(), "now_s": now}
         self._board.tell(key(self._board.index), told | cost)
 
@@ -94,6 +105,17 @@ def totals(stages: Mapping[str, Samples]) -> dict[str, list[float]]:
     """[passes, seconds] of every stage; of the first STAGES, should there be more. Others may add to them meanwhile."""
     known = list(dict(stages).items())[:STAGES]
     return {name: [samples.count, round(samples.total, 6)] for name, samples in known}
+
+
+def longest(stages: Mapping[str, Samples]) -> dict[str, float]:
+    """Seconds of the longest pass of the same stages, of which there was one."""
+    known = list(dict(stages).items())[:STAGES]
+    return {name: round(samples.longest, 6) for name, samples in known if samples.count}
+
+
+def stage_of(at: str) -> str:
+    """The stage of a pass in words, `step0 of chunk 3`."""
+    return at.partition(" of chunk ")[0]
 
 
 def key(process: int) -> str:

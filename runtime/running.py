@@ -22,11 +22,15 @@ import torch.distributed as dist
 from conf.errors import UserError
 from conf.schema import Config
 from parallel.plan import Plan
+from runtime import cuts
 from runtime.board import DRIVER, Abandoned, Board, PeerLost
+from runtime.generations import Generation
 from runtime.pipeline import Pipeline
 from runtime.process import LOST, ONE_HOST, OWN, SEVERAL_HOSTS, share_folder
 from runtime.pulse import PULSE_S, key
 from runtime.reasons import Reason
+from runtime.saving import CUTS
+from runtime.supervisor import Supervisor, Unrecovered
 
 LOADING_POLL_S, POLL_S = 0.05, 0.2
 """How often workers are looked after, before streams go and then; a launcher may know sooner."""
@@ -129,9 +133,12 @@ class Running(ABC):
     """This machine, as the machines of workers know it."""
     one_host = False
     """Whether all processes are on this host whatever happens, and so share its files."""
+    starts = False
+    """Whether it can start one process more, and end one of several."""
 
     def __init__(self, plan: Plan, config: Config, store: dist.Store, leads: bool = True):
         self.plan, self.config, self.store, self.leads = plan, config, store, leads
+        self.generation = Generation.first(config, plan)
         self.board = Board(store, DRIVER, plan.processes)
         if leads:
             self.pipeline = Pipeline(self.board, plan, config)
@@ -146,16 +153,42 @@ class Running(ABC):
         self._begun = self._closed = self._draining = self._ending = False
         self._error: BaseException | None = None
         self._wake, self._over = threading.Event(), threading.Event()
+        self._memory: cuts.Hold | None = None
+        """The folder of cuts: workers come and go, and each holds it as long as it lives."""
+        self.supervisor = Supervisor(self) if leads and self.recovers else None
+        if self.supervisor is not None:
+            self.pipeline.changer, self.pipeline.heard = self.supervisor.change, self._wake.set
         self._watching = threading.Thread(target=self._watch, name="running", daemon=True)
+
+    @property
+    def recovers(self) -> bool:
+        """Whether a lost process is recovered here."""
+        return self.starts and self.config.launcher.recovers
 
     def open_first(self, first: Callable[[Pipeline], None]) -> None:
         """Have `first` open the run's own streams, before workers start: what is wrong with one is the run's mistake.
 
         All that are opened later, or by orders of `control`, are guests: a mistake ends that stream and nothing else.
         """
-        first(self.pipeline)
+        if self.supervisor is not None:
+            root = self.config.launcher.cuts
+            try:
+                self._memory = cuts.hold(self.board.first(CUTS, cuts.name(root)))
+            except OSError as error:
+                rule = f"no folder can be made there ({error.strerror})"
+                raise UserError(f"launcher.cuts={root}", rule, "give a folder in memory, such as /dev/shm") from error
+            self.pipeline.memory = self._memory.path
+        try:
+            first(self.pipeline)
+        except BaseException:
+            self._forget_cuts()
+            raise
         if self.config.control is None:
             self.board.tell(OWN, self.board.given)
+
+    def _forget_cuts(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
 
     # -- what its holder does -----------------------------------------------------------------------------------------
 
@@ -168,7 +201,7 @@ class Running(ABC):
 
     def health(self) -> list[Health]:
         """How every process is, as far as it has been heard of."""
-        return [self._health(index) for index in range(self.plan.processes)]
+        return [self._health(index, process) for index, process in enumerate(self.generation.processes)]
 
     @property
     def begun(self) -> bool:
@@ -216,9 +249,20 @@ class Running(ABC):
 
     # -- what a launcher says -----------------------------------------------------------------------------------------
 
-    @abstractmethod
     def _launch(self) -> None:
         """Start all workers; each is to call `run_worker`."""
+        for process in self.generation.processes:
+            self._start(process, self.generation)
+        if self.supervisor is not None:
+            self.supervisor.start_spares()
+
+    def _start(self, process: int, generation: Generation) -> None:
+        """Start a process that begins with a generation, where the launcher `starts` them one by one."""
+        raise NotImplementedError
+
+    def _kill(self, process: int) -> None:
+        """End one process at once, likewise."""
+        raise NotImplementedError
 
     @abstractmethod
     def _gone(self, index: int) -> str | None:
@@ -249,6 +293,7 @@ class Running(ABC):
             if self._left:
                 self._end()
             self._release()
+            self._forget_cuts()
         except BaseException as error:
             self._error = self._error or error
         if self.leads:
@@ -263,10 +308,12 @@ class Running(ABC):
         while self._left:
             self._wake.wait(POLL_S if self._begun else LOADING_POLL_S)
             self._wake.clear()
-            self._look()
+            lost: dict[int, str] = {}
+            self.look(lost.__setitem__)
             told = self.board.told("failed")
             if told is None:
                 self._go_on()
+                self._recover(lost)
             elif told["kind"] == STOPPED:
                 raise Stopped(told["line"])
             elif end is None:
@@ -277,8 +324,81 @@ class Running(ABC):
             index = told.pop("process")
             raise self._error or self._fault(Reason.from_dict(told), index)
 
-    def _look(self) -> None:
-        """See who has left, in good order or not, and whose pulse goes on."""
+    def _recover(self, lost: dict[int, str]) -> None:
+        """See to it that streams go on, where that is wanted and streaming has begun."""
+        if self.supervisor is None or not self._begun:
+            return
+        try:
+            self.supervisor.look(lost)
+            # Whoever is in no generation leaves with the last of those who are.
+            if not self._left & set(self.generation.processes):
+                for process in self._left:
+                    self.board.tell(f"leave/{process}")
+        except Unrecovered as error:
+            self._fail(Reason(str(error), LOST))
+
+    # -- what the supervisor asks -------------------------------------------------------------------------------------
+
+    @property
+    def left(self) -> set[int]:
+        """Processes that have not left."""
+        return self._left
+
+    @property
+    def over(self) -> bool:
+        """Whether all is over."""
+        return self._over.is_set()
+
+    def wake(self) -> None:
+        """Have the watching thread look now."""
+        self._wake.set()
+
+    def doze(self, seconds: float) -> None:
+        """Wait so long, or until something happens."""
+        self._wake.wait(seconds)
+        self._wake.clear()
+
+    def told(self, key: str) -> Any:
+        """What was told on the board."""
+        return self.board.told(key)
+
+    def add(self, process: int, generation: Generation) -> None:
+        """Start one more process, that begins with a generation."""
+        self._left.add(process)
+        self._start(process, generation)
+
+    def dismiss(self, process: int) -> None:
+        """A process has no place any more: it leaves."""
+        self.board.tell(f"leave/{process}")
+
+    def end(self, process: int, why: str) -> None:
+        """End a process that does not do so itself."""
+        self._left.discard(process)
+        self._lost[process] = why
+        self._kill(process)
+
+    def become(self, generation: Generation, config: Config, plan: Plan) -> None:
+        """This generation is the run's from now on."""
+        self.generation, self.config, self.plan = generation, config, plan
+
+    def refuse_end(self) -> None:
+        """Raise what the run is to end of.
+
+        Raises:
+            Unrecovered: it was told to end, or something failed that is no loss.
+        """
+        if told := self.board.told("failed"):
+            raise Unrecovered(told["line"])
+        if self._ending:
+            self._fail(Reason("ended at once", STOPPED))
+            raise Unrecovered("the run was ended while a worker was being replaced")
+
+    def look(self, lost: Callable[[int, str], object]) -> None:
+        """See who has left, in good order or not, and whose pulse goes on.
+
+        Args:
+            lost: told of who is lost and how, where workers are recovered; else it ends the run.
+        """
         if time.monotonic() - self._felt > PULSE_S:
             self._felt = time.monotonic()
             for index in self._left:
@@ -291,9 +411,21 @@ class Running(ABC):
             self._left.discard(index)
             if report:
                 self._reports[index] = report
-            elif report is None:
-                self._lost[index] = gone
-                self._fail(Reason(f"worker {self.plan.members[index]} is lost ({gone})", LOST), index)
+            else:
+                raised = self.board.told(f"raised/{index}")
+                if report is False and raised is None:
+                    continue  # what failed is told elsewhere
+                line = f"{self.name(index)} is lost ({raised['line'] if raised else gone})"
+                self._lost[index] = line
+                if self.supervisor is not None and self._begun:
+                    lost(index, line)
+                else:
+                    self._fail(Reason(line, LOST), index)
+
+    def name(self, process: int) -> str:
+        """What a process is called, or was."""
+        index = self.generation.index(process)
+        return f"process {process}" if index is None else f"worker {self.plan.members[index]}"
 
     def _settled(self, index: int) -> bool:
         """Whether a process has been gone for long enough: what it told last is on its way on another connection."""
@@ -307,7 +439,7 @@ class Running(ABC):
         elif not self._begun:
             if interrupted:
                 self._fail(Reason("stopped before anything was streamed", STOPPED))
-            elif all(self.board.told(f"loaded/{index}") for index in range(self.plan.processes)):
+            elif all(self.board.told(f"loaded/{index}") for index in self._left):
                 self._begin_now()
         elif interrupted and not self._draining:
             self._draining = True
@@ -345,8 +477,8 @@ class Running(ABC):
         self._heard[index] = pulse["beats"], heard
         return pulse, now - heard
 
-    def _health(self, index: int) -> Health:
-        name, (pulse, since) = str(self.plan.members[index]), self._pulse(index)
+    def _health(self, member: int, index: int) -> Health:
+        name, (pulse, since) = str(self.plan.members[member]), self._pulse(index)
         alive = index in self._left and since <= self.config.launcher.timeout_s
         loaded = bool(self.board.told(f"loaded/{index}"))
         at_s, moved_s = pulse["at_s"] + since, pulse["moved_s"] + since

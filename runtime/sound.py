@@ -61,13 +61,20 @@ class Sound:
         content |= {"taken": self._taken, "heard": self.heard, "ended": self.ended}
         return content, {"features": buffer, "waiting": self._waiting}
 
-    def resume(self, content: dict[str, int | bool], held: dict[str, np.ndarray], live: bool) -> None:
-        """Go on from the progress of another: a file is read on from where it stood, live sound from now on."""
+    def resume(
+        self, content: dict[str, int | bool], held: dict[str, np.ndarray], live: bool, again: bool = False
+    ) -> None:
+        """Go on from the progress of another: a file is read on from where it stood, live sound from now on.
+
+        Args:
+            again: whether live sound goes on where the other stood, to the sample.
+        """
         self.features.resume(content, held["features"])
         self._waiting, self._taken, self.heard = held["waiting"], content["taken"], content["heard"]
         self.ended = content["ended"]
         if live:
-            self._reopen()
+            if not again:
+                self._reopen()
             return
         left = self.heard
         while left > 0 and (skipped := len(self.source.read(min(left, SKIPPED)))):
@@ -81,10 +88,14 @@ class Sound:
         self._waiting = np.pad(self._waiting, (0, at - self._taken - len(self._waiting)))
         self.heard = at
 
+    def hear(self, end_frame: int) -> None:
+        """Read what there is to hear up to the end of video frame `end_frame` - 1; waits for live sound."""
+        self._pull(end_frame * RATE // self.fps - self._taken - len(self._waiting))
+
     def samples(self, end_frame: int) -> np.ndarray:
         """The sound up to the end of video frame `end_frame` - 1 that was not taken yet; silence once it ended."""
         count = end_frame * RATE // self.fps - self._taken
-        self._pull(count - len(self._waiting))
+        self.hear(end_frame)
         part, self._waiting = self._waiting[:count], self._waiting[count:]
         self._taken += count
         return np.pad(part, (0, count - len(part)))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple
 
 from torch import Tensor
 
@@ -12,12 +14,15 @@ from conf.errors import UserError
 from conf.paths import is_live, is_stream
 from conf.schema import ModelConfig, SinkConfig, SourceConfig
 from runtime.encoders import Encoders, Picture
+from runtime.ends import Gone, LiveEnds, Noted, NotedActions
 from runtime.inputs import Inputs, InputsSink, Tap
 from runtime.pace import Pace
 from runtime.prompts import Prompts
+from runtime.replay import Replay
 from runtime.sound import Sound
 from stages.inputs import Input, inputs_of, made_of
 from stages.sources.actions import ActionFile, LiveActions
+from stages.sources.ahead import Ahead
 from stages.sources.audio import LivePcm, Silence
 from stages.sources.live import live_stream
 from stages.sources.session import SessionSource
@@ -37,6 +42,8 @@ class Sources:
         live: whether one of them may have to be waited for.
         sink: where what is sampled is recorded; None: nowhere.
         session: whose sound and actions they are; None: nobody's.
+        ends: those that are kept from one generation of the run to the next.
+        private: whether what is said is nobody else's.
     """
 
     tensors: TensorsFile | None
@@ -47,6 +54,8 @@ class Sources:
     live: bool
     sink: InputsSink | None = None
     session: SessionSource | None = None
+    ends: LiveEnds | None = None
+    private: bool = False
 
     @property
     def endless_sound(self) -> bool:
@@ -59,9 +68,44 @@ class Sources:
 
     def close(self) -> None:
         """Let go of all of them."""
-        for source in (self.session, self.sound and self.sound.source, self.actions, self.sink):
-            if source:
+        self.turn()
+        if self.ends:
+            self.ends.close()
+        elif self.session:
+            self.session.close()
+
+    def turn(self) -> None:
+        """Let go of all but those that are kept."""
+        kept = self.ends.sources if self.ends else ()
+        for source in (self.sound and self.sound.source, self.actions, self.sink):
+            if source and _bare(source) not in kept:
                 source.close()
+
+
+class Live(NamedTuple):
+    """Live sources, where they are kept, and what is sampled again before them; None: they are not."""
+
+    ends: LiveEnds | None = None
+    replay: Replay | None = None
+
+    def sound(self, make: Callable[[], Any]) -> Any:
+        """A live source of sound: the one that is kept, or a new one."""
+        if not self.ends:
+            return make()
+        if self.ends.sound is None:
+            self.ends.sound = Noted(Gone() if self.replay.end else make())
+        return self.ends.sound
+
+    def actions(self, make: Callable[[], Any]) -> Any:
+        """A live source of actions, likewise."""
+        if not self.ends:
+            return make()
+        if self.ends.actions is None:
+            self.ends.actions = NotedActions(Gone() if self.replay.end else make())
+        return self.ends.actions
+
+
+OPENED = Live()
 
 
 def open_sources(
@@ -75,6 +119,7 @@ def open_sources(
     prompts: Prompts,
     pace: Pace | None,
     first: int = 0,
+    live: Live = OPENED,
 ) -> Sources:
     """Open what a stream is driven by.
 
@@ -85,6 +130,7 @@ def open_sources(
         stop: releases whoever waits for a live source, when set.
         prompts, pace: of the stream, for a session that steers them.
         first: the chunk the stream goes on with; 0: it begins.
+        live: where live sources are kept, and taken from if they are there.
 
     Raises:
         UserError: a source is missing, broken or of no use to the model. What was opened so far is closed.
@@ -93,39 +139,68 @@ def open_sources(
     tensors = TensorsFile(source.tensors, model.name, declared) if source.tensors else None
     _refuse_unused(model, source, declared)
     inputs = Inputs(source.inputs) if source.inputs else None
-    opened = Sources(tensors, inputs, None, None, None, source.live)
+    opened = Sources(tensors, inputs, None, None, None, source.live, ends=live.ends)
     heard, taken = made_of(declared, "audio"), made_of(declared, "actions")
     try:
         if source.session:
-            names = taken.classes if taken else ()
-            opened.session = SessionSource(source.session, names, stop, prompts.steer, pace.slack if pace else _nobody)
+            opened.private = True
+            opened.session = _session(source, taken, stop, prompts, pace, live)
         if heard:
-            pcm, whole_file = _pcm(heard, source, inputs, opened.session, stdin, stop)
+            pcm, whole_file = _pcm(heard, source, inputs, opened.session, stdin, stop, live)
             features = encoders.listen(heard, whole_file)
             opened.sound = Sound(Tap(pcm) if sink.inputs else pcm, model.fps, features)
         if taken:
-            opened.actions = _actions(taken, source, inputs, opened.session, stdin, stop)
-        opened.image = _image(source, opened.session, picture)
+            opened.actions = _actions(taken, source, inputs, opened.session, stdin, stop, live)
+        if live.ends:
+            live.ends.open(stop, partial(_said, prompts), pace, _slack(pace))
+        opened.image = _image(source, opened.session, picture, live)
         if sink.inputs:
-            opened.sink = InputsSink(sink.inputs, first, private=opened.session is not None)
+            opened.sink = InputsSink(sink.inputs, first, private=opened.private)
     except BaseException:
         opened.close()
         raise
     return opened
 
 
+def _said(prompts: Prompts, prompt: str, accepted: float, number: int) -> None:
+    """A session's numbers are its own: orders have others."""
+    prompts.say(prompt, accepted)
+
+
+def _slack(pace: Pace | None) -> Callable[[float, float], None]:
+    return pace.slack if pace else _nobody
+
+
 def _nobody(seconds: float, late_s: float) -> None:
     """Of a stream that is sampled as fast as stages allow, nobody asks how early its chunks are."""
 
 
-def _image(source: SourceConfig, session: SessionSource | None, picture: Picture) -> Tensor | None:
+def _session(
+    source: SourceConfig, taken: Input | None, stop: threading.Event, prompts: Prompts, pace: Pace | None, kept: Live
+) -> SessionSource | None:
+    """One that is kept, or a new one; None where the stream's had ended."""
+    ends, replay = kept
+    if ends and (ends.session or replay.end):
+        return ends.session
+    resume = replay.told() if replay and replay.again else None
+    names = taken.classes if taken else ()
+    session = SessionSource(source.session, names, stop, partial(_said, prompts), _slack(pace), resume=resume)
+    if ends:
+        ends.session = session
+    return session
+
+
+def _image(source: SourceConfig, session: SessionSource | None, picture: Picture, live: Live) -> Tensor | None:
     """What a person sent wins over the configuration's."""
-    if not source.image and not (session and session.picture):
+    sent = session.picture if session else None
+    if live.replay:
+        sent = live.replay.picture(sent)
+    if not source.image and not sent:
         return None
     from stages.sources import image  # not above: Pillow is needed where there is a picture
 
-    if session and session.picture:
-        return image.sent_image("source.session", session.picture, picture.height, picture.width)
+    if sent:
+        return image.sent_image("source.session", sent, picture.height, picture.width)
     return image.load_image(source.image, picture.height, picture.width)
 
 
@@ -136,22 +211,28 @@ def _pcm(
     session: SessionSource | None,
     stdin: BinaryIO | None,
     stop: threading.Event,
+    live: Live,
 ) -> tuple[Any, bool]:
     """Where sound comes from, and whether that is a whole file."""
-    if (session or is_stream(source.audio)) and heard.ear.whole:
+    if (source.session or is_stream(source.audio)) and heard.ear.whole:
         raise UserError(f"{heard.ear.whole}=true", "live sound has no end to wait for", "set it to false")
-    whole_file = False
-    if session is not None:
-        pcm = session.sound
+    name, path, whole_file = f"source.audio={source.audio}", source.audio, False
+    if source.session:
+        pcm = live.sound(lambda: session.sound)
     elif inputs is not None:
         pcm = inputs.sound or Silence()
     elif is_stream(source.audio):
-        name, path = f"source.audio={source.audio}", source.audio
-        pcm = LivePcm(live_stream("source.audio", path, stdin), stop, name, owned=path != "-")
-    elif source.audio:
+        pcm = live.sound(
+            lambda: LivePcm(live_stream("source.audio", path, stdin), stop, name, owned=path != "-"),
+        )
+    elif path:
         from stages.sources.audio_file import AudioFile  # not above: FFmpeg is needed where there is a file
 
-        pcm, whole_file = AudioFile(source.audio, stop), True
+        if live.ends and is_live(path):
+            pcm = live.sound(lambda: Ahead(partial(AudioFile, path), stop, name))
+        else:
+            pcm = AudioFile(path, stop)
+        whole_file = True
     else:
         pcm = Silence()
     return pcm, whole_file
@@ -164,16 +245,21 @@ def _actions(
     session: SessionSource | None,
     stdin: BinaryIO | None,
     stop: threading.Event,
+    live: Live,
 ) -> Any:
-    if session is not None:
-        return session.actions
+    if source.session:
+        return live.actions(lambda: session.actions)
     if inputs is not None:
         return inputs.actions
     if not source.actions:
         return None
     if is_live(source.actions):
         name, path = f"source.actions={source.actions}", source.actions
-        return LiveActions(live_stream("source.actions", path, stdin), taken.classes, stop, name, owned=path != "-")
+        return live.actions(
+            lambda: LiveActions(
+                live_stream("source.actions", path, stdin), taken.classes, stop, name, owned=path != "-"
+            ),
+        )
     return ActionFile(source.actions, taken.classes)
 
 

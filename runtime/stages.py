@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from devices import Mark, Queue
 from parallel.message import Message
@@ -66,8 +66,15 @@ class StageThread(threading.Thread):
         else:
             self._items.put((item, message, computed))
 
-    def close(self) -> None:
-        """Stop when everything that was handed over has been done."""
+    def close(self, drop: bool = False) -> None:
+        """Stop when everything that was handed over has been done.
+
+        Args:
+            drop: whether only what is being done is finished, and the rest thrown away.
+        """
+        while drop and not self._items.empty():
+            with suppress(Empty):
+                self._items.get_nowait()
         self._items.put(None)
         if self.is_alive() and threading.current_thread() is not self:
             self.join()

@@ -240,6 +240,7 @@ class Keep:
         first, frames: the first chunk to be made, and video frames made before it. Said here, since who cannot read the
             state must know them as well.
         cut: the stream's folder of cuts in memory; it goes on from the one before chunk `first`. None: from none.
+        journal: the stream's folder of cuts, where it is noted what its chunks are sampled from; None: nowhere.
         mark: drawn when the stream begins; its states and videos carry it, and are told by it from those of others.
     """
 
@@ -252,6 +253,7 @@ class Keep:
     frames: int = 0
     mark: str | None = None
     cut: str | None = None
+    journal: str | None = None
 
     @property
     def place(self) -> tuple[str, int] | None:
@@ -259,6 +261,16 @@ class Keep:
         if self.cut:
             return self.cut, self.first
         return (self.resume, -1) if self.resume else None
+
+    @property
+    def began(self) -> int:
+        """The first chunk that this run made of the stream."""
+        return State(Path(self.resume)).chunk if self.resume else 0
+
+    @property
+    def saves(self) -> bool:
+        """Whether the stream has states on disk, or goes on from one."""
+        return bool(self.every or self.on_stop or self.resume)
 
     @cached_property
     def state(self) -> Snapshot | None:

@@ -108,7 +108,7 @@ class Tail:
                 self.saver.puts_out()
             made = (keep.first, keep.frames) if keep else (0, 0)
             timeline = Timeline(self.config.model.fps, self.trace.clock, *made)
-            output = self.outputs[stream] = Output(
+            output = self.outputs[stream] = self.held.kept.outputs.pop(stream, None) or Output(
                 order.config,
                 self.config.model,
                 partial(self.held.outputs, self.config, order),
@@ -118,6 +118,8 @@ class Tail:
                 "decode" in self.stages,
                 order.source.session is not None,
             )
+            if keep and keep.journal:
+                output.resumed = lambda chunk: self.board.event({"event": "shown", "stream": stream, "chunk": chunk})
             self.own[stream] = StageThread(
                 "output", partial(self._output, output), self.deliver, self.guard, self.held.queue.device.queue()
             )
@@ -151,10 +153,17 @@ class Tail:
         if thread := self.own.pop(stream, None):
             thread.close()
 
-    def close(self) -> None:
-        """Finish every file and end every thread; errors are the streams'."""
+    def close(self, keeps: bool = False) -> None:
+        """Finish every file and end every thread; errors are the streams'.
+
+        Args:
+            keeps: whether streams go on in another generation: files stay open then, and what waits is thrown away.
+        """
         for thread in (*self.shared.values(), *self.own.values()):
-            thread.close()
+            thread.close(drop=keeps)
+        if keeps:
+            self.held.kept.outputs |= self.outputs
+            return
         for stream, output in self.outputs.items():
             with self.guard(stream, "closing its files"):
                 output.close()

@@ -34,13 +34,14 @@ TOGETHER = 64
 
 
 class Samples:
-    """Recent durations, and the sum of all. Takes the same memory from the first one on."""
+    """Recent durations, the sum and the longest of all. Takes the same memory from the first one on."""
 
     def __init__(self):
         self._ring = array("d", bytes(8 * SAMPLES))
-        self.total, self.count = 0.0, 0
+        self.total, self.longest, self.count = 0.0, 0.0, 0
 
     def add(self, value: float) -> None:
+        self.longest = max(self.longest, value)
         self._ring[self.count % SAMPLES] = value
         self.total += value
         self.count += 1

@@ -15,6 +15,7 @@ import logging
 import queue
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from conf.schema import Config
@@ -27,10 +28,11 @@ from parallel.schedule import Schedule
 from runtime.block import Block
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.cells import Cells
+from runtime.generations import Superseded
 from runtime.guard import Guard
 from runtime.head import Entry, Head, Opened
 from runtime.messages import WHOLE, Messages
-from runtime.orders import Cancel, Close, Open, Order, Prompt, Status
+from runtime.orders import Cancel, Close, Cut, Halt, Open, Order, Prepare, Prompt, Status
 from runtime.parts import Parts
 from runtime.pulse import Doing, Watch
 from runtime.report import worker_report
@@ -61,6 +63,7 @@ class Worker:
         senders: per peer there is a channel to.
         inbox: where orders, and every channel's arrivals and failures, come in.
         board: told about progress, results, and streams that cannot go on.
+        processes: the process that is each member of the plan; None: numbered alike.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Worker:
         inbox: queue.SimpleQueue,
         trace: Trace,
         board: Board,
+        processes: Sequence[int] | None = None,
     ):
         self.plan, self.index, self.config, self.parts = plan, index, config, parts
         self.senders, self.inbox, self.trace, self.board = senders, inbox, trace, board
@@ -86,10 +90,12 @@ class Worker:
         self.head = None
         if index == plan.encode:
             self.head = Head(
-                parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock, self.guard, self.saver
-            )
+                parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock, self.guard, self.saver,
+                config.launcher.recover_s if config.launcher.recovers else None,
+            )  # fmt: skip
             inbox.at_once = self._at_once
-        firsts = [plan.group(worker)[0] for worker in range(plan.workers)]
+        of = range(plan.processes) if processes is None else processes
+        firsts = [of[plan.group(worker)[0]] for worker in range(plan.workers)]
         self.watch = Watch(board, firsts, config.launcher.timeout_s, trace.clock)
         self._early: dict[int, list[Message]] = defaultdict(list)
         """What came for streams before the order that opens them."""
@@ -107,10 +113,12 @@ class Worker:
 
         Raises:
             PeerLost: a peer failed, or owed work did not come within `launcher.timeout_s`.
+            Superseded: another generation begins. What streams have outside is kept with the worker's parts then, and
+                where peers that failed may be recovered.
         """
         self.saver.start()
         self.timer.start(lambda failed: self.inbox.put(failed or OVER))
-        whole = False
+        whole = keeps = False
         try:
             while not self._over:
                 self._take_in(block=False)
@@ -122,29 +130,35 @@ class Worker:
                     self._take_in(block=True)
             whole = True
         except ChannelError as error:
+            keeps = self.config.launcher.recovers
             raise self._lost(error) from error
+        except (Superseded, PeerLost):
+            keeps = self.config.launcher.recovers
+            raise
         finally:
-            self.close(whole)
+            self.close(whole, keeps)
         return worker_report(self.trace, self.parts.weight_bytes, self.parts.bank_bytes, self.parts.device)
 
     @property
     def _over(self) -> bool:
         return self._closed and not self.schedule.streams
 
-    def close(self, whole: bool = False) -> None:
+    def close(self, whole: bool = False, keeps: bool = False) -> None:
         """Finish files, let go of sources, end every thread; channels stay with whoever made them.
 
         Args:
             whole: whether all has ended well, so that states still being saved may be waited for.
+            keeps: whether streams go on in another generation: then what they have outside is kept.
         """
         if self.head:
-            self.head.close()
+            self.head.close(keeps)
         if not whole:
             self.saver.close(wait=False)  # some parts may never come, and outputs wait for their states
-        self.tail.close()
+        self.tail.close(keeps)
         self.saver.close()
         self.timer.close()
-        self.trace.close()
+        if not keeps:
+            self.trace.close()
 
     def _take_in(self, block: bool) -> None:
         """Take what has come in; if `block`, wait for something first."""
@@ -270,6 +284,11 @@ class Worker:
         elif isinstance(order, Prompt):
             if self.head:
                 self._steer(order)  # known already, unless it came right behind the order that opens its stream
+        elif isinstance(order, Cut):
+            if self.head:
+                self.head.cut_now()
+        elif isinstance(order, Halt | Prepare):
+            pass  # for the process, which has heard them
         else:
             for stream in list(self.schedule.streams) if order.stream is None else [order.stream]:
                 with self.guard(stream, "being stopped"):

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 
 from conf.schema import Config, ModelConfig
+from parallel.cuts import Logged
 from parallel.plan import Workload
 from runtime.encoders import Picture, frames_of
+from runtime.fast import decoder_bytes
 from runtime.versions import versions
 from stages.build import decoder_of, encoder_of, encoders_in_file, network_class, torch_dtype
 from stages.codec.base import parameter_bytes
-from stages.denoise.bank import LATENT, PLACE, Bank, Layout
+from stages.denoise.bank import LATENT, PLACE, TOKEN, Bank, Layout
 from stages.encode import umt5
 from stages.inputs import inputs_of, with_chunk
 from stages.weights import outline
 
 FLOAT = 4
+ENTERED, SOUND = 4096, 16000 * FLOAT
+"""Bytes of a chunk's journal beside sound, at most nearly always; and of a second of sound."""
 
 
 def _meta(build) -> int:
@@ -75,6 +80,48 @@ def describe(config: Config) -> Workload:
         heads=network.heads,
         tokens_per_frame=math.gcd(tokens, layout.fixed),
         recache_chunks=model.recache_chunks,
+    )
+
+
+@torch.inference_mode()
+def logged(config: Config) -> Logged:
+    """What cuts keep of one of a run's streams."""
+    model, picture, dtype = config.model, Picture.of(config.model, config.stream), torch_dtype(config.model.dtype)
+    network, layout = model.network, Layout.of(model, picture.rows * picture.columns)
+
+    def banks(layer: int) -> Iterator[tuple[str, Layout, int]]:
+        """(what has entries, where they are, bytes of one's keys and values) of each of a layer's banks."""
+        yield TOKEN, layout, 2 * network.heads * network.head_dim * dtype.itemsize
+        for a in network.adapters:
+            if layer in a.layers:
+                yield a.each, Layout.of_adapter(model, a, layout.tokens), 2 * a.heads * a.head_dim * dtype.itemsize
+
+    def sums(of: Callable[[Layout], int], shares: bool) -> tuple[float, ...]:
+        """Of the banks that processes share, or of the others, by layer."""
+        layers = (banks(layer) for layer in range(network.layers))
+        return tuple(float(sum(of(o) * n for each, o, n in found if (each != LATENT) == shares)) for found in layers)
+
+    inputs = with_chunk(inputs_of(model))
+    latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize
+    given = sum(one.bytes(dtype, picture.latent) for one in inputs if one.source)
+    decoder = 0
+    if config.sink.needs_frames:
+        with outline():
+            made = decoder_of(model.codec)
+        decoder = decoder_bytes(made.to(dtype), model, picture, torch.device("meta"))
+    seconds = frames_of(model, 1)[1] / model.fps
+    return Logged(
+        chunk=model.chunk_frames,
+        ring=model.ring_frames,
+        shared=sums(lambda own: own.tokens, True),
+        whole=sums(lambda own: own.tokens, False),
+        # Keys of the attention sink's frames are kept once, as they were before they were turned to a position.
+        shared_rest=sums(lambda own: own.size, True),
+        whole_rest=sums(lambda own: own.size, False),
+        finished=float(latent + given) if model.recache_chunks else 0.0,
+        kept=model.recache_chunks,
+        decoder=float(decoder),
+        entered=ENTERED + seconds * SOUND,
     )
 
 

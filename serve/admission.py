@@ -42,12 +42,14 @@ class _Model:
     Attributes:
         name: of the model.
         needs: what its sessions take.
+        measured: likewise, as it was measured, under the plan of then.
         lateness: of its chunks.
         line: who is in, and who waits.
     """
 
     name: str
     needs: Needs
+    measured: Needs
     lateness: Lateness
     line: Line = field(default_factory=Line)
 
@@ -100,7 +102,17 @@ class Admission:
             name: of the model.
             rate, shares, memory, most: as `serve.resources.Needs`.
         """
-        self._models[name] = _Model(name, Needs(rate, shares or {}, memory, most), Lateness(self.clock))
+        needs = Needs(rate, shares or {}, memory, most)
+        self._models[name] = _Model(name, needs, needs, Lateness(self.clock))
+
+    def planned(self, name: str, speed: float, memory: Sequence[Memory] | None = None) -> None:
+        """A model has another plan, so many times as fast as the one that it was measured with.
+
+        Args:
+            memory: of its workers; None: as it was then.
+        """
+        self._models[name].needs = self._models[name].measured.at(speed, memory)
+        self.refresh()
 
     # -- what there is ------------------------------------------------------------------------------------------------
 
@@ -119,6 +131,10 @@ class Admission:
         ]
         limits.append((self._most(model), "streams" if self.serve.most is None else "max_sessions"))
         return min(limits, key=itemgetter(0))
+
+    def keeps(self, name: str) -> int:
+        """Sessions of a model that its plan makes as fast as they are watched, with nothing to spare."""
+        return int(self._models[name].needs.rate + TINY)
 
     def running(self, name: str) -> int:
         """Sessions of a model that have a place."""

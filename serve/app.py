@@ -30,6 +30,16 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass
+class Change:
+    """Body of POST /v1/admin/plan."""
+
+    plan: dict[str, Any]
+    """Settings of `plan` that are changed."""
+    model: str | None = None
+    """None: the only one that is served."""
+
+
+@dataclass
 class Offer:
     """Body of POST /v1/sessions/{id}/offer."""
 
@@ -48,7 +58,7 @@ def application(gateway: Any) -> Starlette:
 
     Args:
         gateway: has `serve` (the settings), `offers()`, `await create(wanted, caller)`, `session(id)`, `owned(secret)`,
-            `reasons()`, `metrics()` and `uploads`.
+            `await change(plan, model)`, `reasons()`, `metrics()` and `uploads`.
     """
     # Media libraries take their time to load, and who only reads this module needs none.
     from serve.pages import routes as pages
@@ -72,6 +82,7 @@ def application(gateway: Any) -> Starlette:
         _post("/v1/sessions", endpoints.open),
         Route("/v1/sessions/{id}", endpoints.session, methods=["GET", "DELETE"]),
         _post("/v1/sessions/{id}/offer", endpoints.offer),
+        _post("/v1/admin/plan", endpoints.plan),
         WebSocketRoute(REALTIME, socket),
         Route(REALTIME, _no_socket),
     ]
@@ -175,6 +186,16 @@ class _Endpoints:
             raise Problem("not_ready", "the session waits for its place; offer again once it has one", 1)
         sdp, kind = await self._answer(session, offered.sdp, self._gateway.serve)
         return JSONResponse({"sdp": sdp, "type": kind})
+
+    async def plan(self, request: Request) -> Response:
+        serve = self._gateway.serve
+        if serve.token is None:  # who may open sessions may not change workers
+            raise Problem("forbidden", "serve.token is not set, so nobody is known to be an admin; set it")
+        if not same(bearer(request.headers), serve.token):
+            raise Problem("unauthorized", "the token is missing or wrong; send Authorization: Bearer TOKEN")
+        asked = await record(request, Change)
+        model, number = await self._gateway.change(asked.plan, asked.model)
+        return JSONResponse({"model": model, "generation": number})
 
     def _counted(self, request: Request, kind: str) -> str:
         """The caller's address, one request later.

@@ -93,6 +93,8 @@ class Asked:
         self._accepted: OrderedDict[str, tuple[str, float]] = OrderedDict()
         """By number, the id that a person gave it, and when it was accepted."""
         self._interrupts: dict[str, float] = {}
+        self.last = -1
+        """The last chunk that was sampled."""
         self._chunks: OrderedDict[int, tuple[tuple[str, ...], float]] = OrderedDict()
         """By chunk that was sampled and not shown yet, what it shows first, and when it was sampled."""
 
@@ -109,7 +111,11 @@ class Asked:
         return number
 
     def sampled(self, chunk: int, numbers: tuple[str, ...], now: float) -> bool:
-        """A chunk was sampled that shows these first; returns whether it is the first after all that interrupted."""
+        """A chunk was sampled that shows these first; returns whether it is the first after all that interrupted. Of one
+        that is known already nothing is taken."""
+        if chunk <= self.last:
+            return False
+        self.last = chunk
         self._chunks[chunk] = numbers, now
         while len(self._chunks) > KEPT:
             self._chunks.popitem(last=False)
@@ -119,6 +125,10 @@ class Asked:
         for one in order[:past]:
             del self._interrupts[one]
         return past > 0 and not self._interrupts
+
+    def again(self, chunk: int) -> None:
+        """The stream goes on from a chunk, with what was asked and not sampled before it."""
+        self.last = min(self.last, chunk - 1)
 
     def shown(self, chunk: int) -> tuple[tuple[str, ...], float | None, float | None]:
         """A chunk begins to leave: (ids that it shows first, when the oldest was accepted, when it was sampled)."""

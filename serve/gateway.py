@@ -21,7 +21,7 @@ from serve.link import Link
 from serve.logs import hidden
 from serve.metrics import Metrics, Watched
 from serve.problems import Problem
-from serve.resources import Needs
+from serve.resources import Memory, Needs
 from serve.served import Served
 from serve.session import Session
 from serve.told import Told
@@ -123,6 +123,8 @@ class Gateway:
         self.served[name] = served
         self._early = {key: report for key, report in self._early.items() if key[0] != name}
         served.on_ended = lambda number, report: self._stream_ended(name, number, report)
+        served.on_frozen = lambda frozen, why: self._frozen(served, frozen, why)
+        served.on_planned = lambda speed, memory: self._planned(served, speed, memory)
         asked = self.admission
         self.counted.watch(
             name,
@@ -251,6 +253,11 @@ class Gateway:
 
     async def _begin(self, session: Session, place: Place, changes: dict[str, Any], picture: bytes) -> None:
         self._sessions[session.id], self._places[session.id] = session, place
+
+        def postponed(seconds: float) -> None:
+            place.ends += seconds
+
+        session.postponed = postponed
         try:
             await session.begin(changes, picture)
         except Full as error:
@@ -305,6 +312,48 @@ class Gateway:
             waiting.leave()
         if place := self._places.pop(session.id, None):
             place.leave()
+
+    # -- generations --------------------------------------------------------------------------------------------------
+
+    async def change(self, plan: dict[str, Any], model: str | None = None) -> tuple[str, int]:
+        """Have a model's streams go on under another plan; returns the model and the number of its generation.
+
+        Args:
+            plan: settings of `plan` that are changed.
+            model: None: the only one.
+
+        Raises:
+            Problem: it cannot be, or not now.
+        """
+        if model is None and len(self.served) > 1:
+            raise Problem("unprocessable", f"model: several are served; name one of {', '.join(self.served)}")
+        served, _ = self._understood({} if model is None else {"model": model})
+        try:
+            return served.name, await served.change(plan)
+        except UserError as error:
+            raise Problem("unprocessable", str(error)) from error
+        except RuntimeError as error:
+            log.warning("%s cannot be given another plan: %s", served.name, error)
+            raise Problem("not_ready", f"{served.name} cannot be given another plan now; come again", 5.0) from error
+
+    def _frozen(self, served: Served, frozen: bool, why: str) -> None:
+        """All streams of a model stand still, or go on: then sessions do with their next pictures."""
+        if not frozen:
+            return
+        self.counted.generation(served.name)
+        for session in self.sessions:
+            if session.served is served:
+                session.freeze(why)
+
+    def _planned(self, served: Served, speed: float, memory: Sequence[Memory] | None) -> None:
+        """A model has another plan. What it does not keep in time ends, the newest first: or all would be late."""
+        self.admission.planned(served.name, speed, memory)
+        there = [one for one in self.sessions if one.served is served and one.id in self._places and not one.reason]
+        there.sort(key=lambda one: self._places[one.id].since)
+        keeps = self.admission.keeps(served.name)
+        for session in reversed(there[keeps:]):
+            log.warning("%s keeps %d sessions now: one ends", served.name, keeps, extra={"session": session.id})
+            session.stop("capacity")
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

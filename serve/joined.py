@@ -21,6 +21,7 @@ from runtime.reasons import LONGEST_LINE as LONGEST_SAID
 from serve.lines import Lines
 from serve.link import Connection
 from serve.resources import Memory
+from serve.served import Generations
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ MOST_WAITING = 1 << 22
 """Bytes that the pipeline has not taken, at most."""
 
 
-class Joined:
+class Joined(Generations):
     """One pipeline; made by `Joins` when it has said what it is.
 
     It is a `serve.served.Served`.
@@ -50,17 +51,20 @@ class Joined:
         memory: what its workers' streams need, of all once it has loaded.
         on_ended: called with the number and the report of every stream that ends.
         on_lost: called once, with why, when it has gone; no stream of it goes on.
+        recovers, frozen, on_frozen, on_planned: as `serve.served.Served` has them.
         closed: whether it opens no more streams.
         loaded: set once all its workers have loaded.
         lost: why it has gone; None: it has not.
     """
 
     def __init__(self, hello: dict[str, Any], lines: Lines, writer: asyncio.StreamWriter, silent_s: float = SILENT_S):
+        super().__init__()
         self.hello, self.offer, self.name = hello, dict(hello["offer"]), str(hello["offer"]["id"])
         self.workers, self.most = hello["workers"], hello["streams"]
         self.memory: list[Memory] = []
         self.on_ended: Callable[[int, dict[str, Any]], None] = lambda number, report: None
         self.on_lost: Callable[[str], None] = lambda why: None
+        self.recovers = bool(hello.get("recovers"))
         self.closed = False
         self.lost: str | None = None
         self.loaded = asyncio.Event()
@@ -107,6 +111,14 @@ class Joined:
     async def cancel(self, number: int) -> None:
         """End a stream at once; else as `stop`."""
         await self._order("cancel", number)
+
+    async def change(self, plan: dict[str, Any]) -> int:
+        """Have its streams go on under another plan; returns the number of its generation.
+
+        Raises:
+            UserError, RuntimeError: as `serve.served.Served.change`.
+        """
+        return (await self._ask({"plan": plan}))["generation"]
 
     async def close(self) -> None:
         """End every stream and the pipeline; returns when it has gone, or is given up."""
@@ -195,6 +207,8 @@ class Joined:
                 self.loaded.set()
         elif "progress" in told:
             self._progress = {int(number): at for number, at in told["progress"].items()}
+        elif "generation" in told:
+            self.turned(told["generation"])
         elif "closed" in told:
             self.closed = True
         elif "lost" in told:

@@ -40,7 +40,7 @@ LONG = (
 """Upper ends, in seconds, of what may include waiting and loading."""
 SHORT = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5)
 """Likewise of chunks and frames."""
-ENDS = ("stopped", "idle", "lease", "drained", "limit", "failed", "vanished")
+ENDS = ("stopped", "idle", "lease", "drained", "limit", "failed", "vanished", "capacity")
 """Why sessions end."""
 REJECTIONS = ("full", "late", "queue", "too_many", "draining")
 """Why nobody more is let in (`serve.admission`)."""
@@ -86,6 +86,9 @@ class Metrics:
         self._audio_late = counter(
             "audio_late_seconds_total", "Sound that reached a session after its chunk was sampled and was dropped."
         )
+        self._generations = counter(
+            "generations_total", "Times that a pipeline stood still to go on with other workers or another plan."
+        )
         self._key_frames = counter("key_frames_total", "Key frames asked of an encoder beside the first one.", "cause")
 
     def _histograms(self) -> None:
@@ -106,6 +109,9 @@ class Metrics:
             "frame_lateness_seconds",
             "From the moment at which a chunk's first frame was due to its leaving; 0: in time.",
         )
+        self._frozen = histogram(
+            "frozen_seconds", "From a session's picture standing still for that to the next picture leaving.", LONG
+        )
         self._interrupt = histogram(
             "interrupt_to_silence_seconds", "From an interruption being accepted to the last sound before it leaving."
         )
@@ -115,7 +121,7 @@ class Metrics:
     def watch(self, model: str, watched: Watched) -> None:
         """A model is served: its gauges ask `watched`, its counters stand at 0."""
         self._models[model] = watched
-        for counter in (self._began, self._frames, self._audio_late):
+        for counter in (self._began, self._frames, self._audio_late, self._generations):
             counter.labels(model)
         by_reason = {
             self._ended: ENDS,
@@ -165,6 +171,14 @@ class Metrics:
     def interrupt(self, model: str, seconds: float) -> None:
         """The last sound before an interruption left, so long after that was accepted."""
         self._interrupt.labels(self._known(model)).observe(seconds)
+
+    def generation(self, model: str) -> None:
+        """A pipeline stands still to go on otherwise."""
+        self._generations.labels(self._known(model)).inc()
+
+    def frozen(self, model: str, seconds: float) -> None:
+        """A session's picture stood still for that, so long."""
+        self._frozen.labels(self._known(model)).observe(seconds)
 
     def dropped(self, model: str, frames: int, reason: str) -> None:
         """Frames were not shown; a reason of DROPS."""

@@ -23,6 +23,7 @@ class Asked(Protocol):
     name: str
     offer: dict[str, Any]
     lost: str | None
+    frozen: str | None
 
     def health(self) -> list[dict[str, Any]]: ...
 
@@ -68,6 +69,8 @@ def of_model(model: Asked, busy_s: float) -> list[str]:
     """
     if model.lost is not None:
         return [f"{model.name}: the pipeline is gone ({model.lost})"]
+    if model.frozen is not None:
+        return [f"{model.name}: its streams stand still ({model.frozen})"]
     try:
         health = model.health()
     except RuntimeError:  # the store is gone

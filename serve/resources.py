@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, NamedTuple
 
@@ -64,6 +64,18 @@ class Needs:
     shares: Mapping[str, float] = field(default_factory=dict)
     memory: Sequence[Memory] = ()
     most: int | None = None
+
+    def at(self, speed: float, memory: Sequence[Memory] | None = None) -> Needs:
+        """Likewise, of a plan that is so many times as fast.
+
+        Args:
+            memory: of its workers; None: as it was.
+        """
+        rate, kept = self.rate * speed, self.memory if memory is None else memory
+        devices = [name for name in self.shares if name != CORES] if memory is None else devices_of(kept)
+        cores = {name: share for name, share in self.shares.items() if name == CORES}
+        shares = cores | dict.fromkeys(devices, 1 / rate if rate > 0 else inf)
+        return replace(self, rate=rate, shares=shares, memory=kept)
 
     def taken(self, model: str, sessions: int) -> dict[Key, float]:
         """What so many sessions of the model take."""

@@ -1,7 +1,8 @@
 """A session: a stream that one person drives, and those who watch it.
 
 It stands between the two ends of the stream's stages and its viewers, and holds nothing back: what a stage sends is
-due, and goes to every viewer at once; what a viewer says goes to the stage at once.
+due, and goes to every viewer at once; what a viewer says goes to the stage at once. Where its pipeline recovers from a
+loss, its picture stands still meanwhile, and so do its clocks.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ LOUD = 300
 """What a 16-bit sample is above where something is said."""
 TURN_S = 1.0
 """Seconds after which another microphone is listened to."""
+WAIT_S = 30.0
+"""Longest wait for a stage that has gone with its process, and of which another is to come."""
 END_S = 10.0
 """Longest wait for a stage that was told to end; then its stream is cancelled."""
 STUCK_S = 30.0
@@ -62,6 +65,7 @@ class Session:
         number: of its stream; None: it has none yet.
         seed: of its stream, likewise.
         place: asked where it is in the queue, while it waits there.
+        postponed: told by how many seconds it may go on longer, since it stood still.
         report: the stream's part of `report.json`, once it has ended.
         done: set when it has ended.
     """
@@ -79,6 +83,7 @@ class Session:
         self.id, self.secret = secrets.token_urlsafe(16), secrets.token_urlsafe(32)
         self.state, self.reason, self.number = "starting", "", None
         self.place: Callable[[], tuple[int, float] | None] = lambda: None
+        self.postponed: Callable[[float], None] = lambda seconds: None
         self.report: dict[str, Any] = {}
         self.done = asyncio.Event()
         self._term, self._figures = Term(serve, clock), Figures(clock)
@@ -87,7 +92,7 @@ class Session:
         """Since when its stream is to end."""
         self._cancelled = self._stuck = False
         self.seed: int | None = None
-        self._ends, self._asked = Ends(link, serve.margin_s, self), Asked()
+        self._ends, self._asked = Ends(link, serve.margin_s, self, clock), Asked()
         self._viewers: dict[Viewer, Line] = {}
         self._rate: Rate = None, 1
         """Of the encoding that all have but those with thin lines."""
@@ -115,7 +120,7 @@ class Session:
         self.state, self.seed = "starting", changes.get("seed")
         self._term.begin()
         self.expires_at = time.time() + self._term.length_s
-        ends = self._ends.open(picture)
+        ends = self._ends.open(picture, once=not self.served.recovers)
         try:
             self.number = await self.served.open(self.id, changes | ends)
         except BaseException:
@@ -130,6 +135,8 @@ class Session:
             await self._stop()
         else:
             self.state = "running"
+            if self.served.frozen is not None:
+                self.freeze(self.served.frozen)
 
     def limit(self, seconds: float) -> None:
         """It is to last so long at most."""
@@ -185,7 +192,9 @@ class Session:
         if self._ending is not None:
             self._hurry(now - self._ending)
         elif self.state in ("running", "queued") and not self.reason:
-            if reason := self._term.over(now, self.state == "running"):
+            if self._ends.still and (self._ends.gone_s(now) or 0.0) > WAIT_S:
+                self.failed(f"its stage has gone, and has not come back for {WAIT_S:g} s")
+            elif reason := self._term.over(now, self.state == "running"):
                 self.stop(reason)
             elif self.state == "running" and (warning := self._term.warning(now)):
                 self.notice("expiring", warning[1], seconds_left=round(warning[0], 1))
@@ -198,6 +207,26 @@ class Session:
         if seconds > STUCK_S and not self._stuck:
             self._stuck = True
             log.error("the stream of a session does not end; its place stays taken", extra={"session": self.id})
+
+    def freeze(self, why: str) -> None:
+        """Its pipeline goes from one generation to the next: the picture stands still, and so do its clocks."""
+        if self._ends.still or self.reason or self.state not in ("starting", "running"):
+            return
+        log.info("session stands still: %s", why, extra={"session": self.id})
+        self._term.stand()
+        self._ends.stand(self._asked.last)
+        self.notice("frozen", "one moment: the stream goes on")
+
+    def _go_on(self) -> None:
+        """A picture leaves: if all is there again, it is the first new one."""
+        if self.served.frozen is not None or self._ends.gone_s(0.0) is not None:
+            return
+        stood_s, self._ends.still = self._term.go_on(), False
+        self.expires_at += stood_s
+        self.postponed(stood_s)
+        self.told.frozen(stood_s)
+        log.info("session goes on after %.2f s", stood_s, extra={"session": self.id})
+        self.notice("resumed", f"the stream goes on, after {stood_s:.1f} s", frozen_s=round(stood_s, 3))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -337,7 +366,8 @@ class Session:
             rule = f"{self._held_s:.1f} s are held, and at most {SPEECH_S:g} s may be"
             raise Problem("audio_full", f"session.audio: {rule}; send the rest later", retry_after_s=1.0)
         if not self._ends.speech(pcm):
-            raise Problem("audio_full", "session.audio: the session is starting; send it again", retry_after_s=0.5)
+            what = "stands still" if self._ends.still else "is starting"
+            raise Problem("audio_full", f"session.audio: the session {what}; send it again", retry_after_s=0.5)
         self._term.acted()
         self._held_s += seconds
         return self._held_s
@@ -346,13 +376,22 @@ class Session:
 
     def sampled(self, chunk: int, events: tuple[str, ...], held_s: float, late_s: float) -> None:
         """See `Listener`."""
+        if chunk <= self._asked.last:  # it is told again
+            return
         self._held_s = held_s
         self.told.sound_late(late_s)
         if self._asked.sampled(chunk, events, self._clock()):
             self._ends.unmute(chunk)
 
+    def again(self, chunk: int) -> None:
+        """See `Listener`."""
+        self._asked.again(chunk)
+        self._held_s = 0.0
+
     def packet(self, packet: Packet) -> None:
         """See `Listener`."""
+        if self._ends.still and packet.kind == "video":
+            self._go_on()
         if packet.kind == "video" and not packet.thin:
             self._figures.picture(packet)
         for viewer, line in list(self._viewers.items()):
@@ -379,12 +418,16 @@ class Session:
 
     def chunk(self, head: dict[str, Any]) -> None:
         """See `Listener`."""
-        now, slack_s = self._clock(), head["slack_s"]
+        now, slack_s, stood = self._clock(), head["slack_s"], self._ends.waited(head["chunk"])
+        if stood:  # which is not the fault of who computes
+            slack_s = max(0.0, slack_s)
+        if self._ends.still:
+            self._go_on()
         events, accepted, sampled = self._asked.shown(head["chunk"])
         latency_s = None if accepted is None else now - accepted
         late_s = max(0.0, -slack_s)
         shown = Shown(head["chunk"], head["frames"], head["first_frame"], head["pts"], events, latency_s, late_s)
-        sampled_s = None if sampled is None else now - sampled
+        sampled_s = None if sampled is None or stood else now - sampled
         made_s = None if sampled_s is None else max(0.0, sampled_s - max(0.0, slack_s))
         self.told.chunk(shown, made_s, sampled_s, None if self._figures.chunks else self._term.age_s)
         thinned = self._rate[1] > 1 and any(viewer.codec for viewer in self._viewers)
@@ -397,6 +440,13 @@ class Session:
         self.notice("interrupted", "the sound was cut off", position_s=round(seconds, 3))
         if (at := self._asked.interrupted_at) is not None:
             self.told.interrupted(self._clock() - at)
+
+    def gone(self, why: str) -> None:
+        """See `Listener`."""
+        if self.served.recovers:
+            self.freeze(why)
+        else:
+            self.failed(why)
 
     def failed(self, why: str) -> None:
         """See `Listener`."""
@@ -424,4 +474,5 @@ class Session:
             "audio_held_s": round(self._held_s, 3),
             "seconds_left": max(0.0, round(self._term.length_s - self._term.age_s, 1)),
             "expires_at": round(self.expires_at, 3),
+            **({"frozen": True} if self._ends.still else {}),
         }

@@ -1,4 +1,4 @@
-"""How long a session goes on: its clocks, each with what it means when it has run out."""
+"""How long a session goes on: its clocks, each with what it means when it has run out. They can be made to stand still."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WHY = {"limit": "its time will be over", "idle": "nothing is said, pressed or ty
 
 
 class Term:
-    """Of one session; moments are of the gateway's clock.
+    """Of one session; moments that it is given are of the gateway's clock.
 
     Args:
         serve: settings.
@@ -21,7 +21,11 @@ class Term:
 
     def __init__(self, serve: ServeConfig, clock: Callable[[], float]):
         self._serve, self._clock = serve, clock
-        self.begun = self._active = clock()
+        self._stood = 0.0
+        """Seconds for which the clocks have stood still so far."""
+        self._still: float | None = None
+        """Since when they do; None: they go."""
+        self.begun = self._active = self._now(clock())
         self.length_s = serve.session_s
         """Seconds from its beginning to its end at the latest."""
         self._unwatched: float | None = self.begun
@@ -30,7 +34,21 @@ class Term:
 
     def begin(self) -> None:
         """It has its place."""
-        self.begun = self._active = self._clock()
+        self.begun = self._active = self._now(self._clock())
+
+    def stand(self) -> None:
+        """The clocks stand still from now on."""
+        self._still = self._clock()
+
+    def go_on(self) -> float:
+        """They go on; returns the seconds for which they stood."""
+        stood = self._clock() - self._still
+        self._stood, self._still = self._stood + stood, None
+        return stood
+
+    def _now(self, now: float) -> float:
+        """A moment, by the clocks themselves."""
+        return (now if self._still is None else self._still) - self._stood
 
     def limit(self, seconds: float) -> None:
         """It is to last so long at most."""
@@ -38,19 +56,20 @@ class Term:
 
     def acted(self) -> None:
         """Something was said, pressed or typed."""
-        self._active = self._clock()
+        self._active = self._now(self._clock())
 
     def watched(self, by: int) -> None:
         """So many watch it."""
-        self._unwatched = None if by else self._clock()
+        self._unwatched = None if by else self._now(self._clock())
 
     @property
     def age_s(self) -> float:
         """Seconds since it had its place."""
-        return self._clock() - self.begun
+        return self._now(self._clock()) - self.begun
 
     def over(self, now: float, running: bool) -> str | None:
         """Why it is to end now: `lease`, `limit`, `idle`; None: it is not. Who waits for a place has a lease alone."""
+        now = self._now(now)
         if self._unwatched is not None and now - self._unwatched > self._serve.lease_s:
             return "lease"
         reason, left = self._nearest(now)
@@ -58,7 +77,7 @@ class Term:
 
     def warning(self, now: float) -> tuple[float, str] | None:
         """Seconds that are left and what to say of it, once WARNED_S before the end; None: nothing now."""
-        reason, left = self._nearest(now)
+        reason, left = self._nearest(self._now(now))
         if left > WARNED_S:
             self._warned = False
             return None

@@ -62,6 +62,10 @@ class Told:
         """One was asked for: `join`, `loss`, `queue`, `trim`, `rate`."""
         self._metrics.key_frame(self._model, cause)
 
+    def frozen(self, seconds: float) -> None:
+        """Its picture stood still so long."""
+        self._metrics.frozen(self._model, seconds)
+
     def interrupted(self, seconds: float) -> None:
         """It was silent so long after it was to be."""
         self._metrics.interrupt(self._model, seconds)

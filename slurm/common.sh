@@ -3,6 +3,7 @@
 #   EVERFRAME_ENV     a file to source, or a virtual environment to activate; default: .venv of the checkout, if any
 #   EVERFRAME_HOME    the checkout; default: where sbatch was called
 #   EVERFRAME_OUTPUT  folder of the results; default: outputs/slurm-JOB (with --array: .../TASK) in the checkout
+#   EVERFRAME_RESTARTS  with launcher.recover=exact, how often torchrun starts ranks again when one is lost; default: 3
 #   EVERFRAME_PORT    first of the ports this job listens on; default: by the job's number
 set -euo pipefail
 
@@ -55,6 +56,13 @@ if compgen -G "$folder/state/chunk.*/state.json" >/dev/null || compgen -G "$fold
     overrides+=("resume=$folder")
 fi
 overrides+=("${arguments[@]}")
+# Streams go on from their newest states then, so only a run that saves some loses little.
+export restarts=0
+for argument in "${overrides[@]}"; do
+    if [[ $argument == launcher.recover=exact ]]; then
+        restarts=${EVERFRAME_RESTARTS:-3}
+    fi
+done
 
 # Run a command that ignores USR1, and so does all it starts, but for the stream itself: that drains, saves its state and
 # ends. (SLURM starts the tasks of a step with signals as they are by default, so this is said in each.)

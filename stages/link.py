@@ -27,6 +27,8 @@ CONNECT_S, TOKEN_S = 10.0, 2.0
 """Longest wait for a connection, and for its token."""
 POLL_S = 0.05
 """How late it may be noticed that nobody will come any more."""
+ALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
+"""Of a door's connection: a host that is gone says nothing, and after 11 s of that another stage is let in."""
 LONGEST_LINE, LONGEST_BODY = 1 << 16, 1 << 24
 """Bytes of a message's line and of what follows it, at most."""
 BLOCK = 1 << 16
@@ -173,13 +175,14 @@ class Door:
         address: what the stage is told.
         socket: of the connection, once it is there.
         file: what comes on it, to read.
+        came: whether a stage has come at all.
     """
 
     def __init__(self, host: str):
         self._token = secrets.token_hex(16)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family)
-        self._closed = False
+        self._closed = self.came = False
         self.socket: socket.socket | None = None
         self.file: BinaryIO | None = None
         self.address = f"{ADDRESS}{bracketed(host)}:{self._listener.getsockname()[1]}/{self._token}"
@@ -204,10 +207,20 @@ class Door:
         with contextlib.suppress(OSError):
             if secrets.compare_digest(file.read(len(self._token)), self._token.encode()):
                 connection.settimeout(None)
-                self.socket, self.file = connection, file
+                for option, value in ALIVE:
+                    connection.setsockopt(socket.IPPROTO_TCP, option, value)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                self.socket, self.file, self.came = connection, file, True
                 return
         file.close()
         connection.close()
+
+    def again(self) -> None:
+        """The stage has gone, and another may go on in its place: let it in at the next `wait`."""
+        connection, self.socket = self.socket, None
+        if connection is not None:
+            self.file.close()
+            connection.close()
 
     def close(self) -> None:
         """Let the stage go; whoever waits here, in any thread, goes on."""

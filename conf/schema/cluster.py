@@ -30,6 +30,8 @@ class DeviceKind:
             that have no `StageTimes` are derived from it; null: they cannot be.
         launch_s: what launching a layer's kernels takes; in derived times no layer takes less, nor a pass
             beside its layers.
+        host_bandwidth: bytes per second from a device to its machine's memory, the way of cuts (`launcher.recover`);
+            null: not known.
         pixel_s: seconds that a decoder which is timed by pixels takes for one of a frame, for derived times likewise.
     """
 
@@ -39,10 +41,11 @@ class DeviceKind:
     peer_bytes: float = 0.0
     flops: float | None = None
     launch_s: float = 0.0
+    host_bandwidth: float | None = None
     pixel_s: float | None = None
 
     def __post_init__(self):
-        for name in ("memory_bytes", "flops", "pixel_s"):
+        for name in ("memory_bytes", "flops", "host_bandwidth", "pixel_s"):
             positive(f"cluster.kinds.*.{name}", getattr(self, name), most=1e18)
         for name in ("reserve_bytes", "context_bytes", "peer_bytes", "launch_s"):
             not_negative(f"cluster.kinds.*.{name}", getattr(self, name))
@@ -203,6 +206,7 @@ class ClusterConfig:
         file: a cluster file of one's own (what `cluster=FILE.yaml` sets).
         measured: files with times or links that `launch.bench` wrote, preferred to those given here.
         kinds: device kinds by name.
+        host_bytes: memory of each machine, of which half is there for cuts, as Linux has it; null: not known.
         devices: in order; process i of a plan runs on device i unless `plan.devices` says otherwise.
         intra, inter: links between devices of one machine, and of different machines.
         times: of models on kinds.
@@ -213,6 +217,7 @@ class ClusterConfig:
     file: str | None = None
     measured: list[str] = field(default_factory=list)
     kinds: dict[str, DeviceKind] = field(default_factory=dict)
+    host_bytes: float | None = None
     devices: list[DeviceGroup] = field(default_factory=list)
     intra: Link = field(default_factory=Link)
     inter: Link = field(default_factory=Link)
@@ -221,6 +226,7 @@ class ClusterConfig:
     def __post_init__(self):
         self.file = found(self.file)
         self.measured = [found(f) for f in self.measured]
+        positive("cluster.host_bytes", self.host_bytes, most=1e18)
         for group in self.devices:
             choice("cluster.devices[].kind", group.kind, self.kinds)
 

@@ -20,6 +20,7 @@ import { list, values } from "./figures.js";
 import { forget, left } from "./kept.js";
 import { Keys } from "./keys.js";
 import { Line } from "./line.js";
+import * as moment from "./moment.js";
 import { Outlook, beginning, full } from "./outlook.js";
 import { Prompts } from "./prompts.js";
 import { Reference } from "./reference.js";
@@ -60,7 +61,10 @@ const connection = new Connection(video, {
     look();
   },
   chunk: (message) => watch.chunk(message),
-  figures: (message) => entered(message.recent ?? []),
+  figures: (message) => {
+    entered(message.recent ?? []);
+    moment.stand(message.frozen ?? false);
+  },
   asked: (id, event) => {
     watch.asked(id);
     strip.asked(id);
@@ -87,6 +91,7 @@ function lively() {
 /** The server has something to say: `session.notice`. */
 function notice(message) {
   status(words.notice(message, offer));
+  moment.noticed(message);
   unknown = message.kind === "words";
   if (message.seconds_left) line.count(message.seconds_left, (left) => words.notice({ ...message, seconds_left: left }, offer));
 }
@@ -104,7 +109,7 @@ function changed() {
   talk.enable(running && offer.hears && (live || (state === "lost" || state === "joining") && talk.active));
   find("frame").classList.toggle("lost", state === "lost");
   if (!running) {
-    find("frame").classList.remove("seen", "lit");
+    find("frame").classList.remove("seen", "lit", "frozen");
     find("unmute").hidden = true;
   }
   reference.draw();
@@ -157,7 +162,7 @@ function entered(recent) {
 
 function figures() {
   if (offer) show(values(watch, connection.line, offer));
-  const still = connection.state === "live" && !document.hidden && watch.waited > STILL_S;
+  const still = connection.state === "live" && !document.hidden && !moment.stands() && watch.waited > STILL_S;
   line.still(still ? watch.waited : null, watch.framesSeen > 0);
 }
 

@@ -10,6 +10,7 @@ const ENDED = {
   drained: "It ended, because the server is closing down. Try again in a few minutes.",
   limit: "It ended: this is as long as a session may take. You can start the next one right away.",
   failed: "It ended: something broke on the server. Its log says what happened.",
+  capacity: "It ended, because the server has become slower and keeps fewer sessions. Try again in a few minutes.",
   vanished: "It ended: the line to this page was lost for too long. You can start again.",
 };
 
@@ -57,6 +58,8 @@ export function notice({ kind, seconds_left: left = null, message = "" }, { id }
   const ends = left === null ? "" : ` This session ends in ${seconds(left)}.`;
   if (kind === "draining") return `The server is closing down.${ends}`;
   if (kind === "expiring") return ends.trim();
+  if (kind === "frozen") return MOMENT;
+  if (kind === "resumed") return "The stream goes on.";
   if (kind === "interrupted") return "It stopped speaking.";
   return `${message.replace(id, title(id))}.`.replace(/\.\.$/, ".");
 }
@@ -93,6 +96,7 @@ export function title(id) {
   return words[0].toUpperCase() + words.slice(1);
 }
 
+export const MOMENT = "One moment: the stream goes on.";
 export const OPENING = "Opening a session …";
 export const STARTING = "Your session is being prepared …";
 export const CALLING = "Connecting …";

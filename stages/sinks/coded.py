@@ -126,13 +126,18 @@ class SoundCoder:
 
     Args:
         rate: samples per second of what is given.
+        first: number of the sample, of 48 kHz, with which what is given begins.
+        heard: samples that were heard already, a whole number of packets: what is given of them is left out, and what
+            is missing between them and the first is silent.
     """
 
-    def __init__(self, rate: int = 16_000):
+    def __init__(self, rate: int = 16_000, first: int = 0, heard: int = 0):
         self._rate, self._given = rate, 0
         self._resampler = av.AudioResampler("flt", "mono", SOUND_TICKS)
         self._waiting: deque[np.ndarray] = deque()
-        self._held = self._coded = 0
+        self._coded, self._held, self._skip = heard, max(0, first - heard), max(0, heard - first)
+        if self._held:
+            self._waiting.append(np.zeros(self._held, np.float32))
         self._encoder = av.CodecContext.create("libopus", "w")
         self._encoder.sample_rate, self._encoder.layout, self._encoder.format = SOUND_TICKS, "mono", "flt"
         self._encoder.bit_rate = SOUND_BITS
@@ -166,8 +171,12 @@ class SoundCoder:
 
     def _hold(self, frame: av.AudioFrame | None) -> None:
         for part in self._resampler.resample(frame):
-            self._waiting.append(part.to_ndarray().reshape(-1))
-            self._held += len(self._waiting[-1])
+            samples = part.to_ndarray().reshape(-1)
+            left_out = min(self._skip, len(samples))
+            self._skip -= left_out
+            if left_out < len(samples):
+                self._waiting.append(samples[left_out:])
+                self._held += len(samples) - left_out
 
     def packet(self, gain: np.ndarray | None = None) -> bytes:
         """The next packet; its samples are multiplied by `gain` [960], if one is given."""

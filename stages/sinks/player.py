@@ -3,13 +3,16 @@
 Time 0 is when the first chunk is there, its pictures and its sound, and a margin later. Picture i is due at i / fps,
 packet j at j * 20 ms, both on this one clock, so that errors do not add up and lips stay with words. A chunk that comes
 late moves the clock for both; nothing is skipped to catch up, and nothing is held that is due.
+
+Where another player had begun (its process is gone), this one begins where that one came to, in the middle of a chunk if
+need be: with a key frame, on the same line of times, so that those who watch see nothing twice.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import Any, NamedTuple
 
@@ -17,6 +20,8 @@ import numpy as np
 
 from stages.sinks.coded import PACKET, PICTURE_TICKS, SOUND_TICKS, PictureCoder, SoundCoder, planar
 
+SOUND = 16_000
+"""Samples per second of the sound that is put."""
 FADE = 480
 """Samples of 48 kHz in which sound that is cut off fades: 10 ms."""
 AHEAD = 2
@@ -34,6 +39,39 @@ class Made(NamedTuple):
     sound: np.ndarray | None
 
 
+class Begin(NamedTuple):
+    """Where a player begins.
+
+    Attributes:
+        frames: pictures before the first chunk that will come.
+        told: the last chunk whose beginning viewers were told of; -1: of none.
+        picture: the number of the picture that leaves next.
+        sound: samples of 48 kHz that have left; 0: nobody has heard any.
+        muted: whether the sound is cut off.
+        loud_from: the first chunk to be heard again then; None: it is not known yet.
+    """
+
+    frames: int = 0
+    told: int = -1
+    picture: int = 0
+    sound: int = 0
+    muted: bool = False
+    loud_from: int | None = None
+
+    @classmethod
+    def of(cls, hello: Mapping[str, Any], frames: int) -> Begin:
+        """What a gateway says of what its viewers have seen.
+
+        Raises:
+            KeyError, TypeError, ValueError: it says something else.
+        """
+        if not hello.get("again"):
+            return cls()
+        loud = hello["loud_from"]
+        where = (int(hello[name]) for name in ("chunk", "frame", "sound_at"))
+        return cls(frames, *where, bool(hello["muted"]), None if loud is None else int(loud))
+
+
 class Player:
     """Plays one session's chunks. `put` is called by who makes them, `step` by who sends them, the rest by who hears
     from viewers.
@@ -45,6 +83,7 @@ class Player:
         send: takes (kind, body, head) of every message.
         margin_s: how long before it is due the first chunk is to be there: what its way may vary by.
         card: whether a card's encoder may be used.
+        begin: where it begins; None: at the beginning.
     """
 
     def __init__(
@@ -56,6 +95,7 @@ class Player:
         send: Callable[..., None],
         margin_s: float = 0.0,
         card: bool = False,
+        begin: Begin | None = None,
     ):
         self.fps, self._send, self._margin_s = fps, send, margin_s
         self._size, self._card = (height, width, fps), card
@@ -64,23 +104,30 @@ class Player:
         """Chunks not played out yet, and when each had come."""
         self._zero: float | None = None
         """When time 0 was, by the clock of who calls."""
-        self._frame = self._began = 0
+        begin = begin or Begin()
+        self._frame, self._began = max(begin.picture, begin.frames), begin.frames
         """Pictures that have left; and those before the chunk that leaves now."""
-        self._put = 0
+        self._put = begin.frames
         """Pictures that have come."""
-        self._sound = SoundCoder() if sound else None
+        self._told = begin.told
+        self._gone = self._leaving = -1
+        """The last chunk that has left with all its pictures; and the one whose last picture leaves just now."""
         self._sounds: deque[tuple[int, int]] = deque()
         """(first sample at 48 kHz, chunk) of sound that has not left."""
-        self._heard = 0
+        self._heard = int(begin.frames * SOUND / fps) * (SOUND_TICKS // SOUND)
+        """Samples at 48 kHz that have come."""
+        heard = max(begin.sound, self._heard // PACKET * PACKET)
+        self._sound = SoundCoder(SOUND, self._heard, heard) if sound else None
         self._wanted: dict[Encoding, PictureCoder] = {}
         self._keys: set[Encoding] = set()
         """Of which a key frame is asked for."""
         self._rates: dict[bool, tuple[int | None, int]] = {False: (None, 1), True: (None, 1)}
         """Bits per second, and of how many pictures one is coded, by whether it is for thin lines."""
-        self._muted = self._fading = self._closed = False
+        self._fading = self._closed = False
+        self._muted = begin.muted
         self._sending = False
         """Whether messages were taken that are not sent yet."""
-        self._loud_from: int | None = None
+        self._loud_from = begin.loud_from
         """Of sound that is muted, the first chunk to be heard again; None: it is not known yet."""
 
     # -- who makes chunks ---------------------------------------------------------------------------------------------
@@ -89,19 +136,33 @@ class Player:
         """A chunk is there. Waits while as many are held as may be."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._chunks) < AHEAD or self._closed)
-            now = clock()
-            if self._zero is None:
-                self._zero = now + self._margin_s
-            slack = self._zero + self._put / self.fps - now
-            if slack < 0:
-                self._zero -= slack
-            self._put += len(made.frames)
+            first, self._put = self._put, self._put + len(made.frames)
             if self._sound is not None and made.sound is not None:
                 self._sounds.append((self._heard, made.number))
                 self._sound.give(made.sound)
-                self._heard += len(made.sound) * (SOUND_TICKS // 16_000)
+                self._heard += len(made.sound) * (SOUND_TICKS // SOUND)
+            if self._put <= self._frame and not self._chunks:  # all of it was seen
+                self._began, self._gone, self._leaving = self._put, made.number, made.number
+                return
+            # Where some of it was seen, the rest is due at once.
+            due, now = max(first, self._frame) / self.fps if not self._chunks else first / self.fps, clock()
+            if self._zero is None:
+                self._zero = now + self._margin_s - due
+            slack = self._zero + due - now
+            if slack < 0:
+                self._zero -= slack
             self._chunks.append((made, slack))
             self._changed.notify_all()
+
+    @property
+    def seen(self) -> int:
+        """Number of the first chunk of which something has not left yet, pictures or what is heard with those before."""
+        with self._changed:
+            gone = self._gone + 1
+            if self._sound is None:
+                return gone
+            # A packet may have sound of two chunks, and leaves with the later one.
+            return min([gone, *(chunk - 1 for at, chunk in self._sounds if at > self._sound.next)])
 
     def finish(self, patience_s: float | None = None) -> bool:
         """No more chunks come: wait until all that is there was sent, and return whether it was.
@@ -192,24 +253,25 @@ class Player:
             for kind, body, head in messages:
                 self._send(kind, body, **head)
             with self._changed:
-                self._sending = False
+                self._sending, self._gone = False, self._leaving
                 self._changed.notify_all()
 
     def _picture_due(self) -> float:
         return self._zero + self._frame / self.fps if self._chunks else inf
 
     def _packet_due(self) -> float:
-        if self._sound is None or not self._sound.ready:
+        if self._zero is None or self._sound is None or not self._sound.ready:
             return inf
         return self._zero + self._sound.next / SOUND_TICKS
 
     def _play_picture(self) -> list[tuple[str, bytes, dict[str, Any]]]:
         made, slack = self._chunks[0]
-        index, pts = self._frame - self._began, round(self._frame * PICTURE_TICKS / self.fps)
+        index, pts = self._frame - self._began, self._ticks(self._frame)
         messages = []
-        if index == 0:
-            head = {"chunk": made.number, "frames": len(made.frames), "first_frame": self._frame}
-            messages.append(("chunk", b"", head | {"pts": pts, "slack_s": slack}))
+        if made.number > self._told:
+            self._told = made.number
+            head = {"chunk": made.number, "frames": len(made.frames), "first_frame": self._began}
+            messages.append(("chunk", b"", head | {"pts": self._ticks(self._began), "slack_s": slack}))
         due = [one for one in self._wanted if one in self._keys or not self._frame % self._rates[one[1]][1]]
         picture = planar(made.frames[index]) if due else None
         for one in due:
@@ -220,9 +282,12 @@ class Player:
         self._frame += 1
         if index + 1 == len(made.frames):
             self._chunks.popleft()
-            self._began = self._frame
+            self._began, self._leaving = self._frame, made.number
             self._changed.notify_all()
         return messages
+
+    def _ticks(self, frame: int) -> int:
+        return round(frame * PICTURE_TICKS / self.fps)
 
     def _play_packet(self) -> list[tuple[str, bytes, dict[str, Any]]]:
         at = self._sound.next

@@ -4,7 +4,8 @@ Each chunk is a line of JSON, `{"index": 3, "fps": 16, "frames": [12, 64, 64, 3]
 the pixels behind it, uint8 RGB, and the samples, float32 little-endian at 16 kHz. The reader answers each chunk that it
 takes with one byte, and the sink is never more than AHEAD chunks ahead: a slow reader holds up its own stream, and no
 memory grows. Once the reader has gone, what is still made is thrown away: it cancels the stream, or keeps it for its
-files.
+files. The last line is `{"end": true}`. A sink that goes without it is gone with its process: another may connect, which
+gives again what the reader has not taken, and perhaps some of what it has. The reader takes each chunk once.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from stages.link import Door, connect
 
 AHEAD = 2
+END = {"end": True}
 LONGEST_LINE = 1024
 
 
@@ -70,17 +72,30 @@ class ReaderSink:
                 taken = len(self._socket.recv(AHEAD))
                 self._ahead -= taken
                 if not taken:
-                    self.close()
+                    self.leave()
             if self._socket:
                 self._socket.sendall(json.dumps(head).encode() + b"\n")
                 for body in bodies:
                     self._socket.sendall(body)
                 self._ahead += 1
         except OSError:
-            self.close()
+            self.leave()
+
+    @property
+    def seen(self) -> int:
+        """Number of the first chunk that the reader is not known to have taken; one that has gone takes none."""
+        return self._next - (self._ahead if self._socket else 0)
 
     def close(self) -> None:
         """Nothing more will come."""
+        with suppress(OSError):
+            if self._socket:
+                # Who takes nothing is not waited for; it hears of the end all the same, from who runs the stream.
+                self._socket.send(json.dumps(END).encode() + b"\n", socket.MSG_DONTWAIT)
+        self.leave()
+
+    def leave(self) -> None:
+        """Nothing more will come from here."""
         if self._socket:
             self._socket.close()
             self._socket = None
@@ -99,14 +114,25 @@ class Reader:
     def __init__(self, host: str):
         self._door = Door(host)
         self.address = self._door.address
+        self._next, self._over = 0, False
 
     def next(self, over: Callable[[], bool]) -> Chunk | None:
-        """Wait for the next chunk; None: there will be none, since the sink was closed, or it is `over` and none was
-        ever opened."""
-        with suppress(OSError):  # closed by another thread, or the worker is gone
-            if self._door.wait(over) and (chunk := _chunk(self._door.file)):
-                with suppress(OSError):  # the last chunk may outlive its sink
-                    self._door.socket.sendall(b".")
+        """Wait for the next chunk; None: there will be none, since the sink was closed, or it is `over` and none is
+        there any more."""
+        while not self._over and self._door.wait(over):
+            try:
+                head = _head(self._door.file)
+                chunk = None if head is None or head == END else _chunk(head, self._door.file)
+            except OSError:  # closed by another thread, or the worker is gone
+                head = chunk = None
+            if chunk is None:
+                self._over = head == END
+                self._door.again()
+                continue
+            with suppress(OSError):  # the last chunk may outlive its sink
+                self._door.socket.sendall(b".")
+            if chunk.index >= self._next:
+                self._next = chunk.index + 1
                 return chunk
         return None
 
@@ -115,11 +141,14 @@ class Reader:
         self._door.close()
 
 
-def _chunk(file: BinaryIO) -> Chunk | None:
-    """The next chunk of a connection; None: it has ended."""
-    if not (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
-        return None
-    head = json.loads(line)
+def _head(file: BinaryIO) -> dict[str, Any] | None:
+    """The next line of a connection; None: it has ended."""
+    line = file.readline(LONGEST_LINE)
+    return json.loads(line) if line.endswith(b"\n") else None
+
+
+def _chunk(head: dict[str, Any], file: BinaryIO) -> Chunk | None:
+    """The chunk of a line; None: the connection has ended in the middle of it."""
     frames = np.empty(head["frames"], np.uint8)
     sound = None if head["sound"] is None else np.empty(head["sound"], "<f4")
     for body in (frames, sound):

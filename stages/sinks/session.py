@@ -10,10 +10,13 @@ The sink plays its chunks itself, each picture when it is due (`stages.sinks.pla
     failed {message}                                   nothing more can be coded
     end {}                                             all of the stream was sent
 
-and hears `hello {margin_s}` first, then `want {codecs, thin}`, `key {}`, `rate {bits_per_second, every, thin}`,
-`mute {}` and `unmute {chunk}`. Thin are codecs in which pictures are coded a second time, for thin lines; and a rate
+and hears `hello {margin_s}` first, to which a gateway whose viewers have seen a part of the stream adds `again: true` and
+where they are, so that nothing comes to them twice: `chunk`, the last that was told, -1: none; `frame`, the number of the
+picture that is next; `sound_at`, the samples of 48 kHz that were heard; `muted`, and from which chunk on no more,
+`loud_from`. It hears then `want {codecs, thin}`, `key {}`, `rate {bits_per_second, every, thin}`, `mute {}` and
+`unmute {chunk}`. Thin are codecs in which pictures are coded a second time, for thin lines; and a rate
 that is of those. After `end` the gateway hangs up, so a stream ends when all of it has been read. A gateway that is
-gone hears nothing more: its source ends the stream.
+gone hears nothing more: its source ends the stream. A sink that goes without `end` is waited for, if another may come.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import numpy as np
 import devices
 from conf.errors import UserError
 from stages.link import LAST_S, Wire, connect
-from stages.sinks.player import Made, Player
+from stages.sinks.player import Begin, Made, Player
 
 log = logging.getLogger(__name__)
 
@@ -42,21 +45,21 @@ class SessionSink:
         height, width: of the pictures, in pixels.
         sound: whether there is any.
         first: number of the first chunk to come.
+        frames: of the stream before it.
 
     Raises:
         UserError: nobody answers at the address, or the session is over.
     """
 
-    def __init__(self, address: str, fps: float, height: int, width: int, sound: bool, first: int = 0):
+    def __init__(self, address: str, fps: float, height: int, width: int, sound: bool, first: int = 0, frames: int = 0):
         self._next, self._wire = first, Wire(connect("sink.session", address))
         hello = self._wire.receive()
         if hello is None:
             self._wire.close()
             rule = "the gateway has ended the session"
             raise UserError(f"sink.session={address.rpartition('/')[0]}", rule, "open another one")
-        self._player = Player(
-            fps, height, width, sound, self._send, float(hello[0]["margin_s"]), card=devices.count() > 0
-        )
+        margin_s, begin = float(hello[0]["margin_s"]), Begin.of(hello[0], frames)
+        self._player = Player(fps, height, width, sound, self._send, margin_s, devices.count() > 0, begin)
         self._whole = False
         """Whether all of the stream was sent."""
         self._send("start", fps=fps, height=height, width=width, sound=sound)
@@ -71,12 +74,26 @@ class SessionSink:
         self._next += 1
         self._player.put(made, time.perf_counter)
 
+    @property
+    def seen(self) -> int:
+        """Number of the first chunk that has not left with all of it."""
+        return self._player.seen
+
+    def leave(self) -> None:
+        """Play no more: another goes on from where viewers are now."""
+        self._player.close()
+        self._hands.join()  # what it sends just now comes whole
+        self._let_go()
+
     def close(self) -> None:
         """Play what is left, then end."""
         self._whole = self._player.finish(LAST_S)
         self._player.close()
         self._hands.join(LAST_S)
         self._ears.join(LAST_S)
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._wire.close()
         self._hands.join()
         self._ears.join()

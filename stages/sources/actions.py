@@ -152,7 +152,11 @@ class LiveActions:
         return self.ended and not self._seen
 
     def take(self, first_frame: int, count: int) -> list[int]:
-        """The action index of each of `count` frames from `first_frame` on."""
+        """The action index of each of `count` frames from `first_frame` on.
+
+        Raises:
+            Turned: it was waited for when the run's generation ended; what has come stays for whoever asks next.
+        """
         came, at_end = None, self.ended
         while not at_end:
             behind = self._awaited and self._keyframes.horizon < first_frame + count
@@ -181,13 +185,22 @@ class LiveActions:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """What another goes on from: the action in force and those to come."""
-        return {"seen": self._seen, "awaited": self._awaited, **self._keyframes.progress}
+        """What another goes on from: the action in force and those to come, and whether no line comes any more."""
+        return {"seen": self._seen, "awaited": self._awaited, "ended": self.ended, **self._keyframes.progress}
 
-    def resume(self, progress: dict[str, Any]) -> None:
-        """Go on from the progress of another; the lines that follow are live."""
+    def resume(self, progress: dict[str, Any], again: bool = False) -> None:
+        """Go on from the progress of another; the lines that follow are live.
+
+        Args:
+            again: whether it is of the same run, where what had ended has ended.
+        """
         self._seen, self._awaited = progress["seen"], progress["awaited"]
+        self.ended = again and progress["ended"]
         self._keyframes.resume(progress)
+
+    def wire(self, stop: threading.Event) -> None:
+        """Go on for a stream with another stop event."""
+        self._bytes.wire(stop)
 
     def close(self) -> None:
         """Stop listening; the last action holds."""

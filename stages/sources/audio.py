@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from conf.errors import UserError
-from stages.sources.live import LiveBytes
+from stages.sources.live import LiveBytes, Turned
 
 RATE = 16000
 NOTHING = np.zeros(0, np.float32)
@@ -90,21 +90,31 @@ class LivePcm:
 
         Raises:
             UserError: what arrives is a WAV file, header and all.
+            Turned: it was waited for when the run's generation ended; nothing is lost of it.
         """
         if self._first and samples > 0:
-            self._first = False
             self._rest = self._bytes.take(4, 4)
+            self._first = False
             if self._rest == b"RIFF":
                 raise UserError(self.name, "carries a WAV file, not bare samples", _PIPE)
         data = bytearray(self._rest[: 2 * samples])
-        self._rest = self._rest[2 * samples :]
+        rest = self._rest[2 * samples :]
         while len(data) < 2 * samples:
-            block = self._bytes.take(1, 2 * samples - len(data))
+            try:
+                block = self._bytes.take(1, 2 * samples - len(data))
+            except Turned:
+                self._rest = bytes(data)
+                raise
             if not block:
                 break
             data += block
+        self._rest = rest
         whole = len(data) // 2 * 2  # a last odd byte is no sample
         return np.frombuffer(bytes(data[:whole]), "<i2").astype(np.float32) / 32768
+
+    def wire(self, stop: threading.Event) -> None:
+        """Go on for a stream with another stop event."""
+        self._bytes.wire(stop)
 
     def close(self) -> None:
         """Stop listening; `read` gives nothing any more."""

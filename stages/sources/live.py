@@ -2,6 +2,9 @@
 
 A thread reads into a bounded buffer and stops reading while it is full, so the writer is slowed down and memory
 does not grow. Whoever waits for bytes is released by the stream's end, by `close` in any thread, and by the stop event.
+
+Where the run goes on in another generation, the bytes stay here: who waits is told so (`Turned`) and has taken nothing,
+and whoever comes next goes on from there.
 """
 
 from __future__ import annotations
@@ -72,6 +75,32 @@ def live_stream(setting: str, path: str, given: BinaryIO | None = None) -> Binar
         return connection.makefile("rb", buffering=0)  # holds the connection until it is let go of
 
 
+class Turned(Exception):  # noqa: N818  an event, not an error
+    """The run goes on in its next generation. Whoever waited has taken nothing of a live source."""
+
+
+class Stop(threading.Event):
+    """Ends a stream at its next chunk when set, and releases whoever waits for its live sources.
+
+    Attributes:
+        turned: whether the stream does not end with it, but goes on in the run's next generation.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.turned = False
+
+    def turn(self) -> None:
+        """Set it, since the run's generation is over."""
+        self.turned = True  # first: whoever sees that it is set must know why
+        self.set()
+
+
+def turned(stop: threading.Event) -> bool:
+    """Whether a stream goes on in the run's next generation."""
+    return stop.is_set() and isinstance(stop, Stop) and stop.turned
+
+
 class LiveBytes:
     """A bounded buffer between a live stream and its one consumer.
 
@@ -100,10 +129,15 @@ class LiveBytes:
         """Wait for `least` bytes (or all that will ever come), then return up to `most` of what is there.
 
         `least` may be 0: what is there now, possibly nothing.
+
+        Raises:
+            Turned: it was waited for when the run's generation ended.
         """
         least = min(least, self._limit)
         with self._changed:
             while len(self._buffer) < least and not self.over:
+                if turned(self._stop):
+                    raise Turned
                 self._changed.wait(POLL_S)
             taken = bytes(self._buffer[:most])
             del self._buffer[:most]
@@ -120,7 +154,13 @@ class LiveBytes:
     @property
     def abandoned(self) -> bool:
         """Whether `close` or the stop event ended it."""
-        return self._closed or self._stop.is_set()
+        return self._closed or (self._stop.is_set() and not turned(self._stop))
+
+    def wire(self, stop: threading.Event) -> None:
+        """Go on for a stream with another stop event."""
+        with self._changed:
+            self._stop = stop
+            self._changed.notify_all()
 
     @property
     def ended(self) -> bool:

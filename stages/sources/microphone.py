@@ -105,6 +105,11 @@ class Microphone:
         self._next += count
         return found
 
+    def drop(self) -> None:
+        """What was heard until now is heard by nobody: read on behind the newest sample."""
+        if self._next is not None:
+            self._restart()
+
     def _restart(self) -> None:
         """Read on behind the newest sample."""
         self._next = None

@@ -13,6 +13,11 @@ The gateway sends, on the connection of `source.session`,
 and is told `end {}` when the stream ends in order, and of each chunk, when it is sampled, `sampled {chunk, events,
 held_s, silence_s, late_s}`: the ids of all that first shows in it, the speech that is held, and the sound that was
 missing or too late by then. After `end` the gateway hangs up. One that is gone has ended the stream.
+
+A source that goes on for another, whose process is gone, says first `resume {chunk, sampled}`: the next chunk that it
+samples, and for chunks before it, [chunk, events] as in `sampled`, of which the gateway may have missed some. It hears
+then what was said and not sampled yet, and what is held: as an event whose `id` is null. One that leaves without a word
+is followed by such a one.
 """
 
 from __future__ import annotations
@@ -49,6 +54,7 @@ class SessionSource:
         slack: takes the seconds by which a chunk was early, below 0 where it was late; and those by which all that
             follows is shown later because of it.
         clock: seconds, monotonic.
+        resume: what is said first by a source that goes on for another; None: it is the first.
 
     Attributes:
         sound: what is heard, as a source; reads silence where nothing came.
@@ -67,20 +73,25 @@ class SessionSource:
         steer: Callable[[str, float, int], None],
         slack: Callable[[float, float], None],
         clock: Callable[[], float] = time.perf_counter,
+        resume: dict[str, Any] | None = None,
     ):
         self._names, self._stop, self._steer, self._slack, self._clock = tuple(actions), stop, steer, slack, clock
         self._lock = threading.Lock()
         self._microphone, self._speech = Microphone(), Speech()
-        self._events: list[tuple[str, dict[str, Any], float]] = []
-        """That came since the last chunk was sampled: id, event, and when."""
-        self._shown: list[str] = []
-        """Ids of what the chunk that is being sampled shows first."""
+        self._events: list[tuple[str | None, dict[str, Any], float | None]] = []
+        """That no sampled chunk shows: id, event, and when it came."""
+        self._taken = 0
+        """How many of these the chunk shows first that is being sampled."""
+        self._anew = False
+        """Whether what the microphone heard until now was heard by nobody."""
+        self._over = False
         self._told, self._waited_s = (0, 0), 0.0
         self._numbers = 0
         self.sound, self.actions = SessionSound(self), SessionActions()
         self.picture: bytes | None = None
         self._greeted = threading.Event()
         self._wire = Wire(connect("source.session", address))
+        self._resume = resume
         self._thread = threading.Thread(target=self._listen, name="session-source", daemon=True)
         self._thread.start()
         self._greeted.wait(HELLO_S)
@@ -99,25 +110,36 @@ class SessionSource:
         """
         before, self._waited_s = self._waited_s, waited_s
         with self._lock:
-            events, self._events = self._events, []
+            events, self._taken = list(self._events), len(self._events)
+            if self._anew:
+                self._microphone.drop()
+                self._anew = False
             self._microphone.begin(round((waited_s - before) * RATE))
-        self._shown = [id for id, _, _ in events]
         self.actions.begin([(self._names.index(e["action"]), at) for _, e, at in events if e["type"] == "action"])
         for _, event, at in events:
             if event["type"] == "prompt":
                 self._numbers += 1
-                self._steer(event["prompt"], at, self._numbers)
+                self._steer(event["prompt"], self._clock() if at is None else at, self._numbers)
+
+    @property
+    def shown(self) -> list[str]:
+        """Ids of what the chunk that is being sampled shows first."""
+        with self._lock:
+            return [id for id, _, _ in self._events[: self._taken] if id is not None]
 
     def sampled(self, chunk: int) -> None:
         """Chunk `chunk` was."""
+        shown = self.shown
         with self._lock:
+            del self._events[: self._taken]
+            self._taken = 0
             self._microphone.end()
             silent, late, held = self._microphone.silent, self._microphone.late, self._speech.held
         before, self._told = self._told, (silent, late)
         self._tell(
             "sampled",
             chunk=chunk,
-            events=self._shown,
+            events=shown,
             held_s=held / RATE,
             silence_s=(silent - before[0]) / RATE,
             late_s=(late - before[1]) / RATE,
@@ -129,6 +151,29 @@ class SessionSource:
             spoken = self._speech.read(samples)
             heard = self._microphone.read(samples)
         return heard if not len(spoken) else np.concatenate([spoken, np.zeros(samples - len(spoken), np.float32)])
+
+    # -- from one generation of a run to the next ---------------------------------------------------------------------
+
+    def wire(
+        self,
+        stop: threading.Event,
+        steer: Callable[[str, float, int], None],
+        slack: Callable[[float, float], None],
+    ) -> None:
+        """Go on for the stream as its next generation has it. What was said to a chunk that did not come to be sampled
+        is said again to the next; what the microphone hears until then is heard by nobody."""
+        with self._lock:
+            self._stop, self._steer, self._slack = stop, steer, slack
+            self._taken, self._anew = 0, True
+            over = self._over
+        if over:
+            stop.set()
+
+    def leave(self) -> None:
+        """Another process goes on: say nothing of an end."""
+        self._wire.close()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def close(self) -> None:
         """Listen no more."""
@@ -144,11 +189,19 @@ class SessionSource:
     def _listen(self) -> None:
         message = self._wire.receive()
         if message is not None and message[0].get("kind") == "hello":
+            if self._resume is not None:
+                self._tell("resume", **self._resume)
+                self._resume = None
             self.picture = message[1]
             self._greeted.set()
             self._converse()
         self._greeted.set()
-        self._stop.set()
+        self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._over, stop = True, self._stop
+        stop.set()
 
     def _converse(self) -> None:
         while (message := self._wire.receive()) is not None:
@@ -176,13 +229,14 @@ class SessionSource:
                     self._names.index(event["action"])
                 elif event["type"] == "interrupt":
                     self._speech.clear()
-                self._events.append((str(head["id"]), event, self._clock()))
+                new = head["id"] is not None
+                self._events.append((str(head["id"]) if new else None, event, self._clock() if new else None))
 
     def _tell(self, kind: str, **head: Any) -> None:
         try:
             self._wire.send(kind, **head)
         except OSError:
-            self._stop.set()
+            self._end()
 
 
 class SessionSound:
@@ -219,9 +273,9 @@ class SessionActions:
         self._taps: list[int] = []
         self.accepted: float | None = None
 
-    def begin(self, pressed: Sequence[tuple[int, float]]) -> None:
-        """What was pressed since the last chunk, in order: (action index, when)."""
-        self.accepted = min((at for _, at in pressed), default=None)
+    def begin(self, pressed: Sequence[tuple[int, float | None]]) -> None:
+        """What was pressed since the last chunk, in order: (action index, when); None: it is held as before."""
+        self.accepted = min((at for _, at in pressed if at is not None), default=None)
         actions = [action for action, _ in pressed]
         self._taps = [action for action in dict.fromkeys(actions[:-1]) if action and action != actions[-1]]
         if actions:
@@ -232,6 +286,15 @@ class SessionActions:
         taps, self._taps = self._taps[: max(0, count // TAP_FRAMES - 1)], []
         shown = [action for action in taps for _ in range(TAP_FRAMES)]
         return shown + [self._held] * (count - len(shown))
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What another goes on from."""
+        return {"held": self._held}
+
+    def resume(self, progress: dict[str, Any], again: bool = False) -> None:
+        """Go on from the progress of another."""
+        self._held = progress["held"]
 
     def close(self) -> None:
         """Nothing to release."""

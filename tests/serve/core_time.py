@@ -99,11 +99,13 @@ class Port:
 
     def __init__(self):
         self.expected: dict[str, Any] = {}
+        self.often: set[str] = set()
         self.listening, self._tasks = True, []
 
     def expect(self, take, token=None, once=True) -> str:
         address = f"tcp://stage:1/{len(self._tasks)}-{len(self.expected)}-{id(take)}"
         self.expected[address] = take
+        self.often |= set() if once else {address}
         return address
 
     def forget(self, address: str) -> None:
@@ -111,7 +113,8 @@ class Port:
 
     async def connect(self, address: str) -> Stage:
         stage = Stage()
-        self._tasks.append(asyncio.ensure_future(self.expected.pop(address)(stage)))
+        take = self.expected[address] if address in self.often else self.expected.pop(address)
+        self._tasks.append(asyncio.ensure_future(take(stage)))
         await settle()
         return stage
 
@@ -133,6 +136,10 @@ class Model:
     def __init__(self, port: Port, name: str = "maze"):
         self.name, self.offer, self.lost = name, OFFER | {"id": name}, None
         self.on_ended: Callable[[int, dict], None] = lambda number, report: None
+        self.on_frozen: Callable[[bool, str], None] = lambda frozen, why: None
+        self.on_planned: Callable[..., None] = lambda speed, memory: None
+        self.recovers, self.frozen = False, None
+        self.changed: list[dict] = []
         self.opened: list[tuple[str, dict]] = []
         self.stopped: list[int] = []
         self.cancelled: list[int] = []
@@ -159,6 +166,12 @@ class Model:
     async def cancel(self, number: int) -> None:
         self.cancelled.append(number)
         self.on_ended(number, {"stream": self.opened[number][0]})
+
+    async def change(self, plan: dict) -> int:
+        if self.refuses is not None:
+            raise self.refuses
+        self.changed.append(plan)
+        return len(self.changed)
 
     def health(self) -> list[dict]:
         return []
@@ -201,10 +214,11 @@ class Eye(Viewer):
 class One:
     """A session and everything around it."""
 
-    def __init__(self, **settings: Any):
+    def __init__(self, recovers: bool = False, **settings: Any):
         self.loop = asyncio.get_running_loop()
         self.port, self.serve = Port(), ServeConfig(**settings)
         self.model = Model(self.port)
+        self.model.recovers = recovers
         self.over: list[Session] = []
         self.lates: list[tuple[str, float]] = []
         self.metrics = Metrics(self.loop.time)

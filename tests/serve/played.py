@@ -63,6 +63,7 @@ class Gateway:
         self.draining = asyncio.Event()
         self.protocols: list[Any] = []
         self.own: list[str | None] = []
+        self.plans: list[tuple[dict[str, Any], str | None]] = []
 
     def offers(self) -> list[dict[str, Any]]:
         return [{"id": "one", "object": "model", "fps": 25}]
@@ -94,6 +95,12 @@ class Gateway:
             raise self.problem
         self.wanted = wanted
         return self.made()
+
+    async def change(self, plan: dict[str, Any], model: str | None) -> tuple[str, int]:
+        if self.problem:
+            raise self.problem
+        self.plans.append((plan, model))
+        return model or "one", len(self.plans)
 
 
 async def _realtime(websocket: Any, gateway: Gateway) -> None:

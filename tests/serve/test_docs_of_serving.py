@@ -119,7 +119,7 @@ def test_every_notice_is_told_of_and_no_other():
     (row,) = re.findall(r"^\| `session.notice .*?\|(.*)\|$", section("WebSocket"), re.MULTILINE)
     source = "".join(path.read_text() for path in sorted((ROOT / "serve").glob("*.py")))
     sent = set(re.findall(r'notice\(\s*"(\w+)"', source))
-    assert set(re.findall(r"`(\w+)`", row)) - {"seconds_left", "position_s"} == sent
+    assert set(re.findall(r"`(\w+)`", row)) - {"seconds_left", "position_s", "frozen_s"} == sent
 
 
 def test_every_figure_is_told_of():

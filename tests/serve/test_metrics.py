@@ -52,6 +52,8 @@ def busy(metrics: Metrics) -> None:
     metrics.dropped("one", 3, "rate")
     metrics.audio_late("one", 0.02)
     metrics.key_frame("one", "join")
+    metrics.generation("one")
+    metrics.frozen("one", 1.5)
     metrics.stages("one", "0", {"decode": [4, 0.5], "wait": [9, 3.0]})
 
 

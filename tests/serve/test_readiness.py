@@ -24,6 +24,7 @@ class Model:
 
     def __init__(self, clock: Clock, name: str = "one", workers: int = 2):
         self.clock, self.name, self.offer, self.lost = clock, name, {"chunk_s": CHUNK_S}, None
+        self.frozen: str | None = None
         self.moved = [clock.now] * workers
         self.told = [{"alive": True, "loaded": True, "lost": None, "at": "decode of chunk 7"} for _ in range(workers)]
 

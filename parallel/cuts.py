@@ -1,0 +1,177 @@
+"""What exact recovery costs a plan: bytes that cuts copy to the host and keep there, and seconds that a loss takes.
+
+A cut copies what passes wrote since the one before: a chunk's frames in every layer's bank at every level, and all
+that a decoder remembers. Beyond a ring of chunks it copies whole rings, and no more. What a cut that is kept refers to
+is not overwritten: beside all that there is, what the last two intervals wrote is there twice. Numbers, no tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+from parallel.cost import Costs
+from parallel.plan import Plan
+from parallel.predict import Demand, Prediction
+
+INTERVALS = 2
+"""Between cuts that are kept: the newest whole one, and those that are under way."""
+SHARE = 0.5
+"""Of a device's way to its host that cuts may take: what else goes there is not to wait for them."""
+MOST = 1 << 20
+"""Chunks between two cuts, at most."""
+CLOSE = 1e-9
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What cuts keep of one stream.
+
+    Attributes:
+        chunk, ring: latent frames of a chunk, and those that a ring holds.
+        shared: bytes of a latent frame in a layer's banks at one level, by layer: what a worker's processes share.
+        whole: likewise, of what each of them has whole.
+        shared_rest, whole_rest: of everything in them, likewise: ring, attention sink, fixed tokens.
+        finished: of a chunk that may be run again with a new prompt, and `kept` how many of them there are.
+        decoder: that a decoder remembers.
+        entered: that the journal keeps of a chunk's sound, prompt and actions.
+    """
+
+    chunk: int
+    ring: int
+    shared: tuple[float, ...]
+    whole: tuple[float, ...]
+    shared_rest: tuple[float, ...]
+    whole_rest: tuple[float, ...]
+    finished: float = 0.0
+    kept: int = 0
+    decoder: float = 0.0
+    entered: float = 0.0
+
+
+class Cuts:
+    """Bytes of one stream's cuts under a plan.
+
+    Args:
+        plan: what runs where.
+        logged: what there is to keep.
+        every: chunks between two cuts.
+    """
+
+    def __init__(self, plan: Plan, logged: Logged, every: int):
+        self.plan, self.logged, self.every = plan, logged, every
+
+    def dirty(self, worker: int) -> float:
+        """Copied by one cut in each process of a worker; what only its first has, too."""
+        one, frames = self.logged, min(self.every * self.logged.chunk, self.logged.ring)
+        again = min(self.every, one.kept) * one.finished
+        return frames * self._layers(worker, one.shared, one.whole) + self._once(worker, again)
+
+    def rest(self, worker: int) -> float:
+        """All that a cut refers to in each process of a worker; what only its first has, too."""
+        one = self.logged
+        return self._layers(worker, one.shared_rest, one.whole_rest) + self._once(worker, one.kept * one.finished)
+
+    def memory(self, worker: int) -> float:
+        """Kept on the host for all processes of a worker, with the journal where chunks are sampled."""
+        others = len(self.plan.group(worker)) - 1
+        one = self.rest(worker) + INTERVALS * self.dirty(worker)
+        once = self._once(worker, self.logged.kept * self.logged.finished)
+        once += INTERVALS * self._once(worker, min(self.every, self.logged.kept) * self.logged.finished)
+        journal = (INTERVALS + 1) * self.every * self.logged.entered * (worker == self.plan.encode)
+        return one + others * (one - once) + journal
+
+    def _layers(self, worker: int, shared: tuple[float, ...], whole: tuple[float, ...]) -> float:
+        plan = self.plan
+        held = ((plan.blocks[b], len(plan.levels_of(worker, b))) for b in plan.blocks_of(worker))
+        return sum(levels * (shared[i] / plan.degree + whole[i]) for block, levels in held for i in block)
+
+    def _once(self, worker: int, finished: float) -> float:
+        """What a worker's first process has beside banks."""
+        decodes = self.plan.workload.decodes and worker == self.plan.decode
+        first = any(self.plan.blocks[b].start == 0 for b in self.plan.blocks_of(worker))
+        return self.logged.decoder * decodes + finished * first
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What exact recovery takes of a cluster, for all streams.
+
+    Attributes:
+        wanted: chunks between two cuts, as `launcher.recover_s` asks for.
+        every: as devices' ways to their hosts allow.
+        rates: bytes per second from each worker's first device.
+        bandwidths: that it has for that, by worker; infinite: not known.
+        dirty: bytes of one cut of one stream, by worker.
+        memory: bytes on each machine that has workers, by its number.
+        work_s: that the slowest stage spends on what is between two cuts of one stream.
+        replay_s: that streams take at most to come back to where they were.
+    """
+
+    wanted: int
+    every: int
+    rates: tuple[float, ...]
+    bandwidths: tuple[float, ...]
+    dirty: tuple[float, ...]
+    memory: dict[int, float]
+    work_s: float
+    replay_s: float
+
+    @property
+    def allowed(self) -> bool:
+        """Whether devices' ways to their hosts allow what was asked for."""
+        return self.every == self.wanted
+
+
+def chunks(recover_s: float, period_s: float) -> int:
+    """Chunks between two cuts that are `recover_s` of work for the slowest stage."""
+    return max(1, min(MOST, int(recover_s / period_s + CLOSE))) if period_s > 0 else MOST
+
+
+def needs(costs: Costs, logged: Logged, demand: Demand, prediction: Prediction, recover_s: float) -> Needs:
+    """What exact recovery takes of a plan on a cluster.
+
+    Args:
+        logged: what cuts keep of a stream.
+        demand: how many streams there are, and whether they go at the pace of life.
+        prediction: of the plan there.
+        recover_s: as `launcher.recover_s`.
+    """
+    plan, cluster, streams = costs.plan, costs.cluster, demand.streams
+    period = prediction.period_s
+    # Between two chunks of one stream.
+    gap = max(streams * period, demand.frames / demand.fps if demand.paced else 0.0)
+    workers = range(plan.workers)
+    ways = tuple(cluster.devices[costs.groups[worker][0]].sheet.host_bandwidth or inf for worker in workers)
+
+    def rates(every: int) -> tuple[float, ...]:
+        """Of every worker's device, with what others on it copy."""
+        own = [streams * Cuts(plan, logged, every).dirty(worker) / (every * gap) for worker in workers]
+        devices = [costs.groups[worker][0] for worker in workers]
+        return tuple(sum(r for r, d in zip(own, devices, strict=True) if d == device) for device in devices)
+
+    def fits(every: int) -> bool:
+        return all(rate <= SHARE * way for rate, way in zip(rates(every), ways, strict=True))
+
+    wanted = chunks(recover_s, period)
+    every = _least(wanted, fits)
+    cuts = Cuts(plan, logged, every)
+    memory: dict[int, float] = {}
+    for worker in workers:
+        node = cluster.devices[costs.groups[worker][0]].node
+        memory[node] = memory.get(node, 0.0) + streams * cuts.memory(worker)
+    dirty = tuple(cuts.dirty(worker) for worker in workers)
+    replay = streams * every * period + prediction.chunk_latency_s
+    return Needs(wanted, every, rates(every), ways, dirty, memory, every * period, replay)
+
+
+def _least(start: int, fits: Callable[[int], bool]) -> int:
+    """The least number from `start` on that fits, where all beyond one that fits do; MOST where none does."""
+    low, high = start, start
+    while not fits(high) and high < MOST:
+        low, high = high + 1, min(MOST, 2 * high)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return high

@@ -1,0 +1,259 @@
+"""The live ends of a stream's sources: what cannot be opened anew without loss, kept from one generation of a run to the
+next.
+
+Beside a journal (`runtime.journal`) they see to it that each sample and each action is in one chunk and no other. What
+a chunk takes is noted until its line is written. A chunk that does not come so far gives it back, and chunks that are
+sampled again are given what their lines say, while the live end stands where it stood.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from runtime.journal import Line
+from runtime.pace import Pace
+from stages.sources.audio import NOTHING, Pcm
+from stages.sources.session import SessionSource
+
+
+class Noted:
+    """A live source of sound, whose samples are noted.
+
+    Args:
+        source: where the sound comes from.
+    """
+
+    def __init__(self, source: Pcm):
+        self.source, self.rate, self.duration_s = source, source.rate, source.duration_s
+        self.name = getattr(source, "name", "source.audio=-")
+        self._back = NOTHING
+        """Samples that come again."""
+        self._taken: list[np.ndarray] = []
+        self._short = False
+        self._again: Line | None = None
+        """The line that is read, and from where on."""
+        self._at = 0
+
+    def read(self, samples: int) -> np.ndarray:
+        """The next samples, float32; fewer only at the end.
+
+        Raises:
+            Turned: they were waited for when the run's generation ended; nothing is lost of them.
+            RuntimeError: the chunk that is sampled again wants other samples than before.
+        """
+        if self._again is not None:
+            return self._noted(samples)
+        back = self._back[:samples]
+        if missing := samples - len(back):
+            back = np.concatenate([back, self.source.read(missing)])
+        self._back = self._back[samples:]
+        self._taken.append(back)
+        self._short |= len(back) < samples
+        return back
+
+    def _noted(self, samples: int) -> np.ndarray:
+        part = self._again.sound[self._at : self._at + samples]
+        self._at += len(part)
+        if len(part) < samples and not self._again.short:
+            raise RuntimeError(f"chunk {self._again.chunk} wants more sound than it was sampled from before")
+        return part
+
+    def again(self, line: Line | None) -> None:
+        """The chunk that comes is sampled again; None: for the first time."""
+        self._again, self._at = line, 0
+
+    def note(self, line: Line) -> None:
+        """A chunk was sampled: its line says from what."""
+        line.sound, line.short = np.concatenate([NOTHING, *self._taken]), self._short
+        self._taken, self._short = [], False
+
+    def back(self) -> None:
+        """What was taken since the last line comes again."""
+        self._back = np.concatenate([*self._taken, self._back])
+        self._taken, self._short, self._again = [], False, None
+
+    def close(self) -> None:
+        """Release the source."""
+        self.source.close()
+
+
+class NotedActions:
+    """A live source of actions, likewise.
+
+    Args:
+        source: where the actions come from.
+
+    Attributes:
+        progress: how the source stood behind the last chunk that was sampled.
+    """
+
+    def __init__(self, source: Any):
+        self.source, self.progress = source, source.progress
+        self.name = getattr(source, "name", "source.actions=-")
+        self._taken: list[int] | None = None
+        self._again: Line | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last action holds for good."""
+        return self.source.ended
+
+    @property
+    def fresh(self) -> bool:
+        """Whether a line took effect in the latest `take`."""
+        return getattr(self.source, "fresh", False)
+
+    @property
+    def silent(self) -> bool:
+        """Whether it ended before any action came."""
+        return getattr(self.source, "silent", False)
+
+    @property
+    def accepted(self) -> float | None:
+        """When the oldest came that is new in the latest `take`."""
+        return self._again.pressed if self._again else self.source.accepted
+
+    def take(self, first_frame: int, count: int) -> list[int]:
+        """The action index of each of `count` frames from `first_frame` on.
+
+        Raises:
+            Turned: they were waited for when the run's generation ended.
+        """
+        if self._again is not None:
+            return self._again.actions
+        if self._taken is None:
+            self._taken = self.source.take(first_frame, count)
+        return self._taken
+
+    def again(self, line: Line | None) -> None:
+        """As of sound."""
+        self._again = line
+        if line is not None:
+            self.progress = line.held
+
+    def note(self, line: Line) -> None:
+        """As of sound."""
+        line.actions, line.held, line.pressed = self._taken, self.source.progress, self.accepted
+        self._taken, self.progress = None, line.held
+
+    def back(self, anew: bool) -> None:
+        """As of sound. `anew`: the source itself gives again what was taken."""
+        self._again = None
+        if anew:
+            self._taken = None
+
+    def resume(self, progress: dict[str, Any], again: bool = False) -> None:
+        """Go on from the progress of another. Arguments as of `LiveActions.resume`."""
+        self.source.resume(progress, again)
+        self.progress = progress
+
+    def close(self) -> None:
+        """Release the source."""
+        self.source.close()
+
+
+class Gone:
+    """Stands for a live source of a stream that had ended: all that it ever gave is in the journal."""
+
+    rate, duration_s = 16000, None
+    ended, fresh, accepted = True, False, None
+
+    def __init__(self):
+        self.progress: dict[str, Any] = {}
+
+    def read(self, samples: int) -> np.ndarray:
+        """Nothing."""
+        return NOTHING
+
+    def take(self, first_frame: int, count: int) -> list[int]:
+        """No action."""
+        return [0] * count
+
+    def resume(self, progress: dict[str, Any], again: bool = False) -> None:
+        """Nothing goes on."""
+
+    def wire(self, stop: threading.Event) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is there to release."""
+
+
+@dataclass
+class LiveEnds:
+    """Of one stream.
+
+    Attributes:
+        session, sound, actions, pace: those that it has.
+        opened: whether they are open: who opens the stream again goes on with them.
+        forget: called when they are closed.
+    """
+
+    session: SessionSource | None = None
+    sound: Noted | None = None
+    actions: NotedActions | None = None
+    pace: Pace | None = None
+    opened: bool = False
+    forget: Callable[[], object] = field(default=lambda: None)
+
+    @property
+    def sources(self) -> list[Noted | NotedActions]:
+        """Those of sound and actions."""
+        return [one for one in (self.sound, self.actions) if one is not None]
+
+    def again(self, line: Line | None) -> None:
+        """A chunk is sampled again, from its line; None: one is sampled for the first time."""
+        for source in self.sources:
+            source.again(line)
+
+    def note(self, line: Line) -> None:
+        """A chunk was sampled: its line is made whole."""
+        for source in self.sources:
+            source.note(line)
+        if self.session:
+            line.events = self.session.shown
+        if self.pace:
+            line.pace = self.pace.progress
+
+    def back(self) -> None:
+        """What was taken for a chunk that did not come to have a line comes again."""
+        if self.sound:
+            self.sound.back()
+        if self.actions:
+            self.actions.back(anew=self.session is not None)
+        if self.pace:
+            self.pace.turn()
+
+    def open(self, stop: threading.Event, say: Callable, pace: Pace | None, slack: Callable) -> None:
+        """They are open; those that were before go on in a stream that has other objects."""
+        self.pace = pace
+        if self.opened and self.session:
+            self.session.wire(stop, say, slack)
+        elif self.opened:
+            for source in self.sources:
+                source.source.wire(stop)
+        self.opened = True
+
+    def leave(self) -> None:
+        """Let go of them, since another process goes on: nobody outside is told of an end."""
+        if self.session:
+            self.session.leave()
+        self._release()
+
+    def close(self) -> None:
+        """The stream has ended."""
+        if self.session:
+            self.session.close()
+        self._release()
+        self.forget()
+
+    def _release(self) -> None:
+        for source in self.sources:
+            source.close()
+        self.session = self.sound = self.actions = self.pace = None
+        self.opened = False

@@ -1,0 +1,59 @@
+"""The chunks that are sampled again: a journal's lines, each given once, in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtime.journal import End, Journal, Line
+
+
+class Replay:
+    """What was sampled before.
+
+    Args:
+        journal: of the stream; None: nothing was.
+        first: the chunk that it goes on with.
+
+    Attributes:
+        next: the first chunk that is sampled anew.
+        last: the last line; None: there is none.
+        again: whether another opened the stream's sources before, in this run.
+        end: where the stream had ended already; None: it had not.
+
+    Raises:
+        UserError: lines are missing.
+    """
+
+    def __init__(self, journal: Journal | None, first: int):
+        lines, self._journal = journal.lines(first) if journal else [], journal
+        self.again = journal is not None and journal.again
+        self._lines = {line.chunk: line for line in lines}
+        self.last = lines[-1] if lines else None
+        self.next = first + len(lines)
+        self.end: End | None = journal.end if journal else None
+        self.events = [[line.chunk, line.events] for line in lines if line.events]
+
+    def __contains__(self, chunk: int) -> bool:
+        """Whether a chunk is still to be sampled again."""
+        return chunk in self._lines
+
+    def take(self, chunk: int) -> Line | None:
+        """A chunk's line; None: it is sampled for the first time."""
+        return self._lines.pop(chunk, None)
+
+    def over(self, chunk: int) -> bool:
+        """Whether the stream is known to have ended before `chunk`."""
+        return self.end is not None and chunk >= self.end.end
+
+    def told(self) -> dict[str, Any]:
+        """What a session's source says of it to its gateway."""
+        return {"chunk": self.next, "sampled": self.events}
+
+    def picture(self, sent: bytes | None) -> bytes | None:
+        """The picture that a session began with: what it says, or, where nobody is left to ask, what it said."""
+        if self._journal is None:
+            return sent
+        if sent is None:
+            return self._journal.held("picture")
+        self._journal.hold("picture", sent)
+        return sent

@@ -1,0 +1,404 @@
+"""Who sees to it that streams go on: a lost process, or another plan, makes the next generation of the run.
+
+It holds no tensors. The running generation is ended on every process that is left of it; the next is made of these, of
+spares, and of processes that are started now; and every stream is opened again from its newest cut that is whole. What
+is lost meanwhile begins that once more. All of it is done in the thread that watches over the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from conf.errors import UserError
+from conf.schema import Config, PlanConfig
+from runtime.generations import Generation, seated
+from runtime.orders import Cut, Halt, Open, Prepare
+from runtime.pulse import key
+from runtime.reasons import Reason
+from runtime.symptoms import Symptoms
+
+if TYPE_CHECKING:
+    from runtime.running import Running
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.02
+"""How often what is waited for is looked at."""
+MOST = 8
+"""Generations in a row that may be lost before anything was put out."""
+CUT_S = 5.0
+"""Longest wait for the cut of a planned change: without it more is made again."""
+NO_CUT = {"chunk": 0}
+"""Where a stream goes on that has no whole cut."""
+RECORDS = 256
+"""Generations that are told of in a report: the latest."""
+
+
+@dataclass
+class Wanted:
+    """Another plan, asked for.
+
+    Attributes:
+        plan: its settings.
+        done: set when it runs, or cannot.
+        number: of its generation.
+        error: why it cannot run.
+    """
+
+    plan: PlanConfig
+    done: threading.Event = field(default_factory=threading.Event)
+    number: int = -1
+    error: Exception | None = None
+
+
+class Plans(Protocol):
+    """Says which other plans a run may have (`launch.replanning`)."""
+
+    def changed(self, config: Config, changes: dict[str, Any]) -> PlanConfig:
+        """The plan that the running one is to become, by some of its settings. Raises UserError."""
+        ...
+
+    def fewer(self, config: Config, workers: int, streams: int | None = None) -> Any:
+        """The best plan of at most so many processes, as `config`; None: there is none."""
+        ...
+
+
+class Unrecovered(Exception):  # noqa: N818  an event to report
+    """The streams cannot go on. One line: why."""
+
+
+class Supervisor:
+    """Makes the generations of a run.
+
+    Args:
+        running: the run; its launcher starts and ends processes.
+        clock: seconds.
+
+    Attributes:
+        records: of every generation but the first, for the report.
+    """
+
+    def __init__(self, running: Running, clock: Callable[[], float] = time.monotonic):
+        self._run, self._clock = running, clock
+        self.records: list[dict[str, Any]] = []
+        self._wanted: list[Wanted] = []
+        self._lock = threading.Lock()
+        self._next_process = running.plan.processes
+        self.spares: set[int] = set()
+        self._open: dict[str, Any] | None = None
+        """The record of a generation whose streams have not all been seen to go on."""
+        self._resumed: set[int] = set()
+        self._in_vain, self._stands = 0, 0
+        """Generations that were lost before anything was put out; and the number of the latest that was told."""
+        self._missed_at: float | None = None
+        self.plans: Plans
+        """Which other plans there are; set by whoever starts the run."""
+        self._symptoms = Symptoms.of(running.config.launcher)
+
+    # -- spares -------------------------------------------------------------------------------------------------------
+
+    def start_spares(self) -> None:
+        """Start as many as are wanted and not there."""
+        run = self._run
+        while len(self.spares) < run.config.launcher.spares:
+            self.spares.add(process := self._numbered())
+            run.add(process, run.generation)
+
+    def _numbered(self) -> int:
+        """The number of a new process."""
+        process, self._next_process = self._next_process, self._next_process + 1
+        return process
+
+    # -- what is asked for --------------------------------------------------------------------------------------------
+
+    def change(self, plan: dict[str, Any]) -> int:
+        """Have another plan; returns the number of its generation once it runs. From any thread but the watching one.
+
+        Raises:
+            UserError: there is no such plan, or the streams cannot go on by it.
+        """
+        run = self._run
+        changed = self.plans.changed(run.config, plan)
+        Generation(0, asdict(changed), ()).of(run.config)
+        wanted = Wanted(changed)
+        with self._lock:
+            self._wanted.append(wanted)
+        run.wake()
+        while not wanted.done.wait(1.0):
+            if run.over:
+                raise UserError(f"plan={plan}", "the run has ended", "start another one")
+        if wanted.error is not None:
+            raise wanted.error
+        return wanted.number
+
+    # -- the watching thread ------------------------------------------------------------------------------------------
+
+    def look(self, lost: dict[int, str]) -> None:
+        """See to what has happened.
+
+        Args:
+            lost: processes that have been found to be gone since this was called last, and how.
+
+        Raises:
+            Unrecovered: the streams cannot go on.
+        """
+        run, began = self._run, self._clock()
+        self._note()
+        lost = lost | self._sick()
+        gone = {p: why for p, why in lost.items() if p in run.generation.processes}
+        self.spares -= set(lost)
+        if gone:
+            why = "; ".join(gone.values())
+            log.warning("%s; its streams go on from their newest cuts", why)
+            self._again(why, run.config.plan, began)
+            return
+        if self._missed_at is not None and began - self._missed_at > run.config.launcher.silent_s:
+            self._again("workers miss each other, and none is lost", run.config.plan, began)
+            return
+        with self._lock:
+            wanted = self._wanted.pop(0) if self._wanted else None
+        if wanted is not None:
+            try:
+                self._change(wanted, began)
+                wanted.number = run.generation.number
+            except UserError as error:
+                wanted.error = error
+            except Unrecovered as error:
+                wanted.error = UserError("plan", str(error), "look at the log")
+                raise
+            finally:
+                wanted.done.set()
+
+    def _sick(self) -> dict[int, str]:
+        """End those who say nothing, or stand still; returns them, with how that is said."""
+        run, found = self._run, {}
+        watched = [p for p in (*run.generation.processes, *self.spares) if p in run.left]
+        for process, symptom in self._symptoms.look({p: run.told(key(p)) for p in watched}, self._clock()).items():
+            found[process] = f"{run.name(process)} is lost ({symptom})"
+            run.end(process, found[process])
+            self._symptoms.forget(process)
+        return found
+
+    def _note(self) -> None:
+        """Take in who misses whom, and which streams go on."""
+        for told in self._run.pipeline.missed():
+            if told["event"] == "shown":
+                self._resumed.add(told["stream"])
+                self._in_vain = 0
+            elif self._missed_at is None and told["generation"] == self._run.generation.number:
+                self._missed_at = self._clock()
+                log.warning("process %d: %s", told["process"], told["line"])
+        if self._open is not None and {order.stream for order in self._run.pipeline.streams} <= self._resumed:
+            now, record = self._clock(), self._open
+            self._open = None
+            record["replay_s"] = round(now - record.pop("ready"), 3)
+            record["frozen_s"] = round(now - record.pop("began"), 3)
+            log.warning("generation %d: streams go on after %.2f s", record["number"], record["frozen_s"])
+            self._run.pipeline.told({"frozen": False} | record)
+            self.start_spares()
+
+    def _change(self, wanted: Wanted, began: float) -> None:
+        """A planned change: everything is loaded, then cut, then turned.
+
+        Raises:
+            UserError: a process cannot load what it needs: the streams go on as they were.
+        """
+        run = self._run
+        number, settings = run.generation.number + 1, asdict(wanted.plan)
+        generation = Generation(number, settings, ())
+        _, plan = generation.of(run.config)
+        seats = seated(plan, run.plan, run.generation.processes, run.left, self.spares)
+        stay = {p: i for i, p in enumerate(seats) if p is not None}
+        for process, index in stay.items():
+            if process not in self.spares:
+                run.pipeline.order_now(Prepare(number, wanted.plan, index), [process])
+        started = self._filled(generation, seats)
+        try:
+            self._wait(
+                lambda: (
+                    all(run.told(f"loaded/{p}") for p in started)
+                    and all(run.told(f"prepared/{number}/{p}") is not None for p in stay if p not in self.spares)
+                )
+            )
+        except _Lost as lost:
+            for process in started:
+                run.dismiss(process)
+            raise UserError(
+                f"plan={settings['name']}", f"a worker was lost meanwhile ({lost})", "order it again"
+            ) from None
+        for process in stay:
+            if told := run.told(f"prepared/{number}/{process}"):
+                for one in started:
+                    run.dismiss(one)
+                reason = Reason.from_dict(told)
+                raise UserError(f"plan={settings['name']}", reason.line, "the streams go on by the plan before")
+        self._cut()
+        self._again("another plan was ordered", wanted.plan, self._clock(), seats)
+
+    def _cut(self) -> None:
+        """Have every stream cut now, so that little is to be made again."""
+        run = self._run
+        streams = [order.stream for order in run.pipeline.streams]
+        before = {stream: (run.told(f"whole/{stream}") or NO_CUT)["chunk"] for stream in streams}
+        run.pipeline.order_now(Cut(), run.generation.processes)
+        end = self._clock() + CUT_S
+
+        def cut() -> bool:
+            now = {stream: (run.told(f"whole/{stream}") or NO_CUT)["chunk"] for stream in streams}
+            live = {order.stream for order in run.pipeline.streams}
+            return all(now[s] > before[s] for s in streams if s in live) or self._clock() > end
+
+        with suppress(_Lost):  # it is lost in the next generation, too
+            self._wait(cut)
+
+    def _again(self, why: str, settings: PlanConfig, began: float, seats: list[int | None] | None = None) -> None:
+        """Make the next generation, and more of them until one stands."""
+        run, first = self._run, True
+        self._missed_at = None
+        while True:
+            self._in_vain += 1
+            if self._in_vain > MOST:
+                raise Unrecovered(f"{why}; {MOST} generations in a row were lost before anything was put out")
+            number = run.generation.number + 1
+            if first:
+                run.pipeline.freeze(number, why)
+            first = False
+            try:
+                self._turn(number, why, settings, began, seats)
+                return
+            except _Lost as lost:
+                log.warning("%s, before generation %d stood", lost, number)
+                why, seats = f"{why}; {lost}", None
+                if lost.unheard:
+                    settings = self._fewer(settings)
+
+    def _fewer(self, settings: PlanConfig) -> PlanConfig:
+        """The best plan for the processes that are left, since there is no room for another.
+
+        Raises:
+            Unrecovered: there is none.
+        """
+        run = self._run
+        left = [p for p in (*run.generation.processes, *self.spares) if p in run.left]
+        found = self.plans.fewer(run.config, len(left), len(run.pipeline.streams)) if left else None
+        if found is None:
+            raise Unrecovered(f"no plan fits on the {len(left)} processes that are left, and no other can be started")
+        log.warning("no other process can be started: the streams go on by plan=%s on %d", found.config.name, len(left))
+        return found.config
+
+    def _turn(self, number: int, why: str, settings: PlanConfig, began: float, seats: list[int | None] | None) -> None:
+        run = self._run
+        detected = self._clock()
+        self._halt(number)
+        generation = Generation(number, asdict(settings), ())
+        config, plan = generation.of(run.config)
+        if seats is None or any(p is not None and p not in run.left for p in seats):
+            seats = seated(plan, run.plan, run.generation.processes, run.left, self.spares)
+        before = set(run.generation.processes)
+        self._filled(generation, seats)
+        generation = replace(generation, processes=tuple(seats))
+        # Whatever happens from here on happens to this generation.
+        run.become(generation, config, plan)
+        self.spares -= set(seats)
+        self._wait(lambda: all(run.told(f"loaded/{p}") for p in seats))
+        loaded = self._clock()
+        run.pipeline.settle()
+        cuts = {order.stream: run.told(f"whole/{order.stream}") for order in run.pipeline.streams}
+        generation.tell(run.board)
+        self._stands = number
+        run.pipeline.go_on(generation, plan, lambda order: self._opened(order, cuts.get(order.stream)))
+        for process in before - set(seats):
+            if process in run.left:
+                run.dismiss(process)
+        self._wait(lambda: all(run.told(f"ready/{number}/{p}") for p in seats))
+        ready = self._clock()
+        self._resumed = set()
+        self._open = {
+            "number": number,
+            "plan": config.plan.name,
+            "workers": plan.processes,
+            "cut": {order.config.id: (cuts.get(order.stream) or NO_CUT)["chunk"] for order in run.pipeline.streams},
+            "why": why,
+            "detect_s": round(detected - began, 3),
+            "load_s": round(loaded - detected, 3),
+            "connect_s": round(ready - loaded, 3),
+            "began": began,
+            "ready": ready,
+        }
+        self.records.append(self._open)
+        del self.records[:-RECORDS]
+
+    def _opened(self, order: Open, cut: dict[str, Any] | None) -> Open:
+        """A stream's order, as it goes on from its newest whole cut."""
+        if cut is None:
+            return order
+        keep = replace(order.keep, cut=order.keep.journal, first=cut["chunk"], frames=cut["frames"])
+        return replace(order, keep=keep)
+
+    def _halt(self, number: int) -> None:
+        """End the running generation on every process that is left of it. Who does not answer is lost, too."""
+        run = self._run
+        if run.generation.number > self._stands:
+            return  # it was lost before anybody was told of it
+        processes = [p for p in run.generation.processes if p in run.left]
+        run.pipeline.order_now(Halt(number), processes)
+        end = self._clock() + run.config.launcher.silent_s
+        while waiting := [p for p in processes if p in run.left and not run.told(f"halted/{number - 1}/{p}")]:
+            run.look(lambda process, why: self.spares.discard(process))
+            if self._clock() > end:
+                for process in waiting:
+                    log.warning("process %d does not halt: it is ended", process)
+                    run.end(process, "it did not halt")
+                    self.spares.discard(process)
+                return
+            run.doze(LOOK_S)
+
+    def _filled(self, generation: Generation, seats: list[int | None]) -> list[int]:
+        """Start who is missing, and set them in their seats; returns them."""
+        started, missing = [], [i for i, p in enumerate(seats) if p is None]
+        if not missing:
+            return []
+        taken = [p if p is not None else -1 for p in seats]
+        for i in missing:
+            taken[i] = seats[i] = process = self._numbered()
+            started.append(process)
+        whole = replace(generation, processes=tuple(taken))
+        for process in started:
+            self._run.add(process, whole)
+        return started
+
+    def _wait(self, test: Callable[[], bool]) -> None:
+        """Wait until `test` holds.
+
+        Raises:
+            _Lost: a process that is a member of the generation, or is to be one, is lost meanwhile.
+        """
+        run = self._run
+        while not test():
+            lost: dict[int, str] = {}
+            run.look(lost.__setitem__)
+            lost |= self._sick()
+            self.spares -= set(lost)
+            run.refuse_end()
+            if lost:
+                unheard = [p for p in lost if run.told(key(p)) is None]
+                raise _Lost("; ".join(lost.values()), bool(unheard))
+            run.doze(LOOK_S)
+
+
+class _Lost(Exception):  # noqa: N818  an event
+    """A process was lost while something was waited for.
+
+    Attributes:
+        unheard: whether one was that never said anything: there is no room for it.
+    """
+
+    def __init__(self, line: str, unheard: bool = False):
+        super().__init__(line)
+        self.unheard = unheard
