@@ -5,7 +5,9 @@ A state has a file for every level and layer, in physical slot order, whoever he
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from stages.denoise.bank import ABSENT, PLACED, Bank, Layout
 from stages.denoise.share import Share
 
 if TYPE_CHECKING:
-    from runtime.saving import Saver
+    from runtime.saving import Mark, Saver
 
 
 def _name(level: int, layer: int) -> str:
@@ -52,7 +54,7 @@ def cut_bank(
     bank: Bank | None,
     share: Share,
     finished: Mapping[str, Tensor],
-    whole: int,
+    mark: Mark,
 ) -> None:
     """Have a bank written as a part of the cut before `chunk`: what has changed since the one before.
 
@@ -63,30 +65,27 @@ def cut_bank(
         bank: None: an emulated device has none.
         share: which part of it is here.
         finished: what is run again for a new prompt, where this is the bank that has it; nothing changes it.
-        whole: the newest whole cut.
+        mark: what the mark says.
     """
     log, kept = saver.log(stream, name), {f"{FINISHED}/{key}": tensor for key, tensor in finished.items()}
     slots = {} if bank is None else pieces_of(bank)
     taken = log.missing([*slots, *kept], [] if bank is None else changed_in(bank))
-    copies, mark, download = {}, None, saver.device.download
+    copies, after, download = {}, None, saver.device.download
     try:
         with saver.copies(*(kept[key] for key in taken & kept.keys())):
             for key in sorted(taken):
                 copies[key] = download(kept[key] if key in kept else piece_of(bank, key))
-            mark = saver.device.mark()
+            after = saver.device.mark()
     except BaseException:
         log.withdraw(taken)
         raise
-    if mark is not None and bank is not None:
-        _copying(bank, taken & slots.keys(), mark)
+    if after is not None and bank is not None:
+        _copying(bank, taken & slots.keys(), after)
     header = {"parts": 1, "rank": 0, "layers": {}} if bank is None else header_of(bank, share.parts, share.rank)
     content = header | {"level": level, "finished": list(finished)}
 
-    def write_part() -> dict[str, str]:
-        log.write(chunk, copies, [*slots, *kept], content, whole)
-        return {}
-
-    saver.part(stream, chunk, name, write_part, mark)
+    write_part = partial(saver.write, stream, chunk, name, copies, [*slots, *kept], content, mark)
+    saver.part(stream, chunk, name, write_part, after)
 
 
 def _copying(bank: Bank, names: Iterable[str], mark: Any) -> None:
@@ -99,12 +98,19 @@ def _copying(bank: Bank, names: Iterable[str], mark: Any) -> None:
 
 
 def write_out(cut: Cut, folder: Path) -> dict[str, str]:
-    """Write a whole cut to a state's folder; returns the files' names and sha256.
+    """Write a whole cut to a state's folder, where parts of it may lie that come from other hosts; returns the files'
+    names and sha256.
 
     Raises:
         OSError: the disk refuses.
     """
-    return {name: digest for file in cut.names for name, digest in write(folder, file, *cut.read(file)).items()}
+    found = {name: digest for file in cut.names for name, digest in write(folder, file, *cut.read(file)).items()}
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in found:
+            path.unlink()
+    return found
 
 
 def load_bank(state: Snapshot, level: int, bank: Bank, share: Share) -> None:

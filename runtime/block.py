@@ -11,7 +11,7 @@ from torch import Tensor
 from conf.schema import ModelConfig
 from runtime.banks import cut_bank, load_bank
 from runtime.pool import BankPool
-from runtime.saving import BANK, Saver, bank_part
+from runtime.saving import BANK, Mark, Saver, bank_part
 from runtime.snapshot import FINISHED
 from runtime.state import snapshot
 from stages.denoise.bank import Bank
@@ -154,19 +154,19 @@ class Block:
 
     # -- going on ---------------------------------------------------------------------------------------------------
 
-    def cut(self, stream: int, level: int, chunk: int, worker: int, block: int, whole: int) -> None:
+    def cut(self, stream: int, level: int, chunk: int, worker: int, block: int, note: str) -> None:
         """Have a bank, and what the first block runs again, written as they are now, before `chunk`.
 
         Args:
             worker, block: whose bank, for the name of the part.
-            whole: the newest whole cut.
+            note: of the mark.
         """
         held, share, done = self.streams[stream], self.denoiser.share, False
         name = bank_part(worker, block, level, share.rank)
         try:
             again = held.finished.content() if held.finished.most and self.denoiser.network.first else {}
             bank = held.banks[level].bank
-            cut_bank(self.saver, stream, chunk, name, level, bank, share, again, whole)
+            cut_bank(self.saver, stream, chunk, name, level, bank, share, again, Mark.of(note))
             done = True
         finally:
             if not done:

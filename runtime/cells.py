@@ -14,7 +14,7 @@ from parallel.plan import Cell, Plan
 from runtime.block import Block
 from runtime.orders import Open
 from runtime.parts import Parts
-from runtime.saving import Mark, Saver, bank_part
+from runtime.saving import Saver, bank_part
 from runtime.timing import Timer
 from stages.denoise.draws import Draws
 from stages.denoise.sampler import finite_steps
@@ -141,8 +141,7 @@ class Cells:
                 self.saver.part(item.stream, item.chunk, name, None)
             return m
         with self.timer(self.name(item), item.chunk):
-            where = self.index, item.block, Mark.of(m.note).whole
-            self.blocks[item.block].cut(item.stream, item.level, item.chunk, *where)
+            self.blocks[item.block].cut(item.stream, item.level, item.chunk, self.index, item.block, m.note)
         return m
 
     def _end(self, item: Pass, m: Message) -> Message:

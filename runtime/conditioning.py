@@ -28,7 +28,7 @@ from runtime.journal import Journal, Line
 from runtime.pace import Pace
 from runtime.prompts import Heard, Prompts
 from runtime.replay import Replay
-from runtime.saving import Saver
+from runtime.saving import Mark, Saver
 from runtime.snapshot import CONDITIONING, Snapshot
 from runtime.sources import Live, open_sources
 from stages.build import TEMPORAL_STRIDE, torch_dtype
@@ -56,10 +56,10 @@ class ConditioningState(NamedTuple):
     content: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
-    def write(self, saver: Saver, stream: int, chunk: int, whole: int) -> None:
-        """Write it as a part of the cut before `chunk`, on the saver's thread; `whole`: the newest whole cut."""
+    def write(self, saver: Saver, stream: int, chunk: int, mark: Mark) -> None:
+        """Write it as a part of the cut before `chunk`, on the saver's thread."""
         tensors = {name: torch.from_numpy(array.copy()) for name, array in self.arrays.items()}
-        saver.take(stream, chunk, CONDITIONING, tensors, self.content, whole)
+        saver.take(stream, chunk, CONDITIONING, tensors, self.content, mark)
 
 
 class Conditioning:

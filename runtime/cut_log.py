@@ -132,7 +132,7 @@ class Log:
 
     def _tell(self, chunk: int, content: Any) -> None:
         folder = self._folder() / f"{chunk:06d}"
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_json(folder / f"{self.part}.json", {"log": self.name, "content": content, "pieces": self._last})
 
     def close(self) -> None:
@@ -239,10 +239,18 @@ class Read:
     """
 
     def __init__(self, folder: Path, chunk: int, part: str):
-        self.folder, self.part = folder, part
+        self.folder, self.chunk, self.part = folder, chunk, part
         said = json.loads((folder / f"{chunk:06d}" / f"{part}.json").read_text())
         self.content, self.log = said["content"], said["log"]
         self.pieces = {name: Piece(at, dtype, tuple(s), tuple(o)) for name, (at, dtype, s, o) in said["pieces"].items()}
+
+    def copy(self, folder: Path) -> None:
+        """Write it to another stream's folder. Raises OSError."""
+        made = Log(lambda: folder, self.part)
+        try:
+            made.write(self.chunk, self.tensors(), None, self.content, -1)
+        finally:
+            made.close()
 
     def tensors(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Copies of its tensors; None: of all."""

@@ -53,6 +53,9 @@ class Hold:
     Args:
         path: of the folder.
 
+    Attributes:
+        host: tells this host's folder from another's of the same path.
+
     Raises:
         OSError: the folder cannot be made.
     """
@@ -60,17 +63,14 @@ class Hold:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._lock: int | None = _locked(self.path)
+        self.host = os.pread(self._lock, 64, 0).decode()
 
     def close(self) -> None:
         """Let go of it; a second call does nothing."""
         lock, self._lock = self._lock, None
-        if lock is None:
-            return
-        try:
-            if _try(lock, fcntl.LOCK_EX):
-                shutil.rmtree(self.path, ignore_errors=True)
-        finally:
-            os.close(lock)
+        if lock is not None:
+            os.close(lock)  # first: of two who let go at the same time, each would see that the other holds it
+            _swept(self.path)
 
     def __enter__(self) -> Hold:
         return self
@@ -100,18 +100,23 @@ def folder(root: str) -> Iterator[Path]:
 def sweep(root: Path) -> None:
     """Remove folders that killed runs have left: those of which nobody holds the lock."""
     for path in root.glob(f"{START}*"):
-        with suppress(OSError):
-            try:
-                lock = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                if time.time() - path.stat().st_mtime > YOUNG_S:
-                    shutil.rmtree(path, ignore_errors=True)
-                continue
-            try:
-                if _try(lock, fcntl.LOCK_EX):
-                    shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(lock)
+        _swept(path)
+
+
+def _swept(path: Path) -> None:
+    """Remove a folder that nobody holds; those of other users stay."""
+    with suppress(OSError):
+        try:
+            lock = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if time.time() - path.stat().st_mtime > YOUNG_S:
+                shutil.rmtree(path, ignore_errors=True)
+            return
+        try:
+            if _try(lock, fcntl.LOCK_EX):
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def _try(lock: int, kind: int) -> bool:
@@ -145,6 +150,7 @@ def _make_lock(path: Path) -> None:
         lock = os.open(made, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             _try(lock, fcntl.LOCK_SH)
+            os.write(lock, token_hex(16).encode())
             with suppress(FileExistsError):
                 os.link(made, path / LOCK)
         finally:
@@ -160,10 +166,16 @@ def of_stream(run: Path, stream: int) -> Path:
     return run / f"stream.{stream}"
 
 
-def complete(stream: Path, chunk: int, parts: Iterable[str], content: dict[str, Any]) -> Cut:
-    """Make a cut whole, and remove what only older ones have, of whichever plan they were. Raises OSError."""
+def complete(
+    stream: Path, chunk: int, parts: Iterable[str], content: dict[str, Any], beside: Path | None = None
+) -> Cut:
+    """Make a cut whole, and remove what only older ones have, of whichever plan they were. Raises OSError.
+
+    Args:
+        beside: where parts of other hosts are.
+    """
     write_json(stream / f"{chunk:06d}" / WHOLE, {"chunk": chunk, "parts": sorted(parts)} | content)
-    made = Cut(stream, chunk)
+    made = Cut(stream, chunk, beside)
     logs = {part.log for part in made.parts}
     for path in stream.iterdir():
         if path.suffix == ".log" and path.name not in logs:
@@ -191,10 +203,12 @@ class Cut(Snapshot):
     Attributes:
         folder: the stream's.
         number: the chunk that comes next.
+        beside: where parts are that are not there.
     """
 
     folder: Path
     number: int
+    beside: Path | None = None
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -208,7 +222,13 @@ class Cut(Snapshot):
     @cached_property
     def parts(self) -> list[Read]:
         """Its parts, in the order of their names."""
-        return [Read(self.folder, self.number, part) for part in self.content["parts"]]
+        return [found for part in self.content["parts"] if (found := self._part(part))]
+
+    def _part(self, name: str) -> Read | None:
+        for folder in (self.folder, self.beside):
+            if folder and (folder / f"{self.number:06d}" / f"{name}.json").exists():
+                return Read(folder, self.number, name)
+        return None
 
     @cached_property
     def names(self) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import devices
 from conf.schema import ModelConfig
-from runtime.saving import Saver
+from runtime.saving import Mark, Saver
 from runtime.snapshot import DECODER, Snapshot
 from stages.codec.base import CodecState, Decoder
 from stages.inputs import Given, inputs_of
@@ -57,13 +57,9 @@ class Decoding:
             seen = devices.of(weight.device).upload(lasting[self.primer][:, :, : self.primes])
             self.decoder(seen.to(weight.dtype), self.state)
 
-    def cut(self, saver: Saver, stream: int, chunk: int, whole: int) -> None:
-        """Have what it remembers now written, as a part of the cut before `chunk`: nothing that comes changes it.
-
-        Args:
-            whole: the newest whole cut.
-        """
+    def cut(self, saver: Saver, stream: int, chunk: int, mark: Mark) -> None:
+        """Have what it remembers now written, as a part of the cut before `chunk`: nothing that comes changes it."""
         cache = [None if tensor is None else tensor.clone() for tensor in self.state.cache]
         tensors = {f"cache.{i:03d}": tensor for i, tensor in enumerate(cache) if tensor is not None}
         counters: dict[str, Any] = {"steps": self.state.steps, "layers": len(cache)}
-        saver.take(stream, chunk, DECODER, tensors, counters, whole)
+        saver.take(stream, chunk, DECODER, tensors, counters, mark)

@@ -195,13 +195,22 @@ class Sampler(threading.Thread):
         else:
             with self.queue.after(None):
                 entry = self._filled(conditioning, chunk, entered, given)
-        disk = bool(self.keep) and self.keep.due(chunk, entry.stopped)
-        if disk or (self.keep and self.cut_due(chunk)):
+        state = self._begun(chunk) if self.keep and self.keep.due(chunk, entry.stopped) else ""
+        if self.keep and (state or self.cut_due(chunk)):
             if self.cadence:
                 self.cadence.made(chunk)
-            entry.mark = Mark(self.whole, disk)
-            progress.write(self.saver, self.stream, chunk, self.whole)
+            entry.mark = Mark(self.whole, state)
+            progress.write(self.saver, self.stream, chunk, entry.mark)
         return entry
+
+    def _begun(self, chunk: int) -> str:
+        """The folder in which a state is going to be made; empty: the disk refuses."""
+        try:
+            return str(self.keep.begin(chunk))
+        except OSError as error:
+            self.keep.complain(error)
+            self.keep.drop(chunk)
+            return ""
 
     def cut_due(self, chunk: int) -> bool:
         """Whether a cut is to be made before `chunk` where no state is due."""
@@ -405,7 +414,7 @@ class Head:
             self._moved[stream] = now
             self.pacer.out(stream, chunk, times.get(OUTPUT, 0.0), now)
 
-    def saved(self, stream: int, chunk: int, whole: bool) -> None:
+    def saved(self, stream: int, chunk: int = -1, whole: bool = False) -> None:
         """The cut of a stream before `chunk` is whole, or given up: the next one may begin."""
         with self._lock:
             self._saving[stream] -= 1

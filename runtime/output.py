@@ -179,7 +179,7 @@ class Output:
             then(whole.made)
 
         whole = Whole(stream, chunk, self.keep, parts, {}, content, saved, cut=folder, disk=mark.disk)
-        saver.take(stream, chunk, OUTPUT, tensors, counters, mark.whole)
+        saver.take(stream, chunk, OUTPUT, tensors, counters, mark)
         self._settle()  # of an earlier one: what comes before this cut is on disk with it
         self._cut = whole.ready
         self._saving.add(chunk)

@@ -202,22 +202,25 @@ class Stream:
         keep, stream, saver = self._keep, self._index, self._saver
         if not (keep and keep.due(chunk, stopped)) or self._saved == chunk:
             return
-        self._saved, memory, whole = chunk, self._memory, self._whole
+        self._saved, memory = chunk, self._memory
 
         def then(made: bool) -> None:
             self._whole = chunk if made else self._whole
 
         try:
-            progress.write(saver, stream, chunk, whole)
+            mark = Mark(self._whole, str(keep.begin(chunk)))
+            saver.puts_out()
+            progress.write(saver, stream, chunk, mark)
             again = memory.finished.content() if memory.finished.most else {}
             for level, bank in memory.banks.banks.items():
-                cut_bank(saver, stream, chunk, bank_part(0, 0, level), level, bank, ALL, again, whole)
+                cut_bank(saver, stream, chunk, bank_part(0, 0, level), level, bank, ALL, again, mark)
             if self._decoding:
-                self._decoding.cut(saver, stream, chunk, whole)
+                self._decoding.cut(saver, stream, chunk, mark)
             awaited = parts(((0, 0, level) for level in memory.banks.banks), self._decoding is not None)
-            self._output.save(saver, stream, chunk, awaited, Mark(whole), then)
+            self._output.save(saver, stream, chunk, awaited, mark, then)
         except OSError as error:
             keep.complain(error)
+            keep.drop(chunk)
 
     def report(self, reason: Reason | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """This stream's part of `report.json`, and that of its one worker; `reason`: why it could not go on."""

@@ -28,7 +28,7 @@ from devices import Mark as Point
 from runtime import cuts
 from runtime.banks import write_out
 from runtime.board import Board
-from runtime.cut_log import Log
+from runtime.cut_log import Log, Read
 from runtime.snapshot import CONDITIONING, DECODER, OUTPUT
 from runtime.state import Keep
 from stages.inputs import Given
@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.05
 """How often parts that others write are looked for."""
 
-Write = Callable[[], dict[str, str]]
+Told = dict[str, str]
+Write = Callable[[], Told]
 """Writes a part; returns names and sha256 of files of a state, where it has written such. Raises OSError."""
 
 
@@ -48,11 +49,16 @@ class Mark:
 
     Attributes:
         whole: the chunk before which the newest whole cut was made: older ones are let go of; -1: there is none.
-        disk: whether a state is to be written out.
+        state: the folder in which a state is being made (`Keep.part`); empty: none is due.
     """
 
     whole: int = -1
-    disk: bool = True
+    state: str = ""
+
+    @property
+    def disk(self) -> bool:
+        """Whether a state is due."""
+        return bool(self.state)
 
     @staticmethod
     def of(note: str) -> Mark:
@@ -110,7 +116,7 @@ class Saver(threading.Thread):
 
     def __init__(self, board: Board, device: devices.Device, root: str = "/dev/shm", generation: int = 0):
         super().__init__(name="saver", daemon=True)
-        self.root, self._held, self._generation = root, None, generation
+        self.root, self._held, self._makes, self._generation = root, None, None, generation
         self._logs: dict[tuple[int, str], Log] = {}
         self._logs_lock = threading.Lock()
         self.board, self.device, self._queue = board, device, device.queue()
@@ -120,30 +126,44 @@ class Saver(threading.Thread):
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def part(self, stream: int, chunk: int, name: str, write: Write | None, mark: Point | None = None) -> None:
-        """Write a part of a cut, behind `mark` and what this thread's queue was given so far.
+    def part(self, stream: int, chunk: int, name: str, write: Write | None, after: Point | None = None) -> None:
+        """Write a part of a cut, behind `after` and what this thread's queue was given so far.
 
         Args:
             write: None: there is nothing to write, and the cut does not become whole.
         """
-        marks = (self.device.mark(), mark)
+        marks = (self.device.mark(), after)
         self._jobs.put(partial(self._write, self._key(stream, chunk, name), name, write, marks))
 
-    def take(self, stream: int, chunk: int, name: str, tensors: Given, content: Any, whole: int) -> None:
-        """Write a part that is made of tensors which nothing changes any more, all of them anew.
-
-        Args:
-            content: in JSON.
-            whole: the newest whole cut; -1: none.
-        """
-        log, held = self.log(stream, name), dict(tensors)
+    def take(self, stream: int, chunk: int, name: str, tensors: Given, content: Any, mark: Mark) -> None:
+        """Write a part that is made of tensors which nothing changes any more, all of them anew; `content`: in JSON."""
+        held = dict(tensors)
 
         def write() -> dict[str, str]:
             host = {key: tensor.detach().to("cpu") for key, tensor in held.items()}
-            log.write(chunk, host, None, {"content": content, "order": list(host)}, whole)
-            return {}
+            return self.write(stream, chunk, name, host, None, {"content": content, "order": list(host)}, mark)
 
         self.part(stream, chunk, name, write)
+
+    def write(self, stream: int, chunk: int, name: str, pieces: Given, names: Any, content: Any, mark: Mark) -> Told:
+        """Add a cut to a part's log, on this thread (`Log.write`); and where states are made on another host, to the
+        folder of the one that is due, which all hosts share. Raises OSError."""
+        self.log(stream, name).write(chunk, pieces, names, content, mark.whole)
+        if mark.disk and self._elsewhere():
+            Read(self.folder(stream), chunk, name).copy(Path(mark.state))
+        return {}
+
+    def puts_out(self) -> None:
+        """States are made here. Raises OSError."""
+        self._hold()
+        self.board.tell(HOST, self._held.host)
+
+    def _elsewhere(self) -> bool:
+        """Whether states are made on another host."""
+        if self._makes is None:
+            self.board.wait(HOST, PATIENCE_S)
+            self._makes = self.board.told(HOST)
+        return self._makes != self._held.host
 
     def _key(self, stream: int, chunk: int, part: str) -> str:
         """Where a part is told of."""
@@ -158,12 +178,17 @@ class Saver(threading.Thread):
 
     def folder(self, stream: int) -> Path:
         """A stream's folder of cuts. Raises OSError."""
-        with self._logs_lock:
-            if self._held is None:
-                self._held = cuts.hold(self.board.first(CUTS, cuts.name(self.root)))
+        self._hold()
         folder = cuts.of_stream(self._held.path, stream)
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
+
+    def _hold(self) -> None:
+        with self._logs_lock:
+            if self._over:
+                raise OSError("nothing is saved here any more")
+            if self._held is None:
+                self._held = cuts.hold(self.board.first(CUTS, cuts.name(self.root)))
 
     @contextmanager
     def copies(self, *used: Tensor) -> Iterator[None]:
@@ -309,11 +334,11 @@ class Saver(threading.Thread):
         keep, chunk = whole.keep, whole.chunk
         if whole.cut is not None:
             content = whole.content | {"mark": keep.mark, "seen_from": keep.folder}
-            cut = cuts.complete(whole.cut, chunk, whole.names, content)
+            cut = cuts.complete(whole.cut, chunk, whole.names, content, keep.part(chunk))
             whole.made = True
             self.board.tell(whole_key(whole.stream), whole.content | {"chunk": chunk})
             if whole.disk:
-                whole.files |= write_out(cut, keep.begin(chunk))
+                whole.files |= write_out(cut, keep.part(chunk))
         if whole.disk:
             keep.complete(chunk, whole.files, whole.content)
 
@@ -325,8 +350,10 @@ class Saver(threading.Thread):
             log.warning("the cut before chunk %d was given up: %s", whole.chunk, whole.failure)
 
 
-CUTS = "cuts"
-"""Under which the board says where the run's folder of cuts is."""
+CUTS, HOST = "cuts", "cuts/host"
+"""Under which the board says where the run's folder of cuts is on every host, and on which host states are made."""
+PATIENCE_S = 60.0
+"""Longest wait for whoever makes states to say where it is."""
 NOTHING = "the stream was given up"
 """Why a state does not become whole that nobody need hear of."""
 

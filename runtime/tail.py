@@ -104,6 +104,8 @@ class Tail:
         stream, keep = order.stream, order.keep
         self.orders[stream] = order
         if self._puts_out:
+            if keep:
+                self.saver.puts_out()
             made = (keep.first, keep.frames) if keep else (0, 0)
             timeline = Timeline(self.config.model.fps, self.trace.clock, *made)
             output = self.outputs[stream] = self.held.kept.outputs.pop(stream, None) or Output(
@@ -179,7 +181,7 @@ class Tail:
             done = False
             try:
                 if not m.hollow:
-                    self.decodings[stream].cut(self.saver, stream, chunk, Mark.of(m.note).whole)
+                    self.decodings[stream].cut(self.saver, stream, chunk, Mark.of(m.note))
                     done = True
             finally:
                 if not done:

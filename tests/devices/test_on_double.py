@@ -145,6 +145,16 @@ def test_a_saved_stream_goes_on_here(twin, job, oracle, tmp_path, model, plan):
     assert again["state"]["resumed_at"] == 4 and again["latents_sha256"] == expected
 
 
+@pytest.mark.parametrize("model", some_of(SHAREABLE, "recache"))
+def test_cuts_are_in_order_and_no_loop_waits_for_them(twin, job, oracle, model):
+    """Of every second chunk, while passes go on that write what is being copied."""
+    expected = sequential(job, oracle, model)
+    twin.begin()
+    report = job(*MODELS[model], *BASE, "plan=grid", "stream.save_every_chunks=2")
+    assert report["latents_sha256"] == expected and report["state"]["saved"] == 6
+    assert waits(twin, "Worker.run") == []
+
+
 def test_every_queue_of_a_run_is_given_back(twin, job, monkeypatch):
     """By viewers, files, states, channels and workers: torch has 32, and hands out the first again then."""
     made, stream = [], module.Stream

@@ -7,8 +7,9 @@ count of one queue; it comes before another queue's work if that queue's clock h
 A GPU's allocator gives memory out again, to the queue that asked for it, as soon as the last tensor is gone. So asking
 for memory is an access like writing, and giving back what another queue may still use is a fault.
 
-Where it sees too little: a wait of any thread counts for all, so it may hide that another thread lacks an edge; memory
-is told apart by allocation, so an edge is asked for between accesses to two parts of one as well.
+Where it sees too little: a wait of any thread counts for all, so it may hide that another thread lacks an edge. Where
+too much: of one allocation, what a tensor touches is told apart by its first and last byte, so an edge is asked for
+between two whose elements lie among each other.
 """
 
 from __future__ import annotations
@@ -119,6 +120,33 @@ class Wait:
         return f"{self.kind} on {self.thread}: {' < '.join(self.trace[:4])}"
 
 
+@dataclass(frozen=True)
+class Touch:
+    """Bytes `start` to `stop` of some memory were accessed."""
+
+    start: int
+    stop: int
+    access: Access
+
+    def meets(self, part: Part) -> bool:
+        return self.start < part.stop and part.start < self.stop
+
+    def within(self, part: Part) -> bool:
+        return part.start <= self.start and self.stop <= part.stop
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some bytes of some memory."""
+
+    memory: Memory
+    start: int
+    stop: int
+
+    def touched(self, access: Access) -> Touch:
+        return Touch(self.start, self.stop, access)
+
+
 class Memory:
     """One piece of memory, of a card or pinned; it lives as long as a tensor refers to it."""
 
@@ -126,9 +154,10 @@ class Memory:
         self.ledger, self.storage, self.owner = ledger, storage, owner
         self.recorded: set[int] = set()
         """Queues whose work the allocator waits for before it gives the memory out again."""
-        self.wrote: Access | None = None
-        self.reads: dict[int, Access] = {}
-        """Since it was written last, the latest of each queue."""
+        self.wrote: list[Touch] = []
+        """The latest of every part."""
+        self.reads: list[Touch] = []
+        """Since a part was written last, the latest of each queue."""
 
     @property
     def pinned(self) -> bool:
@@ -183,7 +212,8 @@ class Ledger:
                 self.bytes[owner.card] += storage.nbytes()
                 self.peak[owner.card] = max(self.peak[owner.card], self.bytes[owner.card])
                 if not memory.pinned:
-                    memory.wrote = Access(owner.number, owner.clock.get(owner.number, 0), "taken", tuple(lines(NEAR)))
+                    taken = Access(owner.number, owner.clock.get(owner.number, 0), "taken", tuple(lines(NEAR)))
+                    memory.wrote = [Touch(0, storage.nbytes(), taken)]
             return memory
 
     def known(self, tensor: torch.Tensor) -> Memory | None:
@@ -196,8 +226,8 @@ class Ledger:
             self.bytes[memory.owner.card] -= memory.storage.nbytes()
             if memory.pinned:
                 return
-            for access in (memory.wrote, *memory.reads.values()):
-                own = access is None or access.queue in {memory.owner.number, *memory.recorded}
+            for access in (touch.access for touch in (*memory.wrote, *memory.reads)):
+                own = access.queue in {memory.owner.number, *memory.recorded}
                 if not (own or memory.owner.clock.has(access) or self.host.clock.has(access)):
                     self._fault("it is given back", tuple(lines(NEAR)), memory.owner, access)
 
@@ -206,26 +236,28 @@ class Ledger:
 
     # -- order --------------------------------------------------------------------------------------------------------
 
-    def work(self, line: Line, what: str, reads: list[Memory], writes: list[Memory]) -> None:
+    def work(self, line: Line, what: str, reads: list[Part], writes: list[Part]) -> None:
         """A queue is given some work; or the host does it."""
         with self._lock:
             line.clock.join(self.host.clock)
             count = line.clock[line.number] = line.clock.get(line.number, 0) + 1
             line.now += KERNEL_S
             where = tuple(lines(NEAR))
-            for memory in reads:
-                access = Access(line.number, count, f"{what} reads", where)
-                self._ordered(line, access, [memory.wrote])
-                memory.reads[line.number] = access
-            for memory in writes:
-                access = Access(line.number, count, f"{what} writes", where)
-                self._ordered(line, access, [memory.wrote, *memory.reads.values()])
-                memory.wrote, memory.reads = access, {}
+            for part in reads:
+                access, memory = Access(line.number, count, f"{what} reads", where), part.memory
+                self._ordered(line, access, part, memory.wrote)
+                others = [t for t in memory.reads if t.access.queue != line.number or not t.within(part)]
+                memory.reads = [*others, part.touched(access)]
+            for part in writes:
+                access, memory = Access(line.number, count, f"{what} writes", where), part.memory
+                self._ordered(line, access, part, [*memory.wrote, *memory.reads])
+                memory.reads = [touch for touch in memory.reads if not touch.within(part)]
+                memory.wrote = [*(touch for touch in memory.wrote if not touch.within(part)), part.touched(access)]
 
-    def _ordered(self, line: Line, access: Access, before: list[Access | None]) -> None:
+    def _ordered(self, line: Line, access: Access, part: Part, before: list[Touch]) -> None:
         for other in before:
-            if other is not None and not line.clock.has(other):
-                self._fault(access.what, access.where, line, other)
+            if other.meets(part) and not line.clock.has(other.access):
+                self._fault(access.what, access.where, line, other.access)
 
     def _fault(self, what: str, where: tuple[str, ...], line: Line, other: Access) -> None:
         # Once for every two lines: what is wrong in a layer is wrong in all.

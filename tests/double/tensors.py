@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.double.ledger import LEDGER, Line, Memory
+from tests.double.ledger import LEDGER, Line, Memory, Part
 from tests.double.module import KIND, Stream, current_device, current_stream
 
 aten = torch.ops.aten
@@ -40,6 +40,14 @@ class Held(Tensor):
 
     raw: Tensor
     memory: Memory
+
+    @property
+    def part(self) -> Part:
+        """From its first byte to its last."""
+        raw = self.raw
+        start, last = raw.storage_offset(), sum((n - 1) * step for n, step in zip(raw.shape, raw.stride(), strict=True))
+        size = raw.element_size()
+        return Part(self.memory, start * size, (start + last + 1) * size)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -101,11 +109,11 @@ class Pinned(Held):
         return True
 
     def numpy(self, *, force: bool = False) -> Any:
-        _note(LEDGER.host, "numpy", [self.memory], [])
+        _note(LEDGER.host, "numpy", [self.part], [])
         return self.raw.numpy()
 
     def tolist(self) -> Any:
-        _note(LEDGER.host, "tolist", [self.memory], [])
+        _note(LEDGER.host, "tolist", [self.part], [])
         return self.raw.tolist()
 
 
@@ -122,7 +130,7 @@ def _target(device: Any) -> int | None:
     return current_device() if device.index is None else device.index
 
 
-def _note(line: Line, what: str, reads: list[Memory], writes: list[Memory]) -> None:
+def _note(line: Line, what: str, reads: list[Part], writes: list[Part]) -> None:
     if reads or writes:
         LEDGER.work(line, what, reads, writes)
 
@@ -202,14 +210,14 @@ def _one_card(func: Any, tensors: list[Tensor]) -> int | None:
     return next(iter(cards), None)
 
 
-def _touched(func: Any, args: tuple, kwargs: dict) -> tuple[list[Memory], list[Memory]]:
+def _touched(func: Any, args: tuple, kwargs: dict) -> tuple[list[Part], list[Part]]:
     """What an operation reads and what it writes."""
-    found: dict[str, list[Memory]] = {"read": [], "write": [], "view": []}
+    found: dict[str, list[Part]] = {"read": [], "write": [], "view": []}
     for position, (name, how) in enumerate(_uses(func)):
         given = args[position] if position < len(args) else kwargs.get(name)
         for t in given if isinstance(given, (list, tuple)) else (given,):
             if isinstance(t, Held) and t.numel():
-                found[how].append(t.memory)
+                found[how].append(t.part)
     return found["read"], found["write"]
 
 
@@ -255,7 +263,7 @@ def _copied(target: Tensor, source: Tensor, non_blocking: bool) -> None:
     """Note a copy: on which queue, and whether the host waits."""
     cards = _card(source), _card(target)
     line = next((current_stream(card).line for card in cards if card is not None), LEDGER.host)
-    reads, writes = ([t.memory] if isinstance(t, Held) and t.numel() else [] for t in (source, target))
+    reads, writes = ([t.part] if isinstance(t, Held) and t.numel() else [] for t in (source, target))
     if None not in cards and cards[0] != cards[1]:
         # torch copies on the source's queue, behind the target's and before what that is given next.
         other = current_stream(cards[1]).line
