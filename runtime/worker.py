@@ -12,6 +12,7 @@ Its messages have no tensors, its passes cost nothing, and its end closes everyt
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import time
 from collections import defaultdict
@@ -19,7 +20,7 @@ from typing import Any
 
 from conf.schema import Config
 from parallel.channels import Arrival, ChannelError, Closed, Failure, Sender
-from parallel.message import Message
+from parallel.message import DUE, Message
 from parallel.pacing import HOPS, Pacer
 from parallel.passes import LEFT, OUT, SAVED, Pass
 from parallel.plan import Plan
@@ -254,7 +255,7 @@ class Worker:
             self.schedule.sidecar(stream, chunk)
         else:
             item = Pass(message.kind, stream, chunk, message.step, message.block, epoch=message.epoch)
-            self.schedule.arrive(item, message)
+            self.schedule.arrive(item, message, message.moments.get(DUE, math.inf))
 
     def _send(self, target: int, message: Message) -> None:
         if target == self.index:

@@ -142,3 +142,27 @@ def test_before_the_first_chunk_nothing_is_put_off():
     for _ in range(2 * BEGIN):
         pace.slack(1.0)
     assert not pace.hold()
+
+
+def test_a_chunk_is_due_when_all_before_it_have_been_watched():
+    """Counted from when the last one was shown, so a clock that a late chunk has moved is followed."""
+    clock = Clock(0.0)
+    pace = Pace(lambda seconds: None, clock)
+    pace.sampled(0.5)
+    assert pace.shown is None
+    clock.now = 2.0
+    pace.slack(0.1)
+    pace.sampled(0.75)
+    assert pace.shown == 2.5
+    pace.sampled(0.75)
+    assert pace.shown == 3.25
+    clock.now = 2.75  # a quarter of a second late
+    pace.slack(-0.1, 0.25)
+    assert pace.shown == 3.5
+
+
+def test_chunks_of_nobody_who_watches_are_never_due():
+    pace = Pace(lambda seconds: None, Clock())
+    for _ in range(3):
+        pace.sampled(0.75)
+    assert pace.shown is None
