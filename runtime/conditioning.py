@@ -338,7 +338,7 @@ class Conditioning:
         return min((moment for moment in found if moment is not None), default=None)
 
     def due(self) -> float | None:
-        """When the chunk that was sampled last has to be there, in seconds; None: nobody has begun to watch."""
+        """When the chunk that was sampled last has to be there, in seconds; None: nobody watches it live."""
         return self._pace.shown if self._pace else None
 
     def sink(self) -> Given:

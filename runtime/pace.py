@@ -52,6 +52,8 @@ class Pace:
         """Of each chunk that was sampled and is not shown yet, by how much it had been put off, and its seconds."""
         self._shown_until: float | None = None
         """When the chunk that is shown now will have been watched; None: none was shown."""
+        self._sampled_until: float | None = None
+        """When the chunk that was sampled last would have been watched, had it been shown at once; None: none was."""
         self._told = 0
         self._slacks: deque[float] = deque(maxlen=LATELY)
         """What each chunk would have had to spare, had nothing ever been put off: the longer its way, the less."""
@@ -150,6 +152,7 @@ class Pace:
         """A chunk was sampled that is watched for so many seconds. With the first one the clock begins."""
         now = self._clock()
         with self._lock:
+            self._sampled_until = now + seconds
             self._under_way.append((self._put_off, seconds))
             due = (now if self._due is None else self._due) + seconds * (1 - DRIFT)
             self._due = max(now, due)
@@ -157,8 +160,11 @@ class Pace:
 
     @property
     def shown(self) -> float | None:
-        """When the chunk that was sampled last will be shown, if it is there; None: nothing is shown yet."""
+        """When the chunk that was sampled last will be shown, if it is there; None: none was sampled.
+
+        As long as nothing is shown nobody sees it late: it may take as long as it is watched, and not for ever.
+        """
         with self._lock:
             if self._shown_until is None:
-                return None
+                return self._sampled_until
             return self._shown_until + sum(seconds for _, seconds in list(self._under_way)[:-1])

@@ -149,7 +149,6 @@ def test_a_chunk_is_due_when_all_before_it_have_been_watched():
     clock = Clock(0.0)
     pace = Pace(lambda seconds: None, clock)
     pace.sampled(0.5)
-    assert pace.shown is None
     clock.now = 2.0
     pace.slack(0.1)
     pace.sampled(0.75)
@@ -161,8 +160,10 @@ def test_a_chunk_is_due_when_all_before_it_have_been_watched():
     assert pace.shown == 3.5
 
 
-def test_chunks_of_nobody_who_watches_are_never_due():
-    pace = Pace(lambda seconds: None, Clock())
-    for _ in range(3):
-        pace.sampled(0.75)
+def test_before_anything_is_shown_a_chunk_may_take_as_long_as_it_is_watched():
+    clock = Clock(0.0)
+    pace = Pace(lambda seconds: None, clock)
     assert pace.shown is None
+    for clock.now in (0.0, 1.0, 5.0):
+        pace.sampled(0.75)
+        assert pace.shown == clock.now + 0.75
