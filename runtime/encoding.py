@@ -41,8 +41,7 @@ class Encoding:
         self.model, self.picture, self.encoders, self.inputs = model, picture, encoders, encoders.inputs
         self.tensors, self.sound, self.image, self.prompts = sources.tensors, sources.sound, sources.image, prompts
         self.private = sources.private
-        self._sent = bool(sources.session and sources.session.picture)
-        """Whether the picture is a visitor's own."""
+        self._sent = sources.sent
         self.before: Given = {}
         self.grey = False
         self._load_encoders()
