@@ -11,11 +11,11 @@ Then the gateway gives the orders of `launch.control`, and `{"close": true}`; ea
     {"stop": "b", "question": 8}                 {"answer": 8, "error": {"line": "...", "user": true, "parts": [...]}}
 
 An error that is `"full": true` is one of the moment. Unasked, the run tells `{"ended": {"stream": 0, "name": "a",
-"report": {...}}}`, `{"generation": {"frozen": true, "number": 1, "why": ...}}` when all streams stand still since its
-workers or its plan change, and the same with `"frozen": false` when they go on, once a second `{"health": [...],
-"rooms": [...]}` (of its processes, and what each worker that has loaded has for streams) and `{"progress": {"0": {...}}}`, `{"closed": true}` when it opens nothing more, and at last
-`{"lost": WHY}`. The gateway says `{"beat": true}` once a second. If it goes, streams are drained and the run ends in
-good order.
+"report": {...}}}`, once a second `{"health": [...], "rooms": [...]}` (of its processes, and what each worker that has
+loaded has for streams) and `{"progress": {"0": {...}}}`, `{"generation": {"frozen": true, "number": 1, "why": ...}}`
+when all streams stand still since workers or plan change, the same with `"frozen": false` when they go on,
+`{"closed": true}` when it opens nothing more, and at last `{"lost": WHY}`. The gateway says `{"beat": true}` once a
+second. If it goes, streams are drained and the run ends in good order.
 """
 
 from __future__ import annotations
