@@ -92,7 +92,7 @@ class Worker:
         if index == plan.encode:
             self.head = Head(
                 parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock, self.guard, self.saver,
-                config.launcher.recover_s if config.launcher.recovers else None,
+                config.launcher.recover_s if config.launcher.in_place else None,
             )  # fmt: skip
             inbox.at_once = self._at_once
         firsts = [generation.processes[plan.group(worker)[0]] for worker in range(plan.workers)]
@@ -130,10 +130,10 @@ class Worker:
                     self._take_in(block=True)
             whole = True
         except ChannelError as error:
-            keeps = self.config.launcher.recovers
+            keeps = self.config.launcher.in_place
             raise self._lost(error) from error
         except (Superseded, PeerLost):
-            keeps = self.config.launcher.recovers
+            keeps = self.config.launcher.in_place
             raise
         finally:
             self.close(whole, keeps)
