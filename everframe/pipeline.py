@@ -258,16 +258,14 @@ class Stream:
     def _give(self, what: str, data: bytes) -> None:
         if (door := self._doors.get(what)) is None:
             raise UserError(f"{what} of stream {self.id}", "are not live", f"open it with {what}=everframe.LIVE")
-        # Who has gone has ended, or another goes on in its place: that one is there soon, or never.
         if not door.wait(lambda: door.came or self.ended):
             return
-        try:
-            door.socket.sendall(data)
-        except OSError:
+        if door.left:  # it has ended, or its process was lost: then another may be there in its place
             door.again()
-            with suppress(OSError):
-                if door.wait(lambda: True):
-                    door.socket.sendall(data)
+            if not door.wait(lambda: True):
+                return
+        with suppress(OSError):  # it has ended just now, and takes no more
+            door.socket.sendall(data)
 
     def stop(self) -> None:
         """Drain it: nothing more is sampled; chunks under way still come."""

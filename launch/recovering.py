@@ -43,7 +43,7 @@ def needed(config: Config, choice: Choice, cluster: Cluster) -> Needs:
 
 def asked(config: Config) -> bool:
     """Whether cuts are made: under torchrun streams go on from states on disk."""
-    return config.launcher.recovers and config.launcher.name != "torchrun"
+    return config.launcher.in_place
 
 
 def told(config: Config, choice: Choice, cluster: Cluster) -> str:

@@ -11,11 +11,11 @@ Then the gateway gives the orders of `launch.control`, and `{"close": true}`; ea
     {"stop": "b", "question": 8}                 {"answer": 8, "error": {"line": "...", "user": true, "parts": [...]}}
 
 An error that is `"full": true` is one of the moment. Unasked, the run tells `{"ended": {"stream": 0, "name": "a",
-"report": {...}}}`, `{"generation": {"frozen": true, "number": 1, "why": ...}}` when all streams stand still since its
-workers or its plan change, and the same with `"frozen": false` when they go on, once a second `{"health": [...],
-"rooms": [...]}` (of its processes, and what each worker that has loaded has for streams) and `{"progress": {"0": {...}}}`, `{"closed": true}` when it opens nothing more, and at last
-`{"lost": WHY}`. The gateway says `{"beat": true}` once a second. If it goes, streams are drained and the run ends in
-good order.
+"report": {...}}}`, once a second `{"health": [...], "rooms": [...]}` (of its processes, and what each worker that has
+loaded has for streams) and `{"progress": {"0": {...}}}`, `{"generation": {"frozen": true, "number": 1, "why": ...}}`
+when all streams stand still since workers or plan change, the same with `"frozen": false` when they go on,
+`{"closed": true}` when it opens nothing more, and at last `{"lost": WHY}`. The gateway says `{"beat": true}` once a
+second. If it goes, streams are drained and the run ends in good order.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Remote:
         self, pipeline: Pipeline, config: Config, connection: socket.socket, said: str, silent_s: float = SILENT_S
     ):
         self.pipeline, self.config, self._said, self._silent_s = pipeline, config, said, silent_s
-        self._orders = Orders(pipeline, config, close=self._close, plan=self._plan)
+        self._orders = Orders(pipeline, config, close=self._close)
         self._vitals = Vitals(pipeline.board, pipeline.plan, config.launcher.timeout_s)
         self._heard: queue.SimpleQueue[bytes | str] = queue.SimpleQueue()
         """Lines; a text is why there are no more."""
@@ -132,7 +132,7 @@ class Remote:
             "streams": most_streams(self.config),
             "version": number,
             # Under torchrun a restart goes on: it joins anew, with other sessions.
-            "recovers": self.config.launcher.recovers and self.config.launcher.name != "torchrun",
+            "recovers": self.config.launcher.in_place,
         }
 
     def _be_let_in(self) -> None:
@@ -189,10 +189,6 @@ class Remote:
         refuse_rest(rest, "close")
         self.pipeline.close()
 
-    def _plan(self, plan: Any, rest: dict[str, Any]) -> int:
-        refuse_rest(rest, "plan")
-        return self.pipeline.change(plan)
-
     # -- what it is told ----------------------------------------------------------------------------------------------
 
     def _ended(self, stream: int, report: dict[str, Any]) -> None:
@@ -202,6 +198,7 @@ class Remote:
         while not self._over.wait(BEAT_S):
             with suppress(RuntimeError):  # the board is gone, and the gateway will hear nothing more
                 board, workers = self.pipeline.board, self.pipeline.plan.workers
+                self._vitals.follow(self.pipeline.plan, self.pipeline.processes)
                 rooms = [room for worker in range(workers) if (room := board.told(f"room/{worker}"))]
                 self._line.say({"health": self._vitals(), "rooms": rooms})
                 told = {order.stream: self.pipeline.progress(order.stream) for order in self.pipeline.streams}

@@ -230,7 +230,7 @@ def _tell(job: Job, workers: list[dict], streams: list[dict], ended: Ended | Non
     report = assemble(config, workers, streams)
     if config.control is not None:
         report["totals"] = ended.totals
-    if config.launcher.recovers:
+    if config.launcher.in_place:
         report["generations"] = job.generations
     write_json(folder / "report.json", report)
     print(f"report: {folder / 'report.json'}")

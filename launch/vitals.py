@@ -28,8 +28,13 @@ class Vitals:
 
     def __init__(self, board: Board, plan: Plan, timeout_s: float, clock: Callable[[], float] = time.monotonic):
         self._board, self._plan, self._timeout_s, self._clock = board, plan, timeout_s, clock
+        self._processes = tuple(range(plan.processes))
         self._heard: dict[int, tuple[int, float]] = {}
         """The last beat of each that differed from the one before, and when it was seen."""
+
+    def follow(self, plan: Plan, processes: tuple[int, ...]) -> None:
+        """These processes are the members of this plan from now on."""
+        self._plan, self._processes = plan, processes
 
     def __call__(self) -> list[dict[str, Any]]:
         """The `Health` of every process, as plain values.
@@ -38,9 +43,10 @@ class Vitals:
             RuntimeError: the board cannot be reached any more.
         """
         failed = self._board.told("failed")
-        return [asdict(self._of(index, failed)) for index in range(self._plan.processes)]
+        plan, processes = self._plan, self._processes
+        return [asdict(self._of(str(plan.members[i]), process, failed)) for i, process in enumerate(processes)]
 
-    def _of(self, index: int, failed: dict[str, Any] | None) -> Health:
+    def _of(self, name: str, index: int, failed: dict[str, Any] | None) -> Health:
         now, pulse = self._clock(), self._board.told(key(index)) or NO_PULSE
         beats, heard = self._heard.get(index, (-1, now))
         if pulse["beats"] != beats:
@@ -52,7 +58,7 @@ class Vitals:
             lost = Reason.from_dict({name: value for name, value in failed.items() if name != "process"}).line
         left = self._board.told(f"left/{index}") is not None
         return Health(
-            str(self._plan.members[index]),
+            name,
             not left and lost is None and since <= self._timeout_s,
             bool(self._board.told(f"loaded/{index}")),
             pulse["at"],

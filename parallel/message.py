@@ -23,6 +23,8 @@ from torch import Tensor
 from devices import Span
 
 HEADER_BYTES = 4096
+DUE = "due"
+"""The moment at which a chunk has to be there, where somebody watches its stream live."""
 KIND_BYTES = 16
 # Vector loads and every dtype want alignment; 64 bytes is a cache line and more than any dtype needs.
 ALIGN = 64

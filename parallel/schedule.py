@@ -3,12 +3,14 @@
 The real worker and the simulator share this, so what is predicted is what happens. The order of work on a bank is
 total: chunk 0, what was made of chunk 0, chunk 1, ... A pass is ready when the counters of its place have come to what
 its kind reads (`parallel.passes`); nothing else is waited for. Among ready passes of cells the one that others wait for
-most goes first. Ready passes of the last stages go to those stages, in order.
+most goes first; of chunks that are due at some moment, what the earliest due needs. Ready passes of the last stages go
+to those stages, in order.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,7 +35,7 @@ class _Waiting:
         reads: (counter, least value).
     """
 
-    order: tuple[tuple[int, ...], int]
+    order: tuple[tuple[float, ...], int]
     item: Pass
     load: Any
     places: list[Counters]
@@ -72,7 +74,7 @@ class Schedule:
         self.cells = [c for c in plan.route if plan.owner(c) == worker]
         self.streams: dict[int, _Stream] = {}
         self._kinds, self._due = {kind.name: kind for kind in self.workload.passes}, Due(self.workload)
-        self._ready: list[tuple[tuple[int, ...], int, _Waiting]] = []
+        self._ready: list[tuple[tuple[float, ...], int, _Waiting]] = []
         self._staged: deque[_Waiting] = deque()
         self._number = count()
         level = self.workload.rule.level
@@ -127,8 +129,13 @@ class Schedule:
 
     # -- what is ready ----------------------------------------------------------------------------------------------
 
-    def arrive(self, item: Pass, load: Any = None) -> None:
-        """Take in a pass that this worker is to run, with what belongs to it."""
+    def arrive(self, item: Pass, load: Any = None, due: float = math.inf) -> None:
+        """Take in a pass that this worker is to run.
+
+        Args:
+            item, load: the pass, and what belongs to it.
+            due: when its chunk has to be there, by any one clock.
+        """
         held, kind = self.streams[item.stream], self._kinds[item.kind]
         key = item.kind, item.chunk
         if key in self.announced and kind.path == ROWS:
@@ -136,20 +143,30 @@ class Schedule:
         reads = list(kind.reads(self._due, item).items())
         if item.step >= self.workload.steps:
             stage = held.stages[item.step]
-            self._wait(held, item, load, [stage], [(counter, least) for counter, least in reads if counter in stage])
+            self._wait(
+                held, item, load, [stage], [(counter, least) for counter, least in reads if counter in stage], due
+            )
         elif kind.path == ROWS:
             for level in self._levels[item.block]:
-                self._wait(held, item._replace(level=level), load, [held.banks[item.block, level]], reads)
+                self._wait(held, item._replace(level=level), load, [held.banks[item.block, level]], reads, due)
         else:
             level = self._level[item.step]
             levels = self._levels[item.block] if kind.ends else (level,)
             places = [held.banks[item.block, level] for level in levels]
-            self._wait(held, item._replace(level=level), load, places, reads)
+            self._wait(held, item._replace(level=level), load, places, reads, due)
         self._look(held)
 
-    def _wait(self, held: _Stream, item: Pass, load: Any, places: list[Counters], reads: list[tuple[str, int]]) -> None:
+    def _wait(
+        self,
+        held: _Stream,
+        item: Pass,
+        load: Any,
+        places: list[Counters],
+        reads: list[tuple[str, int]],
+        due: float,
+    ) -> None:
         urgency = self._kinds[item.kind].urgency
-        order = (urgency, -item.step, -item.block) if urgency == PLACE else (urgency,)
+        order = (urgency, due, -item.step, -item.block) if urgency == PLACE else (urgency,)
         held.waiting.append(_Waiting((order, next(self._number)), item, load, places, reads))
 
     def sidecar(self, stream: int, chunk: int) -> None:

@@ -337,6 +337,10 @@ class Conditioning:
         found = (self.prompts.accepted(chunk, entered), getattr(self.actions, "accepted", None))
         return min((moment for moment in found if moment is not None), default=None)
 
+    def due(self) -> float | None:
+        """When the chunk that was sampled last has to be there, in seconds; None: nobody watches it live."""
+        return self._pace.shown if self._pace else None
+
     def sink(self) -> Given:
         """Inputs of the attention sink (`reference`: a latent [1, C, 1, h, w], ...); empty for a model without any."""
         if self._sink and self.encoding.grey:

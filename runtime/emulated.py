@@ -56,7 +56,7 @@ class EmulatedEncoders(Encoders):
         """Features of zeros."""
         return EmulatedFeatures(one, self.model.fps)
 
-    def still(self, image: Tensor, latents: int = 1) -> Tensor:
+    def still(self, image: Tensor, latents: int = 1, keep: bool = True) -> Tensor:
         """Latents of zeros for an image [3, H, W]."""
         rows, columns = image.shape[1] // SPATIAL_STRIDE, image.shape[2] // SPATIAL_STRIDE
         return torch.zeros(1, self.model.network.in_channels, latents, rows, columns)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,6 +55,10 @@ def frames_of(model: ModelConfig, chunk: int) -> tuple[int, int]:
     return before, video_frames(model.codec, model.chunk_frames, first=chunk == 0)
 
 
+STILLS = 8
+"""Pictures whose latents are kept."""
+
+
 class Encoders:
     """The encoders that all streams of a worker share, each loaded when it is first asked for, and kept.
 
@@ -66,6 +72,9 @@ class Encoders:
     def __init__(self, model: ModelConfig, device: torch.device):
         self.model, self.device, self.inputs = model, device, inputs_of(model)
         self._lock, self._loaded = threading.RLock(), {}
+        self._stills: OrderedDict[tuple[bytes, int], Tensor] = OrderedDict()
+        """Latents of the pictures that were asked for last, by content and number: most streams begin with the same."""
+        self._encoding = threading.Lock()
 
     def _once(self, name: str, build: Callable[[], Any]) -> Any:
         with self._lock:
@@ -109,9 +118,31 @@ class Encoders:
         modules = [getattr(encoder, "model", encoder) for encoder in self._loaded.values()]
         return sum(parameter_bytes(module) for module in modules if isinstance(module, nn.Module))
 
+    def still(self, image: Tensor, latents: int = 1, keep: bool = True) -> Tensor:
+        """Latents [1, C, n, h, w] of an image [3, H, W] held still. Streams share them: nobody writes there.
+
+        A stream that begins takes the device from those that run, so what was encoded lately is not encoded again.
+
+        Args:
+            keep: whether it may be kept; what a visitor sent is not.
+        """
+        if not keep:
+            return self._still(image, latents)
+        key = hashlib.sha256(repr(image.shape).encode() + image.numpy().tobytes()).digest(), latents
+        with self._encoding:
+            if key not in self._stills:
+                made = self._still(image, latents)
+                # Whoever finds it may work on another queue.
+                if (done := devices.of(self.device).mark()) is not None:
+                    done.wait()
+                self._stills[key] = made
+            self._stills.move_to_end(key)
+            while len(self._stills) > STILLS:
+                self._stills.popitem(last=False)
+            return self._stills[key]
+
     @torch.inference_mode()
-    def still(self, image: Tensor, latents: int = 1) -> Tensor:
-        """Latents [1, C, n, h, w] of an image [3, H, W] held still."""
+    def _still(self, image: Tensor, latents: int) -> Tensor:
         encoder = self.codec
         frames = video_frames(replace(self.model.codec, prime=0), latents, first=True)
         dtype = next(encoder.parameters()).dtype

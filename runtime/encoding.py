@@ -41,6 +41,7 @@ class Encoding:
         self.model, self.picture, self.encoders, self.inputs = model, picture, encoders, encoders.inputs
         self.tensors, self.sound, self.image, self.prompts = sources.tensors, sources.sound, sources.image, prompts
         self.private = sources.private
+        self._sent = sources.sent
         self.before: Given = {}
         self.grey = False
         self._load_encoders()
@@ -100,7 +101,7 @@ class Encoding:
         """A causal encoder gives the picture's own latent first."""
         counts = {one.name: one.shape[one.at - 1] or self.model.network.before for one in missing}
         image = torch.zeros(3, self.picture.height, self.picture.width) if self.image is None else self.image
-        still = self.encoders.still(image, max(counts.values()))
+        still = self.encoders.still(image, max(counts.values()), keep=not self._sent)
         return {name: still[:, :, :count] for name, count in counts.items()}
 
     # -- of an epoch --------------------------------------------------------------------------------------------------

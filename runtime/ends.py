@@ -1,5 +1,5 @@
-"""The live ends of a stream's sources: what cannot be opened anew without loss, kept from one generation of a run to the
-next.
+"""The live ends of a stream's sources: what cannot be opened anew without loss, kept from one generation of a run to
+the next.
 
 Beside a journal (`runtime.journal`) they see to it that each sample and each action is in one chunk and no other. What
 a chunk takes is noted until its line is written. A chunk that does not come so far gives it back, and chunks that are

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import devices
+from parallel.message import DUE
 from parallel.pacing import OUTPUT, Pacer
 from runtime.cadence import UNDER_WAY, Cadence
 from runtime.conditioning import Conditioning
@@ -63,8 +64,8 @@ class Entry:
         distances: of the attention sink, for every step and the commit.
         sidecar: what goes to the last stages directly: `sound`, and with chunk 0 what lasts of the attention sink's
             inputs.
-        moments: when the chunk `entered`, and when the control was `accepted` that first shows in it, in seconds of
-            this host's clock.
+        moments: when the chunk `entered`, when the control was `accepted` that first shows in it, and when it is `due`
+            to be there, in seconds of this host's clock.
         sink: what goes to every bank before chunk 0: the attention sink's inputs.
         epoch: the chunk at which the prompt in force began.
         began, took_s: when encoding began, and how long it took.
@@ -230,7 +231,7 @@ class Sampler(threading.Thread):
         }
         sound = conditioning.samples(chunk)
         sidecar = {"sound": None if sound is None else torch.from_numpy(sound.copy()), **lasting}
-        moments = {"entered": entered, "accepted": conditioning.accepted(chunk, entered)}
+        moments = {"entered": entered, "accepted": conditioning.accepted(chunk, entered), DUE: conditioning.due()}
         return Entry(
             self.stream,
             chunk,

@@ -80,7 +80,7 @@ def keep_of(
     Raises:
         UserError: what it is to go on from is no state, damaged, or another stream's.
     """
-    if not (resume or stream.save_every_chunks or stream.save_on_stop or config.launcher.recovers):
+    if not (resume or stream.save_every_chunks or stream.save_on_stop or config.launcher.in_place):
         return None
     folder = Path(config.output_dir).absolute() / FOLDER
     keep = Keep(

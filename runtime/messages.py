@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import devices
-from parallel.message import Message
+from parallel.message import DUE, Message
 from parallel.pacing import ENCODE
 from parallel.passes import Pass, along_rows, entering
 from parallel.plan import Plan
@@ -50,6 +50,7 @@ class Messages:
             own = {"step": entry.tensors, "prefill": entry.sink, "recache": {}}
             placed = {kind: self.placed(tensors) | states for kind, tensors in own.items()}
             placed["sidecar"] = self.placed(entry.sidecar)
+        due = {name: at for name, at in entry.moments.items() if name == DUE}
         for worker, item in entering(self.plan, stream, chunk, entry.epoch):
             message = message_of(
                 item,
@@ -57,7 +58,7 @@ class Messages:
                 epoch=entry.epoch,
                 distances=entry.distances,
                 times={ENCODE: entry.took_s} if item.kind == "step" else {},
-                moments=entry.moments if item.kind == "sidecar" else {},
+                moments=entry.moments if item.kind == "sidecar" else due if item.kind == "step" else {},
             )
             yield worker, self._marked(message)
 
@@ -90,6 +91,7 @@ class Messages:
             times=message.times if travels else {},
             spans=message.spans if travels else [],
             distances=message.distances,
+            moments=message.moments if following.kind == "step" else {},
             note=message.note,
             hollow=message.hollow,
         )

@@ -31,13 +31,13 @@ class Pace:
 
     Args:
         wait: waits so many seconds, or fewer where the stream is stopped meanwhile.
-        clock: seconds, monotonic.
+        clock: seconds, monotonic; the one by which moments travel.
 
     Attributes:
         waited_s: by how much chunks were put off so far, in all, since they had it to spare.
     """
 
-    def __init__(self, wait: Callable[[float], object], clock: Callable[[], float] = time.monotonic):
+    def __init__(self, wait: Callable[[float], object], clock: Callable[[], float] = time.perf_counter):
         self._wait, self._clock = wait, clock
         self.waited_s = 0.0
         self._due: float | None = None
@@ -48,8 +48,12 @@ class Pace:
         """By how much chunks have been put off so far, where nothing was lost by it."""
         self._shown_later = 0.0
         """By how much what is seen has been put off so far, since chunks were late."""
-        self._under_way: deque[float] = deque(maxlen=LATELY)
-        """Of each chunk that was sampled and is not known to be there, by how much it had been put off."""
+        self._under_way: deque[tuple[float, float]] = deque(maxlen=LATELY)
+        """Of each chunk that was sampled and is not shown yet, by how much it had been put off, and its seconds."""
+        self._shown_until: float | None = None
+        """When the chunk that is shown now will have been watched; None: none was shown."""
+        self._sampled_until: float | None = None
+        """When the chunk that was sampled last would have been watched, had it been shown at once; None: none was."""
         self._told = 0
         self._slacks: deque[float] = deque(maxlen=LATELY)
         """What each chunk would have had to spare, had nothing ever been put off: the longer its way, the less."""
@@ -59,7 +63,7 @@ class Pace:
         """Chunks whose ways say nothing, since they were under way at a turn."""
 
     def slack(self, seconds: float, late_s: float = 0.0) -> None:
-        """A chunk was there so many seconds before it had to be; below 0, after that. From any thread.
+        """A chunk is shown from now on; it was there so many seconds before, below 0: it is late. From any thread.
 
         What all but the rarest chunks had to spare is waited out before the next is sampled: so it enters as late as
         the longest way of these allows, and shows what was heard and pressed until then.
@@ -68,7 +72,8 @@ class Pace:
             late_s: by how much all that follows is shown later, since this one came too late.
         """
         with self._lock:
-            put_off = self._under_way.popleft() if self._under_way else self._put_off
+            put_off, watched_s = self._under_way.popleft() if self._under_way else (self._put_off, 0.0)
+            self._shown_until = self._clock() + watched_s
             self._told += 1
             if self._unusual:
                 self._unusual -= 1
@@ -147,7 +152,19 @@ class Pace:
         """A chunk was sampled that is watched for so many seconds. With the first one the clock begins."""
         now = self._clock()
         with self._lock:
-            self._under_way.append(self._put_off)
+            self._sampled_until = now + seconds
+            self._under_way.append((self._put_off, seconds))
             due = (now if self._due is None else self._due) + seconds * (1 - DRIFT)
             self._due = max(now, due)
             self._put_off += self._due - due - seconds * DRIFT
+
+    @property
+    def shown(self) -> float | None:
+        """When the chunk that was sampled last will be shown, if it is there; None: none was sampled.
+
+        As long as nothing is shown nobody sees it late: it may take as long as it is watched, and not for ever.
+        """
+        with self._lock:
+            if self._shown_until is None:
+                return self._sampled_until
+            return self._shown_until + sum(seconds for _, seconds in list(self._under_way)[:-1])

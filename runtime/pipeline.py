@@ -367,6 +367,7 @@ class Pipeline:
             opened: a stream's order, as it is to be opened again.
         """
         with self._news:
+            self.config, _ = generation.of(self.config)
             self.plan, self.processes, self.generation = plan, generation.processes, generation.number
             self._readers = [self.processes[plan.group(worker)[0]] for worker in range(plan.workers)]
             self._admission.replan(plan)

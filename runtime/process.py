@@ -33,7 +33,7 @@ from runtime.loading import load_parts, load_spare
 from runtime.orders import Halt, Open, Order, Prepare
 from runtime.parts import Parts
 from runtime.progress import Loading
-from runtime.pulse import Pulse
+from runtime.pulse import Pulse, beat_s
 from runtime.reasons import Reason
 from runtime.report import worker_report
 from runtime.room import free_bytes, require_together, room
@@ -168,7 +168,7 @@ def run_worker(
         Exception: what went wrong here, and was the first in the run to do so.
     """
     left, launcher = False, config.launcher
-    pulse = Pulse(board, min(launcher.silent_s, launcher.timeout_s) if launcher.recovers else launcher.timeout_s)
+    pulse = Pulse(board, launcher.timeout_s, beat_s(launcher))
     pulse.start()
     one = Process(generation, process, config, board, folder, network, pulse, device, stdin, inbox)
     try:
@@ -177,7 +177,7 @@ def run_worker(
     except Exception as error:
         reason = _reason(error, f"worker {one.name}, {pulse.look().at}")
         with suppress(RuntimeError):  # the store is gone: nobody else is there to have failed first
-            if launcher.recovers and board.told("begun") and not isinstance(error, Abandoned):
+            if launcher.in_place and board.told("begun") and not isinstance(error, Abandoned):
                 board.tell(f"raised/{process}", reason.to_dict())
                 raise
             first = board.first("failed", {"process": process} | reason.to_dict())
@@ -259,7 +259,7 @@ class Process:
         self._load()
         self._meet()
         with ExitStack() as held:
-            if (memory := self.board.told(CUTS)) and self.config.launcher.recovers:
+            if (memory := self.board.told(CUTS)) and self.config.launcher.in_place:
                 held.enter_context(cuts.hold(memory))
             trace = held.enter_context(self._tracing())
             report = None if self.index is None or self.generation.number else self._be(trace)
@@ -386,7 +386,7 @@ class Process:
             ends.close()
             return report
         except (Superseded, PeerLost, ChannelError) as error:
-            if not self.config.launcher.recovers:
+            if not self.config.launcher.in_place:
                 raise
             self._wait_for_the_turn(error)
             return None
@@ -401,7 +401,7 @@ class Process:
 
     def _orders_begin(self, leads: bool) -> None:
         """Orders are the leaders'; but whoever may be superseded hears of that."""
-        if leads or self.config.launcher.recovers:
+        if leads or self.config.launcher.in_place:
             self._orders.start()
 
     def _connected(self) -> Ends:
@@ -413,7 +413,7 @@ class Process:
             ChannelError: a peer did not come.
         """
         number, plan, index, inbox = self.generation.number, self.plan, self.index, self.inbox
-        if not self.config.launcher.recovers:
+        if not self.config.launcher.in_place:
             return self.network(number, plan, index, inbox, self.parts.device)
         made: queue.SimpleQueue[Ends | Exception] = queue.SimpleQueue()
         device = self.parts.device

@@ -50,7 +50,7 @@ class Doing(NamedTuple):
 
 def beat_s(launcher: LauncherConfig) -> float:
     """Seconds between two beats of every process of a run."""
-    silent_s = launcher.silent_s / WITHIN_SILENCE if launcher.recovers else PULSE_S
+    silent_s = launcher.silent_s / WITHIN_SILENCE if launcher.in_place else PULSE_S
     return min(PULSE_S, launcher.timeout_s / BEATS, silent_s)
 
 

@@ -163,7 +163,7 @@ class Running(ABC):
     @property
     def recovers(self) -> bool:
         """Whether a lost process is recovered here."""
-        return self.starts and self.config.launcher.recovers
+        return self.starts and self.config.launcher.in_place
 
     def open_first(self, first: Callable[[Pipeline], None]) -> None:
         """Have `first` open the run's own streams, before workers start: what is wrong with one is the run's mistake.

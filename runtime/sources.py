@@ -44,6 +44,7 @@ class Sources:
         session: whose sound and actions they are; None: nobody's.
         ends: those that are kept from one generation of the run to the next.
         private: whether what is said is nobody else's.
+        sent: whether the picture is a visitor's own.
     """
 
     tensors: TensorsFile | None
@@ -56,6 +57,7 @@ class Sources:
     session: SessionSource | None = None
     ends: LiveEnds | None = None
     private: bool = False
+    sent: bool = False
 
     @property
     def endless_sound(self) -> bool:
@@ -166,7 +168,7 @@ def open_sources(
             opened.actions = _actions(taken, source, inputs, opened.session, stdin, stop, live)
         if live.ends:
             live.ends.open(stop, partial(_said, prompts), pace, _slack(pace))
-        opened.image = _image(source, opened.session, picture, live)
+        opened.image, opened.sent = _image(source, opened.session, picture, live)
         if sink.inputs:
             opened.sink = InputsSink(sink.inputs, first, private=opened.private)
     except BaseException:
@@ -203,18 +205,20 @@ def _session(
     return session
 
 
-def _image(source: SourceConfig, session: SessionSource | None, picture: Picture, live: Live) -> Tensor | None:
-    """What a person sent wins over the configuration's."""
+def _image(
+    source: SourceConfig, session: SessionSource | None, picture: Picture, live: Live
+) -> tuple[Tensor | None, bool]:
+    """What a person sent wins over the configuration's; and whether it is that."""
     sent = session.picture if session else None
     if live.replay:
         sent = live.replay.picture(sent)
     if not source.image and not sent:
-        return None
+        return None, False
     from stages.sources import image  # not above: Pillow is needed where there is a picture
 
     if sent:
-        return image.sent_image("source.session", sent, picture.height, picture.width)
-    return image.load_image(source.image, picture.height, picture.width)
+        return image.sent_image("source.session", sent, picture.height, picture.width), True
+    return image.load_image(source.image, picture.height, picture.width), False
 
 
 def _pcm(

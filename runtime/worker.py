@@ -12,6 +12,7 @@ Its messages have no tensors, its passes cost nothing, and its end closes everyt
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import time
 from collections import defaultdict
@@ -19,7 +20,7 @@ from typing import Any
 
 from conf.schema import Config
 from parallel.channels import Arrival, ChannelError, Closed, Failure, Sender
-from parallel.message import Message
+from parallel.message import DUE, Message
 from parallel.pacing import HOPS, Pacer
 from parallel.passes import LEFT, OUT, SAVED, Pass
 from parallel.plan import Plan
@@ -91,7 +92,7 @@ class Worker:
         if index == plan.encode:
             self.head = Head(
                 parts.sampler.steps, parts.dtype, Pacer.of(plan), inbox.put, trace.clock, self.guard, self.saver,
-                config.launcher.recover_s if config.launcher.recovers else None,
+                config.launcher.recover_s if config.launcher.in_place else None,
             )  # fmt: skip
             inbox.at_once = self._at_once
         firsts = [generation.processes[plan.group(worker)[0]] for worker in range(plan.workers)]
@@ -129,10 +130,10 @@ class Worker:
                     self._take_in(block=True)
             whole = True
         except ChannelError as error:
-            keeps = self.config.launcher.recovers
+            keeps = self.config.launcher.in_place
             raise self._lost(error) from error
         except (Superseded, PeerLost):
-            keeps = self.config.launcher.recovers
+            keeps = self.config.launcher.in_place
             raise
         finally:
             self.close(whole, keeps)
@@ -254,7 +255,7 @@ class Worker:
             self.schedule.sidecar(stream, chunk)
         else:
             item = Pass(message.kind, stream, chunk, message.step, message.block, epoch=message.epoch)
-            self.schedule.arrive(item, message)
+            self.schedule.arrive(item, message, message.moments.get(DUE, math.inf))
 
     def _send(self, target: int, message: Message) -> None:
         if target == self.index:

@@ -125,7 +125,7 @@ class Held(Generations):
         self.name, self.offer = config.model.name, offer_of(config)
         self.on_ended: Callable[[int, dict[str, Any]], None] = lambda number, report: None
         self.lost: str | None = None
-        self.recovers = config.launcher.recovers
+        self.recovers = config.launcher.in_place
         self._loop, self._health = asyncio.get_running_loop(), [asdict(one) for one in running.health()]
         self._closing = False
         running.pipeline.observers.append(self._ended)

@@ -215,6 +215,18 @@ class Door:
         file.close()
         connection.close()
 
+    @property
+    def left(self) -> bool:
+        """Whether the stage has hung up. Of one that says something meanwhile it is not known."""
+        if self.socket is None:
+            return True
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def again(self) -> None:
         """The stage has gone, and another may go on in its place: let it in at the next `wait`."""
         connection, self.socket = self.socket, None

@@ -409,6 +409,11 @@ class LauncherConfig:
         positive("launcher.timeout_s", self.timeout_s, most=1_000_000)
 
     @property
+    def in_place(self) -> bool:
+        """Whether they do so while the run goes on; torchrun ends all ranks with one, and starts the run again."""
+        return self.recovers and self.name != "torchrun"
+
+    @property
     def recovers(self) -> bool:
         """Whether streams go on when a worker is lost."""
         return self.recover == "exact"

@@ -12,9 +12,11 @@ The sink plays its chunks itself, each picture when it is due (`stages.sinks.pla
 
 and hears `hello {margin_s}` first, to which a gateway whose viewers have seen a part of the stream adds `again: true`
 and where they are, so that nothing comes to them twice: `chunk`, the last that was told, -1: none; `frame`, the number
-of the picture that is next; `sound_at`, the samples of 48 kHz that were heard; `muted`, and from which chunk on no more,
-`loud_from`. Then it hears `want {codecs, thin}`, `key {}`, `rate {bits_per_second, every, thin}`, `mute {}` and
-`unmute {chunk}`. Thin are codecs in which pictures are coded a second time, for thin lines; and a rate that is of those.
+of the picture that is next; `sound_at`, the samples of 48 kHz that were heard; `muted`, and from which chunk on no
+more, `loud_from`.
+
+Then it hears `want {codecs, thin}`, `key {}`, `rate {bits_per_second, every, thin}`, `mute {}` and `unmute {chunk}`.
+Thin are codecs in which pictures are coded a second time, for thin lines; and a rate that is of those.
 
 After `end` the gateway hangs up, so a stream ends when all of it has been read. A gateway that is gone hears nothing
 more: its source ends the stream. A sink that goes without `end` is waited for, if another may come.

@@ -6,6 +6,7 @@ from collections import defaultdict, deque
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from conf.schema.cluster import ClusterConfig, DeviceGroup, DeviceKind, StageTim
 from parallel.builders import build
 from parallel.cluster import Cluster, Subject
 from parallel.cost import Costs
+from parallel.message import DUE
 from parallel.passes import LEFT, OUT, PASSES, ROWS, Kind, Pass, entering
 from parallel.plan import Plan, Version, Workload
 from parallel.predict import Demand
@@ -22,9 +24,13 @@ from parallel.simulated import simulated
 from parallel.simulator import Simulator
 from parallel.timeline import Periods
 from runtime.cells import Cells
+from runtime.guard import Guard
+from runtime.head import Entry
 from runtime.local import LocalRun
+from runtime.messages import Messages
 from runtime.pipeline import results, run_all
 from runtime.workload import describe
+from stages.inputs import FINITE, LATENTS
 from tests.helpers import config_of
 
 PROBE = Kind(
@@ -247,3 +253,46 @@ def test_a_table_is_a_value():
     other = replace(plan, workload=replace(plan.workload, passes=PASSES.also(PROBE)))
     assert plan != other and "probe" not in PASSES and "probe" in other.workload.passes
     assert PASSES.on(ROWS) == ("prefill", "recache", "commit")
+
+
+def ordered(plan: Plan, *arrivals: tuple[Pass, float | None]) -> list[tuple[int, int, int]]:
+    """(stream, chunk, step) of passes of one worker, in the order in which it takes them."""
+    schedule = Schedule(plan, 0)
+    for stream in sorted({item.stream for item, _ in arrivals}):
+        schedule.open(stream)
+        schedule.resume(stream, 1)
+    for item, due in arrivals:
+        schedule.arrive(item, None, *([] if due is None else [due]))
+    found = []
+    while (taken := schedule.next()) is not None:
+        found.append((taken[0].stream, taken[0].chunk, taken[0].step))
+    return found
+
+
+def test_the_earliest_due_goes_first_and_what_is_never_due_last():
+    """However far the others are: what came first, or has fewer steps to go, may have more time."""
+    plan = plan_of(PlanConfig("sequential"))
+    arrivals = [
+        (Pass("step", 0, 1, 2), None), (Pass("step", 1, 1, 1), 9.0), (Pass("step", 2, 1, 0), 7.5),
+        (Pass("step", 3, 1, 0), 8.0),
+    ]  # fmt: skip
+    assert ordered(plan, *arrivals) == [(2, 1, 0), (3, 1, 0), (1, 1, 1), (0, 1, 2)]
+
+
+def test_of_what_is_due_together_or_never_the_furthest_goes_first():
+    plan = plan_of(PlanConfig("sequential"))
+    for due in (None, 5.0):
+        arrivals = [(Pass("step", 0, 1, 0), due), (Pass("step", 1, 1, 2), due), (Pass("step", 2, 1, 2), due)]
+        assert ordered(plan, *arrivals) == [(1, 1, 2), (2, 1, 2), (0, 1, 0)]
+
+
+def test_a_chunk_takes_along_when_it_is_due_as_long_as_it_has_steps_to_go():
+    config = config_of("model=nano")
+    messages = Messages(build(config.plan, describe(config)), torch.device("cpu"), Guard(None, "worker 0"))
+    entry = Entry(0, 0, {"x": torch.zeros(1)}, moments={"entered": 1.0, DUE: 7.0})
+    sent = {message.kind: message for _, message in messages.entering(entry)}
+    assert sent["step"].moments == {DUE: 7.0} and sent["sidecar"].moments == entry.moments
+    first = Pass("step", 0, 0)
+    assert messages.following(first, first._replace(step=1), sent["step"]).moments == {DUE: 7.0}
+    sent["step"].tensors |= {LATENTS: torch.zeros(1, 1, 1, 1, 1), FINITE: torch.zeros(1)}
+    assert messages.following(first, Pass("stage", 0, 0, 4), sent["step"]).moments == {}

@@ -1,5 +1,7 @@
 """Streams are cut so often that a loss costs no more than it may, and never a third time while two cuts are made."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +25,7 @@ def cuts(cadence: Cadence, chunks: range) -> list[int]:
 @given(st.floats(0.01, 100), st.floats(0.001, 100), st.integers(0, 50))
 def test_no_more_work_lies_between_two_cuts_than_a_loss_may_cost(recover_s, period, first):
     found = [first, *cuts(of(recover_s, period, first=first), range(first, first + 200))]
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         assert (after - before) * period <= max(recover_s, period)
     assert len(found) == 1 + 199 // max(1, int(recover_s / period))
 

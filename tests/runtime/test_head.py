@@ -47,6 +47,9 @@ class Source:
     def accepted(self, chunk, entered):
         return 7.0 if chunk == 3 else None
 
+    def due(self):
+        return float(self.asked[-1]) if self.asked[-1] else None
+
     def close(self):
         pass
 
@@ -158,6 +161,7 @@ def test_epochs_references_and_the_end():
     assert [bool(e.sink) for e in entries[:5]] == [True, False, False, False, False]
     assert [e.moments.get("accepted") for e in entries[:5]] == [None, None, None, 7.0, None]
     assert all("entered" in e.moments for e in entries[:5])
+    assert [e.moments.get("due") for e in entries[:5]] == [None, 1.0, 2.0, 3.0, 4.0]
     assert entries[5].tensors is None
 
 

@@ -20,6 +20,7 @@ from runtime.conditioning import Conditioning
 from runtime.encoders import Encoders, frames_of
 from runtime.ends import LiveEnds
 from runtime.journal import Journal
+from runtime.prompts import Prompts
 from stages.inputs import Axis, on
 from stages.sources.audio import RATE
 from stages.sources.live import Stop, Turned
@@ -217,7 +218,8 @@ def test_chunks_are_made_with_what_they_were_made_with(tmp_path_factory, kind, e
 
 
 PARTS = [(0, 0), (4001, 0), (1.0, 0), (1.0, 30), (1.0, 1.0)]
-"""Of what a chunk needs, the bytes of sound and of actions that have come when the run turns; 1.0: all."""
+"""Of what a chunk needs, the bytes of sound and of actions that have come when the run turns; 1.0: all, and the run
+turns when they have been taken."""
 
 
 @pytest.mark.parametrize("parts", PARTS)
@@ -241,17 +243,16 @@ def test_a_pipe_loses_nothing_where_a_chunk_is_given_up_half_way(tmp_path, parts
     count, counted = (len(all) if part == 1.0 else part for part, all in zip(parts, (sound, actions), strict=True))
     os.write(world.sound, sound[:count])
     os.write(world.actions, actions[:counted])
-    sampled = []
-    sampler = threading.Thread(target=lambda: sampled.append(given_up(conditioning, at)))
-    sampler.start()
+    sampler = threading.Thread(target=give_up, args=(conditioning, at, given_up := []))
     if parts == (1.0, 1.0):
-        sampler.join()  # all has come: the chunk is sampled, and has a line
+        conditioning.sound.hear = lambda end_frame: conditioning.stop.turn()
+        sampler.start()
     else:
+        sampler.start()
         conditioning.stop.turn()
-        sampler.join()
-    assert sampled == [parts != (1.0, 1.0)]
-    conditioning.stop.turn()
+    sampler.join()
     conditioning.turn()
+    assert given_up == [at] and Journal(turned / "cuts").lines(at) == []
     os.write(world.sound, sound[count:])
     os.write(world.actions, actions[counted:])
     world.fed = at + 1
@@ -267,13 +268,12 @@ def test_a_pipe_loses_nothing_where_a_chunk_is_given_up_half_way(tmp_path, parts
     assert (turned / "inputs").read_bytes() == (alone / "inputs").read_bytes()
 
 
-def given_up(conditioning: Conditioning, chunk: int) -> bool:
-    """Sample a chunk; returns whether the run turned meanwhile."""
+def give_up(conditioning: Conditioning, chunk: int, given_up: list[int]) -> None:
+    """Sample a chunk; the run turns meanwhile."""
     try:
         conditioning.chunk(chunk)
     except Turned:
-        return True
-    return False
+        given_up.append(chunk)
 
 
 @pytest.mark.parametrize("survives", [True, False])
@@ -326,11 +326,15 @@ def test_orders_that_a_sampled_chunk_shows_change_nothing_and_others_do(tmp_path
     state = Cut(2, first.progress(2))
     assert heard(first, 2, ("owl", 7)) == "owl"
     first.turn()
+    prompts = Prompts(CONFIG.stream)
+    for prompt, number in [("dog", 4), ("cat", 5), ("owl", 7)]:
+        prompts.steer(prompt, 0.0, number)  # before its sources are open
     again = Conditioning(
-        CONFIG.model, CONFIG.stream, CONFIG.source, ENCODERS, state=state, journal=Journal(tmp_path)
-    )  # fmt: skip
-    assert heard(again, 2, ("dog", 4), ("cat", 5), ("owl", 7), ("fox", 9)) == "owl"
-    assert heard(again, 3) == "fox"
+        CONFIG.model, CONFIG.stream, CONFIG.source, ENCODERS, state=state, journal=Journal(tmp_path), prompts=prompts
+    )
+    assert heard(again, 2, ("owl", 7)) == "owl"
+    assert heard(again, 3) == "planned"  # and not "owl" once more
+    assert heard(again, 4, ("fox", 9)) == "fox"
     again.turn()
     # Of another run, whose orders have numbers of their own, the state's are forgotten.
     other = Conditioning(

@@ -142,3 +142,28 @@ def test_before_the_first_chunk_nothing_is_put_off():
     for _ in range(2 * BEGIN):
         pace.slack(1.0)
     assert not pace.hold()
+
+
+def test_a_chunk_is_due_when_all_before_it_have_been_watched():
+    """Counted from when the last one was shown, so a clock that a late chunk has moved is followed."""
+    clock = Clock(0.0)
+    pace = Pace(lambda seconds: None, clock)
+    pace.sampled(0.5)
+    clock.now = 2.0
+    pace.slack(0.1)
+    pace.sampled(0.75)
+    assert pace.shown == 2.5
+    pace.sampled(0.75)
+    assert pace.shown == 3.25
+    clock.now = 2.75  # a quarter of a second late
+    pace.slack(-0.1, 0.25)
+    assert pace.shown == 3.5
+
+
+def test_before_anything_is_shown_a_chunk_may_take_as_long_as_it_is_watched():
+    clock = Clock(0.0)
+    pace = Pace(lambda seconds: None, clock)
+    assert pace.shown is None
+    for clock.now in (0.0, 1.0, 5.0):
+        pace.sampled(0.75)
+        assert pace.shown == clock.now + 0.75
