@@ -8,7 +8,7 @@ import threading
 
 import torch
 
-RAISE = signal.SIGUSR1
+RAISE = signal.SIGRTMIN + 3
 
 
 def arm() -> None:

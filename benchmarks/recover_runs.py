@@ -19,14 +19,16 @@ from typing import Any
 
 from benchmarks import shown
 from benchmarks.faults import in_children
-from benchmarks.launched import ROOT, run
-from benchmarks.recover_cases import CHUNKS, MODELS, NAMES, RECORDING, model_of
+from benchmarks.launched import ROOT, run, start
+from benchmarks.recover_cases import MODELS, NAMES, PLANS, RECORDING, model_of
 from benchmarks.recovering import Case, memory, written
 
 CASE = "EVERFRAME_CASE"
 """The environment variable by which all processes of a case are known."""
 LIBRARIES = ("ray", "torchinductor_")
 """Folders for temporary files that libraries keep."""
+AGAIN = {model: tuple(one for one in said if one.startswith("model.")) for model, said in RECORDING.items()}
+"""What a run over recorded inputs says of its model."""
 LIMIT_S, GONE_S = 420.0, 20.0
 """A case that takes longer hangs; and how long its processes may take to be gone."""
 
@@ -60,7 +62,7 @@ class Recorded:
         self.folder = folder
 
     @cache  # noqa: B019  there is one
-    def of(self, model: str, chunks: int, count: int = 1) -> Path:
+    def of(self, model: str, chunks: int) -> Path:
         """A folder with `inputs.jsonl`, `video.mp4` and `report.json` of a model's stream."""
         made = self.folder / f"{model}-{chunks}"
         run(
@@ -68,6 +70,24 @@ class Recorded:
             f"stream.chunks={chunks}", f"sink.inputs={made}/inputs.jsonl", "device=cpu", "sink.trace=none",
         )  # fmt: skip
         return made
+
+    @cache  # noqa: B019  likewise
+    def undisturbed(self, model: str, chunks: int, degree: str = "") -> Path:
+        """What is to come of the recorded inputs: of passes that several processes share, by as many undisturbed, since
+        they make other bits."""
+        made = self.of(model, chunks)
+        if not degree:
+            return made
+        folder = self.folder / f"{model}-{chunks}-shared"
+        plan = next(settings for settings in PLANS.values() if degree in settings)
+        process = start(
+            "local", 4, folder, f"model={NAMES[model]}", *MODELS[model], *AGAIN[model], *plan,
+            f"source.inputs={made}/inputs.jsonl", f"stream.chunks={chunks}", "device=cpu", "sink.trace=none",
+        )  # fmt: skip
+        _, err = process.communicate(timeout=LIMIT_S)
+        if process.returncode:
+            raise SystemExit(f"{model} by {degree} failed:\n{err[-3000:]}")
+        return folder
 
     def replayed(self, folder: Path, inputs: Path, case: Case, chunks: int, *more: str) -> Path:
         """An undisturbed run over recorded inputs of a case."""
@@ -136,7 +156,8 @@ def checked(case: Case, found: dict[str, Any], folder: Path, recorded: Recorded)
             name = folder / "undisturbed"
             undisturbed = recorded.replayed(name, folder / "out" / "inputs.jsonl", case, one["chunks"])
         else:
-            undisturbed = recorded.of(model_of(case), case.chunks)
+            degree = next((one for one in case.settings if one.startswith("plan.sequence_parallel")), "")
+            undisturbed = recorded.undisturbed(model_of(case), case.chunks, degree)
         alone = json.loads((undisturbed / "report.json").read_text())
         if one["latents_sha256"] != alone["latents_sha256"]:
             wrong.append(f"another hash after {one['chunks']} chunks of {alone['chunks']}")
@@ -152,10 +173,4 @@ def with_inputs(case: Case, recorded: Recorded) -> Case:
     if case.drive:
         return case
     inputs = recorded.of(model_of(case), case.chunks) / "inputs.jsonl"
-    extra = ("model.recalibrate_chunk=4",) if "model.recalibrate_chunk=4" in RECORDING[model_of(case)] else ()
-    return replace(case, settings=(*case.settings, *extra, f"source.inputs={inputs}"))
-
-
-def chunks_of(model: str, quick: bool) -> int:
-    """Of a recorded stream."""
-    return CHUNKS[model] // (2 if quick else 1)
+    return replace(case, settings=(*case.settings, *AGAIN[model_of(case)], f"source.inputs={inputs}"))

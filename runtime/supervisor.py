@@ -177,6 +177,10 @@ class Supervisor:
                 raise
             finally:
                 wanted.done.set()
+            # Who was lost while others loaded for it was seen there, and is lost to the streams all the same.
+            if not self._over and (missing := [p for p in run.generation.processes if p not in run.left]):
+                names = ", ".join(run.name(process) for process in missing)
+                self._again(f"{names} was lost while another plan was prepared", run.config.plan, began)
 
     @property
     def _over(self) -> bool:
