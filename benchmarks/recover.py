@@ -157,10 +157,9 @@ def main_losses(given: argparse.Namespace, folder: Path) -> bool:
 def main_plans(given: argparse.Namespace, folder: Path) -> bool:
     """Changes of plan in flight."""
     case = PLAN_CHANGES if not given.quick else replace(PLAN_CHANGES, changes=6, chunks=120)
-    settings = (*case.settings, *RECORDING["nano"])
-    base = [one for one in settings if not one.startswith("plan")]
-    alone = run("sequential", 1, folder / "oracle", f"model={case.model}", *base, f"stream.chunks={case.chunks}", "device=cpu")
-    load, found = busy(), done(replace(case, settings=settings), folder / "plans", 900)
+    base = [f"model={case.model}", "device=cpu", *(one for one in case.settings if not one.startswith("plan"))]
+    alone = run("sequential", 1, folder / "oracle", *base, f"stream.chunks={case.chunks}")
+    load, found = busy(), done(case, folder / "plans", 900)
     found["cut_off"] = [] if len(found["losses"]) == case.changes else [f"{len(found['losses'])} of {case.changes}"]
     hashes = [stream["latents_sha256"] for stream in found["streams"]]
     wanted = [stream["latents_sha256"] for stream in alone["streams"]]

@@ -36,7 +36,7 @@ RECORDING = {
 }  # fmt: skip
 """What drives the stream whose inputs are recorded."""
 RECORDING["clean"] = RECORDING["nano"]
-CHUNKS = {"nano": 200, "clean": 160, "avatar": 60, "world": 60}
+CHUNKS = {"nano": 200, "clean": 160, "avatar": 120, "world": 120}
 LIVE = {
     "avatar": ("sound", ("a happy person", "a sad person", "an angry person")),
     "world": ("actions", ("a maze by day", "a maze by night")),
@@ -103,12 +103,17 @@ def model_of(case: Case) -> str:
 
 
 PLAN_CHANGES = Case(
-    "plans", "nano", (*MODELS["nano"], "plan=timestep", "plan.workers=2", "stream.count=2"), "local", chunks=400, changes=20,
+    "plans", "pocket_world",
+    (
+        *MODELS["world"], *RECORDING["world"], "plan=timestep", "plan.workers=2", "stream.count=2", "stream.height=80",
+        "stream.width=80",
+    ),
+    "local", chunks=400, changes=20,
     plans=(
         {"workers": 4}, {"name": "layers", "workers": 3}, {"name": "sequential"}, {"name": "grid", "workers": 4},
         {"name": "layers", "workers": 2}, {"name": "timestep", "workers": 3},
     ),
 )  # fmt: skip
-"""Changes among six plans."""
+"""Changes among six plans, of streams that last long enough for the last of them to load."""
 AGAIN = Case("again", "nano", (*MODELS["nano"], *PLANS["timestep"]), "local", ("kill any",), again=True, chunks=100)
 """A loss and, at some moment of the change, another."""

@@ -296,9 +296,9 @@ class Supervisor:
                 log.warning("%s, before generation %d stood", lost, number)
                 why, seats = f"{why}; {lost}", None
                 if lost.unheard:
-                    settings = self._fewer(settings)
+                    settings = self._fewer(settings, why)
 
-    def _fewer(self, settings: PlanConfig) -> PlanConfig:
+    def _fewer(self, settings: PlanConfig, why: str) -> PlanConfig:
         """The best plan for the processes that are left, since there is no room for another.
 
         Raises:
@@ -308,7 +308,8 @@ class Supervisor:
         left = [p for p in (*run.generation.processes, *self.spares) if p in run.left]
         found = self.plans.fewer(run.config, len(left), len(run.pipeline.streams)) if left else None
         if found is None:
-            raise Unrecovered(f"no plan fits on the {len(left)} processes that are left, and no other can be started")
+            rule = f"no plan fits on the {len(left)} processes that are left, and no other can be started"
+            raise Unrecovered(f"{why}; {rule}")
         log.warning("no other process can be started: the streams go on by plan=%s on %d", found.config.name, len(left))
         return found.config
 
