@@ -36,7 +36,7 @@ RECORDING = {
 }  # fmt: skip
 """What drives the stream whose inputs are recorded."""
 RECORDING["clean"] = RECORDING["nano"]
-CHUNKS = {"nano": 200, "clean": 160, "avatar": 120, "world": 120}
+CHUNKS = {"nano": 600, "clean": 400, "avatar": 160, "world": 160}
 LIVE = {
     "avatar": ("sound", ("a happy person", "a sad person", "an angry person")),
     "world": ("actions", ("a maze by day", "a maze by night")),
