@@ -478,7 +478,7 @@ async def test_what_is_told_of_generations_comes_through_and_a_plan_goes_back():
 
             driven.pipeline.change = refused
             with pytest.raises(UserError, match="has no devices"):
-                await joined.change({"workers": 9})
+                await joined.change({"workers": 2})
 
 
 @runs
