@@ -199,8 +199,8 @@ class Room:
             there: nodes that are, by their ids.
         """
         at = placement_group_table(self._group)["bundles_to_node_id"]
-        left = (seat for seat in range(len(self._seats.of)) if seat not in set(taken))
-        return next((seat for seat in left if at.get(self._seats.of[seat]) in there), None)
+        left = set(range(len(self._seats.of))) - set(taken)
+        return next((seat for seat in sorted(left) if at.get(self._seats.of[seat]) in there), None)
 
     def node_of(self, seat: int) -> str | None:
         """The id of the node that a seat is on."""
