@@ -197,7 +197,7 @@ class Sampler(threading.Thread):
             with self.queue.after(None):
                 entry = self._filled(conditioning, chunk, entered, given)
         state = self._begun(chunk) if self.keep and self.keep.due(chunk, entry.stopped) else ""
-        if self.keep and (state or self.cut_due(chunk)):
+        if self.keep and (state or (entry.tensors is not None and self.cut_due(chunk))):
             if self.cadence:
                 self.cadence.made(chunk)
             entry.mark = Mark(self.whole, state)

@@ -19,7 +19,7 @@ the one that the next is allowed, and the longest, as long as they are fewer."""
 LEAST, MOST = 0.01, 0.02
 """Seconds by which a chunk is put off, at least: less would not be noticed. And at most, once the beginning is over:
 what is seldom needed is given away slowly."""
-NUMBERS = ("waited_s", "_due", "_later", "_put_off", "_shown_later", "_told")
+NUMBERS = ("waited_s", "_due", "_later", "_put_off", "_shown_later", "_told", "_shown_until", "_sampled_until")
 """What another clock on this host must know to go on as this one."""
 
 
@@ -123,7 +123,10 @@ class Pace:
         """What another goes on from, on this host."""
         with self._lock:
             numbers = {name: getattr(self, name) for name in NUMBERS}
-            return numbers | {"way": self._allowed() if self._slacks else None, "under_way": len(self._under_way)}
+            return numbers | {
+                "way": self._allowed() if self._slacks else None,
+                "under_way": [s for _, s in self._under_way],
+            }
 
     def resume(self, progress: dict[str, Any]) -> None:
         """Go on from the progress of another. Of the ways it had watched, the one that counted stays."""
@@ -131,7 +134,7 @@ class Pace:
             for name in NUMBERS:
                 setattr(self, name, progress[name])
             self._slacks.extend([] if progress["way"] is None else [progress["way"]])
-            self._under_way.extend([self._put_off] * progress["under_way"])
+            self._under_way.extend((self._put_off, seconds) for seconds in progress["under_way"])
 
     # -- the clock -----------------------------------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ class Saver(threading.Thread):
         self.board, self.device, self._queue = board, device, device.queue()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: list[Whole] = []
-        self._lock, self._wait, self._over = threading.Lock(), True, False
+        self._lock, self._wait, self._over, self._turns = threading.Lock(), True, False, False
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
@@ -225,13 +225,14 @@ class Saver(threading.Thread):
                 return
         self._drop(whole)
 
-    def close(self, wait: bool = True) -> None:
+    def close(self, wait: bool = True, turns: bool = False) -> None:
         """Write what was cut, and stop.
 
         Args:
             wait: for parts that others still write, so that states become whole; else those are given up.
+            turns: whether streams go on in another generation: what has not left does not count as seen then.
         """
-        self._wait = wait
+        self._wait, self._turns = wait, turns
         self._jobs.put(None)
         if self.is_alive():
             self.join()
@@ -263,7 +264,7 @@ class Saver(threading.Thread):
                 break
             job()
             self._look()
-        for whole in self._waiting:
+        for whole in self._waiting if not self._turns else ():
             whole.ready.set()
         while self._look() and self._wait:
             time.sleep(LOOK_S)

@@ -231,8 +231,8 @@ class Tail:
             self.deliver(Saved(stream, chunk, whole))
 
         try:
-            if m.hollow:
-                raise OSError(NOTHING)
+            if m.hollow or chunk < output.next:
+                raise OSError(NOTHING)  # of chunks that were put out before, later ones have changed what is here
             output.save(self.saver, stream, chunk, awaited, mark, then)
         except Exception as error:
             awaited.discard(OUTPUT)

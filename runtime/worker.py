@@ -153,7 +153,7 @@ class Worker:
         if self.head:
             self.head.close(keeps)
         if not whole:
-            self.saver.close(wait=False)  # some parts may never come, and outputs wait for their states
+            self.saver.close(wait=False, turns=keeps)  # some parts may never come, and outputs wait for their states
         self.tail.close(keeps)
         self.saver.close()
         self.timer.close()

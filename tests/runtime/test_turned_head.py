@@ -24,7 +24,8 @@ from tests.runtime.test_replay import CHUNKS, CONFIG, World, equal
 
 def opened(make, keep=None, recover_s=None):
     arrived: queue.Queue = queue.Queue()
-    made = Head(4, torch.float32, Pacer(9), arrived.put, time.perf_counter, Guard(Reasons(), "worker 0"), recover_s)
+    guard = Guard(Reasons(), "worker 0")
+    made = Head(4, torch.float32, Pacer(9), arrived.put, time.perf_counter, guard, recover_s=recover_s)
     stop, prompts = Stop(), Prompts(CONFIG.stream)
     made.open(0, Opening(prompts, stop, lambda: make(stop, prompts), torch.device("cpu")), keep)
     made.begin(arrived.get(timeout=20))

@@ -293,6 +293,21 @@ def test_the_line_of_words_counts_down_and_tells_of_a_picture_that_stands_still(
     assert "stands still, for 5 seconds" in still
 
 
+def test_a_stream_that_is_about_to_go_on_is_told_over_its_last_picture(page):
+    work = """(m) => {
+        const seen = () => getComputedStyle(document.querySelector(".moment")).display !== "none", told = [seen()];
+        for (const kind of ["frozen", "draining", "resumed", "draining"]) {
+            m.noticed({ kind });
+            told.push(seen());
+        }
+        m.stand(true);
+        told.push(m.stands());
+        m.stand(false);
+        return told;
+    }"""
+    assert module(page, "moment.js", work) == [False, True, True, False, False, True]
+
+
 def test_unknown_words_are_told_once_with_the_title_of_the_card(page):
     work = "(m, given) => m.notice(given, { id: 'a_face' })"
     said = module(page, "words.js", work, {"kind": "words", "message": "a_face does not know blue"})
