@@ -30,7 +30,7 @@ from runtime.process import LOST, ONE_HOST, OWN, SEVERAL_HOSTS, share_folder
 from runtime.pulse import PULSE_S, key
 from runtime.reasons import Reason
 from runtime.saving import CUTS
-from runtime.supervisor import Supervisor, Unrecovered
+from runtime.supervisor import NoRoom, Supervisor, Unrecovered
 
 LOADING_POLL_S, POLL_S = 0.05, 0.2
 """How often workers are looked after, before streams go and then; a launcher may know sooner."""
@@ -258,7 +258,11 @@ class Running(ABC):
             self.supervisor.start_spares()
 
     def _start(self, process: int, generation: Generation) -> None:
-        """Start a process that begins with a generation, where the launcher `starts` them one by one."""
+        """Start a process that begins with a generation, where the launcher `starts` them one by one.
+
+        Raises:
+            NoRoom: there is none for it.
+        """
         raise NotImplementedError
 
     def _kill(self, process: int) -> None:
@@ -327,7 +331,10 @@ class Running(ABC):
 
     def _recover(self, lost: dict[int, str]) -> None:
         """See to it that streams go on, where that is wanted and streaming has begun."""
-        if self.supervisor is None or not self._begun:
+        if self.supervisor is None:
+            return
+        if not self._begun:
+            self.supervisor.spare_lost(lost)
             return
         try:
             self.supervisor.look(lost)
@@ -364,9 +371,17 @@ class Running(ABC):
         return self.board.told(key)
 
     def add(self, process: int, generation: Generation) -> None:
-        """Start one more process, that begins with a generation."""
+        """Start one more process, that begins with a generation.
+
+        Raises:
+            NoRoom: it cannot be started.
+        """
         self._left.add(process)
-        self._start(process, generation)
+        try:
+            self._start(process, generation)
+        except NoRoom:
+            self._left.discard(process)
+            raise
 
     def dismiss(self, process: int) -> None:
         """A process has no place any more: it leaves."""
@@ -377,6 +392,10 @@ class Running(ABC):
         self._left.discard(process)
         self._lost[process] = why
         self._kill(process)
+
+    def why(self, process: int) -> str:
+        """How a lost process was lost, in a line."""
+        return self._lost[process]
 
     def become(self, generation: Generation, config: Config, plan: Plan) -> None:
         """This generation is the run's from now on."""
@@ -418,7 +437,7 @@ class Running(ABC):
                     continue  # what failed is told elsewhere
                 line = f"{self.name(index)} is lost ({raised['line'] if raised else gone})"
                 self._lost[index] = line
-                if self.supervisor is not None and self._begun:
+                if self.supervisor is not None and (self._begun or index in self.supervisor.spares):
                     lost(index, line)
                 else:
                     self._fail(Reason(line, LOST), index)
