@@ -218,6 +218,10 @@ class Supervisor:
                 raise
             finally:
                 wanted.done.set()
+            # Who was lost while others loaded for it was seen there, and is lost to the streams all the same.
+            if not self._over and (missing := [p for p in run.generation.processes if p not in run.left]):
+                names = ", ".join(run.name(process) for process in missing)
+                self._again(f"{names} was lost while another plan was prepared", run.config.plan, began)
 
     @property
     def _over(self) -> bool:
@@ -352,7 +356,7 @@ class Supervisor:
                 log.warning("%s, before generation %d stood", lost, number)
                 why, seats, young = f"{why}; {lost}", None, young + lost.young
                 if lost.no_room or (young >= YOUNG and self._have):
-                    settings, young = self._fewer(), 0
+                    settings, young = self._fewer(why), 0
 
     @property
     def _have(self) -> list[int]:
@@ -360,7 +364,7 @@ class Supervisor:
         run = self._run
         return [p for p in (*run.generation.processes, *self.spares) if p in run.left]
 
-    def _fewer(self) -> PlanConfig:
+    def _fewer(self, why: str) -> PlanConfig:
         """The best plan for the processes that are left, since there is no room for another.
 
         Raises:
@@ -370,7 +374,8 @@ class Supervisor:
         left = self._have
         found = self.plans.fewer(run.config, len(left), len(run.pipeline.streams)) if left else None
         if found is None:
-            raise Unrecovered(f"no plan fits on the {len(left)} processes that are left, and no other can be started")
+            rule = f"no plan fits on the {len(left)} processes that are left, and no other can be started"
+            raise Unrecovered(f"{why}; {rule}")
         log.warning("no other process can be started: the streams go on by plan=%s on %d", found.config.name, len(left))
         return found.config
 
