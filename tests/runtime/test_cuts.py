@@ -147,6 +147,7 @@ def put(bank: Bank, layer: int, slot: int, span: slice, values: torch.Generator)
 @pytest.fixture
 def saver(tmp_path):
     """One whose jobs are done when they are asked for."""
+    torch.set_num_threads(1)  # as runs do
     saver = Saver(Board(dist.HashStore(), 0, 1), devices.of("cpu"), str(tmp_path / "memory"))
     yield saver
     with saver._logs_lock:
