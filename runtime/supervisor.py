@@ -38,6 +38,8 @@ CUT_S = 5.0
 """Longest wait for the cut of a planned change: without it more is made again."""
 NO_CUT = {"chunk": 0}
 """Where a stream goes on that has no whole cut."""
+SEEN_S = 10.0
+"""Longest wait for streams to be seen to go on."""
 RECORDS = 256
 """Generations that are told of in a report: the latest."""
 
@@ -250,7 +252,7 @@ class Supervisor:
             elif self._missed_at is None and told["generation"] == self._run.generation.number:
                 self._missed_at = self._clock()
                 log.warning("process %d: %s", told["process"], told["line"])
-        if self._open is not None and {order.stream for order in self._run.pipeline.streams} <= self._resumed:
+        if self._open is not None and self._go_on:
             now, record = self._clock(), self._open
             self._open = None
             record["replay_s"] = round(now - record.pop("ready"), 3)
@@ -258,6 +260,12 @@ class Supervisor:
             log.warning("generation %d: streams go on after %.2f s", record["number"], record["frozen_s"])
             self._run.pipeline.told({"frozen": False} | record | self._faster())
             self.start_spares()
+
+    @property
+    def _go_on(self) -> bool:
+        """Whether all streams have been seen to go on. One that waits for its source may never be."""
+        seen = {order.stream for order in self._run.pipeline.streams} <= self._resumed
+        return seen or self._clock() - self._open["ready"] > SEEN_S
 
     def _faster(self) -> dict[str, Any]:
         """How fast the plan is, of the one that the run began with, and what its workers have for streams."""
