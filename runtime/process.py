@@ -198,13 +198,17 @@ def _reason(error: Exception, where: str) -> Reason:
 
 
 def share_folder(board: Board, config: Config) -> None:
-    """Refuse an output folder that not all processes of a run see, the launcher (who has made it) included.
+    """Refuse an output folder that not all processes of a run see, the launcher (who has made it) included; and a
+    folder of cuts, which whoever goes on with a stream has to read, wherever it runs.
 
     Raises:
         UserError: a process is on a host that does not share it.
     """
     members = range(DRIVER, board.workers)
-    require_shared(board, Path(config.output_dir), members, board.index == DRIVER, config.launcher.timeout_s)
+    launcher, makes = config.launcher, board.index == DRIVER
+    require_shared(board, Path(config.output_dir), members, makes, launcher.timeout_s)
+    if launcher.in_place:
+        require_shared(board, Path(board.told(CUTS)), members, makes, launcher.timeout_s, "launcher.cuts")
 
 
 def _closed(ends: Ends) -> None:
