@@ -15,9 +15,7 @@ each, in its file and at its viewer; and nothing is to be left behind.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import statistics
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -30,15 +28,12 @@ from benchmarks.launched import run
 from benchmarks.record import bar, record
 from benchmarks.recover_cases import (
     AGAIN,
-    CHUNKS,
     MODELS,
-    NAMES,
     NODES,
     PLAN_CHANGES,
     RECORDING,
     WATCHED,
     cases,
-    model_of,
 )
 from benchmarks.recover_runs import Recorded, checked, done, with_inputs
 from benchmarks.recover_watched import watched
