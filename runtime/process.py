@@ -34,7 +34,7 @@ from runtime.progress import Loading
 from runtime.pulse import Pulse, beat_s
 from runtime.reasons import Reason
 from runtime.report import worker_report
-from runtime.room import free_bytes, require_together, room
+from runtime.room import free_bytes, require_together, room, wait_for
 from runtime.saving import CUTS, Saver
 from runtime.trace import Trace, worker_trace
 from runtime.worker import Worker
@@ -228,10 +228,10 @@ class Process:
         known: list[Open] = []
         if not self.generation.number:
             known = [order for order in self._orders.orders() if isinstance(order, Open) and order.number < own]
+        self._claim(self._chosen())
         if self.index is None:
             self.parts = load_spare(self.plan, self.config, self._chosen(), self.stdin, Loading(self._loading))
         else:
-            self._claim(self._chosen())
             self.parts = self._loaded(self.plan, self.index, None, known)
             self._tell_room()
         self.pulse.at("waiting for the others to load")
@@ -255,22 +255,30 @@ class Process:
             self.board.tell(f"room/{member.worker}", room(self.parts))
 
     def _claim(self, device: torch.device) -> None:
-        """Tell what this process is going to hold, and look at what others told who use the same memory.
+        """Tell what this process is going to hold, and look at what others told who load now and use the same memory.
 
-        What is free there was told by whoever looked first, before anything was loaded.
+        What is free there was told by whoever looked first, before anything was loaded. Who comes later, in the place
+        of one that is gone, waits for its memory.
 
         Raises:
             UserError: together they hold more than is free.
         """
         if self.config.device.kind == "emulated":
             return
-        member = self.plan.members[self.index]
+        plan, generation = self.plan, self.generation
+        if self.index is None:
+            needed, beside = plan.spare_bytes, (self.process,)
+        else:
+            member = plan.members[self.index]
+            needed, beside = plan.weight_bytes(member.worker, member.rank), generation.processes
+        if self.board.told("begun"):
+            wait_for(needed, device)
+        else:  # spares are numbered behind the members
+            beside = range(plan.processes + self.config.launcher.spares)
         memory, free = free_bytes(device)
-        self.board.tell(
-            f"holds/{self.process}",
-            {"memory": memory, "free": free, "bytes": self.plan.weight_bytes(member.worker, member.rank)},
-        )
-        told = [self.board.told(f"holds/{process}") for process in range(self.plan.processes)]
+        start = f"holds/{generation.number}"
+        self.board.tell(f"{start}/{self.process}", {"memory": memory, "free": free, "bytes": needed})
+        told = [self.board.told(f"{start}/{process}") for process in beside]
         require_together(self.config, [one for one in told if one and one["memory"] == memory])
 
     def _meet(self) -> None:

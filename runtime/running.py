@@ -433,9 +433,9 @@ class Running(ABC):
                 self._reports[index] = report
             else:
                 raised = self.board.told(f"raised/{index}")
-                if report is False and raised is None:
-                    continue  # what failed is told elsewhere
-                line = f"{self.name(index)} is lost ({raised['line'] if raised else gone})"
+                if report is False and raised is None and self.board.told("failed"):
+                    continue  # what failed is told there
+                line = f"{self.name(index)} is lost ({raised['line'] if raised else gone or 'its process was ended'})"
                 self._lost[index] = line
                 if self.supervisor is not None and (self._begun or index in self.supervisor.spares):
                     lost(index, line)
