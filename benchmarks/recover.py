@@ -15,9 +15,7 @@ each, in its file and at its viewer; and nothing is to be left behind.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import statistics
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -28,7 +26,15 @@ from benchmarks import recover_cost
 from benchmarks.emulated import busy
 from benchmarks.launched import run
 from benchmarks.record import bar, record
-from benchmarks.recover_cases import AGAIN, CHUNKS, MODELS, NAMES, NODES, PLAN_CHANGES, RECORDING, WATCHED, cases, model_of
+from benchmarks.recover_cases import (
+    AGAIN,
+    MODELS,
+    NODES,
+    PLAN_CHANGES,
+    RECORDING,
+    WATCHED,
+    cases,
+)
 from benchmarks.recover_runs import Recorded, checked, done, with_inputs
 from benchmarks.recover_watched import watched
 from benchmarks.recovering import Case
@@ -131,7 +137,9 @@ def loss_bars(found: dict[str, Any]) -> dict[str, Any]:
         p50 = of["frozen_s, p50 and p95"][0]
         measured[f"frozen, {name}, p50"] = bar(p50, f"<= {limit:g} s", p50 is None or p50 <= limit)
         measured[f"frozen, {name}"] = of
-    late = [loss["late_frames"] for case in found.values() for loss in case["losses"] if loss.get("late_frames") is not None]
+    late = [
+        loss["late_frames"] for case in found.values() for loss in case["losses"] if loss.get("late_frames") is not None
+    ]
     most = quantile(late, 0.5)
     measured["latency 5 s later, frames more than before, median"] = bar(most, "<= 1", most is None or most <= 1)
     measured["latency 5 s later, frames more than before"] = sorted(late)
@@ -199,7 +207,9 @@ def main_again(given: argparse.Namespace, folder: Path) -> bool:
 
 def _one_line(case: dict[str, Any]) -> bool:
     """Whether a run ended of what it says in one line, and left nothing."""
-    return bool(case.get("end")) and not case.get("hangs") and not case.get("left") and "did not go on" not in case["end"]
+    return (
+        bool(case.get("end")) and not case.get("hangs") and not case.get("left") and "did not go on" not in case["end"]
+    )
 
 
 def main_cost(given: argparse.Namespace, folder: Path) -> bool:

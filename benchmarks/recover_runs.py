@@ -38,7 +38,10 @@ def members(token: str) -> Iterator[int]:
     wanted = f"{CASE}={token}".encode()
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if wanted in (path / "environ").read_bytes().split(b"\0") and "(zombie)" not in (path / "status").read_text():
+            if (
+                wanted in (path / "environ").read_bytes().split(b"\0")
+                and "(zombie)" not in (path / "status").read_text()
+            ):
                 yield int(path.name)
 
 
@@ -91,7 +94,9 @@ class Recorded:
 
     def replayed(self, folder: Path, inputs: Path, case: Case, chunks: int, *more: str) -> Path:
         """An undisturbed run over recorded inputs of a case."""
-        settings = [one for one in case.settings if not one.startswith(("plan", "launcher", "stream.save", "source.audio"))]
+        settings = [
+            one for one in case.settings if not one.startswith(("plan", "launcher", "stream.save", "source.audio"))
+        ]
         run(
             "sequential", 1, folder, f"model={case.model}", *settings, f"source.inputs={inputs}",
             f"stream.chunks={chunks}", "device=cpu", "sink.trace=none", *more,

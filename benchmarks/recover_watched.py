@@ -16,8 +16,8 @@ import av
 import psutil
 
 from benchmarks import serving
-from benchmarks.faults import in_children
 from benchmarks.fault_signal import RAISE
+from benchmarks.faults import in_children
 from benchmarks.recover_cases import MODELS, NAMES, WATCHED
 from benchmarks.recover_runs import CASE, left_behind
 from benchmarks.shown import uneven

@@ -29,6 +29,7 @@ from parallel.plan import Plan
 from runtime.generations import Generation
 from runtime.local import LocalRun
 from runtime.running import Running, Start
+from runtime.supervisor import NoRoom
 
 HOST = "127.0.0.1"
 LAST_LINES = 20
@@ -79,6 +80,7 @@ class LocalProcesses(Running):
         self._workers: dict[int, subprocess.Popen] = {}
         self._said: dict[int, deque[str]] = {}
         self._readers: dict[int, threading.Thread] = {}
+        self._cards: dict[int, int | None] = {}
 
     def _start(self, process: int, generation: Generation) -> None:
         _, plan = generation.of(self.config)
@@ -87,12 +89,16 @@ class LocalProcesses(Running):
         self._spawn(process, generation, self._reading() if self._live and reads else None)
 
     def _card(self, process: int, generation: Generation) -> int | None:
-        """The GPU of a process, where there are any: that of the member which it is, or may become."""
+        """The GPU of a process, where there are any: as its plan says at first. Who comes later takes one that fewest
+        of those who are there have: that of a dead process is free again."""
         if not (self.config.device.may_be_gpu and (count := devices.count())):
             return None
         config, plan = generation.of(self.config)
-        index = generation.index(process)
-        return on_one_host(plan, config.plan.devices, count)[index if index is not None else process % plan.processes]
+        if not generation.number and process in generation.processes:
+            return on_one_host(plan, config.plan.devices, count)[generation.index(process)]
+        having = [self._cards.get(one) for one in self._left - {process}]
+        allowed = sorted({card % count for card in config.plan.devices or range(count)})
+        return min(allowed, key=having.count)
 
     def _reading(self) -> int | None:
         """The descriptor that live sources read; None where this process has no standard input.
@@ -106,24 +112,28 @@ class LocalProcesses(Running):
 
     def _spawn(self, process: int, generation: Generation, live: int | None) -> None:
         paths = os.pathsep.join(p for p in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if p)
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "launch.worker"],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(self.config.device.threads)},
-            pass_fds=() if live is None else (live,),
-            # Ctrl-C is for this process: it says what its workers are to do.
-            start_new_session=True,
-        )
-        if live is not None:
-            os.close(live)  # the worker has it
+        try:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "launch.worker"],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(self.config.device.threads)},
+                pass_fds=() if live is None else (live,),
+                # Ctrl-C is for this process: it says what its workers are to do.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise NoRoom(f"no process can be started ({error.strerror})") from error
+        finally:
+            if live is not None:
+                os.close(live)  # the worker has it
         given = {
             # The cluster is the planner's: no worker asks for it.
             "config": {key: part for key, part in asdict(self.config).items() if key != "cluster"},
             "process": process,
             "generation": asdict(generation),
             "processes": self.plan.processes,
-            "card": self._card(process, generation),
+            "card": self._cards.setdefault(process, self._card(process, generation)),
             "store": [HOST, self.store.port],
             "live": live,
         }

@@ -8,7 +8,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,8 +19,8 @@ import ray
 import ray.exceptions
 import torch
 import torch.distributed as dist
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 import devices
 from conf.errors import UserError
@@ -27,16 +28,18 @@ from conf.schema import Config, DeviceConfig
 from launch.local import descriptor
 from launch.meeting import Meeting, attend
 from launch.places import refuse_unjoined
-from launch.ray_cluster import cluster, nodes
+from launch.ray_cluster import answering, cluster, free, nodes
 from parallel.address import refuse_loopback
 from parallel.placement import hosts, place
 from parallel.plan import Plan
 from runtime.board import Board
 from runtime.generations import Generation
 from runtime.heap import few_arenas
-from runtime.process import over_network, run_worker
+from runtime.network import over_network
+from runtime.process import run_worker
 from runtime.reasons import Reason
 from runtime.running import Running, Start
+from runtime.supervisor import NoRoom
 
 
 @ray.remote(max_restarts=0)
@@ -188,11 +191,32 @@ class Room:
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, self._seats.of[index]),
         ).remote()
 
-    def another(self, kind: Any) -> Any:
-        """One more, wherever there is room: it takes a GPU where the others have one, and of processors nothing that
+    def free_seat(self, taken: Iterable[int], there: Collection[str]) -> int | None:
+        """A seat of the plan that nobody has, on a node that is there; None: there is none. What a lost node had Ray
+        moves to another when it finds room for all of it.
+
+        Args:
+            taken: seats that processes have.
+            there: nodes that are, by their ids.
+        """
+        at = placement_group_table(self._group)["bundles_to_node_id"]
+        left = set(range(len(self._seats.of))) - set(taken)
+        return next((seat for seat in sorted(left) if at.get(self._seats.of[seat]) in there), None)
+
+    def node_of(self, seat: int) -> str | None:
+        """The id of the node that a seat is on."""
+        return placement_group_table(self._group)["bundles_to_node_id"].get(self._seats.of[seat])
+
+    @property
+    def gpus(self) -> float:
+        """Of one more process: as many as that of the others which has most."""
+        return max(share.get("GPU", 0.0) for share in self._seats.shares)
+
+    def another(self, kind: Any, node: str) -> Any:
+        """One more, on a node that has room: it takes a GPU where the others have one, and of processors nothing that
         is counted."""
-        gpus = max(share.get("GPU", 0) for share in self._seats.shares)
-        return kind.options(num_cpus=0, num_gpus=gpus).remote()
+        where = NodeAffinitySchedulingStrategy(node, soft=False)
+        return kind.options(num_cpus=0, num_gpus=self.gpus, scheduling_strategy=where).remote()
 
 
 @contextlib.contextmanager
@@ -262,6 +286,10 @@ class RayRun(Running):
         self._actors: dict[int, Any] = {}
         self._running: dict[int, ray.ObjectRef] = {}
         self._nodes: dict[str, int] = {}
+        self._seated: dict[int, int] = {}
+        self._at: dict[int, str | None] = {}
+        """Of every process its seat in the room, where it has one, and its node."""
+        self._since: dict[int, float] = {}
         self._stdin: tuple[str, int] | None = None
         self._room: Room | None = None
 
@@ -278,14 +306,50 @@ class RayRun(Running):
             self.supervisor.start_spares()
 
     def _start(self, process: int, generation: Generation) -> None:
-        # The seat of one that died on a node that is there is free again; but which it is, is Ray's to know.
-        first = process < self._initial
-        actor = self._room.actor(WorkerActor, process) if first else self._room.another(WorkerActor)
-        self._actors[process] = actor
+        seat, node = self._place(process, generation.index(process) is None)
+        if seat is None:
+            actor = self._room.another(WorkerActor, node)
+        else:
+            self._seated[process], node, actor = seat, self._room.node_of(seat), self._room.actor(WorkerActor, seat)
+        self._at[process], self._actors[process], self._since[process] = node, actor, time.monotonic()
         address = self.host, self.store.port
         self._running[process] = actor.run.remote(generation, process, self.config, address, self._stdin, self._initial)
         if self.recovers:
             threading.Thread(target=self._notice, args=(process,), name=f"end of {process}", daemon=True).start()
+
+    def _place(self, process: int, spare: bool) -> tuple[int | None, str]:
+        """(seat, node where it has none) of a process: members take seats that are free, and spares leave them while
+        there is room elsewhere.
+
+        Raises:
+            NoRoom: there is none.
+        """
+        if process < self._initial:
+            return process, ""
+        seat = self._room.free_seat((self._seated.get(one) for one in self._left - {process}), answering())
+        if seat is not None and not spare:
+            return seat, ""
+        try:
+            return None, self._node()
+        except NoRoom:
+            if seat is None:
+                raise
+            return seat, ""
+
+    def _node(self) -> str:
+        """The node of one more process: of those with room the one where fewest are, so that a lost node takes few.
+
+        Raises:
+            NoRoom: none has.
+        """
+        there, gpus = answering(), self._room.gpus
+        open_ = free() if gpus else {}
+        have = [node for node in there if not gpus or open_.get(node, {}).get("GPU", 0.0) >= gpus]
+        if not have:
+            raise NoRoom(f"no node of the Ray cluster has {gpus:g} of a GPU free" if gpus else "Ray has no node left")
+        members = [self._at.get(p) for p in self.generation.processes if p in self._left]
+        others = [self._at.get(p) for p in self._left]
+        return min(have, key=lambda node: (members.count(node), others.count(node), -there[node]))
 
     def _notice(self, process: int) -> None:
         """Wake who watches over the workers as soon as one has ended."""
@@ -314,7 +378,8 @@ class RayRun(Running):
     def look(self, lost: Callable[[int, str], object]) -> None:
         super().look(lost)
         for report in self._reports.values():
-            report["node"] = self._nodes.get(report["node"], report["node"])
+            if not isinstance(report["node"], int):
+                report["node"] = self._nodes.setdefault(report["node"], len(self._nodes))
 
     def _end(self) -> None:
         for actor in self._actors.values():

@@ -14,7 +14,9 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from ray._private import worker as driver
 from ray._private.services import canonicalize_bootstrap_address
+from ray._private.state import available_resources_per_node
 
 from conf.errors import UserError
 from conf.schema import Config
@@ -25,6 +27,8 @@ AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """What tells Ray who may command a cluster."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """How a client of HTTP/2 begins: with a line, and an empty frame of settings. Ray's server answers with its own."""
+REACH_S = 0.5
+"""Longest wait for a node that is asked whether it is there."""
 SETTINGS = 4
 """The kind of such a frame, in its fourth byte."""
 
@@ -36,11 +40,15 @@ def cluster(config: Config) -> Iterator[str]:
     Raises:
         UserError: there is none at the address given, or too few nodes come.
     """
+    shown = driver._worker_logs_enabled
+    # Who is lost is said here, in a line; of every process that ends Ray would say many, on standard output.
+    driver._worker_logs_enabled = False
     try:
         _start(config)
         yield ray.util.get_node_ip_address()
     finally:
         ray.shutdown()
+        driver._worker_logs_enabled = shown
 
 
 def _start(config: Config) -> None:
@@ -124,6 +132,22 @@ def answers(address: str, timeout_s: float) -> bool:
 def nodes() -> list[dict[str, Any]]:
     """Nodes of the cluster that are alive, as Ray describes them."""
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def answering() -> dict[str, float]:
+    """Nodes of the cluster that can be reached, by their ids, with their processors. Ray itself takes a while to notice
+    that one is lost."""
+    found = {}
+    for node in nodes():
+        with contextlib.suppress(OSError):
+            socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), REACH_S).close()
+            found[node["NodeID"]] = node["Resources"].get("CPU", 0.0)
+    return found
+
+
+def free() -> dict[str, dict[str, float]]:
+    """What nobody has of every node's resources, by their ids."""
+    return available_resources_per_node()
 
 
 def _all_here(config: Config) -> None:

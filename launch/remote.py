@@ -154,7 +154,11 @@ class Remote:
 
     def _obey(self) -> None:
         while isinstance(line := self._heard.get(), bytes):
-            self._take(line)
+            if line.lstrip().startswith(b'{"plan"'):
+                # It is answered once all is loaded, and what is said meanwhile does not wait for that.
+                threading.Thread(target=self._take, args=(line,), name="plan", daemon=True).start()
+            else:
+                self._take(line)
         if self._over.is_set():
             return
         if not self.pipeline.closed:

@@ -17,7 +17,7 @@ from launch import planning
 from parallel.builders import build
 from parallel.cluster import Cluster
 from parallel.plan import Plan
-from parallel.planner import Choice, rank
+from parallel.planner import Choice, assess, rank
 
 CLOSE = 1e-3
 """Relative difference below which two rates are equal."""
@@ -93,6 +93,18 @@ def fewer(config: Config, workers: int, streams: int | None = None) -> Replanned
         return None
     fps = best.prediction.fps
     return Replanned(best.config, best.plan, fps, math.floor(fps / config.model.fps + CLOSE))
+
+
+def speed(config: Config, first: Config) -> float:
+    """How fast the plan of a run is, by what is predicted, of the one that it began with.
+
+    Args:
+        config, first: the run, with the plan that it has now and with its first.
+    """
+    now, then = (
+        assess(one.plan, planning.workload_of(one), _cluster(one), planning.demand(one)) for one in (config, first)
+    )
+    return now.prediction.fps / then.prediction.fps
 
 
 def _cluster(config: Config) -> Cluster:

@@ -312,6 +312,12 @@ class Plan:
         ends = w.first_bytes * (layers.start == 0) + w.last_bytes * (layers.stop == w.layers)
         return w.range_bytes + sum(w.layer_bytes[i] for i in layers) + ends
 
+    @property
+    def spare_bytes(self) -> int:
+        """Weights of a process that may become any member."""
+        w = self.workload
+        return sum(map(self.block_bytes, range(len(self.blocks)))) + w.encode_bytes + w.decode_bytes
+
     def stage_bytes(self, worker: int) -> int:
         """Weights of the stages beside cells that a worker has."""
         w, names = self.workload, {stage.name for stage in self.stages if stage.worker == worker}

@@ -106,6 +106,7 @@ def load_spare(plan: Plan, config: Config, device: torch.device, stdin: BinaryIO
     if config.device.kind == "emulated":
         return parts
     require(config, device)
+    require_weights(config, plan.spare_bytes, device)
     _encode(parts, config, stdin, [], loading, None)
     for block in range(len(plan.blocks)):
         _block(parts, plan, block, config, loading, None)

@@ -28,6 +28,7 @@ from runtime.identity import keep_of
 from runtime.orders import Cancel, Close, Open, Order, Prompt, Status, Stop, from_json, host
 from runtime.outputs import numbered
 from runtime.reasons import Reason
+from runtime.said import Said
 from runtime.state import Keep
 from stages.inputs import inputs_of, made_of
 
@@ -75,12 +76,7 @@ class Pipeline:
         """The run's folder of cuts, where streams go on when a worker is lost."""
         self.processes, self.generation = tuple(range(plan.processes)), 0
         self._frozen = False
-        self._held: list[Order] = []
-        """Given while no generation runs."""
-        self._prompts: dict[int, Prompt] = {}
-        """The last of every stream, which may not have been sampled yet."""
-        self._ends: dict[int, Order] = {}
-        """What streams were last told to end by."""
+        self._said = Said()
         self._missed: list[dict[str, Any]] = []
         """What processes have told of peers, and of streams that go on."""
         self._readers = [plan.group(worker)[0] for worker in range(plan.workers)]
@@ -333,18 +329,7 @@ class Pipeline:
                 order = self.board.give(order, readers, self.generation)
             except RuntimeError as error:
                 raise PeerLost(CUT_OFF) from error
-            self._note(order)
-
-    def _note(self, order: Order) -> None:
-        """Remember what the next generation has to be told."""
-        if isinstance(order, Prompt) and order.stream in self._live:
-            self._prompts[order.stream] = order
-        elif isinstance(order, Stop | Cancel):
-            for stream in self._live if order.stream is None else {order.stream} & self._live.keys():
-                if not isinstance(self._ends.get(stream), Cancel):
-                    self._ends[stream] = replace(order, stream=stream)
-        elif self._frozen and isinstance(order, Status):
-            self._held.append(order)
+            self._said.note(order, self._live, heard=not self._frozen)
 
     # -- generations --------------------------------------------------------------------------------------------------
 
@@ -373,12 +358,10 @@ class Pipeline:
             self._admission.replan(plan)
             for stream, order in self._live.items():
                 self.board.repeat(opened(order), self._readers, self.generation)
-                for said in (self._prompts.get(stream), self._ends.get(stream)):
-                    if said is not None:
-                        self.board.repeat(said, self._readers, self.generation)
-            for order in self._held:
+                for said in self._said.to(stream):
+                    self.board.repeat(said, self._readers, self.generation)
+            for order in self._said.questions():
                 self.board.repeat(order, self._readers, self.generation)
-            self._held.clear()
             if self._closed:
                 self.board.repeat(Close(), self._readers, self.generation)
             self._frozen = False
@@ -442,8 +425,7 @@ class Pipeline:
             progress = self.board.told(f"progress/{stream}")
             self._forget(stream)
             name = self._live.pop(stream).config.id
-            self._prompts.pop(stream, None)
-            self._ends.pop(stream, None)
+            self._said.forget(stream)
             self._ended[stream] = Ended(name, report, progress)
             while len(self._ended) > self._kept:
                 del self._ended[next(iter(self._ended))]

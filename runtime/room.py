@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from runtime.orders import host
 from runtime.parts import Parts
 
 GB = 1e9
+PATIENCE_S, LOOK_S = 5.0, 0.05
+"""Longest wait for memory of a process that is gone, and between two looks."""
 
 
 def room(parts: Parts) -> dict[str, Any]:
@@ -45,6 +48,13 @@ def require_weights(config: Config, needed: int, device: torch.device) -> None:
             f"has {needed / GB:.1f} GB of weights here, and {device} has {free / GB:.1f} GB free",
             "use more workers on more devices (plan=layers), or a smaller model or dtype",
         )
+
+
+def wait_for(needed: int, device: torch.device) -> None:
+    """Give the memory of a process that has just died a moment to be free again, where it is needed."""
+    end = time.monotonic() + PATIENCE_S
+    while free_bytes(device)[1] < needed and time.monotonic() < end:
+        time.sleep(LOOK_S)
 
 
 def require_together(config: Config, told: Sequence[dict[str, Any]]) -> None:

@@ -30,12 +30,13 @@ from runtime.process import LOST, ONE_HOST, OWN, SEVERAL_HOSTS, share_folder
 from runtime.pulse import PULSE_S, key
 from runtime.reasons import Reason
 from runtime.saving import CUTS
-from runtime.supervisor import Supervisor, Unrecovered
+from runtime.supervisor import NoRoom, Supervisor, Unrecovered
 
 LOADING_POLL_S, POLL_S = 0.05, 0.2
 """How often workers are looked after, before streams go and then; a launcher may know sooner."""
-SETTLE_S = 0.5
-"""How long after a process has gone its report may still come."""
+SETTLE_S, SHORTLY_S = 0.5, 0.05
+"""How long after a process has gone its report may still come; and where streams wait for another in its place: they
+cost more than a report."""
 GRACE_S = 10.0
 """How long the survivors of a failure may take to finish their files."""
 STOPPED = "Stopped"
@@ -257,7 +258,11 @@ class Running(ABC):
             self.supervisor.start_spares()
 
     def _start(self, process: int, generation: Generation) -> None:
-        """Start a process that begins with a generation, where the launcher `starts` them one by one."""
+        """Start a process that begins with a generation, where the launcher `starts` them one by one.
+
+        Raises:
+            NoRoom: there is none for it.
+        """
         raise NotImplementedError
 
     def _kill(self, process: int) -> None:
@@ -326,7 +331,10 @@ class Running(ABC):
 
     def _recover(self, lost: dict[int, str]) -> None:
         """See to it that streams go on, where that is wanted and streaming has begun."""
-        if self.supervisor is None or not self._begun:
+        if self.supervisor is None:
+            return
+        if not self._begun:
+            self.supervisor.spare_lost(lost)
             return
         try:
             self.supervisor.look(lost)
@@ -363,9 +371,17 @@ class Running(ABC):
         return self.board.told(key)
 
     def add(self, process: int, generation: Generation) -> None:
-        """Start one more process, that begins with a generation."""
+        """Start one more process, that begins with a generation.
+
+        Raises:
+            NoRoom: it cannot be started.
+        """
         self._left.add(process)
-        self._start(process, generation)
+        try:
+            self._start(process, generation)
+        except NoRoom:
+            self._left.discard(process)
+            raise
 
     def dismiss(self, process: int) -> None:
         """A process has no place any more: it leaves."""
@@ -376,6 +392,10 @@ class Running(ABC):
         self._left.discard(process)
         self._lost[process] = why
         self._kill(process)
+
+    def why(self, process: int) -> str:
+        """How a lost process was lost, in a line."""
+        return self._lost[process]
 
     def become(self, generation: Generation, config: Config, plan: Plan) -> None:
         """This generation is the run's from now on."""
@@ -413,11 +433,11 @@ class Running(ABC):
                 self._reports[index] = report
             else:
                 raised = self.board.told(f"raised/{index}")
-                if report is False and raised is None:
-                    continue  # what failed is told elsewhere
-                line = f"{self.name(index)} is lost ({raised['line'] if raised else gone})"
+                if report is False and raised is None and self.board.told("failed"):
+                    continue  # what failed is told there
+                line = f"{self.name(index)} is lost ({raised['line'] if raised else gone or 'its process was ended'})"
                 self._lost[index] = line
-                if self.supervisor is not None and self._begun:
+                if self.supervisor is not None and (self._begun or index in self.supervisor.spares):
                     lost(index, line)
                 else:
                     self._fail(Reason(line, LOST), index)
@@ -430,7 +450,8 @@ class Running(ABC):
     def _settled(self, index: int) -> bool:
         """Whether a process has been gone for long enough: what it told last is on its way on another connection."""
         now = time.monotonic()
-        return now - self._gone_since.setdefault(index, now) >= SETTLE_S
+        settled = SHORTLY_S if self.supervisor is not None and self._begun else SETTLE_S
+        return now - self._gone_since.setdefault(index, now) >= settled
 
     def _go_on(self) -> None:
         interrupted = self.board.told(INTERRUPT)

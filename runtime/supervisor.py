@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,10 +32,14 @@ LOOK_S = 0.02
 """How often what is waited for is looked at."""
 MOST = 8
 """Generations in a row that may be lost before anything was put out."""
+YOUNG = 2
+"""Processes that may be lost while they load before a plan is taken that needs none of them."""
 CUT_S = 5.0
 """Longest wait for the cut of a planned change: without it more is made again."""
 NO_CUT = {"chunk": 0}
 """Where a stream goes on that has no whole cut."""
+SEEN_S = 10.0
+"""Longest wait for streams to be seen to go on."""
 RECORDS = 256
 """Generations that are told of in a report: the latest."""
 
@@ -68,6 +72,14 @@ class Plans(Protocol):
         """The best plan of at most so many processes, as `config`; None: there is none."""
         ...
 
+    def speed(self, config: Config, first: Config) -> float:
+        """How fast the plan of a run is, of the one that it began with."""
+        ...
+
+
+class NoRoom(Exception):  # noqa: N818  an event
+    """No other process can be started. One line: why."""
+
 
 class Unrecovered(Exception):  # noqa: N818  an event to report
     """The streams cannot go on. One line: why."""
@@ -89,14 +101,20 @@ class Supervisor:
         self.records: list[dict[str, Any]] = []
         self._wanted: list[Wanted] = []
         self._lock = threading.Lock()
-        self._next_process = running.plan.processes
+        self._next_process, self._first = running.plan.processes, running.config
         self.spares: set[int] = set()
+        self._unseen: dict[int, str] = {}
+        """Processes that were lost while another plan was prepared."""
+        self._mute: set[int] = set()
+        """Processes that never said anything."""
         self._open: dict[str, Any] | None = None
         """The record of a generation whose streams have not all been seen to go on."""
         self._resumed: set[int] = set()
         self._in_vain, self._stands = 0, 0
         """Generations that were lost before anything was put out; and the number of the latest that was told."""
         self._missed_at: float | None = None
+        self._told_plan = running.config.plan
+        """Of which whoever looks on knows how fast it is."""
         self.plans: Plans
         """Which other plans there are; set by whoever starts the run."""
         self._symptoms = Symptoms.of(running.config.launcher)
@@ -104,11 +122,33 @@ class Supervisor:
     # -- spares -------------------------------------------------------------------------------------------------------
 
     def start_spares(self) -> None:
-        """Start as many as are wanted and not there."""
-        run = self._run
-        while len(self.spares) < run.config.launcher.spares:
+        """Have as many as are wanted.
+
+        Raises:
+            UserError: there is no room for them, and nothing has begun.
+        """
+        run, wanted = self._run, self._run.config.launcher.spares
+        while len(self.spares) > wanted:
+            run.dismiss(self.spares.pop())
+        while len(self.spares) < wanted:
             self.spares.add(process := self._numbered())
-            run.add(process, run.generation)
+            try:
+                run.add(process, run.generation)
+            except NoRoom as error:
+                self.spares.discard(process)
+                if not run.begun:
+                    raise UserError(f"launcher.spares={wanted}", str(error), "ask for fewer") from error
+                log.warning("there is no room for another spare: %s", error)
+                return
+
+    def spare_lost(self, lost: Iterable[int]) -> None:
+        """Do without spares that were lost. Others take their places, unless they did not come as far as that."""
+        run, gone = self._run, self.spares & set(lost)
+        self.spares -= gone
+        for process in gone:
+            log.warning("%s: it was a spare", run.why(process))
+        if run.begun and self._open is None and not self._over and all(run.told(f"loaded/{p}") for p in gone):
+            self.start_spares()
 
     def _numbered(self) -> int:
         """The number of a new process."""
@@ -150,9 +190,12 @@ class Supervisor:
         """
         run, began = self._run, self._clock()
         self._note()
-        lost = lost | self._sick()
+        lost, self._unseen = self._unseen | lost | self._sick(), {}
         gone = {p: why for p, why in lost.items() if p in run.generation.processes}
-        self.spares -= set(lost)
+        if gone:
+            self.spares -= set(lost)
+        else:
+            self.spare_lost(lost)
         if self._over:
             for why in gone.values():
                 log.warning("%s, when all streams had ended", why)
@@ -194,6 +237,8 @@ class Supervisor:
         watched = [p for p in (*run.generation.processes, *self.spares) if p in run.left]
         for process, symptom in self._symptoms.look({p: run.told(key(p)) for p in watched}, self._clock()).items():
             found[process] = f"{run.name(process)} is lost ({symptom})"
+            if run.told(key(process)) is None:
+                self._mute.add(process)
             run.end(process, found[process])
             self._symptoms.forget(process)
         return found
@@ -207,14 +252,31 @@ class Supervisor:
             elif self._missed_at is None and told["generation"] == self._run.generation.number:
                 self._missed_at = self._clock()
                 log.warning("process %d: %s", told["process"], told["line"])
-        if self._open is not None and {order.stream for order in self._run.pipeline.streams} <= self._resumed:
+        if self._open is not None and self._go_on:
             now, record = self._clock(), self._open
             self._open = None
             record["replay_s"] = round(now - record.pop("ready"), 3)
             record["frozen_s"] = round(now - record.pop("began"), 3)
             log.warning("generation %d: streams go on after %.2f s", record["number"], record["frozen_s"])
-            self._run.pipeline.told({"frozen": False} | record)
+            self._run.pipeline.told({"frozen": False} | record | self._faster())
             self.start_spares()
+
+    @property
+    def _go_on(self) -> bool:
+        """Whether all streams have been seen to go on. One that waits for its source may never be."""
+        seen = {order.stream for order in self._run.pipeline.streams} <= self._resumed
+        return seen or self._clock() - self._open["ready"] > SEEN_S
+
+    def _faster(self) -> dict[str, Any]:
+        """How fast the plan is, of the one that the run began with, and what its workers have for streams."""
+        run = self._run
+        if run.config.plan == self._told_plan:
+            return {}
+        self._told_plan = run.config.plan
+        rooms = (run.told(f"room/{worker}") for worker in range(run.plan.workers))
+        with suppress(UserError):  # it cannot be told
+            return {"speed": self.plans.speed(run.config, self._first), "rooms": [room for room in rooms if room]}
+        return {}
 
     def _change(self, wanted: Wanted, began: float) -> None:
         """A planned change: everything is loaded, then cut, then turned.
@@ -231,8 +293,10 @@ class Supervisor:
         for process, index in stay.items():
             if process not in self.spares:
                 run.pipeline.order_now(Prepare(number, wanted.plan, index), [process])
-        started = self._filled(generation, seats)
+        missing = [i for i, p in enumerate(seats) if p is None]
+        started: list[int] = []
         try:
+            started = self._filled(generation, seats)
             self._wait(
                 lambda: (
                     self._over
@@ -243,10 +307,14 @@ class Supervisor:
                 )
             )
         except _Lost as lost:
-            for process in started:
-                run.dismiss(process)
+            for process in (seats[i] for i in missing):
+                self.spares.discard(process)
+                if process in run.left:
+                    run.dismiss(process)
+            self._unseen |= lost.processes
+            rule = str(lost) if lost.no_room else f"a worker was lost meanwhile ({lost})"
             raise UserError(
-                f"plan={settings['name']}", f"a worker was lost meanwhile ({lost})", "order it again"
+                f"plan={settings['name']}", rule, "ask for fewer workers" if lost.no_room else "order it again"
             ) from None
         for process in stay:
             if told := run.told(f"prepared/{number}/{process}"):
@@ -279,7 +347,7 @@ class Supervisor:
 
     def _again(self, why: str, settings: PlanConfig, began: float, seats: list[int | None] | None = None) -> None:
         """Make the next generation, and more of them until one stands."""
-        run, first = self._run, True
+        run, first, young = self._run, True, 0
         self._missed_at = None
         while True:
             self._in_vain += 1
@@ -294,18 +362,24 @@ class Supervisor:
                 return
             except _Lost as lost:
                 log.warning("%s, before generation %d stood", lost, number)
-                why, seats = f"{why}; {lost}", None
-                if lost.unheard:
-                    settings = self._fewer(settings, why)
+                why, seats, young = f"{why}; {lost}", None, young + lost.young
+                if lost.no_room or (young >= YOUNG and self._have):
+                    settings, young = self._fewer(why), 0
 
-    def _fewer(self, settings: PlanConfig, why: str) -> PlanConfig:
+    @property
+    def _have(self) -> list[int]:
+        """Processes that are there for another plan."""
+        run = self._run
+        return [p for p in (*run.generation.processes, *self.spares) if p in run.left]
+
+    def _fewer(self, why: str) -> PlanConfig:
         """The best plan for the processes that are left, since there is no room for another.
 
         Raises:
             Unrecovered: there is none.
         """
         run = self._run
-        left = [p for p in (*run.generation.processes, *self.spares) if p in run.left]
+        left = self._have
         found = self.plans.fewer(run.config, len(left), len(run.pipeline.streams)) if left else None
         if found is None:
             rule = f"no plan fits on the {len(left)} processes that are left, and no other can be started"
@@ -381,7 +455,11 @@ class Supervisor:
             run.doze(LOOK_S)
 
     def _filled(self, generation: Generation, seats: list[int | None]) -> list[int]:
-        """Start who is missing, and set them in their seats; returns them."""
+        """Start who is missing, and set them in their seats; returns them.
+
+        Raises:
+            _Lost: there is no room for one. Those that were started before it are spares.
+        """
         started, missing = [], [i for i, p in enumerate(seats) if p is None]
         if not missing:
             return []
@@ -391,7 +469,11 @@ class Supervisor:
             started.append(process)
         whole = replace(generation, processes=tuple(taken))
         for process in started:
-            self._run.add(process, whole)
+            try:
+                self._run.add(process, whole)
+            except NoRoom as error:
+                self.spares |= set(started) & self._run.left
+                raise _Lost(str(error), no_room=True) from error
         return started
 
     def _wait(self, test: Callable[[], bool]) -> None:
@@ -408,18 +490,25 @@ class Supervisor:
             self.spares -= set(lost)
             run.refuse_end()
             if lost:
-                unheard = [p for p in lost if run.told(key(p)) is None]
-                raise _Lost("; ".join(lost.values()), bool(unheard))
+                young = [p for p in lost if not run.told(f"loaded/{p}")]
+                raise _Lost("; ".join(lost.values()), any(map(self._has_no_room, young)), len(young), lost)
             run.doze(LOOK_S)
+
+    def _has_no_room(self, process: int) -> bool:
+        """Whether a process was lost that cannot be: nothing was heard of it for long, or it lacked what it needs."""
+        raised = self._run.told(f"raised/{process}")
+        return process in self._mute or (raised is not None and Reason.from_dict(raised).user)
 
 
 class _Lost(Exception):  # noqa: N818  an event
-    """A process was lost while something was waited for.
+    """A process was lost while something was waited for, or could not be started.
 
     Attributes:
-        unheard: whether one was that never said anything: there is no room for it.
+        no_room: whether another would have no room, either.
+        young: how many were lost that had not loaded.
+        processes: who was lost, and how.
     """
 
-    def __init__(self, line: str, unheard: bool = False):
+    def __init__(self, line: str, no_room: bool = False, young: int = 0, processes: dict[int, str] | None = None):
         super().__init__(line)
-        self.unheard = unheard
+        self.no_room, self.young, self.processes = no_room, young, processes or {}

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 BEAT_S, SILENT_S, ANSWER_S, CLOSE_S = 1.0, 10.0, 30.0, 10.0
 """Between signs of life; without one for so long the pipeline counts as gone; longest wait for an answer, and for the
 end that was ordered."""
+PLAN_S = 900.0
+"""Longest wait for another plan: everything is loaded for it first."""
 MOST_WAITING = 1 << 22
 """Bytes that the pipeline has not taken, at most."""
 
@@ -118,7 +120,7 @@ class Joined(Generations):
         Raises:
             UserError, RuntimeError: as `serve.served.Served.change`.
         """
-        return (await self._ask({"plan": plan}))["generation"]
+        return (await self._ask({"plan": plan}, patience_s=PLAN_S))["generation"]
 
     async def close(self) -> None:
         """End every stream and the pipeline; returns when it has gone, or is given up."""
@@ -174,16 +176,18 @@ class Joined(Generations):
             with suppress(UserError, RuntimeError):  # it has ended just now
                 await self._ask({what: name})
 
-    async def _ask(self, order: dict[str, Any], name: str | None = None) -> dict[str, Any]:
+    async def _ask(
+        self, order: dict[str, Any], name: str | None = None, patience_s: float = ANSWER_S
+    ) -> dict[str, Any]:
         if self.lost or (name is not None and self.closed):
             raise RuntimeError(self.lost or "it opens no more streams")
         question, future = next(self._questions), asyncio.get_running_loop().create_future()
         self._asked[question] = future, name
         self._say(order | {"question": question})
         try:
-            return await asyncio.wait_for(future, ANSWER_S)
+            return await asyncio.wait_for(future, patience_s)
         except TimeoutError:
-            raise RuntimeError(f"its pipeline has not answered for {ANSWER_S:g} s") from None
+            raise RuntimeError(f"its pipeline has not answered for {patience_s:g} s") from None
 
     def _take_in(self, line: bytes) -> None:
         """Take in what it says.

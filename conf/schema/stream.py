@@ -389,7 +389,7 @@ class LauncherConfig:
     spares: int = 0
     """Processes that have loaded what any worker may need, and take a lost one's place at once."""
     cuts: str = "/dev/shm"
-    """A folder in the memory of every host, for cuts."""
+    """A folder in memory, for cuts; of several hosts one that all of them see."""
     silent_s: float = 5.0
     """After which a process that says nothing is lost, where workers are recovered."""
 
