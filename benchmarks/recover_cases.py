@@ -61,7 +61,7 @@ ROWS = (
     ("nano", "timestep", 0, tuple(f"{one}, save" for one in EACH), False),
     ("nano", "grid", 1, ("kill any, save", "raise any, save", "kill output, save", "kill two, save"), False),
     ("nano", "timestep", 0, tuple(f"{one}, loading" for one in EACH), False),
-    ("nano", "timestep", 1, ("kill any, change", "raise any, change", "kill encode, prepare", "kill two, change"), False),
+    ("nano", "timestep", 1, ("kill any, change", "raise any, change", "kill any, prepare", "kill two, change"), False),
     ("clean", "timestep", 0, EACH, False),
     ("clean", "timestep", 1, RAISED, False),
     ("clean", "layers", 1, ("kill encode", "raise encode", "kill output", "stop output"), False),

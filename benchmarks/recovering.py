@@ -188,7 +188,7 @@ class Stream:
     def _again(self, began: float) -> None:
         """Another loss, at some moment of the change."""
         self.until(lambda: self.told.after(began, True), RECOVERED_S)
-        time.sleep(self.draw.uniform(0.0, 4.0))
+        time.sleep(self.draw.uniform(0.0, 2.5))
         there = sorted(process for process in self.run.left if losses.pid(self.run, process) is not None)
         if there:
             losses.send(self.run, [self.draw.choice(there)], "kill")
