@@ -109,10 +109,11 @@ class GroupExchange(Exchange):
     ):
         super().__init__(worker, rank, size)
         self._device, self._timeout_s = devices.of(device), timeout_s
+        self._lock, self._inside = threading.Lock(), False
         try:
             # It pays always: every layer of a pass waits for two exchanges.
             self._nccl = by_nccl(transport, told_places(store, rank, size, Place.of(self._device)), math.inf)
-            self._group = self._connect(store, timedelta(seconds=timeout_s))
+            self._group: dist.Backend | None = self._connect(store, timedelta(seconds=timeout_s))
         except RuntimeError as error:
             raise self._failure(error) from error
 
@@ -155,7 +156,12 @@ class GroupExchange(Exchange):
 
     def _abort(self) -> None:
         if self._nccl:
-            self._group.abort()  # gloo finds a closed connection by itself, and waits no longer than its timeout
+            self._group.abort()
+            return
+        # Nothing but the end of a connection frees who waits in gloo: a member that does not wait ends its own.
+        with self._lock:
+            if not self._inside:
+                self._group = None
 
     def _broken(self) -> bool:
         return self._nccl and self._group.get_error().name != "SUCCESS"
@@ -184,10 +190,21 @@ class GroupExchange(Exchange):
         return came.to(self._device.torch, non_blocking=True)
 
     def _do(self, begin: Callable[[], dist.Work]) -> None:
+        with self._lock:
+            if self._failed:
+                raise self._failure(RuntimeError("it was cut off"))
+            self._inside = True
         try:
             begin().wait()
+        except torch.AcceleratorError:
+            raise  # this process's own device, and nobody else's end
         except RuntimeError as error:
             raise self._failure(error) from error
+        finally:
+            with self._lock:
+                self._inside = False
+                if self._failed and not self._nccl:
+                    self._group = None
 
     def _failure(self, error: Exception) -> ChannelError:
         return ChannelError(self.worker, f"among its {self.size} processes: {why(error, self._timeout_s)}")
