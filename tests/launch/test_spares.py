@@ -62,6 +62,7 @@ def test_a_spare_that_dies_is_replaced_while_streams_go_on(tmp_path, nano):
         until(lambda: run.supervisor.spares and spare not in run.supervisor.spares, run)
         [other] = run.supervisor.spares
         assert run.supervisor.records == [] and run.generation.number == 0
+        until(lambda: other in run._workers, run)
         run._workers[other].kill()  # before it has loaded, maybe: then none comes until one is needed
         assert ended(run) == (oracle, CHUNKS)
 
