@@ -35,7 +35,8 @@ from parallel.plan import Plan
 from runtime.board import Board
 from runtime.generations import Generation
 from runtime.heap import few_arenas
-from runtime.process import over_network, run_worker
+from runtime.network import over_network
+from runtime.process import run_worker
 from runtime.reasons import Reason
 from runtime.running import Running, Start
 from runtime.supervisor import NoRoom

@@ -33,7 +33,8 @@ from parallel.channels import ChannelError, Failure, Inbox
 from parallel.plan import Plan
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.heap import few_arenas
-from runtime.process import over_network, run_worker
+from runtime.network import over_network
+from runtime.process import run_worker
 from runtime.pulse import PULSE_S
 from runtime.reasons import Reason
 from runtime.running import DRIVER, INTERRUPT, POLL_S, STOPPED, Running, Start, Stopped

@@ -25,7 +25,8 @@ from launch.signals import SIGNALS
 from runtime.board import Abandoned, Board
 from runtime.generations import Generation
 from runtime.heap import few_arenas
-from runtime.process import over_network, run_worker
+from runtime.network import over_network
+from runtime.process import run_worker
 
 
 def main() -> int:

@@ -16,7 +16,8 @@ from parallel.local import LocalChannel
 from parallel.plan import Plan
 from runtime.board import Board
 from runtime.group import local_groups
-from runtime.process import Ends, credits, run_worker
+from runtime.network import Ends, credits
+from runtime.process import run_worker
 from runtime.reasons import Reason
 from runtime.running import GRACE_S, SETTLE_S, Running, Stopped
 

@@ -11,25 +11,23 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO
 
 import torch
-import torch.distributed as dist
 
 import devices
 from conf.schema import Config
-from parallel.channels import ChannelError, Inbox, Sender
-from parallel.p2p import connect_all
+from parallel.channels import ChannelError, Inbox
 from parallel.plan import Plan
-from parallel.transport import NCCL, Place, bodies, of_channels, refuse
+from parallel.transport import NCCL, Place, refuse
 from runtime import cuts
-from runtime.admission import most_streams
 from runtime.block import Block
 from runtime.board import DRIVER, Abandoned, Board, OrderReader, PeerLost
 from runtime.folder import require_shared
 from runtime.generations import Generation, Superseded
-from runtime.group import Group, join_group, run_follower
+from runtime.group import run_follower
 from runtime.loading import load_parts, load_spare
+from runtime.network import Ends, Network
 from runtime.orders import Halt, Open, Order, Prepare
 from runtime.parts import Parts
 from runtime.progress import Loading
@@ -49,88 +47,8 @@ ONE_HOST, SEVERAL_HOSTS = "one host", "several hosts"
 """What is told as `begun`: where a run's processes may be."""
 OWN = "own"
 """The key under which a run tells how many of the first orders are its own."""
-MARKS = 2
-"""Marks of one stream that may be under way: a state's and the end's."""
 LOST = PeerLost.__name__
 """The kind of reason that says who was lost."""
-
-
-class Ends(NamedTuple):
-    """A process's connections in one generation.
-
-    Attributes:
-        senders: its worker's, by peer.
-        group: those who share its passes.
-        close: closes everything.
-        clocks: by peer, seconds to be added to a moment of its clock, to have it by this process's.
-        abort: breaks everything at once: whoever waits there, in any thread, goes on with a failure.
-    """
-
-    senders: dict[int, Sender]
-    group: Group
-    close: Callable[[], None]
-    clocks: Callable[[], dict[int, float]] = dict
-    abort: Callable[[], None] = lambda: None
-
-
-class Network(Protocol):
-    """Makes a process's connections."""
-
-    def __call__(self, number: int, plan: Plan, index: int, inbox: Inbox, device: torch.device) -> Ends:
-        """Those of a member of the plan in generation `number`, whose inbox this is; messages live on `device`."""
-        ...
-
-
-def credits(plan: Plan, config: Config) -> int:
-    """Messages a channel may hold: as many as there can be, so that no worker waits for another to take them in."""
-    return plan.credits(most_streams(config), MARKS)
-
-
-def over_network(config: Config, store: dist.Store) -> Network:
-    """Connections of processes that meet on `store`, on a connection with it of their own: who waits there for a peer
-    keeps nobody else from it."""
-    patience, transport = config.launcher.timeout_s, config.launcher.transport
-
-    def connect(number: int, plan: Plan, index: int, inbox: Inbox, device: torch.device) -> Ends:
-        worker = plan.members[index].worker
-        # Channels are the worker's; who only shares its passes has none.
-        mine = [pair for pair in plan.channels if worker in pair and plan.members[index].leads]
-        place = dist.PrefixStore(f"generation{number}", store.clone())
-        group = join_group(plan, index, place, device, inbox, patience, transport)
-        peers = {f"{a:04d}-{b:04d}": (b if a == worker else a) for a, b in mine}
-        expected = {f"{a:04d}-{b:04d}": size for (a, b), size in bodies(plan).items() if (a, b) in mine}
-        senders, receivers = {}, []
-        for name, link in connect_all(
-            place, worker, peers, device, patience, expected, transport=of_channels(plan, transport)
-        ).items():
-            if int(name[:4]) == worker:
-                check = group.exchange.check if group.exchange else None
-                senders[link.peer] = link.sender(inbox, credits(plan, config), check=check)
-            else:
-                receivers.append(link.receiver(inbox))
-        ends = (*senders.values(), *receivers)
-
-        def close() -> None:
-            failure = None
-            for end in (group, *ends):
-                try:
-                    end.close()
-                except ChannelError as error:
-                    failure = failure or error
-            if failure is not None:
-                raise failure
-
-        def clocks() -> dict[int, float]:
-            return {end.peer: end.offset for end in ends}
-
-        def abort() -> None:
-            group.cut()
-            for end in ends:
-                end.cut()
-
-        return Ends(senders, group, close, clocks, abort)
-
-    return connect
 
 
 def run_worker(
@@ -198,13 +116,17 @@ def _reason(error: Exception, where: str) -> Reason:
 
 
 def share_folder(board: Board, config: Config) -> None:
-    """Refuse an output folder that not all processes of a run see, the launcher (who has made it) included.
+    """Refuse an output folder that not all processes of a run see, the launcher (who has made it) included; and a
+    folder of cuts, which whoever goes on with a stream has to read, wherever it runs.
 
     Raises:
         UserError: a process is on a host that does not share it.
     """
     members = range(DRIVER, board.workers)
-    require_shared(board, Path(config.output_dir), members, board.index == DRIVER, config.launcher.timeout_s)
+    launcher, makes = config.launcher, board.index == DRIVER
+    require_shared(board, Path(config.output_dir), members, makes, launcher.timeout_s)
+    if launcher.in_place:
+        require_shared(board, Path(board.told(CUTS)), members, makes, launcher.timeout_s, "launcher.cuts")
 
 
 def _closed(ends: Ends) -> None:

@@ -202,7 +202,8 @@ class Stream:
         keep, stream, saver = self._keep, self._index, self._saver
         if not (keep and keep.due(chunk, stopped)) or self._saved == chunk:
             return
-        self._saved, memory = chunk, self._memory
+        self._saved = self._output.due = chunk
+        memory = self._memory
 
         def then(made: bool) -> None:
             self._whole = chunk if made else self._whole

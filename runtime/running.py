@@ -34,8 +34,9 @@ from runtime.supervisor import NoRoom, Supervisor, Unrecovered
 
 LOADING_POLL_S, POLL_S = 0.05, 0.2
 """How often workers are looked after, before streams go and then; a launcher may know sooner."""
-SETTLE_S = 0.5
-"""How long after a process has gone its report may still come."""
+SETTLE_S, SHORTLY_S = 0.5, 0.05
+"""How long after a process has gone its report may still come; and where streams wait for another in its place: they
+cost more than a report."""
 GRACE_S = 10.0
 """How long the survivors of a failure may take to finish their files."""
 STOPPED = "Stopped"
@@ -455,7 +456,8 @@ class Running(ABC):
     def _settled(self, index: int) -> bool:
         """Whether a process has been gone for long enough: what it told last is on its way on another connection."""
         now = time.monotonic()
-        return now - self._gone_since.setdefault(index, now) >= SETTLE_S
+        settled = SHORTLY_S if self.supervisor is not None and self._begun else SETTLE_S
+        return now - self._gone_since.setdefault(index, now) >= settled
 
     def _go_on(self) -> None:
         interrupted = self.board.told(INTERRUPT)

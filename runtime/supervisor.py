@@ -38,6 +38,8 @@ CUT_S = 5.0
 """Longest wait for the cut of a planned change: without it more is made again."""
 NO_CUT = {"chunk": 0}
 """Where a stream goes on that has no whole cut."""
+SEEN_S = 10.0
+"""Longest wait for streams to be seen to go on."""
 RECORDS = 256
 """Generations that are told of in a report: the latest."""
 
@@ -218,6 +220,10 @@ class Supervisor:
                 raise
             finally:
                 wanted.done.set()
+            # Who was lost while others loaded for it was seen there, and is lost to the streams all the same.
+            if not self._over and (missing := [p for p in run.generation.processes if p not in run.left]):
+                names = ", ".join(run.name(process) for process in missing)
+                self._again(f"{names} was lost while another plan was prepared", run.config.plan, began)
 
     @property
     def _over(self) -> bool:
@@ -246,7 +252,7 @@ class Supervisor:
             elif self._missed_at is None and told["generation"] == self._run.generation.number:
                 self._missed_at = self._clock()
                 log.warning("process %d: %s", told["process"], told["line"])
-        if self._open is not None and {order.stream for order in self._run.pipeline.streams} <= self._resumed:
+        if self._open is not None and self._go_on:
             now, record = self._clock(), self._open
             self._open = None
             record["replay_s"] = round(now - record.pop("ready"), 3)
@@ -254,6 +260,12 @@ class Supervisor:
             log.warning("generation %d: streams go on after %.2f s", record["number"], record["frozen_s"])
             self._run.pipeline.told({"frozen": False} | record | self._faster())
             self.start_spares()
+
+    @property
+    def _go_on(self) -> bool:
+        """Whether all streams have been seen to go on. One that waits for its source may never be."""
+        seen = {order.stream for order in self._run.pipeline.streams} <= self._resumed
+        return seen or self._clock() - self._open["ready"] > SEEN_S
 
     def _faster(self) -> dict[str, Any]:
         """How fast the plan is, of the one that the run began with, and what its workers have for streams."""
@@ -352,7 +364,7 @@ class Supervisor:
                 log.warning("%s, before generation %d stood", lost, number)
                 why, seats, young = f"{why}; {lost}", None, young + lost.young
                 if lost.no_room or (young >= YOUNG and self._have):
-                    settings, young = self._fewer(), 0
+                    settings, young = self._fewer(why), 0
 
     @property
     def _have(self) -> list[int]:
@@ -360,7 +372,7 @@ class Supervisor:
         run = self._run
         return [p for p in (*run.generation.processes, *self.spares) if p in run.left]
 
-    def _fewer(self) -> PlanConfig:
+    def _fewer(self, why: str) -> PlanConfig:
         """The best plan for the processes that are left, since there is no room for another.
 
         Raises:
@@ -370,7 +382,8 @@ class Supervisor:
         left = self._have
         found = self.plans.fewer(run.config, len(left), len(run.pipeline.streams)) if left else None
         if found is None:
-            raise Unrecovered(f"no plan fits on the {len(left)} processes that are left, and no other can be started")
+            rule = f"no plan fits on the {len(left)} processes that are left, and no other can be started"
+            raise Unrecovered(f"{why}; {rule}")
         log.warning("no other process can be started: the streams go on by plan=%s on %d", found.config.name, len(left))
         return found.config
 

@@ -1,7 +1,7 @@
 """A device that computes nothing: stages hold their worker for a given time and emit messages of the right size.
 
 Everything around them stays real, so orchestration can be measured with more workers than there are devices. No weights
-are read and no banks allocated; what travels has the model's own shapes and dtype, and means nothing.
+are read, and banks are only memory that cuts copy, where that is asked for; what travels has the model's own shapes and dtype, and means nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from conf.schema import EmulatedConfig, ModelConfig
 from stages.codec.base import CodecState
+from stages.denoise.bank import Bank, Layout
 from stages.denoise.denoiser import StreamBanks
 from stages.denoise.sampler import Sampler
 from stages.denoise.schedule import schedule_of
@@ -93,7 +94,8 @@ class EmulatedNetwork:
 
 
 class EmulatedDenoiser:
-    """A block range with the face of `stages.denoise.denoiser.Denoiser`. Streams hold no memory here.
+    """A block range with the face of `stages.denoise.denoiser.Denoiser`. Streams hold no memory here, unless banks are
+    given a size.
 
     Args:
         device: what is held.
@@ -123,8 +125,31 @@ class EmulatedDenoiser:
         return self.model.rule.level(step)
 
     def open(self, levels: Iterable[int] | None = None, parts: int | None = None) -> StreamBanks:
-        """Banks that hold nothing; `levels` None: all."""
-        return StreamBanks(dict.fromkeys(range(self.model.levels) if levels is None else levels))
+        """Banks that hold nothing, or bytes of no meaning; `levels` None: all."""
+        levels = range(self.model.levels) if levels is None else levels
+        size = self.device.config.bank_bytes
+        if size is None:
+            return StreamBanks(dict.fromkeys(levels))
+        found = {level: self._bank(size // (parts or self.share.parts)) for level in levels}
+        self.stream_bytes = sum(bank.nbytes for bank in found.values())
+        return StreamBanks(found)
+
+    def _bank(self, size: int) -> Bank:
+        """A bank of a size for the whole network, of which these layers have their share: as many slots as a real one
+        has, and in each the bytes that this gives."""
+        layout = Layout.of(self.model, 1)
+        entries = Bank.bytes_needed(layout, self.model.network.layers, 1, 1, torch.uint8)
+        bank = Bank(layout, self.layers, 1, max(1, size // entries), torch.uint8, torch.device("cpu"))
+        for held in (bank.keys, bank.values, bank.raw):
+            for tensor in held.values():
+                tensor.fill_(1)  # memory that nobody has written is one page, and copied too fast
+        return bank
+
+    def _writing(self, stream: StreamBanks | None, chunk: int) -> None:
+        """A chunk's slots are written by the pass."""
+        for bank in () if stream is None else stream.banks.values():
+            if bank is not None:
+                bank.writing(range(chunk * self.model.chunk_frames, (chunk + 1) * self.model.chunk_frames))
 
     def set_states(self, stream: StreamBanks, epoch: Given) -> None:
         """A prompt changes nothing here."""
@@ -136,11 +161,13 @@ class EmulatedDenoiser:
 
     def step(self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor:
         """Take as long as a step; returns what the next block, or the sampler, takes in."""
+        self._writing(stream, chunk)
         self._hold(self._step_s, chunk, f"step{step} {self.layers.start}")
         return self._output(self.model.chunk_frames)
 
     def commit(self, stream: StreamBanks, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor:
         """Take as long as a commit; returns what the next block takes in."""
+        self._writing(stream, chunk)
         self._hold(self._commit_s, chunk, f"commit {self.layers.start}")
         return self._output(self.model.chunk_frames)
 

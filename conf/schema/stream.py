@@ -266,11 +266,14 @@ class EmulatedConfig:
     """Of a chunk's latents as they travel; null: what the model's geometry and dtype give."""
     hidden_bytes: int | None = None
     """Of hidden states between blocks; null likewise."""
+    bank_bytes: int | None = None
+    """Of a stream's bank at one level, of the whole network; null: none. Passes write nothing in it, but cuts copy what
+    they would have written."""
 
     def __post_init__(self):
         for name in ("step_s", "commit_s", "prefill_s", "encode_s", "decode_s", "post_s", "output_s", "jitter"):
             not_negative(f"device.emulated.{name}", getattr(self, name))
-        for name in ("latent_bytes", "hidden_bytes"):
+        for name in ("latent_bytes", "hidden_bytes", "bank_bytes"):
             positive(f"device.emulated.{name}", getattr(self, name))
         for value in self.layers_s or []:
             not_negative("device.emulated.layers_s", value)
@@ -386,7 +389,7 @@ class LauncherConfig:
     spares: int = 0
     """Processes that have loaded what any worker may need, and take a lost one's place at once."""
     cuts: str = "/dev/shm"
-    """A folder in the memory of every host, for cuts."""
+    """A folder in memory, for cuts; of several hosts one that all of them see."""
     silent_s: float = 5.0
     """After which a process that says nothing is lost, where workers are recovered."""
 

@@ -92,3 +92,14 @@ def test_wrong_times_are_refused():
         EmulatedConfig(speeds=[0])
     with pytest.raises(UserError, match="layers_s has 2 values: the model has 6 layers"):
         denoiser(range(6), layers_s=[1, 2])
+
+
+def test_banks_of_a_size_are_memory_whose_written_slots_a_cut_copies(held):
+    found = denoiser(range(2, 4), bank_bytes=6_000_000)
+    streams = found.open()
+    assert found.stream_bytes == pytest.approx(2e6 * len(streams.banks), rel=0.01)
+    found.step(streams.view(1, None), 1, 0, torch.zeros(1), {})
+    assert len(streams.banks[1].dirty) == found.model.chunk_frames
+    assert not streams.banks[0].dirty
+    streams.clear()
+    assert not streams.banks[1].written
