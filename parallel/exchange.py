@@ -14,6 +14,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from torch import Tensor
 import devices
 from devices import Mark
 from parallel.channels import ChannelError
+from parallel.ends import CUT
 from parallel.failures import why
 from parallel.transport import Place, by_nccl, gloo, nccl, told_places
 
@@ -109,11 +111,10 @@ class GroupExchange(Exchange):
     ):
         super().__init__(worker, rank, size)
         self._device, self._timeout_s = devices.of(device), timeout_s
-        self._lock, self._inside = threading.Lock(), False
         try:
             # It pays always: every layer of a pass waits for two exchanges.
             self._nccl = by_nccl(transport, told_places(store, rank, size, Place.of(self._device)), math.inf)
-            self._group: dist.Backend | None = self._connect(store, timedelta(seconds=timeout_s))
+            self._group = self._connect(store, timedelta(seconds=timeout_s))
         except RuntimeError as error:
             raise self._failure(error) from error
 
@@ -158,10 +159,10 @@ class GroupExchange(Exchange):
         if self._nccl:
             self._group.abort()
             return
-        # Nothing but the end of a connection frees who waits in gloo: a member that does not wait ends its own.
-        with self._lock:
-            if not self._inside:
-                self._group = None
+        # gloo's abort() wakes nobody, but a wait that runs out of time closes a pair, and whatever waits on it.
+        for other in set(range(self.size)) - {self.rank}:
+            with suppress(RuntimeError):
+                self._group.recv([torch.empty(1)], other, CUT).wait(timedelta(milliseconds=1))
 
     def _broken(self) -> bool:
         return self._nccl and self._group.get_error().name != "SUCCESS"
@@ -190,21 +191,12 @@ class GroupExchange(Exchange):
         return came.to(self._device.torch, non_blocking=True)
 
     def _do(self, begin: Callable[[], dist.Work]) -> None:
-        with self._lock:
-            if self._failed:
-                raise self._failure(RuntimeError("it was cut off"))
-            self._inside = True
         try:
             begin().wait()
         except torch.AcceleratorError:
             raise  # this process's own device, and nobody else's end
         except RuntimeError as error:
             raise self._failure(error) from error
-        finally:
-            with self._lock:
-                self._inside = False
-                if self._failed and not self._nccl:
-                    self._group = None
 
     def _failure(self, error: Exception) -> ChannelError:
         return ChannelError(self.worker, f"among its {self.size} processes: {why(error, self._timeout_s)}")

@@ -196,7 +196,13 @@ class Running(ABC):
     def start(self, begin: Callable[[], None] = lambda: None) -> Running:
         """Start the workers; `begin` makes the output folder, once all have loaded, in another thread."""
         self._begin = begin
-        self._launch()
+        try:
+            self._launch()
+        except BaseException:
+            self._end()
+            self._release()
+            self._forget_cuts()
+            raise
         self._watching.start()
         return self
 
