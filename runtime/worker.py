@@ -28,7 +28,7 @@ from parallel.schedule import Schedule
 from runtime.block import Block
 from runtime.board import Abandoned, Board, PeerLost
 from runtime.cells import Cells
-from runtime.generations import Generation, Superseded
+from runtime.generations import Generation
 from runtime.guard import Guard
 from runtime.head import Entry, Head, Opened
 from runtime.messages import WHOLE, Messages
@@ -132,7 +132,8 @@ class Worker:
         except ChannelError as error:
             keeps = self.config.launcher.in_place
             raise self._lost(error) from error
-        except (Superseded, PeerLost):
+        except BaseException:
+            # Its own failure is no end of its streams either: others go on with them.
             keeps = self.config.launcher.in_place
             raise
         finally:
