@@ -7,6 +7,10 @@
     --launchers ray    only these
     --only 3,8,watched only these streams
     --quick            two losses of each, and shorter runs
+    --seconds 20       of every run of --cost, of which there are
+    --rounds 3         of each kind
+
+What is only a part of that is recorded under a name of its own (`recover-part.json`).
 
 Every stream is to end as an undisturbed run over the same recorded inputs does: the same latents, the same pictures,
 once each, in its file and at its viewer; and nothing is to be left behind.
@@ -42,6 +46,8 @@ from benchmarks.recovering import Case
 LAUNCHERS = ("local", "ray")
 FROZEN_S = {True: 1.5, False: 6.0}
 """Median of the time that streams stand still, with a spare and without."""
+SECONDS, ROUNDS = 20.0, 3
+"""Of every run that is measured for cost, and runs of each kind."""
 CHANGE_S, AGAIN_TIMES = 1.0, 20
 PARTS = ("detect_s", "load_s", "connect_s", "replay_s")
 
@@ -82,8 +88,8 @@ def streams(launchers: Iterable[str], only: set[str], quick: bool, folder: Path)
         for number, case in enumerate(chosen):
             if only and str(number) not in only and not (case is NODES and "nodes" in only):
                 continue
-            short = case if not quick else replace(case, losses=case.losses[:2])
-            found[case.name] = one(short, folder / f"{launcher}{number}", recorded) | {"spares": case.spares}
+            shorter = case if not quick else replace(case, losses=case.losses[:2])
+            found[case.name] = one(shorter, folder / f"{launcher}{number}", recorded) | {"spares": case.spares}
         for index in range(len(WATCHED)):
             if only and "watched" not in only:
                 continue
@@ -220,7 +226,8 @@ def main_cost(given: argparse.Namespace, folder: Path) -> bool:
 
 def finished(given: argparse.Namespace, theme: str, configuration: dict[str, Any], measured: dict[str, Any]) -> bool:
     """Record; a part of the bench stands beside the whole of it."""
-    part = given.quick or given.only or (theme == "recover" and given.launchers != ",".join(LAUNCHERS))
+    short = given.seconds < SECONDS or given.rounds < ROUNDS
+    part = given.quick or given.only or short or (theme == "recover" and given.launchers != ",".join(LAUNCHERS))
     command = " ".join(["python -m benchmarks.recover", *given.words])
     record(f"{theme}-part" if part else theme, command, configuration, measured)
     return all(one["passed"] for one in measured.values() if isinstance(one, dict) and "passed" in one)
@@ -240,8 +247,8 @@ def main() -> bool:
         parser.add_argument(f"--{way}", action="store_true")
     parser.add_argument("--launchers", default=",".join(LAUNCHERS))
     parser.add_argument("--only")
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args()
     given.words = sys.argv[1:]
     way = next((name for name in ("plans", "again", "cost") if getattr(given, name)), "losses")
