@@ -186,6 +186,8 @@ class GroupSender(_End, Sender):
         try:
             with self._sending:
                 self._begin(header, message, computed)
+        except torch.AcceleratorError:
+            raise  # this process's own device, and not the peer's end
         except RuntimeError as error:
             raise ChannelError(self.peer, f"channel {self._link.name}: {why(error, self._link.timeout_s)}") from error
 

@@ -19,7 +19,7 @@ from runtime.pulse import key
 from tests.helpers import config_of
 from tests.launch.started import start as started
 
-PATIENT_S = 60.0
+PATIENT_S = 120.0
 MODEL = ("model=nano", "device=cpu", "stream.prompt=hello")
 
 
