@@ -8,8 +8,8 @@
     --only 3,8,watched only these streams
     --quick            two losses of each, and shorter runs
 
-Every stream is to end as an undisturbed run over the same recorded inputs does: the same latents, the same pictures once
-each, in its file and at its viewer; and nothing is to be left behind.
+Every stream is to end as an undisturbed run over the same recorded inputs does: the same latents, the same pictures,
+once each, in its file and at its viewer; and nothing is to be left behind.
 """
 
 from __future__ import annotations

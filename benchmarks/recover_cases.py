@@ -36,7 +36,7 @@ RECORDING = {
 }  # fmt: skip
 """What drives the stream whose inputs are recorded."""
 RECORDING["clean"] = RECORDING["nano"]
-CHUNKS = {"nano": 200, "clean": 160, "avatar": 120, "world": 120}
+CHUNKS = {"nano": 600, "clean": 400, "avatar": 160, "world": 160}
 LIVE = {
     "avatar": ("sound", ("a happy person", "a sad person", "an angry person")),
     "world": ("actions", ("a maze by day", "a maze by night")),
@@ -61,7 +61,7 @@ ROWS = (
     ("nano", "timestep", 0, tuple(f"{one}, save" for one in EACH), False),
     ("nano", "grid", 1, ("kill any, save", "raise any, save", "kill output, save", "kill two, save"), False),
     ("nano", "timestep", 0, tuple(f"{one}, loading" for one in EACH), False),
-    ("nano", "timestep", 1, ("kill any, change", "raise any, change", "kill encode, prepare", "kill output, change"), False),
+    ("nano", "timestep", 1, ("kill any, change", "raise any, change", "kill any, prepare", "kill two, change"), False),
     ("clean", "timestep", 0, EACH, False),
     ("clean", "timestep", 1, RAISED, False),
     ("clean", "layers", 1, ("kill encode", "raise encode", "kill output", "stop output"), False),

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def _checked(
     wrong += [f"after {one['loss']} nothing more was seen" for one in found if one["frozen_s"] is None]
     numbers = [chunk.chunk for _, chunk in viewer.told]
     if numbers != list(range(len(numbers))):
-        odd = [(a, b) for a, b in zip(numbers, numbers[1:], strict=False) if b != a + 1]
+        odd = [(a, b) for a, b in pairwise(numbers) if b != a + 1]
         wrong.append(f"chunks that do not follow each other: {odd[:5]}, first {numbers[:1]}")
     pictures = times(viewer.file) if viewer.told else []
     told = sum(chunk.frames for _, chunk in viewer.told)

@@ -164,6 +164,14 @@ class Stream:
         elif index < count:
             goal = self.case.chunks * (index + 1) // (count + 2)
             self.until(lambda: self.chunks >= goal, ENDED_S)
+            # A spare that took a place is followed by another, if the stream lasts so long.
+            latest = self.case.chunks * (index + 2) // (count + 2) - 5
+            self.until(lambda: self._spares_are_there or self.chunks >= latest, ENDED_S)
+
+    @property
+    def _spares_are_there(self) -> bool:
+        spares = list(self.run.supervisor.spares)
+        return len(spares) >= self.case.spares and all(self.run.told(f"loaded/{process}") for process in spares)
 
     def _lose(self, loss: Loss) -> dict[str, Any]:
         """A loss, from which streams go on."""
@@ -180,7 +188,7 @@ class Stream:
     def _again(self, began: float) -> None:
         """Another loss, at some moment of the change."""
         self.until(lambda: self.told.after(began, True), RECOVERED_S)
-        time.sleep(self.draw.uniform(0.0, 4.0))
+        time.sleep(self.draw.uniform(0.0, 2.5))
         there = sorted(process for process in self.run.left if losses.pid(self.run, process) is not None)
         if there:
             losses.send(self.run, [self.draw.choice(there)], "kill")
@@ -206,7 +214,9 @@ class Stream:
             if self.run.over:
                 self.run.wait(1)  # raises what it ended of
             reason = self.run.pipeline.report(0, 5).get("error") if self.ended else None
-            raise Unrecovered(reason["line"] if reason else f"streams did not go on within {RECOVERED_S:g} s")
+            unseen = "the stream ended as if nothing had happened"
+            silent = f"streams did not go on within {RECOVERED_S:g} s"
+            raise Unrecovered(reason["line"] if reason else unseen if self.ended else silent)
         return stood
 
     def _figures(self, began: float, stood: tuple[float, dict[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from torch import Tensor
 import devices
 from devices import Mark
 from parallel.channels import ChannelError
+from parallel.ends import CUT
 from parallel.failures import why
 from parallel.transport import Place, by_nccl, gloo, nccl, told_places
 
@@ -155,7 +157,12 @@ class GroupExchange(Exchange):
 
     def _abort(self) -> None:
         if self._nccl:
-            self._group.abort()  # gloo finds a closed connection by itself, and waits no longer than its timeout
+            self._group.abort()
+            return
+        # gloo's abort() wakes nobody, but a wait that runs out of time closes a pair, and whatever waits on it.
+        for other in set(range(self.size)) - {self.rank}:
+            with suppress(RuntimeError):
+                self._group.recv([torch.empty(1)], other, CUT).wait(timedelta(milliseconds=1))
 
     def _broken(self) -> bool:
         return self._nccl and self._group.get_error().name != "SUCCESS"

@@ -172,20 +172,29 @@ class Output:
         content = {"frames": self.timeline.frames, "video": video, "decodes": self.decodes, "versions": versions()}
 
         def saved(good: bool) -> None:
-            with self._changed:
-                self._saved = chunk if good and mark.disk else self._saved
-                self._saving.discard(chunk)
-                self._changed.notify_all()
-            then(whole.made)
+            then(whole.made)  # first: who waits for it may end this worker
+            self._saved = chunk if good and mark.disk else self._saved
+            self.given_up(chunk)
 
         whole = Whole(stream, chunk, self.keep, parts, {}, content, saved, cut=folder, disk=mark.disk)
         saver.take(stream, chunk, OUTPUT, tensors, counters, mark)
         self._settle()  # of an earlier one: what comes before this cut is on disk with it
         self._cut = whole.ready
-        self._saving.add(chunk)
+        self.awaits(chunk)
         if not self.outputs.cut():
             self._settle()
         saver.complete(whole)
+
+    def awaits(self, chunk: int) -> None:
+        """The cut before a chunk is waited for."""
+        with self._changed:
+            self._saving.add(chunk)
+
+    def given_up(self, chunk: int) -> None:
+        """It is waited for no more."""
+        with self._changed:
+            self._saving.discard(chunk)
+            self._changed.notify_all()
 
     def _settle(self) -> None:
         """The video is on disk up to the cut. Who goes on from it shows nothing before it: that must have left."""

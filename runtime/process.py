@@ -19,7 +19,7 @@ import devices
 from conf.schema import Config
 from parallel.channels import ChannelError, Inbox
 from parallel.plan import Plan
-from parallel.transport import NCCL, Place, refuse
+from parallel.transport import NCCL
 from runtime import cuts
 from runtime.block import Block
 from runtime.board import DRIVER, Abandoned, Board, OrderReader, PeerLost
@@ -27,7 +27,7 @@ from runtime.folder import require_shared
 from runtime.generations import Generation, Superseded
 from runtime.group import run_follower
 from runtime.loading import load_parts, load_spare
-from runtime.network import Ends, Network
+from runtime.network import Ends, Network, agree
 from runtime.orders import Halt, Open, Order, Prepare
 from runtime.parts import Parts
 from runtime.progress import Loading
@@ -177,7 +177,8 @@ class Process:
             Abandoned: the run is given up.
             PeerLost: a peer is gone, and workers are not recovered.
         """
-        self._agree()
+        if self.config.launcher.transport == NCCL and not self.generation.number and self.index is not None:
+            agree(self.plan, self.process, self.board, self._chosen(), self.config.launcher.timeout_s)
         self._load()
         self._meet()
         with ExitStack() as held:
@@ -196,22 +197,6 @@ class Process:
         return report
 
     # -- before the first generation ----------------------------------------------------------------------------------
-
-    def _agree(self) -> None:
-        """Find out before anything loads whether tensors can go as they are asked to.
-
-        Raises:
-            UserError: two processes cannot exchange them by NCCL, and that was asked for.
-        """
-        if self.config.launcher.transport != NCCL or self.generation.number or self.index is None:
-            return
-        own = devices.of(self._chosen())
-        self.board.tell(f"place/{self.process}", Place.of(own))
-        places = []
-        for process in range(self.plan.processes):
-            self.board.wait(f"place/{process}", self.config.launcher.timeout_s)
-            places.append(Place(*self.board.told(f"place/{process}")))
-        refuse(self.plan, places)
 
     def _chosen(self) -> torch.device:
         return devices.choose(self.config.device.kind) if self.device is None else self.device

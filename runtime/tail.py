@@ -236,7 +236,13 @@ class Tail:
             output.save(self.saver, stream, chunk, awaited, mark, then)
         except Exception as error:
             awaited.discard(OUTPUT)
-            whole = Whole(stream, chunk, keep, awaited, {}, {}, then, failure=str(error), disk=mark.disk)
+            output.awaits(chunk)
+
+            def dropped(whole: bool) -> None:
+                then(whole)
+                output.given_up(chunk)
+
+            whole = Whole(stream, chunk, keep, awaited, {}, {}, dropped, failure=str(error), disk=mark.disk)
             whole.ready.set()
             self.saver.complete(whole)
             if not isinstance(error, OSError):

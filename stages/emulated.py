@@ -1,7 +1,8 @@
 """A device that computes nothing: stages hold their worker for a given time and emit messages of the right size.
 
 Everything around them stays real, so orchestration can be measured with more workers than there are devices. No weights
-are read, and banks are only memory that cuts copy, where that is asked for; what travels has the model's own shapes and dtype, and means nothing.
+are read, and banks are only memory that cuts copy, where that is asked for; what travels has the model's own shapes and
+dtype, and means nothing.
 """
 
 from __future__ import annotations

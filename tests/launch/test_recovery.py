@@ -1,4 +1,4 @@
-"""Workers that are lost, and streams that go on: in one run all that may happen, and one that nobody is left to save."""
+"""Workers that are lost, and streams that go on: all that may happen in one run, and one that nobody is left for."""
 
 from __future__ import annotations
 
