@@ -8,12 +8,14 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.distributed as dist
 
+import devices
 from conf.schema import Config
 from parallel.channels import ChannelError, Inbox, Sender
 from parallel.p2p import connect_all
 from parallel.plan import Plan
-from parallel.transport import bodies, of_channels
+from parallel.transport import Place, bodies, of_channels, refuse
 from runtime.admission import most_streams
+from runtime.board import Board
 from runtime.group import Group, join_group
 
 MARKS = 2
@@ -96,3 +98,17 @@ def over_network(config: Config, store: dist.Store) -> Network:
         return Ends(senders, group, close, clocks, abort)
 
     return connect
+
+
+def agree(plan: Plan, process: int, board: Board, device: torch.device, timeout_s: float) -> None:
+    """Find out before anything loads whether tensors can go from card to card, as they are asked to.
+
+    Raises:
+        UserError: two processes cannot exchange them by NCCL.
+    """
+    board.tell(f"place/{process}", Place.of(devices.of(device)))
+    places = []
+    for other in range(plan.processes):
+        board.wait(f"place/{other}", timeout_s)
+        places.append(Place(*board.told(f"place/{other}")))
+    refuse(plan, places)

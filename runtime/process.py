@@ -19,7 +19,7 @@ import devices
 from conf.schema import Config
 from parallel.channels import ChannelError, Inbox
 from parallel.plan import Plan
-from parallel.transport import NCCL, Place, refuse
+from parallel.transport import NCCL
 from runtime import cuts
 from runtime.block import Block
 from runtime.board import DRIVER, Abandoned, Board, OrderReader, PeerLost
@@ -27,7 +27,7 @@ from runtime.folder import require_shared
 from runtime.generations import Generation, Superseded
 from runtime.group import run_follower
 from runtime.loading import load_parts, load_spare
-from runtime.network import Ends, Network
+from runtime.network import Ends, Network, agree
 from runtime.orders import Halt, Open, Order, Prepare
 from runtime.parts import Parts
 from runtime.progress import Loading
@@ -63,6 +63,7 @@ def run_worker(
     inbox: Inbox | None = None,
     node: int | str = 0,
     first: Callable[[], None] = lambda: None,
+    plan: Plan | None = None,
 ) -> None:
     """Be a process of a run until the pipeline is closed and every stream has ended; says on the board how it went:
     `left/PROCESS` is this process's part of the report, or False, and `failed` what failed first in the run. Where
@@ -80,6 +81,7 @@ def run_worker(
         inbox: of this worker in the first generation; None: a new one.
         node: the machine that this is, for the report.
         first: called before anything is loaded; what it raises is this process's failure.
+        plan: of the first generation, made already; None: its settings say it.
 
     Raises:
         Abandoned: another process failed before this one did.
@@ -88,7 +90,8 @@ def run_worker(
     left, launcher = False, config.launcher
     pulse = Pulse(board, launcher.timeout_s, beat_s(launcher))
     pulse.start()
-    one = Process(generation, process, config, board, folder, network, pulse, device, stdin, inbox)
+    plan = plan or generation.of(config)[1]
+    one = Process(generation, plan, process, config, board, folder, network, pulse, device, stdin, inbox)
     try:
         first()
         left = one.run() | {"node": node}
@@ -145,6 +148,7 @@ class Process:
     def __init__(
         self,
         generation: Generation,
+        plan: Plan,
         process: int,
         config: Config,
         board: Board,
@@ -166,7 +170,7 @@ class Process:
         self._prepared: tuple[Prepare, Parts] | None = None
         self._trace: Trace | None = None
         self._orders = OrderReader(board, self.inbox, generation.number, self._heard)
-        config, self.plan = generation.of(config)
+        self.plan = plan
         self.index = generation.index(process)
         self.name = "spare" if self.index is None else str(self.plan.members[self.index])
 
@@ -177,7 +181,8 @@ class Process:
             Abandoned: the run is given up.
             PeerLost: a peer is gone, and workers are not recovered.
         """
-        self._agree()
+        if self.config.launcher.transport == NCCL and not self.generation.number and self.index is not None:
+            agree(self.plan, self.process, self.board, self._chosen(), self.config.launcher.timeout_s)
         self._load()
         self._meet()
         with ExitStack() as held:
@@ -196,22 +201,6 @@ class Process:
         return report
 
     # -- before the first generation ----------------------------------------------------------------------------------
-
-    def _agree(self) -> None:
-        """Find out before anything loads whether tensors can go as they are asked to.
-
-        Raises:
-            UserError: two processes cannot exchange them by NCCL, and that was asked for.
-        """
-        if self.config.launcher.transport != NCCL or self.generation.number or self.index is None:
-            return
-        own = devices.of(self._chosen())
-        self.board.tell(f"place/{self.process}", Place.of(own))
-        places = []
-        for process in range(self.plan.processes):
-            self.board.wait(f"place/{process}", self.config.launcher.timeout_s)
-            places.append(Place(*self.board.told(f"place/{process}")))
-        refuse(self.plan, places)
 
     def _chosen(self) -> torch.device:
         return devices.choose(self.config.device.kind) if self.device is None else self.device

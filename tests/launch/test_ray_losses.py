@@ -21,13 +21,13 @@ BASE = (
 )  # fmt: skip
 
 
-def test_a_lost_actor_is_replaced_and_only_our_lines_say_so(tmp_path, nano, capfd):
+def test_a_lost_actor_is_replaced_and_only_our_lines_say_so(tmp_path, nano, capsys):
     oracle = nano(f"stream.chunks={CHUNKS}")
     with going(config_of(*BASE, f"output_dir={tmp_path}/run", "device=cpu")) as run:
         strike(run, 1)
         assert recovered(run)["workers"] == 2 and run.generation.processes == (0, 2)
         assert ended(run) == (oracle, CHUNKS)
-    out, err = capfd.readouterr()
+    out, err = capsys.readouterr()
     assert out == "" and "raylet" not in err and "ray::" not in err
 
 

@@ -33,6 +33,13 @@ class Works(Queue):
         self.device.mark().wait()
         self.device.current.queue = before
 
+    @contextmanager
+    def beside(self, *used: Tensor) -> Iterator[None]:
+        before, behind, self.device.current.queue = self.device.own(), self.device.mark(), self
+        self.device.follow(behind)
+        yield
+        self.device.current.queue = before
+
     def close(self) -> None:
         self.device.note("close")
 

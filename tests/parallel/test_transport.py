@@ -10,12 +10,12 @@ from torch.distributed import HashStore
 
 import devices
 from conf.errors import UserError
-from conf.schema import Config, LauncherConfig, PlanConfig
+from conf.schema import LauncherConfig, PlanConfig
 from parallel.builders import build
 from parallel.plan import Plan, Workload
 from parallel.transport import LARGE, Place, bodies, by_nccl, communicators, refuse, told_places
 from runtime.board import Board
-from runtime.process import Job
+from runtime.network import agree
 
 A, B, C = (Place(card, "2.27.5") for card in "ABC")
 PROCESSOR, OLDER, AMD, BARE = Place(), Place("D", "2.21.5"), Place("E", "RCCL 2.27.5"), Place("F")
@@ -110,11 +110,9 @@ def test_what_shares_passes_is_refused_on_one_card():
 
 def test_nccl_is_refused_before_anything_loads():
     two, store = plan("layers", workers=2), HashStore()
-    config = Config(launcher=LauncherConfig(transport="nccl"))
     store.set("place/0", '["A", "2.27.5"]')
-    job = Job(two, 1, config, Board(store, 1, 2), None, None, None, None)
     with pytest.raises(UserError, match="processes 0 and 1 compute on the processor, or one of them does"):
-        job.agree(torch.device("cpu"))
+        agree(two, 1, Board(store, 1, 2), torch.device("cpu"), 60.0)
 
 
 def test_other_words_for_a_transport_are_refused():

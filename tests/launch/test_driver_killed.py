@@ -1,0 +1,41 @@
+"""Whoever holds a run is killed: nothing of it is left, and what was saved is there."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import pytest
+
+from runtime import cuts
+from tests.helpers import thorough
+from tests.launch.started import start
+
+LIMIT_S = 60.0
+
+
+def until(test) -> None:
+    end = time.monotonic() + LIMIT_S
+    while not test():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("launcher", ["local", thorough("ray")])
+def test_workers_end_and_states_stay(tmp_path, job, launcher):
+    run, memory = tmp_path / "run", tmp_path / "memory"
+    memory.mkdir()
+    process = start(
+        launcher, 2, "model=nano", "plan=timestep", "device=cpu", "launcher.recover=exact", f"output_dir={run}",
+        "stream.chunks=100000", "stream.save_every_chunks=5", f"launcher.cuts={memory}",
+    )  # fmt: skip
+    until(lambda: list(run.glob("**/chunk.*/*")))
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    process.kill()
+    until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+    cuts.sweep(memory)  # as the next run does
+    assert not list(memory.iterdir())
+    state = max(run.glob("**/chunk.*"))
+    report = job("model=nano", f"resume={state}", f"stream.chunks={int(state.name.split('.')[1]) + 3}")
+    assert report["latents_sha256"] == job("model=nano", f"stream.chunks={report['chunks']}")["latents_sha256"]
