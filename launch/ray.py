@@ -323,6 +323,9 @@ class RayRun(Running):
             self.supervisor.start_spares()
 
     def _start(self, process: int, generation: Generation) -> None:
+        # An actor that has done its part stays, and has its seat: nothing would ever be placed there.
+        for gone in self._actors.keys() - self._left:
+            ray.kill(self._actors.pop(gone))
         seat, node = self._place(process, generation.index(process) is None)
         if seat is None:
             actor = self._room.another(WorkerActor, node)
