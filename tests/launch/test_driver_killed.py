@@ -31,11 +31,12 @@ def test_workers_end_and_states_stay(tmp_path, job, launcher):
     )  # fmt: skip
     until(lambda: list(run.glob("**/chunk.*/*")))
     family = psutil.Process(process.pid).children(recursive=True)
+    # Agents of Ray's own stay for a while.
+    family = [one for one in family if "Agent" not in " ".join(one.cmdline())]
     assert family
     process.kill()
     until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
-    cuts.sweep(memory)  # as the next run does
-    assert not list(memory.iterdir())
+    until(lambda: cuts.sweep(memory) or not list(memory.iterdir()))  # as the next run does
     state = max(run.glob("**/chunk.*"))
     report = job("model=nano", f"resume={state}", f"stream.chunks={int(state.name.split('.')[1]) + 3}")
     assert report["latents_sha256"] == job("model=nano", f"stream.chunks={report['chunks']}")["latents_sha256"]
