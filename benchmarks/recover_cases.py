@@ -43,7 +43,7 @@ LIVE = {
 }
 SAVING = ("stream.save_every_chunks=5",)
 SOON = ("launcher.silent_s=2",)
-TOGETHER = ({"workers": 3}, {"workers": 4})
+TOGETHER = ({"name": "timestep", "workers": 3}, {"name": "grid", "workers": 4})
 
 EACH = ("kill encode", "kill decode", "kill output", "kill step")
 RAISED = ("raise encode", "raise decode", "raise output", "raise step")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import select
 import socket
 import sys
 import threading
@@ -246,13 +247,29 @@ class Feed:
 
 
 def _feed(listener: socket.socket, stream: BinaryIO | None) -> None:
-    """What live sources read, to whoever connects: actors have no standard input of their own."""
+    """What live sources read, to whoever connects: actors have no standard input of their own. Who connects next has
+    taken the place of one that is lost."""
     with contextlib.suppress(OSError):  # the listener was closed: nobody needs it any more
         connection, _ = listener.accept()
         reading = descriptor(stream or sys.stdin.buffer)
-        with connection:
-            while block := os.read(reading, 65536):
-                connection.sendall(block)
+        while block := os.read(reading, 65536):
+            while not _sent(connection, block, listener):
+                connection.close()
+                connection, _ = listener.accept()
+        while True:
+            connection.close()  # this is the end, for all who come
+            connection, _ = listener.accept()
+
+
+def _sent(connection: socket.socket, block: bytes, listener: socket.socket) -> bool:
+    """Send, unless somebody else has come or nobody is there any more; returns whether that was done."""
+    if select.select([listener], [], [], 0)[0]:
+        return False
+    try:
+        connection.sendall(block)
+    except OSError:
+        return False
+    return True
 
 
 def launched(start: Start) -> Running:

@@ -193,6 +193,8 @@ class GroupExchange(Exchange):
     def _do(self, begin: Callable[[], dist.Work]) -> None:
         try:
             begin().wait()
+        except torch.AcceleratorError:
+            raise  # this process's own device, and nobody else's end
         except RuntimeError as error:
             raise self._failure(error) from error
 

@@ -119,6 +119,8 @@ class Group:
                     getattr(blocks[number], method)(*args)
             except ChannelError as error:
                 raise self._lost(error) from error
+            except torch.AcceleratorError:
+                raise  # the device does nothing more
             except Exception:
                 # What fails here fails on the leader, too, and ends the stream there. Where it does not, the exchange
                 # of this pass is never finished, and the leader tells that this process is silent.

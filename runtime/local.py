@@ -59,7 +59,7 @@ class LocalRun(Running):
         try:
             run_worker(
                 self.generation, index, self.config, board, self.folder, connect,
-                stdin=self.stdin, inbox=self._inboxes[index],
+                stdin=self.stdin, inbox=self._inboxes[index], plan=self.plan,
             )  # fmt: skip
         except Exception as error:
             self._errors[index] = error

@@ -64,6 +64,7 @@ def run_worker(
     inbox: Inbox | None = None,
     node: int | str = 0,
     first: Callable[[], None] = lambda: None,
+    plan: Plan | None = None,
 ) -> None:
     """Be a process of a run until the pipeline is closed and every stream has ended; says on the board how it went:
     `left/PROCESS` is this process's part of the report, or False, and `failed` what failed first in the run. Where
@@ -81,6 +82,7 @@ def run_worker(
         inbox: of this worker in the first generation; None: a new one.
         node: the machine that this is, for the report.
         first: called before anything is loaded; what it raises is this process's failure.
+        plan: of the first generation, made already; None: its settings say it.
 
     Raises:
         Abandoned: another process failed before this one did.
@@ -89,7 +91,8 @@ def run_worker(
     left, launcher = False, config.launcher
     pulse = Pulse(board, launcher.timeout_s, beat_s(launcher))
     pulse.start()
-    one = Process(generation, process, config, board, folder, network, pulse, device, stdin, inbox)
+    plan = plan or generation.of(config)[1]
+    one = Process(generation, plan, process, config, board, folder, network, pulse, device, stdin, inbox)
     try:
         first()
         left = one.run() | {"node": node}
@@ -148,6 +151,7 @@ class Process:
     def __init__(
         self,
         generation: Generation,
+        plan: Plan,
         process: int,
         config: Config,
         board: Board,
@@ -170,7 +174,7 @@ class Process:
         self._prepared: tuple[Prepare, Parts] | None = None
         self._trace: Trace | None = None
         self._orders = OrderReader(board, self.inbox, generation.number, self._heard)
-        config, self.plan = generation.of(config)
+        self.plan = plan
         self.index = generation.index(process)
         self.name = "spare" if self.index is None else str(self.plan.members[self.index])
 
