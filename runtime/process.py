@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import torch
 
 import devices
+from conf.errors import UserError
 from conf.schema import Config
 from parallel.channels import ChannelError, Inbox
 from parallel.plan import Plan
@@ -98,7 +99,8 @@ def run_worker(
     except Exception as error:
         reason = _reason(error, f"worker {one.name}, {pulse.look().at}")
         with suppress(RuntimeError):  # the store is gone: nobody else is there to have failed first
-            if launcher.in_place and board.told("begun") and not isinstance(error, Abandoned):
+            mistaken = isinstance(error, UserError) and not one.met and not generation.number
+            if launcher.in_place and board.told("begun") and not (mistaken or isinstance(error, Abandoned)):
                 board.tell(f"raised/{process}", reason.to_dict())
                 raise
             first = board.first("failed", {"process": process} | reason.to_dict())
@@ -143,6 +145,7 @@ class Process:
 
     Attributes:
         name: of the member of the plan that it is, or was.
+        met: whether all have loaded and see the same folders.
     """
 
     def __init__(
@@ -163,6 +166,7 @@ class Process:
         self.folder, self.network, self.pulse = folder, network, pulse
         self.device, self.stdin = device, stdin
         self.parts: Parts | None = None
+        self.met = False
         self.inbox = inbox or Inbox()
         self._turned = threading.Event()
         """Set when the generation is over."""
@@ -283,6 +287,7 @@ class Process:
         # What was loaded stays: the collector need not look at it again, in the middle of a chunk.
         gc.collect()
         gc.freeze()
+        self.met = True
 
     # -- a generation -------------------------------------------------------------------------------------------------
 
