@@ -26,7 +26,7 @@ from benchmarks.visitors import Person
 from serve import client
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "raise": RAISE}
-BETWEEN_S, SETTLED_S, RESUMED_S, BUSY_S = 8.0, 5.0, 60.0, 2.0
+BETWEEN_S, SETTLED_S, RESUMED_S = 10.0, 5.0, 60.0
 PLAN = ("plan=timestep", "plan.workers=3", "launcher.silent_s=2")
 
 
@@ -78,19 +78,15 @@ def workers(server: serving.Server) -> list[int]:
     return found
 
 
-def busy(server: serving.Server) -> list[int]:
-    """Those of them that work: a spare takes no time of a processor."""
-
-    def taken() -> dict[int, float]:
-        found = {}
-        for pid in workers(server):
-            with suppress(psutil.Error):
-                found[pid] = psutil.Process(pid).cpu_times().user
-        return found
-
-    before = taken()
-    time.sleep(BUSY_S)
-    return [pid for pid, spent in taken().items() if spent - before.get(pid, spent) > 0.02 * BUSY_S]
+def members(server: serving.Server, spares: int) -> list[int]:
+    """Those of them that are members of the plan: spares are the youngest, since one that takes a place is followed by
+    another at once."""
+    found = {}
+    for pid in workers(server):
+        with suppress(psutil.Error):
+            found[pid] = psutil.Process(pid).create_time()
+    there = sorted(found, key=found.__getitem__)
+    return there[: len(there) - spares]
 
 
 def _resumed(viewer: Viewer, chunks: int, began: float) -> tuple[float, float] | None:
@@ -127,7 +123,7 @@ def watched(launcher: str, index: int, folder: Path, quick: bool = False) -> dic
             viewer.opened.wait(60)
             for how in happens[: 2 if quick else None]:
                 time.sleep(BETWEEN_S)
-                there = busy(server)
+                there = members(server, spares)
                 began = time.monotonic()
                 if not (viewer.is_alive() and there):
                     break

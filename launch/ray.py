@@ -249,7 +249,7 @@ class Feed:
 def _feed(listener: socket.socket, stream: BinaryIO | None) -> None:
     """What live sources read, to whoever connects: actors have no standard input of their own. Who connects next has
     taken the place of one that is lost."""
-    with contextlib.suppress(OSError):  # the listener was closed: nobody needs it any more
+    with contextlib.suppress(OSError, ValueError):  # the listener was closed: nobody needs it any more
         connection, _ = listener.accept()
         reading = descriptor(stream or sys.stdin.buffer)
         while block := os.read(reading, 65536):
