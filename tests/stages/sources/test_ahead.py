@@ -64,10 +64,11 @@ def test_it_is_released_by_a_stop_and_when_it_is_closed(pipe):
     assert found == [0] and len(source.read(100)) == 0
 
 
-def test_what_is_no_sound_is_one_line(pipe):
-    source = Ahead(partial(AudioFile, pipe[0]), Stop(), "source.audio")
-    pipe[1].write(b"no sound at all " * 100)
-    pipe[1].close()
+def test_what_is_no_sound_is_one_line(tmp_path):
+    os.mkfifo(path := tmp_path / "pipe")
+    source = Ahead(partial(AudioFile, path), Stop(), "source.audio")
+    with path.open("wb") as writing:  # once somebody reads
+        writing.write(b"no sound at all " * 100)
     with pytest.raises(UserError, match="cannot be read as sound"):
         source.read(100)
     source.close()
