@@ -58,6 +58,13 @@ def cards(plan: Plan, config: Config) -> tuple[str, ...]:
     return tuple(f"GPU {card}" for card in on_one_host(plan, config.plan.devices, count))
 
 
+def card_of(plan: Plan, config: Config, index: int) -> int | None:
+    """The GPU of a member of a plan whose workers are processes; None: there are none."""
+    if not (config.device.may_be_gpu and (count := devices.count())):
+        return None
+    return on_one_host(plan, config.plan.devices, count)[index]
+
+
 def threads(config: Config) -> bool:
     """Whether workers are threads of this process: unless asked, where there are not several devices for them, and a
     lost one ends the run."""
@@ -91,11 +98,11 @@ class LocalProcesses(Running):
     def _card(self, process: int, generation: Generation) -> int | None:
         """The GPU of a process, where there are any: as its plan says at first. Who comes later takes one that fewest
         of those who are there have: that of a dead process is free again."""
-        if not (self.config.device.may_be_gpu and (count := devices.count())):
-            return None
         config, plan = generation.of(self.config)
         if not generation.number and process in generation.processes:
-            return on_one_host(plan, config.plan.devices, count)[generation.index(process)]
+            return card_of(plan, config, generation.index(process))
+        if not (config.device.may_be_gpu and (count := devices.count())):
+            return None
         having = [self._cards.get(one) for one in self._left - {process}]
         allowed = sorted({card % count for card in config.plan.devices or range(count)})
         return min(allowed, key=having.count)

@@ -97,4 +97,11 @@ def keep_of(
         )
     if sink.needs_frames and not state.content["decodes"]:
         raise state.refuse("was saved without pictures, so it has no decoder's state", "set sink.video=null")
-    return replace(keep, resume=str(state.folder), first=state.chunk, frames=state.content["frames"], mark=state.mark)
+    return replace(
+        keep,
+        resume=str(state.folder),
+        first=state.chunk,
+        began=state.chunk,
+        frames=state.content["frames"],
+        mark=state.mark,
+    )

@@ -241,6 +241,7 @@ class Keep:
             state must know them as well.
         cut: the stream's folder of cuts in memory; it goes on from the one before chunk `first`. None: from none.
         journal: the stream's folder of cuts, where it is noted what its chunks are sampled from; None: nowhere.
+        began: the first chunk that the run makes, whatever it goes on from meanwhile.
         mark: drawn when the stream begins; its states and videos carry it, and are told by it from those of others.
     """
 
@@ -254,6 +255,7 @@ class Keep:
     mark: str | None = None
     cut: str | None = None
     journal: str | None = None
+    began: int = 0
 
     @property
     def place(self) -> tuple[str, int] | None:
@@ -261,11 +263,6 @@ class Keep:
         if self.cut:
             return self.cut, self.first
         return (self.resume, -1) if self.resume else None
-
-    @property
-    def began(self) -> int:
-        """The first chunk that this run made of the stream."""
-        return State(Path(self.resume)).chunk if self.resume else 0
 
     @property
     def saves(self) -> bool:

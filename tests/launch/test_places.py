@@ -263,7 +263,7 @@ def test_local_workers_go_round_the_cards(machine, count):
     cards = local.cards(plan, config)
     assert local.threads(config) == (count < 2)
     assert len(set(cards)) == min(count, plan.processes)
-    own = [worker._device(plan, config, index) for index in range(plan.processes)]
+    own = [worker._device(local.card_of(plan, config, index)) for index in range(plan.processes)]
     assert own == ([torch.device("cuda", int(card[-1])) for card in cards] or [None] * plan.processes)
     if count == 1:
         assert said(plan, cards) == f"workers {', '.join(map(str, range(plan.processes)))} share GPU 0"
