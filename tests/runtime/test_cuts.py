@@ -169,7 +169,7 @@ def cut(saver: Saver, bank: Bank, chunk: int, whole: int = -1, part: str = PART,
 
 
 def told(saver: Saver, chunk: int, part: str = PART) -> dict:
-    return saver.board.told(f"saved/0/{chunk}/{part}")
+    return saver.board.told(f"saved/0/0/{chunk}/{part}")
 
 
 def whole_cut(saver: Saver, chunk: int, parts=(PART,)) -> cuts.Cut:
