@@ -136,6 +136,10 @@ class Running(ABC):
     """Whether all processes are on this host whatever happens, and so share its files."""
     starts = False
     """Whether it can start one process more, and end one of several."""
+    _start: Callable[[int, Generation], None]
+    """Of a launcher that does: start the process of a number, which begins with a generation; raises NoRoom."""
+    _kill: Callable[[int], None]
+    """Likewise: end one process at once."""
 
     def __init__(self, plan: Plan, config: Config, store: dist.Store, leads: bool = True):
         self.plan, self.config, self.store, self.leads = plan, config, store, leads
@@ -262,18 +266,6 @@ class Running(ABC):
             self._start(process, self.generation)
         if self.supervisor is not None:
             self.supervisor.start_spares()
-
-    def _start(self, process: int, generation: Generation) -> None:
-        """Start a process that begins with a generation, where the launcher `starts` them one by one.
-
-        Raises:
-            NoRoom: there is none for it.
-        """
-        raise NotImplementedError
-
-    def _kill(self, process: int) -> None:
-        """End one process at once, likewise."""
-        raise NotImplementedError
 
     @abstractmethod
     def _gone(self, index: int) -> str | None:
