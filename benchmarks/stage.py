@@ -38,8 +38,8 @@ from stages.codec.base import parameter_bytes
 from stages.compiled import compile_decoder, compile_network
 from stages.denoise import graphs
 from stages.denoise.attention import backend, usable
-from stages.denoise.bank import Layout
 from stages.denoise.denoiser import Denoiser, StreamBanks
+from stages.denoise.layout import Layout
 from stages.inputs import FRAMES_PER_LATENT, Axis, inputs_of, on, with_chunk
 
 PIXELS = 8

@@ -13,12 +13,14 @@ class ContextRule:
         history: the history a step reads, in words.
         bank_per_step: whether every step has a bank of its own, which it also writes; else all steps read one.
         commits: whether every finished chunk is written to the bank by a clean pass, which the next chunk waits for.
+        joint: whether chunks at all levels are denoised by one pass, in which they see each other.
         missing: why the rule cannot run yet; empty if it can.
     """
 
     history: str
     bank_per_step: bool
     commits: bool
+    joint: bool = False
     missing: str = ""
 
     @property
@@ -39,9 +41,9 @@ CONTEXTS = {
     "same_level": ContextRule("each step reads what earlier chunks wrote at the same step", True, False),
     "clean": ContextRule("all steps read one bank, written when a chunk is finished", False, True),
     "joint_window": ContextRule(
-        "one forward over a window of rising noise", False, True, "the joint forward is not built"
+        "chunks at all levels see each other in one pass, beside finished ones", False, True, joint=True
     ),
     "output_level": ContextRule(
-        "each step reads at its output level", True, False, "the second write pass is not built"
+        "each step reads at its output level", True, False, missing="the second write pass is not built"
     ),
 }

@@ -17,7 +17,7 @@ from torch import Tensor
 from conf.schema import ModelConfig
 from distill.clip import Past, Segment, WholeClip, frames_of, heard, refer
 from distill.model import Given
-from stages.denoise.bank import Layout
+from stages.denoise.layout import Layout
 from stages.denoise.passes import View
 from stages.denoise.rope import Rope
 from stages.denoise.sampler import Sampler, zero_timestep

@@ -92,6 +92,9 @@ def _grid(config: PlanConfig, workload: Workload, steps: list[int], layers: list
 
     `plan.workers` counts processes: those of the cells, and one more for every worker that has nothing but stages.
     """
+    if workload.undivided and len(steps) > 1:
+        remedy = "use plan=layers, or plan.sequence_parallel"
+        raise UserError(f"plan={config.name}", f"puts steps on different workers, but {workload.undivided}", remedy)
     degree, cells = degree_of(config, workload), len(steps) * len(layers)
     processes, named = cells * degree, _given(config)
     needed = max([cells + _apart(config, workload, cells, decodes=True), *(worker + 1 for worker in named)])

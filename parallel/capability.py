@@ -1,9 +1,10 @@
-"""Which context rules can run. What a plan cannot be, its builder refuses."""
+"""Which context rules can run, and how a plan may divide them. What a plan cannot be, its builder refuses."""
 
 from __future__ import annotations
 
 from conf.contexts import CONTEXTS
 from conf.errors import UserError
+from conf.schema import ModelConfig
 
 
 def check(context: str) -> None:
@@ -16,3 +17,12 @@ def check(context: str) -> None:
     if missing:
         able = [name for name, rule in CONTEXTS.items() if not rule.missing]
         raise UserError(f"model.context={context}", missing, f"use {' or '.join(able)}")
+
+
+def undivided(model: ModelConfig) -> str:
+    """Why the steps of a block cannot be on different workers; empty: they can."""
+    if model.rule.joint:
+        return "chunks at all levels see each other in every layer"
+    if model.compress and model.rule.commits:
+        return "what a chunk's first step asks for decides what its bank keeps"
+    return ""

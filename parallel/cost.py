@@ -177,7 +177,7 @@ class Costs:
         """(source, target, bytes) of every message of one chunk in steady running, between different workers."""
         plan, w = self.plan, self.plan.workload
         found: list[tuple[int, int, float]] = [(plan.encode, plan.head, w.latent_bytes)]
-        for cell in plan.route:
+        for cell in plan.route[-len(plan.lasting) * len(plan.blocks) :]:
             following = plan.after(cell)
             if following is None:
                 found.append((plan.owner(cell), plan.stages[0].worker, w.latent_bytes))
@@ -214,7 +214,8 @@ class Costs:
     def layers_s(self, worker: int, block: int) -> np.ndarray:
         """What a worker spends on the passes of one chunk over a block, for any range of layers it might be."""
         plan = self.plan
-        total = len(plan.steps_of(worker, block)) * self.ranges("step", worker)
+        steps = sum(row[block] == worker for row in plan.lasting)
+        total = steps * self.ranges("step", worker)
         for kind in plan.workload.every_chunk:
             total = total + len(plan.levels_of(worker, block)) * self.ranges(kind.name, worker)
         return total

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from parallel.cost import Costs
-from parallel.passes import MARKS, STAGES, Pass
+from parallel.passes import MARKS, ROUTE, STAGES, Pass
 
 
 class Durations(Protocol):
@@ -51,9 +51,10 @@ class PlanDurations:
 
     def work(self, worker: int, item: Pass) -> float:
         path = self.plan.workload.passes[item.kind].path
-        key = worker, item.kind, item.block, *((item.step, item.chunk == 0) if path == STAGES else ())
+        share = self.plan.workload.share_of(item.step) if path == ROUTE else 1
+        key = worker, item.kind, item.block, share, *((item.step, item.chunk == 0) if path == STAGES else ())
         if key not in self._known:
-            self._known[key] = self._work(worker, item, path)
+            self._known[key] = self._work(worker, item, path) * share
         return self._known[key] * self.factor(worker, item)
 
     def _work(self, worker: int, item: Pass, path: str) -> float:

@@ -313,7 +313,8 @@ def _started(plan: Plan, kind: Kind, item: Pass) -> Iterable[tuple[int, Pass]]:
         return along_rows(plan, item)
     if kind.path == STAGES:
         return [(plan.stages[0].worker, item._replace(step=plan.workload.steps))]
-    return [(plan.head, item)]
+    step = plan.workload.first_step(item.chunk) if kind.path == ROUTE else 0
+    return [(plan.owners[step][0], item._replace(step=step))]
 
 
 def entering(plan: Plan, stream: int, chunk: int, epoch: int = 0) -> list[tuple[int, Pass]]:

@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from itertools import groupby, pairwise
 from typing import NamedTuple
@@ -84,6 +85,7 @@ class Workload:
         recorded: whether passes are recorded as graphs.
         heads, tokens_per_frame: what sharing a pass divides; 0: not known, and not checked.
         recache_chunks: finished chunks that a new prompt runs again, at most; 0: it runs none.
+        undivided: why the steps of a block cannot be on different workers; empty: they can.
         passes: the table of pass kinds.
     """
 
@@ -111,6 +113,7 @@ class Workload:
     heads: int = 0
     tokens_per_frame: int = 0
     recache_chunks: int = 0
+    undivided: str = ""
     passes: Passes = field(default=PASSES, repr=False)
 
     @property
@@ -123,6 +126,15 @@ class Workload:
         none = (0,) * self.layers
         more = zip(self.shared_bytes or none, self.whole_bytes or none, strict=True)
         return [(self.bank_bytes + shared) / degree + whole for shared, whole in more]
+
+    def first_step(self, chunk: int) -> int:
+        """The step with which a chunk's way through the route begins (`stages.denoise.schedule.Schedule`)."""
+        return self.steps - 1 if self.rule.joint and chunk else 0
+
+    def share_of(self, step: int) -> Fraction | int:
+        """What a step takes of the time of one in steady running: fewer chunks are denoised together while a window
+        fills."""
+        return Fraction(step + 1, self.steps) if self.rule.joint else 1
 
     @property
     def commits_every_chunk(self) -> bool:
@@ -213,6 +225,11 @@ class Plan:
     def route(self) -> tuple[Cell, ...]:
         """The cells of one chunk, in order."""
         return tuple(Cell(s, b) for s in range(self.workload.steps) for b in range(len(self.blocks)))
+
+    @property
+    def lasting(self) -> tuple[tuple[int, ...], ...]:
+        """Owners of the blocks, for every step that chunks have in steady running."""
+        return self.owners[self.workload.first_step(1) :]
 
     def after(self, cell: Cell) -> Cell | None:
         """The next cell of the route; None after the last, where the latents are final."""
@@ -339,7 +356,7 @@ class Plan:
         """
         times = {"step": 1.0} | (times or {})
         load = [0.0] * self.workers
-        for row in [*self.owners, *self.rows * len(self.workload.every_chunk)]:
+        for row in [*self.lasting, *self.rows * len(self.workload.every_chunk)]:
             for b, worker in enumerate(row):
                 load[worker] += times["step"] * len(self.blocks[b]) / self.workload.layers
         load[self.encode] += times.get("encode", 0.0)

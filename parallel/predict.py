@@ -292,7 +292,7 @@ def _gaps(costs: Costs, in_flight: int, streams: int, period: float, loop: float
     another, and the next when they have left.
     """
     plan, own = costs.plan, streams * period
-    rounds = len(plan.steps_of(plan.head, 0))
+    rounds = sum(row[0] == plan.head for row in plan.lasting)
     burst = len(plan.blocks)
     full = in_flight == burst * len(plan.rows)
     if loop or burst == 1 or rounds == 1 or streams > 1 or not full:

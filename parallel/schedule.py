@@ -217,6 +217,11 @@ class Schedule:
     def _beside_steps(self, chunk: int) -> Counters:
         return {k.counter: k.due(self.workload, chunk, 0) for k in self._due.kinds if k.path == ROWS}
 
+    def begins(self, item: Pass) -> bool:
+        """Whether a pass is a chunk's first one on its route."""
+        first = self.workload.first_step(item.chunk), 0
+        return self._kinds[item.kind].path == ROUTE and (item.step, item.block) == first
+
     def passes_last(self, item: Pass) -> bool:
         """Whether a pass of this worker is a chunk's last one where its route began."""
         return self._kinds[item.kind].path == ROUTE and (item.step, item.block) == self._head_last

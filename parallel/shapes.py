@@ -85,7 +85,7 @@ def shapes(workload: Workload, most: int, exactly: int | None = None, degree: in
         degree: of sequence parallelism; None: any.
     """
     for p in [degree] if degree else _degrees(workload, most):
-        for groups in range(1, workload.steps + 1):
+        for groups in range(1, (1 if workload.undivided else workload.steps) + 1):
             for blocks in range(1, workload.layers + 1):
                 cells = groups * blocks
                 if cells * p > most:

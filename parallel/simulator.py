@@ -218,7 +218,7 @@ class Simulator:
         item = self._next(worker) if self._may_compute(index) else None
         if item is None:
             return
-        if item.kind == "step" and item[3:5] == (0, 0):
+        if worker.schedule.begins(item):
             worker.schedule.entered(item.stream, item.chunk)
             if index == self.plan.encode:
                 self._ask()

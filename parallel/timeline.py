@@ -12,8 +12,8 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
-from parallel.passes import MARKS, ROWS, STAGES, Pass
-from parallel.plan import Cell, Plan
+from parallel.passes import MARKS, ROUTE, ROWS, STAGES, Pass
+from parallel.plan import Plan
 from parallel.simulator import Simulator
 from parallel.simulator import Span as Done
 
@@ -60,7 +60,8 @@ class Periods:
             return self._stages[item.step - self.plan.workload.steps]
         if kind.path == MARKS:
             return Fraction(0)
-        return self._step * Fraction(len(self.plan.blocks[item.block]), self.plan.workload.layers)
+        share = self.plan.workload.share_of(item.step) if kind.path == ROUTE else 1
+        return self._step * share * Fraction(len(self.plan.blocks[item.block]), self.plan.workload.layers)
 
     def sample(self, stream: int, chunk: int) -> Fraction:
         """None."""
@@ -86,7 +87,7 @@ class Periods:
 def period_steps(plan: Plan) -> Fraction:
     """A period in steps of the whole network."""
     total = [Fraction(0)] * plan.workers
-    passes = [*plan.owners, *plan.rows * len(plan.workload.every_chunk)]
+    passes = [*plan.lasting, *plan.rows * len(plan.workload.every_chunk)]
     for row in passes:
         for block, worker in enumerate(row):
             total[worker] += Fraction(len(plan.blocks[block]), plan.workload.layers)
@@ -117,11 +118,12 @@ def _span(plan: Plan, span: Done) -> Span:
 
 def entries(plan: Plan, chunks: int) -> list[Fraction]:
     """When each of the first `chunks` chunks begins its first step, in periods."""
-    simulator, began, first = _simulated(plan), {}, Cell(0, 0)
+    simulator, began = _simulated(plan), {}
+    begins = simulator.workers[plan.head].schedule.begins
 
     def over() -> bool:
         fresh, simulator.spans = simulator.spans, []
-        began.update({s.item.chunk: s.start for s in fresh if s.item.kind == "step" and s.item[3:5] == first})
+        began.update({s.item.chunk: s.start for s in fresh if begins(s.item)})
         return len(began) >= chunks
 
     simulator.run(over)

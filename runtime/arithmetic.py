@@ -6,7 +6,7 @@ from conf.codecs import declared
 from conf.schema import Config
 from runtime.encoders import Picture
 from stages.build import TEMPORAL_STRIDE
-from stages.denoise.bank import Layout
+from stages.denoise.layout import Layout
 
 
 def layer_flops(config: Config) -> tuple[float, ...]:

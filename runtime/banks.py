@@ -18,7 +18,8 @@ from runtime.cut_banks import banks_of, changed_in, header_of, piece_of, pieces_
 from runtime.cuts import Cut
 from runtime.snapshot import FINISHED, Snapshot
 from runtime.state import write
-from stages.denoise.bank import ABSENT, PLACED, Bank, Layout
+from stages.denoise.bank import ABSENT, PLACED, USES, Bank
+from stages.denoise.layout import Layout
 from stages.denoise.share import Share
 
 if TYPE_CHECKING:
@@ -123,10 +124,12 @@ def load_bank(state: Snapshot, level: int, bank: Bank, share: Share) -> None:
                 tensor = tensors[f"{start}{name}"]
                 if name == PLACED:
                     content[name] = _agreed(content.get(name, tensor), tensor)
+                elif name == USES:
+                    content[f"{name}.{layer}"] = tensor
                 else:
                     content[f"{name}.{layer}"] = share.part(tensor, own.each, _frames(name, own.layout))
         if content:
-            own.restore(content)
+            own.restore(content, state.chunk)
 
 
 def _agreed(a: Tensor, b: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class Block:
         """
         held = self.pool.take()
         states = {level: BankState(bank) for level, bank in held.banks.items()}
-        self.streams[stream] = BlockStream(held, states, Finished(self.model.recache_chunks, self.inputs))
+        self.streams[stream] = BlockStream(held, states, Finished(self.denoiser.schedule.kept, self.inputs))
 
     def close(self, stream: int) -> None:
         """Give a stream's banks back; nothing happens where it has none."""
@@ -109,6 +109,10 @@ class Block:
         held = self.streams[stream]
         return held.held.view(level, held.states.get(epoch))
 
+    def entering(self, stream: int, chunk: int, x: Tensor) -> Tensor:
+        """Latents of all chunks that are denoised together with `chunk`, of which `x` are those that enter."""
+        return self.streams[stream].finished.entering(chunk, x)
+
     def step(self, stream: int, chunk: int, step: int, epoch: int, x: Tensor, given: Given, distance: int) -> Tensor:
         """The step's forward over this block; advances its bank."""
         level, held = self.denoiser.level(step), self.streams[stream]
@@ -126,13 +130,19 @@ class Block:
         self.streams[stream].banks[level].reference = holds
         return out
 
-    def commit(self, stream: int, level: int, chunk: int, x: Tensor, distance: int) -> Tensor:
-        """Put a finished chunk's clean keys and values in a bank."""
+    def commit(
+        self, stream: int, level: int, chunk: int, x: Tensor, distance: int, carry: Tensor | None = None
+    ) -> Tensor:
+        """Put a finished chunk's clean keys and values in a bank.
+
+        Args:
+            carry: latents of chunks behind it, for the first block.
+        """
         held = self.streams[stream]
         given, epoch = held.given[chunk]
         out = self.denoiser.commit(self._view(stream, level, epoch), chunk, x, given, distance)
         held.banks[level].commits = chunk + 1
-        held.finished.add(chunk, x if self.denoiser.network.first else None, given)
+        held.finished.add(chunk, x if self.denoiser.network.first else None, given, carry)
         if all(s.commits > chunk for s in held.banks.values()):
             del held.given[chunk]
         return out

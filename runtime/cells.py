@@ -18,7 +18,7 @@ from runtime.saving import Saver, bank_part
 from runtime.timing import Timer
 from stages.denoise.draws import Draws
 from stages.denoise.sampler import finite_steps
-from stages.inputs import FINITE, part
+from stages.inputs import CARRY, FINITE, noise_name, part
 
 Work = Callable[[Pass, Message], Message]
 """Does what a pass of one kind is for; returns the message that goes on."""
@@ -87,24 +87,33 @@ class Cells:
         block, tensors = self.blocks[item.block], dict(m.tensors)
         with self.timer(self.name(item), item.chunk) as span:
             self._begin_epoch(block, item, m)
-            given, x = part("given", tensors), tensors["x"]
-            incoming, distance = tensors.pop("hidden", x), m.distances[item.step]
-            out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, distance)
+            given, x, schedule = part("given", tensors), tensors["x"], block.denoiser.schedule
+            first, together = schedule.first_step(item.chunk), schedule.together(item.step)
+            if (item.step, item.block) == (first, 0):
+                tensors["x"] = x = block.entering(item.stream, item.chunk, x)
+            incoming = tensors.pop("hidden", x[:, :, : len(together) * schedule.chunk_frames])
+            out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, m.distances[item.step])
             if item.block == len(self.plan.blocks) - 1:
-                tensors["x"] = x = self.sampler.update(item.step, x, out, self._noise(item, tensors))
-                tensors[FINITE] = finite_steps(x, tensors.get(FINITE, 0))
+                noise = partial(self._noise, item, tensors)
+                tensors["x"] = x = self.sampler.advance(together, schedule.chunk_frames, x, out, noise)
+                tensors[FINITE] = finite_steps(x, tensors.get(FINITE, first))
+                if schedule.joint and item.step + 1 == self.sampler.steps:
+                    tensors["x"], tensors[CARRY] = x.split(
+                        [schedule.chunk_frames, x.shape[2] - schedule.chunk_frames], 2
+                    )
             else:
                 tensors["hidden"] = out
         m.tensors, m.spans = tensors, [*m.spans, (self.index, span)]
         return m
 
-    def _noise(self, item: Pass, tensors: dict[str, Tensor]) -> Tensor | None:
-        """The draw for the step after `item`, where the sampler takes one."""
-        step = item.step + 1
-        if step == self.sampler.steps or not self.sampler.needs_noise(step):
-            return None
-        given = tensors.get(f"noise{step}")
-        return self.draws[item.stream].noise(item.chunk, step, tensors["x"].shape) if given is None else given
+    def _noise(self, item: Pass, tensors: dict[str, Tensor], behind: int, step: int) -> Tensor:
+        """The draw with which a chunk enters a step: `item`'s, or one so many chunks behind it."""
+        given = tensors.get(noise_name(behind, step))
+        if given is not None:
+            return given
+        batch, channels, _, *size = tensors["x"].shape
+        shape = batch, channels, self.parts.denoisers[item.block].schedule.chunk_frames, *size
+        return self.draws[item.stream].noise(item.chunk + behind, step, shape)
 
     def _write(self, run: Row, item: Pass, m: Message) -> Message:
         """A pass along rows, over one bank."""
@@ -116,7 +125,7 @@ class Cells:
             out = run(block, item, m, incoming)
         # Not changed in place: passes on other levels may be made from the same message. Later blocks are given hidden
         # states in place of the attention sink's inputs.
-        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("sink.")}
+        kept = {name: t for name, t in tensors.items() if not name.startswith("sink.") and name != CARRY}
         return replace(m, tensors={} if out is None else kept | {"hidden": out})
 
     @staticmethod
@@ -125,7 +134,7 @@ class Cells:
 
     @staticmethod
     def _commit(block: Block, item: Pass, m: Message, x: Tensor | None) -> Tensor | None:
-        return block.commit(item.stream, item.level, item.chunk, x, m.distances[-1])
+        return block.commit(item.stream, item.level, item.chunk, x, m.distances[-1], m.tensors.get(CARRY))
 
     @staticmethod
     def _recache(block: Block, item: Pass, m: Message, x: Tensor | None) -> Tensor | None:

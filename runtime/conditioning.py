@@ -33,11 +33,14 @@ from runtime.snapshot import CONDITIONING, Snapshot
 from runtime.sources import Live, open_sources
 from stages.build import TEMPORAL_STRIDE, torch_dtype
 from stages.denoise.draws import Draws
+from stages.denoise.schedule import schedule_of
 from stages.inputs import (
+    LATENT_FRAMES,
     REFERENCE,
     Axis,
     Given,
     inputs_of,
+    noise_name,
     on,
     with_chunk,
 )
@@ -98,7 +101,7 @@ class Conditioning:
         self.model, self.stream, self.encoders, self.inputs = model, stream, encoders, inputs_of(model)
         self.stop = threading.Event() if stop is None else stop
         self.picture = Picture.of(model, stream)
-        self.draws = Draws(stream.seed, stream.id)
+        self.draws, self._schedule = Draws(stream.seed, stream.id), schedule_of(model)
         self.prompts = Prompts(stream) if prompts is None else prompts
         self._first = state.chunk if state else 0
         self._journal, self.replay = journal, Replay(journal, self._first)
@@ -356,6 +359,21 @@ class Conditioning:
         """The noise [1, C, c, h, w], float32 on the CPU, that enters a step of a chunk."""
         given = self.given_noise(chunk, step)
         return self.draws.noise(chunk, step, self._latent_shape) if given is None else given
+
+    def entering(self, chunk: int) -> Tensor:
+        """The noise [1, C, f, h, w] that enters with a chunk, of all chunks that join then."""
+        return torch.cat([self.noise(joining, 0) for joining in self._schedule.joins(chunk)], LATENT_FRAMES)
+
+    def given_noises(self, chunk: int) -> dict[str, Tensor | None]:
+        """What `source.tensors` gives of the noise of a chunk's later steps, and of those that are denoised with it, by
+        the names by which they travel."""
+        passes = range(self._schedule.first_step(chunk), self.model.step_count)
+        of = ((behind, level + 1) for step in passes for behind, level in enumerate(self._schedule.together(step)))
+        return {
+            noise_name(behind, step): self.given_noise(chunk + behind, step)
+            for behind, step in of
+            if step < self.model.step_count
+        }
 
     @property
     def _latent_shape(self) -> tuple[int, ...]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.denoise.bank import ABSENT, FIXED, PLACED, Bank, Layout
+from stages.denoise.bank import ABSENT, PLACED, QUERIES, USES, Bank
+from stages.denoise.layout import CHOICE, FIXED, Layout
 from stages.denoise.share import joined
 
 KEYS, VALUES, RAW = "keys", "values", "raw"
@@ -50,6 +51,8 @@ def piece_of(bank: Bank, name: str) -> Tensor:
     kind, layer, slot = name.rsplit("/", 2)
     start, _, kind = kind.rpartition(".")
     own = bank.adapters[start] if start else bank
+    if int(slot) == CHOICE:
+        return own.choice[kind][int(layer)]
     return getattr(own, kind)[int(layer)][:, _span(own.layout, kind, int(slot))]
 
 
@@ -63,6 +66,7 @@ def header_of(bank: Bank, parts: int, rank: int) -> dict[str, Any]:
                 "each": own.each,
                 "heads": list(keys.shape[2:]),
                 "dtype": str(keys.dtype).removeprefix("torch."),
+                "choice": {name: list(held[layer].shape) for name, held in own.choice.items()},
             }
     return {"parts": parts, "rank": rank, "layers": found}
 
@@ -84,9 +88,12 @@ def layer_of(layer: int, members: Sequence[tuple[Mapping[str, Any], Mapping[str,
         for kind in (KEYS, VALUES, RAW):
             frames = layout.anchored if kind == RAW else layout.frames
             parts = [_buffer(said["layers"][key], f"{start}{kind}/{layer}/", kind, held) for said, held in members]
-            found[f"{start}{kind}"] = (
-                parts[0] if len(parts) == 1 else joined(torch.stack(parts), header["each"], frames)
-            )
+            found[f"{start}{kind}"] = _joined(parts, header["each"], frames)
+        for kind in header.get("choice", {}):
+            parts = [
+                _choice(said["layers"][key], f"{start}{kind}/{layer}/{CHOICE}", kind, held) for said, held in members
+            ]
+            found[f"{start}{kind}"] = parts[0] if kind == USES else _joined(parts, header["each"], 0)
     return found
 
 
@@ -101,7 +108,19 @@ def _buffer(header: Mapping[str, Any], start: str, kind: str, pieces: Mapping[st
     return made
 
 
+def _choice(header: Mapping[str, Any], name: str, kind: str, pieces: Mapping[str, Tensor]) -> Tensor:
+    """A member's part of what a choice needs, with zeros where nothing was written."""
+    dtype = torch.int32 if kind == USES else getattr(torch, header["dtype"])
+    return pieces[name] if name in pieces else torch.zeros(header["choice"][kind], dtype=dtype)
+
+
+def _joined(parts: Sequence[Tensor], each: str, frames: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else joined(torch.stack(tuple(parts)), each, frames)
+
+
 def _names(layout: Layout, slot: int) -> tuple[str, str]:
+    if slot == CHOICE:
+        return QUERIES, USES
     return (RAW if 0 <= slot < layout.anchored else KEYS), VALUES
 
 

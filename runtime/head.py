@@ -224,10 +224,10 @@ class Sampler(threading.Thread):
         # A recalibration is made of chunk 0 and of what lasts.
         lasting = marked("sink", conditioning.lasting()) if chunk == 0 else {}
         tensors = {
-            "x": conditioning.noise(chunk, 0).to(self.dtype),
+            "x": conditioning.entering(chunk).to(self.dtype),
             **marked("given", given),
             **lasting,
-            **{f"noise{s}": conditioning.given_noise(chunk, s) for s in range(1, self.steps)},
+            **conditioning.given_noises(chunk),
         }
         sound = conditioning.samples(chunk)
         sidecar = {"sound": None if sound is None else torch.from_numpy(sound.copy()), **lasting}

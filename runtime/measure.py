@@ -27,6 +27,7 @@ from runtime.loading import load_parts
 from runtime.outputs import open_outputs
 from runtime.pipeline import opens
 from runtime.workload import describe
+from stages.denoise.finished import Finished
 from stages.post import to_pictures
 
 PREFILLS = 3
@@ -132,13 +133,16 @@ def stage_durations(config: Config, chunks: int) -> Durations:
     model, decoding = config.model, Decoding.of(parts.decoder, config.model) if parts.decoder else None
     full = math.ceil((model.ring_frames + model.sink_frames) / model.chunk_frames) + 1
     banks, book = denoiser.open(), _Book(Watch(parts.device))
+    schedule, c = denoiser.schedule, model.chunk_frames
+    finished = Finished(schedule.kept, ())
     try:
         with _watched(denoiser.network, book.note):
             for chunk in range(full + chunks):
                 counts, first = chunk >= full, ".first" if chunk == 0 else ""
                 with book.stage(f"encode{first}", counts or chunk == 0):
                     given, states = given_by.chunk(chunk), given_by.states(chunk)
-                    x = devices.of(parts.device).upload(given_by.noise(chunk, 0).to(parts.dtype))
+                    x = devices.of(parts.device).upload(given_by.entering(chunk).to(parts.dtype))
+                    x = finished.entering(chunk, x)
                 if states:
                     denoiser.set_states(banks, states)
                 anchor = given_by.sink() if chunk == 0 else {}
@@ -147,15 +151,20 @@ def stage_durations(config: Config, chunks: int) -> Durations:
                 for _ in range(PREFILLS if anchor else 0):
                     with book.stage("prefill", counts=True):
                         denoiser.prefill(banks, anchor)
-                for step in range(sampler.steps):
+                for step in range(schedule.first_step(chunk), sampler.steps):
+                    together = schedule.together(step)
                     with book.stage(f"step{step}", counts, parts=True):
-                        v = denoiser.step(banks, step, chunk, x, given, given_by.distance(chunk, step))
+                        entering = x[:, :, : len(together) * c]
+                        v = denoiser.step(banks, step, chunk, entering, given, given_by.distance(chunk, step))
                         book.note("last")
-                        later = step + 1 < sampler.steps and sampler.needs_noise(step + 1)
-                        x = sampler.update(step, x, v, given_by.noise(chunk, step + 1) if later else None)
+                        x = sampler.advance(
+                            together, c, x, v, lambda behind, to, i=chunk: given_by.noise(i + behind, to)
+                        )
+                x, carry = x[:, :, :c], x[:, :, c:]
                 if denoiser.schedule.commits(chunk):
                     with book.stage("commit", counts):
                         denoiser.commit(banks, chunk, x, given, given_by.distance(chunk, sampler.steps))
+                    finished.add(chunk, None, {}, carry if schedule.joint else None)
                 sound = given_by.samples(chunk)
                 if parts.decoder:
                     with book.stage(f"decode{first}", counts or chunk == 0):
@@ -194,7 +203,7 @@ def stage_times(config: Config, durations: Durations, kind: str, source: str) ->
         """A pass without what comes on top of its layers."""
         return max(0.0, typical[name] - sum(around.values())) if name in typical else None
 
-    steps = [typical[f"step{s}"] for s in range(model.step_count)]
+    steps = [typical[f"step{s}"] for s in range(model.step_count) if f"step{s}" in typical]
     return StageTimes(
         model=model.name,
         kind=kind,

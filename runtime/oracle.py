@@ -26,7 +26,7 @@ class Memory:
 
     Attributes:
         banks: keys and values.
-        finished: the chunks that a new prompt would run again.
+        finished: what is kept of the latest chunks for those to come.
         chunk: the one that comes next.
         anchor: what a recalibration still to come puts in: inputs of the attention sink.
     """
@@ -53,9 +53,9 @@ def generate(
         UserError: a step left latents that are not finite.
     """
     sampler, schedule = denoiser.sampler, denoiser.schedule
-    device, dtype = devices.of(denoiser.network.device), denoiser.network.dtype
+    device, dtype, c = devices.of(denoiser.network.device), denoiser.network.dtype, schedule.chunk_frames
     if memory is None:
-        finished = Finished(schedule.recache_chunks, with_chunk(conditioning.inputs))
+        finished = Finished(schedule.kept, with_chunk(conditioning.inputs))
         memory = Memory(denoiser.open(), finished, 0, conditioning.sink())
     banks, finished, anchor = memory.banks, memory.finished, memory.anchor
     anchor_states = denoiser.network.states(conditioning.first_states()) if memory.chunk and anchor else None
@@ -84,18 +84,21 @@ def generate(
                 past = finished.joined(schedule.recached(chunk))
                 denoiser.recache(banks, chunk, *past, conditioning.distance(chunk, 0))
 
-        x, finite = device.upload(conditioning.noise(chunk, 0).to(dtype)), 0
-        for step in range(sampler.steps):
+        x = finished.entering(chunk, device.upload(conditioning.entering(chunk).to(dtype)))
+        finite = schedule.first_step(chunk)
+        for step in range(schedule.first_step(chunk), sampler.steps):
             with timer(f"step{step}", chunk):
-                v = denoiser.step(banks, step, chunk, x, given, conditioning.distance(chunk, step))
-                later = step + 1 < sampler.steps and sampler.needs_noise(step + 1)
-                x = sampler.update(step, x, v, conditioning.noise(chunk, step + 1) if later else None)
+                together = schedule.together(step)
+                entering = x[:, :, : len(together) * c]
+                v = denoiser.step(banks, step, chunk, entering, given, conditioning.distance(chunk, step))
+                x = sampler.advance(together, c, x, v, lambda behind, to, i=chunk: conditioning.noise(i + behind, to))
                 finite = finite_steps(x, finite)
+        x, carry = x[:, :, :c], x[:, :, c:] if schedule.joint else None
 
         if schedule.commits(chunk):
             with timer("commit", chunk):
                 denoiser.commit(banks, chunk, x, given, conditioning.distance(chunk, sampler.steps))
-                finished.add(chunk, x, given)
+                finished.add(chunk, x, given, carry)
         if schedule.renewed and chunk == schedule.renewed.source:
             anchor = conditioning.lasting() | {REFERENCE: x[:, :, :1]}
         require_finite_steps(finite, sampler.steps, chunk)

@@ -129,7 +129,7 @@ class Stream:
         state = self._keep.state if self._keep else None
         self._output.open()
         self._decoding = Decoding.of(run.decoder, model, state) if run.decoder else None
-        finished = Finished(run.denoiser.schedule.recache_chunks, with_chunk(self._conditioning.inputs))
+        finished = Finished(run.denoiser.schedule.kept, with_chunk(self._conditioning.inputs))
         self._memory = Memory(run.pool.take(), finished)
         if self._saver:
             self._saver.start()

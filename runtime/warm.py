@@ -36,12 +36,13 @@ def warm_block(pool: BankPool) -> None:
     Processes that share passes are not connected yet, and record none. Each compiles its part by itself.
     """
     denoiser, schedule, shared = pool.denoiser, pool.denoiser.schedule, (pool.parts or 1) > 1
+    distinct = denoiser.history.distinct
     records = denoiser.records and not shared
     sets = [pool.take() for _ in range(pool.allocated if records else 1)]
     with _by_itself(denoiser, pool.parts) if shared else nullcontext():
-        drive(pool, sets[0], schedule.distinct if records else range(1 + schedule.recache_chunks), recaches=True)
+        drive(pool, sets[0], distinct if records else range(1 + schedule.recache_chunks), recaches=True)
     for banks in sets if records else ():
-        drive(pool, banks, schedule.distinct)
+        drive(pool, banks, distinct)
     for banks in sets:
         pool.give(banks)
     devices.of(denoiser.network.device).synchronize()
@@ -67,15 +68,15 @@ def drive(pool: BankPool, banks: StreamBanks, chunks: range, recaches: bool = Fa
         if one.source
     }
     finished = Finished(schedule.recache_chunks, with_chunk(inputs))
-    x = _entering(pool, denoiser.model.chunk_frames)
+    x, c = _entering(pool, denoiser.model.chunk_frames), denoiser.model.chunk_frames
     for chunk in chunks:
         if recaches and 0 < chunk <= schedule.recache_chunks:
             again = schedule.recached(chunk)
             _, past = finished.joined(again)
             denoiser.recache(banks, chunk, _entering(pool, len(again) * denoiser.model.chunk_frames), past)
-        for step in range(denoiser.sampler.steps):
+        for step in range(schedule.first_step(chunk), denoiser.sampler.steps):
             if denoiser.level(step) in banks.banks:
-                denoiser.step(banks, step, chunk, x, given)
+                denoiser.step(banks, step, chunk, _entering(pool, len(schedule.together(step)) * c), given)
         if schedule.commits(chunk):
             denoiser.commit(banks, chunk, x, given)
         finished.add(chunk, None, given)

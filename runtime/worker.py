@@ -362,7 +362,7 @@ class Worker:
                 return False
             item, message = taken
             self._at, self._last = (item, time.perf_counter()), item
-            if item.kind == "step" and item[3:5] == (0, 0):
+            if self.schedule.begins(item):
                 self.schedule.entered(item.stream, item.chunk)
                 if self.head:
                     self.head.ask(self.schedule.may_enter)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from conf.schema import Config, ModelConfig
+from parallel.capability import undivided
 from parallel.cuts import Logged
 from parallel.plan import Workload
 from runtime.encoders import Picture, frames_of
@@ -15,7 +16,8 @@ from runtime.fast import decoder_bytes
 from runtime.versions import versions
 from stages.build import decoder_of, encoder_of, encoders_in_file, network_class, torch_dtype
 from stages.codec.base import parameter_bytes
-from stages.denoise.bank import LATENT, PLACE, TOKEN, Bank, Layout
+from stages.denoise.bank import Bank
+from stages.denoise.layout import LATENT, PLACE, TOKEN, Layout
 from stages.encode import umt5
 from stages.inputs import inputs_of, with_chunk
 from stages.weights import outline
@@ -56,6 +58,7 @@ def describe(config: Config) -> Workload:
     latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize
     # What only `source.tensors` can give is left out: most streams have none of it.
     given = sum(one.bytes(dtype, picture.latent) for one in with_chunk(inputs) if one.source)
+    together = model.step_count if model.rule.joint else 1
     return Workload(
         steps=model.step_count,
         layers=n,
@@ -64,15 +67,15 @@ def describe(config: Config) -> Workload:
         decodes=config.sink.needs_frames,
         posts=config.sink.needs_frames and config.post.factor > 1,
         picture_bytes=3 * frames_of(model, 1)[1] * picture.height * picture.width * dtype.itemsize,
-        latent_bytes=latent + given,
-        hidden_bytes=model.chunk_frames * tokens * network.dim * dtype.itemsize,
+        latent_bytes=latent * together + given,
+        hidden_bytes=together * model.chunk_frames * tokens * network.dim * dtype.itemsize,
         layer_bytes=tuple(layers(i, i + 1) - bare - _end(i, n, ends) for i in range(n)),
         range_bytes=bare,
         first_bytes=ends[0],
         last_bytes=ends[1],
         encode_bytes=encoders + round(still),
         decode_bytes=round(decoder) if config.sink.needs_frames else 0,
-        bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype),
+        bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype, **model.choice),
         shared_bytes=tuple(_adapter_bytes(model, layout, layer, dtype, PLACE) for layer in range(n)),
         whole_bytes=tuple(_adapter_bytes(model, layout, layer, dtype, LATENT) for layer in range(n)),
         states_bytes=network.states_values() * dtype.itemsize,
@@ -80,6 +83,7 @@ def describe(config: Config) -> Workload:
         heads=network.heads,
         tokens_per_frame=math.gcd(tokens, layout.fixed),
         recache_chunks=model.recache_chunks,
+        undivided=undivided(model),
     )
 
 

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from conf.schema import EmulatedConfig, ModelConfig
 from stages.codec.base import CodecState
-from stages.denoise.bank import Bank, Layout
+from stages.denoise.bank import Bank
 from stages.denoise.denoiser import StreamBanks
+from stages.denoise.history import history_of
+from stages.denoise.layout import Layout
 from stages.denoise.sampler import Sampler
 from stages.denoise.schedule import schedule_of
 from stages.denoise.share import ALL
@@ -150,7 +152,8 @@ class EmulatedDenoiser:
         """A chunk's slots are written by the pass."""
         for bank in () if stream is None else stream.banks.values():
             if bank is not None:
-                bank.writing(range(chunk * self.model.chunk_frames, (chunk + 1) * self.model.chunk_frames))
+                place = history_of(self.model, bank.layout).commit(chunk)
+                bank.touch(place.slots(bank.layout))
 
     def set_states(self, stream: StreamBanks, epoch: Given) -> None:
         """A prompt changes nothing here."""
@@ -162,9 +165,11 @@ class EmulatedDenoiser:
 
     def step(self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor:
         """Take as long as a step; returns what the next block, or the sampler, takes in."""
-        self._writing(stream, chunk)
-        self._hold(self._step_s, chunk, f"step{step} {self.layers.start}")
-        return self._output(self.model.chunk_frames)
+        together, every = len(self.schedule.together(step)), len(self.schedule.together(len(self.schedule.steps) - 1))
+        if together == 1:
+            self._writing(stream, chunk)
+        self._hold(self._step_s * together / every, chunk, f"step{step} {self.layers.start}")
+        return self._output(self.model.chunk_frames * together)
 
     def commit(self, stream: StreamBanks, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor:
         """Take as long as a commit; returns what the next block takes in."""

@@ -197,6 +197,12 @@ def inputs_of(model: ModelConfig) -> tuple[Input, ...]:
     for source in SOURCES:
         if source != "image" and sum(one.source == source for one in found) > 1:
             raise ValueError(f"family {model.family}: only one input can be made of {source}")
+    if model.rule.joint and (own := with_chunk(found)):
+        raise UserError(
+            f"model.context={model.context}",
+            f"denoises chunks together that are to come, whose {own[0].name} nobody has yet",
+            "use a model that is driven by text alone, or another context",
+        )
     for one in found:
         if said := _misfit(one):
             raise ValueError(f"family {model.family}: input {one.name} {said}")
@@ -241,10 +247,17 @@ def made_of(inputs: Iterable[Input], source: str) -> Input | None:
 
 LATENTS, LATENT_FRAMES = "x", 2
 """Name of a chunk's latents [1, C, f, h, w] beside its inputs, and the dimension that counts their frames."""
+CARRY = "carry"
+"""Beside a chunk's final latents, those of the chunks behind it that were denoised with it."""
 FINITE = "finite"
 """Beside a chunk's latents, how many steps have left them finite (`stages.denoise.sampler.finite_steps`)."""
 REFERENCE = "reference"
 """The input that the attention sink's own frame is made of."""
+
+
+def noise_name(behind: int, step: int) -> str:
+    """Name of the noise that was given, with which the chunk so many behind the pass's own enters a step."""
+    return f"noise{behind}.{step}"
 
 
 def marked(mark: str, tensors: Given) -> Given:

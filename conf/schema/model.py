@@ -14,6 +14,7 @@ from conf.hub import found
 from conf.paths import is_folder
 from conf.schema.codec import CodecConfig
 from conf.schema.conditioning import TextConfig
+from conf.schema.history import Compress
 from conf.schema.lora import LoraConfig
 from conf.schema.network import NetworkConfig
 from conf.settings import check_choices, one_of
@@ -23,7 +24,7 @@ LEAST_SHIFT = 1e-3
 """Below it the first step's level would be lost to rounding."""
 MOST_PIXELS = 65_536
 """On a side."""
-POSITION_RULES = ("abs", "slot", "sink_shift")
+POSITION_RULES = ("abs", "slot", "sink_shift", "deep")
 SAMPLERS = ("euler", "renoise")
 DTYPES = ("float32", "bfloat16", "float16")
 FP8 = ("per_tensor", "per_row")
@@ -105,8 +106,16 @@ class ModelConfig:
     recalibrate_chunk: int | None = None
     """The chunk from which the reference is the first latent frame of chunk 0; null: never."""
     positions: str = one_of(POSITION_RULES, "slot")
-    """Where the attention sink stands: at its own frames, right before the window, or at drawn distances."""
+    """Where the attention sink stands: at its own frames, right before the window, at drawn distances, or a window
+    before the chunk."""
     sink_shift: SinkShift = field(default_factory=SinkShift)
+    sink_ema: float | None = None
+    """Share of itself that the attention sink keeps when a chunk leaves the window and is averaged into it (arXiv
+    2512.04678); null: it stays as it is."""
+    deep_sink: bool = False
+    """The same as `positions=deep` (arXiv 2512.05081)."""
+    compress: Compress | None = None
+    """What is chosen of frames that leave the window; null: nothing, they are dropped."""
     prompt_switch: str = one_of(("text_only", "recache"), "text_only")
     """What a new prompt changes: `text_only`, what is read of it from then on; `recache`, what was made of the frames
     in the window, too, which are run again with it (arXiv 2509.22622)."""
@@ -126,6 +135,7 @@ class ModelConfig:
             self._check_widths()
         for name in ("steps", "chunk_frames", "window_frames", "shift", "fps", "lora_alpha"):
             positive(f"model.{name}", getattr(self, name), most=100_000)
+        self.positions = "deep" if self.deep_sink else self.positions
         for name in ("height", "width"):
             positive(f"model.{name}", getattr(self, name), most=MOST_PIXELS)
         if self.shift < LEAST_SHIFT:
@@ -146,6 +156,7 @@ class ModelConfig:
         self._check_schedule()
         self._check_window()
         self._check_sink()
+        self._check_history()
         if check := getattr(self._declared, "check", None):
             check(self)
 
@@ -228,7 +239,8 @@ class ModelConfig:
 
     def _check_window(self):
         ring, c = self.window_frames - self.sink_frames, self.chunk_frames
-        if self.sink_frames < 0 or ring < c or ring % c:
+        whole = ring % c == 0 or self._any_window
+        if self.sink_frames < 0 or ring < c or not whole:
             lower = self.sink_frames + max(1, ring // c) * c
             raise UserError(
                 f"model.window_frames={self.window_frames}",
@@ -263,15 +275,84 @@ class ModelConfig:
                     "use 1 or more",
                 )
 
+    def _check_history(self):
+        if self.sink_ema is not None:
+            self._check_average()
+        if self.compress is not None:
+            self._check_compress()
+        if self.rule.joint:
+            self._check_joint()
+
+    def _check_average(self):
+        if not 0 <= self.sink_ema <= 1:
+            raise UserError(f"model.sink_ema={self.sink_ema}", "is a share", "use 0 to 1")
+        if self.sink_frames != self.chunk_frames:
+            raise UserError(
+                f"model.sink_ema={self.sink_ema}",
+                f"averages frame by frame, and sink_frames={self.sink_frames} is not chunk_frames={self.chunk_frames}",
+                f"set model.sink_frames={self.chunk_frames}, or model.sink_ema=null",
+            )
+        if self.context != "clean" or self.compress is not None:
+            what = "compress" if self.context == "clean" else f"context={self.context}"
+            raise UserError(
+                f"model.sink_ema={self.sink_ema}",
+                f"averages clean frames that leave a window, which {what} has not",
+                "set model.sink_ema=null, or model.context=clean",
+            )
+
+    def _check_compress(self):
+        self.compress.check(self.chunk_frames, self.window_frames, self.sink_frames)
+        for lacking, remedy in (
+            ("context=clean" * (self.context != "clean"), "set model.context=clean"),
+            ("deep_sink=true" * (self.positions != "deep"), "set model.deep_sink=true"),
+            ("prompt_switch=text_only" * (self.prompt_switch != "text_only"), "set model.prompt_switch=text_only"),
+            ("a network without adapters" * bool(self.network and self.network.adapters), "set model.compress=null"),
+        ):
+            if lacking:
+                raise UserError("model.compress", f"keeps single tokens, which needs {lacking}", remedy)
+
+    def _check_joint(self):
+        least = self.sink_frames + self.step_count * self.chunk_frames
+        if self.window_frames < least:
+            raise UserError(
+                f"model.window_frames={self.window_frames}",
+                f"must hold the attention sink and {self.step_count} chunks, {least} frames",
+                f"set model.window_frames={least} or more",
+            )
+        for lacking, remedy in (
+            ("no reference" * self.reference, "set model.reference=false"),
+            ("prompt_switch=text_only" * (self.prompt_switch != "text_only"), "set model.prompt_switch=text_only"),
+            ("a network without adapters" * bool(self.network and self.network.adapters), "use another context"),
+        ):
+            if lacking:
+                raise UserError("model.context=joint_window", f"needs {lacking}", remedy)
+
+    @property
+    def _any_window(self) -> bool:
+        """Whether frames may leave the window in the middle of a chunk: not where chunks are run again, or averaged."""
+        return self.context == "clean" and self.prompt_switch == "text_only" and self.sink_ema is None
+
     @property
     def rule(self) -> ContextRule:
         """What `context` means for banks and passes."""
         return CONTEXTS[self.context]
 
     @property
+    def choice(self) -> dict[str, int]:
+        """What a bank keeps to choose by, in latent frames: `recalled` of queries and `chosen` of tokens; empty where
+        nothing is chosen."""
+        if self.compress is None:
+            return {}
+        recent = self.compress.recent_frames
+        chosen = self.compress.budget_frames - self.sink_frames - recent
+        return {"recalled": recent - self.chunk_frames, "chosen": chosen}
+
+    @property
     def ring_frames(self) -> int:
-        """Latent frames in the rolling part of a bank."""
-        return self.window_frames - self.sink_frames
+        """Latent frames in a bank beside the attention sink."""
+        if self.rule.joint:  # its frames are read as others are, too
+            return self.window_frames
+        return self.window_frames - self.sink_frames + (self.chunk_frames if self.compress else 0)
 
     @property
     def recache_chunks(self) -> int:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from conf.schema import ModelConfig
-from stages.denoise.bank import BankPass
+from stages.denoise.bank_pass import BankPass
 from stages.denoise.denoiser import Denoiser, StreamBanks
+from stages.denoise.history import Place
 from stages.denoise.network import Network
 from stages.denoise.schedule import Schedule
 from stages.inputs import REFERENCE, Given
@@ -68,12 +69,13 @@ class NoisySink(Denoiser):
         reference = out = sink[REFERENCE]
         frames, states = self.layout.reference, stream.states if states is None else states
         positions = range(-frames, 0)
+        place = Place(positions, ((0, 0, frames),), ((0, frames),))
         noise = torch.randn(reference.shape, generator=torch.Generator().manual_seed(0)).to(reference)
         for level, bank in stream.banks.items():
             step = level if self.model.rule.bank_per_step else self.sampler.steps - 1
             sigma = self.sampler.sigmas[step]
             x = ((1 - sigma) * reference + sigma * noise).to(self.network.device, self.network.dtype)
-            attend = BankPass(bank, self.rope.table(positions), positions, [(0, 0, frames)], frames, self.core)
+            attend = BankPass(bank, self.rope.table(positions), place, self.core)
             drive = self.network.drive(self._constants[step], states, {}, self.share.take)
             out = self.network.through(self.network.enter_sink({REFERENCE: x}), drive, attend)
         return out

@@ -7,7 +7,7 @@ pass, and when, is decided elsewhere; so is whether a pass is shared with others
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +17,10 @@ from torch import Tensor
 
 import devices
 from conf.schema import Adapter, ModelConfig
-from stages.denoise.bank import AdapterPass, Bank, BankPass, Layout
+from stages.denoise.bank import Bank
+from stages.denoise.bank_pass import AdapterPass, BankPass, RecallingPass, SelectingPass
+from stages.denoise.history import History, Place, history_of
+from stages.denoise.layout import Layout, Run, Slots
 from stages.denoise.network import Network
 from stages.denoise.rope import Rope
 from stages.denoise.sampler import Sampler, zero_timestep
@@ -68,18 +71,17 @@ class PassKey(NamedTuple):
     Attributes:
         level: of the bank.
         step: which; -1: t = 0.
-        runs: slots written, as in `Place`.
-        visible: slots read.
+        runs, reads: slots written and read, as in `Place`.
     """
 
     level: int
     step: int
-    runs: tuple[tuple[int, int, int], ...]
-    visible: int
+    runs: tuple[Run, ...]
+    reads: tuple[Slots, ...]
 
     def __str__(self) -> str:
         what = "a pass at t = 0" if self.step < 0 else f"step {self.step}"
-        slots = ", ".join(f"{slot} to {slot + count - 1}" for _, slot, count in self.runs)
+        slots = ", ".join(f"{slot} to {slot + count - 1}" for _, slot, count in self.runs) or "of none"
         return f"{what} into slots {slots} of bank {self.level}"
 
 
@@ -103,23 +105,6 @@ class Runner(Protocol):
 def run(banks: StreamBanks, key: PassKey, work: Work, entering: Given) -> Tensor | None:
     """At once."""
     return work(banks.states, entering)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a pass's frames stand, and what it reads: once per chunk, for all its passes and layers.
-
-    Attributes:
-        frames: generated frames of the pass; their positions, too.
-        runs: slots written.
-        visible: slots read.
-        tables: rotation of the tokens (under an empty name) and of the adapters' entries.
-    """
-
-    frames: range
-    runs: list[tuple[int, int, int]]
-    visible: int
-    tables: dict[str, Tensor]
 
 
 class Denoiser:
@@ -148,6 +133,7 @@ class Denoiser:
         _, ph, pw = model.network.patch
         self.grid = rows * ph, columns * pw
         self.layout = Layout.of(model, rows * columns)
+        self.history = history_of(model, self.layout)
         # Fixed tokens are never moved, and the reference is prefilled where it was trained to stand beside them; alone
         # it sees only itself, and its position means nothing.
         start = model.sink_shift.start if self.layout.fixed else -self.layout.reference
@@ -156,10 +142,17 @@ class Denoiser:
         self._prefill_table = torch.cat([*([] if fixed is None else [fixed]), self.rope.table(self._prefilled)])
         self.core = network.core
         with torch.inference_mode():
-            timesteps = [torch.full((1, 1), self.sampler.timestep(s)) for s in range(self.sampler.steps)]
+            timesteps = [self._timesteps(step) for step in range(self.sampler.steps)]
             self._constants = [network.constants(t) for t in [*timesteps, zero_timestep()]]
-        self._places: dict[range, Place] = {}
-        """The latest, by their frames."""
+        self._turns: dict[range, dict[str, Tensor]] = {}
+        """The latest rotations, by frames: of the tokens (under an empty name) and of the adapters' entries."""
+
+    def _timesteps(self, step: int) -> Tensor:
+        """Of a pass: [1, 1], or one for each of its frames [1, f] where chunks at several levels are in it."""
+        of_chunks = [self.sampler.timestep(level) for level in self.schedule.together(step)]
+        if len(of_chunks) == 1:
+            return torch.tensor([of_chunks])
+        return torch.tensor([of_chunks]).repeat_interleave(self.model.chunk_frames, 1)
 
     def level(self, step: int) -> int:
         """The bank a step reads and writes."""
@@ -185,6 +178,7 @@ class Denoiser:
         """
         config, network, parts = self.model.network, self.network, parts or self.share.parts
         kind = {"dtype": network.dtype, "device": network.device}
+        choice = self.model.choice
 
         def adapters() -> dict[str, Bank]:
             return {
@@ -197,7 +191,13 @@ class Denoiser:
 
         banks = {
             level: Bank(
-                self.layout, network.layers, config.heads // parts, config.head_dim, **kind, adapters=adapters()
+                self.layout,
+                network.layers,
+                config.heads // parts,
+                config.head_dim,
+                **kind,
+                adapters=adapters(),
+                **choice,
             )
             for level in (range(self.model.levels) if levels is None else levels)
         }
@@ -222,9 +222,9 @@ class Denoiser:
         """
         bank, others = self._first_and_others(stream)
         frames, fixed = len(self._prefilled), self.layout.fixed
-        runs = [(0, 0, frames)]
         bank.touch(bank.sink_slots(frames))
-        attend = BankPass(bank, self._prefill_table, self._prefilled, runs, frames, self.core, fixed)
+        place = Place(self._prefilled, ((0, 0, frames),), ((0, frames),))
+        attend = BankPass(bank, self._prefill_table, place, self.core, fixed=fixed)
         states = stream.states if states is None else states
         drive = self.network.drive(self._constants[-1], states, {}, partial(self.share.take, frames=1), leaves=False)
         dtype, upload = self.network.dtype, devices.of(self.network.device).upload
@@ -241,8 +241,13 @@ class Denoiser:
     def step(
         self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: Given, distance: int = 0
     ) -> Tensor | None:
-        """One denoising forward of `chunk`: latents (or hidden states) in, velocity (or hidden states) out."""
-        return self._forward(self.level(step), stream, step, self.schedule.frames(chunk), x, given, distance)
+        """One denoising forward of `chunk`: latents (or hidden states) in, velocity (or hidden states) out.
+
+        Where chunks are denoised together, `x` is of all those that are in the pass (`Schedule.together`).
+        """
+        bank = stream.banks[self.level(step)]
+        begins = bank.begin(chunk)
+        return self._forward(bank, stream, step, lambda of: of.step(chunk, step, begins), x, given, distance)
 
     @torch.inference_mode()
     def commit(self, stream: StreamBanks, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor | None:
@@ -252,7 +257,7 @@ class Denoiser:
         is: that is the prefill of that version, and it is the same in every bank.
         """
         bank, others = self._first_and_others(stream)
-        out = self._forward(next(iter(stream.banks)), stream, -1, self.schedule.frames(chunk), x, given, distance)
+        out = self._forward(bank, stream, -1, lambda of: of.commit(chunk), x, given, distance)
         for other in others:
             other.copy_sink(bank)
         return out
@@ -269,69 +274,90 @@ class Denoiser:
         """
         chunks = self.schedule.recached(chunk)
         frames = range(self.schedule.frames(chunks.start).start, self.schedule.frames(chunk).start)
-        return self._forward(next(iter(stream.banks)), stream, -1, frames, x, given, distance)
+        bank, _ = self._first_and_others(stream)
+        return self._forward(bank, stream, -1, lambda of: of.again(frames), x, given, distance)
 
     def _first_and_others(self, stream: StreamBanks) -> tuple[Bank, list[Bank]]:
         first, *others = stream.banks.values()
         return first, others
 
-    def _where(self, frames: range) -> Place:
-        if frames not in self._places:
-            layout = self.layout
+    def _tables(self, frames: range) -> dict[str, Tensor]:
+        """Rotations of a pass's own entries: once per chunk, for all its passes and layers."""
+        if frames not in self._turns:
             own = {adapter.name: self._table(adapter)(frames) for adapter in self.model.network.adapters}
-            tables = {"": self.rope.table(frames)} | own
-            runs, visible = layout.slots(frames.start, len(frames)), layout.visible(frames.stop)
-            self._places[frames] = Place(frames, runs, visible, tables)
-            if len(self._places) > PLACES:
-                del self._places[next(iter(self._places))]
-        return self._places[frames]
+            self._turns[frames] = {"": self.rope.table(frames)} | own
+            if len(self._turns) > PLACES:
+                del self._turns[next(iter(self._turns))]
+        return self._turns[frames]
 
-    def _table(self, adapter: Adapter) -> Callable[[range], Tensor]:
+    def _table(self, adapter: Adapter) -> Callable[[Sequence[int]], Tensor]:
         """Rotation of an adapter's entries, which stand in time only, for frames at given positions."""
         rope = Rope(adapter.head_dim, 1, 1, self.network.device, adapter.widths, adapter.base)
         entries = Layout.of_adapter(self.model, adapter, self.layout.tokens // self.share.parts).tokens
         return lambda positions: rope.table(positions).repeat_interleave(entries, 0)
 
-    def _pass(self, bank: Bank, place: Place, tables: dict[str, Tensor]) -> BankPass:
-        """Attention of one pass over a bank and its adapters' banks."""
-        frames, adapters = place.frames, {}
-        for name, own in bank.adapters.items():
-            runs, visible = own.layout.slots(frames.start, len(frames)), own.layout.visible(frames.stop)
-            adapters[name] = AdapterPass(own, tables[name], frames, runs, visible, self.core)
-        return BankPass(bank, tables[""], frames, place.runs, place.visible, self.core, adapters=adapters)
+    def _each(self, bank: Bank) -> Iterator[tuple[str, Bank, History, Callable[[Sequence[int]], Tensor]]]:
+        """A bank and its adapters' banks, each with its rule and its rotation."""
+        yield "", bank, self.history, self.rope.table
+        for adapter in self.model.network.adapters:
+            own = bank.adapters[adapter.name]
+            yield adapter.name, own, history_of(self.model, own.layout), self._table(adapter)
 
-    def _place_sink(self, bank: Bank, first: int, distance: int) -> None:
-        """Rotate attention-sink keys to where the chunk at frame `first` reads them."""
-        model, layout = self.model, self.layout
-        wanted = layout.sink_positions(model.positions, first, model.chunk_frames, model.sink_shift, distance)
-        bank.place(self.rope.table, wanted)
-        for adapter in model.network.adapters:
-            # Generated frames only, where the tokens of the same frames stand.
-            bank.adapters[adapter.name].place(self._table(adapter), wanted[layout.reference :])
+    def _prepare(self, bank: Bank, place_of: Callable[[History], Place], distance: int) -> dict[str, Place]:
+        """Do to a bank what is done before a pass, in every layer; returns its places, and those of its adapters."""
+        places = {}
+        for name, own, history, table in self._each(bank):
+            place = places[name] = place_of(history)
+            if place.merges:
+                size = own.layout.ring
+                own.average(table, place.merges, [f - size for f in place.frames], self.model.sink_ema)
+            # Frames of an adapter's bank are generated ones only, and stand where the tokens of the same frames do.
+            if (wanted := self.history.sink(places[""], distance)) is not None:
+                own.place(table, wanted[self.layout.reference - own.layout.reference :])
+            own.touch(place.slots(own.layout))
+        return places
+
+    def _pass(self, bank: Bank, places: dict[str, Place], tables: dict[str, Tensor]) -> BankPass:
+        """Attention of one pass over a bank and its adapters' banks."""
+        own = bank.adapters.items()
+        adapters = {name: AdapterPass(its, tables[name], places[name], self.core) for name, its in own}
+        place, rest = places[""], {}
+        kind = SelectingPass if place.selects else RecallingPass if place.recalls else BankPass
+        if place.selects:
+            rest = {"reuse": self.model.compress.reuse, "all_heads": self.share.all_heads}
+        return kind(bank, tables[""], place, self.core, adapters=adapters, **rest)
 
     def _forward(
-        self, level: int, stream: StreamBanks, time: int, frames: range, x: Tensor, given: Given, distance: int
+        self,
+        bank: Bank,
+        stream: StreamBanks,
+        time: int,
+        place_of: Callable[[History], Place],
+        x: Tensor,
+        given: Given,
+        distance: int,
     ) -> Tensor | None:
-        bank = stream.banks[level]
-        self._place_sink(bank, frames.stop - self.model.chunk_frames, distance)
-        bank.writing(frames)
-        place, network = self._where(frames), self.network
+        places, network = self._prepare(bank, place_of, distance), self.network
+        place = places[""]
+        frames = len(place.frames)
         upload = devices.of(network.device).upload
         here = {name: upload(t) for name, t in given.items()}
-        entering = {"x": x} | marked("table", place.tables) | marked("given", here)
+        entering = {"x": x} | marked("table", self._tables(place.frames)) | marked("given", here)
 
         def work(states: Any, entering: Given) -> Tensor | None:
             given = part("given", entering)
-            attend = self._pass(bank, place, part("table", entering))
+            attend = self._pass(bank, places, part("table", entering))
             inside = network.enter(entering["x"], given)
-            drive = network.drive(self._constants[time], states, given, partial(self.share.take, frames=len(frames)))
-            out = self._shared(inside, drive, attend, len(frames))
-            return None if out is None else network.leave(out, self._shape(len(frames)))
+            drive = network.drive(self._constants[time], states, given, partial(self.share.take, frames=frames))
+            out = self._shared(inside, drive, attend, frames)
+            return None if out is None else network.leave(out, self._shape(frames))
 
         # Frames of the attention sink come once, and where they are placed is noted on the host; a shared pass waits
         # for the others.
-        runner = run if frames.start < self.model.sink_frames or self.share.parts > 1 else self.runner
-        return runner(stream, PassKey(level, time, tuple(place.runs), place.visible), work, entering)
+        into_sink = any(slot < self.layout.anchored for _, slot, _ in place.runs)
+        runner = run if into_sink or self.share.parts > 1 else self.runner
+        level = next(level for level, own in stream.banks.items() if own is bank)
+        return runner(stream, PassKey(level, time, place.runs, place.reads), work, entering)
 
     def _shared(self, x: Tensor, drive: Any, attend: BankPass, frames: int) -> Tensor | None:
         """The layers over `x`, as much of it as is computed here; None where the result is gathered elsewhere."""

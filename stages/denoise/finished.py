@@ -1,4 +1,5 @@
-"""What a recache runs again: the latest finished chunks of a stream, as many as a window holds."""
+"""What is kept of the latest finished chunks of a stream: what a recache runs again, as many as a window holds; and the
+latents of chunks that are denoised together with those to come."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from conf.errors import UserError
-from stages.inputs import LATENT_FRAMES, LATENTS, Given, Input
+from stages.inputs import CARRY, LATENT_FRAMES, LATENTS, Given, Input
 
 
 class Finished:
@@ -27,10 +28,21 @@ class Finished:
         self._inputs = {one.name: one for one in inputs}
         self.chunks: dict[int, dict[str, Tensor]] = {}
 
-    def add(self, chunk: int, x: Tensor | None, given: Given) -> None:
-        """Keep a chunk, and let go of the oldest; `x` None: whoever runs this chunk again is given hidden states."""
-        self.chunks[chunk] = given | ({} if x is None else {LATENTS: x})
+    def add(self, chunk: int, x: Tensor | None, given: Given, carry: Tensor | None = None) -> None:
+        """Keep a chunk, and let go of the oldest.
+
+        Args:
+            x: None: whoever runs this chunk again is given hidden states.
+            carry: latents of the chunks behind it, which were denoised with it and are not finished.
+        """
+        own = {LATENTS: x, CARRY: carry}
+        self.chunks[chunk] = given | {name: tensor for name, tensor in own.items() if tensor is not None}
         self.chunks = {number: kept for number, kept in self.chunks.items() if number > chunk - self.most}
+
+    def entering(self, chunk: int, x: Tensor) -> Tensor:
+        """Latents of the chunks that are denoised together with `chunk`: those carried on, then those that enter."""
+        before = self.chunks.get(chunk - 1, {}).get(CARRY)
+        return x if before is None else torch.cat([before, x], LATENT_FRAMES)
 
     def joined(self, chunks: range) -> tuple[Tensor | None, Given] | None:
         """Latents [1, C, f, h, w] and what was given of consecutive chunks in one; None where one is missing."""
@@ -65,7 +77,7 @@ class Finished:
 
     def restore(self, content: dict[str, Tensor], latents: bool) -> None:
         """Take what `content` gave, with latents or without."""
-        names = {*self._inputs, *([LATENTS] if latents else [])}
+        names = {*self._inputs, *([LATENTS, CARRY] if latents else [])}
         self.chunks = {}
         for key, tensor in content.items():
             chunk, _, name = key.partition(".")

@@ -5,7 +5,7 @@ x_t = (1 - sigma) x0 + sigma eps, and the network predicts v = eps - x0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 import devices
 from conf.errors import UserError
 from conf.schema import ModelConfig
+from stages.inputs import LATENT_FRAMES
 
 
 def shifted(sigma: float, shift: float) -> float:
@@ -113,6 +114,30 @@ class Sampler:
         if last:
             return x0
         return ((1 - level) * x0.float() + level * devices.of(x.device).upload(noise)).to(x.dtype)
+
+    def advance(
+        self, steps: range, frames: int, x: Tensor, v: Tensor, noise: Callable[[int, int], Tensor | None]
+    ) -> Tensor:
+        """As `update`, for chunks that are denoised together.
+
+        Args:
+            steps: of the chunks in the pass (`Schedule.together`), in order.
+            frames: latent frames of a chunk.
+            x: latents of these chunks, and of more behind them, which stay as they are.
+            v: velocity of the chunks in the pass.
+            noise: (which of the chunks, step) -> the draw with which it enters the step.
+        """
+        if len(steps) == 1 and x.shape == v.shape:
+            return self.update(steps[0], x, v, self._drawn(0, steps[0] + 1, noise))
+        chunks = []
+        for i, step in enumerate(steps):
+            at = slice(i * frames, (i + 1) * frames)
+            drawn = self._drawn(i, step + 1, noise)
+            chunks.append(self.update(step, x[:, :, at], v[:, :, at], drawn))
+        return torch.cat([*chunks, x[:, :, len(steps) * frames :]], LATENT_FRAMES)
+
+    def _drawn(self, chunk: int, step: int, noise: Callable[[int, int], Tensor | None]) -> Tensor | None:
+        return noise(chunk, step) if step < self.steps and self.needs_noise(step) else None
 
 
 def finite_steps(x: Tensor, before: Tensor | int = 0) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import NamedTuple
 
 from conf import families
@@ -35,6 +34,8 @@ class Schedule:
         chunk_frames, ring_frames: latent frames of a chunk, and of the window that rolls.
         sink_frames: first generated frames of the attention sink.
         clean: whether every finished chunk is written by a clean pass.
+        joint: whether chunks at all steps are denoised together: step s of a chunk goes over the s chunks behind it,
+            too, at the steps before s, and only chunk 0 has other steps than the last.
         recache_chunks: finished chunks that a new prompt runs again, at most; 0: it runs none.
         versions: of the attention sink, in the order they take effect.
     """
@@ -44,6 +45,7 @@ class Schedule:
     ring_frames: int
     sink_frames: int = 0
     clean: bool = False
+    joint: bool = False
     recache_chunks: int = 0
     versions: tuple[Version, ...] = ()
 
@@ -53,15 +55,26 @@ class Schedule:
         return next((v for v in self.versions if v.kind == "prefill" and v.source >= 0), None)
 
     @property
-    def distinct(self) -> range:
-        """The first chunks, such that every later one writes and reads the slots of one of them: the ring fills, and
-        turns once."""
-        full = ceil((self.sink_frames + self.ring_frames) / self.chunk_frames) - 1
-        return range(full + self.ring_frames // self.chunk_frames)
+    def kept(self) -> int:
+        """Finished chunks of which something is kept for later ones, at most."""
+        return max(self.recache_chunks, int(self.joint))
 
     def frames(self, chunk: int) -> range:
-        """Generated frames of a step or a commit of `chunk`."""
+        """Generated frames of `chunk`."""
         return range(chunk * self.chunk_frames, (chunk + 1) * self.chunk_frames)
+
+    def first_step(self, chunk: int) -> int:
+        """The step with which the passes of `chunk` begin."""
+        return len(self.steps) - 1 if self.joint and chunk else 0
+
+    def together(self, step: int) -> range:
+        """Steps at which the chunks are that are in one pass: the chunk whose step it is, and those behind it."""
+        return range(step, -1, -1) if self.joint else range(step, step + 1)
+
+    def joins(self, chunk: int) -> range:
+        """Chunks whose noise enters with `chunk`: its own, or where chunks are denoised together the last of those."""
+        ahead = len(self.steps) - 1 if self.joint else 0
+        return range(chunk + ahead if chunk else 0, chunk + ahead + 1)
 
     def commits(self, chunk: int) -> bool:
         """Whether `chunk` is written by a clean pass when it is finished."""
@@ -91,6 +104,7 @@ def configured(model: ModelConfig) -> Schedule:
         model.ring_frames,
         model.sink_frames,
         model.rule.commits,
+        model.rule.joint,
         model.recache_chunks,
         tuple(sorted(versions, key=lambda v: v.in_force_from)),
     )

@@ -16,7 +16,7 @@ from typing import Protocol
 from torch import Tensor
 
 from stages.denoise.attention import History
-from stages.denoise.bank import LATENT, PLACE
+from stages.denoise.layout import LATENT, PLACE
 
 
 class Exchange(Protocol):
@@ -48,6 +48,10 @@ class Share:
     def history(self, attend: History, frames: int) -> History:
         """`attend`, which sees all tokens, as self-attention over the tokens computed here."""
         return attend
+
+    def all_heads(self, x: Tensor) -> Tensor:
+        """Numbers [heads here, ...] to those of all heads [heads, ...], in order, on every member."""
+        return x
 
     def whole(self, x: Tensor, each: str, frames: int) -> Tensor | None:
         """A bank's keys or values of every member to those of the whole bank; None where another member has them.
@@ -99,6 +103,9 @@ class Ulysses(Share):
             return self.exchange.all_to_all(back).movedim(0, 2).flatten(2, 3)
 
         return run
+
+    def all_heads(self, x: Tensor) -> Tensor:
+        return self.exchange.all_to_all(x.expand(self.parts, *x.shape).contiguous()).flatten(0, 1)
 
     def whole(self, x: Tensor, each: str, frames: int) -> Tensor | None:
         parts = self.exchange.gather(x.contiguous())

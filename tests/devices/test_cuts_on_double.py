@@ -11,7 +11,8 @@ from runtime.banks import cut_bank
 from runtime.board import Board
 from runtime.cut_log import Read
 from runtime.saving import Mark, Saver
-from stages.denoise.bank import Bank, Layout
+from stages.denoise.bank import Bank
+from stages.denoise.layout import Layout
 from stages.denoise.share import ALL
 from tests.double import KIND
 
@@ -65,14 +66,14 @@ def held(saver: Saver, chunk: int) -> dict[str, torch.Tensor]:
 
 
 def test_passes_go_on_beside_a_copy_and_nobody_waits(twin, card, bank, saver):
-    bank.writing(range(1, 3))
+    bank.touch(set(map(bank.layout.slot, range(1, 3))))
     write(bank, range(1, 3), 1.0)
     waits = len(twin.waits)
     cut(saver, bank, 1)
-    bank.writing(range(3, 5))
+    bank.touch(set(map(bank.layout.slot, range(3, 5))))
     write(bank, range(3, 5), 2.0)  # other slots: at once
     assert bank.copying.keys() == {1, 2}
-    bank.writing(range(5, 7))
+    bank.touch(set(map(bank.layout.slot, range(5, 7))))
     write(bank, range(5, 7), 3.0)  # the same slots: behind the copy
     assert not bank.copying and len(twin.waits) == waits
     assert twin.found() == []
@@ -88,7 +89,7 @@ def test_passes_go_on_beside_a_copy_and_nobody_waits(twin, card, bank, saver):
 
 
 def test_a_pass_that_does_not_wait_for_a_copy_is_found(twin, card, bank, saver):
-    bank.writing(range(1, 3))
+    bank.touch(set(map(bank.layout.slot, range(1, 3))))
     write(bank, range(1, 3), 1.0)
     cut(saver, bank, 1)
     bank.copying.clear()  # as if nobody had noted it
@@ -100,7 +101,7 @@ def test_a_pass_that_does_not_wait_for_a_copy_is_found(twin, card, bank, saver):
 
 def test_a_copy_that_does_not_wait_for_the_passes_before_it_is_found(twin, card, bank, saver, monkeypatch):
     monkeypatch.setattr(type(card), "follow", lambda self, mark, *used: None)
-    bank.writing(range(1, 2))
+    bank.touch(set(map(bank.layout.slot, range(1, 2))))
     write(bank, range(1, 2), 1.0)
     cut(saver, bank, 1)
     faults = twin.found()

@@ -11,7 +11,8 @@ from parallel.builders import build
 from parallel.cuts import Cuts
 from runtime.loading import load_parts
 from runtime.workload import describe, logged
-from stages.denoise.bank import Bank, Layout
+from stages.denoise.bank import Bank
+from stages.denoise.layout import Layout, runs_of
 from tests.helpers import config_of
 
 H800 = ("model=live_avatar_14b", "plan=timestep", "cluster=h800x5", "launcher.recover=exact")
@@ -44,7 +45,7 @@ def test_a_chunk_dirties_the_slots_that_it_writes(model):
         layout, [0], model.network.heads, model.network.head_dim, getattr(torch, model.dtype), torch.device("meta")
     )
     per_token = bank.keys[0][:, :1].nbytes + bank.values[0][:, :1].nbytes
-    written = sum(count for _, _, count in layout.slots(30, model.chunk_frames)) * tokens
+    written = sum(count for _, _, count in runs_of(range(30, 30 + model.chunk_frames), layout.slot)) * tokens
     assert kept.chunk * kept.shared[0] == written * per_token
     assert kept.shared_rest[0] == bank.keys[0].nbytes + bank.values[0].nbytes
 

@@ -23,7 +23,8 @@ from runtime.cut_log import Log, Read, room_of
 from runtime.head import Sampler
 from runtime.saving import Mark, Saver
 from runtime.state import Keep, snapshot
-from stages.denoise.bank import ABSENT, LATENT, PLACE, PLACED, TOKEN, Bank, Layout
+from stages.denoise.bank import ABSENT, PLACED, Bank
+from stages.denoise.layout import LATENT, PLACE, TOKEN, Layout
 from stages.denoise.share import ALL, Share
 from tests.helpers import sampled
 from tests.runtime.test_resume import BASE, MODELS, PLANS, Runs
@@ -122,8 +123,8 @@ def filled(seed: int = 0) -> Bank:
 
 def write(bank: Bank, frames: range, values: torch.Generator) -> None:
     """What a pass leaves of generated frames."""
-    bank.writing(frames)
     for own in bank:
+        own.touch(set(map(own.layout.slot, frames)))
         for layer in own.keys:
             for slot in map(own.layout.slot, frames):
                 put(own, layer, slot, own.layout.span(slot, 1), values)

@@ -8,7 +8,10 @@ import torch
 from conf.schema import Adapter, ModelConfig
 from parallel.exchange import local_group
 from stages.denoise.attention import backend
-from stages.denoise.bank import LATENT, PLACE, TOKEN, AdapterPass, Bank, BankPass, Layout
+from stages.denoise.bank import Bank
+from stages.denoise.bank_pass import AdapterPass, BankPass
+from stages.denoise.history import Place, Window
+from stages.denoise.layout import LATENT, PLACE, TOKEN, Layout
 from stages.denoise.rope import Rope, rotate
 from stages.denoise.share import Ulysses
 from stages.models.wan.sizes import Sizes
@@ -45,9 +48,8 @@ def attended(bank: Bank, model: ModelConfig, chunk: int, q, k, v) -> torch.Tenso
         return rope.table(positions).repeat_interleave(own.layout.tokens, 0)
 
     own.place(table, own.layout.sink_positions(model.positions, frames.start, C, model.sink_shift, 0))
-    runs, visible = own.layout.slots(frames.start, C), own.layout.visible(frames.stop)
-    attend = AdapterPass(own, table(frames), frames, runs, visible, CORE)
-    outer = BankPass(bank, Rope(24, 2, 2).table(frames), frames, [], 0, CORE, adapters={"keys": attend})
+    attend = AdapterPass(own, table(frames), Window(model, own.layout).step(chunk, 0, True), CORE)
+    outer = BankPass(bank, Rope(24, 2, 2).table(frames), Place(frames, (), ()), CORE, adapters={"keys": attend})
     return outer(0, q.clone(), k.clone(), v.clone(), "keys")
 
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.schema import ModelConfig
-from stages.denoise.bank import Bank, Layout
+from stages.denoise.bank import Bank
 from stages.denoise.denoiser import Denoiser
+from stages.denoise.layout import Layout, runs_of
 from stages.denoise.passes import ClipPass, same_level_views
 from stages.denoise.rope import Rope, rotate
 from stages.dit.network import Drive, TimeTerms
@@ -195,7 +196,7 @@ def test_export_restores_to_the_same_stream_and_size_is_known_beforehand():
     moved = denoiser.open()
     denoiser.set_states(moved, {"text": TEXT})
     for level, bank in banks.banks.items():
-        moved.banks[level].restore(bank.export())
+        moved.banks[level].restore(bank.export(), 6)
         known = Bank.bytes_needed(denoiser.layout, NETWORK.layers, NETWORK.heads, NETWORK.head_dim, torch.float32)
         assert bank.nbytes == known
     for i in (6, 7):
@@ -213,7 +214,7 @@ def test_every_attended_frame_exactly_once(sink, ring, reference, chunk, chunks)
     held: dict[int, object] = {s: ("ref", s) for s in range(reference)}
     for i in range(chunks):
         first, end = i * chunk, (i + 1) * chunk
-        runs = layout.slots(first, chunk)
+        runs = runs_of(range(first, end), layout.slot)
         assert sum(n for *_, n in runs) == chunk
         for offset, slot, n in runs:
             held.update({slot + j: first + offset + j for j in range(n)})

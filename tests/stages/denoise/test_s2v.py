@@ -5,8 +5,9 @@ import torch
 
 from conf.schema import CodecConfig, ModelConfig, Wav2VecConfig
 from stages.build import encoders_in_file
-from stages.denoise.bank import Bank, Layout
+from stages.denoise.bank import Bank
 from stages.denoise.denoiser import Denoiser
+from stages.denoise.layout import Layout
 from stages.denoise.rope import Rope
 from stages.denoise.sampler import Sampler
 from stages.models.live_avatar.buckets import packed_tokens
@@ -169,7 +170,7 @@ def test_block_ranges_equal_the_whole_and_a_bank_knows_its_size():
     moved = whole.open()
     whole.set_states(moved, {"text": TEXT})
     for level, bank in banks[0].banks.items():
-        moved.banks[level].restore(bank.export())
+        moved.banks[level].restore(bank.export(), 3)
     x = latents(400, 3)
     assert torch.equal(whole.step(moved, 1, 3, x, given, 11), whole.step(banks[0], 1, 3, x, given, 11))
 
