@@ -130,7 +130,12 @@ def _try(lock: int, kind: int) -> bool:
 def _locked(path: Path) -> int:
     """A shared lock of a folder that is there, whoever else makes or sweeps it now."""
     while True:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError:  # it was there, and is being removed
+            if path.exists() and not path.is_dir():
+                raise
+            continue
         try:
             lock = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
