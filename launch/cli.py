@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.errors import UserError, nearest
 from conf.paths import inside
 from conf.schema.stream import SINKS
+from conf.settings import by_name
 from launch.arguments import CONF, MULTIRUN, VALUED, is_option, options, read, refused, with_texts
 from launch.command import Command
 from launch.console import lasting
@@ -53,6 +54,16 @@ def _explain(error: Exception, given: Sequence[str], schema: type) -> UserError:
     return UserError(" ".join(typed) or "configuration", text, "see --help")
 
 
+def _in_nothing(given: Sequence[str], schema: type) -> UserError | None:
+    """Of a setting in a group that may be null, and is."""
+    for argument in given:
+        key = argument.lstrip("+").partition("=")[0]
+        for name, setting in by_name(schema).items():
+            if key.startswith(f"{name}.") and setting.optional:
+                return UserError(argument, f"{name} is null", f"write {name}={{{key.removeprefix(f'{name}.')}: ...}}")
+    return None
+
+
 def _store(name: str, schema: type) -> None:
     """Make a schema known to Hydra. Keys of a network are its family's, who checks them when the model is made."""
     node = OmegaConf.structured(schema)
@@ -62,10 +73,17 @@ def _store(name: str, schema: type) -> None:
 
 
 def _composed(name: str, schema: type, overrides: list[str]) -> DictConfig:
-    """The configuration that overrides give, as Hydra takes them."""
+    """The configuration that overrides give, as Hydra takes them.
+
+    Raises:
+        UserError: one sets something in a group that is null.
+    """
     _store(name, schema)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose(name, overrides)
+        try:
+            return hydra.compose(name, overrides)
+        except AssertionError as error:  # OmegaConf's, of a setting in a group that is null
+            raise _in_nothing(overrides, schema) or error from error
 
 
 def compose(name: str, schema: type, given: Sequence[str]) -> Any:

@@ -341,6 +341,7 @@ class Simulator:
         stream = item.stream
         if item.kind == "end":
             self.pacer.end(stream)
+            item = item._replace(step=self.plan.workload.first_step(item.chunk))
             spent = self._send(index, self.plan.head, item, 0)
             self._look_at_head(stream)
             return spent

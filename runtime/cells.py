@@ -141,8 +141,8 @@ class Cells:
         return block.recache(item.stream, item.level, item.chunk, m.epoch, x, m.distances[0])
 
     def _save(self, item: Pass, m: Message) -> Message:
-        """Cut the bank of a cell; it is written later, on another thread. A bank that steps share is that of step 0."""
-        if item.step != item.level:
+        """Cut the bank of a cell; it is written later, on another thread. One that steps share is that of the first."""
+        if item.step != max(item.level, self.plan.workload.first_step(item.chunk)):
             return m
         if m.hollow:
             for rank in range(len(self.plan.group(self.index))):

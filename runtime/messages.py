@@ -38,11 +38,13 @@ class Messages:
     def entering(self, entry: Entry) -> Iterator[tuple[int, Message]]:
         """What a sampled chunk, or the end of its stream, sends off: (worker, message), in that order."""
         stream, chunk, head = entry.stream, entry.chunk, self.plan.head
+        # A mark takes the way of the chunk behind it, so that nothing of that comes to a place before it.
+        step = self.plan.workload.first_step(chunk)
         if entry.mark is not None:
-            yield head, self._marked(Message("save", stream=stream, chunk=chunk, note=entry.mark.note))
+            yield head, self._marked(Message("save", stream=stream, chunk=chunk, step=step, note=entry.mark.note))
         if entry.tensors is None:
             note = STOPPED if entry.stopped else ""
-            yield head, self._marked(Message("end", stream=stream, chunk=chunk, note=note))
+            yield head, self._marked(Message("end", stream=stream, chunk=chunk, step=step, note=note))
             return
         placed: dict[str, dict[str, Tensor]] = {}
         with self.guard(stream, f"entering chunk {chunk}"):

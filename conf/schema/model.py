@@ -154,9 +154,9 @@ class ModelConfig:
             self._take_folder()
         self.text = self.text.beside(self.checkpoint)
         self._check_schedule()
+        self._check_history()
         self._check_window()
         self._check_sink()
-        self._check_history()
         if check := getattr(self._declared, "check", None):
             check(self)
 
@@ -330,7 +330,7 @@ class ModelConfig:
     @property
     def _any_window(self) -> bool:
         """Whether frames may leave the window in the middle of a chunk: not where chunks are run again, or averaged."""
-        return self.context == "clean" and self.prompt_switch == "text_only" and self.sink_ema is None
+        return self.rule.commits and self.prompt_switch == "text_only" and self.sink_ema is None
 
     @property
     def rule(self) -> ContextRule:
