@@ -290,11 +290,8 @@ class Compression(CleanPassLoop):
 
     def compress(self, layer: int, chunk: int) -> None:
         cache, n, f0 = self.cache[layer], self.net.tokens, CHUNK * chunk
-        sink, candidates, recent = (
-            cache[: self.sink * n],
-            cache[self.sink * n : -self.recent * n],
-            cache[-self.recent * n :],
-        )
+        sink, rest = cache[: self.sink * n], cache[self.sink * n :]
+        candidates, recent = rest[: -self.recent * n], rest[-self.recent * n :]
         head_dim = self.net.dim // self.net.heads
         # Heads lie side by side, so one product of whole rows is the sum over the heads.
         asked = torch.stack(self.queries[layer]).sum(0)

@@ -14,15 +14,17 @@ import torch
 from conf.schema import ModelConfig
 from conf.schema.history import Compress
 from stages.denoise.attention import backend
-from stages.denoise.bank import USES, Bank
+from stages.denoise.bank import PLACED, USES, Bank
 from stages.denoise.bank_pass import BankPass, SelectingPass
 from stages.denoise.denoiser import Denoiser, StreamBanks
 from stages.denoise.draws import Draws
 from stages.denoise.finished import Finished
+from stages.denoise.graphs import Graphs
 from stages.denoise.history import Place
 from stages.denoise.layout import Layout
 from stages.denoise.rope import Rope
 from tests.stages.denoise.straight_history import Compression, DeepSink, RewardForcing, RollingForcing, Wan, levels
+from tests.stages.denoise.tape import Replays
 from tests.stages.denoise.test_banks import COLUMNS, NETWORK, NONE, ROWS, TEXT, build
 from tests.stages.denoise.test_share import shared
 
@@ -46,9 +48,7 @@ def deep(sink: int, window: int = 21, **changes) -> ModelConfig:
     return model_of(window_frames=window, sink_frames=sink, deep_sink=True, **changes)
 
 
-def compressed(
-    reuse: int | None, window: int = 21, sink: int = 10, budget: int = 16, recent: int = 4
-) -> ModelConfig:  # fmt: skip
+def compressed(reuse: int | None, window: int = 21, sink: int = 10, budget: int = 16, recent: int = 4) -> ModelConfig:
     return deep(sink, window, compress=Compress(budget, recent, reuse))
 
 
@@ -85,12 +85,22 @@ class Stream:
 
     def __init__(self, *denoisers: Denoiser, records: bool = False):
         self.parts: list[tuple[Denoiser, StreamBanks]] = [(d, d.open()) for d in denoisers]
-        for denoiser, banks in self.parts:
-            denoiser.set_states(banks, {"text": TEXT})
+        self._begin()
         self.schedule, self.sampler = denoisers[0].schedule, denoisers[0].sampler
         self.finished = Finished(self.schedule.kept, [])
         self.passes: list[tuple] = []
         self.records = records
+
+    def _begin(self) -> None:
+        for denoiser, banks in self.parts:
+            denoiser.set_states(banks, {"text": TEXT})
+
+    def begin_again(self) -> None:
+        """Another stream, in the same banks."""
+        for _, banks in self.parts:
+            banks.clear()
+        self._begin()
+        self.finished = Finished(self.schedule.kept, [])
 
     def run(self, chunks: range) -> Iterator[torch.Tensor]:
         """Final latents of each chunk."""
@@ -325,6 +335,44 @@ def test_a_stream_that_moves_goes_on_the_same(name):
             new.banks[0].restore(content, i + 1)
         stream = moved
     assert equal(found, product(model, chunks))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_second_stream_in_the_same_banks_finds_nothing_of_the_first(name):
+    """The published compression does: its queries, its counters and the place of its attention sink are never reset."""
+    model = RULES[name]
+    chunks, stream = range(chunks_of(model, windows=2)), Stream(build(model))
+    first = list(stream.run(chunks))
+    stream.begin_again()
+    assert equal(list(stream.run(chunks)), first)
+
+
+class Records(Replays):
+    """A recorder that leaves the bank as it was, as a CUDA graph's does: that only records, and a tape runs the work.
+    Most passes may run twice, but one that makes a choice may not."""
+
+    bank: Bank
+
+    def __call__(self, work: Callable) -> Callable:
+        memory = [t for name, t in self.bank.export().items() if name != PLACED]
+        saved = [t.clone() for t in memory]
+        replay = super().__call__(work)
+        for tensor, before in zip(memory, saved, strict=True):
+            tensor.copy_(before)
+        return replay
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_recorded_passes_do_what_the_rule_says(name):
+    """A pass that is recorded has its slots in it, and no numbers of the chunk it was recorded with."""
+    model, recorder = RULES[name], Records()
+    chunks, denoiser = chunks_of(model, windows=4), build(model)
+    denoiser.runner = Graphs(recorder, must=True)
+    stream = Stream(denoiser)
+    ((_, banks),) = stream.parts
+    recorder.bank = banks.banks[0]
+    assert equal(list(stream.run(range(chunks))), product(model, chunks))
+    assert recorder.replayed > recorder.recorded > 0
 
 
 @pytest.mark.parametrize("name", ["compressed", "compressed, reuse 1"])
