@@ -81,7 +81,10 @@ class Setting:
     @property
     def holds(self) -> Any:
         """Its type, None aside; `Any` where that is not one type."""
-        return _alone(self.kind)
+        if get_origin(self.kind) not in (Union, UnionType):
+            return self.kind
+        kinds = [kind for kind in get_args(self.kind) if kind is not NoneType]
+        return kinds[0] if len(kinds) == 1 else Any
 
     @property
     def optional(self) -> bool:
@@ -115,14 +118,6 @@ class Setting:
         return {str: "TEXT", bool: "true", int: "4", float: "1.5"}.get(self.holds, "null")
 
 
-def _alone(kind: Any) -> Any:
-    """A type, None aside; `Any` where that is not one type."""
-    if get_origin(kind) not in (Union, UnionType):
-        return kind
-    kinds = [one for one in get_args(kind) if one is not NoneType]
-    return kinds[0] if len(kinds) == 1 else Any
-
-
 def _items(kind: Any) -> str:
     """A type that is no scalar, in words: a list says what it lists."""
     if get_origin(kind) is not list:
@@ -153,10 +148,7 @@ def settings(schema: type, prefix: str = "") -> Iterator[Setting]:
         else:
             default = None if one.default is MISSING else one.default
             choices, literal = one.metadata.get("choices", ()), one.metadata.get("as_typed", False)
-            setting = Setting(name, kind, default, texts.get(one.name, ""), choices, literal)
-            yield setting
-            if is_dataclass(setting.holds):  # a group that may be null
-                yield from settings(setting.holds, f"{name}.")
+            yield Setting(name, kind, default, texts.get(one.name, ""), choices, literal)
 
 
 @cache
@@ -170,7 +162,7 @@ def about(schema: type, prefix: str = "") -> dict[str, str]:
     """What every group of settings is for: the first sentence of its class, by the group's name."""
     found = {prefix.rstrip("."): _sentence(inspect.getdoc(schema) or "")}
     for name, kind in get_type_hints(schema).items():
-        if is_dataclass(kind := _alone(kind)):
+        if is_dataclass(kind):
             found |= about(kind, f"{prefix}{name}.")
     return found
 

@@ -34,7 +34,7 @@ VALUED = (*ELSEWHERE, "--cfg", "-c", "--package", "-p", "--config-name", "-cn", 
 """Options of Hydra whose value is an argument of its own."""
 UNSET = ("cluster", "experiment")
 """Groups of which no file is chosen unless one is named: `null`."""
-FREE = ("hydra", "model.network", "model.lora", "cluster.kinds", "cluster.intra", "cluster.inter")
+FREE = ("hydra", "model.network", "model.lora", "model.compress", "cluster.kinds", "cluster.intra", "cluster.inter")
 """Settings below which there are names that the schema does not know."""
 
 

@@ -27,8 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.errors import UserError, nearest
 from conf.paths import inside
 from conf.schema.stream import SINKS
-from conf.settings import by_name
-from launch.arguments import CONF, MULTIRUN, VALUED, is_option, options, read, refused, with_texts
+from launch.arguments import CONF, FREE, MULTIRUN, VALUED, is_option, options, read, refused, with_texts
 from launch.command import Command
 from launch.console import lasting
 
@@ -47,21 +46,15 @@ def _explain(error: Exception, given: Sequence[str], schema: type) -> UserError:
         group, name = found.groups()
         return UserError(f"{group}={name}", f"there is no {group} of that name", nearest(name, options(group)))
     key = next((k for cause in chain if (k := getattr(cause, "full_key", None))), "")
+    if group := next((name for name in FREE if key.startswith(f"{name}.") and "not in struct" in text), ""):
+        field = key.removeprefix(f"{group}.")
+        typed = next((a for a in given if a.lstrip("+").startswith(f"{key}=")), key)
+        return UserError(typed, f"{group} has no {field} here, or is null", f"write {group}={{{field}: ...}}")
     if key:
         reason = next(str(cause).splitlines()[0] for cause in chain if getattr(cause, "full_key", None))
         return refused(given, key, schema, reason)
     typed = [a for a in given if not is_option(a)]
     return UserError(" ".join(typed) or "configuration", text, "see --help")
-
-
-def _in_nothing(given: Sequence[str], schema: type) -> UserError | None:
-    """Of a setting in a group that may be null, and is."""
-    for argument in given:
-        key = argument.lstrip("+").partition("=")[0]
-        for name, setting in by_name(schema).items():
-            if key.startswith(f"{name}.") and setting.optional:
-                return UserError(argument, f"{name} is null", f"write {name}={{{key.removeprefix(f'{name}.')}: ...}}")
-    return None
 
 
 def _store(name: str, schema: type) -> None:
@@ -73,17 +66,10 @@ def _store(name: str, schema: type) -> None:
 
 
 def _composed(name: str, schema: type, overrides: list[str]) -> DictConfig:
-    """The configuration that overrides give, as Hydra takes them.
-
-    Raises:
-        UserError: one sets something in a group that is null.
-    """
+    """The configuration that overrides give, as Hydra takes them."""
     _store(name, schema)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            return hydra.compose(name, overrides)
-        except AssertionError as error:  # OmegaConf's, of a setting in a group that is null
-            raise _in_nothing(overrides, schema) or error from error
+        return hydra.compose(name, overrides)
 
 
 def compose(name: str, schema: type, given: Sequence[str]) -> Any:

@@ -114,8 +114,9 @@ class ModelConfig:
     2512.04678); null: it stays as it is."""
     deep_sink: bool = False
     """The same as `positions=deep` (arXiv 2512.05081)."""
-    compress: Compress | None = None
-    """What is chosen of frames that leave the window; null: nothing, they are dropped."""
+    compress: Any = None
+    """What is chosen of frames that leave the window, as `{budget_frames: 16, recent_frames: 4, reuse: 7}` (arXiv
+    2512.05081); kept as `Compress`. Null: nothing, they are dropped."""
     prompt_switch: str = one_of(("text_only", "recache"), "text_only")
     """What a new prompt changes: `text_only`, what is read of it from then on; `recache`, what was made of the frames
     in the window, too, which are run again with it (arXiv 2509.22622)."""
@@ -130,6 +131,7 @@ class ModelConfig:
     def __post_init__(self):
         self._take_family()
         self.checkpoint, self.lora = found(self.checkpoint), LoraConfig.of(self.lora) or None
+        self.compress = None if self.compress is None else typed(Compress, self.compress, "model.compress")
         check_choices(self, "model.")
         if self.fp8 is not None:
             self._check_widths()

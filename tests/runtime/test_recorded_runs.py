@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.live_avatar import SMALL
 from devices.processor import Processor
+from stages.denoise.history import history_of
+from stages.denoise.layout import Layout
 from stages.denoise.schedule import schedule_of
 from tests.helpers import config_of, thorough
 from tests.stages.denoise.tape import Replays
@@ -31,6 +33,15 @@ MODELS = {
     "one chunk in the window": (*NANO, "model.window_frames=3"),
     "Live Avatar": (*SMALL, "model.network.layers=3", "model.network.audio.layers=[0,2]"),
     "Wan": WAN,
+    "Rolling Forcing": (
+        *WAN, "model.context=joint_window", "model.steps=3", "model.timesteps=[1000,600,200]", "model.sink_frames=3",
+        "model.window_frames=12",
+    ),
+    "Reward Forcing": (*WAN, "model.sink_frames=3", "model.positions=slot", "model.sink_ema=0.9"),
+    "Deep Forcing": (
+        *WAN, "model.window_frames=12", "model.sink_frames=4", "model.deep_sink=true",
+        "model.compress={budget_frames: 9, recent_frames: 4, reuse: 2}",
+    ),
 }  # fmt: skip
 STREAMS = (
     "stream.chunks=14", "stream.count=2", "stream.prompt=hello", "sink.video=null",
@@ -54,9 +65,19 @@ def recorders(monkeypatch):
 def passes(*overrides: str) -> int:
     """Steps and commits of different slots, those of the attention sink apart, and a recache, which later prompts of
     `STREAMS` have over the same slots."""
-    schedule = schedule_of(config_of(*overrides).model)
-    chunks = [i for i in schedule.distinct if schedule.frames(i).start >= schedule.sink_frames]
-    return sum(len(schedule.steps) + schedule.commits(i) for i in chunks) + bool(schedule.recache_chunks)
+    model = config_of(*overrides).model
+    schedule, layout = schedule_of(model), Layout.of(model, 4)
+    history, found = history_of(model, layout), set()
+    for chunk in history.distinct:
+        steps = range(schedule.first_step(chunk), len(schedule.steps))
+        places = {step: history.step(chunk, step, model.rule.bank_per_step or step == steps[0]) for step in steps}
+        places |= {-1: history.commit(chunk)} if schedule.commits(chunk) else {}
+        found |= {
+            (step, place.runs, place.reads)
+            for step, place in places.items()
+            if all(slot >= layout.anchored for _, slot, _ in place.runs)
+        }
+    return len(found) + bool(schedule.recache_chunks)
 
 
 def hashes(report: dict) -> list[str]:

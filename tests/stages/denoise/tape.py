@@ -32,19 +32,35 @@ class Tape(TorchDispatchMode):
         self._given: set[int] = set()
         """Memory that was there before."""
         self._made: set[int] = set()
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        """What was in that memory before the work wrote it: (the memory as bytes, a copy)."""
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if operation in WAITS:
             raise RuntimeError("a graph cannot wait for the device")
         kwargs = kwargs or {}
+        self._keep(operation, args, kwargs)
         made = operation(*args, **kwargs)
         self._given |= _storages((args, kwargs)) - self._made
         self._made |= _storages(made) - self._given
         self.operations.append((operation, args, kwargs, made))
         return made
 
+    def _keep(self, operation: Any, args: Any, kwargs: Any) -> None:
+        """Note what an operation is about to write over."""
+        named = zip(operation._schema.arguments, args, strict=False)
+        written = [value for argument, value in named if argument.alias_info and argument.alias_info.is_write]
+        written += [kwargs[a.name] for a in operation._schema.arguments if a.name in kwargs and a.is_out]
+        for tensor in tree_leaves(written):
+            memory = tensor.untyped_storage()
+            if memory.data_ptr() not in self._made and memory.data_ptr() not in self._before:
+                whole = torch.empty(0, dtype=torch.uint8).set_(memory)
+                self._before[memory.data_ptr()] = whole, whole.clone()
+
     def spoil(self) -> None:
-        """Leave nothing in what the work made: a recording computes nothing, its first playing does."""
+        """Leave nothing of what the work made or wrote: a recording computes nothing, its first playing does."""
+        for memory, before in self._before.values():
+            memory.copy_(before)
         for _, _, _, made in self.operations:
             for tensor in tree_leaves(made):
                 own = isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() in self._made
