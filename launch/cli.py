@@ -46,15 +46,21 @@ def _explain(error: Exception, given: Sequence[str], schema: type) -> UserError:
         group, name = found.groups()
         return UserError(f"{group}={name}", f"there is no {group} of that name", nearest(name, options(group)))
     key = next((k for cause in chain if (k := getattr(cause, "full_key", None))), "")
-    if group := next((name for name in FREE if key.startswith(f"{name}.") and "not in struct" in text), ""):
-        field = key.removeprefix(f"{group}.")
-        typed = next((a for a in given if a.lstrip("+").startswith(f"{key}=")), key)
-        return UserError(typed, f"{group} has no {field} here, or is null", f"write {group}={{{field}: ...}}")
+    if "is not in struct" in text and (found := _below(given)):
+        argument, group, field = found
+        return UserError(argument, f"{group} has no {field} here, or is null", f"write {group}={{{field}: ...}}")
     if key:
         reason = next(str(cause).splitlines()[0] for cause in chain if getattr(cause, "full_key", None))
         return refused(given, key, schema, reason)
     typed = [a for a in given if not is_option(a)]
     return UserError(" ".join(typed) or "configuration", text, "see --help")
+
+
+def _below(given: Sequence[str]) -> tuple[str, str, str] | None:
+    """(argument, group, field) of the first that sets something in a group of names that the schema does not know."""
+    keys = ((argument, argument.lstrip("+").partition("=")[0]) for argument in given)
+    below = ((a, name, k.removeprefix(f"{name}.")) for a, k in keys for name in FREE if k.startswith(f"{name}."))
+    return next(below, None)
 
 
 def _store(name: str, schema: type) -> None:
