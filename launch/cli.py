@@ -46,7 +46,7 @@ def _explain(error: Exception, given: Sequence[str], schema: type) -> UserError:
         group, name = found.groups()
         return UserError(f"{group}={name}", f"there is no {group} of that name", nearest(name, options(group)))
     key = next((k for cause in chain if (k := getattr(cause, "full_key", None))), "")
-    if "is not in struct" in text and (found := _below(given)):
+    if any("is not in struct" in str(cause) for cause in chain) and (found := _below(given)):
         argument, group, field = found
         return UserError(argument, f"{group} has no {field} here, or is null", f"write {group}={{{field}: ...}}")
     if key:
