@@ -14,6 +14,7 @@ class ContextRule:
         bank_per_step: whether every step has a bank of its own, which it also writes; else all steps read one.
         commits: whether every finished chunk is written to the bank by a clean pass, which the next chunk waits for.
         joint: whether chunks at all levels are denoised by one pass, in which they see each other.
+        seeded: whether what every bank holds of the first chunk is what that chunk's last step wrote.
         missing: why the rule cannot run yet; empty if it can.
     """
 
@@ -21,12 +22,8 @@ class ContextRule:
     bank_per_step: bool
     commits: bool
     joint: bool = False
+    seeded: bool = False
     missing: str = ""
-
-    @property
-    def overlap(self) -> bool:
-        """Whether the steps of consecutive chunks of one stream may run at the same time."""
-        return not self.commits
 
     def level(self, step: int) -> int:
         """The bank that a step reads."""
@@ -40,6 +37,15 @@ class ContextRule:
 CONTEXTS = {
     "same_level": ContextRule("each step reads what earlier chunks wrote at the same step", True, False),
     "clean": ContextRule("all steps read one bank, written when a chunk is finished", False, True),
+    "stream_batch": ContextRule(
+        "each step reads what earlier chunks wrote at the same step, and of the first chunk what its last step wrote",
+        True,
+        False,
+        seeded=True,
+    ),
+    "last_step": ContextRule(
+        "all steps read one bank, in which every step writes over what the one before it wrote", False, False
+    ),
     "joint_window": ContextRule(
         "chunks at all levels see each other in one pass, beside finished ones", False, True, joint=True
     ),

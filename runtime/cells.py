@@ -18,7 +18,7 @@ from runtime.saving import Saver, bank_part
 from runtime.timing import Timer
 from stages.denoise.draws import Draws
 from stages.denoise.sampler import finite_steps
-from stages.inputs import CARRY, FINITE, noise_name, part
+from stages.inputs import CARRY, FINITE, SEED, noise_name, part
 
 Work = Callable[[Pass, Message], Message]
 """Does what a pass of one kind is for; returns the message that goes on."""
@@ -91,12 +91,15 @@ class Cells:
             first, together = schedule.first_step(item.chunk), schedule.together(item.step)
             if (item.step, item.block) == (first, 0):
                 tensors["x"] = x = block.entering(item.stream, item.chunk, x)
-            incoming = tensors.pop("hidden", x[:, :, : len(together) * schedule.chunk_frames])
+            entering = x[:, :, : len(together) * schedule.chunk_frames] if schedule.joint else x
+            incoming = tensors.pop("hidden", entering)
             out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, m.distances[item.step])
             if item.block == len(self.plan.blocks) - 1:
                 noise = partial(self._noise, item, tensors)
                 tensors["x"] = x = self.sampler.advance(together, schedule.chunk_frames, x, out, noise)
                 tensors[FINITE] = finite_steps(x, tensors.get(FINITE, first))
+                if schedule.seeded and schedule.commits(item.chunk) and item.step + 1 == self.sampler.steps:
+                    tensors[SEED] = entering
                 if schedule.joint and item.step + 1 == self.sampler.steps:
                     tensors["x"], tensors[CARRY] = x.split(
                         [schedule.chunk_frames, x.shape[2] - schedule.chunk_frames], 2
@@ -112,7 +115,7 @@ class Cells:
         if given is not None:
             return given
         batch, channels, _, *size = tensors["x"].shape
-        shape = batch, channels, self.parts.denoisers[item.block].schedule.chunk_frames, *size
+        shape = batch, channels, len(self.parts.denoisers[item.block].model.frames(item.chunk + behind)), *size
         return self.draws[item.stream].noise(item.chunk + behind, step, shape)
 
     def _write(self, run: Row, item: Pass, m: Message) -> Message:

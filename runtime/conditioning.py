@@ -358,7 +358,7 @@ class Conditioning:
     def noise(self, chunk: int, step: int) -> Tensor:
         """The noise [1, C, c, h, w], float32 on the CPU, that enters a step of a chunk."""
         given = self.given_noise(chunk, step)
-        return self.draws.noise(chunk, step, self._latent_shape) if given is None else given
+        return self.draws.noise(chunk, step, self._latent_shape(chunk)) if given is None else given
 
     def entering(self, chunk: int) -> Tensor:
         """The noise [1, C, f, h, w] that enters with a chunk, of all chunks that join then."""
@@ -375,13 +375,12 @@ class Conditioning:
             if step < self.model.step_count
         }
 
-    @property
-    def _latent_shape(self) -> tuple[int, ...]:
-        return (1, self.model.network.in_channels, self.model.chunk_frames, *self.picture.latent)
+    def _latent_shape(self, chunk: int) -> tuple[int, ...]:
+        return 1, self.model.network.in_channels, len(self.model.frames(chunk)), *self.picture.latent
 
     def given_noise(self, chunk: int, step: int) -> Tensor | None:
         """The noise `source.tensors` gives for a step of a chunk, if it does."""
-        return self._given(f"noise.{chunk:06d}.step.{step}", self._latent_shape, torch.float32)
+        return self._given(f"noise.{chunk:06d}.step.{step}", self._latent_shape(chunk), torch.float32)
 
     def distance(self, chunk: int, step: int) -> int:
         """How far ahead of the chunk SINK-SHIFT places the attention sink, for one forward."""

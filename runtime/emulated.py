@@ -86,9 +86,8 @@ class EmulatedConditioning(Conditioning):
         """Returns None: an emulated run has no pictures, so no sound track."""
         super().samples(chunk)  # a live source is read all the same
 
-    @property
-    def _latent_shape(self) -> tuple[int, ...]:
-        return latent_shape(self.model, self._emulated.config, self.model.chunk_frames, *self.picture.latent)
+    def _latent_shape(self, chunk: int) -> tuple[int, ...]:
+        return latent_shape(self.model, self._emulated.config, len(self.model.frames(chunk)), *self.picture.latent)
 
 
 class EmulatedPost:

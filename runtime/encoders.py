@@ -51,8 +51,9 @@ class Picture:
 
 def frames_of(model: ModelConfig, chunk: int) -> tuple[int, int]:
     """(first video frame, number of video frames) of a chunk."""
-    before = video_frames(model.codec, chunk * model.chunk_frames, first=True) if chunk else 0
-    return before, video_frames(model.codec, model.chunk_frames, first=chunk == 0)
+    latents = model.frames(chunk)
+    before = video_frames(model.codec, latents.start, first=True) if chunk else 0
+    return before, video_frames(model.codec, len(latents), first=chunk == 0)
 
 
 STILLS = 8

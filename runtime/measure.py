@@ -154,17 +154,18 @@ def stage_durations(config: Config, chunks: int) -> Durations:
                 for step in range(schedule.first_step(chunk), sampler.steps):
                     together = schedule.together(step)
                     with book.stage(f"step{step}", counts, parts=True):
-                        entering = x[:, :, : len(together) * c]
+                        entering = x[:, :, : len(together) * c] if schedule.joint else x
                         v = denoiser.step(banks, step, chunk, entering, given, given_by.distance(chunk, step))
                         book.note("last")
                         x = sampler.advance(
                             together, c, x, v, lambda behind, to, i=chunk: given_by.noise(i + behind, to)
                         )
-                x, carry = x[:, :, :c], x[:, :, c:]
+                x, carry = (x[:, :, :c], x[:, :, c:]) if schedule.joint else (x, None)
                 if denoiser.schedule.commits(chunk):
                     with book.stage("commit", counts):
-                        denoiser.commit(banks, chunk, x, given, given_by.distance(chunk, sampler.steps))
-                    finished.add(chunk, None, {}, carry if schedule.joint else None)
+                        written = entering if schedule.seeded else x
+                        denoiser.commit(banks, chunk, written, given, given_by.distance(chunk, sampler.steps))
+                    finished.add(chunk, None, {}, carry)
                 sound = given_by.samples(chunk)
                 if parts.decoder:
                     with book.stage(f"decode{first}", counts or chunk == 0):

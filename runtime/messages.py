@@ -15,7 +15,7 @@ from parallel.passes import Pass, along_rows, entering
 from parallel.plan import Plan
 from runtime.guard import Guard
 from runtime.head import Entry
-from stages.inputs import CARRY, FINITE, LATENTS, REFERENCE, marked, part
+from stages.inputs import CARRY, FINITE, LATENTS, REFERENCE, SEED, marked, part
 
 STOPPED = "stopped"
 """What a stream's end says if it came from outside."""
@@ -83,7 +83,10 @@ class Messages:
             with self.guard(item.stream, f"{following.kind} of chunk {following.chunk}"):
                 # What is carried on goes to the bank of the first block, with the clean pass that it waits for.
                 names = (LATENTS, FINITE, *([CARRY] if following.kind == "commit" and CARRY in tensors else []))
-                lasting, tensors = part("sink", tensors), {name: tensors[name] for name in names}
+                lasting, seed = part("sink", tensors), tensors.get(SEED)
+                tensors = {name: tensors[name] for name in names}
+                if following.kind == "commit" and seed is not None:
+                    tensors[LATENTS] = seed
                 if following.kind == "prefill":
                     tensors = marked("sink", lasting | {REFERENCE: tensors[LATENTS][:, :, :1]})
         travels = following.kind == "done" or self.plan.workload.passes[following.kind].carries_chunk

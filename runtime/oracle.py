@@ -89,15 +89,16 @@ def generate(
         for step in range(schedule.first_step(chunk), sampler.steps):
             with timer(f"step{step}", chunk):
                 together = schedule.together(step)
-                entering = x[:, :, : len(together) * c]
+                entering = x[:, :, : len(together) * c] if schedule.joint else x
                 v = denoiser.step(banks, step, chunk, entering, given, conditioning.distance(chunk, step))
                 x = sampler.advance(together, c, x, v, lambda behind, to, i=chunk: conditioning.noise(i + behind, to))
                 finite = finite_steps(x, finite)
-        x, carry = x[:, :, :c], x[:, :, c:] if schedule.joint else None
+        x, carry = (x[:, :, :c], x[:, :, c:]) if schedule.joint else (x, None)
 
         if schedule.commits(chunk):
             with timer("commit", chunk):
-                denoiser.commit(banks, chunk, x, given, conditioning.distance(chunk, sampler.steps))
+                written = entering if schedule.seeded else x
+                denoiser.commit(banks, chunk, written, given, conditioning.distance(chunk, sampler.steps))
                 finished.add(chunk, x, given, carry)
         if schedule.renewed and chunk == schedule.renewed.source:
             anchor = conditioning.lasting() | {REFERENCE: x[:, :, :1]}

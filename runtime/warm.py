@@ -68,7 +68,7 @@ def drive(pool: BankPool, banks: StreamBanks, chunks: range, recaches: bool = Fa
         if one.source
     }
     finished = Finished(schedule.recache_chunks, with_chunk(inputs))
-    x, c = _entering(pool, denoiser.model.chunk_frames), denoiser.model.chunk_frames
+    c = denoiser.model.chunk_frames
     for chunk in chunks:
         if recaches and 0 < chunk <= schedule.recache_chunks:
             again = schedule.recached(chunk)
@@ -76,9 +76,10 @@ def drive(pool: BankPool, banks: StreamBanks, chunks: range, recaches: bool = Fa
             denoiser.recache(banks, chunk, _entering(pool, len(again) * denoiser.model.chunk_frames), past)
         for step in range(schedule.first_step(chunk), denoiser.sampler.steps):
             if denoiser.level(step) in banks.banks:
-                denoiser.step(banks, step, chunk, _entering(pool, len(schedule.together(step)) * c), given)
+                frames = len(denoiser.model.frames(chunk)) + (len(schedule.together(step)) - 1) * c
+                denoiser.step(banks, step, chunk, _entering(pool, frames), given)
         if schedule.commits(chunk):
-            denoiser.commit(banks, chunk, x, given)
+            denoiser.commit(banks, chunk, _entering(pool, len(denoiser.model.frames(chunk))), given)
         finished.add(chunk, None, given)
 
 

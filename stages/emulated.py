@@ -169,13 +169,13 @@ class EmulatedDenoiser:
         if together == 1:
             self._writing(stream, chunk)
         self._hold(self._step_s * together / every, chunk, f"step{step} {self.layers.start}")
-        return self._output(self.model.chunk_frames * together)
+        return self._output(len(self.model.frames(chunk)) + self.model.chunk_frames * (together - 1))
 
     def commit(self, stream: StreamBanks, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor:
         """Take as long as a commit; returns what the next block takes in."""
         self._writing(stream, chunk)
         self._hold(self._commit_s, chunk, f"commit {self.layers.start}")
-        return self._output(self.model.chunk_frames)
+        return self._output(len(self.model.frames(chunk)))
 
     def recache(self, stream: StreamBanks, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor:
         """Take as long as the commits of all chunks that are run again; returns what the next block takes in."""

@@ -249,6 +249,8 @@ LATENTS, LATENT_FRAMES = "x", 2
 """Name of a chunk's latents [1, C, f, h, w] beside its inputs, and the dimension that counts their frames."""
 CARRY = "carry"
 """Beside a chunk's final latents, those of the chunks behind it that were denoised with it."""
+SEED = "seed"
+"""Beside a chunk's final latents, what entered its last step, where banks are seeded with that."""
 FINITE = "finite"
 """Beside a chunk's latents, how many steps have left them finite (`stages.denoise.sampler.finite_steps`)."""
 REFERENCE = "reference"

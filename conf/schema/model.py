@@ -94,9 +94,14 @@ class ModelConfig:
     """Step list before the shift, of 1000; null: evenly spread as diffusers' Euler scheduler does."""
     shift: float = 3.0
     """Of the step list towards noise, as flow matching has it."""
+    warp: bool = True
+    """Whether the shift is applied to the step list; else the network is told the list as it is, and a step's noise is
+    that of the nearest of 1000 shifted ones."""
 
     chunk_frames: int = 3
     """Latent frames that are generated together."""
+    first_chunk_frames: int | None = None
+    """Latent frames of the first chunk; null: as of every other."""
     window_frames: int = 12
     """Generated latent frames attended: the current chunk and the frame attention sink included."""
     sink_frames: int = 0
@@ -114,6 +119,11 @@ class ModelConfig:
     2512.04678); null: it stays as it is."""
     deep_sink: bool = False
     """The same as `positions=deep` (arXiv 2512.05081)."""
+    stream_batch: bool | None = None
+    """The same as `context=stream_batch` (true) or `context=last_step` (false), StreamDiffusionV2's two modes; null: as
+    `context` says."""
+    refresh_frames: int | None = None
+    """Positions count on from the end of a first window again when they come to it; null: they count for ever."""
     compress: Any = None
     """What is chosen of frames that leave the window, as `{budget_frames: 16, recent_frames: 4, reuse: 7}` (arXiv
     2512.05081); kept as `Compress`. Null: nothing, they are dropped."""
@@ -135,9 +145,14 @@ class ModelConfig:
         check_choices(self, "model.")
         if self.fp8 is not None:
             self._check_widths()
-        for name in ("steps", "chunk_frames", "window_frames", "shift", "fps", "lora_alpha"):
+        for name in (
+            "steps", "chunk_frames", "first_chunk_frames", "window_frames", "refresh_frames", "shift", "fps",
+            "lora_alpha",
+        ):  # fmt: skip
             positive(f"model.{name}", getattr(self, name), most=100_000)
         self.positions = "deep" if self.deep_sink else self.positions
+        if self.stream_batch is not None:
+            self.context = "stream_batch" if self.stream_batch else "last_step"
         for name in ("height", "width"):
             positive(f"model.{name}", getattr(self, name), most=MOST_PIXELS)
         if self.shift < LEAST_SHIFT:
@@ -241,7 +256,7 @@ class ModelConfig:
 
     def _check_window(self):
         ring, c = self.window_frames - self.sink_frames, self.chunk_frames
-        whole = ring % c == 0 or self._any_window
+        whole = ring % c == 0 or self._any_window or self.slots
         if self.sink_frames < 0 or ring < c or not whole:
             lower = self.sink_frames + max(1, ring // c) * c
             raise UserError(
@@ -257,7 +272,7 @@ class ModelConfig:
                 "the decoder is primed with frames of before the stream, and this model has none",
                 "set model.codec.prime=0",
             )
-        if not self.rule.commits and self.sink_frames % self.chunk_frames:
+        if not self.rule.commits and not self.slots and self.sink_frames % self.chunk_frames:
             raise UserError(
                 f"model.sink_frames={self.sink_frames}",
                 f"under {self.context} the attention sink is whole chunks of {self.chunk_frames} frames",
@@ -284,6 +299,19 @@ class ModelConfig:
             self._check_compress()
         if self.rule.joint:
             self._check_joint()
+        self._check_slots()
+
+    def _check_slots(self):
+        """What only a history of slots has, which reads no attention sink apart from its window."""
+        if self.slots:
+            if self.reference or self.positions != "abs" or (self.network and self.network.adapters):
+                lacking = "reference=false" if self.reference else "positions=abs, and a network without adapters"
+                raise UserError(f"model.context={self.context}", f"needs {lacking}", "see conf/model of such a model")
+            return
+        for name in ("first_chunk_frames", "refresh_frames"):
+            if (value := getattr(self, name)) is not None:
+                rule = "is for context=stream_batch and context=last_step"
+                raise UserError(f"model.{name}={value}", rule, f"set model.{name}=null")
 
     def _check_average(self):
         if not 0 <= self.sink_ema <= 1:
@@ -340,6 +368,17 @@ class ModelConfig:
         return CONTEXTS[self.context]
 
     @property
+    def slots(self) -> bool:
+        """Whether banks are slots of single frames, all of which are read (`stages.denoise.history.Slotted`)."""
+        return self.context in ("stream_batch", "last_step")
+
+    def frames(self, chunk: int) -> range:
+        """Latent frames of a chunk."""
+        ahead = 0 if self.first_chunk_frames is None else self.first_chunk_frames - self.chunk_frames
+        start = ahead + chunk * self.chunk_frames if chunk else 0
+        return range(start, ahead + (chunk + 1) * self.chunk_frames)
+
+    @property
     def choice(self) -> dict[str, int]:
         """What a bank keeps to choose by, in latent frames: `recalled` of queries and `chosen` of tokens; empty where
         nothing is chosen."""
@@ -352,7 +391,7 @@ class ModelConfig:
     @property
     def ring_frames(self) -> int:
         """Latent frames in a bank beside the attention sink."""
-        if self.rule.joint:  # its frames are read as others are, too
+        if self.rule.joint or self.slots:  # its frames are read as others are
             return self.window_frames
         return self.window_frames - self.sink_frames + (self.chunk_frames if self.compress else 0)
 

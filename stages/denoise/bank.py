@@ -171,6 +171,14 @@ class Bank:
                 own.values[layer][:, span] = its.values[layer][:, span]
             own.placed = list(its.placed)
 
+    def copy(self, other: Bank, slots: set[int]) -> None:
+        """Take over slots of another level's bank, none of which is of the attention sink."""
+        self.touch(slots)
+        for span in (self.layout.span(slot, 1) for slot in sorted(slots)):
+            for own, its in ((self.keys, other.keys), (self.values, other.values)):
+                for layer, of in own.items():
+                    of[:, span] = its[layer][:, span]
+
     def export(self) -> dict[str, Tensor]:
         """All content, in physical slot order, per layer: what `restore` needs on any other worker.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ class BankPass:
         table: rotation of this pass's entries.
         place: where its frames go, and what it reads.
         core: the attention back end.
-        positions: temporal position of each of its frames; None: their own.
         fixed: tokens that are no whole frame and come before the frames, in a prefill.
         adapters: the same over the adapters' banks.
     """
@@ -36,13 +35,12 @@ class BankPass:
         table: Tensor,
         place: Place,
         core: Attend,
-        positions: Sequence[int] | None = None,
         fixed: int = 0,
         adapters: Mapping[str, AdapterPass] | None = None,
     ):
         self.bank, self.table, self.core, self.adapters = bank, table, core, adapters or {}
         self.own, layout, n = place.own, bank.layout, bank.layout.tokens
-        positions = place.frames if positions is None else positions
+        positions = place.at
         spans = [layout.span(*slots) for slots in place.reads]
         # What is fixed is before the first slot, and read with it.
         self.reads = [slice(0, span.stop) if span.start == layout.fixed else span for span in spans]

@@ -254,12 +254,17 @@ class Denoiser:
         """Write a finished chunk's clean keys and values, at t = 0, in place of its noisy ones.
 
         Under `clean` every chunk is committed. Under `same_level` only a chunk of the frame attention sink
-        is: that is the prefill of that version, and it is the same in every bank.
+        is: that is the prefill of that version, and it is the same in every bank. Banks that are seeded are given the
+        first chunk as its last step has written it: `x` is what entered that step.
         """
         bank, others = self._first_and_others(stream)
-        out = self._forward(bank, stream, -1, lambda of: of.commit(chunk), x, given, distance)
+        time = self.sampler.steps - 1 if self.schedule.seeded else -1
+        out = self._forward(bank, stream, time, lambda of: of.commit(chunk), x, given, distance)
         for other in others:
-            other.copy_sink(bank)
+            if self.schedule.seeded:
+                other.copy(bank, self.history.commit(chunk).slots(self.layout))
+            else:
+                other.copy_sink(bank)
         return out
 
     @torch.inference_mode()
@@ -273,7 +278,7 @@ class Denoiser:
             distance: of the attention sink from the latest of them.
         """
         chunks = self.schedule.recached(chunk)
-        frames = range(self.schedule.frames(chunks.start).start, self.schedule.frames(chunk).start)
+        frames = range(self.model.frames(chunks.start).start, self.model.frames(chunk).start)
         bank, _ = self._first_and_others(stream)
         return self._forward(bank, stream, -1, lambda of: of.again(frames), x, given, distance)
 
@@ -282,7 +287,7 @@ class Denoiser:
         return first, others
 
     def _tables(self, frames: range) -> dict[str, Tensor]:
-        """Rotations of a pass's own entries: once per chunk, for all its passes and layers."""
+        """Rotations of a pass's own entries, by their positions: once per chunk, for all its passes and layers."""
         if frames not in self._turns:
             own = {adapter.name: self._table(adapter)(frames) for adapter in self.model.network.adapters}
             self._turns[frames] = {"": self.rope.table(frames)} | own
@@ -342,7 +347,7 @@ class Denoiser:
         frames = len(place.frames)
         upload = devices.of(network.device).upload
         here = {name: upload(t) for name, t in given.items()}
-        entering = {"x": x} | marked("table", self._tables(place.frames)) | marked("given", here)
+        entering = {"x": x} | marked("table", self._tables(place.at)) | marked("given", here)
 
         def work(states: Any, entering: Given) -> Tensor | None:
             given = part("given", entering)

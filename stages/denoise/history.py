@@ -10,6 +10,7 @@ chunks in order has the same banks.
 |---|---|---|
 | `Window` | attention sink and latest frames; the sink may average what leaves the window | Self-Forcing (arXiv 2506.08009), LongLive (2509.22622), Live Avatar (2512.04677), Reward Forcing (2512.04678) |
 | `Compressed` | attention sink, chosen tokens of older frames, latest frames | Deep Forcing (2512.05081) |
+| `Slotted` | slots of frames, the first of which stay | StreamDiffusionV2 |
 | `Joint` | attention sink and latest finished frames, beside several chunks that are denoised together | Rolling Forcing (2509.25161) |
 """  # noqa: E501
 
@@ -28,7 +29,7 @@ class Place:
     """Where one pass stands in a bank.
 
     Attributes:
-        frames: generated frames of the pass; their positions, too.
+        frames: generated frames of the pass.
         runs: slots that it writes.
         reads: slots that it reads, in order.
         own: whether it reads its own keys and values beside them, since it writes them nowhere.
@@ -37,6 +38,7 @@ class Place:
         selects: whether the bank chooses, by this pass's queries, what stays of older frames. The pass is written at
             `runs`, and what it then reads has moved together.
         recalls: whether its last queries are kept for such a choice.
+        positions: temporal positions of the frames; None: their own numbers.
     """
 
     frames: range
@@ -46,6 +48,12 @@ class Place:
     merges: tuple[int, ...] = ()
     selects: bool = False
     recalls: bool = False
+    positions: range | None = None
+
+    @property
+    def at(self) -> range:
+        """Positions of the frames."""
+        return self.frames if self.positions is None else self.positions
 
     def slots(self, layout: Layout) -> set[int]:
         """All that the pass changes."""
@@ -178,6 +186,49 @@ class Compressed(History):
         return range(self.full + self.period)
 
 
+class Slotted(History):
+    """Slots of single frames, all of which are read, the pass's own among them: the window's first frames stay where
+    they were written, the others take turns. A position is that of the frame, or where positions are refreshed, one
+    that begins anew behind a first window; keys in the bank keep theirs.
+
+    As StreamDiffusionV2's code does it, where the first chunk's frames and the one behind them stay in any case.
+    """
+
+    def __init__(self, model: ModelConfig, layout: Layout):
+        super().__init__(model, layout)
+        self.kept = max(model.sink_frames, len(model.frames(0)) + 1)
+        self.rolling = layout.ring - self.kept
+
+    def step(self, chunk: int, step: int, begins: bool) -> Place:
+        return self.commit(chunk)
+
+    def commit(self, chunk: int) -> Place:
+        frames = self.model.frames(chunk)
+        reads = ((0, min(frames.stop, self.layout.ring)),)
+        return Place(frames, runs_of(frames, self._slot), reads, positions=self._positions(chunk, frames))
+
+    def _slot(self, frame: int) -> int:
+        return frame if frame < self.kept else self.kept + (frame - self.kept) % self.rolling
+
+    def _positions(self, chunk: int, frames: range) -> range:
+        """A new chunk whose position would be the one at which positions are refreshed has the last of a window."""
+        limit, begins = self.model.refresh_frames, self.layout.ring - 1
+        if limit is None or frames.start < limit:
+            return frames
+        first = next(i for i in range(chunk + 1) if self.model.frames(i).start >= limit)
+        turn = -(-(limit - begins) // self.c)
+        start = begins + (chunk - first) % turn * self.c
+        return range(start, start + len(frames))
+
+    def sink(self, place: Place, distance: int) -> range | None:
+        return None
+
+    @property
+    def distinct(self) -> range:
+        full = next(i for i in range(self.layout.ring + 1) if self.model.frames(i).stop >= self.layout.ring)
+        return range(full + self.rolling // math.gcd(self.rolling, self.c))
+
+
 class Joint(History):
     """Several chunks at rising levels in one pass, which see each other, the latest finished frames and the attention
     sink right before those. A finished chunk is written at t = 0, and sees as many finished frames as the window has.
@@ -229,5 +280,5 @@ class Joint(History):
 
 def history_of(model: ModelConfig, layout: Layout) -> History:
     """The rule that a model's settings give."""
-    kind = Joint if model.rule.joint else Compressed if model.compress else Window
+    kind = Joint if model.rule.joint else Slotted if model.slots else Compressed if model.compress else Window
     return kind(model, layout)

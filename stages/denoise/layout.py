@@ -57,7 +57,7 @@ class Layout:
     def of(model: ModelConfig, tokens: int) -> Layout:
         """Of the tokens' banks, where a latent frame has `tokens`."""
         fixed = model.network.fixed(tokens)
-        return Layout(tokens, int(model.reference), model.sink_frames, model.ring_frames, fixed)
+        return Layout(tokens, int(model.reference), 0 if model.slots else model.sink_frames, model.ring_frames, fixed)
 
     @staticmethod
     def of_adapter(model: ModelConfig, adapter: Adapter, tokens: int) -> Layout:

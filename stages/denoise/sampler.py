@@ -55,8 +55,21 @@ class Step(NamedTuple):
 
 def steps_of(model: ModelConfig) -> tuple[Step, ...]:
     """The steps that a model's settings give: one number three times."""
+    if not model.warp and model.timesteps is not None:
+        return tuple(Step(t, sigma := nearest_sigma(t, model.shift), sigma) for t in model.timesteps)
     sigmas = sigma_list(model.step_count, model.shift, model.timesteps)
     return tuple(Step(1000 * sigma, sigma, sigma) for sigma in sigmas[:-1])
+
+
+GRID = 1000
+"""Noise levels of a scheduler's table."""
+
+
+def nearest_sigma(timestep: float, shift: float) -> float:
+    """The noise level of a timestep, 0 to 1000: that of the nearest of 1000 evenly spread levels that are shifted, as
+    StreamDiffusionV2 looks it up. 700 with shift 8 is 0.700232."""
+    levels = (shifted(n / GRID, shift) for n in range(GRID, 0, -1))
+    return min(levels, key=lambda level: abs(GRID * level - timestep))
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Schedule:
         chunk_frames, ring_frames: latent frames of a chunk, and of the window that rolls.
         sink_frames: first generated frames of the attention sink.
         clean: whether every finished chunk is written by a clean pass.
+        seeded: whether the first chunk's last step is run again in every bank.
         joint: whether chunks at all steps are denoised together: step s of a chunk goes over the s chunks behind it,
             too, at the steps before s, and only chunk 0 has other steps than the last.
         recache_chunks: finished chunks that a new prompt runs again, at most; 0: it runs none.
@@ -45,6 +46,7 @@ class Schedule:
     ring_frames: int
     sink_frames: int = 0
     clean: bool = False
+    seeded: bool = False
     joint: bool = False
     recache_chunks: int = 0
     versions: tuple[Version, ...] = ()
@@ -58,10 +60,6 @@ class Schedule:
     def kept(self) -> int:
         """Finished chunks of which something is kept for later ones, at most."""
         return max(self.recache_chunks, int(self.joint))
-
-    def frames(self, chunk: int) -> range:
-        """Generated frames of `chunk`."""
-        return range(chunk * self.chunk_frames, (chunk + 1) * self.chunk_frames)
 
     def first_step(self, chunk: int) -> int:
         """The step with which the passes of `chunk` begin."""
@@ -77,8 +75,8 @@ class Schedule:
         return range(chunk + ahead if chunk else 0, chunk + ahead + 1)
 
     def commits(self, chunk: int) -> bool:
-        """Whether `chunk` is written by a clean pass when it is finished."""
-        return self.clean or chunk * self.chunk_frames < self.sink_frames
+        """Whether `chunk` is written by a clean pass when it is finished, or is what banks are seeded with."""
+        return self.clean or chunk * self.chunk_frames < self.sink_frames or (self.seeded and chunk == 0)
 
     def recached(self, chunk: int) -> range:
         """Finished chunks that are run again where a bank is made anew before `chunk`.
@@ -94,7 +92,9 @@ class Schedule:
 def configured(model: ModelConfig) -> Schedule:
     """What the configuration's rules give."""
     versions = [Version(-1, 0)] if model.reference else []
-    if not model.rule.commits:
+    if model.rule.seeded:
+        versions += [Version(0, 1, "commit")]
+    elif not model.rule.commits and not model.slots:
         versions += [Version(j, j + 1, "commit") for j in range(model.sink_frames // model.chunk_frames)]
     if model.recalibrate_chunk is not None:
         versions.append(Version(0, model.recalibrate_chunk))
@@ -102,8 +102,9 @@ def configured(model: ModelConfig) -> Schedule:
         steps_of(model),
         model.chunk_frames,
         model.ring_frames,
-        model.sink_frames,
+        0 if model.slots else model.sink_frames,
         model.rule.commits,
+        model.rule.seeded,
         model.rule.joint,
         model.recache_chunks,
         tuple(sorted(versions, key=lambda v: v.in_force_from)),
