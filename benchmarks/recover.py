@@ -227,7 +227,9 @@ def main_cost(given: argparse.Namespace, folder: Path) -> bool:
 def finished(given: argparse.Namespace, theme: str, configuration: dict[str, Any], measured: dict[str, Any]) -> bool:
     """Record; a part of the bench stands beside the whole of it."""
     short = given.seconds < SECONDS or given.rounds < ROUNDS
-    part = given.quick or given.only or short or (theme == "recover" and given.launchers != ",".join(LAUNCHERS))
+    part = given.quick or given.only or short
+    if theme == "recover" and given.launchers != ",".join(LAUNCHERS):
+        theme = f"recover-{given.launchers}"
     command = " ".join(["python -m benchmarks.recover", *given.words])
     record(f"{theme}-part" if part else theme, command, configuration, measured)
     return all(one["passed"] for one in measured.values() if isinstance(one, dict) and "passed" in one)
