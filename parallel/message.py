@@ -29,10 +29,10 @@ KIND_BYTES = 16
 # Vector loads and every dtype want alignment; 64 bytes is a cache line and more than any dtype needs.
 ALIGN = 64
 
-_MAGIC = b"EVF3"
+_MAGIC = b"EVF4"
 # magic, kind, whether it is hollow, lengths of note and JSON, bytes of the body; stream, chunk, step, block, epoch;
-# when it was sent; how many distances, moments and times.
-_FIELDS = struct.Struct(f"<4s{KIND_BYTES}s?xHIQ5qdHHH")
+# when it was sent, a timestep; how many distances, moments and times.
+_FIELDS = struct.Struct(f"<4s{KIND_BYTES}s?xHIQ5qddHHH")
 _FORMS = 256
 """Forms of messages remembered: a stream has a handful."""
 _DTYPES = {
@@ -57,6 +57,7 @@ class Message:
         distances: of the attention sink from the chunk, for every forward; read on the host.
         sent: when it was sent, in seconds; 0: it was not. By the sender's clock; channels turn it into the receiver's.
         moments: by name, in seconds of the same clock as `sent`; a few.
+        timestep: that the network is told in the first step, of 1000, where that is the chunk's own; 0: it is not.
         hollow: its stream was cancelled or has failed: the message keeps its place in the order and has no tensors.
         spans: work that may not be over yet, by worker; it does not travel (see `settle`).
     """
@@ -73,6 +74,7 @@ class Message:
     distances: tuple[int, ...] = ()
     sent: float = 0.0
     moments: dict[str, float] = field(default_factory=dict)
+    timestep: float = 0.0
     hollow: bool = False
     spans: list[tuple[int, Span]] = field(default_factory=list)
 
@@ -108,7 +110,7 @@ def unpack(header: Tensor, body: Tensor | None) -> Message:
         ValueError: not a header of ours, or a body that is shorter than announced.
     """
     raw = header.numpy().data
-    kind, hollow, noted, length, size, *numbers, sent, distances, moments, times = _fields(raw)
+    kind, hollow, noted, length, size, *numbers, sent, timestep, distances, moments, times = _fields(raw)
     have = 0 if body is None else body.numel()
     if have < size:
         raise ValueError(f"body of {have} bytes: the header announces {size}")
@@ -125,6 +127,7 @@ def unpack(header: Tensor, body: Tensor | None) -> Message:
         distances=far,
         sent=sent,
         moments=dict(zip(names, when, strict=True)),
+        timestep=timestep,
         hollow=hollow,
     )
 
@@ -165,8 +168,9 @@ def pack_header(message: Message) -> Tensor:
     numbers = message.stream, message.chunk, message.step, message.block, message.epoch
     header = bytearray(HEADER_BYTES)
     try:
+        times = message.sent, message.timestep
         _FIELDS.pack_into(
-            *(header, 0, _MAGIC, kind, message.hollow, len(note), len(text), form.size), *numbers, message.sent, *counts
+            *(header, 0, _MAGIC, kind, message.hollow, len(note), len(text), form.size), *numbers, *times, *counts
         )
         start = _FIELDS.size + len(text)
         header[_FIELDS.size : start] = text

@@ -113,10 +113,12 @@ class Block:
         """Latents of all chunks that are denoised together with `chunk`, of which `x` are those that enter."""
         return self.streams[stream].finished.entering(chunk, x)
 
-    def step(self, stream: int, chunk: int, step: int, epoch: int, x: Tensor, given: Given, distance: int) -> Tensor:
-        """The step's forward over this block; advances its bank."""
+    def step(self, stream: int, chunk: int, step: int, epoch: int, x: Tensor, given: Given, distance: int,
+        timestep: float = 0.0,
+    ) -> Tensor:  # fmt: skip
+        """The step's forward over this block; advances its bank. The network is told the step's timestep or another."""
         level, held = self.denoiser.level(step), self.streams[stream]
-        out = self.denoiser.step(self._view(stream, level, epoch), step, chunk, x, given, distance)
+        out = self.denoiser.step(self._view(stream, level, epoch), step, chunk, x, given, distance, timestep)
         if step == self._last_step(level):
             held.banks[level].epoch = epoch
         if self.denoiser.schedule.commits(chunk):

@@ -93,10 +93,11 @@ class Cells:
                 tensors["x"] = x = block.entering(item.stream, item.chunk, x)
             entering = x[:, :, : len(together) * schedule.chunk_frames] if schedule.joint else x
             incoming = tensors.pop("hidden", entering)
-            out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, m.distances[item.step])
+            own = m.timestep if item.step == first else 0.0
+            out = block.step(item.stream, item.chunk, item.step, m.epoch, incoming, given, m.distances[item.step], own)
             if item.block == len(self.plan.blocks) - 1:
                 noise = partial(self._noise, item, tensors)
-                tensors["x"] = x = self.sampler.advance(together, schedule.chunk_frames, x, out, noise)
+                tensors["x"] = x = self.sampler.advance(together, schedule.chunk_frames, x, out, noise, own)
                 tensors[FINITE] = finite_steps(x, tensors.get(FINITE, first))
                 if schedule.seeded and schedule.commits(item.chunk) and item.step + 1 == self.sampler.steps:
                     tensors[SEED] = entering

@@ -364,6 +364,10 @@ class Conditioning:
         """The noise [1, C, f, h, w] that enters with a chunk, of all chunks that join then."""
         return torch.cat([self.noise(joining, 0) for joining in self._schedule.joins(chunk)], LATENT_FRAMES)
 
+    def timestep(self, chunk: int) -> float:
+        """What the network is told in a chunk's first step, of 1000, where that is the chunk's own; 0: it is not."""
+        return 0.0
+
     def given_noises(self, chunk: int) -> dict[str, Tensor | None]:
         """What `source.tensors` gives of the noise of a chunk's later steps, and of those that are denoised with it, by
         the names by which they travel."""

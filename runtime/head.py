@@ -71,6 +71,7 @@ class Entry:
         began, took_s: when encoding began, and how long it took.
         mark: of the cut before this chunk, whose part here is being written; None: none is made there.
         stopped: whether an end came from outside, before the stream's own.
+        timestep: that the network is told in the first step, where that is the chunk's own; 0: it is not.
     """
 
     stream: int
@@ -86,6 +87,7 @@ class Entry:
     took_s: float = 0.0
     mark: Mark | None = None
     stopped: bool = False
+    timestep: float = 0.0
 
 
 class Sampler(threading.Thread):
@@ -244,6 +246,7 @@ class Sampler(threading.Thread):
             conditioning.epoch(chunk),
             began,
             self.clock() - began,
+            timestep=conditioning.timestep(chunk),
         )
 
 

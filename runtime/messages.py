@@ -61,6 +61,7 @@ class Messages:
                 distances=entry.distances,
                 times={ENCODE: entry.took_s} if item.kind == "step" else {},
                 moments=entry.moments if item.kind == "sidecar" else due if item.kind == "step" else {},
+                timestep=entry.timestep,
             )
             yield worker, self._marked(message)
 
@@ -99,6 +100,7 @@ class Messages:
             spans=message.spans if travels else [],
             distances=message.distances,
             moments=message.moments if following.kind == "step" else {},
+            timestep=message.timestep if following.kind == "step" else 0.0,
             note=message.note,
             hollow=message.hollow,
         )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 import torch
+from torch import Tensor
 
 import devices
 from runtime.conditioning import Conditioning
@@ -35,6 +37,11 @@ class Memory:
     finished: Finished
     chunk: int = 0
     anchor: Given = field(default_factory=dict)
+
+
+def _noise_behind(conditioning: Conditioning, chunk: int, behind: int, step: int) -> Tensor:
+    """The draw with which the chunk so many behind `chunk` enters a step."""
+    return conditioning.noise(chunk + behind, step)
 
 
 @torch.inference_mode()
@@ -90,8 +97,10 @@ def generate(
             with timer(f"step{step}", chunk):
                 together = schedule.together(step)
                 entering = x[:, :, : len(together) * c] if schedule.joint else x
-                v = denoiser.step(banks, step, chunk, entering, given, conditioning.distance(chunk, step))
-                x = sampler.advance(together, c, x, v, lambda behind, to, i=chunk: conditioning.noise(i + behind, to))
+                own = conditioning.timestep(chunk) if step == schedule.first_step(chunk) else 0.0
+                v = denoiser.step(banks, step, chunk, entering, given, conditioning.distance(chunk, step), own)
+                noise = partial(_noise_behind, conditioning, chunk)
+                x = sampler.advance(together, c, x, v, noise, own)
                 finite = finite_steps(x, finite)
         x, carry = (x[:, :, :c], x[:, :, c:]) if schedule.joint else (x, None)
 

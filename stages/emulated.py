@@ -79,7 +79,7 @@ def _timer_late() -> float:
 class EmulatedSampler(Sampler):
     """A sampler whose arithmetic the emulated device has already done."""
 
-    def update(self, step: int, x: Tensor, v: Tensor, noise: Tensor | None = None) -> Tensor:
+    def update(self, step: int, x: Tensor, v: Tensor, noise: Tensor | None = None, timestep: float = 0.0) -> Tensor:
         """The latents as they came."""
         return x
 
@@ -141,8 +141,9 @@ class EmulatedDenoiser:
         """A bank of a size for the whole network, of which these layers have their share: as many slots as a real one
         has, and in each the bytes that this gives."""
         layout = Layout.of(self.model, 1)
-        entries = Bank.bytes_needed(layout, self.model.network.layers, 1, 1, torch.uint8)
-        bank = Bank(layout, self.layers, 1, max(1, size // entries), torch.uint8, torch.device("cpu"))
+        choice = self.model.choice
+        entries = Bank.bytes_needed(layout, self.model.network.layers, 1, 1, torch.uint8, **choice)
+        bank = Bank(layout, self.layers, 1, max(1, size // entries), torch.uint8, torch.device("cpu"), **choice)
         for held in (bank.keys, bank.values, bank.raw):
             for tensor in held.values():
                 tensor.fill_(1)  # memory that nobody has written is one page, and copied too fast
@@ -163,7 +164,16 @@ class EmulatedDenoiser:
         self._hold(self._prefill_s, 0, f"prefill {self.layers.start}")
         return self._output(1)
 
-    def step(self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor:
+    def step(
+        self,
+        stream: StreamBanks,
+        step: int,
+        chunk: int,
+        x: Tensor,
+        given: Given,
+        distance: int = 0,
+        timestep: float = 0.0,
+    ) -> Tensor:
         """Take as long as a step; returns what the next block, or the sampler, takes in."""
         together, every = len(self.schedule.together(step)), len(self.schedule.together(len(self.schedule.steps) - 1))
         if together == 1:

@@ -28,6 +28,8 @@ from stages.denoise.schedule import schedule_of
 from stages.denoise.share import ALL, Share
 from stages.inputs import Given, marked, part
 
+TOLD = 8
+"""Timesteps beside the steps' whose constants are kept."""
 PLACES = 8
 """Chunks whose places are kept: passes of several chunks and streams take turns on a worker."""
 
@@ -144,6 +146,7 @@ class Denoiser:
         with torch.inference_mode():
             timesteps = [self._timesteps(step) for step in range(self.sampler.steps)]
             self._constants = [network.constants(t) for t in [*timesteps, zero_timestep()]]
+        self._own: dict[float, Any] = {}
         self._turns: dict[range, dict[str, Tensor]] = {}
         """The latest rotations, by frames: of the tokens (under an empty name) and of the adapters' entries."""
 
@@ -153,6 +156,14 @@ class Denoiser:
         if len(of_chunks) == 1:
             return torch.tensor([of_chunks])
         return torch.tensor([of_chunks]).repeat_interleave(self.model.chunk_frames, 1)
+
+    def _told(self, timestep: float) -> Any:
+        """Constants of a timestep that is a chunk's own; there are some hundred."""
+        if timestep not in self._own:
+            self._own[timestep] = self.network.constants(torch.full((1, 1), timestep))
+            if len(self._own) > TOLD:
+                del self._own[next(iter(self._own))]
+        return self._own[timestep]
 
     def level(self, step: int) -> int:
         """The bank a step reads and writes."""
@@ -239,15 +250,19 @@ class Denoiser:
 
     @torch.inference_mode()
     def step(
-        self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: Given, distance: int = 0
-    ) -> Tensor | None:
+        self, stream: StreamBanks, step: int, chunk: int, x: Tensor, given: Given, distance: int = 0,
+        timestep: float = 0.0,
+    ) -> Tensor | None:  # fmt: skip
         """One denoising forward of `chunk`: latents (or hidden states) in, velocity (or hidden states) out.
 
         Where chunks are denoised together, `x` is of all those that are in the pass (`Schedule.together`).
+
+        Args:
+            timestep: that the network is told instead of the step's, of 1000; 0: none. Such a pass is not recorded.
         """
         bank = stream.banks[self.level(step)]
         begins = bank.begin(chunk)
-        return self._forward(bank, stream, step, lambda of: of.step(chunk, step, begins), x, given, distance)
+        return self._forward(bank, stream, step, lambda of: of.step(chunk, step, begins), x, given, distance, timestep)
 
     @torch.inference_mode()
     def commit(self, stream: StreamBanks, chunk: int, x: Tensor, given: Given, distance: int = 0) -> Tensor | None:
@@ -341,7 +356,9 @@ class Denoiser:
         x: Tensor,
         given: Given,
         distance: int,
+        timestep: float = 0.0,
     ) -> Tensor | None:
+        constants = self._told(timestep) if timestep else self._constants[time]
         places, network = self._prepare(bank, place_of, distance), self.network
         place = places[""]
         frames = len(place.frames)
@@ -353,14 +370,14 @@ class Denoiser:
             given = part("given", entering)
             attend = self._pass(bank, places, part("table", entering))
             inside = network.enter(entering["x"], given)
-            drive = network.drive(self._constants[time], states, given, partial(self.share.take, frames=frames))
+            drive = network.drive(constants, states, given, partial(self.share.take, frames=frames))
             out = self._shared(inside, drive, attend, frames)
             return None if out is None else network.leave(out, self._shape(frames))
 
         # Frames of the attention sink come once, and where they are placed is noted on the host; a shared pass waits
         # for the others.
         into_sink = any(slot < self.layout.anchored for _, slot, _ in place.runs)
-        runner = run if into_sink or self.share.parts > 1 else self.runner
+        runner = run if into_sink or timestep or self.share.parts > 1 else self.runner
         level = next(level for level, own in stream.banks.items() if own is bank)
         return runner(stream, PassKey(level, time, place.runs, place.reads), work, entering)
 

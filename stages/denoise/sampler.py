@@ -79,15 +79,17 @@ class Sampler:
     Attributes:
         rule: `euler` (deterministic) or `renoise` (x0 estimate, then fresh noise of the next level).
         table: the steps, from noise to clean.
+        shift: of the table in which other timesteps are looked up.
     """
 
     rule: str
     table: tuple[Step, ...]
+    shift: float = 1.0
 
     @staticmethod
     def of(model: ModelConfig, steps: Sequence[Step] | None = None) -> Sampler:
         """A model's; `steps` None: as its settings give them."""
-        return Sampler(model.sampler, steps_of(model) if steps is None else tuple(steps))
+        return Sampler(model.sampler, steps_of(model) if steps is None else tuple(steps), model.shift)
 
     @property
     def steps(self) -> int:
@@ -107,30 +109,37 @@ class Sampler:
         """Whether entering `step` takes a fresh draw: step 0 always, later ones where the rule re-noises."""
         return step == 0 or self.rule == "renoise"
 
-    def clean(self, step: int, x: Tensor, v: Tensor) -> Tensor:
-        """The x0 estimate x - sigma v, computed in float64."""
-        return (x.double() - self.table[step].sigma * v.double()).to(x.dtype)
+    def sigma(self, step: int, timestep: float = 0.0) -> float:
+        """The noise level by which x0 is told from the velocity; of another timestep than the step's, the level that a
+        scheduler's table has for it."""
+        return nearest_sigma(timestep, self.shift) if timestep else self.table[step].sigma
 
-    def update(self, step: int, x: Tensor, v: Tensor, noise: Tensor | None = None) -> Tensor:
+    def clean(self, step: int, x: Tensor, v: Tensor, timestep: float = 0.0) -> Tensor:
+        """The x0 estimate x - sigma v, computed in float64."""
+        return (x.double() - self.sigma(step, timestep) * v.double()).to(x.dtype)
+
+    def update(self, step: int, x: Tensor, v: Tensor, noise: Tensor | None = None, timestep: float = 0.0) -> Tensor:
         """From the input of `step` and the velocity there to the input of the next step, or the final latents.
 
         Args:
             step: 0 .. S - 1.
             x, v: latents of any shape.
             noise: float32, the draw for step + 1; used by `renoise` before the last step.
+            timestep: that the network was told instead of the step's; 0: it was not.
         """
         last = step + 1 == self.steps
         level = 0.0 if last else self.table[step + 1].renoised
         if self.rule == "euler":
-            return (x.float() + (level - self.table[step].sigma) * v.float()).to(x.dtype)
-        x0 = self.clean(step, x, v)
+            return (x.float() + (level - self.sigma(step, timestep)) * v.float()).to(x.dtype)
+        x0 = self.clean(step, x, v, timestep)
         if last:
             return x0
         return ((1 - level) * x0.float() + level * devices.of(x.device).upload(noise)).to(x.dtype)
 
     def advance(
-        self, steps: range, frames: int, x: Tensor, v: Tensor, noise: Callable[[int, int], Tensor | None]
-    ) -> Tensor:
+        self, steps: range, frames: int, x: Tensor, v: Tensor, noise: Callable[[int, int], Tensor | None],
+        timestep: float = 0.0,
+    ) -> Tensor:  # fmt: skip
         """As `update`, for chunks that are denoised together.
 
         Args:
@@ -139,9 +148,10 @@ class Sampler:
             x: latents of these chunks, and of more behind them, which stay as they are.
             v: velocity of the chunks in the pass.
             noise: (which of the chunks, step) -> the draw with which it enters the step.
+            timestep: that the network was told instead of the first chunk's step's; 0: it was not.
         """
         if len(steps) == 1 and x.shape == v.shape:
-            return self.update(steps[0], x, v, self._drawn(0, steps[0] + 1, noise))
+            return self.update(steps[0], x, v, self._drawn(0, steps[0] + 1, noise), timestep)
         chunks = []
         for i, step in enumerate(steps):
             at = slice(i * frames, (i + 1) * frames)
