@@ -39,6 +39,7 @@ messages = given_tensors.flatmap(
         note=st.text(max_size=20),
         distances=st.lists(numbers, max_size=4).map(tuple),
         sent=seconds,
+        timestep=seconds,
         moments=st.dictionaries(st.text(max_size=8), seconds, max_size=4),
         hollow=st.just(False) if tensors else st.booleans(),
     )
