@@ -1,6 +1,6 @@
 """Does a restructuring change any bit? `python -m benchmarks.unchanged [--keep]`.
 
-`latents_sha256` of six models, each under five plans: every plan must give the oracle's, and the one that
+`latents_sha256` of ten models, each under the plans that it allows: every plan must give the oracle's, and the one that
 `benchmarks/results/unchanged.json` holds. 20 chunks are more than any ring or window holds; every model gets all that
 it takes (sound, actions, a picture) and new prompts, LongLive one within its window and one behind it, and two of them
 are recalibrated.
@@ -50,9 +50,21 @@ MODELS = {
     ),
     "small Wan": ("model=wan21_t2v_1_3b", *WAN),
     "small LongLive": ("experiment=longlive", *WAN),
+    "small Reward Forcing": ("model=reward_forcing", *WAN),
+    "small Deep Forcing": (
+        "model=deep_forcing", *WAN, "model.window_frames=12", "model.sink_frames=4", "model.compress.budget_frames=9",
+    ),
+    "small Rolling Forcing": ("model=rolling_forcing", *WAN, "model.window_frames=18"),
+    "small stream batch": (
+        "model=wan21_t2v_1_3b", *WAN, "model.timesteps=[700,500,400,200]", "model.shift=8.0",
+        "model.warp=false", "model.chunk_frames=1", "model.first_chunk_frames=2", "model.window_frames=5",
+        "model.sink_frames=3", "model.stream_batch=true", "model.refresh_frames=9",
+    ),
     "small Live Avatar": (*SMALL, AUDIO, "stream.prompt=hello", "stream.events=[{chunk: 11, prompt: other}]"),
 }  # fmt: skip
 """Live Avatar is recalibrated at chunk 4 by its own configuration."""
+UNDIVIDED = ("small Deep Forcing", "small Rolling Forcing")
+"""Models whose steps stay on one worker."""
 ORACLE = "sequential"
 PLANS = {
     ORACLE: ("sequential", 1, ()),
@@ -63,6 +75,12 @@ PLANS = {
 }
 """Workers are threads of one process, which starts sooner than several."""
 
+
+def plans_of(model: str) -> tuple[str, ...]:
+    """Those that a model allows."""
+    return (ORACLE, "layers") if model in UNDIVIDED else tuple(PLANS)
+
+
 Hashes = dict[str, dict[str, str]]
 """By model and plan."""
 
@@ -72,7 +90,7 @@ def hashes(folder: Path) -> Hashes:
     found: Hashes = {}
     for model, overrides in MODELS.items():
         found[model] = {}
-        for plan, (launcher, workers, how) in PLANS.items():
+        for plan, (launcher, workers, how) in ((plan, PLANS[plan]) for plan in plans_of(model)):
             where = folder / model.replace(" ", "-") / plan.replace(" ", "-")
             found[model][plan] = run(launcher, workers, where, *BASE, *overrides, *how)["latents_sha256"]
     return found

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import devices
 from benchmarks.unchanged import MODELS as WHOLE
+from benchmarks.unchanged import plans_of
 from stages.inputs import Axis, Input
 from tests.double import KIND, Ledger, module
 from tests.double.module import CARDS
@@ -47,8 +48,10 @@ PLANS = {
 SHARED = {
     "timestep": ("plan=timestep", "plan.steps=[3,1]"),
     "layers": ("plan=layers", "plan.layers=[5,1]"),
+    "layers, other blocks": ("plan=layers", "plan.layers=[2,4]"),
 }
-SHAREABLE = ("same_level", "clean", "recache", "small Live Avatar")
+ALLOWED = [(p, m) for p, m in product(PLANS, MODELS) if p.partition(" ")[0] in plans_of(m)]
+SHAREABLE = ("same_level", "clean", "recache", "small Live Avatar", "small Deep Forcing", "small Rolling Forcing")
 ENTRY = ("Conditioning.chunk", "Conditioning.states", "Conditioning.first_states")
 
 
@@ -96,7 +99,7 @@ def test_the_loop_waits_for_nothing_before_a_chunk_is_final(twin, job, oracle, m
 
 @pytest.mark.parametrize(
     ("plan", "model"),
-    sampled(product(PLANS, MODELS), {("timestep", "clean"), ("layers", "same_level")}),
+    sampled(ALLOWED, {("timestep", "clean"), ("layers", "same_level"), ("layers", "small Rolling Forcing")}),
 )
 def test_every_plan_is_exact_and_its_loops_wait_for_nothing(twin, job, oracle, plan, model):
     expected = sequential(job, oracle, model)
@@ -108,8 +111,8 @@ def test_every_plan_is_exact_and_its_loops_wait_for_nothing(twin, job, oracle, p
 @pytest.mark.parametrize("model", some_of(SHAREABLE, "same_level"))
 def test_shared_passes_are_the_same_under_every_plan(twin, job, model):
     hashes = set()
-    for plan in SHARED.values():
-        shared = (*plan, "plan.sequence_parallel=2", "stream.chunks=4")
+    for plan in (SHARED[name] for name in SHARED if name.partition(",")[0] in plans_of(model)):
+        shared = (*plan, "plan.sequence_parallel=2", "stream.chunks=6")
         hashes.add(job(*MODELS[model], *BASE, *shared)["latents_sha256"])
         assert waits(twin, "Worker.run", "Group.follow") == []
     assert len(hashes) == 1
@@ -150,7 +153,8 @@ def test_cuts_are_in_order_and_no_loop_waits_for_them(twin, job, oracle, model):
     """Of every second chunk, while passes go on that write what is being copied."""
     expected = sequential(job, oracle, model)
     twin.begin()
-    report = job(*MODELS[model], *BASE, "plan=grid", "stream.save_every_chunks=2")
+    plan = "grid" if "grid" in plans_of(model) else "layers"
+    report = job(*MODELS[model], *BASE, *PLANS[plan], "stream.save_every_chunks=2")
     assert report["latents_sha256"] == expected and report["state"]["saved"] == 6
     assert waits(twin, "Worker.run") == []
 
