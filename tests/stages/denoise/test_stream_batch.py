@@ -28,8 +28,8 @@ from tests.stages.denoise.test_share import shared
 CHUNKS = 60
 TIMESTEPS = [700.0, 500.0, 400.0, 200.0]
 SHIFT = 8.0
-THRESHOLD = 0.55
-"""Of an attention sink that adapts now and then: frames of one stream are as like as 0.3 to 0.9."""
+THRESHOLD = 0.3
+"""Of an attention sink that adapts now and then: the least like of one stream's frames is as like as -0.4 to 0.7."""
 MARGIN = 1e-5
 """What decides is no near tie: both sides agree on likeness to 1e-6."""
 
@@ -178,7 +178,10 @@ def test_an_adaptive_sink_is_stream_diffusions(steps, batch):
     }
     decisive(told)
     replaced = [slot for _, _, _, slot in told.written if slot < 3]
-    assert set(replaced) == {0, 1, 2} and len(replaced) < len(told.written) / 2
+    assert set(replaced) == {0, 1, 2} and len(replaced) < 0.6 * len(told.written)
+    # The third slot of the attention sink is still empty when the first frame comes, and is as like as nothing.
+    first = [check for check in told.checks if check.chunk == 1 and not check.held]
+    assert {check.slot for check in first} == {2}
 
 
 def decisive(told: StreamBatch) -> None:
@@ -202,16 +205,6 @@ def test_slots_of_other_sizes(window, sink, threshold, batch):
     assert all(abs(check.least - threshold) > MARGIN for check in told.checks)
 
 
-def test_an_empty_slot_is_replaced_first():
-    """The first chunk fills two slots of the attention sink. The third is like nothing when the next frame is compared
-    with it, and is written over at the first turn, even where nothing else ever is."""
-    model = adaptive(1, adaptive_sink=0.001)
-    expected, told = straight(model)
-    assert worst(product(model), expected) <= BAR
-    assert [(c.chunk, c.slot, c.held) for c in told.checks if c.queued] == [(1, 2, False)] * NETWORK.layers
-    assert [(chunk, slot) for chunk, _, _, slot in told.written if slot < 3] == [(5, 2)] * NETWORK.layers
-
-
 @pytest.mark.parametrize("batch", [True, False])
 def test_three_slots_stay_whatever_the_attention_sink(batch):
     found = product(model_of(batch=batch))
@@ -221,7 +214,7 @@ def test_three_slots_stay_whatever_the_attention_sink(batch):
 
 @pytest.mark.parametrize("batch", [True, False])
 def test_nothing_is_less_like_than_opposite(batch):
-    """A threshold that no cosine is below is none, but for the empty slot: that is as like as 0."""
+    """A threshold that no cosine is below is none."""
     assert equal(product(adaptive(batch=batch, adaptive_sink=-1.0)), product(model_of(batch=batch)))
 
 
@@ -297,11 +290,14 @@ def test_recorded_passes_do_the_same(name):
 
 
 @pytest.mark.parametrize("batch", [True, False])
-def test_members_that_share_the_heads_write_the_same_slots(batch):
+def test_members_that_share_the_heads_write_the_same_slots(batch, monkeypatch):
     """All heads are compared as one vector, so members must agree. They are given what entered one alone.
 
-    Each has two heads: torch multiplies the complex numbers of a single one, and so rotates it, by another kernel.
+    Each has two heads and six tokens: torch multiplies the complex numbers of a single head, and matrices of three rows,
+    by other kernels.
     """
+    for module in ("test_banks", "test_stream_batch"):
+        monkeypatch.setattr(f"tests.stages.denoise.{module}.COLUMNS", 6)
     model = replace(adaptive(batch=batch), network=replace(NETWORK, heads=4))
     alone = Stream(build(model))
     list(alone.run(range(CHUNKS)))
