@@ -293,11 +293,11 @@ def test_recorded_passes_do_the_same(name):
 def test_members_that_share_the_heads_write_the_same_slots(batch, monkeypatch):
     """All heads are compared as one vector, so members must agree. They are given what entered one alone.
 
-    Each has two heads and six tokens: torch multiplies the complex numbers of a single head, and matrices of three rows,
-    by other kernels.
+    Each has two heads and six tokens: torch multiplies the complex numbers of a single head, and matrices of three
+    rows, by other kernels.
     """
-    for module in ("test_banks", "test_stream_batch"):
-        monkeypatch.setattr(f"tests.stages.denoise.{module}.COLUMNS", 6)
+    monkeypatch.setitem(globals(), "COLUMNS", 6)
+    monkeypatch.setattr("tests.stages.denoise.test_banks.COLUMNS", 6)
     model = replace(adaptive(batch=batch), network=replace(NETWORK, heads=4))
     alone = Stream(build(model))
     list(alone.run(range(CHUNKS)))
