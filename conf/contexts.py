@@ -44,7 +44,9 @@ CONTEXTS = {
         seeded=True,
     ),
     "last_step": ContextRule(
-        "all steps read one bank, in which every step writes over what the one before it wrote", False, False
+        "all steps read and write one bank, which keeps a chunk's last step until it is full, and then its first one",
+        False,
+        False,
     ),
     "joint_window": ContextRule(
         "chunks at all levels see each other in one pass, beside finished ones", False, True, joint=True

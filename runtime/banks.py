@@ -18,7 +18,7 @@ from runtime.cut_banks import banks_of, changed_in, header_of, piece_of, pieces_
 from runtime.cuts import Cut
 from runtime.snapshot import FINISHED, Snapshot
 from runtime.state import write
-from stages.denoise.bank import ABSENT, PLACED, USES, Bank
+from stages.denoise.bank import ABSENT, OF_ALL_HEADS, PLACED, Bank
 from stages.denoise.layout import Layout
 from stages.denoise.share import Share
 
@@ -124,7 +124,7 @@ def load_bank(state: Snapshot, level: int, bank: Bank, share: Share) -> None:
                 tensor = tensors[f"{start}{name}"]
                 if name == PLACED:
                     content[name] = _agreed(content.get(name, tensor), tensor)
-                elif name == USES:
+                elif name in OF_ALL_HEADS:
                     content[f"{name}.{layer}"] = tensor
                 else:
                     content[f"{name}.{layer}"] = share.part(tensor, own.each, _frames(name, own.layout))

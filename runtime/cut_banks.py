@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.denoise.bank import ABSENT, PLACED, QUERIES, USES, Bank
+from stages.denoise.bank import ABSENT, OF_ALL_HEADS, PLACED, Bank
 from stages.denoise.layout import CHOICE, FIXED, Layout
 from stages.denoise.share import joined
 
@@ -33,7 +33,7 @@ def pieces_of(bank: Bank) -> dict[str, int]:
         for start, own in banks_of(bank)
         for slot in own.written
         for layer in own.keys
-        for name in _names(own.layout, slot)
+        for name in _names(own, slot)
     }
 
 
@@ -42,7 +42,7 @@ def changed_in(bank: Bank) -> list[str]:
     found = []
     for start, own in banks_of(bank):
         slots, own.dirty = own.dirty, set()
-        found += [f"{start}{n}/{layer}/{s}" for s in slots for layer in own.keys for n in _names(own.layout, s)]
+        found += [f"{start}{n}/{layer}/{s}" for s in slots for layer in own.keys for n in _names(own, s)]
     return found
 
 
@@ -93,7 +93,7 @@ def layer_of(layer: int, members: Sequence[tuple[Mapping[str, Any], Mapping[str,
             parts = [
                 _choice(said["layers"][key], f"{start}{kind}/{layer}/{CHOICE}", kind, held) for said, held in members
             ]
-            found[f"{start}{kind}"] = parts[0] if kind == USES else _joined(parts, header["each"], 0)
+            found[f"{start}{kind}"] = parts[0] if kind in OF_ALL_HEADS else _joined(parts, header["each"], 0)
     return found
 
 
@@ -110,7 +110,7 @@ def _buffer(header: Mapping[str, Any], start: str, kind: str, pieces: Mapping[st
 
 def _choice(header: Mapping[str, Any], name: str, kind: str, pieces: Mapping[str, Tensor]) -> Tensor:
     """A member's part of what a choice needs, with zeros where nothing was written."""
-    dtype = torch.int32 if kind == USES else getattr(torch, header["dtype"])
+    dtype = OF_ALL_HEADS.get(kind, getattr(torch, header["dtype"]))
     return pieces[name] if name in pieces else torch.zeros(header["choice"][kind], dtype=dtype)
 
 
@@ -118,10 +118,11 @@ def _joined(parts: Sequence[Tensor], each: str, frames: int) -> Tensor:
     return parts[0] if len(parts) == 1 else joined(torch.stack(tuple(parts)), each, frames)
 
 
-def _names(layout: Layout, slot: int) -> tuple[str, str]:
+def _names(bank: Bank, slot: int) -> tuple[str, ...]:
+    """What a slot has pieces of."""
     if slot == CHOICE:
-        return QUERIES, USES
-    return (RAW if 0 <= slot < layout.anchored else KEYS), VALUES
+        return tuple(bank.choice)
+    return (RAW if 0 <= slot < bank.layout.anchored else KEYS), VALUES
 
 
 def _span(layout: Layout, kind: str, slot: int) -> slice:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from conf.errors import UserError, positive
 
+WAITING = 256
+"""Slots of an adaptive attention sink that wait in a bank which several steps write, beside a window's."""
+
 
 @dataclass
 class Compress:
@@ -50,3 +53,41 @@ class Compress:
                 f"needs as many new frames to choose from ({fresh}) as are chosen ({chosen})",
                 "set model.compress.reuse=null, or a smaller budget_frames",
             )
+
+
+def check_slots(window: int, sink: int, chunk: int, first: int, refresh: int | None, adaptive: float | None) -> None:
+    """Refuse numbers of a bank of slots that do not fit; all but `adaptive` in latent frames.
+
+    Args:
+        first: of the first chunk.
+        refresh: the position at which positions begin again.
+        adaptive: the cosine below which an attention-sink frame is replaced.
+
+    Raises:
+        UserError: says which.
+    """
+    kept = max(sink, first + 1)
+    if window <= kept:
+        raise UserError(
+            f"model.window_frames={window}",
+            f"must hold a frame beside the {kept} that stay (first chunk and one more, sink_frames at least)",
+            f"use {kept + 1} or more",
+        )
+    if refresh is not None and refresh < window:
+        raise UserError(
+            f"model.refresh_frames={refresh}",
+            f"is a position behind the first window of {window} frames",
+            f"use {window} or more, or null",
+        )
+    if adaptive is None:
+        return
+    if not -1 <= adaptive <= 1:
+        raise UserError(f"model.adaptive_sink={adaptive}", "is a cosine", "use -1 to 1, or null")
+    for lacking, there in (
+        ("sink_frames=1 or more", sink > 0),
+        ("chunk_frames=1", chunk == 1),
+        ("first_chunk_frames=2 or more", first > 1),
+    ):
+        if not there:
+            rule = f"compares single frames with an attention sink, which needs {lacking}"
+            raise UserError(f"model.adaptive_sink={adaptive}", rule, "set model.adaptive_sink=null")

@@ -14,7 +14,7 @@ from conf.hub import found
 from conf.paths import is_folder
 from conf.schema.codec import CodecConfig
 from conf.schema.conditioning import TextConfig
-from conf.schema.history import Compress
+from conf.schema.history import WAITING, Compress, check_slots
 from conf.schema.lora import LoraConfig
 from conf.schema.network import NetworkConfig
 from conf.settings import check_choices, one_of
@@ -122,6 +122,9 @@ class ModelConfig:
     stream_batch: bool | None = None
     """The same as `context=stream_batch` (true) or `context=last_step` (false), StreamDiffusionV2's two modes; null: as
     `context` says."""
+    adaptive_sink: float | None = None
+    """Cosine, -1 to 1, of keys and values below which an attention-sink frame is too little like a new one, which takes
+    its place at the next turn (arXiv 2511.07399); null: they stay."""
     refresh_frames: int | None = None
     """Positions count on from the end of a first window again when they come to it; null: they count for ever."""
     compress: Any = None
@@ -307,8 +310,12 @@ class ModelConfig:
             if self.reference or self.positions != "abs" or (self.network and self.network.adapters):
                 lacking = "reference=false" if self.reference else "positions=abs, and a network without adapters"
                 raise UserError(f"model.context={self.context}", f"needs {lacking}", "see conf/model of such a model")
+            check_slots(
+                self.window_frames, self.sink_frames, self.chunk_frames, len(self.frames(0)), self.refresh_frames,
+                self.adaptive_sink,
+            )  # fmt: skip
             return
-        for name in ("first_chunk_frames", "refresh_frames"):
+        for name in ("first_chunk_frames", "refresh_frames", "adaptive_sink"):
             if (value := getattr(self, name)) is not None:
                 rule = "is for context=stream_batch and context=last_step"
                 raise UserError(f"model.{name}={value}", rule, f"set model.{name}=null")
@@ -380,8 +387,15 @@ class ModelConfig:
 
     @property
     def choice(self) -> dict[str, int]:
-        """What a bank keeps to choose by, in latent frames: `recalled` of queries and `chosen` of tokens; empty where
-        nothing is chosen."""
+        """What a bank keeps to choose by: latent frames, `recalled` of queries and `chosen` of tokens, or how many
+        attention-sink slots may be `waiting`; empty where nothing is chosen.
+
+        A bank with one pass for a chunk has one more waiting with each chunk until it is full, and from then on none
+        more. With several passes, each of which may have one wait while only one leaves, there is no bound: the oldest
+        of more than `WAITING` are forgotten, which is seen once so many chunks in a row find nothing unlike.
+        """
+        if self.adaptive_sink is not None:
+            return {"waiting": self.window_frames + WAITING * (not self.rule.bank_per_step)}
         if self.compress is None:
             return {}
         recent = self.compress.recent_frames

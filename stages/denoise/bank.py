@@ -17,9 +17,13 @@ import devices
 from stages.denoise.layout import CHOICE, FIXED, TOKEN, Layout
 from stages.denoise.rope import rotate
 
-QUERIES, USES = "queries", "uses"
-"""What a choice among tokens needs: the latest queries, which are of heads as keys are, and how often each token was
-chosen, which is one number for all heads."""
+QUERIES, USES, QUEUE = "queries", "uses", "queue"
+"""What a bank keeps to choose by, for each layer. A choice among tokens needs the latest queries, which are of heads as
+keys are, and how often each token was chosen. A choice among slots needs a queue: how often a slot of those that take
+turns was written, and behind it the attention-sink slots that are to be written over before them, the next one first,
+each plus one, with zeros where none waits."""
+OF_ALL_HEADS = {USES: torch.int32, QUEUE: torch.int64}
+"""What of it is one number for all heads, and its type. It is zeros when a stream begins."""
 
 
 class Bank:
@@ -34,6 +38,7 @@ class Bank:
         adapters: banks of the layers' adapters, by name.
         recalled, chosen: frames of which the latest queries are kept, and frames' worth of tokens that may be chosen by
             them; 0: nothing is chosen.
+        waiting: attention-sink slots that may wait to be written over; 0: they stay.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Bank:
         adapters: Mapping[str, Bank] | None = None,
         recalled: int = 0,
         chosen: int = 0,
+        waiting: int = 0,
     ):
         self.layout, self.each, self.adapters = layout, each, dict(adapters or {})
         self.device = devices.of(device)
@@ -64,23 +70,30 @@ class Bank:
         def buffers(n: int) -> dict[int, Tensor]:
             return {i: torch.zeros(1, n, heads, head_dim, dtype=dtype, device=device) for i in layers}
 
+        def numbers(name: str, n: int) -> dict[int, Tensor]:
+            return {i: torch.zeros(n, dtype=OF_ALL_HEADS[name], device=device) for i in layers}
+
         self.keys, self.values, self.raw = buffers(tokens), buffers(tokens), buffers(anchored)
         self.choice: dict[str, dict[int, Tensor]] = {}
         """By name and layer; empty where nothing is chosen."""
         if chosen:
-            uses = {i: torch.zeros(chosen * layout.tokens, dtype=torch.int32, device=device) for i in layers}
-            self.choice = {QUERIES: buffers(recalled * layout.tokens), USES: uses}
+            self.choice = {QUERIES: buffers(recalled * layout.tokens), USES: numbers(USES, chosen * layout.tokens)}
+        elif waiting:
+            self.choice = {QUEUE: numbers(QUEUE, 1 + waiting)}
         self.placed: list[int | None] = [None] * layout.anchored
         """Position each attention-sink frame's keys are rotated to; None: not there yet."""
 
     @staticmethod
     def bytes_needed(
-        layout: Layout, layers: int, heads: int, head_dim: int, dtype: torch.dtype, recalled: int = 0, chosen: int = 0
-    ) -> int:
+        layout: Layout, layers: int, heads: int, head_dim: int, dtype: torch.dtype, recalled: int = 0, chosen: int = 0,
+        waiting: int = 0,
+    ) -> int:  # fmt: skip
         """Size of a bank, before it exists."""
         tokens = 2 * layout.size + layout.anchored * layout.tokens
         tokens += recalled * layout.tokens if chosen else 0
-        return layers * (tokens * heads * head_dim * dtype.itemsize + chosen * layout.tokens * torch.int32.itemsize)
+        numbers = chosen * layout.tokens * OF_ALL_HEADS[USES].itemsize
+        numbers += (1 + waiting) * OF_ALL_HEADS[QUEUE].itemsize if waiting else 0
+        return layers * (tokens * heads * head_dim * dtype.itemsize + numbers)
 
     @property
     def nbytes(self) -> int:
@@ -94,8 +107,9 @@ class Bank:
         for bank in self:
             bank.placed = [None] * bank.layout.anchored
             bank.written, bank.dirty, bank.begun = set(), set(), -1
-            for uses in bank.choice.get(USES, {}).values():
-                uses.zero_()
+            for name in bank.choice.keys() & OF_ALL_HEADS.keys():
+                for numbers in bank.choice[name].values():
+                    numbers.zero_()
 
     def __iter__(self) -> Iterator[Bank]:
         """This bank and those of the adapters."""

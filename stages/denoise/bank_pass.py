@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stages.denoise.attention import Attend
-from stages.denoise.bank import QUERIES, USES, Bank
+from stages.denoise.bank import QUERIES, QUEUE, USES, Bank
 from stages.denoise.history import Place
 from stages.denoise.layout import LATENT
 from stages.denoise.rope import rotate
@@ -134,6 +134,72 @@ class SelectingPass(BankPass):
         if self.reuse is not None:
             scores = scores.masked_fill(uses_of >= self.reuse, -torch.inf)
         return scores.topk(len(uses)).indices.sort().values, uses_of
+
+
+class AdaptingPass(BankPass):
+    """A pass of one frame that may take the place of an attention-sink frame that it is not like, as
+    StreamDiffusionV2's code has it: after the pass is compared it goes where it would have gone anyway, and the
+    attention-sink frame that is least like it is written over at the next turn, if it is too little like it.
+
+    Two frames are as like as the mean of two cosines, that of their keys and that of their values, each averaged over
+    the frame's tokens, with all heads in one vector. What holds no frame is as like as zeros are: 0.
+
+    Args:
+        sinks: slots of the attention sink, whether they hold a frame or not.
+        threshold: what is less like than this is too little.
+        kept: slots behind which all others take turns.
+        all_heads: joins sums where processes share the heads.
+    """
+
+    def __init__(
+        self, bank: Bank, table: Tensor, place: Place, core: Attend, *, sinks: int, threshold: float, kept: int,
+        all_heads: AllHeads, **named,
+    ):  # fmt: skip
+        super().__init__(bank, table, place, core, **named)
+        self.place, self.sinks, self.threshold, self.kept, self.all_heads = place, sinks, threshold, kept, all_heads
+        self.within = torch.arange(bank.layout.tokens, device=table.device)
+
+    def _written(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.bank.keys[layer], self.bank.values[layer]
+        queue, new = self.bank.choice[QUEUE][layer], rotate(k, self.table, out=torch.empty_like(k))
+        self._compare(queue[1:], ((keys, new), (values, v)))
+        if self.writes:
+            return super()._written(layer, k, v)
+        layout = self.bank.layout
+        at = layout.fixed + self._next(queue[:1], queue[1:], layout.ring - self.kept) * layout.tokens + self.within
+        return keys.index_copy_(1, at, new), values.index_copy_(1, at, v)
+
+    def _compare(self, waiting: Tensor, pairs: tuple[tuple[Tensor, Tensor], ...]) -> None:
+        """Have the attention-sink frame that is least like the new one wait before all others, if it is to.
+
+        What has waited longest is forgotten where there is no room for it.
+        """
+        held = self.place.compares
+        likeness = torch.nn.functional.pad(self._likeness(held, pairs), (0, self.sinks - held))
+        least = likeness.argmin()
+        before = torch.cat([least[None] + 1, waiting[:-1]])
+        waiting.copy_(torch.where(likeness.amin() < self.threshold, before, waiting))
+
+    def _likeness(self, held: int, pairs: tuple[tuple[Tensor, Tensor], ...]) -> Tensor:
+        """[held] of (all in the bank, the new frame's)."""
+        span, sums = self.bank.layout.span(0, held), []
+        for of, new in pairs:
+            sink = of[0, span].unflatten(0, (held, -1)).mean(1, dtype=torch.float32)
+            own = new[0].mean(0, dtype=torch.float32).expand_as(sink)
+            sums.append(torch.stack([sink * own, sink * sink, own * own]).sum(-1))
+        of_heads = torch.stack(sums).movedim(-1, 0).contiguous()
+        product, *squares = self.all_heads(of_heads).sum(0).unbind(1)
+        a, b = (square.sqrt().clamp_min(1e-8) for square in squares)
+        return (product / (a * b)).mean(0)
+
+    def _next(self, turn: Tensor, waiting: Tensor, rolling: int) -> Tensor:
+        """The slot at the head of the queue [1], which may then leave it."""
+        first, none = waiting[:1], waiting[:1] == 0
+        slot = torch.where(none, self.kept + turn, first - 1)
+        if self.place.advances:
+            turn.copy_((turn + none) % rolling)
+            waiting.copy_(torch.cat([waiting[1:], torch.zeros_like(first)]))
+        return slot
 
 
 class AdapterPass(BankPass):

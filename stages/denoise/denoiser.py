@@ -18,7 +18,7 @@ from torch import Tensor
 import devices
 from conf.schema import Adapter, ModelConfig
 from stages.denoise.bank import Bank
-from stages.denoise.bank_pass import AdapterPass, BankPass, RecallingPass, SelectingPass
+from stages.denoise.bank_pass import AdapterPass, AdaptingPass, BankPass, RecallingPass, SelectingPass
 from stages.denoise.history import History, Place, history_of
 from stages.denoise.layout import Layout, Run, Slots
 from stages.denoise.network import Network
@@ -341,10 +341,14 @@ class Denoiser:
         """Attention of one pass over a bank and its adapters' banks."""
         own = bank.adapters.items()
         adapters = {name: AdapterPass(its, tables[name], places[name], self.core) for name, its in own}
-        place, rest = places[""], {}
-        kind = SelectingPass if place.selects else RecallingPass if place.recalls else BankPass
+        place, kind, rest = places[""], BankPass, {}
         if place.selects:
-            rest = {"reuse": self.model.compress.reuse, "all_heads": self.share.all_heads}
+            kind, rest = SelectingPass, {"reuse": self.model.compress.reuse, "all_heads": self.share.all_heads}
+        elif place.recalls:
+            kind = RecallingPass
+        elif place.compares:
+            rest = {"sinks": self.model.sink_frames, "threshold": self.model.adaptive_sink}
+            kind, rest = AdaptingPass, rest | {"kept": self.history.kept, "all_heads": self.share.all_heads}
         return kind(bank, tables[""], place, self.core, adapters=adapters, **rest)
 
     def _forward(

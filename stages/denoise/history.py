@@ -10,7 +10,7 @@ chunks in order has the same banks.
 |---|---|---|
 | `Window` | attention sink and latest frames; the sink may average what leaves the window | Self-Forcing (arXiv 2506.08009), LongLive (2509.22622), Live Avatar (2512.04677), Reward Forcing (2512.04678) |
 | `Compressed` | attention sink, chosen tokens of older frames, latest frames | Deep Forcing (2512.05081) |
-| `Slotted` | slots of frames, the first of which stay | StreamDiffusionV2 |
+| `Slotted` | slots of frames, the first of which stay, or adapt | StreamDiffusionV2 |
 | `Joint` | attention sink and latest finished frames, beside several chunks that are denoised together | Rolling Forcing (2509.25161) |
 """  # noqa: E501
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conf.schema import ModelConfig
 from stages.denoise.layout import CHOICE, Layout, Run, Slots, runs_of
@@ -38,6 +38,10 @@ class Place:
         selects: whether the bank chooses, by this pass's queries, what stays of older frames. The pass is written at
             `runs`, and what it then reads has moved together.
         recalls: whether its last queries are kept for such a choice.
+        compares: slots of the attention sink that hold a frame and are compared with the pass's one; 0: none is. The
+            least like it may be the next to be written over, which the bank's queue of slots notes. Where `runs` is
+            empty the pass is written into the slot at the head of that queue, which no host knows.
+        advances: whether that slot then leaves the head of the queue.
         positions: temporal positions of the frames; None: their own numbers.
     """
 
@@ -48,6 +52,8 @@ class Place:
     merges: tuple[int, ...] = ()
     selects: bool = False
     recalls: bool = False
+    compares: int = 0
+    advances: bool = False
     positions: range | None = None
 
     @property
@@ -56,11 +62,13 @@ class Place:
         return self.frames if self.positions is None else self.positions
 
     def slots(self, layout: Layout) -> set[int]:
-        """All that the pass changes."""
+        """All that the pass changes, or may change."""
         changed = {slot for _, first, count in self.runs for slot in range(first, first + count)}
         if self.selects:
             changed |= set(range(layout.anchored, self.reads[-1][0] + self.reads[-1][1]))
-        return changed | ({CHOICE} if self.selects or self.recalls else set())
+        if self.compares and not self.runs:
+            changed |= set(range(layout.frames))
+        return changed | ({CHOICE} if self.selects or self.recalls or self.compares else set())
 
 
 class History(ABC):
@@ -191,7 +199,14 @@ class Slotted(History):
     they were written, the others take turns. A position is that of the frame, or where positions are refreshed, one
     that begins anew behind a first window; keys in the bank keep theirs.
 
-    As StreamDiffusionV2's code does it, where the first chunk's frames and the one behind them stay in any case.
+    As StreamDiffusionV2's code does it, where the first chunk's frames and the one behind them stay in any case. A bank
+    that several steps write moves on with a chunk's first one: once it is full, that writes over what the chunk before
+    wrote last, and the steps behind it write one slot further, so that of each chunk its first step's frames stay.
+
+    Where the attention sink adapts, every pass behind the first chunk is compared with it, and the slots of a full bank
+    are written in the order of a queue: the attention-sink frames that were found unlike, the latest first and each
+    once; while none waits, the slots that take turns. The published code also compares what its rows hold before the
+    first chunk comes to them, and a new stream finds the queue of the one before; here neither is so.
     """
 
     def __init__(self, model: ModelConfig, layout: Layout):
@@ -200,12 +215,23 @@ class Slotted(History):
         self.rolling = layout.ring - self.kept
 
     def step(self, chunk: int, step: int, begins: bool) -> Place:
-        return self.commit(chunk)
+        place, full = self._place(chunk, begins), self.layout.ring
+        if self.model.adaptive_sink is None or chunk == 0:
+            return place
+        # A later step in the same bank finds what the one before it has written.
+        held = place.frames.start if begins else place.frames.stop
+        place = replace(place, compares=min(held, self.model.sink_frames))
+        return replace(place, runs=(), advances=begins) if held >= full else place
 
     def commit(self, chunk: int) -> Place:
+        return self._place(chunk, True)
+
+    def _place(self, chunk: int, begins: bool) -> Place:
         frames = self.model.frames(chunk)
+        behind = 0 if begins or frames.stop < self.layout.ring else len(frames)
+        runs = runs_of(frames, lambda frame: self._slot(frame + behind))
         reads = ((0, min(frames.stop, self.layout.ring)),)
-        return Place(frames, runs_of(frames, self._slot), reads, positions=self._positions(chunk, frames))
+        return Place(frames, runs, reads, positions=self._positions(chunk, frames))
 
     def _slot(self, frame: int) -> int:
         return frame if frame < self.kept else self.kept + (frame - self.kept) % self.rolling
@@ -226,6 +252,8 @@ class Slotted(History):
     @property
     def distinct(self) -> range:
         full = next(i for i in range(self.layout.ring + 1) if self.model.frames(i).stop >= self.layout.ring)
+        if self.model.adaptive_sink is not None:
+            return range(full + 2)
         return range(full + self.rolling // math.gcd(self.rolling, self.c))
 
 

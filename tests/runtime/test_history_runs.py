@@ -10,6 +10,10 @@ from tests.runtime.test_resume import Runs
 CHUNKS, SAVED = 24, 16
 """More than three times what the widest window holds; a state is of before a chunk whose bank is compressed, or of
 before one whose bank is not."""
+STREAM_BATCH = (
+    "model=stream_diffusion_v2_1_3b", "model.steps=3", "model.timesteps=[700,500,400]", "model.refresh_frames=12",
+    "model.adaptive_sink=0.5",
+)  # fmt: skip
 RULES = {
     "rolling": ("model=rolling_forcing",),
     "rolling, ring of odd chunks": ("model=rolling_forcing", "model.window_frames=20", "model.sink_frames=2"),
@@ -18,6 +22,9 @@ RULES = {
     "deep": ("model=deep_forcing",),
     "deep, once": ("model=deep_forcing", "model.compress.reuse=1"),
     "a window of no whole chunks": ("model=wan21_t2v_1_3b", "model.window_frames=10", "model.sink_frames=2"),
+    "stream batch": STREAM_BATCH,
+    "one bank": (*STREAM_BATCH, "model.stream_batch=false"),
+    "a sink that stays": (*STREAM_BATCH, "model.adaptive_sink=null"),
 }
 EVENTS = "stream.events=[{chunk: 2, prompt: other}, {chunk: 11, prompt: third}]"
 BASE = (*WAN, EVENTS, "stream.height=64", "stream.width=64", "sink.video=null")
@@ -28,12 +35,14 @@ PLANS = {
     "timestep": ("plan=timestep", "plan.workers=3"),
     "grid": ("plan=grid", "plan.grid=[2,2]"),
 }
-UNDIVIDED = ("rolling", "deep, once", "deep", "rolling, ring of odd chunks")
+UNDIVIDED = ("rolling", "deep, once", "one bank", "deep", "rolling, ring of odd chunks")
 """Rules whose steps stay together."""
 ALLOWED = [(r, p) for r in RULES for p in PLANS if r not in UNDIVIDED or p not in ("timestep", "grid")]
 KEPT = {
     ("rolling", "layers"), ("rolling", "shared layers"), ("reward", "grid"), ("deep", "shared layers"),
     ("deep", "layers"), ("deep sink", "timestep"), ("rolling, ring of odd chunks", "layers"), ("reward", "timestep"),
+    ("stream batch", "timestep"), ("stream batch", "layers"), ("stream batch", "grid"), ("stream batch", "shared"),
+    ("one bank", "layers"), ("a sink that stays", "timestep"),
 }  # fmt: skip
 
 
@@ -70,14 +79,17 @@ def test_plans_are_exact_and_go_on_from_each_other(runs, known, rule, plan):
     assert (back["latents_sha256"], back["state"]["resumed_at"]) == (expected, SAVED + 1)
 
 
-@pytest.mark.parametrize("rule", UNDIVIDED[:3])
+@pytest.mark.parametrize("rule", UNDIVIDED[:4])
 def test_plans_that_part_what_belongs_together_are_refused(job, rule):
     said = job.fails(*RULES[rule], *BASE, "stream.chunks=1", "plan=timestep")
     assert said.startswith("plan=timestep: puts steps on different workers, but ") and "use plan=layers" in said
 
 
 def test_several_streams_keep_the_hash_they_have_alone(job):
-    for rule, plan in (("rolling", PLANS["layers"]), ("deep", PLANS["layers"]), ("reward", PLANS["timestep"])):
+    for rule, plan in (
+        ("rolling", PLANS["layers"]), ("deep", PLANS["layers"]), ("reward", PLANS["timestep"]),
+        ("stream batch", PLANS["grid"]), ("one bank", PLANS["layers"]),
+    ):  # fmt: skip
         both = job(*RULES[rule], *BASE, "stream.chunks=12", "stream.count=2", *plan)["streams"]
         for i, found in enumerate(both):
             one = job(*RULES[rule], *BASE, "stream.chunks=12", f"stream.id={i}")
@@ -96,6 +108,10 @@ def test_several_streams_keep_the_hash_they_have_alone(job):
         (("model=deep_forcing", "model.compress.budget_frames=22"), "window of 21"),
         (("model=rolling_forcing", "model.window_frames=17"), "5 chunks, 18 frames"),
         (("model=rolling_forcing", "model.reference=true"), "no reference"),
+        (("model=rolling_forcing", "model.adaptive_sink=0.2"), "is for context=stream_batch"),
+        ((*STREAM_BATCH, "model.refresh_frames=5"), "use 6 or more"),
+        ((*STREAM_BATCH, "model.first_chunk_frames=null"), "needs first_chunk_frames=2 or more"),
+        (("model=pocket_avatar", "model.stream_batch=true"), "needs reference=false"),
         (("model=pocket_avatar", "model.context=joint_window", "model.reference=false"), "nobody has yet"),
     ],
 )

@@ -21,6 +21,11 @@ WAN = (
     "model.network.freq_dim=32", "model.text.kind=table", "model.codec.width=2", "model.window_frames=9",
     "stream.height=64", "stream.width=64",
 )  # fmt: skip
+STREAM_BATCH = (
+    *WAN, "model.steps=3", "model.timesteps=[700,500,400]", "model.warp=false", "model.stream_batch=true",
+    "model.chunk_frames=1", "model.first_chunk_frames=2", "model.window_frames=6", "model.sink_frames=3",
+    "model.adaptive_sink=0.5", "model.refresh_frames=8",
+)  # fmt: skip
 MODELS = {
     "same_level, recalibrated": (*NANO, "model.recalibrate_chunk=4"),
     "same_level, frames as sink": (*NANO, "model.reference=false", "model.positions=slot", "model.sink_frames=3"),
@@ -42,6 +47,9 @@ MODELS = {
         *WAN, "model.window_frames=12", "model.sink_frames=4", "model.deep_sink=true",
         "model.compress={budget_frames: 9, recent_frames: 4, reuse: 2}",
     ),
+    "StreamDiffusionV2": STREAM_BATCH,
+    "StreamDiffusionV2, one bank": (*STREAM_BATCH, "model.stream_batch=false"),
+    "StreamDiffusionV2, a sink that stays": (*STREAM_BATCH, "model.adaptive_sink=null"),
 }  # fmt: skip
 STREAMS = (
     "stream.chunks=14", "stream.count=2", "stream.prompt=hello", "sink.video=null",
