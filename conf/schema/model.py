@@ -117,8 +117,8 @@ class ModelConfig:
     compress: Compress | None = None
     """What is chosen of frames that leave the window; null: nothing, they are dropped."""
     noise_scale: float | None = None
-    """Of video to video, the level of noise in what enters with a chunk, above 0 and up to 1; null: chunks begin as noise
-    alone."""
+    """Of video to video, the level of noise in what enters with a chunk, above 0 and up to 1; null: chunks begin as
+    noise alone."""
     prompt_switch: str = one_of(("text_only", "recache"), "text_only")
     """What a new prompt changes: `text_only`, what is read of it from then on; `recache`, what was made of the frames
     in the window, too, which are run again with it (arXiv 2509.22622)."""

@@ -72,7 +72,7 @@ class Moments:
 
 
 def shown(frames: Iterable[Frame], moments: Moments, fps: int) -> Iterator[Shown]:
-    """Every input frame, with those of the output, at `fps` frames a second, that show it: none where `first` is `end`."""
+    """Every input frame, with those of the output, at `fps` frames a second, that show it, which may be none."""
     held, first = None, 0
     for frame in frames:
         end = _until(moments.of(frame) - moments.slack, fps)

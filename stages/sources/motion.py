@@ -30,7 +30,12 @@ STEPS, BELOW = 1000, 100
 
 
 class Level(NamedTuple):
-    """Attributes: `level`, the share of noise in what enters; `timestep` of the first step, None: the configured one."""
+    """Of one chunk.
+
+    Attributes:
+        level: share of noise in what enters.
+        timestep: of the first step, of 1000; None: the configured one.
+    """
 
     level: float
     timestep: float | None
