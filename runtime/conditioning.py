@@ -21,7 +21,7 @@ from torch import Tensor
 from conf.errors import UserError
 from conf.paths import is_live
 from conf.schema import ModelConfig, SinkConfig, SourceConfig, StreamConfig
-from runtime.encoders import Encoders, Picture, frames_of
+from runtime.encoders import Encoders, Picture, frames_of, pictures_of
 from runtime.encoding import Encoding
 from runtime.ends import LiveEnds
 from runtime.journal import Journal, Line
@@ -31,6 +31,7 @@ from runtime.replay import Replay
 from runtime.saving import Mark, Saver
 from runtime.snapshot import CONDITIONING, Snapshot
 from runtime.sources import Live, open_sources
+from runtime.video import VideoChunk
 from stages.build import TEMPORAL_STRIDE, torch_dtype
 from stages.denoise.draws import Draws
 from stages.denoise.schedule import schedule_of
@@ -53,16 +54,22 @@ BEFORE = "before."
 """Marks what inputs reach back to, in a state."""
 
 
+VIDEO = "video."
+"""Marks what a video goes on from, likewise."""
+
+
 class ConditioningState(NamedTuple):
-    """Where what drives a stream stands between two chunks: plain values, and the sound that is held."""
+    """Where what drives a stream stands between two chunks: plain values, the sound that is held, and what the video's
+    encoder remembers."""
 
     content: dict[str, Any]
     arrays: dict[str, np.ndarray]
+    tensors: dict[str, Tensor]
 
     def write(self, saver: Saver, stream: int, chunk: int, mark: Mark) -> None:
         """Write it as a part of the cut before `chunk`, on the saver's thread."""
         tensors = {name: torch.from_numpy(array.copy()) for name, array in self.arrays.items()}
-        saver.take(stream, chunk, CONDITIONING, tensors, self.content, mark)
+        saver.take(stream, chunk, CONDITIONING, tensors | self.tensors, self.content, mark)
 
 
 class Conditioning:
@@ -121,7 +128,7 @@ class Conditioning:
 
     def _prepare(self, source: SourceConfig, state: Snapshot | None) -> None:
         self.tensors, self.sound, self.actions = self.sources.tensors, self.sources.sound, self.sources.actions
-        self.live = self.sources.live
+        self.live, self.video = self.sources.live, self.sources.video
         self._last_epoch: int | None = None
         if self.sources.inputs:
             self.prompts.plan(self.sources.inputs.prompts)
@@ -145,7 +152,11 @@ class Conditioning:
         if self._journal:
             content |= {"run": self._journal.run, "pace": self._pace.progress if self._pace else None}
         arrays |= {f"{BEFORE}{name}": tensor.float().cpu().numpy() for name, tensor in self.encoding.before.items()}
-        return ConditioningState(content, arrays)
+        tensors: dict[str, Tensor] = {}
+        if self.video:
+            content["video"], held = self.video.progress
+            tensors = {f"{VIDEO}{name}": tensor for name, tensor in held.items()}
+        return ConditioningState(content, arrays, tensors)
 
     def _resume(self, state: Snapshot, source: SourceConfig) -> None:
         """Put every source where it stood; the text in force is given out again with the first chunk."""
@@ -154,12 +165,15 @@ class Conditioning:
         again = self._journal is not None and content.get("run") == self._journal.run
         self.prompts.resume(chunk, content, time.perf_counter(), again)
         if self.sound and "sound" in content:
-            arrays = {name: tensor.numpy() for name, tensor in held.items() if not name.startswith(BEFORE)}
+            arrays = {name: tensor.numpy() for name, tensor in held.items() if not name.startswith((BEFORE, VIDEO))}
             live = is_live(source.audio) or self.sources.private or bool(self.sources.ends and self.sources.ends.sound)
             self.sound.resume(content["sound"], arrays, live, again)
             if self.sources.sink:
                 self.sources.heard()  # what is read on of a file is no chunk's
         self.encoding.before = {name.removeprefix(BEFORE): t for name, t in held.items() if name.startswith(BEFORE)}
+        if self.video:
+            own = {name.removeprefix(VIDEO): t for name, t in held.items() if name.startswith(VIDEO)}
+            self.video.resume(content["video"], own)
         start, _ = self.frames(chunk)
         if hasattr(self.actions, "progress"):
             if "actions" in content and not self._survived:
@@ -195,10 +209,14 @@ class Conditioning:
         return frames_of(self.model, chunk)
 
     def length(self) -> int | None:
-        """Chunks that are asked for, or that a recording has; None: as long as the sources last."""
+        """Chunks that are asked for, or that a recording or a video's file has; None: as long as the sources last."""
+        shown = self.video.length() if self.video else None
+        return min((n for n in (self._limit(), shown) if n is not None), default=None)
+
+    def _limit(self) -> int | None:
+        """Chunks behind which the stream ends, whatever its sources have left; a video's file may say too few."""
         recorded = self.sources.inputs.chunks if self.sources.inputs else None
-        asked = self._asked()
-        return min((n for n in (asked, recorded) if n is not None), default=None)
+        return min((n for n in (self._asked(), recorded) if n is not None), default=None)
 
     def _asked(self) -> int | None:
         if self.stream.chunks is not None:
@@ -211,13 +229,13 @@ class Conditioning:
 
     def finished(self, chunk: int) -> bool:
         """Of a stream that ended before `chunk`: whether that was its own end, and not a stop."""
-        length = self.length()
+        length = self._limit()
         stopped = self.stop.is_set() or (self.replay.over(chunk) and self.replay.end.stopped)
         return not stopped or (length is not None and chunk >= length)
 
     def _over(self, chunk: int, taken: bool = False) -> bool:
         """Whether the stream ends before `chunk`; `taken`: its sound and actions were taken from their sources."""
-        length = self.length()
+        length = self._limit()
         if self.stop.is_set():
             return True
         if self.replay.over(chunk):
@@ -231,6 +249,8 @@ class Conditioning:
         if self.actions:
             # What a live source said last is still shown.
             finite.append(self.actions.ended and not (taken and getattr(self.actions, "fresh", False)))
+        if self.video:
+            finite.append(self.video.ended)
         return bool(finite) and all(finite)
 
     def chunk(self, chunk: int) -> Given | None:
@@ -240,6 +260,9 @@ class Conditioning:
         if line is None and self._over(chunk):
             return None
         prompt = self._begin(chunk, line)
+        if self.video and self.video.chunk(chunk) is None:
+            self._refuse_short(chunk, line)
+            return None
         start, count = self.frames(chunk)
         made, taken = {}, None
         for one in with_chunk(self.inputs):
@@ -277,6 +300,8 @@ class Conditioning:
             self._pace.sampled(count / self.model.fps)
         if self._journal:
             self._journal.append(self._line(chunk))
+            if self.sources.ends.video:
+                self.sources.ends.video.drop(self._journal.whole())
         if self.sources.session:
             self.sources.session.sampled(chunk)
 
@@ -305,6 +330,17 @@ class Conditioning:
             raise UserError(name, "ended before any sound came", "pipe 16-bit 16 kHz mono PCM")
         if getattr(self.actions, "silent", False):
             raise UserError(self.actions.name, "ended before any action came", f"write lines like {NOW}")
+
+    def _refuse_short(self, chunk: int, line: Line | None) -> None:
+        """A stream ends with its video, but not before it began, nor sooner than it did before."""
+        if self.stop.is_set():
+            return
+        if line is not None:
+            raise RuntimeError(f"chunk {chunk} wants more pictures than it was sampled from before")
+        if chunk == 0:
+            name = self.video.source.name if self.video.source else f"source.tensors={self.sources.tensors.path}"
+            rule = f"ended before {pictures_of(self.model, 0)} pictures came, which the first chunk is made of"
+            raise UserError(name, rule, "give a longer one")
 
     def _taken(self, start: int, count: int) -> list[int]:
         """The action of every video frame, as an index."""
@@ -337,7 +373,8 @@ class Conditioning:
 
         Live control counts from when it came, a prompt as `Prompts.accepted` says.
         """
-        found = (self.prompts.accepted(chunk, entered), getattr(self.actions, "accepted", None))
+        seen = self.video.accepted if self.video else None
+        found = (self.prompts.accepted(chunk, entered), getattr(self.actions, "accepted", None), seen)
         return min((moment for moment in found if moment is not None), default=None)
 
     def due(self) -> float | None:
@@ -361,12 +398,34 @@ class Conditioning:
         return self.draws.noise(chunk, step, self._latent_shape(chunk)) if given is None else given
 
     def entering(self, chunk: int) -> Tensor:
+        """What enters with a chunk, [1, C, f, h, w]: noise, with a share of its video's latents where there are any."""
+        noise = self.noises(chunk)
+        if self.video is None:
+            return noise
+        latents, level, _ = self.video_chunk(chunk)
+        return level * noise + (1 - level) * latents
+
+    def video_chunk(self, chunk: int) -> VideoChunk | None:
+        """What the video gives for the chunk that was sampled last; None: there is no video.
+
+        Raises:
+            ValueError: another was sampled since, or none.
+        """
+        if self.video is None:
+            return None
+        number, made = self.video.last or (None, None)
+        if number != chunk:
+            raise ValueError(f"the video of chunk {chunk} is asked for, and chunk {number} was sampled last")
+        return made
+
+    def noises(self, chunk: int) -> Tensor:
         """The noise [1, C, f, h, w] that enters with a chunk, of all chunks that join then."""
         return torch.cat([self.noise(joining, 0) for joining in self._schedule.joins(chunk)], LATENT_FRAMES)
 
     def timestep(self, chunk: int) -> float:
         """What the network is told in a chunk's first step, of 1000, where that is the chunk's own; 0: it is not."""
-        return 0.0
+        made = self.video_chunk(chunk)
+        return 0.0 if made is None or made.timestep is None else made.timestep
 
     def given_noises(self, chunk: int) -> dict[str, Tensor | None]:
         """What `source.tensors` gives of the noise of a chunk's later steps, and of those that are denoised with it, by

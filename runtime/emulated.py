@@ -18,6 +18,7 @@ from runtime.outputs import Outputs, open_outputs
 from runtime.parts import Parts
 from runtime.pool import BankPool
 from stages.build import SPATIAL_STRIDE
+from stages.codec.base import CodecState
 from stages.denoise.sampler import Sampler
 from stages.denoise.schedule import schedule_of
 from stages.emulated import (
@@ -56,6 +57,14 @@ class EmulatedEncoders(Encoders):
         """Features of zeros."""
         return EmulatedFeatures(one, self.model.fps)
 
+    def start(self) -> CodecState:
+        """Nothing is remembered."""
+        return CodecState()
+
+    def video(self, pictures: Tensor, state: CodecState) -> Tensor:
+        """Latents of zeros, as few as need be: what enters is noise of the emulated size."""
+        return torch.zeros(1, 1, 1, 1, 1)
+
     def still(self, image: Tensor, latents: int = 1, keep: bool = True) -> Tensor:
         """Latents of zeros for an image [3, H, W]."""
         rows, columns = image.shape[1] // SPATIAL_STRIDE, image.shape[2] // SPATIAL_STRIDE
@@ -81,6 +90,10 @@ class EmulatedConditioning(Conditioning):
         """As ever; asked first once a chunk's live input has come, so here the encoders take their time."""
         self._emulated.hold(self._emulated.config.encode_s, chunk, f"encode {self.stream.id}")
         return super().states(chunk)
+
+    def entering(self, chunk: int) -> Tensor:
+        """Noise alone."""
+        return self.noises(chunk)
 
     def samples(self, chunk: int) -> None:
         """Returns None: an emulated run has no pictures, so no sound track."""

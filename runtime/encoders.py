@@ -13,10 +13,18 @@ import torch
 from torch import Tensor, nn
 
 import devices
+from conf.codecs import declared
 from conf.errors import UserError
 from conf.schema import ModelConfig, StreamConfig
-from stages.build import SPATIAL_STRIDE, build_encoder, build_input_encoder, build_text_encoder, video_frames
-from stages.codec.base import parameter_bytes
+from stages.build import (
+    SPATIAL_STRIDE,
+    TEMPORAL_STRIDE,
+    build_encoder,
+    build_input_encoder,
+    build_text_encoder,
+    video_frames,
+)
+from stages.codec.base import CodecState, parameter_bytes
 from stages.inputs import Input, inputs_of, made_of
 
 
@@ -54,6 +62,19 @@ def frames_of(model: ModelConfig, chunk: int) -> tuple[int, int]:
     latents = model.frames(chunk)
     before = video_frames(model.codec, latents.start, first=True) if chunk else 0
     return before, video_frames(model.codec, len(latents), first=chunk == 0)
+
+
+def latents_of(model: ModelConfig, chunk: int) -> int:
+    """Latent frames of a chunk."""
+    return len(model.frames(chunk))
+
+
+def pictures_of(model: ModelConfig, chunk: int) -> int:
+    """Pictures that a chunk's latents are encoded from, in video to video: a causal encoder makes the first latent of
+    one picture, whatever the decoder gives for it."""
+    kind = model.codec.kind
+    first = declared(declared(kind).encoder or kind).first_frames if chunk == 0 else TEMPORAL_STRIDE
+    return first + TEMPORAL_STRIDE * (latents_of(model, chunk) - 1)
 
 
 STILLS = 8
@@ -100,7 +121,7 @@ class Encoders:
 
     @property
     def codec(self) -> Any:
-        """Pixels -> latents, for pictures."""
+        """Pixels -> latents, for pictures and videos."""
         return self._once("codec", lambda: build_encoder(self.model, self.device))
 
     def listen(self, one: Input, whole_file: bool = False) -> Any:
@@ -109,7 +130,7 @@ class Encoders:
 
     def load(self) -> None:
         """Load all that streams to come may need."""
-        _ = self.text, self.model.reference and self.codec
+        _ = self.text, (self.model.reference or self.model.noise_scale is not None) and self.codec
         for one in self.inputs:
             _ = self.of(one), self.ear(one)
 
@@ -118,6 +139,17 @@ class Encoders:
         """Of those loaded so far."""
         modules = [getattr(encoder, "model", encoder) for encoder in self._loaded.values()]
         return sum(parameter_bytes(module) for module in modules if isinstance(module, nn.Module))
+
+    def start(self) -> CodecState:
+        """What the codec's encoder remembers of a video that begins."""
+        return self.codec.start()
+
+    @torch.inference_mode()
+    def video(self, pictures: Tensor, state: CodecState) -> Tensor:
+        """Latents [1, C, f, h, w], float32 on the host, of the next pictures [3, n, H, W] of a stream in [-1, 1]."""
+        encoder = self.codec
+        here = devices.of(self.device).upload(pictures[None].to(next(encoder.parameters()).dtype))
+        return encoder(here, state).float().cpu()
 
     def still(self, image: Tensor, latents: int = 1, keep: bool = True) -> Tensor:
         """Latents [1, C, n, h, w] of an image [3, H, W] held still. Streams share them: nobody writes there.

@@ -9,16 +9,21 @@ sampled again are given what their lines say, while the live end stands where it
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from conf.errors import UserError
 from runtime.journal import Line
 from runtime.pace import Pace
 from stages.sources.audio import NOTHING, Pcm
 from stages.sources.session import SessionSource
+
+MOST_FRAMES = 1 << 29
+"""Bytes of live pictures that are kept of a stream: at 480 x 832 half a minute, where no cut becomes whole."""
 
 
 class Noted:
@@ -157,6 +162,90 @@ class NotedActions:
         self.source.close()
 
 
+class NotedFrames:
+    """A live source of pictures, likewise. A chunk's are too many bytes for a journal, so they stay in this process's
+    memory until a newer cut is whole: where the process itself is lost, they are.
+
+    Args:
+        source: where the pictures come from.
+    """
+
+    def __init__(self, source: Any):
+        self.source, self.name = source, getattr(source, "name", "source.video=-")
+        self._taken: np.ndarray | None = None
+        self._again: Line | None = None
+        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        """Pictures of chunks that were sampled, by chunk."""
+
+    count = None
+
+    @property
+    def accepted(self) -> float | None:
+        """When the oldest came that is new in the latest `take`."""
+        return self._again.seen if self._again else self.source.accepted
+
+    def take(self, count: int) -> np.ndarray | None:
+        """The next `count` frames, uint8 [count, H, W, 3]; None where fewer will ever come.
+
+        Raises:
+            Turned: they were waited for when the run's generation ended.
+            UserError: they were another process's, which was lost, or are too many to be kept.
+        """
+        if self._again is not None:
+            return self._noted(self._again.chunk)
+        if self._taken is None:
+            self._taken = self.source.take(count)
+        return self._taken
+
+    def _noted(self, chunk: int) -> np.ndarray:
+        if chunk not in self._kept:
+            rule = f"the frames of chunk {chunk} went with the process that had read them"
+            raise UserError(self.name, rule, "begin anew, or give them as a file")
+        return self._kept[chunk]
+
+    def skip(self, count: int) -> None:
+        """Live frames that another took do not come again."""
+
+    def again(self, line: Line | None) -> None:
+        """As of sound."""
+        self._again = line
+
+    def note(self, line: Line) -> None:
+        """As of sound."""
+        line.frames, line.seen = len(self._taken), self.accepted
+        self._kept[line.chunk], self._taken = self._taken, None
+        while len(self._kept) > 1 and sum(frames.nbytes for frames in self._kept.values()) > MOST_FRAMES:
+            self._kept.popitem(last=False)
+
+    def drop(self, before: int) -> None:
+        """Pictures of chunks below `before` are needed no more: a newer cut is whole."""
+        while self._kept and next(iter(self._kept)) < before:
+            self._kept.popitem(last=False)
+
+    def back(self) -> None:
+        """What was taken since the last line comes again."""
+        self._again = None
+
+    def close(self) -> None:
+        """Release the source."""
+        self.source.close()
+
+
+class NoFrames:
+    """Stands for a live source of pictures of a stream that had ended."""
+
+    accepted = None
+
+    def take(self, count: int) -> None:
+        """Nothing."""
+
+    def wire(self, stop: threading.Event) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is there to release."""
+
+
 class Gone:
     """Stands for a live source of a stream that had ended: all that it ever gave is in the journal."""
 
@@ -189,7 +278,7 @@ class LiveEnds:
     """Of one stream.
 
     Attributes:
-        session, sound, actions, pace: those that it has.
+        session, sound, actions, video, pace: those that it has.
         opened: whether they are open: who opens the stream again goes on with them.
         forget: called when they are closed.
     """
@@ -197,14 +286,15 @@ class LiveEnds:
     session: SessionSource | None = None
     sound: Noted | None = None
     actions: NotedActions | None = None
+    video: NotedFrames | None = None
     pace: Pace | None = None
     opened: bool = False
     forget: Callable[[], object] = field(default=lambda: None)
 
     @property
-    def sources(self) -> list[Noted | NotedActions]:
-        """Those of sound and actions."""
-        return [one for one in (self.sound, self.actions) if one is not None]
+    def sources(self) -> list[Noted | NotedActions | NotedFrames]:
+        """Those of sound, actions and pictures."""
+        return [one for one in (self.sound, self.actions, self.video) if one is not None]
 
     def again(self, line: Line | None) -> None:
         """A chunk is sampled again, from its line; None: one is sampled for the first time."""
@@ -226,6 +316,8 @@ class LiveEnds:
             self.sound.back()
         if self.actions:
             self.actions.back(anew=self.session is not None)
+        if self.video:
+            self.video.back()
         if self.pace:
             self.pace.turn()
 
@@ -255,5 +347,5 @@ class LiveEnds:
     def _release(self) -> None:
         for source in self.sources:
             source.close()
-        self.session = self.sound = self.actions = self.pace = None
+        self.session = self.sound = self.actions = self.video = self.pace = None
         self.opened = False

@@ -46,7 +46,9 @@ class Line:
         sound: read from a live source for it, float32 [n], exactly; None: there is none.
         short: whether that source ended meanwhile.
         actions: an index for each video frame, of a live source; None: there is none.
-        held: how that source stood behind it.
+        frames: how many came from a live source of pictures, which keeps them itself; None: there is none.
+        seen: when the oldest of them came that is new in it.
+        held: how the source of actions stood behind it.
         pressed: when the oldest of its actions came that is new in it.
         events: ids of a session's events that it shows first.
         pace: how its stream's clock stood behind it, if it has one.
@@ -59,6 +61,8 @@ class Line:
     sound: np.ndarray | None = None
     short: bool = False
     actions: list[int] | None = None
+    frames: int | None = None
+    seen: float | None = None
     held: dict[str, Any] = field(default_factory=dict)
     pressed: float | None = None
     events: list[str] = field(default_factory=list)

@@ -1,4 +1,5 @@
-"""A stream's sources, opened: sound, actions, picture, given tensors. What the model has no use for is refused."""
+"""A stream's sources, opened: sound, actions, picture, video, given tensors. What the model has no use for is refused,
+and so is a stream without what it cannot do without."""
 
 from __future__ import annotations
 
@@ -13,18 +14,20 @@ from torch import Tensor
 from conf.errors import UserError
 from conf.paths import is_live, is_stream
 from conf.schema import ModelConfig, SinkConfig, SourceConfig
-from runtime.encoders import Encoders, Picture
-from runtime.ends import Gone, LiveEnds, Noted, NotedActions
+from runtime.encoders import Encoders, Picture, pictures_of
+from runtime.ends import Gone, LiveEnds, NoFrames, Noted, NotedActions, NotedFrames
 from runtime.inputs import Inputs, InputsSink, Tap
 from runtime.pace import Pace
 from runtime.prompts import Prompts
 from runtime.replay import Replay
 from runtime.sound import Sound
+from runtime.video import LATENTS, PICTURES, Video
 from stages.inputs import Input, inputs_of, made_of
 from stages.sources.actions import ActionFile, LiveActions
 from stages.sources.ahead import Ahead
 from stages.sources.audio import LivePcm, Silence
 from stages.sources.live import live_stream
+from stages.sources.raw_video import LiveFrames
 from stages.sources.session import SessionSource
 from stages.sources.tensors import TensorsFile
 
@@ -40,6 +43,7 @@ class Sources:
         actions: None for a model without actions, and where none are given.
         image: the reference picture, float32 [3, H, W] in [-1, 1]; None: there is none.
         live: whether one of them may have to be waited for.
+        video: what chunks begin with beside noise; None: they begin with noise alone.
         sink: where what is sampled is recorded; None: nowhere.
         session: whose sound and actions they are; None: nobody's.
         ends: those that are kept from one generation of the run to the next.
@@ -53,6 +57,7 @@ class Sources:
     actions: Any
     image: Tensor | None
     live: bool
+    video: Video | None = None
     sink: InputsSink | None = None
     session: SessionSource | None = None
     ends: LiveEnds | None = None
@@ -79,7 +84,7 @@ class Sources:
     def turn(self) -> None:
         """Let go of all but those that are kept."""
         kept = self.ends.sources if self.ends else ()
-        for source in (self.sound and self.sound.source, self.actions, self.sink):
+        for source in (self.sound and self.sound.source, self.actions, self.video and self.video.source, self.sink):
             if source and _bare(source) not in kept:
                 source.close()
 
@@ -97,6 +102,10 @@ class Live(NamedTuple):
     def acts(self, path: str | None) -> bool:
         """Whether actions come live, likewise."""
         return is_live(path) or (self.ends is not None and self.ends.actions is not None) or self._had("actions")
+
+    def sees(self, path: str | None) -> bool:
+        """Whether pictures come live, likewise."""
+        return is_live(path) or (self.ends is not None and self.ends.video is not None) or self._had("frames")
 
     def _had(self, name: str) -> bool:
         last = self.replay.last if self.replay and self.replay.end else None
@@ -117,6 +126,14 @@ class Live(NamedTuple):
         if self.ends.actions is None:
             self.ends.actions = NotedActions(Gone() if self.replay.end else make())
         return self.ends.actions
+
+    def video(self, make: Callable[[], Any]) -> Any:
+        """A live source of pictures, likewise."""
+        if not self.ends:
+            return make()
+        if self.ends.video is None:
+            self.ends.video = NotedFrames(NoFrames() if self.replay.end else make())
+        return self.ends.video
 
 
 OPENED = Live()
@@ -150,8 +167,11 @@ def open_sources(
         UserError: a source is missing, broken or of no use to the model. What was opened so far is closed.
     """
     declared = inputs_of(model)
-    tensors = TensorsFile(source.tensors, model.name, declared) if source.tensors else None
+    anew = model.noise_scale is not None
+    tensors = TensorsFile(source.tensors, model.name, declared, anew) if source.tensors else None
     _refuse_unused(model, source, declared)
+    if anew:
+        _check_video(model, source, sink, tensors)
     inputs = Inputs(source.inputs) if source.inputs else None
     waits = source.live or bool(live.ends and live.ends.sources)
     opened = Sources(tensors, inputs, None, None, None, waits, ends=live.ends)
@@ -166,6 +186,14 @@ def open_sources(
             opened.sound = Sound(Tap(pcm) if sink.inputs else pcm, model.fps, features)
         if taken:
             opened.actions = _actions(taken, source, inputs, opened.session, stdin, stop, live)
+        if anew:
+            frames = _frames(model, source, picture, stdin, stop, live)
+            try:
+                opened.video = Video(model, picture, encoders, frames, tensors)
+            except BaseException:
+                if frames:
+                    frames.close()
+                raise
         if live.ends:
             live.ends.open(stop, partial(_said, prompts), pace, _slack(pace))
         opened.image, opened.sent = _image(source, opened.session, picture, live)
@@ -280,7 +308,58 @@ def _actions(
     return ActionFile(source.actions, taken.classes)
 
 
+def _frames(
+    model: ModelConfig,
+    source: SourceConfig,
+    picture: Picture,
+    stdin: BinaryIO | None,
+    stop: threading.Event,
+    live: Live,
+) -> Any:
+    """Where pictures come from; None where `source.tensors` brings them."""
+    name, path = f"source.video={source.video}", source.video
+    if not path:
+        return None
+    if live.sees(path):
+        most = max(pictures_of(model, chunk) for chunk in (0, 1))
+        return live.video(
+            lambda: LiveFrames(
+                live_stream("source.video", path, stdin), picture.height, picture.width, most,
+                source.pace == "free", stop, name, owned=path != "-",
+            ),
+        )  # fmt: skip
+    # Not above: FFmpeg is needed where there is a file.
+    from stages.sources.fitting import Fit
+    from stages.sources.video import VideoFile
+
+    return VideoFile(path, model.fps, Fit(picture.height, picture.width, source.fit), stop)
+
+
+def _check_video(model: ModelConfig, source: SourceConfig, sink: SinkConfig, tensors: TensorsFile | None) -> None:
+    """A model that draws a video anew has one, and only one."""
+    given = [key for key in (LATENTS, PICTURES) if tensors and key in tensors.keys]
+    if source.video and given:
+        raise UserError(f"source.video={source.video}", f"source.tensors gives `{given[0]}`", "give one of the two")
+    if source.session:
+        raise UserError(
+            f"model.noise_scale={model.noise_scale}", "a session brings no video", "set model.noise_scale=null"
+        )
+    if not source.video and not given:
+        raise UserError(
+            f"model.noise_scale={model.noise_scale}",
+            f"model={model.name} draws a video anew, and has none",
+            f"give source.video, or `{LATENTS}` in source.tensors; or set model.noise_scale=null",
+        )
+    if sink.inputs and is_live(source.video):
+        raise UserError(
+            f"sink.inputs={sink.inputs}", "live pictures are too many to be recorded", "give source.video as a file"
+        )
+
+
 def _refuse_unused(model: ModelConfig, source: SourceConfig, declared: tuple[Input, ...]) -> None:
+    if source.video and model.noise_scale is None:
+        rule = f"model={model.name} takes no video, since model.noise_scale=null"
+        raise UserError(f"source.video={source.video}", rule, "set source.video=null, or give model.noise_scale")
     for name in ("image", "audio", "actions"):
         value = getattr(source, name)
         if value and made_of(declared, name) is None:

@@ -52,7 +52,8 @@ def describe(config: Config) -> Workload:
     encoders += sum(one.ear.values for one in inputs if one.ear) * FLOAT
     if model.text.checkpoint:
         encoders += umt5.parameter_count(model.text.checkpoint) * dtype.itemsize
-    still = _meta(lambda: encoder_of(model.codec)) * scale if model.reference else 0
+    encodes = model.reference or model.noise_scale is not None
+    still = _meta(lambda: encoder_of(model.codec)) * scale if encodes else 0
     decoder = _meta(lambda: decoder_of(model.codec)) * scale
     layout = Layout.of(model, tokens)
     latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize

@@ -130,6 +130,9 @@ class ModelConfig:
     compress: Any = None
     """What is chosen of frames that leave the window, as `{budget_frames: 16, recent_frames: 4, reuse: 7}` (arXiv
     2512.05081); kept as `Compress`. Null: nothing, they are dropped."""
+    noise_scale: float | None = None
+    """Of video to video, the level of noise in what enters with a chunk, above 0 and up to 1; null: chunks begin as
+    noise alone."""
     prompt_switch: str = one_of(("text_only", "recache"), "text_only")
     """What a new prompt changes: `text_only`, what is read of it from then on; `recache`, what was made of the frames
     in the window, too, which are run again with it (arXiv 2509.22622)."""
@@ -166,6 +169,8 @@ class ModelConfig:
                 f"makes the bank of finished chunks anew, which context={self.context} has not",
                 "set model.prompt_switch=text_only",
             )
+        if self.noise_scale is not None:
+            self._check_noise_scale()
         if self.lora and self.checkpoint is None:
             raise UserError(
                 f"model.lora={self.lora[0].path}", "is merged into the weights of a checkpoint", "give model.checkpoint"
@@ -234,6 +239,18 @@ class ModelConfig:
             places = declared(codec).names if codec and getattr(self.codec, name) is None else ()
             if there := published.first_there(self.checkpoint, places):
                 self.codec = replace(self.codec, **{name: str(there)})
+
+    def _check_noise_scale(self):
+        if not 0 < self.noise_scale <= 1:
+            raise UserError(
+                f"model.noise_scale={self.noise_scale}", "is a level of noise, above 0 and up to 1", "use 0.8"
+            )
+        if self.rule.joint:
+            raise UserError(
+                f"model.noise_scale={self.noise_scale}",
+                f"context={self.context} denoises chunks that are to come, whose pictures nobody has yet",
+                "set model.noise_scale=null, or use another context",
+            )
 
     def _check_widths(self):
         for name, width in self.network.widths.items() if self.network else ():

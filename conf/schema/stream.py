@@ -22,12 +22,15 @@ RECOVERIES = ("auto", "off", "exact")
 LOGS = ("none", "wandb")
 TRACES = ("none", "recent", "all")
 PACES = ("live", "free")
+FITS = ("letterbox", "crop")
 PICTURES = ("video", "frames", "contact_sheet", "reader", "session")
 """Settings of sinks that are made of pictures."""
 SINKS = ("video", "latents", "frames", "contact_sheet", "inputs", "timeline")
 """Settings of sinks that are files, or folders of files."""
-SOURCES = ("image", "audio", "actions", "tensors", "inputs")
+SOURCES = ("image", "audio", "actions", "video", "tensors", "inputs")
 """Settings of a source that are files."""
+LIVE = ("audio", "actions", "video")
+"""Those that may come as they happen."""
 GRAPHS = ("never", "auto", "always")
 COMPILE = ("auto", "true", "false")
 OF_EACH = "of-each-stream"
@@ -140,8 +143,8 @@ class StreamConfig:
 
 @dataclass
 class SourceConfig:
-    """Where conditioning comes from. `-` is live standard input; sound and actions may also come from a program that
-    listens at `tcp://HOST:PORT/TOKEN`, in the same form."""
+    """Where conditioning comes from. `-` is live standard input; sound, actions and frames may also come from a program
+    that listens at `tcp://HOST:PORT/TOKEN`, in the same form."""
 
     image: str | None = None
     """A picture file: who is to speak, or where a world begins."""
@@ -149,6 +152,12 @@ class SourceConfig:
     """A sound file, or `-`: live 16-bit mono sound of 16 kHz."""
     actions: str | None = None
     """A file of lines `{"frame": 0, "action": "forward"}`, or `-`: live lines."""
+    video: str | None = None
+    """What a model with `model.noise_scale` draws anew: a video file, or `-` (or a named pipe): live raw RGB24 frames
+    of the stream's size, `model.fps` a second."""
+    fit: str = one_of(FITS, "letterbox")
+    """How a video file's pictures come to the stream's size: `letterbox`, whole, between black bars; `crop`, their
+    middle, so that no bars are left."""
     tensors: str | None = None
     """A .safetensors file of conditioning that was computed elsewhere."""
     inputs: str | None = None
@@ -157,24 +166,27 @@ class SourceConfig:
     """A session of a gateway, whose sound and events drive the stream: `tcp://HOST:PORT/TOKEN`. `everframe serve` sets
     it."""
     pace: str = one_of(PACES, "live")
-    """Of sound and actions that come through a pipe: `live`, a chunk is sampled no sooner than the one before it has
-    been watched (frames / fps), so the stream does not run ahead of who drives it; `free`, as fast as stages allow."""
+    """Of sound, actions and frames that come through a pipe: `live`, a chunk is sampled no sooner than the one before
+    it has been watched (frames / fps), so the stream does not run ahead of who drives it, and frames that have not come
+    by then are the last one, held; `free`, as fast as stages allow."""
 
     def __post_init__(self):
         check_choices(self, "source.")
         for name in SOURCES:
             _plain(f"source.{name}", getattr(self, name), LONGEST_PATH)
             setattr(self, name, found(getattr(self, name)))
-        self.audio, self.actions = live(self.audio), live(self.actions)
+        self.audio, self.actions, self.video = live(self.audio), live(self.actions), live(self.video)
         _address("source.session", self.session)
         if self.session:
-            for name in ("audio", "actions", "inputs"):
+            for name in ("audio", "actions", "video", "inputs"):
                 if value := getattr(self, name):
-                    rule = "source.session brings sound and actions of its own"
+                    rule = "source.session brings sound, actions and frames of its own"
                     raise UserError(f"source.{name}={value}", rule, f"set source.{name}=null")
-        if self.audio == "-" and self.actions == "-":
+        if len(reading := [name for name in LIVE if getattr(self, name) == "-"]) > 1:
             raise UserError(
-                "source.audio=-", "source.actions=- reads standard input too", "give one of the two as a file"
+                f"source.{reading[0]}=-",
+                f"source.{reading[1]}=- reads standard input too",
+                "give one of the two as a file",
             )
 
     @property
@@ -184,8 +196,8 @@ class SourceConfig:
 
     @property
     def live(self) -> bool:
-        """Whether sound or actions come as they happen, and may have to be waited for."""
-        return is_live(self.audio) or is_live(self.actions) or self.session is not None
+        """Whether sound, actions or frames come as they happen, and may have to be waited for."""
+        return any(is_live(getattr(self, name)) for name in LIVE) or self.session is not None
 
     @property
     def paced(self) -> bool:

@@ -16,6 +16,7 @@ import select
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import BinaryIO
 
@@ -110,18 +111,31 @@ class LiveBytes:
         stop: releases every wait when set.
         name: the setting it is read for, which says once that nothing comes; empty: nothing is said.
         owned: whether the stream is closed when nothing more is read of it.
+        block: bytes read at a time, at most.
+
+    Attributes:
+        came: when the oldest byte of the latest `take` came, by `time.perf_counter`; None: it took none.
     """
 
     def __init__(
-        self, stream: BinaryIO, limit: int, stop: threading.Event | None = None, name: str = "", owned: bool = False
+        self,
+        stream: BinaryIO,
+        limit: int,
+        stop: threading.Event | None = None,
+        name: str = "",
+        owned: bool = False,
+        block: int = BLOCK,
     ):
         self._stream, self._limit, self._name, self._owned = stream, max(1, limit), name, owned
+        self._block = block
         self._stop = stop if stop is not None else threading.Event()
         self._buffer = bytearray()
         self._changed = threading.Condition()
         self._at_end = self._closed = False
-        self.oldest: float | None = None
-        """When the oldest byte held came, by `time.perf_counter`; None while nothing is held."""
+        self.came: float | None = None
+        self._taken = self._read_so_far = 0
+        self._arrivals: deque[tuple[int, float]] = deque()
+        """Of every block that is held, where it ends in all that was read, and when it came."""
         self._thread = threading.Thread(target=self._run, name="live-input", daemon=True)
         self._thread.start()
 
@@ -141,10 +155,21 @@ class LiveBytes:
                 self._changed.wait(POLL_S)
             taken = bytes(self._buffer[:most])
             del self._buffer[:most]
-            if not self._buffer:
-                self.oldest = None
+            self.came = self._oldest() if taken else None
+            self._taken += len(taken)
+            while self._arrivals and self._arrivals[0][0] <= self._taken:
+                self._arrivals.popleft()
             self._changed.notify_all()
         return taken
+
+    @property
+    def oldest(self) -> float | None:
+        """When the oldest byte held came, by `time.perf_counter`; None while nothing is held."""
+        with self._changed:
+            return self._oldest()
+
+    def _oldest(self) -> float | None:
+        return self._arrivals[0][1] if self._arrivals else None
 
     @property
     def over(self) -> bool:
@@ -179,6 +204,7 @@ class LiveBytes:
         with self._changed:
             self._closed = True
             self._buffer.clear()
+            self._arrivals.clear()
             self._changed.notify_all()
         # A stream without a descriptor may be stuck in its own read; the thread is a daemon and ends with the process.
         self._thread.join(timeout=4 * POLL_S)
@@ -191,7 +217,7 @@ class LiveBytes:
         began, unsaid = time.monotonic(), self._name
         try:
             while (room := self._wait_for_room()) > 0:
-                block = self._read(descriptor, min(room, BLOCK))
+                block = self._read(descriptor, min(room, self._block))
                 if block is None:
                     if unsaid and time.monotonic() - began > PATIENCE_S:
                         log.warning("%s: nothing has come yet, waiting for whoever writes into it", unsaid)
@@ -202,8 +228,9 @@ class LiveBytes:
                     break
                 with self._changed:
                     if not self._closed:
-                        self.oldest = time.perf_counter() if self.oldest is None else self.oldest
                         self._buffer += block
+                        self._read_so_far += len(block)
+                        self._arrivals.append((self._read_so_far, time.perf_counter()))
                     self._changed.notify_all()
         except (OSError, ValueError) as error:  # ValueError: the stream was closed by its owner
             log.warning("live input ended early: %s", error)

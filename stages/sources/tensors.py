@@ -6,6 +6,8 @@
 | `KEY.000005` | likewise | of an input of chunk 5, or of an epoch from chunk 5 on |
 | `noise.000000.step.0` | [1, C, c, h, w] | input of a step of a chunk |
 | `sink_distance` | [chunks, steps] | integers |
+| `video_latents` | [1, C, n, h, w] | of video to video: what enters with noise, of all chunks |
+| `video` | [1, 3, frames, H, W] | likewise, pictures in [-1, 1] |
 
 What a model's inputs are called there is the family's to say (`stages.inputs.Input.key`). Encoders of what is given
 need not be loaded. Tensors are read from disk when they are asked for.
@@ -17,6 +19,7 @@ import bisect
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,9 +33,15 @@ COMMON = {"noise.000000.step.0": r"noise\.\d{6,}\.step\.\d+", "sink_distance": "
 """Keys that every model has: an example, and what they look like."""
 
 
-def keys_of(inputs: Iterable[Input]) -> dict[str, str]:
-    """Keys that a model's file may have: by an example, what they look like."""
-    found = dict(COMMON)
+VIDEO = {"video_latents": "video_latents", "video": "video"}
+"""Keys that a model has which draws a video anew."""
+FRAMES = 2
+"""The dimension that counts their frames."""
+
+
+def keys_of(inputs: Iterable[Input], video: bool = False) -> dict[str, str]:
+    """Keys that a model's file may have: by an example, what they look like; `video`: it draws a video anew."""
+    found = COMMON | (VIDEO if video else {})
     for one in inputs:
         key = re.escape(one.key)
         if not one.key:
@@ -53,14 +62,15 @@ class TensorsFile:
         path: the safetensors file.
         model: its name, for messages.
         inputs: that it may give.
+        video: whether it draws a video anew.
 
     Raises:
         UserError: the file is missing, empty, none or broken, or holds a key that means nothing here.
     """
 
-    def __init__(self, path: str | Path, model: str, inputs: Iterable[Input]):
+    def __init__(self, path: str | Path, model: str, inputs: Iterable[Input], video: bool = False):
         inputs = tuple(inputs)
-        self._name = f"source.tensors={path}"
+        self.path, self._name = path, f"source.tensors={path}"
         disk.readable(self._name, path, "give a safetensors file")
         try:
             self._file = safe_open(str(path), framework="pt")
@@ -71,7 +81,7 @@ class TensorsFile:
         self.keys = tuple(sorted(self._file.keys()))
         if not self.keys:
             raise UserError(self._name, "holds no tensor", "give a file with some, or leave it out")
-        known = keys_of(inputs)
+        known = keys_of(inputs, video)
         for key in self.keys:
             if not any(re.fullmatch(pattern, key) for pattern in known.values()):
                 raise UserError(f"{self._name}: {key}", f"is not a name that model={model} takes", _nearest(key, known))
@@ -102,22 +112,44 @@ class TensorsFile:
         """
         if key not in self.keys:
             return None
-        view = self._file.get_slice(key)
-        found = list(view.get_shape())
         if shape is not None:
-            expected = ["any" if n is None else n for n in shape]
-            if len(found) != len(expected) or any(e not in ("any", f) for e, f in zip(expected, found, strict=True)):
-                raise UserError(
-                    f"{self._name}: {key}",
-                    f"expected {_listed(expected)}, found {_listed(found)}",
-                    "check that it was made for this model and picture size",
-                )
+            self._checked(key, shape)
         tensor = self._file.get_tensor(key)
         if dtype is None or dtype == tensor.dtype:
             return tensor
         if tensor.is_floating_point() and not dtype.is_floating_point:
             raise UserError(f"{self._name}: {key}", f"holds {tensor.dtype}, not integers", "save it as int64")
         return tensor.to(dtype)
+
+    def frames(self, key: str, shape: Sequence[int | None], first: int, count: int) -> Tensor | None:
+        """Frames `first` up to `first + count` of the tensor under `key`, float32; None where it has not so many.
+
+        Args:
+            shape: what the whole tensor must be; its third dimension counts frames.
+
+        Raises:
+            UserError: the shape is another.
+        """
+        view = self._checked(key, shape)
+        if first + count > view.get_shape()[FRAMES]:
+            return None
+        return view[:, :, first : first + count].float()
+
+    def frame_count(self, key: str, shape: Sequence[int | None]) -> int:
+        """How many frames there are under `key`; raises as `frames`."""
+        return self._checked(key, shape).get_shape()[FRAMES]
+
+    def _checked(self, key: str, shape: Sequence[int | None]) -> Any:
+        """The tensor under `key`, not read yet; raises UserError where its shape is another."""
+        view = self._file.get_slice(key)
+        found, expected = list(view.get_shape()), ["any" if n is None else n for n in shape]
+        if len(found) != len(expected) or any(e not in ("any", f) for e, f in zip(expected, found, strict=True)):
+            raise UserError(
+                f"{self._name}: {key}",
+                f"expected {_listed(expected)}, found {_listed(found)}",
+                "check that it was made for this model and picture size",
+            )
+        return view
 
     def in_force(self, key: str, chunk: int) -> str | None:
         """The key of what an epoch's input `key` is at `chunk`: the last one that begins at it or before."""
