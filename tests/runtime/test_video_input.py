@@ -366,3 +366,57 @@ def test_a_turn_releases_who_waits_for_frames(base, tmp_path):
         conditioning.close()
     os.close(writing)
     assert released == [True]
+
+
+SDV2 = (
+    "model=stream_diffusion_v2_1_3b", *WAN, "model.steps=3", "model.timesteps=[700,500,400]", "model.refresh_frames=9",
+    "stream.height=64", "stream.width=64", "stream.events=[{chunk: 7, prompt: other}]",
+)  # fmt: skip
+STILL_THEN_MOVING = np.concatenate([np.repeat(moving(1, 64, 64), 14, 0), moving(47, 64, 64)])
+"""Fifteen chunks of four pictures behind a first one of five, whose first timesteps differ."""
+
+
+@pytest.fixture(scope="module")
+def driven(folder, tmp_path_factory):
+    where = tmp_path_factory.mktemp("driven")
+    write_video(where / "in.mkv", STILL_THEN_MOVING, FPS)
+    base = [
+        *SDV2,
+        f"model.codec.checkpoint={folder / 'vae.pth'}",
+        f"source.video={where / 'in.mkv'}",
+        "sink.video=null",
+    ]
+    save = "stream.save_every_chunks=11"
+    assert stream.main([*base, save, f"output_dir={where / 'whole'}"]) == 0
+    return base, where / "whole", json.loads((where / "whole" / "report.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [("plan=timestep",), ("plan=layers", "plan.layers=[4,2]"), ("plan=grid", "plan.grid=[3,2]"),
+     ("plan=timestep", "plan.sequence_parallel=2", "plan.workers=4")],
+    ids=("timestep", "layers", "grid", "shared"),
+)  # fmt: skip
+def test_a_stream_batch_of_video_is_exact_under_every_plan_and_goes_on(driven, tmp_path, plan):
+    """Each chunk begins at a timestep of its own, which its motion gives."""
+    base, whole, report = driven
+    assert report["chunks"] == 15 and report["state"]["saved"] == 11
+    assert stream.main([*base, *plan, f"output_dir={tmp_path / 'made'}"]) == 0
+    made = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert made["latents_sha256"] == report["latents_sha256"]
+    assert stream.main([*base, *plan, f"resume={whole}", f"output_dir={tmp_path / 'again'}"]) == 0
+    again = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert (again["latents_sha256"], again["state"]["resumed_at"]) == (report["latents_sha256"], 11)
+
+
+def test_what_moves_is_told_to_the_network(driven):
+    """A still video is told 700, a moving one less, down to 600 (arXiv 2511.07399)."""
+    config = config_of(*driven[0], "output_dir=x")
+    given = Conditioning(config.model, config.stream, config.source, Encoders(config.model, torch.device("cpu")))
+    told = []
+    for chunk in range(15):
+        assert given.chunk(chunk) is not None
+        told.append(given.timestep(chunk))
+    given.close()
+    assert told[0] == 0 and told[1] == told[2] == 700 and len(set(told[3:])) > 2
+    assert all(600 <= t < 700 for t in told[5:])
