@@ -1,5 +1,5 @@
-"""Every published history rule survives a lost worker: banks that are chosen from, averaged into or carried on come back
-from their cuts as they were."""
+"""Every published history rule survives a lost worker: banks that are chosen from, averaged into or carried on come
+back from their cuts as they were."""
 
 import os
 import signal
