@@ -137,6 +137,11 @@ class Workload:
         return Fraction(step + 1, self.steps) if self.rule.joint else 1
 
     @property
+    def ahead(self) -> int:
+        """Chunks between one whose pass is due and the one whose noise enters with it, which leaves so much later."""
+        return self.steps - 1 if self.rule.joint else 0
+
+    @property
     def commits_every_chunk(self) -> bool:
         """Whether chunk i + 1 waits for the clean pass of chunk i."""
         return self.rule.commits
@@ -230,6 +235,10 @@ class Plan:
     def lasting(self) -> tuple[tuple[int, ...], ...]:
         """Owners of the blocks, for every step that chunks have in steady running."""
         return self.owners[self.workload.first_step(1) :]
+
+    def route_of(self, chunk: int) -> tuple[Cell, ...]:
+        """The part of the route that a chunk takes."""
+        return self.route[self.workload.first_step(chunk) * len(self.blocks) :]
 
     def after(self, cell: Cell) -> Cell | None:
         """The next cell of the route; None after the last, where the latents are final."""
