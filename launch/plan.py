@@ -83,7 +83,7 @@ def _route(plan: Plan) -> Counter[Hop]:
     for cell in plan.route_of(1):
         following = plan.after(cell)
         if following is None:
-            found[Hop(plan.owner(cell), plan.stages[0].worker, "latents", w.latent_bytes)] += 1
+            found[Hop(plan.owner(cell), plan.stages[0].worker, "latents", w.final_bytes)] += 1
         elif following.block:
             found[Hop(plan.owner(cell), plan.owner(following), "hidden", w.latent_bytes + w.hidden_bytes)] += 1
         else:

@@ -20,8 +20,8 @@ class Subject:
         steps: S.
         layer_flops: arithmetic of each layer in one step; empty: times cannot be derived.
         commit_flops: likewise in a clean pass; empty: as in a step.
-        copied: bytes that the history rule reads and writes in each layer beside a step; `commit_copied`: beside a clean
-            pass.
+        copied, commit_copied: bytes that the history rule reads and writes in each layer beside a step, and beside a
+            clean pass.
         decode_pixels: pixels (of frames) that a decoder which is timed by them makes of a chunk; 0: another, or none.
     """
 
@@ -142,7 +142,7 @@ def _matches(times: StageTimes, kind: str, subject: Subject) -> bool:
 
 def derived(config: ClusterConfig, kind: str, subject: Subject) -> StageTimes:
     """Times from arithmetic: a layer takes `flops / rate`, a decoded pixel `pixel_s`, a pass `launch_s` beside its
-    layers, none of which takes less, and what a history rule copies `bytes / memory_bandwidth`; everything else nothing.
+    layers, none of which takes less, what a history rule copies `bytes / memory_bandwidth`; everything else nothing.
 
     Raises:
         UserError: the kind has no rate, or the subject's arithmetic is unknown.

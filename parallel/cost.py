@@ -182,7 +182,7 @@ class Costs:
         for cell in plan.route_of(1):
             following = plan.after(cell)
             if following is None:
-                found.append((plan.owner(cell), plan.stages[0].worker, w.latent_bytes))
+                found.append((plan.owner(cell), plan.stages[0].worker, w.final_bytes))
             else:
                 size = w.latent_bytes + (w.hidden_bytes if following.block else 0)
                 found.append((plan.owner(cell), plan.owner(following), size))

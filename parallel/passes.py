@@ -248,13 +248,12 @@ def _latents_and_hidden(workload: Workload, item: Pass) -> int:
 
 def _finished_and_hidden(workload: Workload, item: Pass) -> int:
     """Of one chunk; those that were denoised with it, and are not finished, stay where layers begin."""
-    together = workload.ahead + 1
-    latents = workload.latent_bytes // together if item.block else workload.latent_bytes
-    return latents + _hidden(workload, item) // together
+    latents = workload.final_bytes if item.block else workload.latent_bytes
+    return latents + _hidden(workload, item) // (workload.ahead + 1)
 
 
 def _latents_or_pictures(workload: Workload, item: Pass) -> int:
-    return workload.latent_bytes if item.step == workload.steps else workload.picture_bytes
+    return workload.final_bytes if item.step == workload.steps else workload.picture_bytes
 
 
 def _recached(workload: Workload) -> int:

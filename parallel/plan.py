@@ -142,6 +142,11 @@ class Workload:
         return self.steps - 1 if self.rule.joint else 0
 
     @property
+    def final_bytes(self) -> int:
+        """Of a message with a finished chunk's latents alone."""
+        return self.latent_bytes // (self.ahead + 1)
+
+    @property
     def commits_every_chunk(self) -> bool:
         """Whether chunk i + 1 waits for the clean pass of chunk i."""
         return self.rule.commits
@@ -303,7 +308,7 @@ class Plan:
     def hops(self) -> tuple[Hop, ...]:
         """What travels between different workers, and how much per message."""
         w, first, last = self.workload, self.stages[0].worker, self.stages[-1].worker
-        found = [Hop(self.encode, self.head, "conditioning", 0), Hop(self.tail, first, "latents", w.latent_bytes)]
+        found = [Hop(self.encode, self.head, "conditioning", 0), Hop(self.tail, first, "latents", w.final_bytes)]
         for cell in self.route:
             following = self.after(cell)
             if following is not None:

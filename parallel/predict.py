@@ -80,8 +80,8 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
     `mean W = T_s / 2` and the worst is `T_s` (in bursts of unequal gaps g: `sum g^2 / 2 sum g`, and the longest). The
     way is `sum of stages + hops`, and at full speed `in_flight * T` (Little's law), since a chunk then waits wherever
     the slowest stage is, unless that is the head. Where chunks are denoised together, what is sampled joins the window
-    behind S - 1 others: its frames are those that leave S - 1 chunks later. The network to and from the viewer, and the viewer's buffers, come
-    on top.
+    behind S - 1 others: its frames are those that leave S - 1 chunks later. The network to and from the viewer, and the
+    viewer's buffers, come on top.
     """
     plan, streams = costs.plan, demand.streams
     load = costs.load()
@@ -189,13 +189,13 @@ def _to_stages(costs: Costs) -> float:
     """Final latents on their way to the first of the last stages, if streams share it."""
     plan = costs.plan
     shared = len(plan.stages) > 1
-    return costs.hop_s(plan.tail, plan.stages[0].worker, plan.workload.latent_bytes) if shared else 0.0
+    return costs.hop_s(plan.tail, plan.stages[0].worker, plan.workload.final_bytes) if shared else 0.0
 
 
 def _behind(costs: Costs) -> float:
     """From leaving the shared stages to being out."""
     plan = costs.plan
-    return costs.output_s() + costs.hop_s(plan.leaves, plan.stages[-1].worker, plan.workload.latent_bytes)
+    return costs.output_s() + costs.hop_s(plan.leaves, plan.stages[-1].worker, plan.workload.final_bytes)
 
 
 def first_frame(costs: Costs) -> float:
@@ -219,7 +219,7 @@ def first_frame(costs: Costs) -> float:
     final = walk(costs, encoded, lambda cell: filled.get((plan.owner(cell), cell.block), 0.0), chunk=0)
     if not w.every_chunk:
         final += _met(costs)
-    return final + costs.hop_s(plan.tail, plan.stages[0].worker, w.latent_bytes) + costs.shown_s(first=True)
+    return final + costs.hop_s(plan.tail, plan.stages[0].worker, w.final_bytes) + costs.shown_s(first=True)
 
 
 def _met(costs: Costs) -> float:

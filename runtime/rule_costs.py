@@ -106,6 +106,9 @@ class _Sink:
         wanted = history.sink(place, distance) or ()
         moved = [frame for frame, position in enumerate(wanted) if self.placed[frame] != position]
         self.placed[: len(wanted)] = wanted
+        for offset, slot, frames in place.runs:  # what is written stands where it was generated
+            kept = max(0, min(frames, layout.anchored - slot))
+            self.placed[slot : slot + kept] = place.frames[offset : offset + kept]
         return moved[-1] + 1 - moved[0] if moved else 0
 
 

@@ -30,8 +30,8 @@ class DeviceKind:
             that have no `StageTimes` are derived from it; null: they cannot be.
         launch_s: what launching a layer's kernels takes; in derived times no layer takes less, nor a pass
             beside its layers.
-        memory_bandwidth: bytes per second that copies within its memory read and write, for derived times likewise; null:
-            they are not counted.
+        memory_bandwidth: bytes per second that copies within its memory read and write, for derived times likewise;
+            null: they are not counted.
         host_bandwidth: bytes per second from a device to its machine's memory, the way of cuts (`launcher.recover`);
             null: not known.
         pixel_s: seconds that a decoder which is timed by pixels takes for one of a frame, for derived times likewise.

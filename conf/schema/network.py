@@ -108,6 +108,7 @@ class NetworkConfig:
 
     def layer_values(self, new: int, keys: int) -> Sequence[float]:
         """Numbers that products and attention of every layer read or write in one pass, each once; scores are left out.
-        A product of n rows by [a, b] has n a + a b + n b, here q, k and v in one, and two four times as wide between."""
+        A product of n rows by [a, b] has n a + a b + n b: q, k and v in one, o, and a feed-forward four times as
+        wide."""
         d = self.dim
         return [float(new * d * (4 + 2 + 5 + 5 + 2) + 12 * d * d + 2 * keys * d)] * self.layers
