@@ -1,7 +1,7 @@
 """What published history rules cost a chunk, over the plain window of the same numbers. `python -m benchmarks.rules`.
 
 Counted at the sizes of Wan2.1 1.3B at 480x832, in steady running: operations, and bytes that are read and written
-(`runtime.rule_costs`); and as the simulator has it, seconds from one chunk to the next of a plan that spreads the layers
+(`runtime.rule_costs`); and as the simulator has it, seconds from one chunk to the next of a plan that spreads layers
 over four H100, without pictures. Runs nothing but arithmetic, both sides of a ratio in one run. Bars: averaging and a
 deep sink cost 3 % at most, a choice among tokens 10 %.
 

@@ -151,6 +151,33 @@ def _slots(some: list[Passed]) -> list[Place]:
     return [replace(one.place, frames=range(0)) for one in some]
 
 
+def frames_written(model: ModelConfig, layout: Layout) -> list[tuple[float, int]]:
+    """(in the mean, at most) slots of a bank with frames that one chunk, two, ... write in steady running; the last
+    pair holds for more chunks, too."""
+    steady = period(model, layout)
+    of_chunks = [_written(passed, layout) for passed in steady]
+    found: list[tuple[float, int]] = []
+    # What chunks write from each of a period on. What adds nothing to any of these never does.
+    since: list[set[int]] = [set() for _ in steady]
+    for behind in count():
+        for start, slots in enumerate(since):
+            slots |= of_chunks[(start + behind) % len(steady)]
+        counts = [len(slots) for slots in since]
+        pair = sum(counts) / len(counts), max(counts)
+        if found and found[-1] == pair:
+            return found
+        found.append(pair)
+    raise AssertionError("chunks never end")
+
+
+def _written(passed: list[Passed], layout: Layout) -> set[int]:
+    """Slots of frames that a chunk's passes write in one of the banks, each of which they write alike."""
+    slots = set().union(*(one.place.slots(layout) for one in passed))
+    for one in passed:
+        slots |= set(range(layout.reference, layout.reference + len(one.place.merges)))
+    return {slot for slot in slots if slot >= 0}
+
+
 class Counting:
     """Costs of passes over a model's banks.
 

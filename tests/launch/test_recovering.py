@@ -46,7 +46,7 @@ def test_a_chunk_dirties_the_slots_that_it_writes(model):
     )
     per_token = bank.keys[0][:, :1].nbytes + bank.values[0][:, :1].nbytes
     written = sum(count for _, _, count in runs_of(range(30, 30 + model.chunk_frames), layout.slot)) * tokens
-    assert kept.chunk * kept.shared[0] == written * per_token
+    assert kept.written[0] * kept.shared[0] == kept.most[0] * kept.shared[0] == written * per_token
     assert kept.shared_rest[0] == bank.keys[0].nbytes + bank.values[0].nbytes
 
 
