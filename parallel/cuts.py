@@ -83,32 +83,40 @@ class Cuts:
             tuple(written * size + every for size in sizes)
             for sizes, every in ((one.shared, one.every_shared), (one.whole, one.every_whole))
         )
-        return self._layers(worker, shared, whole) + self._once(worker, min(self.every, one.kept) * one.finished)
+        return self._banks(worker, shared, whole, min(self.every, one.kept)) + self._decoder(worker)
 
     def rest(self, worker: int) -> float:
         """All that a cut refers to in each process of a worker; what only its first has, too."""
         one = self.logged
-        return self._layers(worker, one.shared_rest, one.whole_rest) + self._once(worker, one.kept * one.finished)
+        return self._banks(worker, one.shared_rest, one.whole_rest, one.kept) + self._decoder(worker)
 
     def memory(self, worker: int) -> float:
         """Kept on the host for all processes of a worker, with the journal where chunks are sampled."""
         others = len(self.plan.group(worker)) - 1
         one = self.rest(worker) + INTERVALS * self.dirty(worker)
-        once = self._once(worker, self.logged.kept * self.logged.finished)
-        once += INTERVALS * self._once(worker, min(self.every, self.logged.kept) * self.logged.finished)
+        once = (INTERVALS + 1) * self._decoder(worker)
         journal = (INTERVALS + 1) * self.every * self.logged.entered * (worker == self.plan.encode)
         return one + others * (one - once) + journal
 
-    def _layers(self, worker: int, shared: tuple[float, ...], whole: tuple[float, ...]) -> float:
-        plan = self.plan
-        held = ((plan.blocks[b], len(plan.levels_of(worker, b))) for b in plan.blocks_of(worker))
-        return sum(levels * (shared[i] / plan.degree + whole[i]) for block, levels in held for i in block)
+    def _banks(self, worker: int, shared: tuple[float, ...], whole: tuple[float, ...], finished: int) -> float:
+        """Of each process that shares a worker's passes; finished chunks are with the first block's banks."""
+        plan, found = self.plan, 0.0
+        for block in plan.blocks_of(worker):
+            if not (levels := self._levels(worker, block)):
+                continue
+            layers = plan.blocks[block]
+            found += levels * sum(shared[i] / plan.degree + whole[i] for i in layers)
+            found += finished * self.logged.finished * (layers.start == 0)
+        return found
 
-    def _once(self, worker: int, finished: float) -> float:
+    def _levels(self, worker: int, block: int) -> int:
+        """Banks of a block that a worker copies: of those that several have, whoever runs the level's first step."""
+        level = self.plan.workload.rule.level
+        return sum(level(step) == step for step in self.plan.steps_of(worker, block))
+
+    def _decoder(self, worker: int) -> float:
         """What a worker's first process has beside banks."""
-        decodes = self.plan.workload.decodes and worker == self.plan.decode
-        first = any(self.plan.blocks[b].start == 0 for b in self.plan.blocks_of(worker))
-        return self.logged.decoder * decodes + finished * first
+        return self.logged.decoder * (self.plan.workload.decodes and worker == self.plan.decode)
 
 
 @dataclass(frozen=True)

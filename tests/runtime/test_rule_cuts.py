@@ -16,10 +16,10 @@ from tests.runtime.test_history_runs import BASE, PLANS, RULES
 from tests.runtime.test_resume import Runs
 from tests.stages.denoise.test_history_rules import compressed, deep, model_of, reward, rolling
 
-SOLO, LAYERS, SHARED = ("plan=sequential",), PLANS["layers"], PLANS["shared layers"]
+LAYERS, SHARED = PLANS["layers"], PLANS["shared layers"]
 CASES = [
-    ("rolling", SOLO), ("rolling", LAYERS), ("rolling", SHARED), ("reward", LAYERS), ("reward", SHARED), ("deep", SOLO),
-    ("deep", LAYERS), ("deep", SHARED), ("deep sink", LAYERS), ("a window of no whole chunks", SOLO),
+    ("rolling", LAYERS), ("rolling", SHARED), ("reward", LAYERS), ("reward", SHARED), ("reward", PLANS["timestep"]),
+    ("deep", LAYERS), ("deep", SHARED), ("deep sink", LAYERS), ("a window of no whole chunks", LAYERS),
 ]  # fmt: skip
 
 
@@ -56,19 +56,9 @@ def test_cuts_copy_what_is_told(runs, copied, monkeypatch, rule, plan, every):
     runs("run", *RULES[rule], *BASE, *plan, f"stream.chunks={wanted[-1] + 1}", "stream.save_on_stop=true")
     sums = [sum(copied[chunk].values()) for chunk in wanted]
     processes = [len(made.group(worker)) for worker in range(made.workers)]
-    mean, most = (
-        sum(_all(kept, of(worker), every, n, made, worker) for worker, n in enumerate(processes))
-        for of in (cuts.mean, cuts.dirty)
-    )
+    mean, most = (sum(n * of(worker) for worker, n in enumerate(processes)) for of in (cuts.mean, cuts.dirty))
     assert sum(sums) / len(sums) == pytest.approx(mean)
     assert max(sums) == pytest.approx(most)
-
-
-def _all(kept, one: float, every: int, processes: int, made, worker: int) -> float:
-    """Of all processes of a worker: what comes once is with the first of them."""
-    first = any(made.blocks[b].start == 0 for b in made.blocks_of(worker))
-    once = min(every, kept.kept) * kept.finished * first
-    return processes * (one - once) + once
 
 
 def test_what_chunks_write_by_hand():
@@ -78,8 +68,9 @@ def test_what_chunks_write_by_hand():
         # The attention sink is averaged into with every chunk.
         "reward": (reward(0.5), [(6, 6), (9, 9)]),
         "deep sink": (deep(14), [(3, 3), (6, 6), (7, 7)]),
-        # 6 behind the attention sink and the 3 that came behind all, then 3 more of those.
-        "compressed": (compressed(7), [((9 + 3) / 2, 9), ((9 + 9) / 2, 9)]),
+        # Chosen tokens and latest frames, 6, and behind all that was there the 3 of the pass that chose; then the 3
+        # between these.
+        "compressed": (compressed(7), [((9 + 3) / 2, 9), (12, 12)]),
         "rolling": (rolling(window=18), [(3 * n, 3 * n) for n in range(1, 7)]),
     }
     for model, expected in of.values():
