@@ -1,4 +1,7 @@
-"""One stage of a model, alone on a device: its step once the ring has filled, and its decode.
+"""One stage of a model, alone on a device: its step once the window has filled, and its decode.
+
+The step is the first one of its chunk in the bank, with what a history rule does to the bank then; where chunks are
+denoised together it goes over all of them.
 
 `python -m benchmarks.stage live_avatar_14b --variants all`, or all that is to be known of a GPU: `... --suite`. Needs
 torch, numpy and safetensors; weights are random and made on the device. Times stand beside what the same device does in
@@ -33,6 +36,7 @@ from conf.codecs import declared
 from conf.errors import UserError
 from conf.families import CODECS, known
 from conf.schema import CodecConfig, ModelConfig
+from runtime.rule_costs import Counting, period
 from stages.build import decoder_of, network_class
 from stages.codec.base import parameter_bytes
 from stages.compiled import compile_decoder, compile_network
@@ -50,6 +54,9 @@ SUITE = (
     ("live_avatar_14b", ALL),
     ("wan21_t2v_14b", ("plain", "compile+graphs", "fp8_row+compile+graphs")),
     ("wan21_t2v_1_3b", ("plain", "compile+graphs")),
+    ("reward_forcing", ("plain", "compile+graphs")),
+    ("deep_forcing", ("plain", "compile+graphs")),
+    ("rolling_forcing", ("plain", "compile+graphs")),
 )
 SUITE_S = 430.0
 """After so long no other variant is begun."""
@@ -97,6 +104,14 @@ class Stage:
         if kind:
             network.quantise(kind)
         self.weight_bytes = parameter_bytes(network)
+        schedule = self.denoiser.schedule
+        self.first, self.frames = (
+            schedule.first_step(1),
+            model.chunk_frames * len(schedule.together(schedule.first_step(1))),
+        )
+        self.full = self.denoiser.history.distinct.stop
+        self.round = len(period(model, self.denoiser.layout))
+        """Chunks until slots are written again as they were."""
         self.chunk, self.stream = 0, self._open()
         if "compile" in words:
             compile_network(network)
@@ -114,25 +129,27 @@ class Stage:
         self.denoiser.set_states(stream, {one.name: self.random(*one.full()) for one in on(inputs, Axis.EPOCH)})
         if sink := on(inputs, Axis.SINK):
             self.denoiser.prefill(stream, {one.name: self.random(*one.full(size, n.before)) for one in sink})
-        self.latents = self.random(1, n.in_channels, model.chunk_frames, *size)
+        self.latents = self.random(1, n.in_channels, self.frames, *size)
         self.given = {one.name: self.random(*one.full(size)) for one in with_chunk(inputs) if one.source}
         return stream
 
     @property
-    def round(self) -> int:
-        """Chunks until a slot is written again."""
-        return self.model.ring_frames // self.model.chunk_frames
+    def settled(self) -> int:
+        """Steps until the window is full, every place was seen twice (a graph is recorded the second time), and one was
+        run once more."""
+        return self.full + 2 * self.round + 1
 
     def step(self) -> None:
-        """The next chunk's step 0; another attention-sink distance for each, as a stream has."""
+        """The next chunk's first step; another attention-sink distance for each, as a stream has."""
         distance = self.model.sink_shift.distance_min + self.chunk % 7
-        self.denoiser.step(self.stream, 0, self.chunk, self.latents, self.given, distance)
+        self.denoiser.step(self.stream, self.first, self.chunk, self.latents, self.given, distance)
         self.chunk += 1
 
     def count(self) -> Count:
-        """Of one step, the ring full; of a stage on the meta device."""
-        self.chunk = 4 * self.round
-        return count(self.step)
+        """Of one step, the window full, in the mean of a round; of a stage on the meta device."""
+        self.chunk = self.full + self.round
+        found = count(lambda: [self.step() for _ in range(self.round)])
+        return Count(found.linear / self.round, found.attention / self.round, found.bytes // self.round)
 
 
 class Machine:
@@ -170,17 +187,22 @@ class Machine:
 def fps(model: ModelConfig, step_s: float, decode_s: float) -> float:
     """Frames per second of one stream under plan `timestep`, a worker for each step and one for the decoder.
 
-    Where finished chunks are committed, the next one waits for this one's steps and commit: all are its period.
+    Where finished chunks are committed, the next one waits for this one's steps and commit: all are its period. Where
+    they are denoised together, these are one step over all of them, and a commit that is as long as its share of that.
     """
-    period = step_s if model.rule.overlap else step_s * (model.step_count + 1)
-    return model.chunk_frames * FRAMES_PER_LATENT / max(period, decode_s)
+    steps = 1.0 if model.rule.overlap else model.step_count + 1.0
+    if model.rule.joint:
+        steps = 1 + 1 / model.step_count
+    return model.chunk_frames * FRAMES_PER_LATENT / max(steps * step_s, decode_s)
 
 
 def attention_shape(model: ModelConfig) -> tuple[int, int, int, int]:
-    """Of self-attention over a full ring: queries, keys, heads, channels of a head."""
+    """Of self-attention in a step over a full window, where it is widest: queries, keys, heads, channels of a head."""
     n = model.network
     tokens = (model.height // PIXELS // n.patch[1]) * (model.width // PIXELS // n.patch[2])
-    return model.chunk_frames * tokens, Layout.of(model, tokens).size, n.heads, n.head_dim
+    keys = Counting(model, tokens, 1).keys
+    place = max((passed[0].place for passed in period(model, Layout.of(model, tokens))), key=keys)
+    return len(place.frames) * tokens, keys(place), n.heads, n.head_dim
 
 
 def attention_times(model: ModelConfig, machine: Machine, repeats: int) -> dict[str, dict[str, float]]:
@@ -236,8 +258,7 @@ def measure(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     begun = time.perf_counter()
-    # The ring fills, every slot is seen twice (a graph is recorded the second time), and is run once more.
-    times = seconds(stage.step, device, repeats, 3 * stage.round + 1)
+    times = seconds(stage.step, device, repeats, stage.settled)
     found = machine.judged(times, counted, stage.dtype, kind) | {
         "weight_bytes": stage.weight_bytes, "bank_bytes": stage.bank_bytes,
         "wall_s": round(time.perf_counter() - begun, 2),

@@ -80,7 +80,7 @@ class Contents:
         return [*named, *own, f"model.checkpoint={self.path}", *given]
 
     def rows(self) -> dict[str, str]:
-        """What it is, in a few lines."""
+        """What it is, in a few lines; empty ones are not known."""
         count, size = Counter(), Counter()
         for entry in self.entries.values():
             count[entry.dtype] += entry.shape.numel()
@@ -88,12 +88,16 @@ class Contents:
         types = (f"{_named(t)} {_count(n)} ({human(size[t])})" for t, n in count.most_common())
         files = {entry.file for entry in self.entries.values()}
         licence = published.licence(self.path)
+        saved = self.kind.saved(entry.key for entry in self.entries.values())
+        rules = ", ".join(f"model={name}" for name in self.kind.others)
         return {
             "family": self.kind.name,
             "files": f"{len(files)}, {human(sum(f.stat().st_size for f in files))}",
             "keys": str(len(self.entries)),
             "parameters": ", ".join(types),
-        } | ({"licence": licence} if licence else {})
+            "saved as": f"{saved}; if it was trained for that: {rules}" if saved else "",
+            "licence": licence or "",
+        }
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -152,7 +156,8 @@ def _listed(counts: Counter) -> str:
 def _table(rows: dict[str, str]) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
-        table.add_row(name, value)
+        if value:
+            table.add_row(name, value)
     return table
 
 

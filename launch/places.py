@@ -14,7 +14,7 @@ from parallel.builders import build
 from parallel.placement import hosts, place, process_loads, share
 from parallel.plan import Plan
 from parallel.transport import NCCL, Place, refuse
-from runtime.arithmetic import layer_flops
+from runtime.arithmetic import rule_cost
 from runtime.workload import describe
 from stages.build import TEMPORAL_STRIDE
 
@@ -50,7 +50,8 @@ def processor_time(config: Config) -> float:
     """What the steps of a run take on a processor, as a share of the time that it plays. By arithmetic: what decoders
     take is not in it."""
     model, rate = config.model, known()[PROCESSOR].kinds[PROCESSOR].flops * config.device.threads
-    steps = model.step_count * sum(layer_flops(config)) / rate
+    cost = rule_cost(config)
+    steps = cost.steps * cost.step.whole.flops / rate
     return config.stream.count * steps / (model.chunk_frames * TEMPORAL_STRIDE / model.fps)
 
 

@@ -78,12 +78,12 @@ def workers(plan: Plan, streams: int) -> Table:
 
 
 def _route(plan: Plan) -> Counter[Hop]:
-    """Messages of one chunk, from its first step to its last stage."""
+    """Messages of one chunk in steady running, from its first step to its last stage."""
     w, found = plan.workload, Counter()
-    for cell in plan.route:
+    for cell in plan.route_of(1):
         following = plan.after(cell)
         if following is None:
-            found[Hop(plan.owner(cell), plan.stages[0].worker, "latents", w.latent_bytes)] += 1
+            found[Hop(plan.owner(cell), plan.stages[0].worker, "latents", w.final_bytes)] += 1
         elif following.block:
             found[Hop(plan.owner(cell), plan.owner(following), "hidden", w.latent_bytes + w.hidden_bytes)] += 1
         else:

@@ -13,7 +13,7 @@ from parallel.plan import Workload
 from parallel.planner import Choice, check_devices, choose
 from parallel.predict import Demand
 from parallel.simulated import simulated
-from runtime.arithmetic import decoded_pixels, layer_flops
+from runtime.arithmetic import decoded_pixels, rule_cost
 from runtime.encoders import Picture
 from runtime.workload import describe
 from stages.build import TEMPORAL_STRIDE
@@ -22,14 +22,18 @@ from stages.inputs import inputs_of, made_of
 
 def subject(config: Config) -> Subject:
     """A run's model, as times are found for it."""
-    picture = Picture.of(config.model, config.stream)
+    picture, cost = Picture.of(config.model, config.stream), rule_cost(config)
+    commit = cost.commit
     return Subject(
         model=config.model.name,
         height=picture.height,
         width=picture.width,
         dtype=config.model.dtype,
         steps=config.model.step_count,
-        layer_flops=layer_flops(config),
+        layer_flops=tuple(work.flops for work in cost.step.layers),
+        commit_flops=tuple(work.flops for work in commit.layers) if commit else (),
+        copied=cost.step.rule.bytes,
+        commit_copied=commit.rule.bytes if commit else 0.0,
         decode_pixels=decoded_pixels(config),
     )
 

@@ -138,7 +138,7 @@ def check(config: Config, plan: Plan) -> None:
     if not asked(config) or config.launcher.name != "local" or config.device.kind == "emulated":
         return
     free, kept = free_here(config.launcher.cuts), logged(config)
-    ring = Cuts(plan, kept, -(-kept.ring // kept.chunk))
+    ring = Cuts(plan, kept, len(kept.most))
     if config.stream.count * sum(ring.memory(worker) for worker in range(plan.workers)) <= free:
         return  # however often cuts are made, and nothing need be predicted
     cluster = planning.cluster_of(config)

@@ -19,6 +19,9 @@ class Subject:
         dtype: of its weights.
         steps: S.
         layer_flops: arithmetic of each layer in one step; empty: times cannot be derived.
+        commit_flops: likewise in a clean pass; empty: as in a step.
+        copied, commit_copied: bytes that the history rule reads and writes in each layer beside a step, and beside a
+            clean pass.
         decode_pixels: pixels (of frames) that a decoder which is timed by them makes of a chunk; 0: another, or none.
     """
 
@@ -28,6 +31,9 @@ class Subject:
     dtype: str = "bfloat16"
     steps: int = 0
     layer_flops: tuple[float, ...] = ()
+    commit_flops: tuple[float, ...] = ()
+    copied: float = 0.0
+    commit_copied: float = 0.0
     decode_pixels: int = 0
 
 
@@ -136,7 +142,7 @@ def _matches(times: StageTimes, kind: str, subject: Subject) -> bool:
 
 def derived(config: ClusterConfig, kind: str, subject: Subject) -> StageTimes:
     """Times from arithmetic: a layer takes `flops / rate`, a decoded pixel `pixel_s`, a pass `launch_s` beside its
-    layers, none of which takes less; everything else nothing.
+    layers, none of which takes less, what a history rule copies `bytes / memory_bandwidth`; everything else nothing.
 
     Raises:
         UserError: the kind has no rate, or the subject's arithmetic is unknown.
@@ -151,12 +157,18 @@ def derived(config: ClusterConfig, kind: str, subject: Subject) -> StageTimes:
             "measure them (everframe bench) and add cluster.measured=[FILE]"
             + (f"; {nearest(subject.model, known)}" if known and subject.model not in known else ""),
         )
+
+    def layers(flops: tuple[float, ...], copied: float) -> list[float]:
+        moved = copied / sheet.memory_bandwidth if sheet.memory_bandwidth else 0.0
+        return [max(own / sheet.flops, sheet.launch_s) + moved for own in flops]
+
     return StageTimes(
         model=subject.model,
         kind=kind,
         basis="derived",
         source=f"{sum(subject.layer_flops) / 1e12:.3g} TFLOP per step at {sheet.flops / 1e12:.3g} TFLOP/s",
-        layer_s=[max(flops / sheet.flops, sheet.launch_s) for flops in subject.layer_flops],
+        layer_s=layers(subject.layer_flops, subject.copied),
+        commit_s=sum(layers(subject.commit_flops, subject.commit_copied)) if subject.commit_flops else None,
         pass_s=sheet.launch_s,
         decode_s=subject.decode_pixels * (sheet.pixel_s or 0.0),
     )

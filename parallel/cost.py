@@ -13,7 +13,7 @@ import numpy as np
 from conf.schema.cluster import StageTimes
 from parallel.cluster import Cluster
 from parallel.partition import prefix_ranges
-from parallel.passes import Pass
+from parallel.passes import ROUTE, Pass
 from parallel.plan import Plan, Stage, Workload
 
 EXCHANGES = 2
@@ -40,7 +40,7 @@ class Ranges:
         key = kind, group
         if key not in self._known:
             own = np.maximum.reduce([self._on(d, kind, len(group)) * group.count(d) for d in group])
-            self._known[key] = own + self._exchanged(group)
+            self._known[key] = own + self._exchanged(kind, group)
         return self._known[key]
 
     def _on(self, device: int, kind: str, degree: int) -> np.ndarray:
@@ -61,7 +61,7 @@ class Ranges:
         matrix[:, count] += times.last_s
         return matrix / found.speed
 
-    def _exchanged(self, group: tuple[int, ...]) -> np.ndarray:
+    def _exchanged(self, kind: str, group: tuple[int, ...]) -> np.ndarray:
         """Collectives, where times of this degree were not measured.
 
         Ulysses: every process holds hidden / P and sends (P - 1) / P of it, for q, k, v and the result; the results
@@ -71,7 +71,9 @@ class Ranges:
         measured = all((self.cluster.devices[d].kind, degree) in self.cluster.times for d in group)
         if degree == 1 or measured:
             return np.zeros((count + 1, count + 1))
-        link, hidden = self.cluster.within(group), self.workload.hidden_bytes
+        # Only steps go over all chunks that are denoised together.
+        together = 1 if self.workload.passes[kind].path == ROUTE else self.workload.ahead + 1
+        link, hidden = self.cluster.within(group), self.workload.hidden_bytes / together
         leaves = hidden / degree * (degree - 1) / degree
         layer = EXCHANGES * link.latency_s + EXCHANGED * leaves / link.bandwidth
         return prefix_ranges([layer] * count) + link.seconds(hidden * (degree - 1) / degree)
@@ -177,10 +179,10 @@ class Costs:
         """(source, target, bytes) of every message of one chunk in steady running, between different workers."""
         plan, w = self.plan, self.plan.workload
         found: list[tuple[int, int, float]] = [(plan.encode, plan.head, w.latent_bytes)]
-        for cell in plan.route[-len(plan.lasting) * len(plan.blocks) :]:
+        for cell in plan.route_of(1):
             following = plan.after(cell)
             if following is None:
-                found.append((plan.owner(cell), plan.stages[0].worker, w.latent_bytes))
+                found.append((plan.owner(cell), plan.stages[0].worker, w.final_bytes))
             else:
                 size = w.latent_bytes + (w.hidden_bytes if following.block else 0)
                 found.append((plan.owner(cell), plan.owner(following), size))

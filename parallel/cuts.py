@@ -1,8 +1,9 @@
 """What exact recovery costs a plan: bytes that cuts copy to the host and keep there, and seconds that a loss takes.
 
-A cut copies what passes wrote since the one before: a chunk's frames in every layer's bank at every level, and all
-that a decoder remembers. Beyond a ring of chunks it copies whole rings, and no more. What a cut that is kept refers to
-is not overwritten: beside all that there is, what the last two intervals wrote is there twice. Numbers, no tensors.
+A cut copies what passes wrote since the one before: frames in every layer's bank at every level, as many as the history
+rule says, and all that a decoder remembers. Beyond a ring of chunks it copies whole rings, and no more. What a cut that
+is kept refers to is not overwritten: beside all that there is, what the last two intervals wrote is there twice.
+Numbers, no tensors.
 """
 
 from __future__ import annotations
@@ -29,21 +30,27 @@ class Logged:
     """What cuts keep of one stream.
 
     Attributes:
-        chunk, ring: latent frames of a chunk, and those that a ring holds.
+        written: latent frames of a bank that one chunk, two, ... write; so many as the last says for more of them. The
+            mean, where chunks differ.
+        most: likewise, of chunks that write most.
         shared: bytes of a latent frame in a layer's banks at one level, by layer: what a worker's processes share.
         whole: likewise, of what each of them has whole.
         shared_rest, whole_rest: of everything in them, likewise: ring, attention sink, fixed tokens.
-        finished: of a chunk that may be run again with a new prompt, and `kept` how many of them there are.
+        every_shared, every_whole: of what in a layer's banks at one level every chunk writes beside frames (what a
+            choice among tokens needs), likewise; `shared_rest` and `whole_rest` hold it, too.
+        finished: of a chunk of which something is kept for later ones, and `kept` how many of them there are.
         decoder: that a decoder remembers.
         entered: that the journal keeps of a chunk's sound, prompt and actions.
     """
 
-    chunk: int
-    ring: int
+    written: tuple[float, ...]
+    most: tuple[int, ...]
     shared: tuple[float, ...]
     whole: tuple[float, ...]
     shared_rest: tuple[float, ...]
     whole_rest: tuple[float, ...]
+    every_shared: float = 0.0
+    every_whole: float = 0.0
     finished: float = 0.0
     kept: int = 0
     decoder: float = 0.0
@@ -63,35 +70,53 @@ class Cuts:
         self.plan, self.logged, self.every = plan, logged, every
 
     def dirty(self, worker: int) -> float:
-        """Copied by one cut in each process of a worker; what only its first has, too."""
-        one, frames = self.logged, min(self.every * self.logged.chunk, self.logged.ring)
-        again = min(self.every, one.kept) * one.finished
-        return frames * self._layers(worker, one.shared, one.whole) + self._once(worker, again)
+        """Copied by one cut in each process of a worker, at most; what only its first has, too."""
+        return self._copied(worker, self.logged.most)
+
+    def mean(self, worker: int) -> float:
+        """Likewise, in the mean of all cuts."""
+        return self._copied(worker, self.logged.written)
+
+    def _copied(self, worker: int, frames: tuple[float, ...]) -> float:
+        one, written = self.logged, frames[min(self.every, len(frames)) - 1]
+        shared, whole = (
+            tuple(written * size + every for size in sizes)
+            for sizes, every in ((one.shared, one.every_shared), (one.whole, one.every_whole))
+        )
+        return self._banks(worker, shared, whole, min(self.every, one.kept)) + self._decoder(worker)
 
     def rest(self, worker: int) -> float:
         """All that a cut refers to in each process of a worker; what only its first has, too."""
         one = self.logged
-        return self._layers(worker, one.shared_rest, one.whole_rest) + self._once(worker, one.kept * one.finished)
+        return self._banks(worker, one.shared_rest, one.whole_rest, one.kept) + self._decoder(worker)
 
     def memory(self, worker: int) -> float:
         """Kept on the host for all processes of a worker, with the journal where chunks are sampled."""
         others = len(self.plan.group(worker)) - 1
         one = self.rest(worker) + INTERVALS * self.dirty(worker)
-        once = self._once(worker, self.logged.kept * self.logged.finished)
-        once += INTERVALS * self._once(worker, min(self.every, self.logged.kept) * self.logged.finished)
+        once = (INTERVALS + 1) * self._decoder(worker)
         journal = (INTERVALS + 1) * self.every * self.logged.entered * (worker == self.plan.encode)
         return one + others * (one - once) + journal
 
-    def _layers(self, worker: int, shared: tuple[float, ...], whole: tuple[float, ...]) -> float:
-        plan = self.plan
-        held = ((plan.blocks[b], len(plan.levels_of(worker, b))) for b in plan.blocks_of(worker))
-        return sum(levels * (shared[i] / plan.degree + whole[i]) for block, levels in held for i in block)
+    def _banks(self, worker: int, shared: tuple[float, ...], whole: tuple[float, ...], finished: int) -> float:
+        """Of each process that shares a worker's passes; finished chunks are with the first block's banks."""
+        plan, found = self.plan, 0.0
+        for block in plan.blocks_of(worker):
+            if not (levels := self._levels(worker, block)):
+                continue
+            layers = plan.blocks[block]
+            found += levels * sum(shared[i] / plan.degree + whole[i] for i in layers)
+            found += finished * self.logged.finished * (layers.start == 0)
+        return found
 
-    def _once(self, worker: int, finished: float) -> float:
+    def _levels(self, worker: int, block: int) -> int:
+        """Banks of a block that a worker copies: of those that several have, whoever runs the level's first step."""
+        level = self.plan.workload.rule.level
+        return sum(level(step) == step for step in self.plan.steps_of(worker, block))
+
+    def _decoder(self, worker: int) -> float:
         """What a worker's first process has beside banks."""
-        decodes = self.plan.workload.decodes and worker == self.plan.decode
-        first = any(self.plan.blocks[b].start == 0 for b in self.plan.blocks_of(worker))
-        return self.logged.decoder * decodes + finished * first
+        return self.logged.decoder * (self.plan.workload.decodes and worker == self.plan.decode)
 
 
 @dataclass(frozen=True)
@@ -103,7 +128,7 @@ class Needs:
         every: as devices' ways to their hosts allow.
         rates: bytes per second from each worker's first device.
         bandwidths: that it has for that, by worker; infinite: not known.
-        dirty: bytes of one cut of one stream, by worker.
+        dirty: bytes of one cut of one stream at most, by worker.
         memory: bytes on each machine that has workers, by its number.
         work_s: that the slowest stage spends meanwhile on all streams.
         replay_s: that streams take at most to come back to where they were.
@@ -147,7 +172,7 @@ def needs(costs: Costs, logged: Logged, demand: Demand, prediction: Prediction, 
 
     def rates(every: int) -> tuple[float, ...]:
         """Of every worker's device, with what others on it copy."""
-        own = [streams * Cuts(plan, logged, every).dirty(worker) / (every * gap) for worker in workers]
+        own = [streams * Cuts(plan, logged, every).mean(worker) / (every * gap) for worker in workers]
         devices = [costs.groups[worker][0] for worker in workers]
         return tuple(sum(r for r, d in zip(own, devices, strict=True) if d == device) for device in devices)
 

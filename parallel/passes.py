@@ -246,8 +246,14 @@ def _latents_and_hidden(workload: Workload, item: Pass) -> int:
     return workload.latent_bytes + _hidden(workload, item)
 
 
+def _finished_and_hidden(workload: Workload, item: Pass) -> int:
+    """Of one chunk; those that were denoised with it, and are not finished, stay where layers begin."""
+    latents = workload.final_bytes if item.block else workload.latent_bytes
+    return latents + _hidden(workload, item) // (workload.ahead + 1)
+
+
 def _latents_or_pictures(workload: Workload, item: Pass) -> int:
-    return workload.latent_bytes if item.step == workload.steps else workload.picture_bytes
+    return workload.final_bytes if item.step == workload.steps else workload.picture_bytes
 
 
 def _recached(workload: Workload) -> int:
@@ -288,7 +294,7 @@ PASSES = Passes((
          cargo=_hidden_of_all, timed="commit", chunks=_recached, on_entry=_new_prompts,
          brings="prompt"),
     # The clean write of a finished chunk, into the ring or the attention sink.
-    Kind("commit", ROWS, _finished_here, "commits", 0, _next, _commits_due, urgency=BANK, cargo=_latents_and_hidden,
+    Kind("commit", ROWS, _finished_here, "commits", 0, _next, _commits_due, urgency=BANK, cargo=_finished_and_hidden,
          timed="commit", on_final=_clean_or_sink, makes="sink or commit"),
     # One denoising step over one block.
     Kind("step", ROUTE, _settled, "chunk", urgency=PLACE, cargo=_latents_and_hidden, on_entry=_every_chunk),

@@ -137,6 +137,16 @@ class Workload:
         return Fraction(step + 1, self.steps) if self.rule.joint else 1
 
     @property
+    def ahead(self) -> int:
+        """Chunks between one whose pass is due and the one whose noise enters with it, which leaves so much later."""
+        return self.steps - 1 if self.rule.joint else 0
+
+    @property
+    def final_bytes(self) -> int:
+        """Of a message with a finished chunk's latents alone."""
+        return self.latent_bytes // (self.ahead + 1)
+
+    @property
     def commits_every_chunk(self) -> bool:
         """Whether chunk i + 1 waits for the clean pass of chunk i."""
         return self.rule.commits
@@ -231,6 +241,10 @@ class Plan:
         """Owners of the blocks, for every step that chunks have in steady running."""
         return self.owners[self.workload.first_step(1) :]
 
+    def route_of(self, chunk: int) -> tuple[Cell, ...]:
+        """The part of the route that a chunk takes."""
+        return self.route[self.workload.first_step(chunk) * len(self.blocks) :]
+
     def after(self, cell: Cell) -> Cell | None:
         """The next cell of the route; None after the last, where the latents are final."""
         following = self.onward.get(cell)
@@ -294,7 +308,7 @@ class Plan:
     def hops(self) -> tuple[Hop, ...]:
         """What travels between different workers, and how much per message."""
         w, first, last = self.workload, self.stages[0].worker, self.stages[-1].worker
-        found = [Hop(self.encode, self.head, "conditioning", 0), Hop(self.tail, first, "latents", w.latent_bytes)]
+        found = [Hop(self.encode, self.head, "conditioning", 0), Hop(self.tail, first, "latents", w.final_bytes)]
         for cell in self.route:
             following = self.after(cell)
             if following is not None:

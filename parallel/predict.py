@@ -14,6 +14,7 @@ from itertools import pairwise
 from math import ceil
 
 from parallel.cost import Costs
+from parallel.passes import Pass
 from parallel.plan import Cell, Version, pace, whole
 
 CLOSE = 1e-3
@@ -51,7 +52,7 @@ class Prediction:
         fps: frames per second, all streams together.
         first_frame_s: from "weights loaded, stream opened" to the first decoded frame.
         chunk_latency_s: from a chunk's grant, when controls are sampled, until its frames are out.
-        control_mean_s, control_worst_s: from a control to the first frame that shows it.
+        control_mean_s, control_worst_s: from a control to the first frame that was made with it from its noise on.
         in_flight: chunks at most.
         idle: periods the head waits for each attention-sink version.
         load: seconds each worker spends on a chunk.
@@ -78,8 +79,9 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
     the first frame is shown. Between samplings pass `T_s = max(T_play, T_chunk)` where play paces the stream, so
     `mean W = T_s / 2` and the worst is `T_s` (in bursts of unequal gaps g: `sum g^2 / 2 sum g`, and the longest). The
     way is `sum of stages + hops`, and at full speed `in_flight * T` (Little's law), since a chunk then waits wherever
-    the slowest stage is, unless that is the head. The network to and from the viewer, and the viewer's buffers, come
-    on top.
+    the slowest stage is, unless that is the head. Where chunks are denoised together, what is sampled joins the window
+    behind S - 1 others: its frames are those that leave S - 1 chunks later. The network to and from the viewer, and the
+    viewer's buffers, come on top.
     """
     plan, streams = costs.plan, demand.streams
     load = costs.load()
@@ -112,7 +114,9 @@ def predict(costs: Costs, demand: Demand) -> Prediction:
         gaps = _gaps(costs, in_flight, streams, period, loop)
         way = _way(costs, chunks, streams, period, turn, loop)
     latency = way - told + _behind(costs)
-    shown = latency - costs.shared_s() - costs.output_s() + costs.shown_s()
+    # The chunk that is sampled then may have to go through windows of others first.
+    joined = plan.workload.ahead * max([streams * period, *([play] if demand.paced else [])])
+    shown = latency - costs.shared_s() - costs.output_s() + costs.shown_s() + joined
     return Prediction(
         period_s=period,
         bound=bound,
@@ -143,7 +147,7 @@ def filling(costs: Costs, share: float | None = None) -> float:
     """
     plan = costs.plan
     own = [0.0] * plan.workers
-    for cell in plan.route:
+    for cell in plan.route_of(1):
         own[plan.owner(cell)] += costs.pass_s("step", plan.owner(cell), cell.block)
     for stage in plan.stages[:-1]:
         own[stage.worker] += costs.stage_s(stage.name)
@@ -157,17 +161,18 @@ def filling(costs: Costs, share: float | None = None) -> float:
     return whole(way / slowest, share) if plan.returns else max(1.0, way / slowest)
 
 
-def walk(costs: Costs, start: float, ready: Callable[[Cell], float] = lambda cell: 0.0) -> float:
+def walk(costs: Costs, start: float, ready: Callable[[Cell], float] = lambda cell: 0.0, chunk: int = 1) -> float:
     """When a chunk's latents are final that is encoded at `start` and meets nobody: sum of the route and its hops.
 
     Args:
         ready: before when a cell may not begin.
+        chunk: 0, whose way is another where chunks are denoised together, or any other.
     """
     plan, w, now, here = costs.plan, costs.plan.workload, start, costs.plan.encode
-    for cell in plan.route:
+    for cell in plan.route_of(chunk):
         owner = plan.owner(cell)
         now += costs.hop_s(here, owner, w.latent_bytes + (w.hidden_bytes if cell.block else 0))
-        now = max(now, ready(cell)) + costs.pass_s("step", owner, cell.block)
+        now = max(now, ready(cell)) + costs.pass_s("step", owner, cell.block) * float(w.share_of(cell.step))
         here = owner
     return now
 
@@ -184,17 +189,18 @@ def _to_stages(costs: Costs) -> float:
     """Final latents on their way to the first of the last stages, if streams share it."""
     plan = costs.plan
     shared = len(plan.stages) > 1
-    return costs.hop_s(plan.tail, plan.stages[0].worker, plan.workload.latent_bytes) if shared else 0.0
+    return costs.hop_s(plan.tail, plan.stages[0].worker, plan.workload.final_bytes) if shared else 0.0
 
 
 def _behind(costs: Costs) -> float:
     """From leaving the shared stages to being out."""
     plan = costs.plan
-    return costs.output_s() + costs.hop_s(plan.leaves, plan.stages[-1].worker, plan.workload.latent_bytes)
+    return costs.output_s() + costs.hop_s(plan.leaves, plan.stages[-1].worker, plan.workload.final_bytes)
 
 
 def first_frame(costs: Costs) -> float:
     """Encode, the reference's prefill where there is one (chunk 0 waits for it, block by block), route, hops, decode.
+    Where chunks are denoised together chunk 0 goes through all windows that fill: its step s takes (s + 1) / S.
 
     (arXiv 2512.04677: four steps and the decoder, once its reference is in, counts the same.)
     """
@@ -210,10 +216,10 @@ def first_frame(costs: Costs) -> float:
                 if b + 1 < len(row):
                     # The first level's hidden states go on; the worker fills its other levels meanwhile.
                     now += one + costs.hop_s(worker, row[b + 1], w.hidden_bytes)
-    final = walk(costs, encoded, lambda cell: filled.get((plan.owner(cell), cell.block), 0.0))
+    final = walk(costs, encoded, lambda cell: filled.get((plan.owner(cell), cell.block), 0.0), chunk=0)
     if not w.every_chunk:
         final += _met(costs)
-    return final + costs.hop_s(plan.tail, plan.stages[0].worker, w.latent_bytes) + costs.shown_s(first=True)
+    return final + costs.hop_s(plan.tail, plan.stages[0].worker, w.final_bytes) + costs.shown_s(first=True)
 
 
 def _met(costs: Costs) -> float:
@@ -248,7 +254,8 @@ def clean_loop(costs: Costs) -> float:
             now += sum(costs.pass_s(kind.name, worker, b) for kind in w.every_chunk)
             committed[worker, b] = now
             if b + 1 < len(row):
-                now += costs.hop_s(worker, row[b + 1], w.latent_bytes + w.hidden_bytes)
+                beyond = max(kind.cargo(w, Pass(kind.name, 0, 0, block=b + 1)) for kind in w.every_chunk)
+                now += costs.hop_s(worker, row[b + 1], beyond)
     start = committed[plan.head, 0] + costs.sample_s() + costs.encode_s() if plan.encode == plan.head else float("-inf")
     return walk(costs, start, lambda cell: committed[plan.owner(cell), cell.block])
 

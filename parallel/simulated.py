@@ -26,7 +26,7 @@ def simulated(costs: Costs, demand: Demand) -> Prediction:
     """What `predict` says, with times, rates and latencies as they came out; idle periods, loads and bytes are its own.
 
     A control comes at any moment alike, so a gap g between two samplings counts g times: it waits g / 2 in the mean
-    and g at worst, and then as long as that chunk takes from being sampled to its first frame.
+    and g at worst, and then as long as it takes from that chunk's sampling to the first frame of what it sampled.
     """
     said = predict(costs, demand)
     simulator = Simulator(costs.plan, PlanDurations(costs), devices=costs.groups)
@@ -37,11 +37,13 @@ def simulated(costs: Costs, demand: Demand) -> Prediction:
     # Chunks may leave in bursts as long as there are blocks or chunks in flight: whole ones are counted.
     turn = demand.streams * said.in_flight * len(costs.plan.blocks)
     count, warm = turn * ceil(LEAST / turn), demand.streams * settled + FILLINGS * turn
-    simulator.run(lambda: len(simulator.chunks) > warm + count)
+    ahead = costs.plan.workload.ahead
+    simulator.run(lambda: len(simulator.chunks) > warm + count + demand.streams * ahead)
     left = simulator.chunks
     steady = left[warm : warm + count + 1]
     period = (steady[-1].left - steady[0].left) / (len(steady) - 1)
-    mean, worst = _control([c for c in steady if c.stream == 0])
+    later = left[warm : warm + count + 1 + demand.streams * ahead]
+    mean, worst = _control([c for c in later if c.stream == 0], ahead)
     return replace(
         said,
         period_s=period,
@@ -54,8 +56,13 @@ def simulated(costs: Costs, demand: Demand) -> Prediction:
     )
 
 
-def _control(chunks: list[Chunk]) -> tuple[float, float]:
-    """Mean and worst latency of a control, over consecutive chunks of one stream."""
-    gaps = [(b.sampled - a.sampled, b.shown - b.sampled) for a, b in pairwise(chunks)]
+def _control(chunks: list[Chunk], ahead: int) -> tuple[float, float]:
+    """Mean and worst latency of a control, over consecutive chunks of one stream.
+
+    Args:
+        ahead: so many chunks later leaves what is sampled with a chunk (`Workload.ahead`).
+    """
+    made = zip(pairwise(chunks), chunks[1 + ahead :], strict=False)
+    gaps = [(b.sampled - a.sampled, later.shown - b.sampled) for (a, b), later in made]
     total = sum(gap for gap, _ in gaps)
     return sum(gap * (gap / 2 + way) for gap, way in gaps) / total, max(gap + way for gap, way in gaps)

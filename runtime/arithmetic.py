@@ -5,15 +5,20 @@ from __future__ import annotations
 from conf.codecs import declared
 from conf.schema import Config
 from runtime.encoders import Picture
-from stages.build import TEMPORAL_STRIDE
-from stages.denoise.layout import Layout
+from runtime.rule_costs import Counting, RuleCost
+from stages.build import TEMPORAL_STRIDE, torch_dtype
+
+
+def rule_cost(config: Config) -> RuleCost:
+    """What a chunk's passes cost in steady running."""
+    model, picture = config.model, Picture.of(config.model, config.stream)
+    return Counting(model, picture.rows * picture.columns, torch_dtype(model.dtype).itemsize).chunk()
 
 
 def layer_flops(config: Config) -> tuple[float, ...]:
-    """Floating point operations of every layer in one step over one chunk, the ring full."""
-    model, picture = config.model, Picture.of(config.model, config.stream)
-    tokens = picture.rows * picture.columns
-    return tuple(model.network.layer_flops(model.chunk_frames * tokens, Layout.of(model, tokens).size))
+    """Floating point operations of every layer in one step, the ring full: over one chunk, or over all those that are
+    denoised together."""
+    return tuple(work.flops for work in rule_cost(config).step.layers)
 
 
 def decoded_pixels(config: Config) -> int:

@@ -13,11 +13,13 @@ from parallel.cuts import Logged
 from parallel.plan import Workload
 from runtime.encoders import Picture, frames_of
 from runtime.fast import decoder_bytes
+from runtime.rule_costs import frames_written
 from runtime.versions import versions
 from stages.build import decoder_of, encoder_of, encoders_in_file, network_class, torch_dtype
 from stages.codec.base import parameter_bytes
 from stages.denoise.bank import Bank
 from stages.denoise.layout import LATENT, PLACE, TOKEN, Layout
+from stages.denoise.schedule import schedule_of
 from stages.encode import umt5
 from stages.inputs import inputs_of, with_chunk
 from stages.weights import outline
@@ -115,16 +117,24 @@ def logged(config: Config) -> Logged:
             made = decoder_of(model.codec)
         decoder = decoder_bytes(made.to(dtype), model, picture, torch.device("meta"))
     seconds = frames_of(model, 1)[1] / model.fps
+    written = frames_written(model, layout)
+    # A choice among tokens is asked for by queries, of heads as keys are, and counts its tokens in one number each.
+    choice = {"recalled": 0, "chosen": 0} | model.choice
+    asked = float(choice["recalled"] * layout.tokens * network.heads * network.head_dim * dtype.itemsize)
+    uses = float(choice["chosen"] * layout.tokens * torch.int32.itemsize)
     return Logged(
-        chunk=model.chunk_frames,
-        ring=model.ring_frames,
+        written=tuple(mean for mean, _ in written),
+        most=tuple(most for _, most in written),
         shared=sums(lambda own: own.tokens, True),
         whole=sums(lambda own: own.tokens, False),
         # Keys of the attention sink's frames are kept once, as they were before they were turned to a position.
-        shared_rest=sums(lambda own: own.size, True),
-        whole_rest=sums(lambda own: own.size, False),
-        finished=float(latent + given) if model.recache_chunks else 0.0,
-        kept=model.recache_chunks,
+        shared_rest=tuple(rest + asked for rest in sums(lambda own: own.size, True)),
+        whole_rest=tuple(rest + uses for rest in sums(lambda own: own.size, False)),
+        every_shared=asked,
+        every_whole=uses,
+        # Where chunks are denoised together, those that are not finished are kept with the one that is.
+        finished=float(latent * (model.step_count if model.rule.joint else 1) + given),
+        kept=schedule_of(model).kept,
         decoder=float(decoder),
         entered=ENTERED + seconds * SOUND,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -35,6 +35,8 @@ class FileKind:
         setting: the configuration key that takes it.
         sizes: of a network, from its shapes: what `model.network` may say of them.
         rows: of a part, what its shapes say, for `launch.inspect`: a line by its title.
+        saved: how a network's names were saved, in words; empty: in no way that says more of it.
+        others: models in `conf/model` of the same network with other rules, which a file that was saved so may be of.
     """
 
     name: str
@@ -46,6 +48,8 @@ class FileKind:
     setting: str = "model.checkpoint"
     sizes: Callable[[Shapes], dict[str, object]] = lambda shapes: {}
     rows: Callable[[Shapes], dict[str, str]] = lambda shapes: {}
+    saved: Callable[[Iterable[str]], str] = lambda keys: ""
+    others: tuple[str, ...] = ()
 
 
 LORA = "LoRA"

@@ -42,7 +42,7 @@ def slowest(bench: Bench) -> dict[str, Any]:
     steps = [row for name, row in bench.log.rows().items() if name.startswith(f"step {AVATAR} ") and "ms" in row]
     variant = min(steps, key=lambda row: row["of_matrix_rate"])["variant"] if steps else "plain"
     stage = Stage(subject(AVATAR, bench), bench.device, variant)
-    for _ in range(3 * stage.round + 1):  # as for its time
+    for _ in range(stage.settled):  # as for its time
         stage.step()
     return table(variant, stage.step, bench)
 

@@ -30,6 +30,8 @@ class DeviceKind:
             that have no `StageTimes` are derived from it; null: they cannot be.
         launch_s: what launching a layer's kernels takes; in derived times no layer takes less, nor a pass
             beside its layers.
+        memory_bandwidth: bytes per second that copies within its memory read and write, for derived times likewise;
+            null: they are not counted.
         host_bandwidth: bytes per second from a device to its machine's memory, the way of cuts (`launcher.recover`);
             null: not known.
         pixel_s: seconds that a decoder which is timed by pixels takes for one of a frame, for derived times likewise.
@@ -41,11 +43,12 @@ class DeviceKind:
     peer_bytes: float = 0.0
     flops: float | None = None
     launch_s: float = 0.0
+    memory_bandwidth: float | None = None
     host_bandwidth: float | None = None
     pixel_s: float | None = None
 
     def __post_init__(self):
-        for name in ("memory_bytes", "flops", "host_bandwidth", "pixel_s"):
+        for name in ("memory_bytes", "flops", "memory_bandwidth", "host_bandwidth", "pixel_s"):
             positive(f"cluster.kinds.*.{name}", getattr(self, name), most=1e18)
         for name in ("reserve_bytes", "context_bytes", "peer_bytes", "launch_s"):
             not_negative(f"cluster.kinds.*.{name}", getattr(self, name))

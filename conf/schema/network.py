@@ -105,3 +105,10 @@ class NetworkConfig:
         """Floating point operations of every layer in one pass over `new` tokens that read `keys`; two per
         multiply-add: 2 n 12 d^2 in the products of a common layer, 4 n m d in attention."""
         return [float(24 * new * self.dim**2 + 4 * new * keys * self.dim)] * self.layers
+
+    def layer_values(self, new: int, keys: int) -> Sequence[float]:
+        """Numbers that products and attention of every layer read or write in one pass, each once; scores are left out.
+        A product of n rows by [a, b] has n a + a b + n b: q, k and v in one, o, and a feed-forward four times as
+        wide."""
+        d = self.dim
+        return [float(new * d * (4 + 2 + 5 + 5 + 2) + 12 * d * d + 2 * keys * d)] * self.layers

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -45,6 +45,12 @@ def original_name(name: str) -> str:
     for pattern, replacement in _DIFFUSERS:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def original_within(keys: Iterable[str], wrapper: str) -> bool:
+    """Whether all names are the original ones with the name of a wrapping module before them, whatever else wraps."""
+    plain = [_WRAPPERS.sub("", key) for key in keys]
+    return all(key.startswith(wrapper) and key.removeprefix(wrapper) == original_name(key) for key in plain)
 
 
 READ = {

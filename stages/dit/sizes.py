@@ -62,3 +62,11 @@ class TransformerSizes(NetworkConfig):
         linear = 2 * new * (6 * d * d + 2 * d * self.ffn_dim)
         attention = 4 * new * d * (keys + self.text_tokens)
         return [float(linear + attention)] * self.layers
+
+    def layer_values(self, new: int, keys: int) -> Sequence[float]:
+        """A product of n rows by [a, b] and a bias has n a + a b + b + n b: q, k and v in one, o, text's q and o, and
+        the feed-forward; attention has q, k, v and y, over m keys and over text."""
+        d, f, t = self.dim, self.ffn_dim, self.text_tokens
+        linear = new * (12 * d + 2 * f) + 6 * d * d + 2 * d * f + 7 * d + f
+        attention = 4 * new * d + 2 * (keys + t) * d
+        return [float(linear + attention)] * self.layers

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import models, stage
 from benchmarks.counting import count
+from runtime import arithmetic
 from runtime.arithmetic import layer_flops
 from stages.codec.wan.network import WanDecoder
 from tests.helpers import config_of
@@ -54,6 +55,28 @@ def test_floor_of_a_step(live_avatar):
     assert 1.0 < counted.bytes / (live_avatar.weight_bytes + live_avatar.bank_bytes) < 2.0
 
 
+@pytest.mark.parametrize("name", ["reward_forcing", "deep_forcing", "rolling_forcing"])
+def test_a_step_of_a_history_rule_is_what_planners_count(name):
+    """Weights of the text's and time's embeddings aside, which are no part of a layer."""
+    made = stage.Stage(models.model(name), META)
+    counted, planned = made.count(), arithmetic.rule_cost(config_of(f"model={name}"))
+    assert counted.flops == pytest.approx(sum(work.flops for work in planned.step.layers), rel=0.002)
+    new, keys, heads, channels = stage.attention_shape(made.model)
+    assert new == made.frames * 1560 and (heads, channels) == (12, 128)
+    assert keys == {"reward_forcing": 9, "deep_forcing": 19, "rolling_forcing": 21}[name] * 1560
+
+
+@pytest.mark.parametrize("name", ["reward_forcing", "deep_forcing", "rolling_forcing"])
+def test_history_rules_have_rows(name, tmp_path, monkeypatch):
+    assert name in [row for row, _ in stage.SUITE]
+    monkeypatch.setenv("OUT", str(tmp_path))
+    arguments = [name, *(one for one in TINY if "audio" not in one), "--device", "cpu", "--repeats", "2"]
+    assert stage.main([*arguments, "--decoders", "none"]) == 0
+    (file,) = tmp_path.glob(f"stage-cpu-{name}.json")
+    found = json.loads(file.read_text())["measured"]
+    assert found["step"]["plain"]["ms"] > 0 and found["fps"]["plain"] > 0
+
+
 def test_floor_of_a_decode():
     with META:
         decoder = WanDecoder().to(torch.bfloat16)
@@ -74,6 +97,8 @@ def test_a_period_is_the_slowest_stage_or_all_of_a_chunk():
     assert stage.fps(same, 0.25, 0.15) == pytest.approx(48)
     assert stage.fps(same, 0.1, 0.15) == pytest.approx(80)
     assert stage.fps(clean, 0.2, 0.15) == pytest.approx(12)
+    # One pass over five chunks, and one over one.
+    assert stage.fps(models.model("rolling_forcing"), 0.5, 0.15) == pytest.approx(20)
 
 
 def test_a_whole_run(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,8 @@ from parallel.plan import Workload
 from parallel.predict import Demand, predict
 
 # Three frames of 10 bytes a chunk and a ring of twelve, with two frames of an attention sink.
-LOGGED = Logged(3, 12, (10.0,) * 6, (0.0,) * 6, (140.0,) * 6, (0.0,) * 6, decoder=1000.0, entered=7.0)
+FRAMES = (3, 6, 9, 12)
+LOGGED = Logged(FRAMES, FRAMES, (10.0,) * 6, (0.0,) * 6, (140.0,) * 6, (0.0,) * 6, decoder=1000.0, entered=7.0)
 
 
 def plan_of(config: PlanConfig, **changes):
@@ -41,7 +42,7 @@ def test_a_ring_of_layers_keeps_every_level():
 
 def test_processes_that_share_passes_keep_a_part_each_and_some_all():
     plan = plan_of(PlanConfig("sequential", sequence_parallel=2, workers=2), heads=4, tokens_per_frame=4)
-    one = Logged(3, 12, (10.0,) * 6, (2.0,) * 6, (140.0,) * 6, (28.0,) * 6, decoder=1000.0, entered=7.0)
+    one = Logged(FRAMES, FRAMES, (10.0,) * 6, (2.0,) * 6, (140.0,) * 6, (28.0,) * 6, decoder=1000.0, entered=7.0)
     cuts = Cuts(plan, one, 1)
     assert cuts.dirty(0) == 4 * 6 * 3 * (10 / 2 + 2) + 1000
     banks = 4 * 6 * (140 / 2 + 28) + 2 * 4 * 6 * 3 * (10 / 2 + 2)
@@ -51,10 +52,22 @@ def test_processes_that_share_passes_keep_a_part_each_and_some_all():
 
 def test_chunks_that_may_be_run_again_are_with_the_first_block():
     plan = plan_of(PlanConfig("layers", workers=2, layers=[4, 2]), context="clean", decodes=False)
-    one = Logged(3, 12, (10.0,) * 6, (0.0,) * 6, (140.0,) * 6, (0.0,) * 6, finished=100.0, kept=4)
+    one = Logged(FRAMES, FRAMES, (10.0,) * 6, (0.0,) * 6, (140.0,) * 6, (0.0,) * 6, finished=100.0, kept=4)
     assert Cuts(plan, one, 1).dirty(0) == 4 * 30 + 100 and Cuts(plan, one, 1).dirty(1) == 2 * 30
     assert Cuts(plan, one, 100).dirty(0) == 4 * 120 + 400
     assert Cuts(plan, one, 1).memory(0) == 4 * 140 + 400 + 2 * (4 * 30 + 100)
+
+
+def test_what_chunks_write_unevenly_counts_by_its_mean_on_the_way_and_by_its_most_in_memory():
+    """Every second chunk writes nine frames, the other three of them; and something of its own."""
+    plan = plan_of(PlanConfig("layers", workers=2, layers=[4, 2]), context="clean", decodes=False)
+    one = Logged((6.0, 9.0), (9, 9), (10.0,) * 6, (0.0,) * 6, (200.0,) * 6, (4.0,) * 6, 5.0, 2.0)
+    assert [Cuts(plan, one, 1).mean(worker) for worker in range(2)] == [4 * (60 + 5 + 2), 2 * (60 + 5 + 2)]
+    assert Cuts(plan, one, 1).dirty(0) == 4 * (90 + 7) == Cuts(plan, one, 2).mean(0) == Cuts(plan, one, 50).dirty(0)
+    assert Cuts(plan, one, 1).memory(1) == 2 * 204 + 2 * Cuts(plan, one, 1).dirty(1)
+    shared = plan_of(PlanConfig("sequential", sequence_parallel=2, workers=2), heads=4, tokens_per_frame=4,
+                     context="clean", decodes=False)  # fmt: skip
+    assert Cuts(shared, one, 1).dirty(0) == 6 * (90 / 2 + 5 / 2 + 2)
 
 
 def test_how_often_cuts_are_made():

@@ -230,3 +230,48 @@ def test_formulas_agree_with_execution_where_passes_do_not_collide(plan, context
     assert said.first_frame_s == near(done.first_frame_s, rel=0.02)
     assert said.chunk_latency_s == near(done.chunk_latency_s, rel=0.02)
     assert said.control_mean_s == near(done.control_mean_s, rel=0.02)
+
+
+JOINT = {"context": "joint_window", "steps": 3, "latent_bytes": 900_000, "hidden_bytes": 3_000_000}
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        PlanConfig("sequential"), PlanConfig("layers", layers=[3, 3], workers=2),
+        PlanConfig("sequential", sequence_parallel=2, workers=2),
+        PlanConfig("layers", layers=[2, 4], workers=4, sequence_parallel=2),
+    ],
+    ids=lambda plan: f"{plan.name} {plan.layers or ''} {plan.sequence_parallel}",
+)  # fmt: skip
+@pytest.mark.parametrize("streams", [1, 2])
+def test_formulas_agree_with_execution_of_chunks_that_are_denoised_together(plan, streams):
+    w = workload(**JOINT, undivided="chunks see each other", heads=4, tokens_per_frame=8)
+    made, link = build(plan, w), Link(latency_s=0.001, bandwidth=1e9)
+    times = {"step_s": 0.3, "commit_s": 0.1, "decode_s": 0.02, "hop_s": 0.0005, "serial": 0.0}
+    costs = Costs(made, cluster(*[1] * made.processes, link=link, **times))
+    said, done = predict(costs, Demand(streams=streams)), simulated(costs, Demand(streams=streams))
+    for value in ("period_s", "first_frame_s", *(["chunk_latency_s", "control_mean_s"] if streams == 1 else [])):
+        assert getattr(said, value) == near(getattr(done, value), rel=0.05), value
+
+
+def test_windows_that_fill_are_shorter_and_what_is_sampled_leaves_behind_others():
+    p = predicted(PlanConfig("sequential"), cluster(1, step_s=3.0, commit_s=1.0), **JOINT)
+    # A third, two thirds and all of a step; then one step and one clean pass for every chunk.
+    assert (p.first_frame_s, p.period_s, p.chunk_latency_s) == (near(6.0), near(4.0), near(3.0))
+    # It is sampled two windows before its own.
+    assert (p.control_mean_s, p.control_worst_s) == (near(2 + 3 + 8), near(4 + 3 + 8))
+    # What is driven live waits for its window to be played.
+    paced = Demand(frames=12, fps=1.0, paced=True)
+    assert predicted(
+        PlanConfig("sequential"), cluster(1, step_s=3.0, commit_s=1.0), paced, **JOINT
+    ).control_worst_s == (near(12 + 3 + 24))
+
+
+def test_a_finished_chunks_messages_are_of_one_chunk():
+    """Of three that are denoised together: their latents go to where layers begin, and one chunk's on from there."""
+    link = Link(bandwidth=1e6)
+    costs = Costs(build(PlanConfig("layers", workers=2, layers=[3, 3]), workload(**JOINT)), cluster(1, 1, link=link))
+    sizes = sorted(size for _, _, size in costs.traffic if size)
+    # To the first block all latents; on to the second hidden states of three chunks in a step and of one in a commit.
+    assert sizes == sorted([900_000, 900_000 + 3_000_000, 300_000 + 1_000_000])

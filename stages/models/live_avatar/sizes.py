@@ -64,6 +64,12 @@ class Sizes(TransformerSizes):
         plain = super().layer_flops(new, keys)
         return [flops + 4.0 * new * self.dim**2 * (i in heard) for i, flops in enumerate(plain)]
 
+    def layer_values(self, new: int, keys: int) -> Sequence[float]:
+        """With two products of [d, d] where sound is heard."""
+        heard, d = set(self.audio.layers), self.dim
+        plain = super().layer_values(new, keys)
+        return [values + (4.0 * new * d + 2 * d * d + 2 * d) * (i in heard) for i, values in enumerate(plain)]
+
 
 NAMES = PUBLISHED | {
     "audio.layers": ("audio_inject_layers",),

@@ -62,6 +62,12 @@ class Sizes(TransformerSizes):
         plain = super().layer_flops(new, keys)
         return [flops + 4.0 * new * self.dim**2 * (i in heard) for i, flops in enumerate(plain)]
 
+    def layer_values(self, new: int, keys: int) -> Sequence[float]:
+        """With two products of [d, d] where sound is heard."""
+        heard, d = set(self.audio.layers) if self.audio else set(), self.dim
+        plain = super().layer_values(new, keys)
+        return [values + (4.0 * new * d + 2 * d * d + 2 * d) * (i in heard) for i, values in enumerate(plain)]
+
 
 def published(said: dict[str, Any]) -> dict[str, Any]:
     """Sizes that a `config.json` tells; raises UserError."""
