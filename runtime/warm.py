@@ -56,6 +56,7 @@ def drive(pool: BankPool, banks: StreamBanks, chunks: range, recaches: bool = Fa
         chunks: from the first.
         recaches: whether new prompts come, too, after every number of chunks that one runs again.
     """
+    banks.clear()
     denoiser, schedule, inputs = pool.denoiser, pool.denoiser.schedule, inputs_of(pool.denoiser.model)
     if epoch := on(inputs, Axis.EPOCH):
         denoiser.set_states(banks, {one.name: torch.zeros(one.full()) for one in epoch})

@@ -74,12 +74,14 @@ class PassKey(NamedTuple):
         level: of the bank.
         step: which; -1: t = 0.
         runs, reads: slots written and read, as in `Place`.
+        queue: what is done with a bank's queue of slots, by `Place.compares` and `Place.advances`.
     """
 
     level: int
     step: int
     runs: tuple[Run, ...]
     reads: tuple[Slots, ...]
+    queue: tuple[int, bool] = (0, False)
 
     def __str__(self) -> str:
         what = "a pass at t = 0" if self.step < 0 else f"step {self.step}"
@@ -383,7 +385,8 @@ class Denoiser:
         into_sink = any(slot < self.layout.anchored for _, slot, _ in place.runs)
         runner = run if into_sink or timestep or self.share.parts > 1 else self.runner
         level = next(level for level, own in stream.banks.items() if own is bank)
-        return runner(stream, PassKey(level, time, place.runs, place.reads), work, entering)
+        key = PassKey(level, time, place.runs, place.reads, (place.compares, place.advances))
+        return runner(stream, key, work, entering)
 
     def _shared(self, x: Tensor, drive: Any, attend: BankPass, frames: int) -> Tensor | None:
         """The layers over `x`, as much of it as is computed here; None where the result is gathered elsewhere."""

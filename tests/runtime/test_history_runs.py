@@ -79,6 +79,18 @@ def test_plans_are_exact_and_go_on_from_each_other(runs, known, rule, plan):
     assert (back["latents_sha256"], back["state"]["resumed_at"]) == (expected, SAVED + 1)
 
 
+@pytest.mark.parametrize("rule", ["stream batch", "one bank"])
+def test_cuts_have_what_no_host_knows_was_written(runs, known, rule):
+    """Each holds what has changed since the one before, slots that an adaptive sink may have chosen with it."""
+    expected = alone(runs, known, rule)["latents_sha256"]
+    what = *RULES[rule], *BASE, f"stream.chunks={CHUNKS}"
+    made = runs("made", *what, "stream.save_every_chunks=3")
+    after = runs("after", *what, f"resume={runs.folder / 'made'}")
+    assert (made["latents_sha256"], after["latents_sha256"]) == (expected, expected)
+    assert after["state"]["resumed_at"] > SAVED
+    assert expected != alone(runs, known, "a sink that stays")["latents_sha256"]
+
+
 @pytest.mark.parametrize("rule", UNDIVIDED[:4])
 def test_plans_that_part_what_belongs_together_are_refused(job, rule):
     said = job.fails(*RULES[rule], *BASE, "stream.chunks=1", "plan=timestep")
