@@ -97,6 +97,9 @@ class ModelConfig:
     warp: bool = True
     """Whether the shift is applied to the step list; else the network is told the list as it is, and a step's noise is
     that of the nearest of 1000 shifted ones."""
+    noise_scale: float | None = None
+    """Of video to video, the level of noise in what enters with a chunk, above 0 and up to 1; null: chunks begin as
+    noise alone."""
 
     chunk_frames: int = 3
     """Latent frames that are generated together."""
@@ -130,9 +133,6 @@ class ModelConfig:
     compress: Any = None
     """What is chosen of frames that leave the window, as `{budget_frames: 16, recent_frames: 4, reuse: 7}` (arXiv
     2512.05081); kept as `Compress`. Null: nothing, they are dropped."""
-    noise_scale: float | None = None
-    """Of video to video, the level of noise in what enters with a chunk, above 0 and up to 1; null: chunks begin as
-    noise alone."""
     prompt_switch: str = one_of(("text_only", "recache"), "text_only")
     """What a new prompt changes: `text_only`, what is read of it from then on; `recache`, what was made of the frames
     in the window, too, which are run again with it (arXiv 2509.22622)."""
