@@ -137,7 +137,6 @@ class Video:
         if self._latents:
             found = self._latents.take(latents) if known or not self._sees else None
         elif known:
-            self._state = CodecState(list(self._state.cache), self._state.steps)
             found = self.encoders.video(pictures, self._state)
         if found is None:
             self.ended = True

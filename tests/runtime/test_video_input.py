@@ -6,6 +6,7 @@ import io
 import json
 import os
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,8 +261,9 @@ class Live:
 
     def _write(self):
         left = memoryview(FRAMES.tobytes())
-        while left:
-            left = left[os.write(self.writing, left[:4096]) :]
+        with suppress(BrokenPipeError):
+            while left:
+                left = left[os.write(self.writing, left[:4096]) :]
         os.close(self.writing)
 
     def open(self, state, ends, journal=True, stop=None):
@@ -288,8 +290,8 @@ def live(base, tmp_path):
 
     yield make
     for one in made:
-        one.writer.join()
         one.stdin.close()
+        one.writer.join()
 
 
 def same(a, b) -> bool:
