@@ -90,10 +90,25 @@ class LocalProcesses(Running):
         self._cards: dict[int, int | None] = {}
 
     def _start(self, process: int, generation: Generation) -> None:
+        self._let_go_of_those_that_left()
         _, plan = generation.of(self.config)
         index = generation.index(process)
         reads = index is None or index == plan.group(plan.encode)[0]
         self._spawn(process, generation, self._reading() if self._live and reads else None)
+
+    def _let_go_of_those_that_left(self) -> None:
+        """A run may change its plan for weeks: who has ended holds no descriptor here, and is no zombie."""
+        for process in self._workers.keys() - self._left:
+            worker = self._workers[process]
+            if worker.poll() is not None and not self._readers[process].is_alive():
+                self._close(self._workers.pop(process))
+                del self._readers[process], self._said[process]
+
+    @staticmethod
+    def _close(worker: subprocess.Popen) -> None:
+        with suppress(BrokenPipeError):
+            worker.stdin.close()
+        worker.stderr.close()
 
     def _card(self, process: int, generation: Generation) -> int | None:
         """The GPU of a process, where there are any: as its plan says at first. Who comes later takes one that fewest
@@ -185,11 +200,9 @@ class LocalProcesses(Running):
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
-            with suppress(BrokenPipeError):
-                worker.stdin.close()
         for process, worker in self._workers.items():
             self._readers[process].join(LEAVE_S)
-            worker.stderr.close()
+            self._close(worker)
         super()._release()
 
 

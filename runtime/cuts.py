@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 START, LOCK, WHOLE = "everframe-", "LOCK", "whole.json"
 YOUNG_S = 60.0
 """A folder without a lock may be one that is just being made, so long."""
+TOKEN = re.compile(rb"[0-9a-f]{32}")
+"""What a lock holds."""
 BANK, OF_LAYER = "bank.", re.compile(r"bank\.level(\d+)\.layer(\d+)")
 
 
@@ -104,16 +106,19 @@ def sweep(root: Path) -> None:
 
 
 def _swept(path: Path) -> None:
-    """Remove a folder that nobody holds; those of other users stay."""
+    """Remove a folder that nobody holds; those of other users stay, and so does whatever else has such a name: a run's
+    folder has a lock of `_make_lock` before it has anything else."""
     with suppress(OSError):
         try:
             lock = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             if time.time() - path.stat().st_mtime > YOUNG_S:
-                shutil.rmtree(path, ignore_errors=True)
+                for made in path.glob(f"{LOCK}.*"):
+                    made.unlink()
+                path.rmdir()  # unless there is anything in it
             return
         try:
-            if _try(lock, fcntl.LOCK_EX):
+            if TOKEN.fullmatch(os.pread(lock, 64, 0)) and _try(lock, fcntl.LOCK_EX):
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(lock)

@@ -292,6 +292,7 @@ class Supervisor:
         stay = {p: i for i, p in enumerate(seats) if p is not None}
         for process, index in stay.items():
             if process not in self.spares:
+                run.board.forget(f"prepared/{number}/{process}")  # of an order before, which was refused
                 run.pipeline.order_now(Prepare(number, wanted.plan, index), [process])
         missing = [i for i, p in enumerate(seats) if p is None]
         started: list[int] = []

@@ -8,7 +8,7 @@ chunks in order has the same banks.
 
 | history | what is read | used by |
 |---|---|---|
-| `Window` | attention sink and latest frames; the sink may average what leaves the window | Self-Forcing (arXiv 2506.08009), LongLive (2509.22622), Live Avatar (2512.04677), Reward Forcing (2512.04678) |
+| `Window` | attention sink and latest frames; the sink may average what leaves the window | Self-Forcing (arXiv 2506.08009), LongLive (2509.22622), timestep forcing (2512.04677), Reward Forcing (2512.04678) |
 | `Compressed` | attention sink, chosen tokens of older frames, latest frames | Deep Forcing (2512.05081) |
 | `Slotted` | slots of frames, the first of which stay, or adapt | StreamDiffusionV2 |
 | `Joint` | attention sink and latest finished frames, beside several chunks that are denoised together | Rolling Forcing (2509.25161) |

@@ -460,3 +460,16 @@ def test_cuts_that_cannot_be_made_do_not_stop_the_stream(runs, caplog):
         report = runs.ends(2, plan, *run, plan, f"launcher.cuts={runs.folder / 'file'}")
         assert report["chunks"] == 6 and report["state"]["saved"] is None
         assert len([r for r in caplog.records if "was not saved" in r.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("lock", [None, "somebody's own", ""])
+def test_folders_of_others_are_left_alone_whatever_their_name(tmp_path, lock):
+    """They may have the name that runs' folders have, and even a file of the lock's name."""
+    own = tmp_path / "everframe-project"
+    own.mkdir()
+    (own / "thesis.txt").write_text("x")
+    if lock is not None:
+        (own / cuts.LOCK).write_text(lock)
+    os.utime(own, (0, 0))
+    cuts.sweep(tmp_path)
+    assert (own / "thesis.txt").read_text() == "x"

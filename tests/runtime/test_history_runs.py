@@ -11,7 +11,8 @@ CHUNKS, SAVED = 24, 16
 """More than three times what the widest window holds; a state is of before a chunk whose bank is compressed, or of
 before one whose bank is not."""
 STREAM_BATCH = (
-    "model=stream_diffusion_v2_1_3b", "model.noise_scale=null", "model.steps=3", "model.timesteps=[700,500,400]", "model.refresh_frames=12",
+    "model=stream_diffusion_v2_1_3b", "model.noise_scale=null", "model.steps=3", "model.timesteps=[700,500,400]",
+    "model.refresh_frames=12",
     "model.adaptive_sink=0.5",
 )  # fmt: skip
 RULES = {
