@@ -127,7 +127,7 @@ class ModelConfig:
     `context` says."""
     adaptive_sink: float | None = None
     """Cosine, -1 to 1, of keys and values below which an attention-sink frame is too little like a new one, which takes
-    its place at the next turn (arXiv 2511.07399); null: they stay."""
+    its place once the window is full (arXiv 2511.07399); null: they stay."""
     refresh_frames: int | None = None
     """Positions count on from the end of a first window again when they come to it; null: they count for ever."""
     compress: Any = None

@@ -137,9 +137,9 @@ class SelectingPass(BankPass):
 
 
 class AdaptingPass(BankPass):
-    """A pass of one frame that may take the place of an attention-sink frame that it is not like, as
-    StreamDiffusionV2's code has it: after the pass is compared it goes where it would have gone anyway, and the
-    attention-sink frame that is least like it is written over at the next turn, if it is too little like it.
+    """A pass of one frame, which is compared with the attention sink before it is written, as StreamDiffusionV2's code
+    does it. The frame that is least like it, if that is too little, goes to the head of the queue of slots: a full bank
+    has it written over by this very pass, one that still fills by the first frame that finds no room.
 
     Two frames are as like as the mean of two cosines, that of their keys and that of their values, each averaged over
     the frame's tokens, with all heads in one vector. What holds no frame is as like as zeros are: 0.

@@ -4,11 +4,12 @@ A *history* is a rule of a window, written as pure functions of a chunk's number
 layers, made once for a pass. What a rule does to what is in a bank (averages it, chooses among it) is said here as part
 of a pass's *place*, and done by the bank, layer by layer, when the chunk's first pass begins there; later passes of the
 chunk only write its own slots again. So a bank needs no counters, and any plan that brings a bank all passes of its
-chunks in order has the same banks.
+chunks in order has the same banks. Only an attention sink that adapts looks at every pass; what it found is in a queue
+that is the bank's, too.
 
 | history | what is read | used by |
 |---|---|---|
-| `Window` | attention sink and latest frames; the sink may average what leaves the window | Self-Forcing (arXiv 2506.08009), LongLive (2509.22622), timestep forcing (2512.04677), Reward Forcing (2512.04678) |
+| `Window` | attention sink and latest frames; the sink may average what leaves the window | Self-Forcing (arXiv 2506.08009), LongLive (2509.22622), Reward Forcing (2512.04678), arXiv 2512.04677 |
 | `Compressed` | attention sink, chosen tokens of older frames, latest frames | Deep Forcing (2512.05081) |
 | `Slotted` | slots of frames, the first of which stay, or adapt | StreamDiffusionV2 |
 | `Joint` | attention sink and latest finished frames, beside several chunks that are denoised together | Rolling Forcing (2509.25161) |

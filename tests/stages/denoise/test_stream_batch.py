@@ -13,7 +13,7 @@ import torch
 
 from conf.errors import UserError
 from conf.schema import ModelConfig
-from stages.denoise.bank import QUEUE
+from stages.denoise.bank import QUEUE, Bank
 from stages.denoise.denoiser import Denoiser, StreamBanks
 from stages.denoise.draws import Draws
 from stages.denoise.graphs import Graphs
@@ -268,6 +268,14 @@ def test_a_stream_that_moves_goes_on_the_same(name):
                 new.banks[level].restore({key: t.clone() for key, t in bank.export().items()}, i + 1)
         stream = moved
     assert equal(found, product(model, chunks))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_size_of_a_bank_is_known_before(name):
+    model = RULES[name]
+    ((_, banks),) = Stream(build(model)).parts
+    bank, sizes = banks.banks[0], (NETWORK.layers, NETWORK.heads, NETWORK.head_dim, torch.float32)
+    assert bank.nbytes == Bank.bytes_needed(bank.layout, *sizes, **model.choice)
 
 
 @pytest.mark.parametrize("name", RULES)
