@@ -13,7 +13,7 @@ from stages.sources.image import load_image
 
 log = logging.getLogger("worker")
 
-DRIVEN = "sessions have the sound, keys and words of the people who open them"
+DRIVEN = "sessions have the sound, pictures, keys and words of the people who open them"
 LENGTH = "sessions end by serve.session_s, or by the seconds that are asked for"
 RUN = "is said of a run, not of a server"
 NOT_OURS = {
@@ -21,6 +21,7 @@ NOT_OURS = {
     "resume": (RUN, None, "resume=null"),
     "source.audio": (DRIVEN, None, "source.audio=null"),
     "source.actions": (DRIVEN, None, "source.actions=null"),
+    "source.video": (DRIVEN, None, "source.video=null"),
     "source.inputs": (DRIVEN, None, "source.inputs=null"),
     "source.session": ("each session has its own", None, "source.session=null"),
     "sink.session": ("each session has its own", OF_EACH, f"sink.session={OF_EACH}"),

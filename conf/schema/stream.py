@@ -23,6 +23,8 @@ LOGS = ("none", "wandb")
 TRACES = ("none", "recent", "all")
 PACES = ("live", "free")
 FITS = ("letterbox", "crop")
+GREY = "grey"
+"""In place of a video: grey pictures without end."""
 PICTURES = ("video", "frames", "contact_sheet", "reader", "session")
 """Settings of sinks that are made of pictures."""
 SINKS = ("video", "latents", "frames", "contact_sheet", "inputs", "timeline")
@@ -154,7 +156,7 @@ class SourceConfig:
     """A file of lines `{"frame": 0, "action": "forward"}`, or `-`: live lines."""
     video: str | None = None
     """What a model with `model.noise_scale` draws anew: a video file, or `-` (or a named pipe): live raw RGB24 frames
-    of the stream's size, `model.fps` a second."""
+    of the stream's size, `model.fps` a second; or `grey`: grey pictures without end, as a server's rate is measured."""
     fit: str = one_of(FITS, "letterbox")
     """How a video file's pictures come to the stream's size: `letterbox`, whole, between black bars; `crop`, their
     middle, so that no bars are left."""

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 
 from serve.asked import checked
+from serve.camera import check
 from serve.connections import Socket
 from serve.media import Shown
 from serve.problems import Problem
@@ -30,6 +31,7 @@ OFFER = {
     "width": WIDTH,
     "height": HEIGHT,
     "hears": True,
+    "sees": True,
     "actions": ["none", "forward"],
     "prompts": True,
 }
@@ -88,6 +90,10 @@ class FakeSession:
 
     def sound(self, pcm: bytes, at: int, by: Any) -> None:
         self._note("sound", pcm, at)
+
+    def frame(self, jpeg: bytes, at: float, by: Any) -> None:
+        check(jpeg)
+        self._note("frame", jpeg, at)
 
     def speech(self, pcm: bytes) -> float:
         self.speech_held_s += len(pcm) / 32000
