@@ -20,7 +20,7 @@ def offer_of(config: Config) -> dict[str, Any]:
         id, object; fps, chunk_s (seconds of a chunk), width, height (pixels, as they are shown); hears: whether sound
         drives it; sees: whether it draws anew what a camera sees; actions: names, that of no action first; prompts,
         picture: whether it takes them; words: all that its prompts may be made of, none: any; presets: `{name, prompt}`
-        of those worth trying.
+        of those worth trying; trained: whether its weights are more than random.
     """
     model = config.model
     inputs, picture = inputs_of(model), Picture.of(model, config.stream)
@@ -40,6 +40,7 @@ def offer_of(config: Config) -> dict[str, Any]:
         "picture": made_of(inputs, PICTURE) is not None,
         "words": words,
         "presets": presets_of(config),
+        "trained": model.checkpoint is not None,
     }
 
 

@@ -54,12 +54,12 @@ class Sight(NamedTuple):
 
     Attributes:
         at: when the first new picture was taken, in seconds of the camera's clock.
-        frame: the chunk's frame that shows it, from 0.
-        latency_s: since the gateway had it until that frame leaves; None: it was said to another gateway.
+        after_s: from the chunk's first frame to the one that shows it.
+        latency_s: from the gateway's having it to that frame's leaving; None: it is not known any more.
     """
 
     at: float
-    frame: int
+    after_s: float
     latency_s: float | None
 
 
@@ -97,8 +97,8 @@ class Sighted:
         if found is None:
             return None
         at, frame = found
-        came = self._came.get(at)
-        return Sight(at, frame, None if came is None else now + frame / fps - came)
+        came, after_s = self._came.get(at), frame / fps
+        return Sight(at, after_s, None if came is None else now + after_s - came)
 
 
 def _forget(held: OrderedDict) -> None:

@@ -50,8 +50,8 @@ class Chunk(NamedTuple):
         late_s: how late it was.
         pts_s: its place in the media that comes here.
         audio_held_s: speech that waits to be spoken.
-        camera: what is new in it of a camera: `at`, as `see` gave it, `frame` of the chunk that shows it, and
-            `latency_s` from its coming to the server until that leaves; None: nothing is.
+        camera: what is new in it of a camera: `at`, when the picture was taken, as `see` was told, `after_s` until it
+            shows in the chunk, and `latency_s` from its coming to the server until then; None: nothing is.
     """
 
     chunk: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections.abc import Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -170,8 +171,8 @@ class Site:
 
 
 @contextmanager
-def serving():
-    """A `Site`, until the context is left."""
+def serving(more: Sequence[Route] = ()):
+    """A `Site`, until the context is left; `more`: routes beside its own."""
     listener = socket.create_server(("127.0.0.1", 0))
     ready = threading.Event()
     found: dict[str, Any] = {}
@@ -194,6 +195,7 @@ def serving():
         return JSONResponse({"state": "ended"})
 
     routes = [
+        *more,
         WebSocketRoute("/v1/realtime/video", over_socket),
         Route("/v1/sessions", opened, methods=["POST"]),
         Route("/v1/sessions/{id}", ended, methods=["DELETE"]),
