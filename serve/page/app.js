@@ -66,7 +66,7 @@ const strip = new Strip(find("strip"));
 const watch = new Watch(video, { frame: seen, seen: (chunk) => strip.shown(chunk, offer.fps) });
 const keys = new Keys((held) => connection.hold(held));
 const talk = new Talk(connection, status);
-const see = new See(connection, status, (at) => watch.filmed(at));
+const see = new See(connection, status, (at) => watch.filmed(at), () => connection.state === "live" && lively());
 const prompts = new Prompts(connection);
 const reference = new Reference(status, () => connection.state !== "idle", anew);
 const show = list();

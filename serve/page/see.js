@@ -12,6 +12,7 @@ export class See {
   #connection;
   #status;
   #filmed;
+  #chosen;
   #camera = new Camera(find("own"));
   #form = null;
   #running = false;
@@ -19,9 +20,13 @@ export class See {
   #notBefore = 0;
   #sent = [];
 
-  /** `status(text, bad)` says something to the person; `filmed(at)` is told of each picture that went up. */
-  constructor(connection, status, filmed) {
+  /**
+   * `status(text, bad)` says something to the person; `filmed(at)` is told of each picture that went up, `chosen()` when
+   * it sees something else.
+   */
+  constructor(connection, status, filmed, chosen) {
     this.#connection = connection;
+    this.#chosen = chosen;
     this.#status = status;
     this.#filmed = filmed;
     find("see-camera").addEventListener("click", () => this.choose("camera"));
@@ -58,24 +63,21 @@ export class See {
 
   /** What it sees from now on: `camera`, `file`, `test`, or null: nothing. Never raises. */
   async choose(kind, file = null) {
+    let trouble = kind === "camera" && !Camera.possible ? words.INSECURE_CAMERA : null;
     if (kind === null || !this.#form) this.#camera.close();
-    else if (kind === "camera" && !Camera.possible) await this.#instead(words.INSECURE_CAMERA);
-    else {
+    else if (!trouble) {
       try {
         await this.#camera.open(kind, this.#form, (blob, at) => this.#take(blob, at), file);
       } catch (error) {
         console.warn(error);
-        if (kind === "camera") await this.#instead(words.NO_CAMERA);
-        else this.#status(words.NO_VIDEO, true);
+        trouble = kind === "camera" ? words.NO_CAMERA : words.NO_VIDEO;
       }
     }
+    // Without a camera the page still shows what the model does.
+    if (trouble && kind === "camera") await this.choose("test");
     this.#tell();
-  }
-
-  /** Without a camera the page still shows what the model does. */
-  async #instead(why) {
-    await this.choose("test");
-    this.#status(why, true);
+    if (trouble) this.#status(trouble, true);
+    else this.#chosen();
   }
 
   #tell() {
