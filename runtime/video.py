@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conf.errors import UserError
 from conf.schema import ModelConfig
 from runtime.encoders import Encoders, Picture, latents_of, pictures_of
 from stages.codec.base import CodecState
@@ -136,7 +137,6 @@ class Video:
         if self._latents:
             found = self._latents.take(latents) if known or not self._sees else None
         elif known:
-            self._state = CodecState(list(self._state.cache), self._state.steps)
             found = self.encoders.video(pictures, self._state)
         if found is None:
             self.ended = True
@@ -190,12 +190,18 @@ class Video:
         return numbers, tensors
 
     def resume(self, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Go on from the progress of another: a file is read on from where it stood, live pictures from now on."""
+        """Go on from the progress of another: a file is read on from where it stood, live pictures from now on.
+
+        Raises:
+            UserError: the other was given its latents, so there is no encoder to go on from.
+        """
+        if self._state is not None and "steps" not in numbers:
+            raise UserError("resume", f"was saved with `{LATENTS}` in source.tensors", "give them again")
         self._encoded, self._seen = numbers["encoded"], numbers["seen"]
         self._motion.before, self._motion.last = numbers["level"], tensors.get(LAST)
         if self._latents:
             self._latents.skip(self._encoded)
-        elif "steps" in numbers:
+        else:
             found = (tensors.get(f"{CACHE}{i:03d}") for i in range(numbers["layers"]))
             device = self.encoders.device
             cache = [None if tensor is None else tensor.to(device) for tensor in found]
@@ -208,7 +214,7 @@ class Video:
 
 def pixels(frames: np.ndarray) -> Tensor:
     """Frames uint8 [n, H, W, 3] as pictures float32 [3, n, H, W] in [-1, 1]."""
-    return torch.from_numpy(frames).permute(3, 0, 1, 2).float().div_(127.5).sub_(1.0)
+    return torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2), np.float32)).div_(127.5).sub_(1.0)
 
 
 def _chunks(frames: int, first: int, later: int) -> int:

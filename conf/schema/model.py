@@ -94,6 +94,9 @@ class ModelConfig:
     """Step list before the shift, of 1000; null: evenly spread as diffusers' Euler scheduler does."""
     shift: float = 3.0
     """Of the step list towards noise, as flow matching has it."""
+    noise_scale: float | None = None
+    """Of video to video, the level of noise in what enters with a chunk, above 0 and up to 1; null: chunks begin as
+    noise alone."""
 
     chunk_frames: int = 3
     """Latent frames that are generated together."""
@@ -116,9 +119,6 @@ class ModelConfig:
     """The same as `positions=deep` (arXiv 2512.05081)."""
     compress: Compress | None = None
     """What is chosen of frames that leave the window; null: nothing, they are dropped."""
-    noise_scale: float | None = None
-    """Of video to video, the level of noise in what enters with a chunk, above 0 and up to 1; null: chunks begin as
-    noise alone."""
     prompt_switch: str = one_of(("text_only", "recache"), "text_only")
     """What a new prompt changes: `text_only`, what is read of it from then on; `recache`, what was made of the frames
     in the window, too, which are run again with it (arXiv 2509.22622)."""

@@ -47,8 +47,8 @@ class Encoder(Protocol):
         ...
 
     def __call__(self, frames: Tensor, state: CodecState) -> Tensor:
-        """[B, 3, n, H, W] in [-1, 1] to normalised latents [B, channels, m, H / 8, W / 8], advancing `state`: what its
-        cache holds is replaced, never written in, so that a list of it can be kept."""
+        """[B, 3, n, H, W] in [-1, 1] to normalised latents [B, channels, m, H / 8, W / 8], advancing `state`: tensors
+        in its cache are replaced, never written in, so that they can be kept as they are."""
         ...
 
 

@@ -124,9 +124,9 @@ class VideoFile:
                 if self._stop.is_set():
                     return None
                 self._changed.wait(POLL_S)
-            if self._failure is not None:
-                raise self._unreadable(_reason(self._failure)) from self._failure
             if self._have < count or self._closed:
+                if self._failure is not None:
+                    raise self._unreadable(_reason(self._failure)) from self._failure
                 return None
             taken = self._taken(count)
             self._wanted = 0

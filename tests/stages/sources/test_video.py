@@ -376,19 +376,18 @@ def test_a_writer_that_is_faster_waits(pipe):
     source, write = pipe(waits=False)
     writer = threading.Thread(target=lambda: [write(frame) for frame in PICTURES[:12]])
     writer.start()
-    found = [numbers(source.take(4)) for _ in range(1)]
+    found = numbers(source.take(4))
     settle(source._bytes, 8 * EACH)
     assert source._bytes.buffered == 8 * EACH
     writer.join()
-    found += [numbers(source.take(4)) for _ in range(2)]
-    assert sum(found, []) == list(range(12))
+    assert found + numbers(source.take(8)) == list(range(12))
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "avi", "nut"])
 def test_a_file_that_is_piped_is_told(tmp_path, kind):
     path = write_video(tmp_path / f"a.{kind}", numbered(4), 16)
     source = LiveFrames(io.BytesIO(path.read_bytes() + bytes(4 * EACH)), 16, 16, 4, waits=True)
-    with pytest.raises(UserError, match="carries a video file, not bare frames; pipe raw frames into it, e.g. ffmpeg"):
+    with pytest.raises(UserError, match="carries a video file, not bare frames; pipe raw frames into it"):
         source.take(4)
     source.close()
 
@@ -398,5 +397,5 @@ def test_a_terminal_is_told():
         def isatty(self):
             return True
 
-    with pytest.raises(UserError, match="source.video=-: standard input is a terminal, not frames"):
+    with pytest.raises(UserError, match="standard input is a terminal, not frames"):
         LiveFrames(Terminal(), 16, 16, 4, waits=True)
