@@ -1,6 +1,6 @@
 """Write a small video in which something moves: `assets/moving.mp4` was made so.
 
-    python docs/examples/moving_video.py moving.mp4 --seconds 10
+python docs/examples/moving_video.py moving.mp4 --seconds 10
 """
 
 import argparse
