@@ -158,15 +158,15 @@ class SourceConfig:
     """What a model with `model.noise_scale` draws anew: a video file, or `-` (or a named pipe): live raw RGB24 frames
     of the stream's size, `model.fps` a second; or `grey`: grey pictures without end, as a server's rate is measured."""
     fit: str = one_of(FITS, "letterbox")
-    """How the pictures of a video file, or of a session's camera, come to the stream's size: `letterbox`, whole, between
-    black bars; `crop`, their middle, so that no bars are left."""
+    """How the pictures of a video file, or of a session's camera, come to the stream's size: `letterbox`, whole,
+    between black bars; `crop`, their middle, so that no bars are left."""
     tensors: str | None = None
     """A .safetensors file of conditioning that was computed elsewhere."""
     inputs: str | None = None
     """What `sink.inputs` recorded of another stream, in place of its sound, actions and camera."""
     session: str | None = None
-    """A session of a gateway, whose sound, camera and events drive the stream: `tcp://HOST:PORT/TOKEN`. `everframe serve` sets
-    it."""
+    """A session of a gateway, whose sound, camera and events drive the stream: `tcp://HOST:PORT/TOKEN`. `everframe
+    serve` sets it."""
     pace: str = one_of(PACES, "live")
     """Of sound, actions and frames that come through a pipe: `live`, a chunk is sampled no sooner than the one before
     it has been watched (frames / fps), so the stream does not run ahead of who drives it, and frames that have not come
