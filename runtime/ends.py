@@ -171,14 +171,14 @@ class NotedFrames:
         source: where the pictures come from.
     """
 
+    count = None
+
     def __init__(self, source: Any):
         self.source, self.name = source, getattr(source, "name", "source.video=-")
         self._taken: np.ndarray | None = None
         self._again: Line | None = None
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         """Pictures of chunks that were sampled, by chunk."""
-
-    count = None
 
     @property
     def accepted(self) -> float | None:
