@@ -7,9 +7,10 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from serve.problems import Problem
+from stages.sources.film import MOST_PIXELS
 
-MOST_BYTES, MOST_PIXELS = 1 << 18, 1 << 22
-"""Of a picture; 1920 x 1920 pixels are fewer."""
+MOST_BYTES = 1 << 18
+"""Of a picture."""
 PER_SECOND, BURST = 30.0, 60.0
 """Pictures that are seen; others are answered with an error."""
 TURN_S = 1.0
