@@ -27,7 +27,7 @@ RUN := $(VENV)/.run-$(TORCH)
 DEV := $(VENV)/.dev
 LIVE := $(VENV)/.live
 
-.PHONY: install demo demo-world live test test-all test-train test-slurm lint bars clean
+.PHONY: install demo demo-world demo-video live test test-all test-train test-slurm lint bars clean
 
 install: $(RUN)
 
@@ -52,6 +52,10 @@ demo: $(RUN)
 
 demo-world: $(RUN)
 	@$(BIN)/python -m launch.stream experiment=demo_world
+
+# With a video of your own: make demo-video VIDEO=in.mp4
+demo-video: $(RUN)
+	@$(BIN)/python -m launch.stream experiment=demo_video $(if $(VIDEO),source.video=$(VIDEO))
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from stages.sources.image import load_image
 
 log = logging.getLogger("worker")
 
-DRIVEN = "sessions have the sound, keys and words of the people who open them"
+DRIVEN = "sessions have the sound, pictures, keys and words of the people who open them"
 LENGTH = "sessions end by serve.session_s, or by the seconds that are asked for"
 RUN = "is said of a run, not of a server"
 NOT_OURS = {

@@ -2,7 +2,7 @@
 
 Lines of JSON both ways. The run's first says what it is, and is answered by `{"welcome": true}` or `{"refused": WHY}`:
 
-    {"hello": {"protocol": 1, "offer": {...}, "plan": "...", "launcher": "...", "workers": 5, "streams": 64, ...}}
+    {"hello": {"protocol": 3, "offer": {...}, "plan": "...", "launcher": "...", "workers": 5, "streams": 64, ...}}
 
 Then the gateway gives the orders of `launch.control`, and `{"close": true}`; each that has a `question` is answered:
 

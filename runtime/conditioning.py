@@ -279,7 +279,7 @@ class Conditioning:
         if line is None:
             self._sampled(chunk, count)
         if self.sources.sink:
-            self.sources.sink.chunk(chunk, prompt, self.sources.heard(), taken)
+            self.sources.sink.chunk(chunk, prompt, self.sources.heard(), taken, self.sources.seen())
         return self.encoding.whole(made)
 
     def _begin(self, chunk: int, line: Line | None) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from conf.errors import UserError
+from runtime.filmed import NotedCamera
 from runtime.journal import Line
 from runtime.pace import Pace
 from stages.sources.audio import NOTHING, Pcm
@@ -234,7 +235,8 @@ class NotedFrames:
 class NoFrames:
     """Stands for a live source of pictures of a stream that had ended."""
 
-    accepted = None
+    accepted = shots = None
+    held = b""
 
     def take(self, count: int) -> None:
         """Nothing."""
@@ -286,13 +288,13 @@ class LiveEnds:
     session: SessionSource | None = None
     sound: Noted | None = None
     actions: NotedActions | None = None
-    video: NotedFrames | None = None
+    video: NotedFrames | NotedCamera | None = None
     pace: Pace | None = None
     opened: bool = False
     forget: Callable[[], object] = field(default=lambda: None)
 
     @property
-    def sources(self) -> list[Noted | NotedActions | NotedFrames]:
+    def sources(self) -> list[Noted | NotedActions | NotedFrames | NotedCamera]:
         """Those of sound, actions and pictures."""
         return [one for one in (self.sound, self.actions, self.video) if one is not None]
 

@@ -2,11 +2,13 @@
 
 A line of JSON for each chunk, appended when the chunk is sampled:
 
-    {"chunk": 7, "prompt": "...", "sound": "...", "actions": [1, 1, ...]}
+    {"chunk": 7, "prompt": "...", "sound": "...", "actions": [1, 1, ...], "pictures": {"jpeg": [...], "shown": [...]}}
 
 `prompt` is there where one begins with the chunk; `sound` is the 16 kHz mono PCM that was read from the source for it,
-as base64 of 16-bit little-endian samples; `actions` is an index for each video frame. Where the stream ended there is a
-last line `{"end": 40}`: chunks before it were all that was made. A run driven by the file makes the same latents.
+as base64 of 16-bit little-endian samples; `actions` is an index for each video frame. `pictures` are those of a
+session's camera: `jpeg`, in base64, those that were decoded for the chunk, and `shown` an index in it for each video
+frame, -1 for grey. Where the stream ended there is a last line `{"end": 40}`: chunks before it were all that was made.
+A run driven by the file makes the same latents.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ import numpy as np
 
 from conf import disk
 from conf.errors import UserError
+from runtime.filmed import RecordedFrames
 from stages.sources.audio import RATE, Pcm
+from stages.sources.film import Shots
+from stages.sources.fitting import Fit
 
 SCALE = 32768
 """Samples in [-1, 1] come from 16-bit integers divided by this, so multiplying gives the integers back exactly."""
-LONGEST_LINE = 1 << 24
-"""Bytes: a prompt of the longest there is, and minutes of sound."""
+LONGEST_LINE = 1 << 25
+"""Bytes: a prompt of the longest there is, minutes of sound, and 90 of the largest pictures that a session takes."""
 
 
 class Tap:
@@ -77,7 +82,14 @@ class InputsSink:
         with self._writing():
             disk.look_file(self.path)
 
-    def chunk(self, chunk: int, prompt: str | None, sound: np.ndarray | None, actions: Sequence[int] | None) -> None:
+    def chunk(
+        self,
+        chunk: int,
+        prompt: str | None,
+        sound: np.ndarray | None,
+        actions: Sequence[int] | None,
+        shots: Shots | None = None,
+    ) -> None:
         """What `chunk` was sampled from.
 
         Raises:
@@ -90,6 +102,8 @@ class InputsSink:
             line["sound"] = base64.b64encode(np.round(sound * SCALE).astype("<i2").tobytes()).decode()
         if actions is not None:
             line["actions"] = list(actions)
+        if shots is not None:
+            line["pictures"] = shots.told()
         self._write(line)
 
     def end(self, chunk: int) -> None:
@@ -153,16 +167,18 @@ class Inputs:
     """
 
     def __init__(self, path: str | Path):
-        self._name = f"source.inputs={path}"
+        self._name, self._path = f"source.inputs={path}", path
         self.prompts: dict[int, str] = {}
         self.chunks, sound, self._actions = 0, [], []
-        self._first: int | None = None
+        self._filmed: list[tuple[int, int]] = []
+        """Where each line with pictures begins, and how many frames they are shown in."""
         disk.readable(self._name, path, "give a file of sink.inputs")
         try:
             with Path(path).open("rb") as file:
-                lines = iter(lambda: file.readline(LONGEST_LINE), b"")
+                lines, start = iter(lambda: file.readline(LONGEST_LINE), b""), 0
                 for number, line in enumerate(lines, 1):
-                    self._take(number, line, sound)
+                    self._take(number, line, sound, start)
+                    start += len(line)
         except OSError as error:
             raise UserError(self._name, f"cannot be read ({error.strerror})", "give a file of sink.inputs") from error
         if not self.chunks:
@@ -170,7 +186,16 @@ class Inputs:
         self.sound = Recorded(np.concatenate(sound) if sound else np.zeros(0, np.float32)) if sound else None
         self.actions = RecordedActions(self._actions) if self._actions else None
 
-    def _take(self, number: int, line: bytes, sound: list[np.ndarray]) -> None:
+    @property
+    def sees(self) -> bool:
+        """Whether a camera was recorded."""
+        return bool(self._filmed)
+
+    def frames(self, fit: Fit) -> RecordedFrames:
+        """What it saw, as a source."""
+        return RecordedFrames(self._path, self._filmed, fit)
+
+    def _take(self, number: int, line: bytes, sound: list[np.ndarray], start: int) -> None:
         if len(line) == LONGEST_LINE:
             raise UserError(
                 f"{self._name} line {number}",
@@ -190,6 +215,8 @@ class Inputs:
             if "sound" in entry:
                 sound.append(np.frombuffer(base64.b64decode(entry["sound"]), "<i2").astype(np.float32) / SCALE)
             self._actions += entry.get("actions", [])
+            if "pictures" in entry:
+                self._filmed.append((start, len(entry["pictures"]["shown"])))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{self._name} line {number}", f"is no line of inputs ({error})", "give a file that sink.inputs wrote"

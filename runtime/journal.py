@@ -2,7 +2,8 @@
 
 A line of JSON for each chunk, in the stream's folder of cuts: memory that outlives the process. It is written before
 the chunk enters, so whatever others have seen of a chunk, its line is there. It holds what cannot be asked for again: a
-prompt that was heard, live sound and actions, and which events of a session the chunk showed. Files are read again.
+prompt that was heard, live sound and actions, a camera's pictures as JPEG, and which events of a session the chunk
+showed. Files are read again.
 
 Lines stand in files of a few, `journal.000040` the one that begins with chunk 40, and go a file at a time once a newer
 cut is whole.
@@ -24,13 +25,15 @@ from typing import Any
 import numpy as np
 
 from conf.errors import UserError
+from stages.sources.film import Shots
 
 log = logging.getLogger(__name__)
 
 SEGMENT = 8
 """Lines in a file."""
 MOST_BYTES = 1 << 26
-"""In all: a stream of which no cut becomes whole keeps so much, which is a quarter of an hour of sound."""
+"""In all: a stream of which no cut becomes whole keeps so much, which is a quarter of an hour of sound, and of a camera
+half a minute where each picture has 80 KB and 16 are shown a second."""
 PREFIX, RUN = "journal.", "journal.run"
 
 
@@ -47,7 +50,8 @@ class Line:
         short: whether that source ended meanwhile.
         actions: an index for each video frame, of a live source; None: there is none.
         frames: how many came from a live source of pictures, which keeps them itself; None: there is none.
-        seen: when the oldest of them came that is new in it.
+        seen: when the oldest picture came that is new in it, of these or of a camera.
+        shots: what it showed of a session's camera; None: it has none.
         held: how the source of actions stood behind it.
         pressed: when the oldest of its actions came that is new in it.
         events: ids of a session's events that it shows first.
@@ -63,6 +67,7 @@ class Line:
     actions: list[int] | None = None
     frames: int | None = None
     seen: float | None = None
+    shots: Shots | None = None
     held: dict[str, Any] = field(default_factory=dict)
     pressed: float | None = None
     events: list[str] = field(default_factory=list)
@@ -71,6 +76,7 @@ class Line:
     def to_json(self) -> bytes:
         """The line as it stands in the file."""
         content = asdict(self)
+        content["shots"] = self.shots and self.shots.told()
         if self.sound is not None:
             content["sound"] = base64.b64encode(self.sound.astype("<f4").tobytes()).decode()
         return json.dumps(content, separators=(",", ":")).encode() + b"\n"
@@ -80,6 +86,8 @@ class Line:
         """What a line of the file says."""
         if content["sound"] is not None:
             content["sound"] = np.frombuffer(base64.b64decode(content["sound"]), "<f4").astype(np.float32)
+        if content["shots"] is not None:
+            content["shots"] = Shots.of(content["shots"])
         return cls(**content)
 
 

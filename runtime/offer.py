@@ -8,7 +8,7 @@ from conf.schema import Config
 from runtime.encoders import Picture, frames_of
 from stages.inputs import inputs_of, made_of
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Of what a gateway and a run that joins it say to each other."""
 PICTURE = "image"
 
@@ -18,8 +18,9 @@ def offer_of(config: Config) -> dict[str, Any]:
 
     Returns:
         id, object; fps, chunk_s (seconds of a chunk), width, height (pixels, as they are shown); hears: whether sound
-        drives it; actions: names, that of no action first; prompts, picture: whether it takes them; words: all that
-        its prompts may be made of, none: any; presets: `{name, prompt}` of those worth trying.
+        drives it; sees: whether it draws anew what a camera sees; actions: names, that of no action first; prompts,
+        picture: whether it takes them; words: all that its prompts may be made of, none: any; presets: `{name, prompt}`
+        of those worth trying; trained: whether its weights are more than random.
     """
     model = config.model
     inputs, picture = inputs_of(model), Picture.of(model, config.stream)
@@ -33,11 +34,13 @@ def offer_of(config: Config) -> dict[str, Any]:
         "width": picture.width * config.post.factor,
         "height": picture.height * config.post.factor,
         "hears": made_of(inputs, "audio") is not None,
+        "sees": model.noise_scale is not None,
         "actions": list(actions.classes) if actions else [],
         "prompts": prompt is not None,
         "picture": made_of(inputs, PICTURE) is not None,
         "words": words,
         "presets": presets_of(config),
+        "trained": model.checkpoint is not None,
     }
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from conf.errors import UserError
 from conf.paths import is_live, is_stream
 from conf.schema import ModelConfig, SinkConfig, SourceConfig
+from conf.schema.stream import GREY
 from runtime.encoders import Encoders, Picture, pictures_of
 from runtime.ends import Gone, LiveEnds, NoFrames, Noted, NotedActions, NotedFrames
+from runtime.filmed import NotedCamera
 from runtime.inputs import Inputs, InputsSink, Tap
 from runtime.pace import Pace
 from runtime.prompts import Prompts
@@ -26,6 +28,8 @@ from stages.inputs import Input, inputs_of, made_of
 from stages.sources.actions import ActionFile, LiveActions
 from stages.sources.ahead import Ahead
 from stages.sources.audio import LivePcm, Silence
+from stages.sources.film import Grey
+from stages.sources.fitting import Fit
 from stages.sources.live import live_stream
 from stages.sources.raw_video import LiveFrames
 from stages.sources.session import SessionSource
@@ -72,6 +76,10 @@ class Sources:
     def heard(self) -> Any:
         """Samples read since the last call, float32 [n], where they are recorded; None for a silent model."""
         return self.sound.source.taken() if self.sound else None
+
+    def seen(self) -> Any:
+        """What the latest chunk showed of a session's camera, where that is recorded; None: there is none."""
+        return getattr(self.video.source, "shots", None) if self.video else None
 
     def close(self) -> None:
         """Let go of all of them."""
@@ -135,6 +143,14 @@ class Live(NamedTuple):
             self.ends.video = NotedFrames(NoFrames() if self.replay.end else make())
         return self.ends.video
 
+    def camera(self, make: Callable[[], Any], fit: Fit) -> Any:
+        """A session's camera, likewise."""
+        if not self.ends:
+            return make()
+        if self.ends.video is None:
+            self.ends.video = NotedCamera(NoFrames() if self.replay.end else make(), fit)
+        return self.ends.video
+
 
 OPENED = Live()
 
@@ -170,9 +186,9 @@ def open_sources(
     anew = model.noise_scale is not None
     tensors = TensorsFile(source.tensors, model.name, declared, anew) if source.tensors else None
     _refuse_unused(model, source, declared)
-    if anew:
-        _check_video(model, source, sink, tensors)
     inputs = Inputs(source.inputs) if source.inputs else None
+    if anew:
+        _check_video(model, source, sink, tensors, inputs)
     waits = source.live or bool(live.ends and live.ends.sources)
     opened = Sources(tensors, inputs, None, None, None, waits, ends=live.ends)
     heard, taken = made_of(declared, "audio"), made_of(declared, "actions")
@@ -187,7 +203,7 @@ def open_sources(
         if taken:
             opened.actions = _actions(taken, source, inputs, opened.session, stdin, stop, live)
         if anew:
-            frames = _frames(model, source, picture, stdin, stop, live)
+            frames = _frames(model, source, picture, inputs, opened.session, stdin, stop, live)
             try:
                 opened.video = Video(model, picture, encoders, frames, tensors)
             except BaseException:
@@ -312,14 +328,23 @@ def _frames(
     model: ModelConfig,
     source: SourceConfig,
     picture: Picture,
+    inputs: Inputs | None,
+    session: SessionSource | None,
     stdin: BinaryIO | None,
     stop: threading.Event,
     live: Live,
 ) -> Any:
     """Where pictures come from; None where `source.tensors` brings them."""
     name, path = f"source.video={source.video}", source.video
+    fit = Fit(picture.height, picture.width, source.fit)
+    if source.session:
+        return live.camera(lambda: session.film(model.fps, fit), fit)
+    if inputs is not None and inputs.sees:
+        return inputs.frames(fit)
     if not path:
         return None
+    if path == GREY:
+        return Grey(fit)
     if live.sees(path):
         most = max(pictures_of(model, chunk) for chunk in (0, 1))
         return live.video(
@@ -328,23 +353,23 @@ def _frames(
                 source.pace == "free", stop, name, owned=path != "-",
             ),
         )  # fmt: skip
-    # Not above: FFmpeg is needed where there is a file.
-    from stages.sources.fitting import Fit
-    from stages.sources.video import VideoFile
+    from stages.sources.video import VideoFile  # not above: FFmpeg is needed where there is a file
 
-    return VideoFile(path, model.fps, Fit(picture.height, picture.width, source.fit), stop)
+    return VideoFile(path, model.fps, fit, stop)
 
 
-def _check_video(model: ModelConfig, source: SourceConfig, sink: SinkConfig, tensors: TensorsFile | None) -> None:
+def _check_video(
+    model: ModelConfig, source: SourceConfig, sink: SinkConfig, tensors: TensorsFile | None, inputs: Inputs | None
+) -> None:
     """A model that draws a video anew has one, and only one."""
     given = [key for key in (LATENTS, PICTURES) if tensors and key in tensors.keys]
     if source.video and given:
         raise UserError(f"source.video={source.video}", f"source.tensors gives `{given[0]}`", "give one of the two")
-    if source.session:
-        raise UserError(
-            f"model.noise_scale={model.noise_scale}", "a session brings no video", "set model.noise_scale=null"
-        )
-    if not source.video and not given:
+    filmed = "source.session" if source.session else "source.inputs" if inputs is not None and inputs.sees else None
+    if filmed and (source.video or given):
+        name = f"source.video={source.video}" if source.video else f"source.tensors={source.tensors}"
+        raise UserError(name, f"{filmed} brings pictures of its own", "give one of the two")
+    if not filmed and not source.video and not given:
         raise UserError(
             f"model.noise_scale={model.noise_scale}",
             f"model={model.name} draws a video anew, and has none",

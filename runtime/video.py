@@ -22,8 +22,8 @@ from stages.sources.tensors import TensorsFile
 
 LATENTS, PICTURES = "video_latents", "video"
 """Keys of `source.tensors`."""
-LAST, CACHE = "last", "cache."
-"""Names of tensors that a state keeps: the last picture, and what the encoder remembers."""
+LAST, CACHE, HELD = "last", "cache.", "held"
+"""Names of tensors that a state keeps: the last picture, what the encoder remembers, and what a camera is held at."""
 
 
 class VideoChunk(NamedTuple):
@@ -181,6 +181,8 @@ class Video:
         later."""
         numbers: dict[str, Any] = {"encoded": self._encoded, "seen": self._seen, "level": self._motion.before}
         tensors = {} if self._motion.last is None else {LAST: self._motion.last}
+        if held := getattr(self.source, "held", b""):
+            tensors[HELD] = torch.frombuffer(bytearray(held), dtype=torch.uint8)
         if self._state is not None:
             numbers |= {"steps": self._state.steps, "layers": len(self._state.cache)}
             held = enumerate(self._state.cache)
@@ -206,6 +208,8 @@ class Video:
             self._state = CodecState(cache, numbers["steps"])
         if pictures := self._pictures or self.source:
             pictures.skip(self._seen)
+        if HELD in tensors:
+            self.source.held = tensors[HELD].numpy().tobytes()
 
 
 def pixels(frames: np.ndarray) -> Tensor:

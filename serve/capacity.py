@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from conf.errors import UserError
 from conf.schema import Config
-from conf.schema.stream import SINKS
+from conf.schema.stream import GREY, SINKS
 from runtime.admission import most_streams
 from runtime.board import Board
 from runtime.orders import host
@@ -39,6 +39,12 @@ ENDLESS = 1_000_000
 END_S = 30.0
 """Longest wait for what is under way when a stream is ended."""
 SILENCE = {"audio": None, "actions": None, "inputs": None, "session": None, "pace": "free"}
+
+
+def _changes(sees: bool) -> dict[str, Any]:
+    """What a stream is that is measured: nothing is heard, and where a camera is looked at, all is grey."""
+    source = SILENCE | ({"video": GREY} if sees else {})
+    return {"chunks": ENDLESS, "source": source, "sink": dict.fromkeys((*SINKS, "session"))}
 
 
 class Open(Protocol):
@@ -96,7 +102,7 @@ async def _rate_afar(served: Joined, count: int, sleep: Sleep) -> float:
     """What so many streams at once make, in seconds of video a second."""
     reports: dict[int, dict[str, Any]] = {}
     served.on_ended = reports.__setitem__
-    changes = {"chunks": ENDLESS, "source": SILENCE, "sink": dict.fromkeys((*SINKS, "session"))}
+    changes = _changes(served.offer["sees"])
     numbers: list[int] = []
     try:
         for index in range(count):
@@ -148,7 +154,7 @@ def memory_of(running: Running) -> list[Memory]:
 async def _run(served: Open, count: int, sleep: Sleep) -> tuple[float, float]:
     """(rate of all, cores that a session takes) of `count` streams at once."""
     pipeline = served.running.pipeline
-    changes = {"chunks": ENDLESS, "source": SILENCE, "sink": dict.fromkeys((*SINKS, "session"))}
+    changes = _changes(served.config.model.noise_scale is not None)
     numbers: list[int] = []
     try:
         for index in range(count):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -49,6 +50,8 @@ class Chunk(NamedTuple):
         late_s: how late it was.
         pts_s: its place in the media that comes here.
         audio_held_s: speech that waits to be spoken.
+        camera: what is new in it of a camera: `at`, when the picture was taken, as `see` was told, `after_s` until it
+            shows in the chunk, and `latency_s` from its coming to the server until then; None: nothing is.
     """
 
     chunk: int
@@ -58,6 +61,7 @@ class Chunk(NamedTuple):
     late_s: float
     pts_s: float
     audio_held_s: float
+    camera: dict[str, Any] | None = None
 
 
 class Part(NamedTuple):
@@ -173,6 +177,16 @@ class Session:
     def hear(self, samples: np.ndarray, rate: int) -> None:
         """The microphone: float32 [n] in [-1, 1], mono, to be given as it is recorded."""
         self._send_sound(np.asarray(samples, np.float32), rate, live=True)
+
+    def see(self, jpeg: bytes, at: float | None = None) -> None:
+        """A camera has seen a picture.
+
+        Args:
+            jpeg: of 256 KB and 4 megapixels at most.
+            at: when, in seconds of any clock that goes on; None: now, of `time.monotonic`.
+        """
+        at = time.monotonic() if at is None else at
+        self._send({"type": "session.frame", "at": at, "bytes": len(jpeg)}, jpeg)
 
     def stop(self) -> None:
         """Ask for the session's end; its last parts still come."""
@@ -297,7 +311,7 @@ class Session:
         elif kind == "video.start":
             self.mime = message["mime"]
         elif kind == "video.chunk_metadata":
-            known = {name: message[name] for name in Chunk._fields}
+            known = {name: message.get(name) for name in Chunk._fields}
             self._chunk, self._first = Chunk(**known | {"events": tuple(message["events"])}), True
             self._speech.told(self._chunk.audio_held_s)
         elif kind == "session.figures":

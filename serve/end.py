@@ -51,6 +51,11 @@ class End:
         if self.connection is not None:
             self.connection.send(kind, body, **head)
 
+    @property
+    def behind(self) -> int:
+        """Bytes that wait for the stage to take them."""
+        return self.connection.behind if self.connection is not None else 0
+
     def close(self) -> None:
         """Let go of it, and take no other."""
         self._closed = True

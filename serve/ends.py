@@ -20,13 +20,18 @@ from serve.seen import Seen
 
 WAITING = 64
 """Events that are kept until they are sampled."""
+BEHIND = 1 << 20
+"""Bytes on their way to the one that samples: over that no picture is added, which newer ones would make worthless."""
 
 
 class Listener(Protocol):
     """Who is told what stages say. All is called in the gateway's loop."""
 
-    def sampled(self, chunk: int, events: tuple[str, ...], held_s: float, late_s: float) -> None:
-        """A chunk was sampled: it shows these events first; so much speech is held, so much sound came too late."""
+    def sampled(
+        self, chunk: int, events: tuple[str, ...], held_s: float, late_s: float, seen: tuple[float, int] | None
+    ) -> None:
+        """A chunk was sampled: it shows these events first; so much speech is held, so much sound came too late; and
+        when the first of a camera's pictures was taken that is new in it, and its frame that shows it."""
         ...
 
     def again(self, chunk: int) -> None:
@@ -136,6 +141,14 @@ class Ends:
         if self._listens and not self.still:
             self._source.send("sound", pcm, at=at)
 
+    def frame(self, jpeg: bytes, at: float) -> bool:
+        """A camera has seen something; False: nobody takes it now, and it is not said later."""
+        there = self._listens and not self.still and self._source.connection is not None
+        if there and self._source.behind <= BEHIND:
+            self._source.send("frame", jpeg, at=at)
+            return True
+        return False
+
     def speech(self, pcm: bytes) -> bool:
         """Something is to be spoken; False: nobody takes it yet."""
         there = self._listens and self._source.connection is not None
@@ -159,7 +172,7 @@ class Ends:
         """Another has come to sample, which knows that chunks before `chunk` were, and what some of them showed."""
         self._heard.again(chunk)
         for one, events in sampled:
-            self._sampled(one, events, 0.0, 0.0)
+            self._sampled(one, events, 0.0, 0.0, None)
         if self._listens:  # the first came to nothing, and nobody has heard anything yet
             return
         self._say_events(self._source.connection)
@@ -169,16 +182,16 @@ class Ends:
     def _said_by_source(self, head: dict[str, Any], _: bytes) -> None:
         kind = head.get("kind")
         if kind == "sampled":
-            self._sampled(head["chunk"], head["events"], head["held_s"], head["late_s"])
+            self._sampled(head["chunk"], head["events"], head["held_s"], head["late_s"], head.get("frame"))
         elif kind == "resume":
             self._go_on(head["chunk"], head["sampled"])
 
-    def _sampled(self, chunk: int, events: list[str], held_s: float, late_s: float) -> None:
+    def _sampled(self, chunk: int, events: list[str], held_s: float, late_s: float, seen: list[float] | None) -> None:
         order = list(self._events)
         past = max((order.index(id) + 1 for id in events if id in self._events), default=0)
         for id in order[:past]:
             del self._events[id]
-        self._heard.sampled(chunk, tuple(events), held_s, late_s)
+        self._heard.sampled(chunk, tuple(events), held_s, late_s, seen and (seen[0], int(seen[1])))
 
     # -- to the one that plays ----------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ class Figures:
         self._clock = clock
         self.chunks = self.frames = self.late = 0
         self._latency_s: float | None = None
+        self._camera_s: float | None = None
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self._pictures: deque[float] = deque(maxlen=256)
         self._coded: set[int] = set()
@@ -55,6 +56,8 @@ class Figures:
         self.chunks, self.frames = self.chunks + 1, self.frames + shown.frames
         self.late += shown.late_s > LATE_S
         self._latency_s = self._latency_s if shown.latency_s is None else shown.latency_s
+        if shown.camera and shown.camera.latency_s is not None:
+            self._camera_s = shown.camera.latency_s
         self._recent.append(
             {
                 "chunk": shown.chunk,
@@ -74,6 +77,7 @@ class Figures:
             "frames": self.frames,
             "fps": sum(at > since for at in self._pictures) / RATED_S,
             "latency_s": None if self._latency_s is None else round(self._latency_s, 4),
+            **({} if self._camera_s is None else {"camera_s": round(self._camera_s, 4)}),
             "late_chunks": self.late,
             "recent": list(self._recent),
         }

@@ -53,7 +53,7 @@ PREFLIGHT_S = 600
 DRESS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    "permissions-policy": "microphone=(self), camera=(), geolocation=(), payment=(), usb=()",
+    "permissions-policy": "microphone=(self), camera=(self), geolocation=(), payment=(), usb=()",
     "cross-origin-resource-policy": "same-origin",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cache-control": "no-store",

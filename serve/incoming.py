@@ -15,7 +15,9 @@ from serve.wanted import Wanted
 LONGEST = 16 << 10
 """Bytes of a message."""
 MOST_SOUND = 1 << 20
-"""Bytes of one message of sound."""
+"""Bytes of one binary message."""
+LATEST_S = 1e12
+"""Of a camera's clock: beyond, a double holds no fractions worth the name."""
 RATES = range(8_000, 48_001)
 MOST_HELD, LONGEST_NAME = 16, 64
 """Keys that are held at once, and characters of the name of one."""
@@ -73,6 +75,21 @@ class Audio:
 
 
 @dataclass
+class Frame:
+    """`session.frame`: the binary message that follows is a camera's picture, as JPEG, taken at `at` seconds of the
+    camera's own clock (`serve.camera` looks at it)."""
+
+    at: float
+    bytes: int
+
+    def __post_init__(self):
+        if not -LATEST_S < self.at < LATEST_S:
+            raise UserError(f"at={self.at}", "is a time in seconds", "use the time at which it was taken")
+        if not 0 < self.bytes <= MOST_SOUND:
+            raise UserError(f"bytes={self.bytes}", f"is from 1 to {MOST_SOUND}", "send a smaller picture")
+
+
+@dataclass
 class Ping:
     """`session.ping`: `t` comes back."""
 
@@ -103,7 +120,7 @@ class Pressed:
             raise UserError("held", f"is a list of at most {MOST_HELD} action names", "send all that are held")
 
 
-Message = Start | Interaction | Audio | Ping | Stop
+Message = Start | Interaction | Audio | Frame | Ping | Stop
 
 ON_CONTROL: dict[str, type[Interaction | Ping | Stop]] = {
     "session.interaction": Interaction,
@@ -111,7 +128,12 @@ ON_CONTROL: dict[str, type[Interaction | Ping | Stop]] = {
     "session.stop": Stop,
 }
 """Messages of the data channel `control`, by their type."""
-MESSAGES: dict[str, type[Message]] = {"session.start": Start, "session.audio": Audio, **ON_CONTROL}
+MESSAGES: dict[str, type[Message]] = {
+    "session.start": Start,
+    "session.audio": Audio,
+    "session.frame": Frame,
+    **ON_CONTROL,
+}
 """Those of the WebSocket."""
 
 

@@ -38,11 +38,16 @@ class Connection:
         """Send a message without waiting. A stage that takes nothing is let go of."""
         if self.writer.transport.is_closing():
             return
-        if self.writer.transport.get_write_buffer_size() > HELD:
+        if self.behind > HELD:
             self.close()
             return
         line = json.dumps({"kind": kind, "bytes": len(body), **head}, separators=(",", ":")).encode() + b"\n"
         self.writer.write(line + body)
+
+    @property
+    def behind(self) -> int:
+        """Bytes that wait for the stage to take them."""
+        return self.writer.transport.get_write_buffer_size()
 
     async def receive(self) -> tuple[dict[str, Any], bytes] | None:
         """The next message; None: there will be none."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
+from serve.camera import Sight
+
 VIDEO_RATE, SOUND_RATE = 90_000, 48_000
 """Ticks per second of a packet's time, by kind."""
 PACKET_SAMPLES = 960
@@ -43,6 +45,7 @@ class Shown(NamedTuple):
         events: ids of what is first shown in it.
         latency_s: since the oldest of them was accepted; None: it shows nothing new.
         late_s: by how much it was late for the session's clock; 0: it was not.
+        camera: what is new of a camera in it; None: nothing is.
     """
 
     chunk: int
@@ -52,6 +55,14 @@ class Shown(NamedTuple):
     events: tuple[str, ...] = ()
     latency_s: float | None = None
     late_s: float = 0.0
+    camera: Sight | None = None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What viewers are told of it, but for where it is in their media."""
+        known = {"chunk": self.chunk, "frames": self.frames, "events": list(self.events)}
+        known |= {"latency_s": self.latency_s, "late_s": self.late_s}
+        return known | ({"camera": self.camera._asdict()} if self.camera else {})
 
 
 class Viewer(ABC):

@@ -104,6 +104,10 @@ class Metrics:
             "control_to_frame_seconds",
             "From an event being accepted by the gateway to the first frame that shows it leaving for viewers.",
         )
+        self._camera = histogram(
+            "camera_to_frame_seconds",
+            "From a camera's picture being accepted by the gateway to the first frame that shows it leaving.",
+        )
         self._chunk = histogram("chunk_latency_seconds", "From a chunk being sampled to its frames being there.")
         self._late = histogram(
             "frame_lateness_seconds",
@@ -152,6 +156,10 @@ class Metrics:
     def control(self, model: str, seconds: float) -> None:
         """What shows an event left, so long after the event was accepted."""
         self._control.labels(self._known(model)).observe(seconds)
+
+    def camera(self, model: str, seconds: float) -> None:
+        """What shows a camera's picture left, so long after the picture was accepted."""
+        self._camera.labels(self._known(model)).observe(seconds)
 
     def chunk(self, model: str, frames: int, latency_s: float | None, late_s: float) -> None:
         """A chunk began to leave.

@@ -1,6 +1,7 @@
 """The WebSocket `/v1/realtime/video`: one connection that opens a session or joins one, sees, hears, and talks to it.
 
-    client  session.start, then session.interaction, session.audio + PCM16, session.ping, session.stop
+    client  session.start, then session.interaction, session.audio + PCM16, session.frame + JPEG, session.ping,
+            session.stop
     server  session.queued*, session.started, video.start, fMP4 (init first), video.chunk_metadata before each chunk,
             session.figures once a second, session.notice, session.pong, session.done; error
 
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from serve.camera import BURST, PER_SECOND
 from serve.channels import Control
 from serve.guard import OWN
 from serve.heard import Sound
-from serve.incoming import Audio, Start, message
+from serve.incoming import Audio, Frame, Start, message
 from serve.limits import Limit
 from serve.outbox import Outbox
 from serve.problems import Problem
@@ -191,7 +193,8 @@ class Conversation:
     def __init__(self, websocket: WebSocket, session: Session, viewer: Socket):
         self._websocket, self._viewer = websocket, viewer
         self._control, self._sound = Control(session, viewer.notice, time.monotonic), Sound(session, viewer)
-        self._sounds = Limit(SOUND_PER_SECOND, SOUND_BURST)
+        self._session = session
+        self._sounds, self._frames = Limit(SOUND_PER_SECOND, SOUND_BURST), Limit(PER_SECOND, BURST)
 
     async def run(self) -> None:
         """Listen.
@@ -203,15 +206,18 @@ class Conversation:
         while True:
             said = await _received(self._websocket)
             if isinstance(said, bytes):
-                raise Problem("bad_request", "a binary message is announced by session.audio: send that first")
+                how = "a binary message is announced by session.audio or session.frame: send that first"
+                raise Problem("bad_request", how)
             found = message(said)
             if isinstance(found, Start):
                 raise Problem("bad_request", "this connection has its session: open another connection for another")
             if isinstance(found, Audio):
-                await self._hear(found, await self._announced(found))
+                await self._hear(found, await self._announced("session.audio", found.bytes))
+            elif isinstance(found, Frame):
+                self._see(found, await self._announced("session.frame", found.bytes))
             else:
                 self._control.do(found)
-            if max(self._control.limit.over, self._sounds.over) > FLOOD:
+            if max(limit.over for limit in (self._control.limit, self._sounds, self._frames)) > FLOOD:
                 raise Problem("too_many", "over the limit of messages a second, again and again: send fewer")
 
     async def _hear(self, audio: Audio, data: bytes) -> None:
@@ -221,10 +227,17 @@ class Conversation:
         except Problem as problem:
             self._viewer.notice(problem.message)
 
-    async def _announced(self, audio: Audio) -> bytes:
+    def _see(self, frame: Frame, data: bytes) -> None:
+        try:
+            self._frames.check()
+            self._session.frame(data, frame.at, self._viewer)
+        except Problem as problem:
+            self._viewer.notice(problem.message)
+
+    async def _announced(self, by: str, size: int) -> bytes:
         """The binary message that was announced."""
         data = await _received(self._websocket)
-        if not isinstance(data, bytes) or len(data) != audio.bytes:
+        if not isinstance(data, bytes) or len(data) != size:
             got = f"{len(data)} bytes" if isinstance(data, bytes) else "text"
-            raise Problem("bad_request", f"session.audio announced {audio.bytes} bytes, but {got} came")
+            raise Problem("bad_request", f"{by} announced {size} bytes, but {got} came")
         return data

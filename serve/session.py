@@ -17,6 +17,7 @@ from typing import Any
 
 from conf.schema.serve import ServeConfig
 from serve.asked import Asked, checked, unread
+from serve.camera import Sighted, check
 from serve.classes import Line, Rate, sort, thinnest
 from serve.ends import Ends
 from serve.figures import Figures
@@ -100,6 +101,7 @@ class Session:
         self._held_s = 0.0
         self._speaker: Viewer | None = None
         self._heard_at = 0.0
+        self._camera = Sighted()
         self.peers: set[Viewer] = set()
         """Viewers over WebRTC, those that are still connecting among them (`serve.webrtc`)."""
         self._work: set[asyncio.Task] = set()
@@ -353,6 +355,22 @@ class Session:
         if self.served.offer["hears"]:
             self._ends.sound(pcm, at)
 
+    def frame(self, jpeg: bytes, at: float, by: Viewer | None) -> None:
+        """A camera's picture, as JPEG, taken at `at` seconds of the camera's own clock. Of several viewers' cameras one
+        is looked at, as of microphones.
+
+        Raises:
+            Problem: it is too large or no JPEG, or the model takes none.
+        """
+        if not self.served.offer["sees"]:
+            raise Problem("unprocessable", f"session.frame: {self.served.name} takes no pictures; leave them out")
+        check(jpeg)
+        now = self._clock()
+        if self._camera.turn(by, self._viewers, now):
+            self._term.acted()
+            if self._ends.frame(jpeg, at):
+                self._camera.accept(at, now)
+
     def speech(self, pcm: bytes) -> float:
         """Sound to be spoken, likewise, in its order; returns the seconds that are held with it.
 
@@ -374,10 +392,14 @@ class Session:
 
     # -- what stages say (`serve.ends.Listener`) ----------------------------------------------------------------------
 
-    def sampled(self, chunk: int, events: tuple[str, ...], held_s: float, late_s: float) -> None:
+    def sampled(
+        self, chunk: int, events: tuple[str, ...], held_s: float, late_s: float, seen: tuple[float, int] | None
+    ) -> None:
         """See `Listener`."""
         if chunk <= self._asked.last:  # it is told again
             return
+        if seen:
+            self._camera.sampled(chunk, *seen)
         self._held_s = held_s
         self.told.sound_late(late_s)
         if self._asked.sampled(chunk, events, self._clock()):
@@ -426,7 +448,9 @@ class Session:
         events, accepted, sampled = self._asked.shown(head["chunk"])
         latency_s = None if accepted is None else now - accepted
         late_s = max(0.0, -slack_s)
-        shown = Shown(head["chunk"], head["frames"], head["first_frame"], head["pts"], events, latency_s, late_s)
+        sight = self._camera.shown(head["chunk"], self.served.offer["fps"], now)
+        place = head["chunk"], head["frames"], head["first_frame"], head["pts"]
+        shown = Shown(*place, events, latency_s, late_s, sight)
         sampled_s = None if sampled is None or stood else now - sampled
         made_s = None if sampled_s is None else max(0.0, sampled_s - max(0.0, slack_s))
         self.told.chunk(shown, made_s, sampled_s, None if self._figures.chunks else self._term.age_s)

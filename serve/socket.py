@@ -147,9 +147,7 @@ class Socket(Viewer):
             self._fragments.skip()
 
     def _say_chunk(self, shown: Shown, origin: int) -> None:
-        known = {"chunk": shown.chunk, "frames": shown.frames, "events": list(shown.events)}
-        known |= {"latency_s": shown.latency_s, "late_s": shown.late_s}
-        known |= {"pts_s": round((shown.pts - origin) / VIDEO_RATE, 6)}
+        known = shown.told | {"pts_s": round((shown.pts - origin) / VIDEO_RATE, 6)}
         known |= {"audio_held_s": round(self._session.speech_held_s, 3)}
         self.outbox.say({"type": "video.chunk_metadata", **known})
 

@@ -44,6 +44,8 @@ class Told:
         self._metrics.chunk(self._model, shown.frames, made_s, shown.late_s)
         if shown.latency_s is not None:
             self._metrics.control(self._model, shown.latency_s)
+        if shown.camera and shown.camera.latency_s is not None:
+            self._metrics.camera(self._model, shown.camera.latency_s)
         self._late(self._model, shown.late_s)
         if self._trace:
             self._trace.chunk(shown, sampled_s)

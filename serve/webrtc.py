@@ -146,8 +146,7 @@ class Peer(Viewer):
 
     def shown(self, shown: Shown) -> None:
         """Tell on `control` what begins."""
-        told = {"chunk": shown.chunk, "frames": shown.frames, "events": list(shown.events)}
-        told |= {"latency_s": shown.latency_s, "late_s": shown.late_s, "pts_s": shown.pts / VIDEO_RATE}
+        told = shown.told | {"pts_s": shown.pts / VIDEO_RATE}
         told |= {"audio_held_s": round(self._session.speech_held_s, 3)}
         self.notice({"type": "video.chunk_metadata"} | told)
 

@@ -82,7 +82,7 @@ def test_a_wheel_streams_from_an_empty_folder(tmp_path):
         command = (sys.executable, "-m", "everframe", *command)
         return subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
 
-    for experiment in ("demo", "demo_world"):
+    for experiment in ("demo", "demo_world", "demo_video"):
         done = run("stream", f"experiment={experiment}", "launcher=local", "stream.seconds=1", "output_dir=out")
         assert done.returncode == 0, done.stderr
         assert json.loads((tmp_path / "empty" / "out" / "report.json").read_text())["finished"]

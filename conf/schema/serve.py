@@ -57,7 +57,7 @@ class ServeConfig:
     lease_s: float = 30.0
     """How long a session without a viewer is kept for one that comes back."""
     idle_s: float = 300.0
-    """How long a session goes on in which nothing is said, pressed or typed."""
+    """How long a session goes on in which nothing is said, shown, pressed or typed."""
     drain_s: float = 30.0
     """How long sessions under way may go on once the server was told to end."""
     margin_s: float = 0.12

@@ -23,6 +23,8 @@ LOGS = ("none", "wandb")
 TRACES = ("none", "recent", "all")
 PACES = ("live", "free")
 FITS = ("letterbox", "crop")
+GREY = "grey"
+"""In place of a video: grey pictures without end."""
 PICTURES = ("video", "frames", "contact_sheet", "reader", "session")
 """Settings of sinks that are made of pictures."""
 SINKS = ("video", "latents", "frames", "contact_sheet", "inputs", "timeline")
@@ -154,17 +156,17 @@ class SourceConfig:
     """A file of lines `{"frame": 0, "action": "forward"}`, or `-`: live lines."""
     video: str | None = None
     """What a model with `model.noise_scale` draws anew: a video file, or `-` (or a named pipe): live raw RGB24 frames
-    of the stream's size, `model.fps` a second."""
+    of the stream's size, `model.fps` a second; or `grey`: grey pictures without end, as a server's rate is measured."""
     fit: str = one_of(FITS, "letterbox")
-    """How a video file's pictures come to the stream's size: `letterbox`, whole, between black bars; `crop`, their
-    middle, so that no bars are left."""
+    """How the pictures of a video file, or of a session's camera, come to the stream's size: `letterbox`, whole,
+    between black bars; `crop`, their middle, so that no bars are left."""
     tensors: str | None = None
     """A .safetensors file of conditioning that was computed elsewhere."""
     inputs: str | None = None
-    """What `sink.inputs` recorded of another stream, in place of its sound and actions."""
+    """What `sink.inputs` recorded of another stream, in place of its sound, actions and camera."""
     session: str | None = None
-    """A session of a gateway, whose sound and events drive the stream: `tcp://HOST:PORT/TOKEN`. `everframe serve` sets
-    it."""
+    """A session of a gateway, whose sound, camera and events drive the stream: `tcp://HOST:PORT/TOKEN`. `everframe
+    serve` sets it."""
     pace: str = one_of(PACES, "live")
     """Of sound, actions and frames that come through a pipe: `live`, a chunk is sampled no sooner than the one before
     it has been watched (frames / fps), so the stream does not run ahead of who drives it, and frames that have not come

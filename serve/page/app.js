@@ -1,16 +1,5 @@
 // The page: what the server offers, one session at a time, and all that a person can do in it.
 //
-// For measurements, `window.everframe` is
-//   transport   `rtc`, `ws`, or null while there is no line
-//   session     {id, model}, or null
-//   state       `idle`, `opening`, `waiting`, `joining`, `live`, `lost`
-//   status      the words that a person sees
-//   stats()     {fps, framesSeen, chunks, freezes, longestFreeze_s, still_s, controlLatencies, serverLatencies, lateness,
-//                frames, roundTrip_s, buffer_s}: seconds; `controlLatencies` from a press to the first frame that shows it;
-//                `serverLatencies` the server's own, to the frame's leaving; `frames` the newest few thousand as
-//                {t (ms of performance.now(), when it was on the screen), mediaTime (s since the session's start, where
-//                known)}; freezes are gaps between frames on the screen of more than 0.3 s
-//   start({model, prompt, seed, image}), stop(), press(action), release(action), send(event)
 // In the address: `?transport=ws` tries no call, `?microphone=raw` takes the microphone as it is.
 
 import * as cards from "./cards.js";
@@ -22,8 +11,10 @@ import { Keys } from "./keys.js";
 import { Line } from "./line.js";
 import * as moment from "./moment.js";
 import { Outlook, beginning, full } from "./outlook.js";
+import { face } from "./program.js";
 import { Prompts } from "./prompts.js";
 import { Reference } from "./reference.js";
+import { See } from "./see.js";
 import { end, takeToken } from "./session.js";
 import { Strip } from "./strip.js";
 import { Talk } from "./talk.js";
@@ -75,6 +66,7 @@ const strip = new Strip(find("strip"));
 const watch = new Watch(video, { frame: seen, seen: (chunk) => strip.shown(chunk, offer.fps) });
 const keys = new Keys((held) => connection.hold(held));
 const talk = new Talk(connection, status);
+const see = new See(connection, status, (at) => watch.filmed(at), () => connection.state === "live" && lively());
 const prompts = new Prompts(connection);
 const reference = new Reference(status, () => connection.state !== "idle", anew);
 const show = list();
@@ -85,7 +77,7 @@ function status(text, bad = false) {
 }
 
 function lively() {
-  status(offer.hears ? words.LIVE_TALK : offer.actions.length > 1 ? words.LIVE_WALK : words.LIVE);
+  status(offer.sees && see.rate === null ? words.LIVE_SEE : offer.hears ? words.LIVE_TALK : offer.actions.length > 1 ? words.LIVE_WALK : words.LIVE);
 }
 
 /** The server has something to say: `session.notice`. */
@@ -107,6 +99,7 @@ function changed() {
   keys.active = live && offer.actions.length > 1;
   if (!keys.active) keys.releaseAll();
   talk.enable(running && offer.hears && (live || (state === "lost" || state === "joining") && talk.active));
+  see.enable(running);
   find("frame").classList.toggle("lost", state === "lost");
   if (!running) {
     find("frame").classList.remove("seen", "lit", "frozen");
@@ -161,7 +154,7 @@ function entered(recent) {
 }
 
 function figures() {
-  if (offer) show(values(watch, connection.line, offer));
+  if (offer) show(values(watch, connection.line, offer, see.rate));
   const still = connection.state === "live" && !document.hidden && !moment.stands() && watch.waited > STILL_S;
   line.still(still ? watch.waited : null, watch.framesSeen > 0);
 }
@@ -174,8 +167,9 @@ function choose(chosen) {
   find("words").hidden = !offer.prompts;
   find("reference").hidden = !offer.picture;
   find("cover-art").setAttribute("href", `#${cards.art(offer)}`);
-  find("frame").style.setProperty("--shape", `${offer.width} / ${offer.height}`);
+  find("pair").style.setProperty("--shape", `${offer.width} / ${offer.height}`);
   find("honest").textContent = words.honest(offer);
+  see.draw(offer);
   keys.draw(offer.actions, find("pad"), find("more-actions"));
   prompts.draw(offer);
   watch.reset();
@@ -272,27 +266,10 @@ setInterval(look, LOOK_MS);
 document.addEventListener("visibilitychange", () => watch.looking());
 addEventListener("resize", () => strip.draw());
 
-window.everframe = {
-  get transport() { return connection.line?.kind ?? null; },
-  get session() { return connection.session && { id: connection.session.id, model: connection.session.model.id }; },
-  get state() { return connection.state; },
-  get status() { return find("status").textContent; },
-  stats: () => ({
-    fps: watch.fps, framesSeen: watch.framesSeen, chunks: watch.chunks, freezes: watch.freezes,
-    longestFreeze_s: watch.longestFreeze, still_s: watch.still, controlLatencies: [...watch.controlLatencies],
-    serverLatencies: [...watch.serverLatencies], lateness: [...watch.lateness], frames: [...watch.frames],
-    roundTrip_s: connection.line?.roundTrip ?? null, buffer_s: connection.line?.ahead ?? null,
-  }),
-  start: async ({ model, ...wanted } = {}) => {
-    await loaded;
-    if (model) cards.choose(model);
-    await start(wanted);
-  },
-  stop: () => connection.stop(),
-  press: (action) => keys.press(action, "program"),
-  release: (action) => keys.release(action, "program"),
-  send: (event) => connection.event(event),
-};
-
+window.everframe = face(connection, watch, keys, see, async ({ model, ...wanted } = {}) => {
+  await loaded;
+  if (model) cards.choose(model);
+  await start(wanted);
+});
 takeToken();
 look();

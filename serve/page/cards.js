@@ -4,7 +4,7 @@ import { drawing, find, make } from "./elements.js";
 import * as words from "./words.js";
 
 /** The drawing that stands for a model. */
-export const art = ({ hears, actions = [] }) => (hears ? "avatar" : actions.length > 1 ? "world" : "film");
+export const art = ({ hears, sees, actions = [] }) => (sees ? "camera" : hears ? "avatar" : actions.length > 1 ? "world" : "film");
 
 /** Draws a card for each offer and calls `chosen(offer)` with the first, and with what is chosen later. */
 export function draw(offers, chosen) {

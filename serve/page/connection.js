@@ -28,6 +28,7 @@ export class Connection {
   #only;
   #microphone = null;
   #side = null;
+  #rising = null;
   #round = 0;
   #number = 0;
   #name = Math.random().toString(36).slice(2, 7);
@@ -268,16 +269,21 @@ export class Connection {
     await this.line?.microphone(microphone);
   }
 
-  /** A line that takes speech to be spoken: data channels carry none, so a socket stands beside a call. */
-  async speaker() {
+  /** A line that takes speech to be spoken, and a camera's pictures: data channels carry none, so a socket stands beside a call. */
+  async upward() {
     if (this.line instanceof Socket) return this.line;
-    if (!this.#side) {
-      const face = { message: (message) => message.type === "error" && this.#message(message), opened: () => {}, lost: () => { this.#side = null; } };
-      const side = new Socket(this.session, null, face);
-      await side.connect();
-      this.#side = side;
-    }
-    return this.#side;
+    if (this.#side) return this.#side;
+    this.#rising ??= this.#rise(this.#round).finally(() => { this.#rising = null; });
+    return this.#rising;
+  }
+
+  async #rise(round) {
+    const face = { message: (message) => message.type === "error" && this.#message(message), opened: () => {}, lost: () => { this.#side = null; } };
+    const side = new Socket(this.session, null, face);
+    await side.connect();
+    if (round === this.#round) this.#side = side;
+    else side.close();
+    return side;
   }
 }
 

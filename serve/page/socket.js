@@ -1,4 +1,4 @@
-// The line over a WebSocket: JSON as text, fragments of an mp4 down and PCM up as binary.
+// The line over a WebSocket: JSON as text, fragments of an mp4 down, and PCM and JPEG up, as binary.
 
 import { Beat } from "./beat.js";
 import { Player } from "./mse.js";
@@ -6,6 +6,8 @@ import { Refused, token } from "./session.js";
 
 const OPENING = 10_000;
 const PROTOCOL = "everframe.v1";
+/** Bytes on their way up over which no picture is added: it would only be later than the next. */
+const BEHIND = 1 << 17;
 
 export class Socket {
   kind = "ws";
@@ -125,6 +127,14 @@ export class Socket {
   /** Speech to be spoken: s16 mono in an ArrayBuffer, a second or so at a time. */
   speak(block, rate) {
     this.#sound(block, rate, false);
+  }
+
+  /** A camera's picture, JPEG in an ArrayBuffer, taken at so many seconds; whether it went, and was not left out. */
+  see(jpeg, at) {
+    if (this.#socket?.readyState !== WebSocket.OPEN || this.#socket.bufferedAmount > BEHIND) return false;
+    this.send({ type: "session.frame", at, bytes: jpeg.byteLength });
+    this.#socket.send(jpeg);
+    return true;
   }
 
   #sound(block, rate, live) {

@@ -148,7 +148,7 @@ export class Talk {
       return;
     }
     try {
-      const line = await this.#connection.speaker();
+      const line = await this.#connection.upward();
       this.#status(`It speaks ${file.name}, ${words.seconds(samples.length / RATE)} long.`, false);
       await say(samples, (block) => line.speak(block, RATE), saying.signal);
     } catch (error) {

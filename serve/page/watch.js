@@ -17,6 +17,7 @@ export class Watch {
   #video;
   #handle = null;
   #asked = new Map();
+  #filmed = new Set();
   #open = [];
   #offsets = [];
   #unmatched = [];
@@ -38,6 +39,7 @@ export class Watch {
   reset() {
     this.frames = [];
     this.controlLatencies = [];
+    this.cameraLatencies = [];
     this.serverLatencies = [];
     this.lateness = [];
     this.chunks = 0;
@@ -45,6 +47,7 @@ export class Watch {
     this.freezes = 0;
     this.longestFreeze = 0;
     this.#asked.clear();
+    this.#filmed.clear();
     this.#arrivals.clear();
     this.again();
   }
@@ -75,14 +78,20 @@ export class Watch {
     if (this.#asked.size > 200) this.#asked.delete(this.#asked.keys().next().value);
   }
 
+  /** A picture went up that was taken at so many seconds of performance.now(). */
+  filmed(at) {
+    this.#filmed.add(at);
+    if (this.#filmed.size > 300) this.#filmed.delete(this.#filmed.values().next().value);
+  }
+
   /** `video.chunk_metadata` came: the chunk's first frame is next. */
   chunk(message) {
-    const { chunk, frames, events = [], pts_s: start, latency_s: latency, late_s: late } = message;
+    const { chunk, frames, events = [], pts_s: start, latency_s: latency, late_s: late, camera = null } = message;
     const now = performance.now();
     this.chunks += 1;
     bounded(this.lateness, late ?? 0);
     if (latency !== null && latency !== undefined) bounded(this.serverLatencies, latency);
-    const entry = { chunk, frames, events, start, at: now };
+    const entry = { chunk, frames, events, start, camera, at: now };
     this.#open.push(entry);
     this.#unmatched.push(entry);
     this.#arrivals.set(chunk, now);
@@ -152,6 +161,9 @@ export class Watch {
         this.#asked.delete(id);
         bounded(this.controlLatencies, (at - since) / 1000);
       }
+      // Another page's camera has a clock of its own.
+      const { camera } = entry;
+      if (camera && this.#filmed.has(camera.at)) bounded(this.cameraLatencies, at / 1000 + camera.after_s - camera.at);
       this.seen({ ...entry, shown: at });
     }
   }

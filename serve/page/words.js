@@ -77,15 +77,16 @@ export function places({ running = 0, capacity = 0, waiting = 0 }, own = false) 
 }
 
 /** What is true of the picture, without advertisement: from an offer. */
-export function honest({ width, height, fps, chunk_s: chunk }) {
-  const small = width * height <= 64 * 64 ? ", from a network of a few million parameters" : "";
+export function honest({ width, height, fps, chunk_s: chunk, trained = true }) {
+  const small = !trained ? ", from a network with random weights, which has learnt nothing"
+    : width * height <= 64 * 64 ? ", from a network of a few million parameters" : "";
   return `Made as you watch: ${width}×${height} pixels${small}, ${round(fps)} frames a second, in pieces of film of ${round(chunk)} s. `
     + "What you do shows in one of the next.";
 }
 
 /** What a model is, under its name on a card. */
-export function kind({ hears, actions = [], prompts, width, height }) {
-  const does = [hears && "talk to it", actions.length > 1 && "walk through it", prompts && "tell it what to show"];
+export function kind({ hears, sees, actions = [], prompts, width, height }) {
+  const does = [sees && "show it something", hears && "talk to it", actions.length > 1 && "walk through it", prompts && "tell it what to show"];
   const said = does.filter(Boolean).join(", ");
   return `${said ? said[0].toUpperCase() + said.slice(1) : "Watch it"}. ${width}×${height}.`;
 }
@@ -103,6 +104,7 @@ export const CALLING = "Connecting …";
 export const OVER_SOCKET = "A direct line could not be had, so it comes over a WebSocket: all works, a little later.";
 export const LIVE_TALK = touch ? "Live. Hold the button and talk." : "Live. Hold the button, or Space, and talk.";
 export const LIVE_WALK = touch ? "Live. Hold a button to walk." : "Live. Hold an arrow key or a button to walk.";
+export const LIVE_SEE = "Live. Choose what it sees.";
 export const LIVE = "Live.";
 export const LOADING = "The models are loading. That may take a minute or two; this page goes on by itself.";
 export const READY = "Press Start.";
@@ -117,6 +119,9 @@ export const GONE = "The line was lost, and the session has ended meanwhile. You
 export const NO_MICROPHONE = "The microphone could not be had. The browser's settings for this page say whether it may be used.";
 export const MICROPHONE_READY = "The microphone is ready. Hold the button and talk.";
 export const INSECURE = "Browsers give the microphone to https:// and localhost only. serve.tls=auto gives this server https.";
+export const NO_CAMERA = "The camera could not be had, so it sees the test picture. The browser's settings for this page say whether it may be used.";
+export const INSECURE_CAMERA = "Browsers give the camera to https:// and localhost only, so it sees the test picture. serve.tls=auto gives this server https.";
+export const NO_VIDEO = "That file is no video that this browser can play.";
 export const NO_PLAYER = "This browser can play neither WebRTC nor H.264 over a WebSocket. A newer one can.";
 export const PICTURE_NEXT = "The picture is ready: it counts from the next start.";
 export const PICTURE_NOW = "The face stays as it is while this session runs. Start anew to begin with your picture.";

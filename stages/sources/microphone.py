@@ -1,10 +1,8 @@
 """Live sound that is never waited for: what has not come when a chunk is sampled is silence, and too late afterwards.
 
 A microphone's samples have positions on a line of their own, so that what was lost on the way leaves a gap. A stream
-reads along that line at its own pace, a little behind the newest sample. Two clocks never agree for long, and a way
-through a network changes: when there has been more in reserve for a while than the way varies by, some is skipped, and
-when something was missing each time, the stream falls back by it. Speech that is to be spoken, by contrast, is held in
-full until it is, since it may be made faster than it is heard.
+reads along that line at its own pace, a little behind the newest sample (`stages.sources.reserve`). Speech that is to
+be spoken, by contrast, is held in full until it is, since it may be made faster than it is heard.
 """
 
 from __future__ import annotations
@@ -14,13 +12,12 @@ from collections import deque
 import numpy as np
 
 from stages.sources.audio import NOTHING, RATE
+from stages.sources.reserve import Reserve
 
 RESERVE = RATE // 50
 """Samples between what is read last and the newest one, where nothing varies: 20 ms."""
 SPARE = RATE // 16
 """More in reserve than this, each time lately, is skipped."""
-LATELY = 8
-"""Chunks over which a reserve is watched."""
 HELD = 4 * RATE
 """Samples of a microphone that are held."""
 SPEECH_S = 60.0
@@ -43,7 +40,7 @@ class Microphone:
         """Position that is read next; None: nothing was read since the first sample came."""
         self._newest: int | None = None
         """Behind the newest sample."""
-        self._reserves: deque[int] = deque(maxlen=LATELY)
+        self._reserve = Reserve(RESERVE, SPARE)
         self.silent = self.late = self.skipped = 0
 
     def give(self, at: int, samples: np.ndarray) -> None:
@@ -76,17 +73,9 @@ class Microphone:
             return
         self._next += skip
         self.skipped += skip
-        if len(self._reserves) == LATELY:
-            least, most = min(self._reserves), max(self._reserves)
-            if least > SPARE:
-                self._move(least - RESERVE)
-            elif most < 0:
-                self._move(most - RESERVE)
-
-    def _move(self, samples: int) -> None:
-        self._next += samples
-        self.skipped += max(0, samples)
-        self._reserves.clear()
+        moved = self._reserve.move()
+        self._next += moved
+        self.skipped += max(0, moved)
 
     def read(self, count: int) -> np.ndarray:
         """The next samples, float32 [count]; silence where none has come."""
@@ -113,7 +102,7 @@ class Microphone:
     def _restart(self) -> None:
         """Read on behind the newest sample."""
         self._next = None
-        self._reserves.clear()
+        self._reserve.clear()
 
     def end(self) -> None:
         """A chunk was read."""
@@ -121,7 +110,7 @@ class Microphone:
             # One that has fallen silent for long tells nothing of the way.
             reserve = self._newest - self._next
             if reserve > -2 * RATE:
-                self._reserves.append(reserve)
+                self._reserve.note(reserve)
 
 
 class Speech:

@@ -1,18 +1,20 @@
-"""What a person at a gateway says, presses and types: a live source that is never waited for.
+"""What a person at a gateway says, shows, presses and types: a live source that is never waited for.
 
 The gateway sends, on the connection of `source.session`,
 
     hello {}          before all else; with it the picture to begin with, as PNG, or nothing: that of `source.image`
     sound {at}        PCM of a microphone, 16-bit 16 kHz mono, from position `at` on its own time line
     speech {}         likewise, to be spoken when its turn comes, however early it is sent
+    frame {at}        a camera's picture, as JPEG, taken at `at` seconds of the camera's own clock
     event {id, event} `{"type": "prompt", "prompt": ...}`, `{"type": "action", "action": ...}`, `{"type": "interrupt"}`
     slack {seconds, late_s}   how long before its frames were due a chunk was there, and by how much all that follows
                               was put off for it
     end {}            the session is over
 
 and is told `end {}` when the stream ends in order, and of each chunk, when it is sampled, `sampled {chunk, events,
-held_s, silence_s, late_s}`: the ids of all that first shows in it, the speech that is held, and the sound that was
-missing or too late by then. After `end` the gateway hangs up. One that is gone has ended the stream.
+held_s, silence_s, late_s, frame}`: the ids of all that first shows in it, the speech that is held, the sound that was
+missing or too late by then, and of a camera [when the first picture was taken that is new in it, which of its video
+frames shows that], or null. After `end` the gateway hangs up. One that is gone has ended the stream.
 
 A source that goes on for another, whose process is gone, says first `resume {chunk, sampled}`: the next chunk that it
 samples, and for chunks before it, [chunk, events] as in `sampled`, of which the gateway may have missed some. It hears
@@ -33,14 +35,15 @@ import numpy as np
 from conf.errors import UserError
 from stages.link import LAST_S, Wire, connect
 from stages.sources.audio import NOTHING, RATE
+from stages.sources.camera import Camera, Shot
+from stages.sources.fitting import Fit
 from stages.sources.microphone import Microphone, Speech
+from stages.sources.session_parts import SessionActions, SessionFrames, SessionSound
 
 log = logging.getLogger(__name__)
 
 HELLO_S = 10.0
 """Longest wait for the gateway's first word."""
-TAP_FRAMES = 4
-"""Video frames, a latent's, for which an action shows that was over before it could be sampled."""
 
 
 class SessionSource:
@@ -59,6 +62,7 @@ class SessionSource:
     Attributes:
         sound: what is heard, as a source; reads silence where nothing came.
         actions: what is pressed, likewise.
+        frames: what a camera sees, likewise; None: it is not asked for (`film`).
         picture: that the stream begins with, as PNG; empty: none was sent.
 
     Raises:
@@ -78,6 +82,8 @@ class SessionSource:
         self._names, self._stop, self._steer, self._slack, self._clock = tuple(actions), stop, steer, slack, clock
         self._lock = threading.Lock()
         self._microphone, self._speech = Microphone(), Speech()
+        self._camera: Camera | None = None
+        """None: the model has no use for one."""
         self._events: list[tuple[str | None, dict[str, Any], float | None]] = []
         """That no sampled chunk shows: id, event, and when it came."""
         self._taken = 0
@@ -88,6 +94,7 @@ class SessionSource:
         self._told, self._waited_s = (0, 0), 0.0
         self._numbers = 0
         self.sound, self.actions = SessionSound(self), SessionActions()
+        self.frames: SessionFrames | None = None
         self.picture: bytes | None = None
         self._greeted = threading.Event()
         self._wire = Wire(connect("source.session", address))
@@ -102,6 +109,13 @@ class SessionSource:
 
     # -- what the stream asks -----------------------------------------------------------------------------------------
 
+    def film(self, fps: int, fit: Fit) -> SessionFrames:
+        """Have it see, at `fps` frames a second; returns the source of what it sees."""
+        with self._lock:
+            self._camera = Camera(fps)
+        self.frames = SessionFrames(self, fit)
+        return self.frames
+
     def begin(self, waited_s: float = 0.0) -> None:
         """A chunk is sampled now: all that has come so far shows in it.
 
@@ -113,8 +127,12 @@ class SessionSource:
             events, self._taken = list(self._events), len(self._events)
             if self._anew:
                 self._microphone.drop()
+                if self._camera:
+                    self._camera.drop()
                 self._anew = False
             self._microphone.begin(round((waited_s - before) * RATE))
+            if self._camera:
+                self._camera.begin(waited_s - before)
         self.actions.begin([(self._names.index(e["action"]), at) for _, e, at in events if e["type"] == "action"])
         for _, event, at in events:
             if event["type"] == "prompt":
@@ -134,6 +152,8 @@ class SessionSource:
             del self._events[: self._taken]
             self._taken = 0
             self._microphone.end()
+            if self._camera:
+                self._camera.end()
             silent, late, held = self._microphone.silent, self._microphone.late, self._speech.held
         before, self._told = self._told, (silent, late)
         self._tell(
@@ -143,6 +163,7 @@ class SessionSource:
             held_s=held / RATE,
             silence_s=(silent - before[0]) / RATE,
             late_s=(late - before[1]) / RATE,
+            frame=self.frames.new if self.frames else None,
         )
 
     def read(self, samples: int) -> np.ndarray:
@@ -151,6 +172,11 @@ class SessionSource:
             spoken = self._speech.read(samples)
             heard = self._microphone.read(samples)
         return heard if not len(spoken) else np.concatenate([spoken, np.zeros(samples - len(spoken), np.float32)])
+
+    def look(self, count: int) -> list[Shot | None]:
+        """What each of the next `count` video frames is the first to show, as `Camera.read` says."""
+        with self._lock:
+            return self._camera.read(count)
 
     # -- from one generation of a run to the next ---------------------------------------------------------------------
 
@@ -161,7 +187,7 @@ class SessionSource:
         slack: Callable[[float, float], None],
     ) -> None:
         """Go on for the stream as its next generation has it. What was said to a chunk that did not come to be sampled
-        is said again to the next; what the microphone hears until then is heard by nobody."""
+        is said again to the next. What a microphone hears until then, and a camera sees, nobody hears or sees."""
         with self._lock:
             self._stop, self._steer, self._slack = stop, steer, slack
             self._taken, self._anew = 0, True
@@ -221,6 +247,8 @@ class SessionSource:
         with self._lock:
             if kind == "sound":
                 self._microphone.give(int(head["at"]), _samples(body))
+            elif kind == "frame" and self._camera:
+                self._camera.give(Shot(float(head["at"]), body, self._clock()))
             elif kind == "speech":
                 self._speech.give(_samples(body))
             elif kind == "event":
@@ -237,67 +265,6 @@ class SessionSource:
             self._wire.send(kind, **head)
         except OSError:
             self._end()
-
-
-class SessionSound:
-    """The sound of a session, as a source that has no end of its own."""
-
-    rate = RATE
-    duration_s = None
-
-    def __init__(self, session: SessionSource):
-        self._session = session
-
-    def read(self, samples: int) -> np.ndarray:
-        """The next samples, float32 [samples]."""
-        return self._session.read(samples)
-
-    def close(self) -> None:
-        """The session is closed as a whole."""
-
-
-class SessionActions:
-    """The actions of a session, as a source that has no end of its own.
-
-    What is held when a chunk is sampled shows from its first frame on. What was pressed and let go of since the chunk
-    before shows first, TAP_FRAMES for each, so that no key is lost that was pressed for a moment.
-
-    Attributes:
-        accepted: when the oldest came that first shows in the chunk; None: nothing is new in it.
-    """
-
-    ended = False
-
-    def __init__(self):
-        self._held = 0
-        self._taps: list[int] = []
-        self.accepted: float | None = None
-
-    def begin(self, pressed: Sequence[tuple[int, float | None]]) -> None:
-        """What was pressed since the last chunk, in order: (action index, when); None: it is held as before."""
-        self.accepted = min((at for _, at in pressed if at is not None), default=None)
-        actions = [action for action, _ in pressed]
-        self._taps = [action for action in dict.fromkeys(actions[:-1]) if action and action != actions[-1]]
-        if actions:
-            self._held = actions[-1]
-
-    def take(self, first_frame: int, count: int) -> list[int]:
-        """The action index of each of `count` frames."""
-        taps, self._taps = self._taps[: max(0, count // TAP_FRAMES - 1)], []
-        shown = [action for action in taps for _ in range(TAP_FRAMES)]
-        return shown + [self._held] * (count - len(shown))
-
-    @property
-    def progress(self) -> dict[str, Any]:
-        """What another goes on from."""
-        return {"held": self._held}
-
-    def resume(self, progress: dict[str, Any], again: bool = False) -> None:
-        """Go on from the progress of another."""
-        self._held = progress["held"]
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 def _samples(body: bytes) -> np.ndarray:

@@ -45,7 +45,7 @@ def joined(gateway, driven):
 def test_a_run_says_what_it_is(joined, driven):
     hello = joined.until(lambda told: "hello" in told)["hello"]
     assert joined.token == TOKEN
-    assert (hello["protocol"], hello["workers"], hello["launcher"]) == (2, 2, "local")
+    assert (hello["protocol"], hello["workers"], hello["launcher"]) == (3, 2, "local")
     assert hello["offer"]["id"] == "nano" and hello["offer"]["actions"] and hello["plan"].startswith("timestep")
 
 

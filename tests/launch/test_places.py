@@ -53,7 +53,7 @@ def plan_of(workers: int | None = None) -> Plan:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("tour", ["demo", "demo_world"])
+@pytest.mark.parametrize("tour", ["demo", "demo_world", "demo_video"])
 def test_the_demo_runs_on_processors_whatever_there_is(machine, count, tour):
     machine(count)
     config = planning.resolve(config_of(f"experiment={tour}"))

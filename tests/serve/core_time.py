@@ -15,7 +15,7 @@ from serve.session import Session
 from serve.told import Told
 
 OFFER = {
-    "id": "maze", "object": "model", "fps": 16, "chunk_s": 0.75, "width": 32, "height": 32, "hears": True,
+    "id": "maze", "object": "model", "fps": 16, "chunk_s": 0.75, "width": 32, "height": 32, "hears": True, "sees": True,
     "actions": ["none", "forward"], "prompts": True, "picture": True, "words": [], "presets": [],
 }  # fmt: skip
 
@@ -81,6 +81,10 @@ class Stage:
     def leave(self) -> None:
         """It says that this was all, as a stage does when its stream ends."""
         self._said.put_nowait(({"kind": "end", "bytes": 0}, b""))
+
+    @property
+    def behind(self) -> int:
+        return 0
 
     def close(self) -> None:
         self.closed = True

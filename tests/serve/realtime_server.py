@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections.abc import Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 
 from serve.asked import checked
+from serve.camera import check
 from serve.connections import Socket
 from serve.media import Shown
 from serve.problems import Problem
@@ -30,6 +32,7 @@ OFFER = {
     "width": WIDTH,
     "height": HEIGHT,
     "hears": True,
+    "sees": True,
     "actions": ["none", "forward"],
     "prompts": True,
 }
@@ -88,6 +91,10 @@ class FakeSession:
 
     def sound(self, pcm: bytes, at: int, by: Any) -> None:
         self._note("sound", pcm, at)
+
+    def frame(self, jpeg: bytes, at: float, by: Any) -> None:
+        check(jpeg)
+        self._note("frame", jpeg, at)
 
     def speech(self, pcm: bytes) -> float:
         self.speech_held_s += len(pcm) / 32000
@@ -164,8 +171,8 @@ class Site:
 
 
 @contextmanager
-def serving():
-    """A `Site`, until the context is left."""
+def serving(more: Sequence[Route] = ()):
+    """A `Site`, until the context is left; `more`: routes beside its own."""
     listener = socket.create_server(("127.0.0.1", 0))
     ready = threading.Event()
     found: dict[str, Any] = {}
@@ -188,6 +195,7 @@ def serving():
         return JSONResponse({"state": "ended"})
 
     routes = [
+        *more,
         WebSocketRoute("/v1/realtime/video", over_socket),
         Route("/v1/sessions", opened, methods=["POST"]),
         Route("/v1/sessions/{id}", ended, methods=["DELETE"]),

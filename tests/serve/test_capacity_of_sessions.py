@@ -131,6 +131,7 @@ class Afar:
     """
 
     name, fps, chunk_s, lost = "afar", 16.0, 0.75, None
+    offer = {"sees": False}
 
     def __init__(self, rates, workers=1, room=64, memory="there/card", fails=None):
         self.rates, self.workers, self.most, self.fails = rates, workers, 64, fails

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.sources.audio import RATE
-from stages.sources.microphone import HELD, LATELY, RESERVE, SPARE, SPEECH_S, Microphone, Speech
+from stages.sources.microphone import HELD, RESERVE, SPARE, SPEECH_S, Microphone, Speech
+from stages.sources.reserve import LATELY
 
 SCALE = 1 << 24
 """A float32 holds every whole number up to this: a sample says where on its line it was."""

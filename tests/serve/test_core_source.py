@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from conf.errors import UserError
 from stages.sources.audio import RATE
 from stages.sources.microphone import RESERVE
-from stages.sources.session import TAP_FRAMES, SessionActions, SessionSource
+from stages.sources.session import SessionSource
+from stages.sources.session_parts import TAP_FRAMES, SessionActions
 from tests.serve.core_ends import TOKEN, WAIT_S, Clock, End
 
 NAMES = ("none", "forward", "left", "right")

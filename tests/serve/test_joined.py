@@ -27,7 +27,13 @@ from tests.helpers import config_of
 from tests.launch.gateway import TOKEN
 from tests.runtime.driven import Driven
 
-HELLO = {"protocol": 2, "offer": {"id": "nano", "fps": 16}, "plan": "timestep", "workers": 2, "streams": 64}
+HELLO = {
+    "protocol": 3,
+    "offer": {"id": "nano", "fps": 16, "sees": False},
+    "plan": "timestep",
+    "workers": 2,
+    "streams": 64,
+}
 
 
 class Remembering(Joins):
@@ -244,7 +250,7 @@ async def test_who_has_gone_may_come_back():
     ("hello", "why"),
     [
         (HELLO | {"protocol": 1}, "speaks protocol 1"),
-        ({"protocol": 2}, "nothing that is understood"),
+        ({"protocol": 3}, "nothing that is understood"),
         ([], "nothing that is understood"),
         (HELLO | {"offer": []}, "nothing that is understood"),
         (HELLO | {"workers": "two"}, "does not say how many workers"),

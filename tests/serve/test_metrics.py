@@ -47,6 +47,7 @@ def busy(metrics: Metrics) -> None:
     metrics.rejected("one", "late")
     metrics.first_frame("one", 0.3)
     metrics.control("one", 0.4)
+    metrics.camera("one", 0.4)
     metrics.chunk("one", 12, 0.25, 0.0)
     metrics.interrupt("one", 0.2)
     metrics.dropped("one", 3, "rate")

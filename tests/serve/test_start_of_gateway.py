@@ -163,7 +163,9 @@ async def test_who_finds_no_room_in_memory_may_come_again():
 @virtually
 async def test_a_pipeline_that_cannot_be_served_is_told_to_leave():
     async with house() as one:
-        joined = SimpleNamespace(name="far", memory=[], most=4, workers=1, lost="it has gone", closed=False)
+        joined = SimpleNamespace(
+            name="far", offer={"sees": False}, memory=[], most=4, workers=1, lost="it has gone", closed=False
+        )
 
         async def opens(name, changes):
             raise RuntimeError("it has gone")

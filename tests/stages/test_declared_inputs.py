@@ -43,6 +43,7 @@ def test_marks_keep_names_apart():
 MODELS = {
     "nano": ({"text", "reference"}, {"audio", "actions"}),
     "pocket_world": ({"text"}, {"actions"}),
+    "nano_video": ({"text"}, set()),
     "wan21_t2v_1_3b": ({"text"}, set()),
     "live_avatar_14b": ({"text", "reference", "motion"}, {"audio", "pose"}),
 }

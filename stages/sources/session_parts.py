@@ -1,0 +1,122 @@
+"""The sound, the pictures and the actions of a session, as sources of a stream that have no end of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.sources.audio import RATE
+from stages.sources.film import Film, Shots
+from stages.sources.fitting import Fit
+
+if TYPE_CHECKING:
+    from stages.sources.session import SessionSource
+
+TAP_FRAMES = 4
+"""Video frames, a latent's, for which an action shows that was over before it could be sampled."""
+
+
+class SessionSound:
+    """The sound of a session, as a source that has no end of its own."""
+
+    rate = RATE
+    duration_s = None
+
+    def __init__(self, session: SessionSource):
+        self._session = session
+
+    def read(self, samples: int) -> np.ndarray:
+        """The next samples, float32 [samples]."""
+        return self._session.read(samples)
+
+    def close(self) -> None:
+        """The session is closed as a whole."""
+
+
+class SessionFrames:
+    """What a camera of a session sees, as a source that has no end of its own.
+
+    Attributes:
+        accepted: when the oldest picture came that is new in the latest `take`; None: none is.
+        new: of that `take`, [when the first new picture was taken, the number of its frame]; None likewise.
+    """
+
+    name, count = "source.session", None
+
+    def __init__(self, session: SessionSource, fit: Fit):
+        self._session, self._film = session, Film(fit)
+        self.accepted: float | None = None
+        self.new: list[float] | None = None
+
+    def take(self, count: int) -> np.ndarray:
+        """The next `count` frames, uint8 [count, H, W, 3]."""
+        found = self._film.take(self._session.look(count))
+        first = self._film.first
+        self.accepted, self.new = (None, None) if first is None else (first[0].came, [first[0].at, first[1]])
+        return found
+
+    @property
+    def shots(self) -> Shots | None:
+        """What the latest `take` showed."""
+        return self._film.shots
+
+    @property
+    def held(self) -> bytes:
+        """The picture that was shown last, as JPEG; empty: none was."""
+        return self._film.held
+
+    @held.setter
+    def held(self, jpeg: bytes) -> None:
+        self._film.held = jpeg
+
+    def skip(self, count: int) -> None:
+        """What another showed does not come again."""
+
+    def close(self) -> None:
+        """The session is closed as a whole."""
+
+
+class SessionActions:
+    """The actions of a session, as a source that has no end of its own.
+
+    What is held when a chunk is sampled shows from its first frame on. What was pressed and let go of since the chunk
+    before shows first, TAP_FRAMES for each, so that no key is lost that was pressed for a moment.
+
+    Attributes:
+        accepted: when the oldest came that first shows in the chunk; None: nothing is new in it.
+    """
+
+    ended = False
+
+    def __init__(self):
+        self._held = 0
+        self._taps: list[int] = []
+        self.accepted: float | None = None
+
+    def begin(self, pressed: Sequence[tuple[int, float | None]]) -> None:
+        """What was pressed since the last chunk, in order: (action index, when); None: it is held as before."""
+        self.accepted = min((at for _, at in pressed if at is not None), default=None)
+        actions = [action for action, _ in pressed]
+        self._taps = [action for action in dict.fromkeys(actions[:-1]) if action and action != actions[-1]]
+        if actions:
+            self._held = actions[-1]
+
+    def take(self, first_frame: int, count: int) -> list[int]:
+        """The action index of each of `count` frames."""
+        taps, self._taps = self._taps[: max(0, count // TAP_FRAMES - 1)], []
+        shown = [action for action in taps for _ in range(TAP_FRAMES)]
+        return shown + [self._held] * (count - len(shown))
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What another goes on from."""
+        return {"held": self._held}
+
+    def resume(self, progress: dict[str, Any], again: bool = False) -> None:
+        """Go on from the progress of another."""
+        self._held = progress["held"]
+
+    def close(self) -> None:
+        """Nothing to release."""
