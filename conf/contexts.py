@@ -43,7 +43,7 @@ CONTEXTS = {
         False,
         seeded=True,
     ),
-    "last_step": ContextRule(
+    "one_bank": ContextRule(
         "all steps read and write one bank, which keeps a chunk's last step until it is full, and then its first one",
         False,
         False,

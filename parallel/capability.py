@@ -23,8 +23,8 @@ def undivided(model: ModelConfig) -> str:
     """Why the steps of a block cannot be on different workers; empty: they can."""
     if model.rule.joint:
         return "chunks at all levels see each other in every layer"
-    if model.context == "last_step":
-        return "every step writes over what the one before it wrote in their bank"
+    if model.context == "one_bank":
+        return "all of them write one bank"
     if model.compress and model.rule.commits:
         return "what a chunk's first step asks for decides what its bank keeps"
     return ""

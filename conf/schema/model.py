@@ -123,7 +123,7 @@ class ModelConfig:
     deep_sink: bool = False
     """The same as `positions=deep` (arXiv 2512.05081)."""
     stream_batch: bool | None = None
-    """The same as `context=stream_batch` (true) or `context=last_step` (false), StreamDiffusionV2's two modes; null: as
+    """The same as `context=stream_batch` (true) or `context=one_bank` (false), StreamDiffusionV2's two modes; null: as
     `context` says."""
     adaptive_sink: float | None = None
     """Cosine, -1 to 1, of keys and values below which an attention-sink frame is too little like a new one, which takes
@@ -158,7 +158,7 @@ class ModelConfig:
             positive(f"model.{name}", getattr(self, name), most=100_000)
         self.positions = "deep" if self.deep_sink else self.positions
         if self.stream_batch is not None:
-            self.context = "stream_batch" if self.stream_batch else "last_step"
+            self.context = "stream_batch" if self.stream_batch else "one_bank"
         for name in ("height", "width"):
             positive(f"model.{name}", getattr(self, name), most=MOST_PIXELS)
         if self.shift < LEAST_SHIFT:
@@ -334,7 +334,7 @@ class ModelConfig:
             return
         for name in ("first_chunk_frames", "refresh_frames", "adaptive_sink"):
             if (value := getattr(self, name)) is not None:
-                rule = "is for context=stream_batch and context=last_step"
+                rule = "is for context=stream_batch and context=one_bank"
                 raise UserError(f"model.{name}={value}", rule, f"set model.{name}=null")
 
     def _check_average(self):
@@ -394,7 +394,7 @@ class ModelConfig:
     @property
     def slots(self) -> bool:
         """Whether banks are slots of single frames, all of which are read (`stages.denoise.history.Slotted`)."""
-        return self.context in ("stream_batch", "last_step")
+        return self.context in ("stream_batch", "one_bank")
 
     def frames(self, chunk: int) -> range:
         """Latent frames of a chunk."""

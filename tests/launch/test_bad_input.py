@@ -85,7 +85,7 @@ NANO = ("model=nano", "stream.chunks=2")
         (["stream.events=[{chunk: 3, prompt: a}, {chunk: 3, prompt: b}]"], "two events are at the same chunk"),
         (["stream.events=[{chunk: -1, prompt: a}]"], "chunks count from 0"),
         # What does not exist yet, or not for this model.
-        (["model.context=joint_window"], "model.context=joint_window: the joint forward is not built; use same_level"),
+        (["model.context=joint_window"], "model.context=joint_window: needs no reference; set model.reference=false"),
         (["model.context=output_level"], "model.context=output_level: the second write pass is not built"),
         (["plan=timestep", "plan.workers=7"], "plan.workers=7: plan=timestep here is 4 workers, or 5 with decode"),
         (["model=pocket_world", "source.audio=x.wav"], "model=pocket_world takes no audio"),
