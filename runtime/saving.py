@@ -2,8 +2,9 @@
 
 A mark cuts every bank, decoder and output of a stream at its own moment, and each gives a *part*: a name and tensors
 that nothing changes any more, or that nothing changes before they are copied (`Saver.copy`). The mark goes on at once;
-the part is written here, into its log (`runtime.cut_log`), and the board is told how it went. Where the mark ends all parts are awaited. Then the cut is whole, which the board is told
-of; and where a state is due, it is written out to disk (`runtime.banks`), and renamed into place or removed.
+the part is written here, into its log (`runtime.cut_log`), and the board is told how it went. Where the mark ends all
+parts are awaited. Then the cut is whole, which the board is told of; and where a state is due, it is written out to
+disk (`runtime.banks`), and renamed into place or removed.
 """
 
 from __future__ import annotations
