@@ -115,7 +115,7 @@ def _bring(
     by_slot: dict[tuple[str, int], list[str]] = {}
     for name in sorted(names):
         by_slot.setdefault(slot_of(name), []).append(name)
-    for start, slot in sorted(by_slot, key=lambda one: order.get(one, len(order))):
+    for start, slot in sorted(by_slot, key=lambda one: (order.get(one, len(order)), one)):
         point = saver.copy(log, {name: piece_of(bank, name) for name in by_slot[start, slot]})
         if point is not None:
             (bank.adapters[start] if start else bank).copying[slot] = point
