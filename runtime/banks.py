@@ -98,7 +98,7 @@ def copy_early(saver: Saver, stream: int, name: str, bank: Bank, chunk: int, rew
     log, slots = saver.log(stream, name), rewrites.behind(bank, chunk)
     names = changed_in(bank, slots)
     try:
-        _bring(saver, log, bank, names, {})
+        _bring(saver, log, bank, names, {(adapter, slot): 0 for adapter, own in slots.items() for slot in own})
     except BaseException:
         log.withdraw(names)
         raise
@@ -107,18 +107,21 @@ def copy_early(saver: Saver, stream: int, name: str, bank: Bank, chunk: int, rew
 def _bring(
     saver: Saver, log: Log, bank: Bank | None, names: Collection[str], order: Mapping[tuple[str, int], int]
 ) -> None:
-    """Copy pieces of a bank, slot by slot, and note until when each slot is being copied.
+    """Copy pieces of a bank, and note until when each slot is being copied. What the same pass is going to write is
+    copied together, since that waits for all of it.
 
     Args:
-        order: of the slots (`Rewrites.order`); those that it lacks are last.
+        order: of the slots (`Rewrites.order`); those that it lacks are last, each by itself.
     """
-    by_slot: dict[tuple[str, int], list[str]] = {}
+    together: dict[tuple[int, str, int], list[str]] = {}
     for name in sorted(names):
-        by_slot.setdefault(slot_of(name), []).append(name)
-    for start, slot in sorted(by_slot, key=lambda one: (order.get(one, len(order)), one)):
-        point = saver.copy(log, {name: piece_of(bank, name) for name in by_slot[start, slot]})
-        if point is not None:
-            (bank.adapters[start] if start else bank).copying[slot] = point
+        adapter, slot = slot_of(name)
+        comes = order.get((adapter, slot))
+        together.setdefault((len(order), adapter, slot) if comes is None else (comes, "", 0), []).append(name)
+    for _, names_of in sorted(together.items()):
+        point = saver.copy(log, {name: piece_of(bank, name) for name in names_of})
+        for adapter, slot in set(map(slot_of, names_of)) if point else ():
+            (bank.adapters[adapter] if adapter else bank).copying[slot] = point
 
 
 def write_out(cut: Cut, folder: Path) -> dict[str, str]:

@@ -156,14 +156,12 @@ class Log:
         """Copy what is brought into the file, from wherever it is on the host. Where there is no room, that is noted,
         and the cut fails that was to have it."""
         try:
-            laid = {}
-            for name, tensor in tensors.items():
-                order = sorted(range(tensor.ndim), key=lambda d, t=tensor: -t.stride(d))
-                laid[name] = tensor.detach().permute(order).contiguous(), tuple(order)
+            laid = {name: _laid(tensor) for name, tensor in tensors.items()}
             with self._lock:
                 targets = self._room(brought, laid)
-            for name, target in targets.items():
-                target.copy_(laid[name][0].reshape(-1).view(torch.uint8))
+            # In one call: each takes and gives back the interpreter, for which the loop would wait.
+            sources = [laid[name][0].view(-1).view(torch.uint8) for name in targets]
+            torch._foreach_copy_(list(targets.values()), sources)
         except Exception as error:
             brought.failure = error
 
@@ -203,9 +201,10 @@ class Log:
                 for one in brought:
                     self._stored.pop(id(one), None)
                 self._add(chunk, names, brought)
-                self._clear()
         except BaseException:
             self._lost |= came
+            with self._lock:
+                self._clear()  # of what this one brought
             raise
         self._lost -= came
         self._tell(chunk, content)
@@ -330,6 +329,13 @@ def write_json(path: Path, content: Any) -> None:
         with suppress(OSError):
             part.unlink()
         raise
+
+
+def _laid(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """A tensor with its dimensions in the order of its strides, in one piece, and that order."""
+    tensor, strides = tensor.detach(), tensor.stride()
+    order = tuple(sorted(range(len(strides)), key=lambda d: -strides[d]))
+    return (tensor if order == tuple(range(len(order))) else tensor.permute(order)).contiguous(), order
 
 
 class Read:
