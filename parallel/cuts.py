@@ -2,7 +2,8 @@
 
 A cut copies what passes wrote since the one before: a chunk's frames in every layer's bank at every level, and all
 that a decoder remembers. Beyond a ring of chunks it copies whole rings, and no more. What a cut that is kept refers to
-is not overwritten: beside all that there is, what the last two intervals wrote is there twice. Numbers, no tensors.
+is not overwritten: beside all that there is, what the last two intervals wrote is there twice, and what is copied
+before the next cut (`runtime.early`). Numbers, no tensors.
 """
 
 from __future__ import annotations
@@ -73,10 +74,17 @@ class Cuts:
         one = self.logged
         return self._layers(worker, one.shared_rest, one.whole_rest) + self._once(worker, one.kept * one.finished)
 
+    def early(self, worker: int) -> float:
+        """Copied before the next cut in each process of a worker: where the ring turns between two, what a chunk
+        overwrites."""
+        one = self.logged
+        turns = self.every * one.chunk >= one.ring
+        return turns * min(one.chunk, one.ring) * self._layers(worker, one.shared, one.whole)
+
     def memory(self, worker: int) -> float:
         """Kept on the host for all processes of a worker, with the journal where chunks are sampled."""
         others = len(self.plan.group(worker)) - 1
-        one = self.rest(worker) + INTERVALS * self.dirty(worker)
+        one = self.rest(worker) + INTERVALS * self.dirty(worker) + self.early(worker)
         once = self._once(worker, self.logged.kept * self.logged.finished)
         once += INTERVALS * self._once(worker, min(self.every, self.logged.kept) * self.logged.finished)
         journal = (INTERVALS + 1) * self.every * self.logged.entered * (worker == self.plan.encode)
