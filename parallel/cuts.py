@@ -76,10 +76,10 @@ class Cuts:
 
     def early(self, worker: int) -> float:
         """Copied before the next cut in each process of a worker: where the ring turns between two, what a chunk
-        overwrites."""
+        overwrites and the one before it does not."""
         one = self.logged
         turns = self.every * one.chunk >= one.ring
-        return turns * min(one.chunk, one.ring) * self._layers(worker, one.shared, one.whole)
+        return turns * max(0, min(one.chunk, one.ring - one.chunk)) * self._layers(worker, one.shared, one.whole)
 
     def memory(self, worker: int) -> float:
         """Kept on the host for all processes of a worker, with the journal where chunks are sampled."""
