@@ -57,13 +57,13 @@ class _Stream(Queue):
             yield
             self.device.mark().wait()
 
-    @contextmanager
-    def beside(self, *used: Tensor) -> Iterator[None]:
+    def give(self, work: Callable[[], None], *used: Tensor) -> Mark:
         behind = self.device.mark()
         self._module.set_device(self.device.torch)
         with self._module.stream(self._stream):
             self.device.follow(behind, *used)
-            yield
+            work()
+            return self.device.mark()
 
     def close(self) -> None:
         stream, self._stream = self._stream, None

@@ -55,16 +55,19 @@ class Queue(ABC):
         """
 
     @abstractmethod
-    def beside(self, *used: Tensor) -> AbstractContextManager[None]:
-        """Give work here from a thread of another queue, behind what that queue was given so far. Nobody waits.
+    def give(self, work: Callable[[], None], *used: Tensor) -> Mark:
+        """Have work done here, behind what the calling thread's queue was given so far; returns when it is done. Nobody
+        waits for it but who follows that mark.
 
         Args:
-            used: tensors of that queue that are read or written inside.
+            work: a device that works by itself is given what is in it at once, by the calling thread; elsewhere a
+                thread of this queue does it.
+            used: tensors of the calling thread's queue that are read or written inside.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Give it back, to be used again: its last thread gives it no more work. A second call does nothing."""
+        """Give it back, to be used again, once all is done: nobody gives it more work. A second call does nothing."""
 
 
 class Span:
@@ -98,7 +101,8 @@ class Device(ABC):
 
     Attributes:
         torch: the device, as torch names it.
-        immediate: whether work is done when the call that gives it returns; queues, marks and graphs mean nothing then.
+        immediate: whether work of the calling thread's is done when the call that gives it returns. Queues and marks
+            mean something then only for what was given to another (`Queue.give`), and graphs nothing.
     """
 
     immediate: bool
@@ -136,7 +140,8 @@ class Device(ABC):
 
     @abstractmethod
     def follow(self, mark: Mark | None, *used: Tensor) -> None:
-        """Have what this thread's queue is given from now on wait for a mark of another queue; nobody waits here.
+        """Have what this thread's queue is given from now on wait for a mark of another queue. Nobody waits here, but
+        where work is immediate.
 
         Args:
             used: as for `mark`: tensors that are going to be used here.

@@ -1,9 +1,10 @@
-"""The host's own processor: work is done when its call returns."""
+"""The host's own processor: work is done when its call returns, and what is given to a queue is done by its thread."""
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -11,29 +12,45 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from devices.base import Device, Queue
+from devices.base import Device, Mark, Queue
 
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 
 
-class _AtOnce(Queue):
+class _Mark:
+    """A mark that is what a thread is given to do."""
+
+    def __init__(self, work: Future[None]):
+        self._work = work
+
+    def wait(self) -> None:
+        self._work.exception()  # what went wrong in it is not the business of who only waits for its end
+
+    def reached(self) -> bool:
+        return self._work.done()
+
+
+class _Thread(Queue):
+    """A queue whose thread starts when it is given something. What threads do for themselves is done at once."""
+
     def __init__(self, device: Device):
         self.device = device
+        self._thread = ThreadPoolExecutor(1, "beside")
 
     def use(self) -> None:
         """All threads have the processor."""
 
     @contextmanager
-    def after(self, mark: None, *used: Tensor) -> Iterator[None]:
+    def after(self, mark: Mark | None, *used: Tensor) -> Iterator[None]:
+        self.device.follow(mark)
         yield
 
-    @contextmanager
-    def beside(self, *used: Tensor) -> Iterator[None]:
-        yield
+    def give(self, work: Callable[[], None], *used: Tensor) -> Mark:
+        return _Mark(self._thread.submit(work))
 
     def close(self) -> None:
-        """There are as many as one likes."""
+        self._thread.shutdown()
 
 
 class Processor(Device):
@@ -45,13 +62,14 @@ class Processor(Device):
         """All threads have it."""
 
     def queue(self, passes: bool = False) -> Queue:
-        return _AtOnce(self)
+        return _Thread(self)
 
     def mark(self, *used: Tensor) -> None:
         return None
 
-    def follow(self, mark: None, *used: Tensor) -> None:
-        """There is nothing to wait for."""
+    def follow(self, mark: Mark | None, *used: Tensor) -> None:
+        if mark is not None:
+            mark.wait()
 
     def synchronize(self) -> None:
         """Everything is done."""

@@ -2,8 +2,8 @@
 
 A cut copies what passes wrote since the one before: frames in every layer's bank at every level, as many as the history
 rule says, and all that a decoder remembers. Beyond a ring of chunks it copies whole rings, and no more. What a cut that
-is kept refers to is not overwritten: beside all that there is, what the last two intervals wrote is there twice.
-Numbers, no tensors.
+is kept refers to is not overwritten: beside all that there is, what the last two intervals wrote is there twice,
+and what is copied before the next cut (`runtime.early`). Numbers, no tensors.
 """
 
 from __future__ import annotations
@@ -90,10 +90,17 @@ class Cuts:
         one = self.logged
         return self._banks(worker, one.shared_rest, one.whole_rest, one.kept) + self._decoder(worker)
 
+    def early(self, worker: int) -> float:
+        """Copied before the next cut in each process of a worker: where the ring turns between two, what a chunk
+        overwrites and the one before it does not."""
+        one, chunk, ring = self.logged, self.logged.most[0], self.logged.most[-1]
+        turns = self.every >= len(one.most)
+        return turns * max(0, min(chunk, ring - chunk)) * self._banks(worker, one.shared, one.whole, 0)
+
     def memory(self, worker: int) -> float:
         """Kept on the host for all processes of a worker, with the journal where chunks are sampled."""
         others = len(self.plan.group(worker)) - 1
-        one = self.rest(worker) + INTERVALS * self.dirty(worker)
+        one = self.rest(worker) + INTERVALS * self.dirty(worker) + self.early(worker)
         once = (INTERVALS + 1) * self._decoder(worker)
         journal = (INTERVALS + 1) * self.every * self.logged.entered * (worker == self.plan.encode)
         return one + others * (one - once) + journal

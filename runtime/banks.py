@@ -6,16 +6,18 @@ A state has a file for every level and layer, in physical slot order, whoever he
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from runtime.cut_banks import banks_of, changed_in, header_of, piece_of, pieces_of
+from runtime.cut_banks import banks_of, changed_in, header_of, piece_of, pieces_of, slot_of
+from runtime.cut_log import Log
 from runtime.cuts import Cut
+from runtime.early import Rewrites
 from runtime.snapshot import FINISHED, Snapshot
 from runtime.state import write
 from stages.denoise.bank import ABSENT, OF_ALL_HEADS, PLACED, Bank
@@ -56,10 +58,12 @@ def cut_bank(
     share: Share,
     finished: Mapping[str, Tensor],
     mark: Mark,
+    rewrites: Rewrites | None = None,
 ) -> None:
     """Have a bank written as a part of the cut before `chunk`: what has changed since the one before.
 
-    It is copied beside the passes that come, and those of them that write what is still being copied wait for it.
+    It is copied beside the passes that come, slot by slot, and those of them that write a slot which is still being
+    copied wait for that slot.
 
     Args:
         name: of the part.
@@ -67,35 +71,57 @@ def cut_bank(
         share: which part of it is here.
         finished: what is run again for a new prompt, where this is the bank that has it; nothing changes it.
         mark: what the mark says.
+        rewrites: says which slots are written again soonest: those are copied first. None: in any order.
     """
     log, kept = saver.log(stream, name), {f"{FINISHED}/{key}": tensor for key, tensor in finished.items()}
     slots = {} if bank is None else pieces_of(bank)
     taken = log.missing([*slots, *kept], [] if bank is None else changed_in(bank))
-    copies, after, download = {}, None, saver.device.download
+    log.let_go(mark.whole)
     try:
-        with saver.copies(*(kept[key] for key in taken & kept.keys())):
-            for key in sorted(taken):
-                copies[key] = download(kept[key] if key in kept else piece_of(bank, key))
-            after = saver.device.mark()
+        _bring(saver, log, bank, taken & slots.keys(), rewrites.order(bank, chunk) if rewrites and bank else {})
+        if again := {key: kept[key] for key in sorted(taken & kept.keys())}:
+            saver.copy(log, again, *again.values())
     except BaseException:
         log.withdraw(taken)
         raise
-    if after is not None and bank is not None:
-        _copying(bank, taken & slots.keys(), after)
     header = {"parts": 1, "rank": 0, "layers": {}} if bank is None else header_of(bank, share.parts, share.rank)
     content = header | {"level": level, "finished": list(finished)}
 
-    write_part = partial(saver.write, stream, chunk, name, copies, [*slots, *kept], content, mark)
-    saver.part(stream, chunk, name, write_part, after)
+    brought = log.brought()
+    write_part = partial(saver.write, stream, chunk, name, {}, [*slots, *kept], content, mark, brought)
+    saver.part(stream, chunk, name, write_part, brought[-1].copied if brought else None)
 
 
-def _copying(bank: Bank, names: Iterable[str], mark: Any) -> None:
-    """Note until when slots are being copied."""
-    for start, own in banks_of(bank):
-        for name in names:
-            kind, _, slot = name.rsplit("/", 2)
-            if kind.rpartition(".")[0] == start.removesuffix("."):
-                own.copying[int(slot)] = mark
+def copy_early(saver: Saver, stream: int, name: str, bank: Bank, chunk: int, rewrites: Rewrites) -> None:
+    """Copy, before `chunk` begins, slots that the chunk behind it is going to write, for the cut between the two: so
+    that chunk does not wait. What is written after this all the same is copied again by the cut."""
+    log, slots = saver.log(stream, name), rewrites.behind(bank, chunk)
+    names = changed_in(bank, slots)
+    try:
+        _bring(saver, log, bank, names, {(adapter, slot): 0 for adapter, own in slots.items() for slot in own})
+    except BaseException:
+        log.withdraw(names)
+        raise
+
+
+def _bring(
+    saver: Saver, log: Log, bank: Bank | None, names: Collection[str], order: Mapping[tuple[str, int], int]
+) -> None:
+    """Copy pieces of a bank, and note until when each slot is being copied. What the same pass is going to write is
+    copied together, since that waits for all of it.
+
+    Args:
+        order: of the slots (`Rewrites.order`); those that it lacks are last, each by itself.
+    """
+    together: dict[tuple[int, str, int], list[str]] = {}
+    for name in sorted(names):
+        adapter, slot = slot_of(name)
+        comes = order.get((adapter, slot))
+        together.setdefault((len(order), adapter, slot) if comes is None else (comes, "", 0), []).append(name)
+    for _, names_of in sorted(together.items()):
+        point = saver.copy(log, {name: piece_of(bank, name) for name in names_of})
+        for adapter, slot in set(map(slot_of, names_of)) if point else ():
+            (bank.adapters[adapter] if adapter else bank).copying[slot] = point
 
 
 def write_out(cut: Cut, folder: Path) -> dict[str, str]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from conf.schema import ModelConfig
-from runtime.banks import cut_bank, load_bank
+from runtime.banks import copy_early, cut_bank, load_bank
+from runtime.early import Expected, Rewrites
 from runtime.pool import BankPool
 from runtime.saving import BANK, Mark, Saver, bank_part
 from runtime.snapshot import FINISHED
@@ -29,12 +30,16 @@ class BankState:
         epoch: of the last chunk that was put in.
         commits: chunks whose clean keys and values are in.
         reference: the chunk from which the reference in the bank holds; -1: none.
+        expected: when it is cut next.
+        part: what its part of cuts is called; empty: it was not cut yet.
     """
 
     bank: Bank
     epoch: int = -1
     commits: int = 0
     reference: int = -1
+    expected: Expected = field(default_factory=Expected)
+    part: str = ""
 
 
 @dataclass
@@ -67,6 +72,7 @@ class Block:
         self.model: ModelConfig = denoiser.model
         self.references = tuple(v for v in denoiser.schedule.versions if v.kind == "prefill")
         self.inputs = with_chunk(inputs_of(self.model))
+        self.rewrites = Rewrites(self.model, denoiser.schedule)
         self.streams: dict[int, BlockStream] = {}
         self.saver: Saver | None = None
 
@@ -118,6 +124,7 @@ class Block:
     ) -> Tensor:  # fmt: skip
         """The step's forward over this block; advances its bank. The network is told the step's timestep or another."""
         level, held = self.denoiser.level(step), self.streams[stream]
+        self._early(stream, held.banks[level], chunk)
         out = self.denoiser.step(self._view(stream, level, epoch), step, chunk, x, given, distance, timestep)
         if step == self._last_step(level):
             held.banks[level].epoch = epoch
@@ -177,19 +184,25 @@ class Block:
         name = bank_part(worker, block, level, share.rank)
         try:
             again = held.finished.content() if held.finished.most and self.denoiser.network.first else {}
-            bank = held.banks[level].bank
-            cut_bank(self.saver, stream, chunk, name, level, bank, share, again, Mark.of(note))
-            done = True
+            state = held.banks[level]
+            cut_bank(self.saver, stream, chunk, name, level, state.bank, share, again, Mark.of(note), self.rewrites)
+            state.expected.made(chunk)
+            state.part, done = name, True
         finally:
             if not done:
                 self.saver.part(stream, chunk, name, None)
+
+    def _early(self, stream: int, state: BankState, chunk: int) -> None:
+        """Before a pass of `chunk`: have copied what the chunk behind it would wait for, if a cut is between them."""
+        if state.expected.begins(chunk) and state.bank is not None:
+            copy_early(self.saver, stream, state.part, state.bank, chunk, self.rewrites)
 
     def restore(self, stream: int, level: int, folder: str, cut: int) -> None:
         """Take a bank from what `runtime.state.snapshot` finds there."""
         state, stream_held = snapshot(folder, cut), self.streams[stream]
         held = stream_held.banks[level]
         load_bank(state, level, held.bank, self.denoiser.share)
-        held.commits = state.chunk
+        held.commits, held.expected = state.chunk, Expected(state.chunk)
         held.reference = max((v.in_force_from for v in self.references if v.in_force_from < state.chunk), default=-1)
         if stream_held.finished.most:
             network = self.denoiser.network

@@ -37,23 +37,34 @@ def pieces_of(bank: Bank) -> dict[str, int]:
     }
 
 
-def changed_in(bank: Bank) -> list[str]:
-    """Those of them that were written since this was asked last."""
+def changed_in(bank: Bank, among: Mapping[str, set[int]] | None = None) -> list[str]:
+    """Those of them that were written since this was asked last.
+
+    Args:
+        among: slots that are asked about, by adapter; None: all.
+    """
     found = []
     for start, own in banks_of(bank):
-        slots, own.dirty = own.dirty, set()
+        slots = own.dirty if among is None else own.dirty & among[start.removesuffix(".")]
+        own.dirty = own.dirty - slots
         found += [f"{start}{n}/{layer}/{s}" for s in slots for layer in own.keys for n in _names(own, s)]
     return found
 
 
+def slot_of(name: str) -> tuple[str, int]:
+    """Of which adapter's bank one of them is, and of which slot; the name of a bank's own adapter is empty."""
+    kind, _, slot = name.rsplit("/", 2)
+    return kind.rpartition(".")[0], int(slot)
+
+
 def piece_of(bank: Bank, name: str) -> Tensor:
     """One of them, in the bank's own memory."""
-    kind, layer, slot = name.rsplit("/", 2)
-    start, _, kind = kind.rpartition(".")
-    own = bank.adapters[start] if start else bank
-    if int(slot) == CHOICE:
+    adapter, slot = slot_of(name)
+    kind, layer, _ = name.rsplit("/", 2)
+    kind, own = kind.rpartition(".")[2], bank.adapters[adapter] if adapter else bank
+    if slot == CHOICE:
         return own.choice[kind][int(layer)]
-    return getattr(own, kind)[int(layer)][:, _span(own.layout, kind, int(slot))]
+    return getattr(own, kind)[int(layer)][:, _span(own.layout, kind, slot)]
 
 
 def header_of(bank: Bank, parts: int, rank: int) -> dict[str, Any]:

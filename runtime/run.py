@@ -20,6 +20,7 @@ from runtime.banks import cut_bank, load_bank
 from runtime.board import Board
 from runtime.conditioning import Conditioning, ConditioningState
 from runtime.decoding import Decoding
+from runtime.early import Rewrites
 from runtime.encoders import Encoders, Picture
 from runtime.fast import fast_decoder, fast_denoiser, ready, require
 from runtime.loading import post_of
@@ -213,8 +214,9 @@ class Stream:
             saver.puts_out()
             progress.write(saver, stream, chunk, mark)
             again = memory.finished.content() if memory.finished.most else {}
+            rewrites = Rewrites(self._run.config.model, self._run.denoiser.schedule)
             for level, bank in memory.banks.banks.items():
-                cut_bank(saver, stream, chunk, bank_part(0, 0, level), level, bank, ALL, again, mark)
+                cut_bank(saver, stream, chunk, bank_part(0, 0, level), level, bank, ALL, again, mark, rewrites)
             if self._decoding:
                 self._decoding.cut(saver, stream, chunk, mark)
             awaited = parts(((0, 0, level) for level in memory.banks.banks), self._decoding is not None)

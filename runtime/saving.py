@@ -1,9 +1,10 @@
 """Saving beside the work: a thread of each process writes its parts of cuts in memory, and one makes each cut whole.
 
 A mark cuts every bank, decoder and output of a stream at its own moment, and each gives a *part*: a name and tensors
-that nothing changes any more. The mark goes on at once; the part is written here, into its log (`runtime.cut_log`), and
-the board is told how it went. Where the mark ends all parts are awaited. Then the cut is whole, which the board is told
-of; and where a state is due, it is written out to disk (`runtime.banks`), and renamed into place or removed.
+that nothing changes any more, or that nothing changes before they are copied (`Saver.copy`). The mark goes on at once;
+the part is written here, into its log (`runtime.cut_log`), and the board is told how it went. Where the mark ends all
+parts are awaited. Then the cut is whole, which the board is told of; and where a state is due, it is written out to
+disk (`runtime.banks`), and renamed into place or removed.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from devices import Mark as Point
 from runtime import cuts
 from runtime.banks import write_out
 from runtime.board import Board
-from runtime.cut_log import Log, Read
+from runtime.cut_log import Brought, Log, Read
 from runtime.snapshot import CONDITIONING, DECODER, OUTPUT
 from runtime.state import Keep
 from stages.inputs import Given
@@ -145,10 +146,20 @@ class Saver(threading.Thread):
 
         self.part(stream, chunk, name, write)
 
-    def write(self, stream: int, chunk: int, name: str, pieces: Given, names: Any, content: Any, mark: Mark) -> Told:
+    def write(
+        self,
+        stream: int,
+        chunk: int,
+        name: str,
+        pieces: Given,
+        names: Any,
+        content: Any,
+        mark: Mark,
+        brought: Iterable[Brought] = (),
+    ) -> Told:
         """Add a cut to a part's log, on this thread (`Log.write`); and where states are made on another host, to the
         folder of the one that is due, which all hosts share. Raises OSError."""
-        self.log(stream, name).write(chunk, pieces, names, content, mark.whole)
+        self.log(stream, name).write(chunk, pieces, names, content, mark.whole, brought)
         if mark.disk and self._elsewhere():
             Read(self.folder(stream), chunk, name).copy(Path(mark.state))
         return {}
@@ -191,11 +202,48 @@ class Saver(threading.Thread):
             if self._held is None:
                 self._held = cuts.hold(self.board.first(CUTS, cuts.name(self.root)))
 
-    @contextmanager
-    def copies(self, *used: Tensor) -> Iterator[None]:
-        """Copy on a queue of the saver's own, behind what this thread's queue was given so far; nobody waits."""
-        with self._queue.beside(*used):
-            yield
+    # -- copies -----------------------------------------------------------------------------------------------------
+
+    def copy(self, log: Log, tensors: Given, *used: Tensor) -> Point | None:
+        """Bring a log tensors for its next cut, on a queue of the saver's own, behind what the calling thread's queue
+        was given so far. Nobody waits, and nobody may write them before the point that is returned; None: nothing is
+        saved any more.
+
+        What is in the host's memory is copied straight into the log. A device copies to pinned memory, which torch
+        keeps for the next copies of that size, and from there the saver's thread copies it into the log.
+
+        Args:
+            used: those of `tensors` whose memory is given back to the device when nobody here has them.
+        """
+        brought, held = log.bring(tensors), dict(tensors)
+        with self._lock:
+            if self._over:
+                return None
+            if self.device.immediate:
+                brought.copied = self._queue.give(partial(log.store, brought, held))
+            else:
+                brought.copied = self._staged(log, brought, held, used)
+        return brought.copied
+
+    def _staged(self, log: Log, brought: Brought, tensors: Given, used: tuple[Tensor, ...]) -> Point:
+        staged: dict[str, Tensor] = {}
+
+        def stage() -> None:
+            for name, tensor in tensors.items():
+                staged[name] = self.device.download(tensor)
+
+        point = self._queue.give(stage, *used)
+        self._jobs.put(partial(self._store, log, brought, staged, point))
+        return point
+
+    @staticmethod
+    def _store(log: Log, brought: Brought, staged: Given, point: Point) -> None:
+        try:
+            point.wait()
+        except Exception as error:
+            brought.failure = error
+            return
+        log.store(brought, staged)
 
     def forget(self, stream: int, start: str = "") -> None:
         """A stream has ended here, or parts of it have, whose names begin with `start`: their logs are let go of when

@@ -105,6 +105,7 @@ class Bank:
     def clear(self) -> None:
         """Forget the stream that was in it: its memory stays, and nothing of it is read before it is written again."""
         for bank in self:
+            bank.touch({CHOICE})  # which is zeroed here, behind copies that are under way
             bank.placed = [None] * bank.layout.anchored
             bank.written, bank.dirty, bank.begun = set(), set(), -1
             for name in bank.choice.keys() & OF_ALL_HEADS.keys():

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 import devices
-from runtime.banks import cut_bank
+from runtime.banks import copy_early, cut_bank
 from runtime.board import Board
 from runtime.cut_log import Read
 from runtime.saving import Mark, Saver
@@ -107,3 +107,48 @@ def test_a_copy_that_does_not_wait_for_the_passes_before_it_is_found(twin, card,
     faults = twin.found()
     assert faults and all("copy reads" in fault and "no edge" in fault for fault in faults)
     card.synchronize()
+
+
+class Next:
+    """Says that the chunk behind writes one slot."""
+
+    def __init__(self, slot: int):
+        self.slot = slot
+
+    def behind(self, bank: Bank, chunk: int) -> dict[str, set[int]]:
+        return {"": {self.slot}}
+
+    def order(self, bank: Bank, chunk: int) -> dict[tuple[str, int], int]:
+        return {("", self.slot): 0}
+
+
+def test_a_pass_follows_the_copies_of_its_own_slots_alone(twin, card, bank, saver, monkeypatch):
+    bank.touch({1, 2, 3})
+    write(bank, range(1, 4), 1.0)
+    cut_bank(saver, 0, 1, "bank.0.0.0.0", 0, bank, ALL, {}, Mark(), Next(3))
+    marks, followed = dict(bank.copying), []
+    monkeypatch.setattr(type(card), "follow", lambda self, mark, *used: followed.append(mark))
+    assert len({id(mark) for mark in marks.values()}) == 3
+    bank.touch({3})
+    assert followed == [marks[3]] and bank.copying.keys() == {1, 2}
+    assert marks[3].event._at < marks[1].event._at < marks[2].event._at
+
+
+def test_what_is_copied_early_is_in_the_next_cut_and_no_pass_waits_for_it(twin, card, bank, saver):
+    bank.touch({1, 2})
+    write(bank, range(1, 3), 1.0)
+    waits = len(twin.waits)
+    copy_early(saver, 0, "bank.0.0.0.0", bank, 1, Next(1))
+    bank.touch({3})
+    write(bank, range(3, 4), 2.0)
+    assert bank.dirty == {2, 3} and bank.copying.keys() == {1}
+    cut(saver, bank, 1)
+    bank.touch({1})
+    write(bank, range(5, 6), 3.0)  # behind the early copy
+    assert len(twin.waits) == waits and twin.found() == []
+    found = held(saver, 1)
+    assert {name: found[name].flatten()[0].item() for name in sorted(found) if name.startswith("keys/0")} == {
+        "keys/0/1": 1.0,
+        "keys/0/2": 1.0,
+        "keys/0/3": 2.0,
+    }

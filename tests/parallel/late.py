@@ -33,12 +33,12 @@ class Works(Queue):
         self.device.mark().wait()
         self.device.current.queue = before
 
-    @contextmanager
-    def beside(self, *used: Tensor) -> Iterator[None]:
+    def give(self, work: Callable[[], None], *used: Tensor) -> Mark:
         before, behind, self.device.current.queue = self.device.own(), self.device.mark(), self
         self.device.follow(behind)
-        yield
+        work()
         self.device.current.queue = before
+        return Mark(self)
 
     def close(self) -> None:
         self.device.note("close")
