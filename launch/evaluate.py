@@ -66,14 +66,13 @@ def _print(report: dict[str, Any], console: Console) -> None:
 
 
 def _print_rules(report: dict[str, Any], console: Console) -> None:
-    runs = [rule for rule in report["rules"] if "numbers" in rule]
-    title = f"{report['model']}: {report['minutes']:g} min of video in all under each rule, * trained for"
-    table = _table(title, "rule", *runs[0]["numbers"])
-    for rule in runs:
-        shown = rule["numbers"] | {"attended tokens": round(rule["numbers"]["attended tokens"])}
-        cells = (str(value) if isinstance(value, int) else _number(value) for value in shown.values())
-        table.add_row(rule["name"] + " *" * rule["trained"], *cells)
-    console.print(table)
+    runs = [rule for rule in report["rules"] if "seen" in rule]
+    title = f"{report['model']}, {report['minutes']:g} min under each rule (* trained for): what "
+    for part, what in (("seen", "is seen"), ("costs", "it costs")):
+        table = _table(title + what, "rule", *runs[0][part])
+        for rule in runs:
+            table.add_row(rule["name"] + " *" * rule["trained"], *map(_number, rule[part].values()))
+        console.print(table)
     for rule in report["rules"]:
         if "cannot" in rule:
             console.print(f"{rule['name']} cannot run: {rule['cannot']}")
@@ -101,7 +100,7 @@ def _plot_rules(report: dict[str, Any], path: Path) -> None:
     """Segments of every rule's first stream over time."""
     from distill.evaluate import plots
 
-    runs = [rule for rule in report["rules"] if "numbers" in rule]
+    runs = [rule for rule in report["rules"] if "seen" in rule]
     drawn = [plots.key([rule["name"] for rule in runs])]
     for name in runs[0]["segments"][0]:
         lines = {rule["name"]: rule["segments"][0][name] for rule in runs}

@@ -186,14 +186,14 @@ class SideBySide:
         latency = float(np.median(row.whole[first:]))
         return {
             "trained": row.rule.trained(self.model),
-            "numbers": numbers
-            | {
+            "seen": numbers,
+            "costs": {
                 "seconds per chunk": float(np.median(row.passes[first:])),
-                "cost": float(np.median(np.divide(row.passes, own.passes)[first:])),
+                "over own": float(np.median(np.divide(row.passes, own.passes)[first:])),
                 "attended tokens": attended(under, grid),
                 # A control waits for the next chunk to begin, half of one on average, and is seen in that chunk.
-                "control latency (chunks)": float(under.step_count if under.rule.joint else 1),
-                "control latency (s)": max(self.chunk_s, latency) / 2 + latency,
+                "control (chunks)": float(under.step_count if under.rule.joint else 1),
+                "control (s)": max(self.chunk_s, latency) / 2 + latency,
             },
             "segments": [watch.segments for watch in row.watches],
         }

@@ -183,7 +183,7 @@ class Watch:
         return {
             "drift (%)": 100 * np.abs(looks / self._first - 1).max(),
             "identity": (seen == self.judge.asked).mean(),
-            "like its first minute": (seen == self._usual).mean(),
+            "as it began": (seen == self._usual).mean(),
             "sharpness": looks[2] / self.judge.sharpness(self._chunks),
             "motion": motion,
             self.judge.follows: self.judge.obeyed(read),

@@ -55,8 +55,8 @@ def test_rules_side_by_side_leave_a_table_plots_and_strips(tmp_path, monkeypatch
     assert main(["model=pocket_avatar", *brief]) == 0
     own, averaged, joint = json.loads((tmp_path / "rules.json").read_text())["rules"]
     assert own["trained"] and not averaged["trained"] and "nobody has yet" in joint["cannot"]
-    assert own["numbers"]["cost"] == 1 and own["numbers"]["identity"] > 0.9 and own["numbers"]["lip sync"] > 0.3
-    assert averaged["numbers"]["attended tokens"] == 5 * 13 * 16 > own["numbers"]["attended tokens"]
+    assert own["costs"]["over own"] == 1 and own["seen"]["identity"] > 0.9 and own["seen"]["lip sync"] > 0.3
+    assert averaged["costs"]["attended tokens"] == 5 * 13 * 16 > own["costs"]["attended tokens"]
     assert (tmp_path / "rules.png").stat().st_size > 1000 and (tmp_path / "rules-strip.png").stat().st_size > 1000
     printed = capsys.readouterr().out
     assert "joint window cannot run" in printed and "min left" in printed

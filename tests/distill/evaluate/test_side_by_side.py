@@ -71,7 +71,7 @@ def test_a_stream_is_held_against_its_first_segment_and_against_what_was_asked()
     # Half as bright again: its variance changes most, by 1.5 x 1.5.
     assert watch.segments["drift (%)"] == pytest.approx([0, 125], abs=1e-3)
     assert watch.segments["sharpness"][1] == pytest.approx(1.5 * watch.segments["sharpness"][0])
-    assert watch.segments["identity"] == watch.segments["like its first minute"] == [1, 0]
+    assert watch.segments["identity"] == watch.segments["as it began"] == [1, 0]
     assert watch.segments["obeys"] == [per, 2 * per] and watch.numbers["obeys"] == 1.5 * per
     assert [int(picture[0, 0, 0]) for picture in watch.pictures] == [40, 60]
 
