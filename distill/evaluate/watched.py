@@ -15,8 +15,8 @@ from distill.evaluate.streams import Case, Engine
 
 TAIL = 6
 """Chunks at the end of a segment that are read closely."""
-LIPS, PEOPLE = 3, 4
-"""Lips are read in every third of those frames, and who it is in every fourth frame of the stream."""
+LIPS, GLANCE = 3, 4
+"""Lips are read in every third of those frames, and who or what it is in every fourth frame of the stream."""
 DAY = 97.0
 """Mean grey value of the upper half, 0 ... 255, above which it is day; 98 % of drawn frames are told right."""
 DATA_CLIPS = 24
@@ -33,7 +33,7 @@ class Judge(Protocol):
         ...
 
     def glance(self, frames: np.ndarray) -> np.ndarray:
-        """Who or what some of a chunk's frames show, as numbers."""
+        """Who or what frames show, as numbers."""
         ...
 
     @property
@@ -70,7 +70,7 @@ class Faces:
 
     def glance(self, frames: np.ndarray) -> np.ndarray:
         """People's numbers."""
-        return self.observer.people.who(frames[::PEOPLE])
+        return self.observer.people.who(frames)
 
     @property
     def asked(self) -> int:
@@ -157,24 +157,24 @@ class Watch:
         self.pictures: list[np.ndarray] = []
         self._chunks, self._last, self._usual = 0, [], None
         self._looks: list[np.ndarray] = []
-        self._seen: list[np.ndarray] = []
+        self._glances: list[np.ndarray] = []
         self._pooled: list[np.ndarray] = []
         self._first = np.zeros(3)
 
     def add(self, frames: np.ndarray) -> None:
         """The next chunk's frames."""
         self._looks.append(drift.look(frames))
-        self._seen.append(self.judge.glance(frames))
+        self._glances.append(frames[::GLANCE])
         self._last = [*self._last, frames][-TAIL - 1 :]
         self.pictures += [frames[-1]] * self.marks.count(self._chunks)
         self._chunks += 1
         if self._chunks % self.per == 0:
             for name, value in self._segment().items():
                 self.segments.setdefault(name, []).append(float(value))
-            self._looks, self._seen = [], []
+            self._looks, self._glances = [], []
 
     def _segment(self) -> dict[str, float]:
-        seen, looks = np.concatenate(self._seen), np.concatenate(self._looks).mean(0)
+        looks, seen = np.concatenate(self._looks).mean(0), self.judge.glance(np.concatenate(self._glances))
         if self._usual is None:
             self._usual, self._first = np.bincount(seen).argmax(), looks
         shown = np.concatenate(self._last)[len(self._last[0]) - 1 :]
