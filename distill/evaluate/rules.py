@@ -100,7 +100,7 @@ RULES = (
     Rule("noisy sink", "own, whose attention sink is as noisy as the step (SAF's ablation)", kind=NoisySink),
     Rule(
         "SINK-SHIFT",
-        "Live Avatar: own, with the attention sink 30, then 4 to 30 frames ahead, as published",
+        "arXiv 2512.04677: own, with the attention sink 30, then 4 to 30 frames ahead, as published",
         {"positions": "sink_shift"},
     ),
     Rule(

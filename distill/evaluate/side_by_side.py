@@ -132,7 +132,7 @@ class SideBySide:
         self.say(f"{len(self.rows)} rules, {c.long_cases} streams of {c.minutes:g} min each, one chunk of each in turn")
         for name, why in self.refused.items():
             self.say(f"{name} cannot run: {why}")
-        marks = [min(self.chunks - 1, round(at * self.chunks)) for at in AT]
+        marks = [max(0, round(at * self.chunks) - 1) for at in AT]
         began, report = time.perf_counter(), {}
         for number in range(c.long_cases):
             judge = self.judge(number)
