@@ -123,7 +123,8 @@ def _compare_rules(config: EvaluateConfig, given: str, folder: Path, console: Co
         disk.write_text(given, file, json.dumps(part, indent=1))
         with disk.writing(given, plot.name):
             _plot_rules(part, plot)
-            plots.strip(strip, both.strips(), heads)
+            rows = both.strips()
+            plots.strip(strip, rows, heads[: max(map(len, rows.values()))])
 
     _print_rules(both(keep), console)
     print(f"report: {file}\nplot: {plot}\nfilm strips: {strip}")
