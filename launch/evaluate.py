@@ -1,7 +1,9 @@
 """Evaluation of a trained model of this repository.
 
 Streams held-out cases with the sequential oracle, reads them with hand-written estimators (which are checked first),
-and prints every bar. Leaves `evaluation.json` and `drift.png` in `output_dir`.
+and prints every bar. Leaves `evaluation.json` and `drift.png` in `output_dir`. With `compare_rules=true` it streams
+long held-out cases under every published rule of what a chunk attends to instead, and leaves `rules.json`, `rules.png`
+and `rules-strip.png`, anew after every segment.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from launch.cli import run
 from launch.command import Command
 
 COMMAND = Command("evaluate", __doc__, schema=EvaluateConfig)
-LEFT = ("evaluation.json", "drift.png")
+LEFT = ("evaluation.json", "drift.png", "rules.json", "rules.png", "rules-strip.png")
 """What it leaves beside its configuration."""
 VERDICT = {True: "met", False: "[bold red]missed[/]", None: "not judged"}
 
@@ -53,11 +55,6 @@ def _print(report: dict[str, Any], console: Console) -> None:
         cells = [_number(r["numbers"].get(name)) for r in runs] + [verdicts.get(name, "")] * ("compare" in report)
         table.add_row(name, *cells)
     console.print(table)
-    if rules := report.get("rules"):
-        table = _table("Inference rules: history / attention sink", "number", *_heads(rules))
-        for name in rules[0]["numbers"]:
-            table.add_row(name, *(_number(r["numbers"].get(name)) for r in rules))
-        console.print(table)
     table = _table(f"{report['model']}: bars", "bar", "rule", "value", "verdict")
     for bar in report["bars"]:
         table.add_row(bar["name"], bar["rule"], _number(bar["value"]), VERDICT[bar["met"]])
@@ -68,8 +65,19 @@ def _print(report: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def _heads(rules: list[dict[str, Any]]) -> list[str]:
-    return [f"{r['history']} / {r['sink']}" for r in rules]
+def _print_rules(report: dict[str, Any], console: Console) -> None:
+    runs = [rule for rule in report["rules"] if "seen" in rule]
+    title = f"{report['model']}, {report['minutes']:g} min under each rule (* trained for): what "
+    for part, what in (("seen", "is seen"), ("costs", "it costs")):
+        table = _table(title + what, "rule", *runs[0][part])
+        for rule in runs:
+            table.add_row(rule["name"] + " *" * rule["trained"], *map(_number, rule[part].values()))
+        console.print(table)
+    for rule in report["rules"]:
+        if "cannot" in rule:
+            console.print(f"{rule['name']} cannot run: {rule['cannot']}")
+    if report["left out"]:
+        console.print(f"left out: {report['left out']}", style="yellow")
 
 
 def _plot(report: dict[str, Any], config: EvaluateConfig, path: Path) -> bool:
@@ -88,13 +96,45 @@ def _plot(report: dict[str, Any], config: EvaluateConfig, path: Path) -> bool:
     return bool(lines)
 
 
+def _plot_rules(report: dict[str, Any], path: Path) -> None:
+    """Segments of every rule's first stream over time."""
+    from distill.evaluate import plots
+
+    runs = [rule for rule in report["rules"] if "seen" in rule]
+    drawn = [plots.key([rule["name"] for rule in runs])]
+    for name in runs[0]["segments"][0]:
+        lines = {rule["name"]: rule["segments"][0][name] for rule in runs}
+        per = report["segment_s"] / 60
+        lines = {rule: ([(i + 1) * per for i in range(len(values))], values) for rule, values in lines.items()}
+        drawn.append(plots.draw(name, lines, "minutes", named=False))
+    plots.stack(path, drawn)
+
+
+def _compare_rules(config: EvaluateConfig, given: str, folder: Path, console: Console) -> None:
+    from distill.evaluate import plots
+    from distill.evaluate.side_by_side import AT, SideBySide
+    from runtime.oracle import generate
+
+    file, plot, strip = (folder / name for name in LEFT[2:])
+    heads = [f"{at * config.minutes:g} min" for at in AT]
+    both = SideBySide(config, generate, lambda text: console.print(text, style="dim", soft_wrap=True))
+
+    def keep(part: dict[str, Any]) -> None:
+        disk.write_text(given, file, json.dumps(part, indent=1))
+        with disk.writing(given, plot.name):
+            _plot_rules(part, plot)
+            rows = both.strips()
+            plots.strip(strip, rows, heads[: max(map(len, rows.values()))])
+
+    _print_rules(both(keep), console)
+    print(f"report: {file}\nplot: {plot}\nfilm strips: {strip}")
+
+
 def evaluate(config: EvaluateConfig, resolved: str) -> None:
     """Run an evaluation and say where its results are."""
     import torch
 
-    from distill.evaluate.whole import Evaluation
     from launch.folder import claimed, look
-    from runtime.oracle import generate
 
     torch.set_num_threads(config.threads)
     console = Console()
@@ -102,17 +142,25 @@ def evaluate(config: EvaluateConfig, resolved: str) -> None:
     look(whose, LEFT)
     if config.model.checkpoint is None:
         console.print(f"model={config.model.name} has random weights: expect noise", style="yellow")
-    evaluation = Evaluation(config, generate, lambda text: console.print(text, style="dim"))
     with claimed(whose, LEFT) as folder:
-        given, file, plot = f"output_dir={folder}", *(folder / name for name in LEFT)
+        given = f"output_dir={folder}"
         disk.write_text(given, folder / "config.yaml", resolved)
-        # An hour of streams may be cut off: what there is after each part is kept.
-        report = evaluation(lambda part: disk.write_text(given, file, json.dumps(part, indent=1)))
-        _print(report, console)
-        print(f"report: {file}")
-        with disk.writing(given, plot.name):
-            if _plot(report, config, plot):
-                print(f"plot: {plot}")
+        (_compare_rules if config.compare_rules else _judge)(config, given, folder, console)
+
+
+def _judge(config: EvaluateConfig, given: str, folder: Path, console: Console) -> None:
+    from distill.evaluate.whole import Evaluation
+    from runtime.oracle import generate
+
+    file, plot = (folder / name for name in LEFT[:2])
+    evaluation = Evaluation(config, generate, lambda text: console.print(text, style="dim", soft_wrap=True))
+    # An hour of streams may be cut off: what there is after each part is kept.
+    report = evaluation(lambda part: disk.write_text(given, file, json.dumps(part, indent=1)))
+    _print(report, console)
+    print(f"report: {file}")
+    with disk.writing(given, plot.name):
+        if _plot(report, config, plot):
+            print(f"plot: {plot}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What `launch.evaluate` measures: which model, how many streams of which length, beside what."""
+"""What `launch.evaluate` measures: which model, how many streams of which length, beside what or under which rules."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ class EvaluateConfig:
     """Length of a segment of a long stream."""
     compare: str | None = None
     """Weights to run beside the model's own, at the same steps (the undistilled causal model)."""
-    rules: bool = False
-    """Run the model also under every rule of history and attention sink."""
+    compare_rules: bool = False
+    """Nothing but `long_cases` long streams under every published rule of what a chunk attends to, side by side."""
+    short: bool = False
+    """With `compare_rules`: one stream of one minute under each rule."""
     decoder_clips: int = 32
     """Held-out clips behind the decoder's PSNR."""
     threads: int = 1
@@ -37,6 +39,7 @@ class EvaluateConfig:
 
     def __post_init__(self):
         self.compare = found(self.compare)
+        self._check_rules()
         check_folder(self.output_dir)
         for name in ("cases", "seconds", "segment_s", "decoder_clips", "threads"):
             positive(name, getattr(self, name))
@@ -52,3 +55,20 @@ class EvaluateConfig:
                 "is neither an avatar nor a world that was trained here (model.codec.statistics says which)",
                 "name a model whose codec has such statistics",
             )
+
+    def _check_rules(self) -> None:
+        if self.short and not self.compare_rules:
+            raise UserError("short=true", "is for compare_rules=true", "set cases, seconds, minutes and long_cases")
+        if self.short:
+            self.minutes, self.segment_s, self.long_cases = 1.0, 12.0, 1
+        if self.compare_rules and not (self.minutes and self.long_cases):
+            raise UserError(
+                f"minutes={self.minutes:g}, long_cases={self.long_cases}",
+                "leave compare_rules nothing to compare",
+                "use minutes=10 long_cases=1, or short=true",
+            )
+
+    @property
+    def left_out(self) -> str:
+        """What a short comparison says it does not show; empty: it is whole."""
+        return "everything after the first minute, and streams but one" if self.short else ""

@@ -1,52 +1,30 @@
-"""Inference rules to compare a student under: which history it reads, and what its attention sink is.
+"""Published rules of what a chunk attends to, as settings over a model's own, to run one set of weights under each.
 
-| | |
-|---|---|
-| history `same_level` | every step reads what the same step wrote: one bank per step |
-| history `clean` | all steps read finished chunks, committed at t = 0: one bank |
-| sink `clean` | the reference, or the first chunk, at t = 0 |
-| sink `noisy` | the reference at each bank's own noise level; or the first chunk as its last write left it |
-| sink `none` | no attention sink; the window stays as long as it was |
+Numbers of a publication are scaled to the window that the weights were trained with (12 latent frames, chunks of 3), as
+`says` tells. The sampler, its steps and the codec stay the model's own: only the history is another.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from conf.contexts import CONTEXTS
+from conf.errors import UserError
 from conf.schema import ModelConfig
 from stages.denoise.bank_pass import BankPass
 from stages.denoise.denoiser import Denoiser, StreamBanks
-from stages.denoise.history import Place
-from stages.denoise.network import Network
-from stages.denoise.schedule import Schedule
-from stages.inputs import REFERENCE, Given
+from stages.denoise.history import Place, history_of
+from stages.denoise.layout import Layout
+from stages.denoise.schedule import Schedule, schedule_of
+from stages.inputs import REFERENCE, Given, inputs_of
 
-HISTORIES, SINKS = ("same_level", "clean"), ("none", "noisy", "clean")
-
-
-@dataclass(frozen=True)
-class Rules:
-    """One way to run a model. `None` stands for the model's own."""
-
-    history: str | None = None
-    sink: str = "clean"
-
-    def __str__(self) -> str:
-        return f"history {self.history or 'own'}, sink {self.sink}"
-
-    def of(self, model: ModelConfig) -> ModelConfig:
-        """The model under these rules."""
-        model = replace(model, context=self.history or model.context)
-        return replace(model, reference=False, sink_frames=0) if self.sink == "none" else model
-
-    def denoiser(self, model: ModelConfig, network: Network, rows: int, columns: int) -> Denoiser:
-        """The passes of the model under these rules."""
-        kind = NoisySink if self.sink == "noisy" else Denoiser
-        return kind(self.of(model), network, rows, columns)
+STEADY = 60
+"""Chunks over which attended tokens are averaged: a multiple of every rule's period."""
 
 
 @dataclass(frozen=True)
@@ -79,3 +57,116 @@ class NoisySink(Denoiser):
             drive = self.network.drive(self._constants[step], states, {}, self.share.take)
             out = self.network.through(self.network.enter_sink({REFERENCE: x}), drive, attend)
         return out
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the comparison.
+
+    Attributes:
+        name: as the table has it.
+        says: who published it, and what was scaled.
+        settings: of `ModelConfig`, over the model's own.
+        kind: the passes.
+    """
+
+    name: str
+    says: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    kind: type[Denoiser] = Denoiser
+
+    def of(self, model: ModelConfig) -> ModelConfig:
+        """The model under this rule.
+
+        Raises:
+            UserError: it cannot run under it, and why.
+        """
+        found = replace(model, **self.settings)
+        if missing := CONTEXTS[found.context].missing:
+            raise UserError(f"model.context={found.context}", missing, "use another context")
+        inputs_of(found)
+        return found
+
+    def trained(self, model: ModelConfig) -> bool:
+        """Whether the weights were trained for it: their own rule is the only one."""
+        return self.kind is Denoiser and self.of(model) == model
+
+
+_BARE = {"reference": False, "sink_frames": 0}
+_SLOTS = {"reference": False, "sink_frames": 3, "positions": "abs", "refresh_frames": 50}
+RULES = (
+    Rule("own", "one bank per step, the reference or the first chunk as a clean attention sink"),
+    Rule("no sink", "own without an attention sink", _BARE),
+    Rule("noisy sink", "own, whose attention sink is as noisy as the step (SAF's ablation)", kind=NoisySink),
+    Rule(
+        "SINK-SHIFT",
+        "arXiv 2512.04677: own, with the attention sink 30, then 4 to 30 frames ahead, as published",
+        {"positions": "sink_shift"},
+    ),
+    Rule(
+        "clean, no sink",
+        "Self-Forcing: one bank of finished chunks; window 12 for 21",
+        _BARE | {"context": "clean", "positions": "abs"},
+    ),
+    Rule(
+        "clean", "LongLive: the same with the model's own attention sink; window 12 as published", {"context": "clean"}
+    ),
+    Rule(
+        "EMA sink",
+        "Reward Forcing: clean, and what leaves the window is averaged into a sink of 3 frames; window 12 for 9",
+        {"context": "clean", "sink_frames": 3, "sink_ema": 0.999},
+    ),
+    Rule(
+        "deep sink",
+        "Deep Forcing without compression: clean, half of the window is an attention sink that moves along; "
+        "6 of 12 for 10 to 14 of 21",
+        {"context": "clean", "sink_frames": 6, "deep_sink": True},
+    ),
+    Rule(
+        "compressed",
+        "Deep Forcing: sink 3 and budget 9 of 12 for 10 and 16 of 21; 4 recent and 2 chosen frames as published",
+        {
+            "context": "clean",
+            "sink_frames": 3,
+            "deep_sink": True,
+            "compress": {"budget_frames": 9, "recent_frames": 4, "reuse": 7},
+        },
+    ),
+    Rule(
+        "stream batch",
+        "StreamDiffusionV2: one bank per step, the first 4 frames stay; 12 slots for 6, chunks of 3 for 1, "
+        "positions refreshed at 50 as published",
+        _SLOTS | {"context": "stream_batch"},
+    ),
+    Rule(
+        "last step",
+        "StreamDiffusionV2 one chunk at a time: the same in one bank, written by every step",
+        _SLOTS | {"context": "last_step"},
+    ),
+    Rule(
+        "joint window",
+        "Rolling Forcing: the chunks of all 4 steps in one pass; window 15 for 21",
+        {"context": "joint_window", "reference": False, "sink_frames": 3, "window_frames": 15},
+    ),
+)
+
+
+def attended(model: ModelConfig, tokens: int) -> float:
+    """Keys that a token is compared with in all passes of a chunk, once the window is full.
+
+    Args:
+        model: under its rule.
+        tokens: of a latent frame.
+    """
+    layout, schedule = Layout.of(model, tokens), schedule_of(model)
+    history, total = history_of(model, layout), 0
+    full = history.distinct.stop
+    for chunk in range(full, full + STEADY):
+        places = [
+            history.step(chunk, step, model.rule.bank_per_step or step == 0)
+            for step in range(schedule.first_step(chunk), len(schedule.steps))
+        ]
+        places += [history.commit(chunk)] if schedule.commits(chunk) else []
+        for place in places:
+            total += layout.fixed + tokens * (sum(count for _, count in place.reads) + place.own * len(place.frames))
+    return total / STEADY

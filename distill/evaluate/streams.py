@@ -7,7 +7,7 @@ bit, so what is measured here is what any plan streams.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from conf.schema import ModelConfig
-from distill.evaluate.rules import Rules
 from stages.build import (
     SPATIAL_STRIDE,
     TEMPORAL_STRIDE,
@@ -54,6 +53,10 @@ class Case(Protocol):
     def actions(self, frames: range, seen: np.ndarray | None) -> np.ndarray | None:
         """Actions [n] of these video frames, for models that are steered, after what the last chunk showed."""
         ...
+
+
+Timer = Callable[[str, int], AbstractContextManager]
+"""(name of a pass, chunk) to what is open while it runs."""
 
 
 def untimed(name: str, chunk: int) -> nullcontext:
@@ -107,6 +110,10 @@ class Driven:
         """[1, C, c, h, w]."""
         return self._draws.noise(chunk, step, self.engine.latent)
 
+    def entering(self, chunk: int) -> Tensor:
+        """The noise that a chunk begins with."""
+        return self.noise(chunk, 0)
+
     def distance(self, chunk: int, step: int) -> int:
         """As `sink_shift` draws it."""
         shift = self.engine.model.sink_shift
@@ -119,18 +126,17 @@ class Engine:
     Args:
         model: the model; `checkpoint` names its weights.
         loop: the streaming loop.
-        rules: how to run it.
+        kind: its passes.
     """
 
-    def __init__(self, model: ModelConfig, loop: Loop, rules: Rules | None = None):
-        rules = rules or Rules()
+    def __init__(self, model: ModelConfig, loop: Loop, kind: type[Denoiser] = Denoiser):
         device = torch.device("cpu")
         self.model, self.loop = model, loop
         _, high, wide = model.network.patch
         h, w = model.height // SPATIAL_STRIDE, model.width // SPATIAL_STRIDE
         self.latent = (1, model.network.in_channels, model.chunk_frames, h, w)
         self.frames_per_chunk = model.chunk_frames * TEMPORAL_STRIDE
-        self.denoiser = rules.denoiser(model, build_network(model, device), h // high, w // wide)
+        self.denoiser = kind(model, build_network(model, device), h // high, w // wide)
         self.inputs = inputs_of(model)
         heard = made_of(self.inputs, "audio")
         self.text_encoder = build_text_encoder(model, made_of(self.inputs, "prompt"))
@@ -153,10 +159,10 @@ class Engine:
         still = torch.from_numpy(picture).permute(2, 0, 1).float().div(127.5).sub(1).to(self._dtype)
         return self.encoder(still[None, :, None].repeat(1, 1, TEMPORAL_STRIDE, 1, 1), self.encoder.start())
 
-    def stream(self, case: Case) -> Iterator[np.ndarray]:
-        """Frames uint8 [n, H, W, 3] of one chunk after another."""
+    def stream(self, case: Case, timer: Timer = untimed) -> Iterator[np.ndarray]:
+        """Frames uint8 [n, H, W, 3] of one chunk after another; `timer` times every pass."""
         driven, state = Driven(self, case), self.decoder.start()
-        for latents in self.loop(self.denoiser, driven, untimed):
+        for latents in self.loop(self.denoiser, driven, timer):
             with torch.inference_mode():
                 driven.seen = np.asarray(to_pictures(self.decoder(latents, state)))
             yield driven.seen

@@ -4,14 +4,12 @@ estimators   on the generator's held-out clips, and on what the codec makes of t
 decoder      PSNR on held-out clips
 student      short streams, then long ones
 compare      the same with other weights
-rules        short streams of the student under other inference rules
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,15 +21,12 @@ from distill import codec_quality
 from distill.clips import pixels
 from distill.data.people import BLINKS_PER_SECOND
 from distill.evaluate import bars, faces, walks
-from distill.evaluate.rules import HISTORIES, SINKS, Rules
 from distill.evaluate.streams import Engine, Loop
 from stages.build import build_decoder, build_encoder
 from stages.post import to_pictures
 
 FIRST_LONG = 100
 """Numbers of the long streams' cases."""
-RULE_CASES = 4
-"""Of the short streams, those that are run under every rule."""
 LATE = "late: "
 """Before the names of numbers from the end of long streams."""
 Say = Callable[[str], None]
@@ -109,17 +104,6 @@ class Evaluation:
             streams.append(self.long(engine, i))
         return {"weights": model.checkpoint, "numbers": numbers | _late(streams), "long": streams}
 
-    def under(self) -> list[dict[str, Any]]:
-        """Short streams of the student under every rule."""
-        out, cases = [], min(RULE_CASES, self.config.cases)
-        for history, sink in product(HISTORIES, SINKS):
-            rules = Rules(history, sink)
-            self.say(f"rules: {rules}")
-            out.append(
-                asdict(rules) | {"cases": cases, "numbers": self.short(Engine(self.model, self.loop, rules), cases)}
-            )
-        return out
-
     def __call__(self, keep: Callable[[dict[str, Any]], None] = lambda report: None) -> dict[str, Any]:
         """Everything, as a report that JSON can hold; `keep` is given what there is of it after every part."""
         c, codec = self.config, self.codec()
@@ -143,9 +127,6 @@ class Evaluation:
             report["compare"] = self.run("compared", replace(self.model, checkpoint=c.compare))
             theirs = report["compare"]["numbers"]
             report["verdicts"] = bars.compared(self.kind, numbers, theirs, 60 * BLINKS_PER_SECOND)
-            keep(report)
-        if c.rules:
-            report["rules"] = self.under()
             keep(report)
         return report
 

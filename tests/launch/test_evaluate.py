@@ -44,3 +44,19 @@ def test_what_cannot_be_evaluated_is_one_line(capsys):
     assert "neither an avatar nor a world" in capsys.readouterr().err
     assert main(["model=pocket_avatar", "seconds=0"]) == 2
     assert "must be above zero" in capsys.readouterr().err
+
+
+def test_rules_side_by_side_leave_a_table_plots_and_strips(tmp_path, monkeypatch, capsys):
+    from distill.evaluate import side_by_side
+
+    kept = [rule for rule in side_by_side.RULES if rule.name in ("own", "EMA sink", "joint window")]
+    monkeypatch.setattr(side_by_side, "RULES", kept)
+    brief = ["compare_rules=true", "long_cases=1", "segment_s=5.25", "minutes=0.0875", f"output_dir={tmp_path}"]
+    assert main(["model=pocket_avatar", *brief]) == 0
+    own, averaged, joint = json.loads((tmp_path / "rules.json").read_text())["rules"]
+    assert own["trained"] and not averaged["trained"] and "nobody has yet" in joint["cannot"]
+    assert own["costs"]["over own"] == 1 and own["seen"]["identity"] > 0.9 and own["seen"]["lip sync"] > 0.3
+    assert averaged["costs"]["attended tokens"] == 5 * 13 * 16 > own["costs"]["attended tokens"]
+    assert (tmp_path / "rules.png").stat().st_size > 1000 and (tmp_path / "rules-strip.png").stat().st_size > 1000
+    printed = capsys.readouterr().out
+    assert "joint window cannot run" in printed and "min left" in printed

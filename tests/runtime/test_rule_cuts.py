@@ -32,13 +32,19 @@ def runs(tmp_path, capsys):
 def copied(monkeypatch):
     """Bytes that cuts brought, by chunk and part."""
     found: dict[int, dict[str, int]] = defaultdict(dict)
-    write = Log.write
+    waiting: dict[str, int] = defaultdict(int)
+    store, write = Log.store, Log.write
 
-    def written(self, chunk, pieces, *rest) -> None:
+    def stored(self, brought, tensors) -> None:
+        waiting[self.part] += sum(piece.nbytes for piece in tensors.values())
+        store(self, brought, tensors)
+
+    def written(self, chunk, *rest) -> None:
         if self.part.startswith("bank."):
-            found[chunk][self.part] = sum(piece.nbytes for piece in pieces.values())
-        write(self, chunk, pieces, *rest)
+            found[chunk][self.part] = waiting.pop(self.part, 0)
+        write(self, chunk, *rest)
 
+    monkeypatch.setattr(Log, "store", stored)
     monkeypatch.setattr(Log, "write", written)
     return found
 

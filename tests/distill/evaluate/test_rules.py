@@ -1,21 +1,25 @@
 """Other rules of history and attention sink change what they should, and the model's own change nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tiny import model_of
 
 from distill.evaluate import bars
-from distill.evaluate.rules import NoisySink, Rules
+from distill.evaluate.rules import RULES, NoisySink
 from stages.models.pocket.network import Network
 from stages.weights import initialise
 
+OF = {rule.name: rule for rule in RULES}
 
-def streamed(model, rules, chunks=4):
-    """Latents of a random network under `rules`."""
+
+def streamed(model, rule, chunks=4):
+    """Latents of a random network under a rule."""
     network = Network(model.network)
     initialise(network, 4)
-    denoiser = rules.denoiser(model, network.eval(), 2, 2)
+    denoiser = rule.kind(rule.of(model), network.eval(), 2, 2)
     model, banks, g = denoiser.model, denoiser.open(), torch.Generator().manual_seed(1)
     denoiser.set_states(banks, {"text": torch.randn(1, 2, model.network.text_dim, generator=g)})
     reference = torch.randn(1, 4, 1, 4, 4, generator=g)
@@ -37,20 +41,18 @@ def streamed(model, rules, chunks=4):
 @pytest.mark.parametrize("kind", ["avatar", "world"])
 def test_every_rule_is_another_stream(kind):
     model = model_of(kind)
-    own = streamed(model, Rules())
-    assert torch.equal(own, streamed(model, Rules("same_level", "clean")))
-    others = [
-        streamed(model, r) for r in (Rules("clean"), Rules(sink="noisy"), Rules(sink="none"), Rules("clean", "none"))
-    ]
+    own = streamed(model, OF["own"])
+    assert torch.equal(own, streamed(replace(model, context="same_level"), OF["own"]))
+    others = [streamed(model, OF[name]) for name in ("clean", "noisy sink", "no sink", "clean, no sink", "SINK-SHIFT")]
     for i, a in enumerate([own, *others]):
         assert all(not torch.equal(a, b) for b in others[i:])
 
 
 def test_a_noisy_sink_is_never_committed():
     model = model_of("world")
-    denoiser = Rules(sink="noisy").denoiser(model, Network(model.network), 2, 2)
-    assert isinstance(denoiser, NoisySink) and not denoiser.schedule.commits(0)
-    clean = Rules("clean", "noisy").denoiser(model, Network(model.network), 2, 2)
+    denoiser = NoisySink(model, Network(model.network), 2, 2)
+    assert not denoiser.schedule.commits(0)
+    clean = NoisySink(replace(model, context="clean"), Network(model.network), 2, 2)
     assert not clean.schedule.commits(0) and clean.schedule.commits(1)
 
 
