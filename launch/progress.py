@@ -131,8 +131,8 @@ class Watch:
         self.running, self.pipeline, self.log = running, running.pipeline, log
         self.line = ProgressLine(config.model.name, config.stream.count, config.stream.chunks, console)
         self._ordered, self._recovers = config.control is not None, config.launcher.in_place
-        self._named: set[int] = set()
-        """Processes whose numbers were said."""
+        self._named: set[tuple[str, int]] = set()
+        """Workers, each with the process that it was said to be."""
         self._shown: dict[int, int] = {}
         """Chunks that were shown of every live stream."""
         self._done = threading.Event()
@@ -171,10 +171,11 @@ class Watch:
     def _name(self) -> None:
         """Say once which process each worker is, for who wants to end or to watch one."""
         for process in self.running.generation.processes:
-            if process not in self._named and (number := self.running.number(process)) is not None:
-                self._named.add(process)
+            one = self.running.name(process), process
+            if one not in self._named and (number := self.running.number(process)) is not None:
+                self._named.add(one)
                 with suppress(OSError):
-                    self.line.console.print(f"{self.running.name(process)}: process {number}", highlight=False)
+                    self.line.console.print(f"{one[0]}: process {number}", highlight=False)
 
     def _show(self, stream: int, at: dict | None) -> None:
         if at and at["chunks"] > self._shown.get(stream, 0):

@@ -84,9 +84,9 @@ def _lines(config: Config, choice: Choice, cluster: Cluster, found: Needs) -> It
         where = f"machine {node}" if len(found.memory) > 1 else "the machine"
         has = "" if cluster.host_bytes is None else f", of {human(PART * cluster.host_bytes)} in {launcher.cuts}"
         yield f"  Memory of {where}{each}: {human(size)}{has}."
-    silent = f"a dead process is seen at once, a silent one after {launcher.silent_s:g} s"
-    loads = "no loading, which a spare has done" if launcher.spares else "the loading of a new process"
-    yield f"  A loss costs {seconds(found.replay_s)} of replay at most, and {loads}; {silent}."
+    loads = "no loading: a spare has loaded" if launcher.spares else "the loading of a new process (none with a spare)"
+    yield f"  A loss costs {seconds(found.replay_s)} of replay at most, and {loads}."
+    yield f"  A dead process is seen at once, a silent one after {launcher.silent_s:g} s."
     if launcher.spares:
         yield _spares(launcher.spares, choice, cluster)
     yield "  A device that is slower to its host makes cuts less often. Where memory lacks, the run is refused: a"
@@ -96,7 +96,7 @@ def _lines(config: Config, choice: Choice, cluster: Cluster, found: Needs) -> It
 def _way(found: Needs, workers: Sequence[int]) -> str:
     """What a device has for copies, where that is known."""
     way = min(found.bandwidths[worker] for worker in workers)
-    return f"; cuts may take {human(SHARE * way)}/s, {number(100 * SHARE)} % of its way there" if isfinite(way) else ""
+    return f". Limit: {human(SHARE * way)}/s, {number(100 * SHARE)} % of the link" if isfinite(way) else ""
 
 
 def _spares(count: int, choice: Choice, cluster: Cluster) -> str:
@@ -105,11 +105,8 @@ def _spares(count: int, choice: Choice, cluster: Cluster) -> str:
     own, shared = min(free, count), max(0, count - free)
     places = [f"{own} on {'a device of its own' if own == 1 else 'devices of their own'}"] * (own > 0)
     places += [f"{shared} on {'devices' if shared > 1 else 'a device'} that a worker has"] * (shared > 0)
-    each = (
-        f"{count} spares hold {human(choice.plan.spare_bytes)} each"
-        if count > 1
-        else (f"1 spare holds {human(choice.plan.spare_bytes)}")
-    )
+    size = human(choice.plan.spare_bytes)
+    each = f"{count} spares hold {size} each" if count > 1 else f"1 spare holds {size}"
     return f"  {each}, the weights of all workers: {', '.join(places)}."
 
 

@@ -37,8 +37,9 @@ YOUNG = 2
 CUT_S = 5.0
 """Longest wait for the cut of a planned change: without it more is made again."""
 NO_CUT = {"chunk": 0}
-ORDERED = "another plan was ordered"
 """Where a stream goes on that has no whole cut."""
+ORDERED = "another plan was ordered"
+"""Why a generation begins that nobody's loss has brought about."""
 SEEN_S = 10.0
 """Longest wait for streams to be seen to go on."""
 RECORDS = 256
