@@ -95,7 +95,7 @@ class ProgressLine:
             now=at.chunks == self.total,
         )
 
-    def total(self, stream: int, report: dict[str, Any]) -> None:
+    def ended(self, stream: int, report: dict[str, Any]) -> None:
         """Show what came of a stream, as its report has it; nothing where no chunk was made."""
         if not report.get("fps"):
             return
@@ -188,7 +188,7 @@ class Watch:
         self._show(stream, self.pipeline.progress(stream))
         self._shown.pop(stream, None)
         if not self._ordered:
-            self.line.total(stream, report)
+            self.line.ended(stream, report)
 
 
 class Ended:

@@ -130,7 +130,7 @@ def _sequential(job: Job) -> Results:
             except Exception as error:
                 reason = Reason.of(error, f"chunk {running.timeline.chunks}")
             found, worker = running.report(reason)
-            line.total(index, found)
+            line.ended(index, found)
         streams.append(found)
         traces += worker["traces"]
     return [worker | {"traces": traces}], streams, None
