@@ -139,17 +139,21 @@ def _sequential(job: Job) -> Results:
 def _running(job: Job) -> Results | None:
     """Any plan under any launcher; None where another process of the run tells its results."""
     config, console, stop, log = job.config, job.console, job.stop, job.log
-    ended = Ended(config)
+    ended, opened = Ended(config), []
 
     def first(pipeline: Pipeline) -> None:
         look(config)
         pipeline.observers.append(ended)
         control.begin(pipeline, config)
-        _resumed(job, pipeline.streams)
+        opened.extend(pipeline.streams)
+
+    def begin() -> None:
+        _resumed(job, opened)
+        _begin(job)
 
     with ExitStack() as stack:
         with Waiting(console, lambda: f"starting workers by launcher={config.launcher.name}"):
-            started = running.start(config, begin=lambda: _begin(job), first=first)
+            started = running.start(config, begin=begin, first=first)
         engine = stack.enter_context(started)
         stop.then(engine.interrupt)
         if engine.leads:
