@@ -124,7 +124,7 @@ class Scenario:
     def _open(self, name: str, seam: str, needs: str) -> int:
         config = self.config
         stream = replace(config.stream, id=name, chunks=None if needs in ("prompt", "stop") else CHUNKS)
-        stream = replace(stream, prompt="a calm person", events=[])
+        stream = replace(stream, prompt="a neutral person", events=[])
         if seam == "recache":
             stream = replace(stream, events=[type_event(2)])
         image = str(ROOT / "assets" / "portrait.png")

@@ -8,7 +8,7 @@
     {"plan": {"workers": 3}}               another plan for all streams, which go on with it: keys are those of `plan`
     {"plan": "timestep", "workers": 5}     the same with its name in front
     {"wait": "a"}      read on when the stream has ended
-    {"status": true}   print how streams and workers stand, as one JSON line
+    {"status": true}   print plan, generation, streams and workers, as one JSON line
 
 An opened stream is what the configuration says with the given changes; its files get its name, which is free again once
 the stream has ended. The end of the lines closes the pipeline: it ends when its streams have. A wrong line is skipped

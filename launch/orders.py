@@ -102,7 +102,9 @@ class Orders:
             name: {"ended": self.pipeline.ended(number)} | (self.pipeline.progress(number) or {})
             for name, number in self.pipeline.names.items()
         }
-        return {"streams": streams, "workers": self.pipeline.status()}
+        plan = {"name": self.pipeline.plan.name, "workers": self.pipeline.plan.processes}
+        stands = {"plan": plan, "generation": self.pipeline.generation}
+        return stands | {"streams": streams, "workers": self.pipeline.status()}
 
 
 def parsed(line: bytes | str) -> dict[str, Any]:

@@ -265,6 +265,8 @@ def show(config: Config, console: Console) -> None:
         UserError: the plan cannot be, or cannot run.
     """
     capability.check(config.model.context)
+    for note in recovering.notes(config):
+        console.print(note, highlight=False)
     if config.capacity is not None:
         capacity.show(config, console)
         return

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -94,6 +95,18 @@ class ProgressLine:
             now=at.chunks == self.total,
         )
 
+    def ended(self, stream: int, report: dict[str, Any]) -> None:
+        """Show what came of a stream, as its report has it; nothing where no chunk was made."""
+        if not report.get("fps"):
+            return
+        label = self.label if self.streams == 1 else f"{self.label} stream {stream}"
+        seconds = report["frames"] * report["realtime_factor"] / report["fps"]
+        self.show(
+            f"{label}  {report['chunks']} chunks in all  {seconds:.1f} s of video  {report['fps']:.1f} fps  "
+            f"{report['realtime_factor']:.2f}x real time",
+            now=True,
+        )
+
     def show(self, line: str, now: bool = False) -> None:
         """Show a line: at once on a terminal; elsewhere every few seconds, or if `now`."""
         with suppress(OSError):
@@ -117,6 +130,9 @@ class Watch:
     def __init__(self, running: Running, config: Config, console: Console, log: Log):
         self.running, self.pipeline, self.log = running, running.pipeline, log
         self.line = ProgressLine(config.model.name, config.stream.count, config.stream.chunks, console)
+        self._ordered, self._recovers = config.control is not None, config.launcher.in_place
+        self._named: set[tuple[str, int]] = set()
+        """Workers, each with the process that it was said to be."""
         self._shown: dict[int, int] = {}
         """Chunks that were shown of every live stream."""
         self._done = threading.Event()
@@ -145,10 +161,21 @@ class Watch:
             parts = ", ".join(f"{one.worker}: {one.at}" for one in health if not one.loaded)
             self.line.show(f"{sum(one.loaded for one in health)} of {len(health)} workers ready  ({parts})")
             return
+        if self._recovers:
+            self._name()
         live = [order.stream for order in self.pipeline.streams]
         self._shown = {stream: self._shown.get(stream, 0) for stream in live}
         for stream in live:
             self._show(stream, self.pipeline.progress(stream))
+
+    def _name(self) -> None:
+        """Say once which process each worker is, for who wants to end or to watch one."""
+        for process in self.running.generation.processes:
+            one = self.running.name(process), process
+            if one not in self._named and (number := self.running.number(process)) is not None:
+                self._named.add(one)
+                with suppress(OSError):
+                    self.line.console.print(f"{one[0]}: process {number}", highlight=False)
 
     def _show(self, stream: int, at: dict | None) -> None:
         if at and at["chunks"] > self._shown.get(stream, 0):
@@ -160,6 +187,8 @@ class Watch:
         """A stream's last chunks may be fewer than a look apart from its end."""
         self._show(stream, self.pipeline.progress(stream))
         self._shown.pop(stream, None)
+        if not self._ordered:
+            self.line.ended(stream, report)
 
 
 class Ended:

@@ -54,10 +54,18 @@ def told(config: Config, choice: Choice, cluster: Cluster) -> str:
     """
     found = needed(config, choice, cluster)
     refuse(config, choice.plan, logged(config), found, _spared(cluster), f"a machine of cluster={cluster.name}")
-    return "\n".join(_lines(config, choice.plan, cluster, found))
+    return "\n".join(_lines(config, choice, cluster, found))
 
 
-def _lines(config: Config, plan: Plan, cluster: Cluster, found: Needs) -> Iterator[str]:
+def notes(config: Config) -> Iterator[str]:
+    """What was asked for and has no effect, on one line."""
+    spares = config.launcher.spares
+    if spares and not asked(config):
+        why = "torchrun starts all ranks again" if config.launcher.recovers else "launcher.recover is not exact"
+        yield f"launcher.spares={spares} has no effect: {why}"
+
+
+def _lines(config: Config, choice: Choice, cluster: Cluster, found: Needs) -> Iterator[str]:
     launcher, streams = config.launcher, config.stream.count
     often = f"every {found.every} chunks" if found.every > 1 else "before every chunk"
     yield f"Recovery, launcher.recover={launcher.recover}: a cut {often}, {seconds(found.work_s)} of work."
@@ -76,16 +84,30 @@ def _lines(config: Config, plan: Plan, cluster: Cluster, found: Needs) -> Iterat
         where = f"machine {node}" if len(found.memory) > 1 else "the machine"
         has = "" if cluster.host_bytes is None else f", of {human(PART * cluster.host_bytes)} in {launcher.cuts}"
         yield f"  Memory of {where}{each}: {human(size)}{has}."
-    silent = f"a dead process is seen at once, a silent one after {launcher.silent_s:g} s"
-    yield f"  A loss costs {seconds(found.replay_s)} at most beside loading; {silent}."
+    loads = "no loading: a spare has loaded" if launcher.spares else "the loading of a new process (none with a spare)"
+    yield f"  A loss costs {seconds(found.replay_s)} of replay at most, and {loads}."
+    yield f"  A dead process is seen at once, a silent one after {launcher.silent_s:g} s."
+    if launcher.spares:
+        yield _spares(launcher.spares, choice, cluster)
     yield "  A device that is slower to its host makes cuts less often. Where memory lacks, the run is refused: a"
     yield "  smaller launcher.recover_s takes less of it, and so do fewer streams; launcher.recover=off takes none."
 
 
 def _way(found: Needs, workers: Sequence[int]) -> str:
-    """What devices have for copies, where that is known."""
+    """What a device has for copies, where that is known."""
     way = min(found.bandwidths[worker] for worker in workers)
-    return f" (of {human(SHARE * way)}/s, {number(100 * SHARE)} % of the way there)" if isfinite(way) else ""
+    return f". Limit: {human(SHARE * way)}/s, {number(100 * SHARE)} % of the link" if isfinite(way) else ""
+
+
+def _spares(count: int, choice: Choice, cluster: Cluster) -> str:
+    """What spares hold, and where."""
+    free = max(0, len(cluster.devices) - len(set(choice.placement)))
+    own, shared = min(free, count), max(0, count - free)
+    places = [f"{own} on {'a device of its own' if own == 1 else 'devices of their own'}"] * (own > 0)
+    places += [f"{shared} on {'devices' if shared > 1 else 'a device'} that a worker has"] * (shared > 0)
+    size = human(choice.plan.spare_bytes)
+    each = f"{count} spares hold {size} each" if count > 1 else f"1 spare holds {size}"
+    return f"  {each}, the weights of all workers: {', '.join(places)}."
 
 
 def _workers(numbers: Sequence[int]) -> str:

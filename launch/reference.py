@@ -17,7 +17,7 @@ takes those of `serve`. This page is written by
 `python -m launch.reference`; `everframe stream --help` prints the same, `everframe stream --help sink` a part of it.
 
 ```sh
-everframe stream model=nano plan=timestep stream.seconds=2 "stream.prompt=a calm person (smiling)"
+everframe stream model=nano plan=timestep stream.seconds=2 "stream.prompt=a happy person (smiling)"
 ```
 
 * Text is taken as typed: a prompt or a path may hold quotes, commas, brackets, `=` and anything else that the shell

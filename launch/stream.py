@@ -29,7 +29,7 @@ from rich.console import Console
 from conf import disk
 from conf.errors import UserError
 from conf.schema import Config
-from launch import control, places, planning, restarting, running, torchrun
+from launch import control, places, planning, recovering, restarting, running, torchrun
 from launch.cli import EXIT_USER_ERROR, run, written
 from launch.command import Command
 from launch.console import lasting
@@ -41,10 +41,11 @@ from parallel import capability
 from parallel.builders import build
 from parallel.plan import Plan
 from parallel.transport import NCCL
-from runtime import timeline_png
+from runtime import supervisor, timeline_png
 from runtime.admission import CONFIG
 from runtime.board import Abandoned, PeerLost
 from runtime.fast import said
+from runtime.orders import Open
 from runtime.pipeline import Pipeline, results
 from runtime.progress import Loading
 from runtime.reasons import Reason
@@ -100,6 +101,13 @@ def _begin(job: Job) -> Path:
     return folder
 
 
+def _resumed(job: Job, orders: list[Open]) -> None:
+    """Say where streams go on that were saved."""
+    for order in orders if job.config.resume else ():
+        line = f"resume={job.config.resume}: stream {order.config.id} goes on with chunk {order.keep.first}"
+        job.console.print(line, highlight=False, soft_wrap=True)
+
+
 def _sequential(job: Job) -> Results:
     """The oracle, one stream after the other. What one raises ends that one alone, as under every plan."""
     config, console, stop, log = job.config, job.console, job.stop, job.log
@@ -109,6 +117,7 @@ def _sequential(job: Job) -> Results:
     with Waiting(console, lambda: str(loading)):
         engine = SequentialRun(config, stop, loading)
     stop.then()
+    _resumed(job, engine.orders)
     folder = _begin(job)
     streams, worker, traces = [], {}, []
     for index in range(config.stream.count):
@@ -120,7 +129,8 @@ def _sequential(job: Job) -> Results:
                     log.chunk(index, timeline.progress())
             except Exception as error:
                 reason = Reason.of(error, f"chunk {running.timeline.chunks}")
-        found, worker = running.report(reason)
+            found, worker = running.report(reason)
+            line.ended(index, found)
         streams.append(found)
         traces += worker["traces"]
     return [worker | {"traces": traces}], streams, None
@@ -129,16 +139,21 @@ def _sequential(job: Job) -> Results:
 def _running(job: Job) -> Results | None:
     """Any plan under any launcher; None where another process of the run tells its results."""
     config, console, stop, log = job.config, job.console, job.stop, job.log
-    ended = Ended(config)
+    ended, opened = Ended(config), []
 
     def first(pipeline: Pipeline) -> None:
         look(config)
         pipeline.observers.append(ended)
         control.begin(pipeline, config)
+        opened.extend(pipeline.streams)
+
+    def begin() -> None:
+        _resumed(job, opened)
+        _begin(job)
 
     with ExitStack() as stack:
         with Waiting(console, lambda: f"starting workers by launcher={config.launcher.name}"):
-            started = running.start(config, begin=lambda: _begin(job), first=first)
+            started = running.start(config, begin=begin, first=first)
         engine = stack.enter_context(started)
         stop.then(engine.interrupt)
         if engine.leads:
@@ -184,6 +199,7 @@ def _notes(given: Config, config: Config) -> Iterator[str]:
     elif given.device.kind == "auto" and (idle := devices.idle_gpu()):
         yield "device=auto computes on the CPU: {}; {}".format(*idle)
     yield from restarting.notes(config)
+    yield from recovering.notes(config)
     if config.device.may_be_gpu and devices.count():
         yield from said(config, devices.choose(config.device.kind))
 
@@ -277,6 +293,7 @@ def main(argv: list[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     with lasting(), listening(**torchrun.hearing()) as stop:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        logging.getLogger(supervisor.__name__).setLevel(logging.INFO)  # that another plan, as ordered, runs
 
         def agree(config: DictConfig) -> None:
             torchrun.refuse_other(config.launcher.name)

@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from conf.errors import UserError, nearest
-from conf.schema import Config, SinkConfig, SourceConfig, StreamConfig
+from conf.schema import Config, PlanConfig, SinkConfig, SourceConfig, StreamConfig
 from conf.typed import shown, typed
 from parallel.plan import Plan
 from runtime import cuts
@@ -167,7 +167,9 @@ class Pipeline:
         """
         if self.changer is None:
             rule = "this run cannot change its plan: that is done by going on from cuts, which it does not make"
-            raise UserError(f"plan={shown(plan)}", rule, "start it with launcher.recover=exact")
+            unsaid = asdict(PlanConfig())
+            asked = {key: value for key, value in plan.items() if key == "name" or value != unsaid.get(key)}
+            raise UserError(f"plan={shown(asked)}", rule, "start it with launcher.recover=exact")
         return self.changer(plan)
 
     def stop(self, stream: int | None = None) -> None:

@@ -445,6 +445,11 @@ class Running(ABC):
         index = self.generation.index(process)
         return f"process {process}" if index is None else f"worker {self.plan.members[index]}"
 
+    def number(self, process: int) -> int | None:
+        """The number that its machine has for a process; None: nothing was heard of it yet."""
+        told = self.board.told(key(process))
+        return told and int(told["process"].split("/")[1])
+
     def _settled(self, index: int) -> bool:
         """Whether a process has been gone for long enough: what it told last is on its way on another connection."""
         now = time.monotonic()

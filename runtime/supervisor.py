@@ -38,6 +38,8 @@ CUT_S = 5.0
 """Longest wait for the cut of a planned change: without it more is made again."""
 NO_CUT = {"chunk": 0}
 """Where a stream goes on that has no whole cut."""
+ORDERED = "another plan was ordered"
+"""Why a generation begins that nobody's loss has brought about."""
 SEEN_S = 10.0
 """Longest wait for streams to be seen to go on."""
 RECORDS = 256
@@ -257,7 +259,10 @@ class Supervisor:
             self._open = None
             record["replay_s"] = round(now - record.pop("ready"), 3)
             record["frozen_s"] = round(now - record.pop("began"), 3)
-            log.warning("generation %d: streams go on after %.2f s", record["number"], record["frozen_s"])
+            # What was ordered is no trouble.
+            level = logging.INFO if record["why"] == ORDERED else logging.WARNING
+            workers = f"{record['workers']} worker{'s' * (record['workers'] > 1)}"
+            log.log(level, "plan %s of %s: streams go on after %.2f s", record["plan"], workers, record["frozen_s"])
             self._run.pipeline.told({"frozen": False} | record | self._faster())
             self.start_spares()
 
@@ -328,7 +333,7 @@ class Supervisor:
             for process in started:
                 run.dismiss(process)
             raise UserError(f"plan={settings['name']}", "all streams have ended", "open another one")
-        self._again("another plan was ordered", wanted.plan, self._clock(), seats)
+        self._again(ORDERED, wanted.plan, self._clock(), seats)
 
     def _cut(self) -> None:
         """Have every stream cut now, so that little is to be made again."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import queue
 import time
 from collections import defaultdict
@@ -335,6 +336,7 @@ class Worker:
     def _status(self) -> dict[str, Any]:
         """How this worker stands, for whoever asks."""
         return {
+            "process": os.getpid(),
             "streams": sorted(self.schedule.streams),
             "cancelled": sorted(self.guard.hollow),
             "waiting": self.schedule.waiting,

@@ -21,15 +21,18 @@ def one_thread():
 
 @pytest.fixture
 def job(tmp_path, capsys):
-    """job(*overrides) runs the main job and returns its report; job.fails(...) returns its one line of complaint."""
+    """job(*overrides) runs the main job and returns its report; job.fails(...) returns its one line of complaint.
+    job.said: what it said on standard error."""
 
     class Job:
         folder = tmp_path / "out"
+        said = ""
 
         def __call__(self, *overrides: str) -> dict:
             code = stream.main([f"output_dir={self.folder}", *overrides])
             captured = capsys.readouterr()
             assert code == 0, captured.err
+            self.said = captured.err
             return json.loads((self.folder / "report.json").read_text())
 
         def fails(self, *overrides: str) -> str:

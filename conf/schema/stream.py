@@ -111,7 +111,7 @@ class StreamConfig:
     width: int | None = None
     """Of the picture; null: the model's own."""
     events: list[Event] = field(default_factory=list)
-    """Prompts that hold from a chunk on: `[{chunk: 17, prompt: "a calm person"}]`."""
+    """Prompts that hold from a chunk on: `[{chunk: 17, prompt: "a sad person"}]`."""
     count: int = 1
     """Streams of this run, with the ids 0, 1, ..."""
     max_control_latency_s: float | None = 2.0

@@ -57,7 +57,8 @@ def come_and_go(nano, folder: Path, launcher: str, *overrides: str) -> dict[str,
     status = next(json.loads(line) for line in out.splitlines() if line.startswith("{"))
     assert status["streams"]["a"]["ended"] and status["streams"]["a"]["chunks"] == 9
     assert status["streams"]["endless"]["ended"]
-    assert len(status["workers"]) == 2
+    assert (status["plan"], status["generation"]) == ({"name": "timestep", "workers": 2}, 0)
+    assert len({worker["process"] for worker in status["workers"]}) == 2
     # Streams are numbered as they were opened; of those that ended before others came nothing is left.
     assert all(set(worker["streams"]) <= {2, 3} for worker in status["workers"])
     return report_of(run)["nodes"]

@@ -79,14 +79,15 @@ def test_the_plan_says_what_recovery_takes_and_what_happens_where_it_is_not_ther
     text = told(capsys, *H800)
     assert "Recovery, launcher.recover=exact: a cut every 3 chunks, 800 ms of work." in text
     # 2.6 GB of a chunk in 4 / 15 s, and what the decoder remembers once in three.
-    assert "To the host: 9.73 GB/s from each of workers 0-3, 7.79 GB a cut (of 26.4 GB/s, 50 % of the way" in text
+    assert "To the host: 9.73 GB/s from each of workers 0-3, 7.79 GB a cut. Limit: 26.4 GB/s, 50 % of the" in text
     assert "To the host: 1.60 GB/s from worker 4, 1.28 GB a cut" in text
     assert "Memory of the machine: 116 GB, of 1.00 TB in /dev/shm." in text
-    assert "A loss costs 2.1 s at most beside loading; a dead process is seen at once, a silent one after 5 s." in text
+    assert "A loss costs 2.1 s of replay at most, and the loading of a new process (none with a spare)." in text
+    assert "A dead process is seen at once, a silent one after 5 s." in text
     assert "A device that is slower to its host makes cuts less often. Where memory lacks, the run is refused" in text
     slower = told(capsys, *H800, "cluster.kinds.h800.host_bandwidth=8e9")
     assert "a cut every 10 chunks, 2.67 s of work. launcher.recover_s=1 asks for one every 3, which devices" in slower
-    assert "3.89 GB/s from each of workers 0-3, 10.4 GB a cut (of 4.00 GB/s" in slower
+    assert "3.89 GB/s from each of workers 0-3, 10.4 GB a cut. Limit: 4.00 GB/s" in slower
     longer = told(capsys, *H800, "launcher.recover_s=10")
     assert "a cut every 37 chunks" in longer and "1.05 GB/s from each of workers 0-3, 10.4 GB a cut" in longer
 
@@ -114,6 +115,17 @@ def test_without_recovery_and_under_torchrun_nothing_is_said_of_it(capsys):
     assert "Recovery" not in told(capsys, *H800, "launcher.recover=off")
     assert "Recovery" not in told(capsys, *H800, "launcher=torchrun")
     assert "Recovery, launcher.recover=exact" in told(capsys, "model=nano", "plan=timestep", "launcher.recover=exact")
+
+
+def test_spares_are_told_of(capsys):
+    text = told(capsys, *H800, "launcher.spares=1")
+    assert "and no loading: a spare has loaded." in text
+    assert "1 spare holds 34.3 GB, the weights of all workers: 1 on a device that a worker has." in text
+    text = told(capsys, *H800, "launcher.spares=2", "plan.workers=4")
+    assert "2 spares hold 34.3 GB each" in text
+    assert "1 on a device of its own, 1 on a device that a worker has." in text
+    text = told(capsys, *H800, "launcher.spares=1", "launcher.recover=off")
+    assert "launcher.spares=1 has no effect: launcher.recover is not exact" in text
 
 
 def test_a_run_is_held_against_this_machine(monkeypatch, tmp_path):

@@ -76,6 +76,17 @@ def test_what_cannot_be_is_refused_before_anything_changes(changing, control, or
     assert changing.plans == []
 
 
+def test_a_run_without_cuts_refuses_what_was_asked_for_and_no_more(tmp_path):
+    (tmp_path / "orders").write_text("")
+    with Driven(f"control={tmp_path}/orders") as driven:
+        control = Control(driven.pipeline, driven.config)
+        with pytest.raises(UserError) as refused:
+            control.obey('{"plan": "timestep", "workers": 3}')
+    line = str(refused.value)
+    assert line.startswith('plan={"name": "timestep", "workers": 3}: this run cannot change its plan')
+    assert line.endswith("start it with launcher.recover=exact")
+
+
 def test_the_planner_may_choose(changing, control):
     control.obey('{"plan": "auto", "workers": 2}')
     (plan,) = changing.plans

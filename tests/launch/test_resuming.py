@@ -33,7 +33,7 @@ def check_joined(folder: Path, chunks: int) -> None:
     assert sorted(load_file(folder / "latents.safetensors")) == [f"chunk.{i:06d}" for i in range(chunks)]
 
 
-def test_a_killed_run_goes_on_from_its_last_state_and_loses_nothing(job, tmp_path, capsys):
+def test_a_killed_run_goes_on_from_its_last_state_and_loses_nothing(job, tmp_path):
     folder = tmp_path / "run"
     process = start(f"output_dir={folder}", *SINKS, "stream.save_every_chunks=4", "model.recalibrate_chunk=4")
     wait_for(folder / "state" / "chunk.000008" / "state.json", 1, process)
@@ -50,6 +50,9 @@ def test_a_killed_run_goes_on_from_its_last_state_and_loses_nothing(job, tmp_pat
     job.folder = folder
     report = job("model=nano", *base, *SINKS, "plan=timestep", "plan.workers=2", f"resume={folder}")
     assert report["finished"] and report["state"]["resumed_at"] == at
+    said = job.said.splitlines()
+    assert f"resume={folder}: stream 0 goes on with chunk {at}" in said
+    assert any(f"nano  {chunks} chunks in all  {chunks * 0.75:.1f} s of video" in line for line in said)
     check_joined(folder, chunks)
     job.folder = tmp_path / "whole"
     assert report["latents_sha256"] == job("model=nano", "sink.video=null", *base)["latents_sha256"]
