@@ -139,9 +139,9 @@ RULES = (
         _SLOTS | {"context": "stream_batch"},
     ),
     Rule(
-        "last step",
+        "one bank",
         "StreamDiffusionV2 one chunk at a time: the same in one bank, written by every step",
-        _SLOTS | {"context": "last_step"},
+        _SLOTS | {"context": "one_bank"},
     ),
     Rule(
         "joint window",
