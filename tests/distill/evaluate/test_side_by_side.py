@@ -38,7 +38,7 @@ def test_attended_tokens_are_counted_from_the_places_of_a_full_window():
     assert counted["clean, no sink"] == 16 * 5 * 12 and counted["clean"] == counted["deep sink"] == 16 * 5 * 13
     # The budget of 9 and a chunk more in turn.
     assert counted["compressed"] == 16 * 5 * (9 + 12 + 2) / 2
-    assert counted["last step"] == counted["stream batch"] == 16 * 4 * 12
+    assert counted["one bank"] == counted["stream batch"] == 16 * 4 * 12
 
 
 class Still:
