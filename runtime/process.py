@@ -266,9 +266,10 @@ class Process:
             needed, beside = plan.weight_bytes(member.worker, member.rank), generation.processes
         start = f"holds/{generation.number}"
         before = self.board.told(f"{start}/{self.process}")  # by one that was lost while it loaded
-        if before or self.board.told("begun"):
+        begun = self.board.told("begun")
+        if before or begun:
             wait_for(needed, device)
-        if not self.board.told("begun"):  # spares are numbered behind the members
+        if not begun:  # spares are numbered behind the members
             beside = range(plan.processes + self.config.launcher.spares)
         memory, free = free_bytes(device)
         self.board.tell(f"{start}/{self.process}", before or {"memory": memory, "free": free, "bytes": needed})

@@ -202,8 +202,9 @@ class Supervisor:
             if process not in run.generation.processes:
                 continue
             if process in self._again_once:
-                raise Unrecovered(why)
+                raise Unrecovered(f"{why}, as before when it loaded")
             self._again_once.add(process)
+            self._mute.discard(process)
             self._symptoms.forget(process)
             log.warning("%s, before anything was streamed; it is started again", why)
             try:

@@ -110,9 +110,7 @@ class Symptoms:
         pulse = self._heard[process].pulse if process in self._heard else UNHEARD
         return pulse["busy"] and stage_of(pulse["at"]) not in OUTSIDE
 
-    def look(
-        self, pulses: Mapping[int, Mapping[str, Any] | None], now: float, cold: bool = False
-    ) -> dict[int, Lost]:
+    def look(self, pulses: Mapping[int, Mapping[str, Any] | None], now: float, cold: bool = False) -> dict[int, Lost]:
         """Take in what is told, and say who is lost; to be asked more often than pulses beat.
 
         Args:
