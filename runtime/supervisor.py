@@ -34,8 +34,9 @@ MOST = 8
 """Generations in a row that may be lost before anything was put out."""
 YOUNG = 2
 """Processes that may be lost while they load before a plan is taken that needs none of them."""
-CUT_S = 5.0
-"""Longest wait for the cut of a planned change: without it more is made again."""
+CUT_S, OUTSIDE_S = 5.0, 1.5
+"""Longest wait for the cut of a planned change: without it more is made again. None becomes whole while an output
+waits for somebody outside, maybe for whoever asked for the change: that is seen by how long it has waited."""
 NO_CUT = {"chunk": 0}
 """Where a stream goes on that has no whole cut."""
 SEEN_S = 10.0
@@ -379,7 +380,9 @@ class Supervisor:
         def cut() -> bool:
             now = {stream: (run.told(f"whole/{stream}") or NO_CUT)["chunk"] for stream in streams}
             live = {order.stream for order in run.pipeline.streams}
-            return all(now[s] > before[s] for s in streams if s in live) or self._clock() > end
+            whole = all(now[s] > before[s] for s in streams if s in live)
+            outside = (self._symptoms.outside_s(p, self._clock()) for p in run.generation.processes)
+            return whole or self._clock() > end or max(outside) > OUTSIDE_S
 
         with suppress(_Lost):  # it is lost in the next generation, too
             self._wait(cut)

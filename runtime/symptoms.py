@@ -110,6 +110,13 @@ class Symptoms:
         pulse = self._heard[process].pulse if process in self._heard else UNHEARD
         return pulse["busy"] and stage_of(pulse["at"]) not in OUTSIDE
 
+    def outside_s(self, process: int, now: float) -> float:
+        """For how long a process has waited for somebody outside, as it was last heard of; 0: it does not."""
+        if process not in self._heard or self.at_pass(process):
+            return 0.0
+        heard = self._heard[process]
+        return heard.pulse["at_s"] + now - heard.when if heard.pulse["busy"] else 0.0
+
     def look(self, pulses: Mapping[int, Mapping[str, Any] | None], now: float, cold: bool = False) -> dict[int, Lost]:
         """Take in what is told, and say who is lost; to be asked more often than pulses beat.
 

@@ -133,6 +133,18 @@ def test_who_neither_works_nor_halts_is_ended_as_is_who_waits_outside():
         assert run.ended == {0: "it did not halt"} and run.now == pytest.approx(began + 2.0, abs=0.1)
 
 
+def test_a_cut_waits_for_nobody_who_may_wait_for_it():
+    for doing, most_s in ((WAITS, 5.0), (PASS, 5.0), (OUTSIDE, 1.5)):
+        run = Run()
+        run.pipeline.streams = [SimpleNamespace(stream=0)]
+        run.refuse_end = lambda: None
+        looking(run, run.supervisor.look, 1.0)
+        run.does(1, doing)
+        began = run.now
+        run.supervisor._cut()
+        assert run.now - began == pytest.approx(most_s, abs=0.1), doing
+
+
 def test_who_is_stopped_while_others_halt_is_found():
     run = Run(processes=3, silent_s=2.0)
     looking(run, run.supervisor.look, 1.0)
