@@ -9,16 +9,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch.distributed as dist
 
@@ -73,6 +75,36 @@ def threads(config: Config) -> bool:
     return not config.launcher.recovers and not (config.device.may_be_gpu and devices.count() > 1)
 
 
+class Starter(threading.Thread):
+    """Does what it is asked to, one after the other, on a thread that lives as long as a run.
+
+    Linux kills workers when the thread ends that started them, which need not live as long as its process.
+    """
+
+    def __init__(self):
+        super().__init__(name="starter", daemon=True)
+        self._asked: queue.SimpleQueue[tuple[Future, Callable[[], Any]] | None] = queue.SimpleQueue()
+        self.start()
+
+    def call(self, act: Callable[[], Any]) -> Any:
+        """What `act` gives, or raises."""
+        self._asked.put((done := Future(), act))
+        return done.result()
+
+    def run(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            done, act = asked
+            try:
+                done.set_result(act())
+            except BaseException as error:
+                done.set_exception(error)
+
+    def close(self) -> None:
+        """End, and whoever was started here and lives."""
+        self._asked.put(None)
+        self.join()
+
+
 class LocalProcesses(Running):
     """A plan's workers as processes of this machine. They meet on a store on the loopback address, and end with this
     process.
@@ -88,9 +120,16 @@ class LocalProcesses(Running):
         self._said: dict[int, deque[str]] = {}
         self._readers: dict[int, threading.Thread] = {}
         self._cards: dict[int, int | None] = {}
+        self._starter: Starter
+
+    def _launch(self) -> None:
+        self._starter = Starter()
+        super()._launch()
 
     def _start(self, process: int, generation: Generation) -> None:
         self._let_go_of_those_that_left()
+        if process in self._workers:  # one that was lost had its number
+            self._let_go(process, self._workers.pop(process))
         _, plan = generation.of(self.config)
         index = generation.index(process)
         reads = index is None or index == plan.group(plan.encode)[0]
@@ -101,14 +140,8 @@ class LocalProcesses(Running):
         for process in self._workers.keys() - self._left:
             worker = self._workers[process]
             if worker.poll() is not None and not self._readers[process].is_alive():
-                self._close(self._workers.pop(process))
+                self._let_go(process, self._workers.pop(process))
                 del self._readers[process], self._said[process]
-
-    @staticmethod
-    def _close(worker: subprocess.Popen) -> None:
-        with suppress(BrokenPipeError):
-            worker.stdin.close()
-        worker.stderr.close()
 
     def _card(self, process: int, generation: Generation) -> int | None:
         """The GPU of a process, where there are any: as its plan says at first. Who comes later takes one that fewest
@@ -135,14 +168,16 @@ class LocalProcesses(Running):
     def _spawn(self, process: int, generation: Generation, live: int | None) -> None:
         paths = os.pathsep.join(p for p in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if p)
         try:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "launch.worker"],
-                stdin=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(self.config.device.threads)},
-                pass_fds=() if live is None else (live,),
-                # Ctrl-C is for this process: it says what its workers are to do.
-                start_new_session=True,
+            worker = self._starter.call(
+                lambda: subprocess.Popen(
+                    [sys.executable, "-m", "launch.worker"],
+                    stdin=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(self.config.device.threads)},
+                    pass_fds=() if live is None else (live,),
+                    # Ctrl-C is for this process: it says what its workers are to do.
+                    start_new_session=True,
+                )
             )
         except OSError as error:
             raise NoRoom(f"no process can be started ({error.strerror})") from error
@@ -153,6 +188,7 @@ class LocalProcesses(Running):
             # The cluster is the planner's: no worker asks for it.
             "config": {key: part for key, part in asdict(self.config).items() if key != "cluster"},
             "process": process,
+            "parent": os.getpid(),
             "generation": asdict(generation),
             "processes": self.plan.processes,
             "card": self._cards.setdefault(process, self._card(process, generation)),
@@ -194,16 +230,22 @@ class LocalProcesses(Running):
             worker.kill()
 
     def _release(self) -> None:
-        for worker in self._workers.values():
-            try:
-                worker.wait(LEAVE_S)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
         for process, worker in self._workers.items():
-            self._readers[process].join(LEAVE_S)
-            self._close(worker)
+            self._let_go(process, worker)
+        self._starter.close()
         super()._release()
+
+    def _let_go(self, process: int, worker: subprocess.Popen) -> None:
+        """Wait for a worker that ends, and close what led to it."""
+        try:
+            worker.wait(LEAVE_S)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+        with suppress(BrokenPipeError):
+            worker.stdin.close()
+        self._readers[process].join(LEAVE_S)
+        worker.stderr.close()
 
 
 def descriptor(stream: BinaryIO) -> int:

@@ -1,11 +1,12 @@
 """A worker in a process of its own, for `launch.local`: `python -m launch.worker`.
 
 What it is to do comes as one line of JSON on standard input. That stays open as long as whoever started it lives: at
-its end this process ends, too.
+its end this process ends, too. Linux ends it even where it is stopped.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -36,6 +37,7 @@ def main() -> int:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # they are for whoever started this
     given = json.loads(_line(sys.stdin.fileno()))
+    _die_with(given["parent"])
     threading.Thread(target=_end_with_parent, args=(sys.stdin.fileno(),), name="parent", daemon=True).start()
     config, process = typed(Config, given["config"], "config"), given["process"]
     generation = Generation.parsed(given["generation"])
@@ -67,6 +69,19 @@ def _line(descriptor: int) -> bytes:
     """A line, and not a byte more: a buffer would be locked by whoever waits for what follows."""
     with open(descriptor, "rb", buffering=0, closefd=False) as file:
         return file.readline()
+
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's `prctl`: the signal that a process gets when the thread that started it ends."""
+
+
+def _die_with(parent: int) -> None:
+    """Have the system kill this process when its parent is gone: one that is stopped cannot read its standard input."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before
+        os._exit(1)
 
 
 def _end_with_parent(descriptor: int) -> None:

@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -53,6 +53,7 @@ class Box:
     def __init__(self, store: dist.Store, owner: int, generation: int = 0):
         self.store, self.owner = store, owner
         self._key = f"box/{owner}" if not generation else f"box/{generation}/{owner}"
+        self._noted = f"{self._key}/noted"
 
     def __len__(self) -> int:
         return self.store.queue_len(self._key)
@@ -62,6 +63,18 @@ class Box:
         self.store.queue_push(self._key, text)
         # A HashStore's queue wakes one of those who wait, whatever for; its `set` wakes all.
         self.store.set("posted", "")
+
+    @property
+    def noted(self) -> list[str]:
+        """What the owner, or who was it before, has taken and `note`d."""
+        return json.loads(self.store.get(self._noted)) if self.store.check([self._noted]) else []
+
+    def note(self, texts: Sequence[str]) -> None:
+        """Keep what was taken for who may come in the owner's place; none: that is over."""
+        if texts:
+            self.store.set(self._noted, json.dumps(texts))
+        else:
+            self.store.delete_key(self._noted)
 
     def take(self, store: dist.Store | None = None) -> str:
         """The oldest text; waits for one on `store`, a connection that nobody else uses meanwhile."""
@@ -83,14 +96,18 @@ class BoxReader(threading.Thread):
         self._held: list[str] = []
 
     def known(self) -> list[str]:
-        """All texts so far; does not wait. They are delivered all the same, once the reader has started."""
-        self._held += [self._box.take() for _ in range(len(self._box))]
+        """All texts so far; does not wait. They are delivered all the same, once the reader has started; until then a
+        reader that comes in the place of this one knows them, too."""
+        self._held = (self._held or self._box.noted) + [self._box.take() for _ in range(len(self._box))]
+        self._box.note(self._held)
         return self._held
 
     def run(self) -> None:
         # A connection of its own: whoever waits on a store's connection keeps others from using it.
         for text in self._held:
             self._deliver(text)
+        if self._held:
+            self._box.note(())
         self._held, store = [], self._box.store.clone()
         store.set_timeout(FOREVER)
         while True:

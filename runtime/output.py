@@ -98,6 +98,7 @@ class Output:
         self._saving: set[int] = set()
         """Chunks before which states are being saved."""
         self._changed = threading.Condition()
+        self._released = False
 
     def open(self) -> None:
         """Open the sinks, unless they are.
@@ -108,8 +109,23 @@ class Output:
         if self.outputs is not None:
             return
         self.outputs = self.make()
+        if self._released:
+            self.outputs.release()
         if self.keep and self.keep.state:
             self._anchor = self.keep.state.anchor
+
+    def release(self) -> None:
+        """From any thread: a generation ends, and who watches is waited for no more until `hold`. A chunk that is
+        being put out is kept by its sinks, and counts as put out."""
+        self._released = True
+        if self.outputs:
+            self.outputs.release()
+
+    def hold(self) -> None:
+        """Another generation goes on with it."""
+        self._released = False
+        if self.outputs:
+            self.outputs.hold()
 
     def write(self, chunk: int, latents: Tensor, frames: Tensor | None, sidecar: Sidecar) -> None:
         """Put a chunk out, unless that was done.

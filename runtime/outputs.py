@@ -201,6 +201,16 @@ class Outputs:
         if failure is not None:
             raise failure
 
+    def release(self) -> None:
+        """From any thread: wait for nobody outside until `hold`. Nothing is lost by that."""
+        for sink in filter(None, (self._reader, self._session)):
+            sink.release()
+
+    def hold(self) -> None:
+        """Wait again for who watches, and takes it slowly."""
+        for sink in filter(None, (self._reader, self._session)):
+            sink.hold()
+
     @property
     def seen(self) -> float:
         """Number of the first chunk that who watches may still be without; infinity: nobody watches."""

@@ -264,13 +264,15 @@ class Process:
         else:
             member = plan.members[self.index]
             needed, beside = plan.weight_bytes(member.worker, member.rank), generation.processes
-        if self.board.told("begun"):
+        start = f"holds/{generation.number}"
+        before = self.board.told(f"{start}/{self.process}")  # by one that was lost while it loaded
+        begun = self.board.told("begun")
+        if before or begun:
             wait_for(needed, device)
-        else:  # spares are numbered behind the members
+        if not begun:  # spares are numbered behind the members
             beside = range(plan.processes + self.config.launcher.spares)
         memory, free = free_bytes(device)
-        start = f"holds/{generation.number}"
-        self.board.tell(f"{start}/{self.process}", {"memory": memory, "free": free, "bytes": needed})
+        self.board.tell(f"{start}/{self.process}", before or {"memory": memory, "free": free, "bytes": needed})
         told = [self.board.told(f"{start}/{process}") for process in beside]
         require_together(self.config, [one for one in told if one and one["memory"] == memory])
 

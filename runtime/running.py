@@ -309,14 +309,18 @@ class Running(ABC):
         """Until every process has left; raises what failed first."""
         end = None
         while self._left:
-            self._wake.wait(POLL_S if self._begun else LOADING_POLL_S)
+            self._wake.wait(self._look_s)
             self._wake.clear()
             lost: dict[int, str] = {}
             self.look(lost.__setitem__)
             told = self.board.told("failed")
             if told is None:
-                self._go_on()
+                if begun := self._begun:
+                    self._go_on()
+                # Streams do not begin without somebody who has just been lost.
                 self._recover(lost)
+                if not begun:
+                    self._go_on()
             elif told["kind"] == STOPPED:
                 raise Stopped(told["line"])
             elif end is None:
@@ -327,14 +331,20 @@ class Running(ABC):
             index = told.pop("process")
             raise self._error or self._fault(Reason.from_dict(told), index)
 
+    @property
+    def _look_s(self) -> float:
+        """How long to wait until workers are looked after again."""
+        least = self.supervisor.look_s if self.supervisor is not None else POLL_S
+        return least if self._begun else min(LOADING_POLL_S, least)
+
     def _recover(self, lost: dict[int, str]) -> None:
-        """See to it that streams go on, where that is wanted and streaming has begun."""
+        """See to it that streams go on, or begin, where that is wanted."""
         if self.supervisor is None:
             return
-        if not self._begun:
-            self.supervisor.spare_lost(lost)
-            return
         try:
+            if not self._begun:
+                self.supervisor.look_at_loading(lost)
+                return
             self.supervisor.look(lost)
             # Whoever is in no generation leaves with the last of those who are.
             if not self._left & set(self.generation.processes):
@@ -380,6 +390,20 @@ class Running(ABC):
         except NoRoom:
             self._left.discard(process)
             raise
+
+    def start_again(self, process: int) -> None:
+        """Start a lost process of the first generation anew, under its number: the others wait for that one. Nothing
+        that it has told counts any more.
+
+        Raises:
+            NoRoom: it cannot be started.
+        """
+        for told in (key(process), f"loaded/{process}"):
+            self.board.forget(told)
+        for known in (self._gone_since, self._lost, self._heard):
+            known.pop(process, None)
+        self._start(process, self.generation)
+        self._left.add(process)
 
     def dismiss(self, process: int) -> None:
         """A process has no place any more: it leaves."""
@@ -435,7 +459,9 @@ class Running(ABC):
                     continue  # what failed is told there
                 line = f"{self.name(index)} is lost ({raised['line'] if raised else gone or 'its process was ended'})"
                 self._lost[index] = line
-                if self.supervisor is not None and (self._begun or index in self.supervisor.spares):
+                # Before anything is streamed a process that has told of its end would come to the same again.
+                mishap = self._begun or report is None
+                if self.supervisor is not None and (mishap or index in self.supervisor.spares):
                     lost(index, line)
                 else:
                     self._fail(Reason(line, LOST), index)

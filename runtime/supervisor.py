@@ -34,8 +34,9 @@ MOST = 8
 """Generations in a row that may be lost before anything was put out."""
 YOUNG = 2
 """Processes that may be lost while they load before a plan is taken that needs none of them."""
-CUT_S = 5.0
-"""Longest wait for the cut of a planned change: without it more is made again."""
+CUT_S, OUTSIDE_S = 5.0, 1.5
+"""Longest wait for the cut of a planned change: without it more is made again. None becomes whole while an output
+waits for somebody outside, maybe for whoever asked for the change: that is seen by how long it has waited."""
 NO_CUT = {"chunk": 0}
 """Where a stream goes on that has no whole cut."""
 ORDERED = "another plan was ordered"
@@ -120,6 +121,10 @@ class Supervisor:
         self.plans: Plans
         """Which other plans there are; set by whoever starts the run."""
         self._symptoms = Symptoms.of(running.config.launcher)
+        self._missing_since: dict[int, float] = {}
+        """Of processes that were silent or stuck: since when nothing came of them, which was before they were found."""
+        self._again_once: set[int] = set()
+        """Processes that were started a second time, before anything was streamed."""
 
     # -- spares -------------------------------------------------------------------------------------------------------
 
@@ -181,6 +186,35 @@ class Supervisor:
 
     # -- the watching thread ------------------------------------------------------------------------------------------
 
+    @property
+    def look_s(self) -> float:
+        """How often it wants to look."""
+        return self._symptoms.look_s
+
+    def look_at_loading(self, lost: dict[int, str]) -> None:
+        """See to what has happened before streams go: a process that is lost is started again, once. Nothing is told
+        to it that it would have missed.
+
+        Raises:
+            Unrecovered: one was lost twice, or cannot be started.
+        """
+        run = self._run
+        lost = lost | self._sick(cold=True)
+        self.spare_lost(lost)
+        for process, why in lost.items():
+            if process not in run.generation.processes:
+                continue
+            if process in self._again_once:
+                raise Unrecovered(f"{why}, as before when it loaded")
+            self._again_once.add(process)
+            self._mute.discard(process)
+            self._symptoms.forget(process)
+            log.warning("%s, before anything was streamed; it is started again", why)
+            try:
+                run.start_again(process)
+            except NoRoom as error:
+                raise Unrecovered(f"{why}; {error}") from error
+
     def look(self, lost: dict[int, str]) -> None:
         """See to what has happened.
 
@@ -204,10 +238,10 @@ class Supervisor:
         elif gone:
             why = "; ".join(gone.values())
             log.warning("%s; its streams go on from their newest cuts", why)
-            self._again(why, run.config.plan, began)
+            self._again(why, run.config.plan, self._since(gone, began))
             return
         elif self._missed_at is not None and began - self._missed_at > run.config.launcher.silent_s:
-            self._again("workers miss each other, and none is lost", run.config.plan, began)
+            self._again("workers miss each other, and none is lost", run.config.plan, self._missed_at)
             return
         with self._lock:
             wanted = self._wanted.pop(0) if self._wanted else None
@@ -225,7 +259,8 @@ class Supervisor:
             # Who was lost while others loaded for it was seen there, and is lost to the streams all the same.
             if not self._over and (missing := [p for p in run.generation.processes if p not in run.left]):
                 names = ", ".join(run.name(process) for process in missing)
-                self._again(f"{names} was lost while another plan was prepared", run.config.plan, began)
+                why = f"{names} was lost while another plan was prepared"
+                self._again(why, run.config.plan, self._since(missing, began))
 
     @property
     def _over(self) -> bool:
@@ -233,12 +268,17 @@ class Supervisor:
         pipeline = self._run.pipeline
         return pipeline.closed and not pipeline.streams
 
-    def _sick(self) -> dict[int, str]:
+    def _since(self, lost: Iterable[int], seen: float) -> float:
+        """Since when streams stand still for want of processes: who is silent or stuck was so before that was seen."""
+        return min([seen, *(self._missing_since.get(process, seen) for process in lost)])
+
+    def _sick(self, cold: bool = False) -> dict[int, str]:
         """End those who say nothing, or stand still; returns them, with how that is said."""
-        run, found = self._run, {}
+        run, found, now = self._run, {}, self._clock()
         watched = [p for p in (*run.generation.processes, *self.spares) if p in run.left]
-        for process, symptom in self._symptoms.look({p: run.told(key(p)) for p in watched}, self._clock()).items():
+        for process, symptom in self._symptoms.look({p: run.told(key(p)) for p in watched}, now, cold).items():
             found[process] = f"{run.name(process)} is lost ({symptom})"
+            self._missing_since[process] = now - symptom.missing_s
             if run.told(key(process)) is None:
                 self._mute.add(process)
             run.end(process, found[process])
@@ -346,7 +386,9 @@ class Supervisor:
         def cut() -> bool:
             now = {stream: (run.told(f"whole/{stream}") or NO_CUT)["chunk"] for stream in streams}
             live = {order.stream for order in run.pipeline.streams}
-            return all(now[s] > before[s] for s in streams if s in live) or self._clock() > end
+            whole = all(now[s] > before[s] for s in streams if s in live)
+            outside = (self._symptoms.outside_s(p, self._clock()) for p in run.generation.processes)
+            return whole or self._clock() > end or max(outside) > OUTSIDE_S
 
         with suppress(_Lost):  # it is lost in the next generation, too
             self._wait(cut)
@@ -443,7 +485,11 @@ class Supervisor:
         return replace(order, keep=keep)
 
     def _halt(self, number: int) -> None:
-        """End the running generation on every process that is left of it. Who does not answer is lost, too."""
+        """End the running generation on every process that is left of it. Who does not answer is lost, too.
+
+        A pass that is under way comes to its end first, and may take as long as at any other time. While one is, others
+        may wait for it.
+        """
         run = self._run
         if run.generation.number > self._stands:
             return  # it was lost before anybody was told of it
@@ -452,7 +498,10 @@ class Supervisor:
         end = self._clock() + run.config.launcher.silent_s
         while waiting := [p for p in processes if p in run.left and not run.told(f"halted/{number - 1}/{p}")]:
             run.look(lambda process, why: self.spares.discard(process))
-            if self._clock() > end:
+            self.spares -= self._sick().keys()
+            if any(self._symptoms.at_pass(p) for p in waiting):
+                end = self._clock() + run.config.launcher.silent_s
+            elif self._clock() > end:
                 for process in waiting:
                     log.warning("process %d does not halt: it is ended", process)
                     run.end(process, "it did not halt")

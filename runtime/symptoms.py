@@ -9,8 +9,10 @@ Pure: what was heard and what time it is comes from outside.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from conf.schema import LauncherConfig
@@ -21,6 +23,16 @@ STUCK_LEAST_S, TIMES = 5.0, 20.0
 """A pass that takes so long, and so many times its longest so far, does not end any more."""
 OUTSIDE = frozenset({"output"})
 """Stages that may wait for somebody outside: a viewer who has paused, the reader of a pipe."""
+LOOK_S, LEAST_LOOK_S = 0.2, 0.01
+"""Whoever supervises looks so often, or twice in a beat where that is more; never more often than the second."""
+HELD_UP_BEATS = 2
+"""A look that comes later than it was meant to by more beats than that was held up. Less hides no silence, which is
+longer than WITHIN_SILENCE of them, so it changes nothing."""
+STANDSTILLS = 4
+"""Latest times of being held up that count as nobody's silence. A supervisor that is late at every look must not
+forgive for ever."""
+COLD_S = 60.0
+"""Until a process says its first word when a run begins, at least: it may read all libraries from a cold disk."""
 
 
 class Lost(NamedTuple):
@@ -31,12 +43,15 @@ class Lost(NamedTuple):
         seconds: since when, by the time it was found.
         at: what it was at.
         limit_s: that this may last.
+        missing_s: for how long nothing has come of it: since it was last heard of, or since its pass took longer than
+            any before.
     """
 
     why: str
     seconds: float
     at: str
     limit_s: float
+    missing_s: float
 
     def __str__(self) -> str:
         if self.why == SILENT:
@@ -46,7 +61,7 @@ class Lost(NamedTuple):
 
 @dataclass
 class _Heard:
-    """Of one process: whose last beat it was, what it told, when that was heard, and since when its time counts."""
+    """Of one process: whose last beat it was, what it told, when that was heard, and since when it is there."""
 
     beat: tuple[Any, Any]
     pulse: Mapping[str, Any]
@@ -64,11 +79,17 @@ class Symptoms:
         silent_s: without a new beat, after which a process is lost.
         timeout_s: that a process may take to say something at all, and a pass of a kind that it never did before.
         beat_s: between two beats.
+
+    Attributes:
+        look_s: between two looks, as they are meant to come.
     """
 
     def __init__(self, silent_s: float, timeout_s: float, beat_s: float):
         self.silent_s, self.timeout_s, self.beat_s = silent_s, timeout_s, beat_s
+        self.look_s = max(LEAST_LOOK_S, min(LOOK_S, beat_s / 2))
         self._heard: dict[int, _Heard] = {}
+        self._stood: deque[tuple[float, float]] = deque(maxlen=STANDSTILLS)
+        """Looks that were held up: when they came at last, and how much too late."""
         self._now: float | None = None
 
     @classmethod
@@ -84,21 +105,29 @@ class Symptoms:
         """A process has left, or was given up: it is watched no longer."""
         self._heard.pop(process, None)
 
-    def renew(self, now: float) -> None:
-        """Everybody has new time: it is known that they were held up, and not by themselves."""
-        for heard in self._heard.values():
-            heard.when = heard.since = now
+    def at_pass(self, process: int) -> bool:
+        """Whether a process is at a pass, as it was last heard of, and does not just wait for somebody outside."""
+        pulse = self._heard[process].pulse if process in self._heard else UNHEARD
+        return pulse["busy"] and stage_of(pulse["at"]) not in OUTSIDE
 
-    def look(self, pulses: Mapping[int, Mapping[str, Any] | None], now: float) -> dict[int, Lost]:
+    def outside_s(self, process: int, now: float) -> float:
+        """For how long a process has waited for somebody outside, as it was last heard of; 0: it does not."""
+        if process not in self._heard or self.at_pass(process):
+            return 0.0
+        heard = self._heard[process]
+        return heard.pulse["at_s"] + now - heard.when if heard.pulse["busy"] else 0.0
+
+    def look(self, pulses: Mapping[int, Mapping[str, Any] | None], now: float, cold: bool = False) -> dict[int, Lost]:
         """Take in what is told, and say who is lost; to be asked more often than pulses beat.
 
         Args:
             pulses: what stands on the board for every process; None: nothing yet. One that is new here begins now.
             now: seconds of the supervisor's clock.
+            cold: whether the run begins, so that a first word may take longer.
         """
-        # A supervisor that was held up itself has missed beats that there were, and so had all on a machine that stood.
-        if self._now is not None and now - self._now > self.beat_s:
-            self.renew(now)
+        # Where the supervisor was held up itself, the whole machine may have stood: that time is nobody's silence.
+        if self._now is not None and (late := now - self._now - self.look_s) > HELD_UP_BEATS * self.beat_s:
+            self._stood.append((now, late))
         self._now = now
         for process, pulse in pulses.items():
             if process not in self._heard:
@@ -107,7 +136,13 @@ class Symptoms:
                 self._take(self._heard[process], pulse, now)
         watched = [process for process in pulses if process in self._heard]
         # Whoever waits for a silent one inside a pass may look stuck, and is not.
-        return self._found(watched, self._silent, now) or self._found(watched, self._stuck, now)
+        unheard = max(self.timeout_s, COLD_S) if cold else self.timeout_s
+        silent = partial(self._silent, unheard=unheard)
+        return self._found(watched, silent, now) or self._found(watched, self._stuck, now)
+
+    def _awake(self, begin: float, now: float) -> float:
+        """Seconds from `begin` to `now` in which the machine was not held up, as far as is known."""
+        return now - begin - sum(min(late, when - begin) for when, late in self._stood if when > begin)
 
     @staticmethod
     def _take(heard: _Heard, pulse: Mapping[str, Any], now: float) -> None:
@@ -121,16 +156,16 @@ class Symptoms:
         found = {process: symptom(self._heard[process], now) for process in watched}
         return {process: lost for process, lost in found.items() if lost is not None}
 
-    def _silent(self, heard: _Heard, now: float) -> Lost | None:
-        limit = self.timeout_s if heard.pulse is UNHEARD else self.silent_s
-        silent = now - heard.when
-        return Lost(SILENT, silent, heard.pulse["at"], limit) if silent >= limit else None
+    def _silent(self, heard: _Heard, now: float, unheard: float) -> Lost | None:
+        limit = unheard if heard.pulse is UNHEARD else self.silent_s
+        silent = self._awake(heard.when, now)
+        return Lost(SILENT, silent, heard.pulse["at"], limit, silent) if silent >= limit else None
 
     def _stuck(self, heard: _Heard, now: float) -> Lost | None:
         pulse, stage = heard.pulse, stage_of(heard.pulse["at"])
         if not pulse["busy"] or stage in OUTSIDE:
             return None
-        took = min(pulse["at_s"] + now - heard.when, now - heard.since)
+        took = self._awake(max(heard.when - pulse["at_s"], heard.since), now)
         longest = pulse.get("longest", {}).get(stage)
         limit = self.timeout_s if longest is None else max(STUCK_LEAST_S, TIMES * longest)
-        return Lost(STUCK, took, pulse["at"], limit) if took >= limit else None
+        return Lost(STUCK, took, pulse["at"], limit, took - (longest or 0.0)) if took >= limit else None

@@ -118,6 +118,7 @@ class Tail:
                 "decode" in self.stages,
                 order.source.session is not None,
             )
+            output.hold()
             if keep and keep.journal:
                 output.resumed = lambda chunk: self.board.event({"event": "shown", "stream": stream, "chunk": chunk})
             self.own[stream] = StageThread(
@@ -159,6 +160,10 @@ class Tail:
         Args:
             keeps: whether streams go on in another generation: files stay open then, and what waits is thrown away.
         """
+        if keeps:
+            # A viewer who has paused holds up nobody else's next generation.
+            for output in self.outputs.values():
+                output.release()
         for thread in (*self.shared.values(), *self.own.values()):
             thread.close(drop=keeps)
         if keeps:

@@ -84,6 +84,23 @@ def _encrypted(connection: socket.socket, digest: str) -> socket.socket:
     return secure
 
 
+def once_it_can(connection: socket.socket, act: Callable[[], Any], writes: bool, over: Callable[[], bool]) -> Any:
+    """What an act gives on a connection that does not block, once it can be done; None: it is `over` before."""
+    while not over():
+        wants_write = writes
+        try:
+            return act()
+        except (BlockingIOError, ssl.SSLWantReadError):
+            wants_write = writes and not isinstance(connection, ssl.SSLSocket)
+        except ssl.SSLWantWriteError:
+            wants_write = True
+        wait = select.poll()
+        with contextlib.suppress(ValueError):  # closed just now
+            wait.register(connection, select.POLLOUT if wants_write else select.POLLIN)
+            wait.poll(POLL_S * 1000)
+    return None
+
+
 class Wire:
     """Messages over a connection, both ways: a line of JSON `{"kind": ..., "bytes": n}` and n bytes behind it.
 
@@ -141,20 +158,14 @@ class Wire:
 
     def _try(self, act: Callable[[], Any], writes: bool) -> Any:
         """What an act on the socket gives, once it can."""
-        while not self._closed.is_set():
-            wants_write = writes
-            try:
-                with self._using:
-                    return act()
-            except (BlockingIOError, ssl.SSLWantReadError):
-                wants_write = writes and not isinstance(self._socket, ssl.SSLSocket)
-            except ssl.SSLWantWriteError:
-                wants_write = True
-            wait = select.poll()
-            with contextlib.suppress(ValueError):  # closed just now
-                wait.register(self._socket, select.POLLOUT if wants_write else select.POLLIN)
-                wait.poll(POLL_S * 1000)
-        raise OSError("the connection was closed here")
+
+        def alone() -> Any:
+            with self._using:
+                return act()
+
+        if (done := once_it_can(self._socket, alone, writes, self._closed.is_set)) is None:
+            raise OSError("the connection was closed here")
+        return done
 
     def close(self) -> None:
         """End it; whoever waits here, in any thread, goes on."""

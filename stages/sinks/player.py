@@ -99,7 +99,7 @@ class Player:
     ):
         self.fps, self._send, self._margin_s = fps, send, margin_s
         self._size, self._card = (height, width, fps), card
-        self._changed = threading.Condition()
+        self._changed, self._holds = threading.Condition(), True
         self._chunks: deque[tuple[Made, float]] = deque()
         """Chunks not played out yet, and when each had come."""
         self._zero: float | None = None
@@ -132,10 +132,16 @@ class Player:
 
     # -- who makes chunks ---------------------------------------------------------------------------------------------
 
+    def hold(self, holds: bool) -> None:
+        """Whether `put` waits for room; one that waits just now goes on where it is not to."""
+        with self._changed:
+            self._holds = holds
+            self._changed.notify_all()
+
     def put(self, made: Made, clock: Callable[[], float]) -> None:
         """A chunk is there. Waits while as many are held as may be."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._chunks) < AHEAD or self._closed)
+            self._changed.wait_for(lambda: len(self._chunks) < AHEAD or self._closed or not self._holds)
             first, self._put = self._put, self._put + len(made.frames)
             if self._sound is not None and made.sound is not None:
                 self._sounds.append((self._heard, made.number))

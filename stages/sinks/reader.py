@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from stages.link import Door, connect
+from stages.link import Door, connect, once_it_can
 
 AHEAD = 2
 END = {"end": True}
@@ -57,41 +59,74 @@ class ReaderSink:
 
     def __init__(self, address: str, fps: float, first: int = 0):
         self._socket: socket.socket | None = connect("sink.reader", address)
+        self._socket.setblocking(False)
         self._fps, self._next, self._ahead = fps, first, 0
+        self._unsent: deque[memoryview | None] = deque()
+        """What the reader has not been sent yet; None: a chunk ends."""
+        self._between = True
+        """Whether no chunk has been sent in part."""
+        self._released = threading.Event()
 
     def write(self, frames: np.ndarray, sound: np.ndarray | None) -> None:
-        """Send a chunk: uint8 [n, H, W, 3], and float32 [m] or None. Waits for a reader that is behind."""
+        """Send a chunk: uint8 [n, H, W, 3], and float32 [m] or None. Waits for a reader that is behind, unless it is
+        released: then what it has not sent is sent with the next chunk."""
         head = {"index": self._next, "fps": self._fps, "frames": frames.shape, "sound": None}
         bodies = [np.ascontiguousarray(frames, np.uint8)]
         if sound is not None:
             bodies.append(np.ascontiguousarray(sound, "<f4"))
             head["sound"] = len(sound)
         self._next += 1
+        parts = [json.dumps(head).encode() + b"\n", *(body.reshape(-1).view(np.uint8) for body in bodies)]
+        self._unsent += [*(memoryview(part) for part in parts if len(part)), None]
+        self._send(self._released.is_set)
+
+    def release(self) -> None:
+        """From any thread: wait for the reader no more until `hold`. Nothing is lost: what it has not taken is kept
+        here, a chunk at most for each time."""
+        self._released.set()
+
+    def hold(self) -> None:
+        """Wait for the reader again."""
+        self._released.clear()
+
+    def _send(self, over: Callable[[], bool]) -> None:
+        """Send what there is, as the reader takes it, until it is `over`."""
         try:
-            while self._socket and self._ahead >= AHEAD:
-                taken = len(self._socket.recv(AHEAD))
-                self._ahead -= taken
-                if not taken:
-                    self.leave()
-            if self._socket:
-                self._socket.sendall(json.dumps(head).encode() + b"\n")
-                for body in bodies:
-                    self._socket.sendall(body)
-                self._ahead += 1
+            while self._socket and self._unsent:
+                connection, part = self._socket, self._unsent[0]
+                if part is None:
+                    self._unsent.popleft()
+                    self._ahead, self._between = self._ahead + 1, True
+                elif self._between and self._ahead >= AHEAD:
+                    taken = once_it_can(connection, lambda at=connection: at.recv(AHEAD), False, over)
+                    if taken is None:
+                        return
+                    self._ahead -= len(taken)
+                    if not taken:
+                        self.leave()
+                else:
+                    sent = once_it_can(connection, lambda at=connection, part=part: at.send(part), True, over)
+                    if sent is None:
+                        return
+                    self._between = False
+                    self._unsent[0] = part[sent:]
+                    if not self._unsent[0]:
+                        self._unsent.popleft()
         except OSError:
             self.leave()
 
     @property
     def seen(self) -> int:
         """Number of the first chunk that the reader is not known to have taken; one that has gone takes none."""
-        return self._next - (self._ahead if self._socket else 0)
+        return self._next - (self._ahead + self._unsent.count(None) if self._socket else 0)
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Nothing more will come. What could not be sent before is waited for, as in `write`."""
+        self._send(lambda: False)
         with suppress(OSError):
             if self._socket:
                 # Who takes nothing is not waited for; it hears of the end all the same, from who runs the stream.
-                self._socket.send(json.dumps(END).encode() + b"\n", socket.MSG_DONTWAIT)
+                self._socket.send(json.dumps(END).encode() + b"\n")
         self.leave()
 
     def leave(self) -> None:
@@ -99,6 +134,7 @@ class ReaderSink:
         if self._socket:
             self._socket.close()
             self._socket = None
+        self._unsent.clear()
 
 
 class Reader:

@@ -77,6 +77,14 @@ class SessionSink:
         self._next += 1
         self._player.put(made, time.perf_counter)
 
+    def release(self) -> None:
+        """From any thread: wait for viewers no more until `hold`."""
+        self._player.hold(False)
+
+    def hold(self) -> None:
+        """Wait for them again."""
+        self._player.hold(True)
+
     @property
     def seen(self) -> int:
         """Number of the first chunk that has not left with all of it."""

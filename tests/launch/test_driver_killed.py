@@ -1,7 +1,10 @@
-"""Whoever holds a run is killed: nothing of it is left, and what was saved is there."""
+"""Whoever holds a run is killed: nothing of it is left, not even a worker that was stopped, and what was saved is
+there."""
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -40,6 +43,9 @@ def test_workers_end_and_states_stay(tmp_path, job, launcher):
     # Agents of Ray's own stay for a while.
     family = [one for one in family if "Agent" not in " ".join(one.cmdline())]
     assert family
+    if launcher == "local" and sys.platform.startswith("linux"):
+        # A stopped worker cannot see that the pipe from whoever started it has ended.
+        next(one for one in family if "launch.worker" in one.cmdline()).send_signal(signal.SIGSTOP)
     process.kill()
     until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
     until(lambda: cuts.sweep(memory) or not list(memory.iterdir()))  # as the next run does

@@ -31,6 +31,19 @@ def none_expected():
     raise AssertionError("the store is there")
 
 
+def test_who_comes_in_the_place_of_one_that_loaded_knows_its_orders(store):
+    board, inbox = Board(store, DRIVER, 1), Inbox()
+    given = [board.give(Stop(0), range(1))]
+    assert OrderReader(Board(store, 0, 1), Inbox()).orders() == given, "it dies before it begins"
+    given.append(board.give(Stop(1), range(1)))
+    reader = OrderReader(Board(store, 0, 1), inbox)
+    assert reader.orders() == given
+    reader.start()
+    assert [inbox.get(timeout=PATIENCE_S) for _ in given] == given
+    reader.close()
+    assert OrderReader(Board(store, 0, 1), Inbox()).orders() == [], "nobody else begins with them"
+
+
 def test_every_worker_reads_all_orders_in_one_order(store):
     """Numbered as they were given, by those that were given before it listened, too; nothing stays in the store."""
     board, inboxes = Board(store, DRIVER, 3), [Inbox() for _ in range(3)]
@@ -46,7 +59,7 @@ def test_every_worker_reads_all_orders_in_one_order(store):
     assert [order.number for order in given] == list(range(6))
     for reader in readers:
         reader.close()
-    assert board.keys() == before - 6  # what two of them had not taken yet
+    assert board.keys() == before - 7  # what two of them had not taken yet, and what the other had noted
 
 
 def test_a_reader_delivers_what_was_posted_before_it_was_closed(store):

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from conf.schema import LauncherConfig
 from runtime.board import Board
 from runtime.pulse import Doing, Pulse, beat_s, key
-from runtime.symptoms import SILENT, STUCK, Symptoms
+from runtime.symptoms import COLD_S, SILENT, STANDSTILLS, STUCK, Symptoms
 from runtime.trace import Trace
 
 
@@ -102,6 +102,56 @@ def test_a_machine_that_stood_still_gives_everybody_new_time():
     machine.now += 600.0
     lost, now = machine.run(100)
     assert lost.keys() == {0, 1} and now == 703.5 + 5.0, "it was not heard since, either"
+
+
+def found_after(launcher: LauncherConfig, every_s: float, limit_s: float = 100.0) -> float:
+    """Seconds until one of two processes is found silent by a supervisor that looks so often; infinity: it is not."""
+    symptoms, beat = Symptoms.of(launcher), beat_s(launcher)
+    now = stopped = 100.0
+    while now < stopped + limit_s:
+        beating = {"process": "a", "beats": int(now / beat), "at": "x", "at_s": 0.0, "busy": False}
+        if lost := symptoms.look({0: beating, 1: beating | {"process": "b", "beats": 7}}, now):
+            assert lost.keys() == {1} and lost[1].why == SILENT
+            return now - stopped
+        now += every_s
+    return float("inf")
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.15, 0.3])
+@pytest.mark.parametrize(
+    "setting", [{"silent_s": 1.0}, {"silent_s": 0.5}, {"silent_s": 5.0, "timeout_s": 0.5}], ids=str
+)
+def test_short_limits_are_kept_by_a_supervisor_that_is_a_little_late(setting, late_s):
+    launcher = LauncherConfig(recover="exact", **setting)
+    symptoms = Symptoms.of(launcher)
+    assert symptoms.look_s <= beat_s(launcher) / 2
+    took, silent_s = found_after(launcher, symptoms.look_s + late_s), launcher.silent_s
+    assert silent_s <= took <= silent_s + (1 + STANDSTILLS) * (symptoms.look_s + late_s)
+
+
+def test_who_is_late_at_every_look_finds_a_silent_one_all_the_same():
+    launcher = LauncherConfig(recover="exact", silent_s=1.0)
+    assert found_after(launcher, 0.9) <= 1.0 + (1 + STANDSTILLS) * 0.9
+
+
+def test_a_run_that_begins_may_be_cold():
+    symptoms = Symptoms(1.0, 5.0, 0.2)
+    nothing = {0: None}
+    assert symptoms.look(nothing, 0.0, cold=True) == {}
+    found = [now for now in range(1, 100) if symptoms.look(nothing, float(now), cold=True)]
+    # A second between two looks is more than a supervisor means to wait: the first ones were held up.
+    assert COLD_S <= found[0] <= COLD_S + STANDSTILLS + 1
+
+
+def test_what_is_missing_of_a_stuck_one_is_more_than_its_longest():
+    machine = Machine()
+    doing = {"at": "step0 of chunk 7 of stream 0", "busy": True, "longest": {"step0": 0.4}}
+    lost, _ = machine.run(100, 0, 1, **doing)
+    assert lost[0].seconds == 8.0 and lost[0].missing_s == pytest.approx(7.6)
+    machine = Machine()
+    machine.run(3, 0, 1)
+    lost, _ = machine.run(100, 0)
+    assert lost[1].missing_s == lost[1].seconds == 5.0
 
 
 def test_another_process_in_its_place_has_new_time():

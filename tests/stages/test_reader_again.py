@@ -71,6 +71,40 @@ def test_a_sink_that_goes_without_a_word_ends_it_when_the_stream_is_over(reader)
     assert found == [None]
 
 
+@pytest.mark.parametrize("size", [6, 1500], ids=["small", "larger than a connection holds"])
+def test_who_is_released_keeps_what_the_reader_has_not_taken(reader, size):
+    """A program that does not read holds up its stream, and no more than that: no chunk is lost, torn or doubled."""
+    sink, wait_s = ReaderSink(reader.address, 16), 20.0
+
+    def picture(chunk: int) -> np.ndarray:
+        return np.full((8, size, size, 3), chunk, np.uint8)
+
+    def write(*chunks: int) -> threading.Thread:
+        thread = threading.Thread(target=lambda: [sink.write(picture(chunk), None) for chunk in chunks])
+        thread.start()
+        return thread
+
+    waiting = write(0, 1, 2)
+    waiting.join(0.2)
+    assert waiting.is_alive(), "it was to wait for the reader"
+    sink.release()
+    waiting.join(wait_s)
+    assert not waiting.is_alive() and sink.seen == 0
+    sink.hold()
+    waiting = write(3)
+    waiting.join(0.2)
+    assert waiting.is_alive(), "it waits again"
+    for chunk in range(2):
+        assert np.array_equal(reader.next(never).frames, picture(chunk))
+    closing = threading.Thread(target=lambda: (waiting.join(wait_s), sink.close()))
+    closing.start()
+    for chunk in range(2, 4):
+        assert np.array_equal(reader.next(never).frames, picture(chunk))
+    assert reader.next(never) is None
+    closing.join(wait_s)
+    assert not closing.is_alive()
+
+
 def test_an_end_that_was_said_is_the_end_whoever_else_comes(reader):
     sink = ReaderSink(reader.address, 16)
     sink.close()
