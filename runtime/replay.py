@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.journal import End, Journal, Line
+from stages.sources.backlog import Backlog
 
 
 class Replay:
@@ -48,6 +49,12 @@ class Replay:
     def told(self) -> dict[str, Any]:
         """What a session's source says of it to its gateway."""
         return {"chunk": self.next, "sampled": self.events}
+
+    def backlog(self, name: str) -> Backlog | None:
+        """Of a live source, behind what it was sampled from; None: there is no journal."""
+        if self._journal is None:
+            return None
+        return Backlog(self._journal.folder, name, self._journal.read.get(name, 0))
 
     def picture(self, sent: bytes | None) -> bytes | None:
         """The picture that a session began with: what it says, or, where nobody is left to ask, what it said."""
