@@ -1,0 +1,69 @@
+"""What the encoding worker has read ahead of a pipe is not lost with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from launch.running import start
+from runtime.pipeline import run_all
+from tests.helpers import config_of
+from tests.launch.losing import ended, made, recovered, strike, until
+
+FRAMES = 2400
+LINES = "".join(
+    json.dumps({"frame": frame, "action": ("forward", "left", "right")[frame // 60 % 3]}) + "\n"
+    for frame in range(0, FRAMES, 6)
+).encode()
+MODEL = ("model=nano", "device=cpu", "sink.video=null", "source.pace=free", "stream.prompt=hello", "sink.trace=none")
+EXACT = ("launcher.recover=exact", "plan=timestep", "plan.workers=2")
+
+
+@contextmanager
+def poured(data: bytes):
+    """Standard input that holds all of it at once, then its end."""
+    reading, writing = os.pipe()
+
+    def pour() -> None:
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(data)
+
+    with os.fdopen(reading, "rb", buffering=0) as stdin:
+        thread = threading.Thread(target=pour)
+        thread.start()
+        yield stdin
+        thread.join(10)
+
+
+def run_of(folder, stdin, *overrides: str, lose: bool = False) -> tuple[str, int]:
+    """(hash, chunks) of a stream, of whose workers the first is killed, if one is."""
+    config = config_of(*MODEL, f"output_dir={folder}", *overrides)
+    with start(config, stdin=stdin, first=lambda pipeline: run_all(pipeline, config)) as run:
+        if lose:
+            until(lambda: run.begun and made(run) >= 20, run)
+            strike(run, run.generation.processes[0])
+            assert recovered(run)["workers"] == 2
+        return ended(run)
+
+
+def killed(tmp_path, *launcher: str) -> None:
+    with poured(LINES) as stdin:
+        whole = run_of(tmp_path / "whole", stdin, "source.actions=-", "launcher.threads=true")
+    assert whole[1] > FRAMES // 16
+    with poured(LINES) as stdin:
+        assert run_of(tmp_path / "killed", stdin, "source.actions=-", *EXACT, *launcher, lose=True) == whole
+
+
+def test_lines_that_were_read_ahead_by_a_killed_process_are_acted_on(tmp_path):
+    (tmp_path / "cuts").mkdir()
+    killed(tmp_path, "launcher=local", f"launcher.cuts={tmp_path}/cuts")
+
+
+@pytest.mark.long
+def test_and_on_ray(tmp_path):
+    pytest.importorskip("ray")
+    killed(tmp_path, "launcher=ray")
