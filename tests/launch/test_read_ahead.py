@@ -14,10 +14,12 @@ from runtime.pipeline import run_all
 from tests.helpers import config_of
 from tests.launch.losing import ended, made, recovered, strike, until
 
-FRAMES = 2400
+FRAMES, EACH = 1200, 8
+"""More lines than a chunk's line in the journal has of what is to come, and than a reader holds."""
 LINES = "".join(
-    json.dumps({"frame": frame, "action": ("forward", "left", "right")[frame // 60 % 3]}) + "\n"
-    for frame in range(0, FRAMES, 6)
+    json.dumps({"frame": frame, "action": ("forward", "left", "right")[(frame // 40 + one) % 3]}) + "\n"
+    for frame in range(FRAMES)
+    for one in range(EACH)
 ).encode()
 MODEL = ("model=nano", "device=cpu", "sink.video=null", "source.pace=free", "stream.prompt=hello", "sink.trace=none")
 EXACT = ("launcher.recover=exact", "plan=timestep", "plan.workers=2")
@@ -40,12 +42,12 @@ def poured(data: bytes):
 
 
 def run_of(folder, stdin, *overrides: str, lose: bool = False) -> tuple[str, int]:
-    """(hash, chunks) of a stream, of whose workers the first is killed, if one is."""
+    """(hash, chunks) of a stream, of whose workers the one that encodes is killed, if one is."""
     config = config_of(*MODEL, f"output_dir={folder}", *overrides)
     with start(config, stdin=stdin, first=lambda pipeline: run_all(pipeline, config)) as run:
         if lose:
             until(lambda: run.begun and made(run) >= 20, run)
-            strike(run, run.generation.processes[0])
+            strike(run, run.generation.processes[run.plan.encode])
             assert recovered(run)["workers"] == 2
         return ended(run)
 
