@@ -114,7 +114,7 @@ class Live(NamedTuple):
 
     def backlog(self, name: str) -> Backlog | None:
         """Where what is read ahead of a live source is kept; None: nowhere."""
-        return self.replay.backlog(name) if self.replay else None
+        return self.replay.backlog(name, self.replay.read(name)) if self.replay else None
 
     def sound(self, make: Callable[[], Any]) -> Any:
         """A live source of sound: the one that is kept, or a new one."""
@@ -281,7 +281,10 @@ def _pcm(
         from stages.sources.audio_file import AudioFile  # not above: FFmpeg is needed where there is a file
 
         if live.ends and live.hears(path):
-            pcm = live.sound(lambda: Ahead(partial(AudioFile, path), stop, name))
+            of = live.replay
+            pcm = live.sound(
+                lambda: Ahead(partial(AudioFile, path), stop, name, of.backlog("audio", 0), of.read("audio"))
+            )
         else:
             pcm = AudioFile(path, stop)
         whole_file = True

@@ -4,13 +4,14 @@ Who reads a pipe reads ahead of what is sampled, and a pipe gives every byte onc
 (`runtime.journal`) each block is written down before anybody can take it, and who takes a lost reader's place begins
 with what is left here.
 
-Bytes are counted since the stream's beginning. They stand in files of a few blocks, `ahead.sound.000000000000` the one
+Bytes are counted since the stream's beginning. They stand in files of a few blocks, `ahead.audio.000000000000` the one
 that begins with byte 0, and go a file at a time once lines of the journal say what was made of them: so there is no
-more here than a reader holds, and a file.
+more here than a reader holds, and a file. Encoded sound is the exception: none of it may go, up to `MOST_BYTES`.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 SEGMENT = 1 << 18
 """Bytes behind which another file begins."""
+MOST_BYTES = 1 << 26
+"""In all, behind which nothing is kept any more: half an hour of sound that is not compressed."""
 PREFIX, END, LOCK = "ahead.", "end", "lock"
 
 
@@ -38,11 +41,12 @@ class Backlog:
         taken: those; what comes first is behind them.
         end: bytes that came so far.
         over: whether the stream's end came.
+        begun: whether another reader has left anything.
     """
 
     def __init__(self, folder: str | Path, name: str, taken: int = 0):
         self.taken = self.end = taken
-        self.over = False
+        self.over = self.begun = False
         self._folder, self._name = Path(folder), name
         self._firsts: list[int] = []
         self._file: int | None = None
@@ -81,7 +85,7 @@ class Backlog:
             self._firsts, self.end = firsts, ends[-1]
         else:  # there is nothing, or it was given up
             self._remove(firsts)
-        self.over = self._path(END).exists()
+        self.over, self.begun = self._path(END).exists(), bool(self._firsts)
         return b"".join(parts)[self.taken - firsts[0] :] if self._firsts else b""
 
     def add(self, block: bytes) -> None:
@@ -95,6 +99,8 @@ class Backlog:
             self.end += len(block)
 
     def _write(self, block: bytes) -> None:
+        if self._firsts and self.end - self._firsts[0] > MOST_BYTES:
+            raise OSError(errno.EFBIG, f"more than {MOST_BYTES >> 20} MB have come")
         if self._file is None or self.end - self._firsts[-1] >= SEGMENT:
             self._close_file()
             self._file = os.open(self._path(self.end), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -17,6 +17,8 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -63,6 +65,17 @@ def named_pipe(value: str, path: str | Path) -> BinaryIO:
         return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)  # noqa: PTH123
     except OSError as error:
         raise UserError(value, f"cannot be read ({error.strerror})", "give a named pipe that you may read") from error
+
+
+def kept_open(paths: Iterable[str | None]) -> list[BinaryIO]:
+    """Those that are named pipes, for whoever outlives their reader: a pipe that nobody has open loses what is in it,
+    and ends whoever writes."""
+    found = []
+    for path in paths:
+        with suppress(OSError, UserError):  # who is to read it says what is wrong with it
+            if path and Path(path).is_fifo():
+                found.append(named_pipe(path, path))
+    return found
 
 
 def live_stream(setting: str, path: str, given: BinaryIO | None = None) -> BinaryIO:
@@ -296,21 +309,27 @@ class LiveBytes:
         """Up to `size` bytes, b"" at the end, None if none came for a while."""
         if descriptor is None:
             return getattr(self._stream, "read1", self._stream.read)(size)
-        if not select.select([descriptor], [], [], POLL_S)[0]:
-            return None
-        return os.read(descriptor, size)
+        come = select.select([descriptor], [], [], POLL_S)[0]
+        # That its writers are gone a named pipe tells only those who had opened it before, until they read it.
+        deserted = not come and self._read_so_far and not os.get_blocking(descriptor)
+        with suppress(BlockingIOError):
+            return os.read(descriptor, size) if come or deserted else None
+        return None
 
 
 class PipeFile(io.RawIOBase):
     """A named pipe as a file. Unlike one that is opened as usual, neither opening nor reading it is stuck without a
-    writer: `close` in any thread and the stop event end it. The arguments are those of `named_pipe`, and the event.
+    writer: `close` in any thread and the stop event end it. The arguments are those of `named_pipe`, and as of
+    `LiveBytes`.
 
     Raises:
         UserError: it cannot be opened.
     """
 
-    def __init__(self, value: str, path: str | Path, stop: threading.Event | None = None):
-        self._bytes = LiveBytes(named_pipe(value, path), PIPE_BYTES, stop, name=value, owned=True)
+    def __init__(
+        self, value: str, path: str | Path, stop: threading.Event | None = None, backlog: Backlog | None = None
+    ):
+        self._bytes = LiveBytes(named_pipe(value, path), PIPE_BYTES, stop, value, owned=True, backlog=backlog)
 
     def readable(self) -> bool:
         return True

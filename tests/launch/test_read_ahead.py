@@ -52,6 +52,17 @@ def run_of(folder, stdin, *overrides: str, lose: bool = False) -> tuple[str, int
         return ended(run)
 
 
+@contextmanager
+def poured_into(path):
+    """A named pipe, likewise: whoever writes is done before anybody is lost, or waits."""
+    os.mkfifo(path)
+    thread = threading.Thread(target=path.write_bytes, args=(LINES,))
+    thread.start()
+    yield
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def killed(tmp_path, *launcher: str) -> None:
     with poured(LINES) as stdin:
         whole = run_of(tmp_path / "whole", stdin, "source.actions=-", "launcher.threads=true")
@@ -63,6 +74,14 @@ def killed(tmp_path, *launcher: str) -> None:
 def test_lines_that_were_read_ahead_by_a_killed_process_are_acted_on(tmp_path):
     (tmp_path / "cuts").mkdir()
     killed(tmp_path, "launcher=local", f"launcher.cuts={tmp_path}/cuts")
+
+
+def test_and_so_are_those_in_a_named_pipe(tmp_path, job):
+    (tmp_path / "lines").write_bytes(LINES)
+    whole = job(*MODEL, f"source.actions={tmp_path}/lines")
+    with poured_into(tmp_path / "pipe"):
+        found = run_of(tmp_path / "killed", None, f"source.actions={tmp_path}/pipe", *EXACT, lose=True)
+    assert found == (whole["latents_sha256"], whole["chunks"])
 
 
 @pytest.mark.long
