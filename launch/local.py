@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -161,9 +162,13 @@ class LocalProcesses(Running):
         It is a copy with a number above 2: under 0 a worker finds its orders.
         """
         with suppress(OSError, AttributeError):
-            reading = descriptor(self._stdin) if self._stdin else sys.stdin.fileno()
-            return fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, 3)
+            return fcntl.fcntl(self._input, fcntl.F_DUPFD_CLOEXEC, 3)
         return None
+
+    @cached_property
+    def _input(self) -> int:
+        """What all of them share: a second one of a buffer would take half of what is in it."""
+        return descriptor(self._stdin) if self._stdin else sys.stdin.fileno()
 
     def _spawn(self, process: int, generation: Generation, live: int | None) -> None:
         paths = os.pathsep.join(p for p in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if p)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import select
 import socket
+import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -41,6 +43,15 @@ from runtime.process import run_worker
 from runtime.reasons import Reason
 from runtime.running import Running, Start
 from runtime.supervisor import NoRoom
+
+log = logging.getLogger(__name__)
+
+POSITION = struct.Struct(">Q")
+"""What a reader of standard input says first: how many of its bytes were read, by it or by others before."""
+BLOCK = ON_THE_WAY = 1 << 16
+"""Bytes that are sent at a time, and that a socket is to hold, on either side."""
+KEPT = 1 << 22
+"""Bytes that were sent and are sent again to whoever comes next: many times what sockets hold."""
 
 
 @ray.remote(max_restarts=0)
@@ -237,39 +248,90 @@ class Feed:
 
     def __init__(self, address: tuple[str, int]):
         self._address = address
+        self._connection: socket.socket | None = None
 
-    @cached_property
-    def _connection(self) -> socket.socket:
-        return socket.create_connection(self._address)
+    def go_on(self, position: int) -> None:
+        """Take what is behind the first `position` bytes, whoever has taken those."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = socket.create_connection(self._address)
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ON_THE_WAY)
+        self._connection.sendall(POSITION.pack(position))
 
     def fileno(self) -> int:
+        if self._connection is None:
+            self.go_on(0)
         return self._connection.fileno()
+
+
+class Sent:
+    """A stream that is sent to one reader after the other, from the byte on that each asks for.
+
+    What a socket holds goes with its reader, so what was sent last is kept.
+
+    Args:
+        descriptor: where the stream is read, once a reader has all that came before.
+    """
+
+    def __init__(self, descriptor: int):
+        self._descriptor, self._over = descriptor, False
+        self._kept, self._start = bytearray(), 0
+        """What is kept, and how many bytes came before it."""
+
+    def to(self, connection: socket.socket, listener: socket.socket) -> None:
+        """Send until the reader has all, or another has come.
+
+        Raises:
+            OSError: the reader is gone.
+        """
+        position = self._asked(connection, listener)
+        while position is not None:
+            at = position - self._start
+            held = self._kept[at : at + BLOCK]
+            if not held and self._over:
+                return  # the end of the connection, which says that this is the end of the stream
+            reading, writing = ([], [connection]) if held else ([self._descriptor], [])
+            come, free, _ = select.select([listener, *reading], writing, [])
+            if listener in come:
+                return
+            if free:
+                position += connection.send(held, socket.MSG_DONTWAIT)
+            else:
+                self._read()
+
+    def _asked(self, connection: socket.socket, listener: socket.socket) -> int | None:
+        """From which byte on a reader is to be sent; None: it has said nothing, and another has come or it is gone."""
+        said = b""
+        while len(said) < POSITION.size:
+            come, _, _ = select.select([listener, connection], [], [])
+            if listener in come or not (part := connection.recv(POSITION.size - len(said))):
+                return None
+            said += part
+        (position,) = POSITION.unpack(said)
+        if position < self._start:
+            log.warning("standard input: %d bytes went with a lost worker", self._start - position)
+        return min(max(position, self._start), self._start + len(self._kept))
+
+    def _read(self) -> None:
+        block = os.read(self._descriptor, BLOCK)
+        self._over = not block
+        self._kept += block
+        if len(self._kept) > 2 * KEPT:
+            self._start += len(self._kept) - KEPT
+            del self._kept[:-KEPT]
 
 
 def _feed(listener: socket.socket, stream: BinaryIO | None) -> None:
     """What live sources read, to whoever connects: actors have no standard input of their own. Who connects next has
     taken the place of one that is lost."""
+    sent = None
     with contextlib.suppress(OSError, ValueError):  # the listener was closed: nobody needs it any more
-        connection, _ = listener.accept()
-        reading = descriptor(stream or sys.stdin.buffer)
-        while block := os.read(reading, 65536):
-            while not _sent(connection, block, listener):
-                connection.close()
-                connection, _ = listener.accept()
         while True:
-            connection.close()  # this is the end, for all who come
             connection, _ = listener.accept()
-
-
-def _sent(connection: socket.socket, block: bytes, listener: socket.socket) -> bool:
-    """Send, unless somebody else has come or nobody is there any more; returns whether that was done."""
-    if select.select([listener], [], [], 0)[0]:
-        return False
-    try:
-        connection.sendall(block)
-    except OSError:
-        return False
-    return True
+            sent = sent or Sent(descriptor(stream or sys.stdin.buffer))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ON_THE_WAY)
+            with connection, contextlib.suppress(ConnectionError, BlockingIOError):  # its reader is gone
+                sent.to(connection, listener)
 
 
 def launched(start: Start) -> Running:

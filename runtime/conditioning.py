@@ -299,7 +299,8 @@ class Conditioning:
         if self._pace:
             self._pace.sampled(count / self.model.fps)
         if self._journal:
-            self._journal.append(self._line(chunk))
+            self._journal.append(line := self._line(chunk))
+            self.sources.ends.drop(line)
             if self.sources.ends.video:
                 self.sources.ends.video.drop(self._journal.whole())
         if self.sources.session:

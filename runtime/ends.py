@@ -20,7 +20,7 @@ from conf.errors import UserError
 from runtime.filmed import NotedCamera
 from runtime.journal import Line
 from runtime.pace import Pace
-from stages.sources.audio import NOTHING, Pcm
+from stages.sources.audio import NOTHING, SAMPLE, Pcm
 from stages.sources.session import SessionSource
 
 MOST_FRAMES = 1 << 29
@@ -72,6 +72,11 @@ class Noted:
     def again(self, line: Line | None) -> None:
         """The chunk that comes is sampled again; None: for the first time."""
         self._again, self._at = line, 0
+
+    @property
+    def position(self) -> int:
+        """Bytes of its stream that chunks with a line were sampled from."""
+        return self.source.position - SAMPLE * sum(map(len, [self._back, *self._taken]))
 
     def note(self, line: Line) -> None:
         """A chunk was sampled: its line says from what."""
@@ -142,6 +147,11 @@ class NotedActions:
         if line is not None:
             self.progress = line.held
 
+    @property
+    def position(self) -> int:
+        """As of sound, behind the chunk that was noted last."""
+        return self.source.position
+
     def note(self, line: Line) -> None:
         """As of sound."""
         line.actions, line.held, line.pressed = self._taken, self.source.progress, self.accepted
@@ -210,6 +220,11 @@ class NotedFrames:
     def again(self, line: Line | None) -> None:
         """As of sound."""
         self._again = line
+
+    @property
+    def position(self) -> int:
+        """As of actions."""
+        return self.source.position
 
     def note(self, line: Line) -> None:
         """As of sound."""
@@ -298,6 +313,12 @@ class LiveEnds:
         """Those of sound, actions and pictures."""
         return [one for one in (self.sound, self.actions, self.video) if one is not None]
 
+    @property
+    def _streams(self) -> dict[str, Noted | NotedActions | NotedFrames]:
+        """Those that read bytes of a live stream, as lines name them."""
+        named = {"audio": self.sound, "actions": self.actions, "video": self.video}
+        return {name: one for name, one in named.items() if one and hasattr(one.source, "position")}
+
     def again(self, line: Line | None) -> None:
         """A chunk is sampled again, from its line; None: one is sampled for the first time."""
         for source in self.sources:
@@ -311,6 +332,12 @@ class LiveEnds:
             line.events = self.session.shown
         if self.pace:
             line.pace = self.pace.progress
+        line.read = {name: one.position for name, one in self._streams.items()}
+
+    def drop(self, line: Line) -> None:
+        """A line is in the journal: what it was sampled from is needed no more."""
+        for name, one in self._streams.items():
+            one.source.drop(line.read[name])
 
     def back(self) -> None:
         """What was taken for a chunk that did not come to have a line comes again."""

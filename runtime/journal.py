@@ -56,6 +56,8 @@ class Line:
         pressed: when the oldest of its actions came that is new in it.
         events: ids of a session's events that it shows first.
         pace: how its stream's clock stood behind it, if it has one.
+        read: bytes of each live stream that this and all chunks before were sampled from; what came behind them is in
+            its backlog (`stages.sources.backlog`).
     """
 
     chunk: int
@@ -72,6 +74,7 @@ class Line:
     pressed: float | None = None
     events: list[str] = field(default_factory=list)
     pace: dict[str, Any] | None = None
+    read: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """The line as it stands in the file."""
@@ -112,6 +115,7 @@ class Journal:
 
     Attributes:
         run: names the run, whose orders have numbers of their own.
+        read: as the last line has it.
         again: whether there was a journal already: another process, or generation, has sampled the stream.
 
     Raises:
@@ -131,6 +135,7 @@ class Journal:
                 named.write_text(token_hex(8))
             self.run = named.read_text()
             self._lines, self.end = self._read()
+            self.read = self._lines[-1].read if self._lines else {}
         except OSError as error:
             raise self._refuse(error.strerror or str(error)) from error
 

@@ -14,10 +14,11 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from conf.errors import UserError, nearest
 from conf.schema import Config, PlanConfig, SinkConfig, SourceConfig, StreamConfig
+from conf.schema.stream import LIVE
 from conf.typed import shown, typed
 from parallel.plan import Plan
 from runtime import cuts
@@ -31,6 +32,7 @@ from runtime.reasons import Reason
 from runtime.said import Said
 from runtime.state import Keep
 from stages.inputs import inputs_of, made_of
+from stages.sources.live import kept_open
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,8 @@ class Pipeline:
         """Held while anything below changes; told of every change."""
         self._admission = Admission(board, plan, config)
         self._live: dict[int, Open] = {}
+        self._pipes: dict[int, list[BinaryIO]] = {}
+        """Named pipes of streams that go on when a worker is lost; open here as well, since that is their reader."""
         self._ended: dict[int, Ended] = {}
         """In the order in which they ended."""
         self._kept = max(RESULTS, config.stream.count)
@@ -127,6 +131,7 @@ class Pipeline:
             if self.memory and order.keep:
                 journal = str(cuts.of_stream(self.memory, order.stream))
                 order = replace(order, keep=replace(order.keep, journal=journal))
+                self._pipes[order.stream] = kept_open(getattr(order.source, name) for name in LIVE)
             self._live[order.stream] = order
             self._give(order)
             self._news.notify_all()
@@ -306,6 +311,8 @@ class Pipeline:
         self._events.close()
         with self._news:
             self._over = True
+            for stream in list(self._pipes):
+                self._let_go(stream)
             self._news.notify_all()
         self._tell_closers()
 
@@ -427,6 +434,7 @@ class Pipeline:
             progress = self.board.told(f"progress/{stream}")
             self._forget(stream)
             name = self._live.pop(stream).config.id
+            self._let_go(stream)
             self._said.forget(stream)
             self._ended[stream] = Ended(name, report, progress)
             while len(self._ended) > self._kept:
@@ -438,6 +446,10 @@ class Pipeline:
             except Exception:
                 # Whoever looks on does not end what is looked at.
                 log.exception("stream %s has ended, and who was to be told of it failed", name)
+
+    def _let_go(self, stream: int) -> None:
+        for pipe in self._pipes.pop(stream, ()):
+            pipe.close()
 
     def _forget(self, stream: int) -> None:
         for key in ("progress", "refused"):

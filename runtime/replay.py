@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.journal import End, Journal, Line
+from stages.sources.backlog import Backlog
 
 
 class Replay:
@@ -48,6 +49,14 @@ class Replay:
     def told(self) -> dict[str, Any]:
         """What a session's source says of it to its gateway."""
         return {"chunk": self.next, "sampled": self.events}
+
+    def read(self, name: str) -> int:
+        """Bytes of a live source that it was sampled from."""
+        return self._journal.read.get(name, 0) if self._journal else 0
+
+    def backlog(self, name: str, taken: int) -> Backlog | None:
+        """Of a live source, behind so many bytes; None: there is no journal."""
+        return Backlog(self._journal.folder, name, taken) if self._journal else None
 
     def picture(self, sent: bytes | None) -> bytes | None:
         """The picture that a session began with: what it says, or, where nobody is left to ask, what it said."""

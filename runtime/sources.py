@@ -28,6 +28,7 @@ from stages.inputs import Input, inputs_of, made_of
 from stages.sources.actions import ActionFile, LiveActions
 from stages.sources.ahead import Ahead
 from stages.sources.audio import LivePcm, Silence
+from stages.sources.backlog import Backlog
 from stages.sources.film import Grey
 from stages.sources.fitting import Fit
 from stages.sources.live import live_stream
@@ -118,6 +119,10 @@ class Live(NamedTuple):
     def _had(self, name: str) -> bool:
         last = self.replay.last if self.replay and self.replay.end else None
         return last is not None and getattr(last, name) is not None
+
+    def backlog(self, name: str) -> Backlog | None:
+        """Where what is read ahead of a live source is kept; None: nowhere."""
+        return self.replay.backlog(name, self.replay.read(name)) if self.replay else None
 
     def sound(self, make: Callable[[], Any]) -> Any:
         """A live source of sound: the one that is kept, or a new one."""
@@ -284,13 +289,18 @@ def _pcm(
         pcm = inputs.sound or Silence()
     elif is_stream(source.audio):
         pcm = live.sound(
-            lambda: LivePcm(live_stream("source.audio", path, stdin), stop, name, owned=path != "-"),
+            lambda: LivePcm(
+                live_stream("source.audio", path, stdin), stop, name, path != "-", backlog=live.backlog("audio")
+            ),
         )
     elif path:
         from stages.sources.audio_file import AudioFile  # not above: FFmpeg is needed where there is a file
 
         if live.ends and live.hears(path):
-            pcm = live.sound(lambda: Ahead(partial(AudioFile, path), stop, name))
+            of = live.replay
+            pcm = live.sound(
+                lambda: Ahead(partial(AudioFile, path), stop, name, of.backlog("audio", 0), of.read("audio"))
+            )
         else:
             pcm = AudioFile(path, stop)
         whole_file = True
@@ -318,9 +328,10 @@ def _actions(
         name, path = f"source.actions={source.actions}", source.actions
         return live.actions(
             lambda: LiveActions(
-                live_stream("source.actions", path, stdin), taken.classes, stop, name, owned=path != "-"
+                live_stream("source.actions", path, stdin), taken.classes, stop, name, path != "-",
+                live.backlog("actions"),
             ),
-        )
+        )  # fmt: skip
     return ActionFile(source.actions, taken.classes)
 
 
@@ -350,7 +361,7 @@ def _frames(
         return live.video(
             lambda: LiveFrames(
                 live_stream("source.video", path, stdin), picture.height, picture.width, most,
-                source.pace == "free", stop, name, owned=path != "-",
+                source.pace == "free", stop, name, path != "-", live.backlog("video"),
             ),
         )  # fmt: skip
     from stages.sources.video import VideoFile  # not above: FFmpeg is needed where there is a file

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Protocol
 
 from conf import disk
 from conf.errors import UserError, nearest
+from stages.sources.backlog import Backlog
 from stages.sources.live import LiveBytes
 
 log = logging.getLogger(__name__)
@@ -124,6 +125,7 @@ class LiveActions:
         stop: a set event releases a blocked `take`, which then answers with what it knows.
         name: the setting that names the stream.
         owned: whether the stream is closed with this.
+        backlog: as of `LiveBytes`.
     """
 
     def __init__(
@@ -133,10 +135,11 @@ class LiveActions:
         stop: threading.Event | None = None,
         name: str = "source.actions=-",
         owned: bool = False,
+        backlog: Backlog | None = None,
     ):
         self.name, self._actions = name, tuple(actions)
         self._keyframes = _Keyframes(self._actions)
-        self._bytes = LiveBytes(stream, limit=16 * LONGEST_LINE, stop=stop, name=name, owned=owned)
+        self._bytes = LiveBytes(stream, 16 * LONGEST_LINE, stop, name, owned, backlog=backlog)
         self._partial, self._number, self._too_long = b"", 0, False
         self._seen = self._awaited = False  # any line so far; the last one had a frame
         self._now: int | None = None
@@ -186,7 +189,17 @@ class LiveActions:
     @property
     def progress(self) -> dict[str, Any]:
         """What another goes on from: the action in force and those to come, and whether no line comes any more."""
-        return {"seen": self._seen, "awaited": self._awaited, "ended": self.ended, **self._keyframes.progress}
+        said = {"seen": self._seen, "awaited": self._awaited, "ended": self.ended, "skips": self._too_long}
+        return said | self._keyframes.progress
+
+    @property
+    def position(self) -> int:
+        """Bytes since the stream's beginning that `progress` has taken in: all but half a line."""
+        return self._bytes.position - len(self._partial)
+
+    def drop(self, position: int) -> None:
+        """As of `LiveBytes`."""
+        self._bytes.drop(position)
 
     def resume(self, progress: dict[str, Any], again: bool = False) -> None:
         """Go on from the progress of another; the lines that follow are live.
@@ -196,6 +209,7 @@ class LiveActions:
         """
         self._seen, self._awaited = progress["seen"], progress["awaited"]
         self.ended = again and progress["ended"]
+        self._too_long = again and progress["skips"]
         self._keyframes.resume(progress)
 
     def wire(self, stop: threading.Event) -> None:

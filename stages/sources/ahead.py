@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stages.sources.audio import NOTHING, RATE, Pcm
+from stages.sources.audio import NOTHING, RATE, SAMPLE, Pcm
+from stages.sources.backlog import Backlog
 from stages.sources.live import POLL_S, Turned, turned
 
 BLOCK, HELD = RATE // 50, 2 * RATE
@@ -21,12 +22,25 @@ class Ahead:
         open: opens the source, given the event that ends it.
         stop: ends the sound, and releases a blocked `read`.
         name: the setting that it is read for.
+        backlog: of its bytes, all of them, where another process may have to decode them again.
+        position: of the samples that come first, among those that another process has decoded.
+
+    Attributes:
+        position: of the sample that comes next, in bytes, as that of bare sound.
     """
 
     rate, duration_s = RATE, None
 
-    def __init__(self, open: Callable[[threading.Event], Pcm], stop: threading.Event, name: str):
+    def __init__(
+        self,
+        open: Callable[..., Pcm],
+        stop: threading.Event,
+        name: str,
+        backlog: Backlog | None = None,
+        position: int = 0,
+    ):
         self.name, self._open, self._stop = name, open, stop
+        self._backlog, self.position = backlog, position
         self._ended = threading.Event()
         """Set when nothing more is read of it."""
         self._changed = threading.Condition()
@@ -57,7 +71,11 @@ class Ahead:
                 self._changed.wait(POLL_S)
             if self._failure is not None:
                 raise self._failure
+            self.position += SAMPLE * sum(map(len, parts))
         return np.concatenate(parts)
+
+    def drop(self, position: int) -> None:
+        """A decoder begins at the beginning, so nothing may go."""
 
     def wire(self, stop: threading.Event) -> None:
         """Go on for a stream with another stop event."""
@@ -76,7 +94,9 @@ class Ahead:
     def _run(self) -> None:
         source = None
         try:
-            source = self._open(self._ended)
+            source, passed = self._open(self._ended, backlog=self._backlog), self._passed()
+            while passed > 0 and len(block := source.read(min(passed, HELD))):
+                passed -= len(block)
             while self._room() and len(block := source.read(BLOCK)):
                 with self._changed:
                     self._held = np.concatenate([self._held, block])
@@ -89,6 +109,10 @@ class Ahead:
                 self._changed.notify_all()
             if source is not None:
                 source.close()
+
+    def _passed(self) -> int:
+        """Samples that another process has taken; nothing of them comes again where its bytes could not be kept."""
+        return self.position // SAMPLE if self._backlog and self._backlog.begun else 0
 
     def _room(self) -> bool:
         with self._changed:

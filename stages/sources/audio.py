@@ -12,10 +12,13 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from conf.errors import UserError
+from stages.sources.backlog import Backlog
 from stages.sources.live import LiveBytes, Turned
 
 RATE = 16000
 NOTHING = np.zeros(0, np.float32)
+SAMPLE = 2
+"""Bytes of one, in a stream."""
 
 
 class Pcm(Protocol):
@@ -62,6 +65,7 @@ class LivePcm:
         name: the setting that it is read for.
         owned: whether the stream is closed when nothing more is read of it.
         buffer_s: seconds held at most; beyond that the writer waits.
+        backlog: as of `LiveBytes`.
 
     Raises:
         UserError: the stream is a terminal.
@@ -77,13 +81,14 @@ class LivePcm:
         name: str = "source.audio=-",
         owned: bool = False,
         buffer_s: float = 2.0,
+        backlog: Backlog | None = None,
     ):
         if getattr(stream, "isatty", lambda: False)():
             raise UserError(name, "standard input is a terminal, not sound", _PIPE)
         self.name = name
-        self._bytes = LiveBytes(stream, 2 * round(buffer_s * RATE), stop, name, owned)
+        self._bytes = LiveBytes(stream, 2 * round(buffer_s * RATE), stop, name, owned, backlog=backlog)
         self._rest = b""  # half a sample
-        self._first = True
+        self._first = backlog is None or not backlog.taken
 
     def read(self, samples: int) -> np.ndarray:
         """The next samples, float32 [<= samples], waiting for them; fewer only at the end or when stopped.
@@ -111,6 +116,15 @@ class LivePcm:
         self._rest = rest
         whole = len(data) // 2 * 2  # a last odd byte is no sample
         return np.frombuffer(bytes(data[:whole]), "<i2").astype(np.float32) / 32768
+
+    @property
+    def position(self) -> int:
+        """Bytes since the stream's beginning that `read` has given."""
+        return self._bytes.position - len(self._rest)
+
+    def drop(self, position: int) -> None:
+        """As of `LiveBytes`."""
+        self._bytes.drop(position)
 
     def wire(self, stop: threading.Event) -> None:
         """Go on for a stream with another stop event."""

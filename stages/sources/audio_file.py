@@ -12,6 +12,7 @@ import numpy as np
 from conf import disk
 from conf.errors import UserError
 from stages.sources.audio import NOTHING, RATE
+from stages.sources.backlog import Backlog
 from stages.sources.live import PipeFile
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class AudioFile:
     Args:
         path: the file.
         stop: where it is a named pipe, a set event ends it and releases a blocked `read`; `close` does so, too.
+        backlog: all that was ever read of the pipe: a decoder begins at the beginning. As of `LiveBytes`.
 
     Raises:
         UserError: the file is missing, unreadable, or has no sound in it.
@@ -35,7 +37,7 @@ class AudioFile:
     rate = RATE
     duration_s: float | None = None
 
-    def __init__(self, path: str | Path, stop: threading.Event | None = None):
+    def __init__(self, path: str | Path, stop: threading.Event | None = None, backlog: Backlog | None = None):
         self.path = Path(path)
         self._name = f"source.audio={path}"
         self._blocks, self._held, self._container = iter(()), NOTHING, None
@@ -44,7 +46,7 @@ class AudioFile:
         self._pipe = None
         found = disk.readable(self._name, path, "give the path of an audio or video file, or -", ("file", "pipe"))
         try:
-            self._pipe = PipeFile(self._name, self.path, stop) if found == "pipe" else None
+            self._pipe = PipeFile(self._name, self.path, stop, backlog) if found == "pipe" else None
             self._container = av.open(self._pipe or f"file:{self.path}")
             self._open_track()
         except BaseException as error:

@@ -4,7 +4,7 @@ A thread reads into a bounded buffer and stops reading while it is full, so the 
 does not grow. Whoever waits for bytes is released by the stream's end, by `close` in any thread, and by the stop event.
 
 Where the run goes on in another generation, the bytes stay here: who waits is told so (`Turned`) and has taken nothing,
-and whoever comes next goes on from there.
+and whoever comes next goes on from there. Where another process may have to, they are in a `Backlog` as well.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from conf.errors import UserError
 from conf.paths import ADDRESS
 from stages.link import connect
+from stages.sources.backlog import Backlog
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ POLL_S = 0.05  # how late a stop event may be noticed
 BLOCK = 4096
 PIPE_BYTES = 1 << 16
 """Held of a named pipe."""
+LEFT_S = 5.0
+"""How long it may take whoever read a stream before to leave it."""
 PATIENCE_S = 3.0
 """How long nothing may come before it is said that the first byte is waited for."""
 
@@ -60,6 +65,17 @@ def named_pipe(value: str, path: str | Path) -> BinaryIO:
         return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)  # noqa: PTH123
     except OSError as error:
         raise UserError(value, f"cannot be read ({error.strerror})", "give a named pipe that you may read") from error
+
+
+def kept_open(paths: Iterable[str | None]) -> list[BinaryIO]:
+    """Those that are named pipes, for whoever outlives their reader: a pipe that nobody has open loses what is in it,
+    and ends whoever writes."""
+    found = []
+    for path in paths:
+        with suppress(OSError, UserError):  # who is to read it says what is wrong with it
+            if path and Path(path).is_fifo():
+                found.append(named_pipe(path, path))
+    return found
 
 
 def live_stream(setting: str, path: str, given: BinaryIO | None = None) -> BinaryIO:
@@ -112,6 +128,8 @@ class LiveBytes:
         name: the setting it is read for, which says once that nothing comes; empty: nothing is said.
         owned: whether the stream is closed when nothing more is read of it.
         block: bytes read at a time, at most.
+        backlog: where each block is written down before it can be taken, and what another reader left comes from;
+            None: what is read goes with the process.
 
     Attributes:
         came: when the oldest byte of the latest `take` came, by `time.perf_counter`; None: it took none.
@@ -125,15 +143,16 @@ class LiveBytes:
         name: str = "",
         owned: bool = False,
         block: int = BLOCK,
+        backlog: Backlog | None = None,
     ):
         self._stream, self._limit, self._name, self._owned = stream, max(1, limit), name, owned
-        self._block = block
+        self._block, self._backlog = block, backlog
         self._stop = stop if stop is not None else threading.Event()
         self._buffer = bytearray()
         self._changed = threading.Condition()
         self._at_end = self._closed = False
         self.came: float | None = None
-        self._taken = self._read_so_far = 0
+        self._taken = self._read_so_far = backlog.taken if backlog else 0
         self._arrivals: deque[tuple[int, float]] = deque()
         """Of every block that is held, where it ends in all that was read, and when it came."""
         self._thread = threading.Thread(target=self._run, name="live-input", daemon=True)
@@ -161,6 +180,17 @@ class LiveBytes:
                 self._arrivals.popleft()
             self._changed.notify_all()
         return taken
+
+    @property
+    def position(self) -> int:
+        """Bytes taken since the stream's beginning, by whoever read it."""
+        with self._changed:
+            return self._taken
+
+    def drop(self, position: int) -> None:
+        """What was made of the bytes before `position` is known without them."""
+        if self._backlog:
+            self._backlog.drop(position)
 
     @property
     def oldest(self) -> float | None:
@@ -211,35 +241,62 @@ class LiveBytes:
 
     def _run(self) -> None:
         try:
-            descriptor = self._stream.fileno()
-        except (OSError, AttributeError):
-            descriptor = None
-        began, unsaid = time.monotonic(), self._name
-        try:
-            while (room := self._wait_for_room()) > 0:
-                block = self._read(descriptor, min(room, self._block))
-                if block is None:
-                    if unsaid and time.monotonic() - began > PATIENCE_S:
-                        log.warning("%s: nothing has come yet, waiting for whoever writes into it", unsaid)
-                        unsaid = ""
-                    continue
-                unsaid = ""
-                if not block:
-                    break
-                with self._changed:
-                    if not self._closed:
-                        self._buffer += block
-                        self._read_so_far += len(block)
-                        self._arrivals.append((self._read_so_far, time.perf_counter()))
-                    self._changed.notify_all()
+            if self._backlog is None or self._go_on():
+                self._read_on()
         except (OSError, ValueError) as error:  # ValueError: the stream was closed by its owner
             log.warning("live input ended early: %s", error)
         finally:
             with self._changed:
                 self._at_end = True
                 self._changed.notify_all()
+            if self._backlog:
+                self._backlog.close()
             if self._owned:
                 self._stream.close()
+
+    def _go_on(self) -> bool:
+        """Hold what another reader left, once that has let go of the stream; returns whether more can come."""
+        end = time.monotonic() + LEFT_S
+        while not self._backlog.enter() and time.monotonic() < end and not self._closed:
+            time.sleep(POLL_S)
+        if self._closed:
+            return False
+        self._hold(self._backlog.left())
+        if self._backlog.over:
+            return False
+        if hasattr(self._stream, "go_on"):  # its bytes come from somebody who has sent some already
+            self._stream.go_on(self._backlog.end)
+        return True
+
+    def _hold(self, block: bytes) -> None:
+        with self._changed:
+            if block and not self._closed:
+                self._buffer += block
+                self._read_so_far += len(block)
+                self._arrivals.append((self._read_so_far, time.perf_counter()))
+            self._changed.notify_all()
+
+    def _read_on(self) -> None:
+        try:
+            descriptor = self._stream.fileno()
+        except (OSError, AttributeError):
+            descriptor = None
+        began, unsaid = time.monotonic(), self._name
+        while (room := self._wait_for_room()) > 0:
+            block = self._read(descriptor, min(room, self._block))
+            if block is None:
+                if unsaid and time.monotonic() - began > PATIENCE_S:
+                    log.warning("%s: nothing has come yet, waiting for whoever writes into it", unsaid)
+                    unsaid = ""
+                continue
+            unsaid = ""
+            if not block:
+                if self._backlog:
+                    self._backlog.finish()
+                break
+            if self._backlog:
+                self._backlog.add(block)
+            self._hold(block)
 
     def _wait_for_room(self) -> int:
         """Free bytes, waiting while there are none; 0 when reading is over."""
@@ -252,21 +309,27 @@ class LiveBytes:
         """Up to `size` bytes, b"" at the end, None if none came for a while."""
         if descriptor is None:
             return getattr(self._stream, "read1", self._stream.read)(size)
-        if not select.select([descriptor], [], [], POLL_S)[0]:
-            return None
-        return os.read(descriptor, size)
+        come = select.select([descriptor], [], [], POLL_S)[0]
+        # That its writers are gone a named pipe tells only those who had opened it before, until they read it.
+        deserted = not come and self._read_so_far and not os.get_blocking(descriptor)
+        with suppress(BlockingIOError):
+            return os.read(descriptor, size) if come or deserted else None
+        return None
 
 
 class PipeFile(io.RawIOBase):
     """A named pipe as a file. Unlike one that is opened as usual, neither opening nor reading it is stuck without a
-    writer: `close` in any thread and the stop event end it. The arguments are those of `named_pipe`, and the event.
+    writer: `close` in any thread and the stop event end it. The arguments are those of `named_pipe`, and as of
+    `LiveBytes`.
 
     Raises:
         UserError: it cannot be opened.
     """
 
-    def __init__(self, value: str, path: str | Path, stop: threading.Event | None = None):
-        self._bytes = LiveBytes(named_pipe(value, path), PIPE_BYTES, stop, name=value, owned=True)
+    def __init__(
+        self, value: str, path: str | Path, stop: threading.Event | None = None, backlog: Backlog | None = None
+    ):
+        self._bytes = LiveBytes(named_pipe(value, path), PIPE_BYTES, stop, value, owned=True, backlog=backlog)
 
     def readable(self) -> bool:
         return True

@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from conf.errors import UserError
+from stages.sources.backlog import Backlog
 from stages.sources.live import PIPE_BYTES, LiveBytes
 
 CHUNKS = 2
@@ -31,6 +32,7 @@ class LiveFrames:
         stop: a set event ends the frames and releases a blocked `take`.
         name: the setting that they are read for.
         owned: whether the stream is closed when nothing more is read of it.
+        backlog: as of `LiveBytes`.
 
     Attributes:
         accepted: when the oldest frame came that is new in the latest `take`, by `time.perf_counter`; None: none is.
@@ -51,6 +53,7 @@ class LiveFrames:
         stop: threading.Event | None = None,
         name: str = "source.video=-",
         owned: bool = False,
+        backlog: Backlog | None = None,
     ):
         self._height, self._width, self._waits = height, width, waits
         self._bytes_each = height * width * 3
@@ -60,9 +63,8 @@ class LiveFrames:
             raise UserError(name, "standard input is a terminal, not frames", self._pipe)
         self._last: np.ndarray | None = None
         self._looked = False
-        self._bytes = LiveBytes(
-            stream, CHUNKS * most * self._bytes_each, self._stop, name, owned, block=min(PIPE_BYTES, self._bytes_each)
-        )
+        limit, block = CHUNKS * most * self._bytes_each, min(PIPE_BYTES, self._bytes_each)
+        self._bytes = LiveBytes(stream, limit, self._stop, name, owned, block, backlog)
 
     def take(self, count: int) -> np.ndarray | None:
         """The next `count` frames, uint8 [count, H, W, 3]; None where fewer will ever come, or when stopped.
@@ -103,6 +105,15 @@ class LiveFrames:
 
     def skip(self, count: int) -> None:
         """Live frames that another took do not come again."""
+
+    @property
+    def position(self) -> int:
+        """Bytes since the stream's beginning that frames were made of."""
+        return self._bytes.position
+
+    def drop(self, position: int) -> None:
+        """As of `LiveBytes`."""
+        self._bytes.drop(position)
 
     def wire(self, stop: threading.Event) -> None:
         """Go on for a stream with another stop event."""
