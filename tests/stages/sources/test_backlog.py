@@ -120,7 +120,7 @@ def test_two_never_read_at_a_time(tmp_path):
 
 @pytest.mark.parametrize("moves", [True, False], ids=["moved", "copied"])
 def test_full_memory_is_said_once_and_the_stream_goes_on(tmp_path, monkeypatch, caplog, moves):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Piped, "reader", Piped.reader if moves else Piped.copier)
