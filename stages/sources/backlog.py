@@ -51,7 +51,7 @@ class Backlog:
         self._firsts: list[int] = []
         self._file: int | None = None
         self._lock: int | None = None
-        self._given_up = False
+        self._given_up, self._moves = False, hasattr(os, "splice")
         self._changing = threading.Lock()
         """Of the files: one thread writes them, and another says what is not needed any more."""
 
@@ -88,27 +88,52 @@ class Backlog:
         self.over, self.begun = self._path(END).exists(), bool(self._firsts)
         return b"".join(parts)[self.taken - firsts[0] :] if self._firsts else b""
 
+    def move(self, descriptor: int, size: int) -> bytes | None:
+        """Up to `size` bytes of a pipe, written down in the same call of the system as they are read: a process that is
+        killed has done both or neither. b"" at the end; None: of something else than a pipe, that cannot be had.
+
+        Raises:
+            BlockingIOError: nothing is there now.
+        """
+        with self._changing:
+            try:
+                if self._given_up or not self._moves:
+                    return None
+                self._begin()
+                moved = os.splice(descriptor, self._file, size, flags=os.SPLICE_F_NONBLOCK)
+                block = os.pread(self._file, moved, self.end - self._firsts[-1])
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                if self._file is None or error.errno != errno.EINVAL:
+                    self._give_up(error)
+                self._moves = False
+                return None
+            self.end += moved
+            return block
+
     def add(self, block: bytes) -> None:
         """Bytes came; they may be taken when this returns."""
         with self._changing:
             try:
                 if not self._given_up:
-                    self._write(block)
+                    self._begin()
+                    left = memoryview(block)
+                    while left:
+                        left = left[os.write(self._file, left) :]
             except OSError as error:
                 self._give_up(error)
             self.end += len(block)
 
-    def _write(self, block: bytes) -> None:
+    def _begin(self) -> None:
+        """There is a file for a block more."""
         if self._firsts and self.end - self._firsts[0] > MOST_BYTES:
             raise OSError(errno.EFBIG, f"more than {MOST_BYTES >> 20} MB have come")
         if self._file is None or self.end - self._firsts[-1] >= SEGMENT:
             self._close_file()
-            self._file = os.open(self._path(self.end), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            self._file = os.open(self._path(self.end), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             if self.end not in self._firsts:
                 self._firsts.append(self.end)
-        left = memoryview(block)
-        while left:
-            left = left[os.write(self._file, left) :]
 
     def finish(self) -> None:
         """The stream's end came: who reads it next may find nobody to tell that again."""

@@ -294,8 +294,6 @@ class LiveBytes:
                 if self._backlog:
                     self._backlog.finish()
                 break
-            if self._backlog:
-                self._backlog.add(block)
             self._hold(block)
 
     def _wait_for_room(self) -> int:
@@ -308,13 +306,24 @@ class LiveBytes:
     def _read(self, descriptor: int | None, size: int) -> bytes | None:
         """Up to `size` bytes, b"" at the end, None if none came for a while."""
         if descriptor is None:
-            return getattr(self._stream, "read1", self._stream.read)(size)
+            block = getattr(self._stream, "read1", self._stream.read)(size)
+            if self._backlog:
+                self._backlog.add(block)
+            return block
         come = select.select([descriptor], [], [], POLL_S)[0]
         # That its writers are gone a named pipe tells only those who had opened it before, until they read it.
         deserted = not come and self._read_so_far and not os.get_blocking(descriptor)
         with suppress(BlockingIOError):
-            return os.read(descriptor, size) if come or deserted else None
+            return self._take_in(descriptor, size) if come or deserted else None
         return None
+
+    def _take_in(self, descriptor: int, size: int) -> bytes:
+        if self._backlog is None:
+            return os.read(descriptor, size)
+        if (block := self._backlog.move(descriptor, size)) is None:
+            block = os.read(descriptor, size)
+            self._backlog.add(block)
+        return block
 
 
 class PipeFile(io.RawIOBase):

@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -37,6 +38,12 @@ class Piped:
     def reader(self, taken: int, limit: int = 64, block: int = 16) -> LiveBytes:
         return LiveBytes(self.stream, limit, block=block, backlog=Backlog(self.folder, "audio", taken))
 
+    def copier(self, taken: int, limit: int = 64, block: int = 16) -> LiveBytes:
+        """One to which nothing can be moved, as of a socket."""
+        kept = Backlog(self.folder, "audio", taken)
+        kept._moves = False
+        return LiveBytes(self.stream, limit, block=block, backlog=kept)
+
     def __enter__(self):
         return self
 
@@ -54,13 +61,13 @@ LIVES = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40), st.integers(
 
 
 @settings(max_examples=40, deadline=None)
-@given(LIVES)
-def test_each_reader_goes_on_behind_what_chunks_were_made_of(lives):
+@given(LIVES, st.booleans())
+def test_each_reader_goes_on_behind_what_chunks_were_made_of(lives, moves):
     """Of each that is lost: bytes that it took for chunks, that it took beside, and how many it holds at most."""
     with tempfile.TemporaryDirectory() as folder, Piped(Path(folder)) as pipe:
         known = b""
         for made, more, limit in lives:
-            reader = pipe.reader(len(known), limit)
+            reader = (pipe.reader if moves else pipe.copier)(len(known), limit)
             while made:
                 part = reader.take(1, made)
                 known, made = known + part, made - len(part)
@@ -111,24 +118,47 @@ def test_two_never_read_at_a_time(tmp_path):
         second.close()
 
 
-def test_full_memory_is_said_once_and_the_stream_goes_on(tmp_path, monkeypatch, caplog):
-    write = os.write
+@pytest.mark.parametrize("moves", [True, False], ids=["moved", "copied"])
+def test_full_memory_is_said_once_and_the_stream_goes_on(tmp_path, monkeypatch, caplog, moves):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def full(file, data):
-        if len(data) == 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(file, data)
-
-    monkeypatch.setattr(backlog.os, "write", full)
-    with caplog.at_level(logging.WARNING), Piped(tmp_path, b"x" * 33) as pipe:
+    monkeypatch.setattr(Piped, "reader", Piped.reader if moves else Piped.copier)
+    with caplog.at_level(logging.WARNING), Piped(tmp_path, b"x" * 30, end=False) as pipe:
         reader = pipe.reader(0)
-        assert reader.take(33, 33) == b"x" * 33
+        assert reader.take(30, 3) == b"xxx" and list(tmp_path.glob("ahead.audio.0*"))
+        monkeypatch.setattr(backlog.os, "splice" if moves else "write", full)
+        pipe.writing.write(b"y" * 33)
+        assert reader.take(60, 60) == b"x" * 27 + b"y" * 33
         reader.close()
     assert [record.getMessage().count("No space left") for record in caplog.records] == [1]
     assert not list(tmp_path.glob("ahead.audio.0*"))
     left = Backlog(tmp_path, "audio", 3)
     assert left.enter() and left.left() == b""
     left.close()
+
+
+def test_more_than_is_kept_of_encoded_sound_is_said_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(backlog, "MOST_BYTES", 300)
+    with caplog.at_level(logging.WARNING), Piped(tmp_path) as pipe:
+        reader = pipe.reader(0, limit=len(BYTES))
+        assert reader.take(len(BYTES), len(BYTES)) == BYTES
+        reader.close()
+    assert ["0 MB have come" in record.getMessage() for record in caplog.records] == [True]
+    assert not list(tmp_path.glob("ahead.audio.0*"))
+
+
+def test_a_socket_is_copied(tmp_path):
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ours.makefile("rb", buffering=0) as stream:
+        theirs.sendall(b"abc")
+        reader = LiveBytes(stream, 64, backlog=Backlog(tmp_path, "audio"))
+        assert reader.take(3, 1) == b"a"
+        reader.close()
+        again = LiveBytes(stream, 64, backlog=Backlog(tmp_path, "audio", 1))
+        theirs.sendall(b"d")
+        assert again.take(3, 9) == b"bcd"
+        again.close()
 
 
 @settings(max_examples=30, deadline=None)
