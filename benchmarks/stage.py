@@ -190,7 +190,7 @@ def fps(model: ModelConfig, step_s: float, decode_s: float) -> float:
     Where finished chunks are committed, the next one waits for this one's steps and commit: all are its period. Where
     they are denoised together, these are one step over all of them, and a commit that is as long as its share of that.
     """
-    steps = 1.0 if model.rule.overlap else model.step_count + 1.0
+    steps = 1.0 if model.rule.bank_per_step else model.step_count + 1.0
     if model.rule.joint:
         steps = 1 + 1 / model.step_count
     return model.chunk_frames * FRAMES_PER_LATENT / max(steps * step_s, decode_s)

@@ -114,6 +114,10 @@ class Driven:
         """The noise that a chunk begins with."""
         return self.noise(chunk, 0)
 
+    def timestep(self, chunk: int) -> float:
+        """No chunk has one of its own."""
+        return 0.0
+
     def distance(self, chunk: int, step: int) -> int:
         """As `sink_shift` draws it."""
         shift = self.engine.model.sink_shift

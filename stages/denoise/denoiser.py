@@ -155,9 +155,8 @@ class Denoiser:
     def _timesteps(self, step: int) -> Tensor:
         """Of a pass: [1, 1], or one for each of its frames [1, f] where chunks at several levels are in it."""
         of_chunks = [self.sampler.timestep(level) for level in self.schedule.together(step)]
-        if len(of_chunks) == 1:
-            return torch.tensor([of_chunks])
-        return torch.tensor([of_chunks]).repeat_interleave(self.model.chunk_frames, 1)
+        frames = 1 if len(of_chunks) == 1 else self.model.chunk_frames
+        return torch.cat([torch.full((1, frames), timestep) for timestep in of_chunks], 1)
 
     def _told(self, timestep: float) -> Any:
         """Constants of a timestep that is a chunk's own; there are some hundred."""

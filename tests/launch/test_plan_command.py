@@ -85,7 +85,7 @@ def test_several_streams_share_weights(told):
     [
         (["plan=timestep", "plan.workers=7"], "plan.workers=7: plan=timestep here is 4 workers, or 5 with decode"),
         (["plan=layers", "plan.layers=[3,4]"], "plan.layers=[3, 4]: must be sizes above zero that add up to 6 layers"),
-        (["model.context=joint_window"], "the joint forward is not built"),
+        (["model.context=joint_window"], "needs no reference"),
         (["stream.chunks=3", "stream.seconds=4"], "give one of the two"),
         (["plan=gird"], "did you mean grid?"),
         (["stream.height=40"], "stream.height=40: must be a multiple of 16"),

@@ -65,11 +65,14 @@ class Source:
     def lasting(self):
         return {}
 
-    def noise(self, chunk, step):
+    def entering(self, chunk):
         return torch.zeros(1)
 
-    def given_noise(self, chunk, step):
-        return None
+    def given_noises(self, chunk):
+        return {}
+
+    def timestep(self, chunk):
+        return 0.0
 
     def distance(self, chunk, step):
         return 4
