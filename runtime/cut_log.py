@@ -161,7 +161,8 @@ class Log:
                 targets = self._room(brought, laid)
             # In one call: each takes and gives back the interpreter, for which the loop would wait.
             sources = [laid[name][0].view(-1).view(torch.uint8) for name in targets]
-            torch._foreach_copy_(list(targets.values()), sources)
+            if targets:
+                torch._foreach_copy_(list(targets.values()), sources)
         except Exception as error:
             brought.failure = error
 

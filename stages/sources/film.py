@@ -9,7 +9,6 @@ import base64
 import io
 from typing import Any, NamedTuple
 
-import av
 import numpy as np
 
 from stages.sources.camera import Shot
@@ -76,7 +75,8 @@ def developed(jpeg: bytes, fit: Fit) -> np.ndarray:
     Raises:
         OSError: it is no whole JPEG, or is too large.
     """
-    from PIL import Image  # not above: most sources need no Pillow
+    import av  # not above: most sources need neither
+    from PIL import Image
 
     try:
         with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:

@@ -81,7 +81,7 @@ def driven(denoiser: Denoiser) -> set[tuple[torch.device, torch.dtype]]:
 
     denoiser.runner = runner
     pool = BankPool(denoiser, range(denoiser.model.levels), 1)
-    drive(pool, pool.take(), range(2), recaches=True)
+    drive(pool, pool.take(), range(6), recaches=True)
     return found
 
 
