@@ -91,10 +91,6 @@ class History(ABC):
     def commit(self, chunk: int) -> Place:
         """Of a finished chunk's clean pass."""
 
-    def again(self, frames: range) -> Place:
-        """Of finished frames that are run again with another prompt."""
-        raise NotImplementedError(f"{type(self).__name__} makes nothing anew")
-
     def sink(self, place: Place, distance: int) -> range | None:
         """Temporal positions of the attention-sink frames that a pass reads; None: it reads none.
 
@@ -124,6 +120,7 @@ class Window(History):
         return self._place(range(chunk * self.c, (chunk + 1) * self.c))
 
     def again(self, frames: range) -> Place:
+        """Of finished frames that are run again with another prompt, which `model.prompt_switch` allows here alone."""
         return self._place(frames)
 
     def _place(self, frames: range, merges: tuple[int, ...] = ()) -> Place:
