@@ -35,7 +35,7 @@ from launch import cli, planning, replanning, running
 from launch.control import open_stream
 from parallel import capability
 from runtime.running import Running
-from stages.inputs import inputs_of, made_of
+from stages.inputs import controls_of, inputs_of
 from stages.link import Door
 from stages.sinks.reader import Chunk, Reader
 
@@ -119,7 +119,7 @@ class Pipeline:
         given = {"image": image, "audio": audio, "actions": actions}
         settings |= {name: value for name, value in given.items() if value is not None}
         settings, files = _paths(settings), _paths(sink or {})
-        if actions == LIVE and made_of(inputs_of(self.config.model), "actions") is None:
+        if actions == LIVE and controls_of(inputs_of(self.config.model)) is None:
             model = self.config.model.name
             raise UserError("source.actions=live", f"model={model} takes no actions", "leave actions out")
         source = {field.name: settings.pop(field.name) for field in fields(SourceConfig) if field.name in settings}
@@ -189,7 +189,7 @@ class Stream:
             raise
         if "actions" in self._doors:
             # A live source waits for its first line, to see what kind its lines are of.
-            self.act(made_of(inputs_of(pipeline.config.model), "actions").classes[0])
+            self.act(controls_of(inputs_of(pipeline.config.model)).actions[0])
 
     def __iter__(self) -> Iterator[Chunk]:
         """Its chunks, as they are made. Whoever leaves before the last one cancels the stream.
@@ -239,9 +239,9 @@ class Stream:
             UserError: the model does not know the action, or the stream was not opened with `actions=LIVE`.
         """
         model = self._pipeline.config.model
-        taken = made_of(inputs_of(model), "actions")
-        if taken is None or action not in taken.classes:
-            known = ", ".join(taken.classes) if taken else "none"
+        controls = controls_of(inputs_of(model))
+        if controls is None or action not in controls.actions:
+            known = ", ".join(controls.actions) if controls else "none"
             raise UserError(f"act({shown(action)})", f"model={model.name} does not know it", f"it knows {known}")
         self._give("actions", json.dumps({"action": action}).encode() + b"\n")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from conf.schema import Config
 from runtime.encoders import Picture, frames_of
-from stages.inputs import inputs_of, made_of
+from stages.inputs import controls_of, inputs_of, made_of
 
 PROTOCOL = 3
 """Of what a gateway and a run that joins it say to each other."""
@@ -24,7 +24,7 @@ def offer_of(config: Config) -> dict[str, Any]:
     """
     model = config.model
     inputs, picture = inputs_of(model), Picture.of(model, config.stream)
-    actions, prompt = made_of(inputs, "actions"), made_of(inputs, "prompt")
+    controls, prompt = controls_of(inputs), made_of(inputs, "prompt")
     words = [str(word) for word in model.text.words] if prompt else []
     return {
         "id": model.name,
@@ -35,7 +35,7 @@ def offer_of(config: Config) -> dict[str, Any]:
         "height": picture.height * config.post.factor,
         "hears": made_of(inputs, "audio") is not None,
         "sees": model.noise_scale is not None,
-        "actions": list(actions.classes) if actions else [],
+        "actions": list(controls.actions) if controls else [],
         "prompts": prompt is not None,
         "picture": made_of(inputs, PICTURE) is not None,
         "words": words,

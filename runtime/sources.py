@@ -247,7 +247,7 @@ def _session(
     if ends and (ends.session or replay.end):
         return ends.session
     resume = replay.told() if replay and replay.again else None
-    names = taken.classes if taken else ()
+    names = taken.controls.actions if taken else ()
     session = SessionSource(source.session, names, stop, partial(_said, prompts), _slack(pace), resume=resume)
     if ends:
         ends.session = session
@@ -328,11 +328,11 @@ def _actions(
         name, path = f"source.actions={source.actions}", source.actions
         return live.actions(
             lambda: LiveActions(
-                live_stream("source.actions", path, stdin), taken.classes, stop, name, path != "-",
+                live_stream("source.actions", path, stdin), taken.controls.actions, stop, name, path != "-",
                 live.backlog("actions"),
             ),
         )  # fmt: skip
-    return ActionFile(source.actions, taken.classes)
+    return ActionFile(source.actions, taken.controls.actions)
 
 
 def _frames(

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from conf import families
 from conf.errors import UserError
 from conf.schema import ModelConfig
+from stages.controls import Controls
 
 FRAMES_PER_LATENT = 4
 """Video frames of one latent frame: the temporal stride of every codec here."""
@@ -92,13 +93,20 @@ class Input:
         axis: what it has an entry for.
         shape: of the tensor of one chunk (or of the stream, or of an epoch), its first dimension of 1 left out; None:
             any.
-        source: what it is made of: `prompt`, `image`, `audio`, `actions`; empty: only `source.tensors` gives it.
+        source: what it is made of: `prompt`, `image`, `audio`, `actions`, `camera`; empty: only `source.tensors` gives
+            it.
         key: its name in `source.tensors`; with every chunk `KEY.CHUNK`. Empty: it cannot be given.
+        whole: whether `key` names a tensor of the whole stream instead, which has its entries in order along `at`; the
+            last one holds for ever.
         given: shape of what is given there, likewise; None: `shape`, of the chunk's own entries.
-        rows: from the source's rows of the chunk's video frames to what is given there.
+        rows: from the source's rows of the chunk's video frames to what is given there; of a camera, from its `Views`.
+        entries: of an input that follows from where a chunk stands alone: from its latent frames to what is given.
         encoder: from there to the tensor; None: it is that already.
         ear: of an input made of sound.
-        classes: of an input made of actions, their names in order; the first is that of no action.
+        controls: of an input made of actions or of a camera: what can be pressed. All such inputs of a model have the
+            same.
+        moves: of an input made of a camera: from the pose of a video frame, float64 [4, 4], and the row of its controls
+            to the pose of the next.
         latents: whether it is latents, [C, frames, h, w] of the picture's size; h and w are left open in `shape`.
         reach: entries that were before the chunk's own and come first; before the stream the first one stands for all.
         narrow: whether it travels, and reaches the network, in the model's dtype instead of float32.
@@ -111,10 +119,13 @@ class Input:
     source: str = ""
     key: str = ""
     given: tuple[int | None, ...] | None = None
-    rows: Callable[[np.ndarray], Tensor] | None = None
+    whole: bool = False
+    rows: Callable[[Any], Tensor] | None = None
+    entries: Callable[[range], Tensor] | None = None
     encoder: Encoder | None = None
     ear: Ear | None = None
-    classes: tuple[str, ...] = ()
+    controls: Controls | None = None
+    moves: Callable[[np.ndarray, Any], np.ndarray] | None = None
     latents: bool = False
     reach: int = 0
     narrow: bool = False
@@ -177,9 +188,10 @@ class Input:
 
 SOURCES = {
     "prompt": (Axis.EPOCH,),
-    "image": (Axis.SINK,),
+    "image": (Axis.SINK, Axis.EPOCH, Axis.LATENT),
     "audio": (Axis.CHUNK, Axis.LATENT, Axis.FRAME),
     "actions": (Axis.CHUNK, Axis.LATENT, Axis.FRAME),
+    "camera": (Axis.LATENT,),
 }
 """What inputs can be made of, and the axes on which that is possible. Any other input is given as a tensor."""
 
@@ -195,7 +207,7 @@ def inputs_of(model: ModelConfig) -> tuple[Input, ...]:
     if model.reference and all(one.name != REFERENCE for one in found):
         raise UserError("model.reference=true", f"family {model.family} takes none", "set model.reference=false")
     for source in SOURCES:
-        if source != "image" and sum(one.source == source for one in found) > 1:
+        if source not in ("image", "actions") and sum(one.source == source for one in found) > 1:
             raise ValueError(f"family {model.family}: only one input can be made of {source}")
     if model.rule.joint and (own := with_chunk(found)):
         raise UserError(
@@ -206,6 +218,8 @@ def inputs_of(model: ModelConfig) -> tuple[Input, ...]:
     for one in found:
         if said := _misfit(one):
             raise ValueError(f"family {model.family}: input {one.name} {said}")
+    if len({one.controls for one in found if one.controls}) > 1:
+        raise ValueError(f"family {model.family}: inputs are made of different controls")
     return found
 
 
@@ -213,12 +227,16 @@ def _misfit(one: Input) -> str | None:
     """Why nothing here could make an input; None: it can be made."""
     if one.source and one.axis not in SOURCES.get(one.source, ()):
         return f"cannot be made of {one.source} on axis {one.axis.value}"
-    if not one.source and not one.key:
+    if not (one.source or one.key or one.entries):
         return "has neither a source nor a key"
     if one.axis is Axis.SINK and not one.latents:
         return "goes to the attention sink and is no latents"
-    if one.source in ("audio", "actions") and one.rows is None:
+    if one.source in ("audio", "actions", "camera") and one.rows is None:
         return "does not say what its source's rows become"
+    if one.source in ("actions", "camera") and one.controls is None:
+        return "does not say what can be pressed"
+    if one.source == "camera" and one.moves is None:
+        return "does not say how a camera moves"
     if one.source == "audio" and one.ear is None:
         return "does not say how it hears"
     if one.encoder and not one.axis.with_chunk:
@@ -241,6 +259,27 @@ def with_chunk(inputs: Iterable[Input]) -> tuple[Input, ...]:
 def made_of(inputs: Iterable[Input], source: str) -> Input | None:
     """The input that is made of a source; None: nothing is."""
     return next((one for one in inputs if one.source == source), None)
+
+
+def controls_of(inputs: Iterable[Input]) -> Controls | None:
+    """What can be pressed; None: nothing."""
+    return next((one.controls for one in inputs if one.controls), None)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a camera sees from in a chunk.
+
+    Attributes:
+        poses: camera-to-world, float64 [1 + 4 f, 4, 4]: of the video frame before the chunk, then of its own.
+        intrinsics: float64 [1 + 4 f, 4], likewise: fx, cx of the picture's width and fy, cy of its height, in the order
+            fx, fy, cx, cy.
+        rows: of the controls, of the chunk's video frames.
+    """
+
+    poses: np.ndarray
+    intrinsics: np.ndarray
+    rows: list[Any]
 
 
 # -- how they travel --------------------------------------------------------------------------------------------------

@@ -42,6 +42,35 @@ class Kept(Protocol):
 
 
 @dataclass
+class Once:
+    """What of a chunk is the same in all its passes over one bank (`Network.once`). It lies where it lay for the chunk
+    before, since what was recorded over the bank finds it there.
+
+    Attributes:
+        frames: of the chunk; None: of none yet.
+        places: where it lies, by the number of frames.
+    """
+
+    frames: range | None = None
+    places: dict[int, Given] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Forget the chunk; its place stays."""
+        self.frames = None
+
+    def of(self, frames: range, make: Callable[[], Given]) -> Given:
+        """Of the chunk of these frames."""
+        if self.frames == frames:
+            return self.places[len(frames)]
+        made = make()
+        place = self.places.setdefault(len(frames), made)
+        for name in place if place is not made else ():
+            place[name].copy_(made[name])
+        self.frames = frames
+        return place
+
+
+@dataclass
 class StreamBanks:
     """One stream's history on one worker, and the states of its epoch (`Network.states`).
 
@@ -49,20 +78,22 @@ class StreamBanks:
         banks: by level.
         states: in force.
         kept: what runners keep over these banks, by runner; all views of the set share it.
+        once: what is made once for a chunk, by level; likewise.
     """
 
     banks: dict[int, Bank]
     states: Any = None
     kept: dict[Any, Kept] = field(default_factory=dict)
+    once: dict[int, Once] = field(default_factory=dict)
 
     def view(self, level: int, states: Any) -> StreamBanks:
         """One level of the set, with states of its own."""
-        return StreamBanks({level: self.banks[level]}, states, self.kept)
+        return StreamBanks({level: self.banks[level]}, states, self.kept, self.once)
 
     def clear(self) -> None:
         """Forget the stream that was in it; memory, and what was recorded over it, stay."""
         self.states = None
-        for held in (*self.kept.values(), *self.banks.values()):
+        for held in (*self.kept.values(), *self.banks.values(), *self.once.values()):
             if held is not None:  # an emulated device has no banks
                 held.clear()
 
@@ -370,22 +401,32 @@ class Denoiser:
         upload = devices.of(network.device).upload
         here = {name: upload(t) for name, t in given.items()}
         entering = {"x": x} | marked("table", self._tables(place.at)) | marked("given", here)
+        level = next(level for level, own in stream.banks.items() if own is bank)
+        take = partial(self.share.take, frames=frames)
+        once = self._once(stream, level, place.frames, partial(network.once, here, take))
 
         def work(states: Any, entering: Given) -> Tensor | None:
             given = part("given", entering)
             attend = self._pass(bank, places, part("table", entering))
             inside = network.enter(entering["x"], given)
-            drive = network.drive(constants, states, given, partial(self.share.take, frames=frames))
+            drive = network.drive(constants, states, given | once, take)
             out = self._shared(inside, drive, attend, frames)
             return None if out is None else network.leave(out, self._shape(frames))
 
         # Frames of the attention sink come once, and where they are placed is noted on the host; a shared pass waits
         # for the others.
         into_sink = any(slot < self.layout.anchored for _, slot, _ in place.runs)
-        runner = run if into_sink or timestep or self.share.parts > 1 else self.runner
-        level = next(level for level, own in stream.banks.items() if own is bank)
+        # A recache reads what is made for it alone.
+        alone = into_sink or timestep or self.share.parts > 1 or (once and frames > self.model.chunk_frames)
+        runner = run if alone else self.runner
         key = PassKey(level, time, place.runs, place.reads, (place.compares, place.advances))
         return runner(stream, key, work, entering)
+
+    def _once(self, stream: StreamBanks, level: int, frames: range, make: Callable[[], Given]) -> Given:
+        """What is made once for a chunk; for several that are run again, anew."""
+        if len(frames) > self.model.chunk_frames:
+            return make()
+        return stream.once.setdefault(level, Once()).of(frames, make)
 
     def _shared(self, x: Tensor, drive: Any, attend: BankPass, frames: int) -> Tensor | None:
         """The layers over `x`, as much of it as is computed here; None where the result is gathered elsewhere."""

@@ -1,9 +1,10 @@
 """What the denoiser asks of a network, whatever family it is of.
 
 A network is single-device code over a range [lo, hi) of its layers. The first range takes latents and makes tokens of
-them, later ones take hidden states, the last gives latents again. What drives it comes in three parts, by how often it
-changes: constants of a step, made when it is loaded; states of an epoch, made once for a prompt; and what was given
-for a chunk. All three are the network's own: the denoiser hands them on.
+them, later ones take hidden states, the last gives latents again. What drives it comes in four parts, by how often it
+changes: constants of a step, made when it is loaded; states of an epoch, made once for a prompt; what was given for a
+chunk; and what of that is the same in all its passes, made once. All of it is the network's own: the denoiser hands it
+on.
 """
 
 from __future__ import annotations
@@ -85,6 +86,15 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def states(self, epoch: Given) -> Any:
         """What an epoch's inputs become: tensors, in tuples or dictionaries."""
+
+    def once(self, given: Given, take: Take) -> Given:
+        """What the inputs of a chunk become that is the same in all its passes: tensors, which every pass of it is
+        given beside the inputs, under names of their own.
+
+        Args:
+            given, take: as of `drive`. What there is of every token has to pass through `take` here already.
+        """
+        return {}
 
     def timed(self) -> Iterable[tuple[str, nn.Module]]:
         """Parts whose time is of interest, in order: `layer0`, ... and `last`; none: a pass is timed whole."""

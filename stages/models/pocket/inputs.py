@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from conf.schema import ModelConfig
+from stages.controls import Controls
 from stages.encode.audio_features import LogMel
 from stages.inputs import FRAMES_PER_LATENT, Axis, Ear, Encoder, Input, per_frame, reference, text
 from stages.models.pocket.actions import one_hot
@@ -28,7 +29,7 @@ def inputs(model: ModelConfig) -> tuple[Input, ...]:
         shape = (c, FRAMES_PER_LATENT * len(classes))
         found.append(
             Input(
-                "actions", Axis.LATENT, shape, "actions", classes=classes,
+                "actions", Axis.LATENT, shape, "actions", controls=Controls(classes, one=True),
                 rows=lambda taken: one_hot(taken.tolist(), len(classes)),
             )
         )  # fmt: skip
