@@ -6,7 +6,7 @@ A state has a file for every level and layer, in physical slot order, whoever he
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from runtime.cut_banks import banks_of, changed_in, header_of, piece_of, pieces_of, slot_of
+from runtime.cut_banks import Slot, banks_of, changed_in, header_of, pieces_of
 from runtime.cut_log import Log
 from runtime.cuts import Cut
 from runtime.early import Rewrites
@@ -74,11 +74,14 @@ def cut_bank(
         rewrites: says which slots are written again soonest: those are copied first. None: in any order.
     """
     log, kept = saver.log(stream, name), {f"{FINISHED}/{key}": tensor for key, tensor in finished.items()}
-    slots = {} if bank is None else pieces_of(bank)
-    taken = log.missing([*slots, *kept], [] if bank is None else changed_in(bank))
+    pieces = {} if bank is None else pieces_of(bank)
+    names = [name for of_slot in pieces.values() for name in of_slot] + list(kept)
+    changed = [name for of_slot in (changed_in(bank) if bank else {}).values() for name in of_slot]
+    taken = log.missing(names, changed)
     log.let_go(mark.whole)
     try:
-        _bring(saver, log, bank, taken & slots.keys(), rewrites.order(bank, chunk) if rewrites and bank else {})
+        of_slots = {at: {n: t for n, t in of.items() if n in taken} for at, of in pieces.items()}
+        _bring(saver, log, bank, of_slots, rewrites.order(bank, chunk) if rewrites and bank else {})
         if again := {key: kept[key] for key in sorted(taken & kept.keys())}:
             saver.copy(log, again, *again.values())
     except BaseException:
@@ -88,39 +91,38 @@ def cut_bank(
     content = header | {"level": level, "finished": list(finished)}
 
     brought = log.brought()
-    write_part = partial(saver.write, stream, chunk, name, {}, [*slots, *kept], content, mark, brought)
+    write_part = partial(saver.write, stream, chunk, name, {}, names, content, mark, brought)
     saver.part(stream, chunk, name, write_part, brought[-1].copied if brought else None)
 
 
 def copy_early(saver: Saver, stream: int, name: str, bank: Bank, chunk: int, rewrites: Rewrites) -> None:
     """Copy, before `chunk` begins, slots that the chunk behind it is going to write, for the cut between the two: so
     that chunk does not wait. What is written after this all the same is copied again by the cut."""
-    log, slots = saver.log(stream, name), rewrites.behind(bank, chunk)
-    names = changed_in(bank, slots)
+    log, changed = saver.log(stream, name), changed_in(bank, rewrites.behind(bank, chunk))
     try:
-        _bring(saver, log, bank, names, {(adapter, slot): 0 for adapter, own in slots.items() for slot in own})
+        _bring(saver, log, bank, changed, dict.fromkeys(changed, 0))
     except BaseException:
-        log.withdraw(names)
+        log.withdraw(name for pieces in changed.values() for name in pieces)
         raise
 
 
 def _bring(
-    saver: Saver, log: Log, bank: Bank | None, names: Collection[str], order: Mapping[tuple[str, int], int]
+    saver: Saver, log: Log, bank: Bank | None, slots: Mapping[Slot, Mapping[str, Tensor]], order: Mapping[Slot, int]
 ) -> None:
-    """Copy pieces of a bank, and note until when each slot is being copied. What the same pass is going to write is
-    copied together, since that waits for all of it.
+    """Copy pieces of slots of a bank, and note until when each slot is being copied. What the same pass is going to
+    write is copied together, since that waits for all of it.
 
     Args:
         order: of the slots (`Rewrites.order`); those that it lacks are last, each by itself.
     """
-    together: dict[tuple[int, str, int], list[str]] = {}
-    for name in sorted(names):
-        adapter, slot = slot_of(name)
-        comes = order.get((adapter, slot))
-        together.setdefault((len(order), adapter, slot) if comes is None else (comes, "", 0), []).append(name)
-    for _, names_of in sorted(together.items()):
-        point = saver.copy(log, {name: piece_of(bank, name) for name in names_of})
-        for adapter, slot in set(map(slot_of, names_of)) if point else ():
+    together: dict[tuple[int, str, int], list[Slot]] = {}
+    for at in slots:
+        if slots[at]:
+            comes = order.get(at)
+            together.setdefault((len(order), *at) if comes is None else (comes, "", 0), []).append(at)
+    for _, ats in sorted(together.items()):
+        point = saver.copy(log, {name: piece for at in ats for name, piece in slots[at].items()})
+        for adapter, slot in ats if point else ():
             (bank.adapters[adapter] if adapter else bank).copying[slot] = point
 
 

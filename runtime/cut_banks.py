@@ -15,6 +15,9 @@ from stages.denoise.share import joined
 
 KEYS, VALUES, RAW = "keys", "values", "raw"
 
+Slot = tuple[str, int]
+"""(The adapter's name, slot); of the tokens' own bank the name is empty."""
+
 
 def banks_of(bank: Bank) -> Iterator[tuple[str, Bank]]:
     """A bank and its adapters' banks, each with what its names begin with."""
@@ -23,48 +26,45 @@ def banks_of(bank: Bank) -> Iterator[tuple[str, Bank]]:
         yield f"{name}.", own
 
 
-def pieces_of(bank: Bank) -> dict[str, int]:
-    """Names of all that is in a bank and its adapters' banks, and the slot that each is of.
+def pieces_of(bank: Bank) -> dict[Slot, dict[str, Tensor]]:
+    """All that is in a bank and its adapters' banks, in their own memory: by slot, the pieces of every layer by name.
 
     Of a frame of the attention sink the keys are not among them: they are turned from the raw ones where they are read.
     """
-    return {
-        f"{start}{name}/{layer}/{slot}": slot
-        for start, own in banks_of(bank)
-        for slot in own.written
-        for layer in own.keys
-        for name in _names(own, slot)
-    }
+    return _pieces(bank, {start: own.written for start, own in banks_of(bank)})
 
 
-def changed_in(bank: Bank, among: Mapping[str, set[int]] | None = None) -> list[str]:
-    """Those of them that were written since this was asked last.
+def changed_in(bank: Bank, among: Mapping[str, set[int]] | None = None) -> dict[Slot, dict[str, Tensor]]:
+    """What of it was written since this was asked last.
 
     Args:
         among: slots that are asked about, by adapter; None: all.
     """
-    found = []
+    changed = {}
     for start, own in banks_of(bank):
-        slots = own.dirty if among is None else own.dirty & among[start.removesuffix(".")]
+        slots = changed[start] = own.dirty if among is None else own.dirty & among[start.removesuffix(".")]
         own.dirty = own.dirty - slots
-        found += [f"{start}{n}/{layer}/{s}" for s in slots for layer in own.keys for n in _names(own, s)]
+    return _pieces(bank, changed)
+
+
+def _pieces(bank: Bank, slots: Mapping[str, set[int]]) -> dict[Slot, dict[str, Tensor]]:
+    found = {}
+    for start, own in banks_of(bank):
+        for slot in slots[start]:
+            if slot not in own.views:  # a bank's memory stays where it is
+                own.views[slot] = {
+                    f"{start}{kind}/{layer}/{slot}": _piece(own, kind, layer, slot)
+                    for layer in own.keys
+                    for kind in _kinds(own, slot)
+                }
+            found[start.removesuffix("."), slot] = own.views[slot]
     return found
 
 
-def slot_of(name: str) -> tuple[str, int]:
-    """Of which adapter's bank one of them is, and of which slot; the name of a bank's own adapter is empty."""
-    kind, _, slot = name.rsplit("/", 2)
-    return kind.rpartition(".")[0], int(slot)
-
-
-def piece_of(bank: Bank, name: str) -> Tensor:
-    """One of them, in the bank's own memory."""
-    adapter, slot = slot_of(name)
-    kind, layer, _ = name.rsplit("/", 2)
-    kind, own = kind.rpartition(".")[2], bank.adapters[adapter] if adapter else bank
+def _piece(bank: Bank, kind: str, layer: int, slot: int) -> Tensor:
     if slot == CHOICE:
-        return own.choice[kind][int(layer)]
-    return getattr(own, kind)[int(layer)][:, _span(own.layout, kind, slot)]
+        return bank.choice[kind][layer]
+    return getattr(bank, kind)[layer][:, _span(bank.layout, kind, slot)]
 
 
 def header_of(bank: Bank, parts: int, rank: int) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _joined(parts: Sequence[Tensor], each: str, frames: int) -> Tensor:
     return parts[0] if len(parts) == 1 else joined(torch.stack(tuple(parts)), each, frames)
 
 
-def _names(bank: Bank, slot: int) -> tuple[str, ...]:
+def _kinds(bank: Bank, slot: int) -> tuple[str, ...]:
     """What a slot has pieces of."""
     if slot == CHOICE:
         return tuple(bank.choice)

@@ -22,6 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple
@@ -225,7 +226,7 @@ class Log:
     def _tell(self, chunk: int, content: Any) -> None:
         folder = self._folder() / f"{chunk:06d}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_json(folder / f"{self.part}.json", {"log": self.name, "content": content, "pieces": self._last})
+        write_json(folder / f"{self.part}.json", {"log": self.name, "content": content}, self._last)
 
     def close(self) -> None:
         """Let go of the file; it stays, and nothing more is stored."""
@@ -320,11 +321,11 @@ def room_of(size: int) -> int:
     return -(-size // step) * step
 
 
-def write_json(path: Path, content: Any) -> None:
-    """A file that is there whole, or not at all. Raises OSError."""
+def write_json(path: Path, *content: Any) -> None:
+    """A file of lines that is there whole, or not at all. Raises OSError."""
     part = path.with_name(f"{path.name}.{token_hex(4)}")
     try:
-        part.write_text(json.dumps(content))
+        part.write_text("\n".join(map(json.dumps, content)))
         part.rename(path)
     except BaseException:
         with suppress(OSError):
@@ -349,9 +350,15 @@ class Read:
 
     def __init__(self, folder: Path, chunk: int, part: str):
         self.folder, self.chunk, self.part = folder, chunk, part
-        said = json.loads((folder / f"{chunk:06d}" / f"{part}.json").read_text())
+        said, self._pieces = (folder / f"{chunk:06d}" / f"{part}.json").read_bytes().split(b"\n")
+        said = json.loads(said)
         self.content, self.log = said["content"], said["log"]
-        self.pieces = {name: Piece(at, dtype, tuple(s), tuple(o)) for name, (at, dtype, s, o) in said["pieces"].items()}
+
+    @cached_property
+    def pieces(self) -> dict[str, Piece]:
+        """Where its tensors lie, by name; most readers of a part want its log alone."""
+        found = json.loads(self._pieces)
+        return {name: Piece(at, dtype, tuple(s), tuple(o)) for name, (at, dtype, s, o) in found.items()}
 
     def copy(self, folder: Path) -> None:
         """Write it to another stream's folder. Raises OSError."""

@@ -78,7 +78,7 @@ class Line:
 
     def to_json(self) -> bytes:
         """The line as it stands in the file."""
-        content = asdict(self)
+        content = dict(vars(self))  # not `asdict`, which copies every action
         content["shots"] = self.shots and self.shots.told()
         if self.sound is not None:
             content["sound"] = base64.b64encode(self.sound.astype("<f4").tobytes()).decode()

@@ -65,6 +65,8 @@ class Bank:
         """Slots of which copies may be under way, and when those are over."""
         self.begun = -1
         """The latest chunk of which a step began here."""
+        self.views: dict[int, dict[str, Tensor]] = {}
+        """Its memory by slot, as whoever copies slots names the pieces."""
         tokens, anchored, layers = layout.size, layout.anchored * layout.tokens, tuple(layers)
 
         def buffers(n: int) -> dict[int, Tensor]:

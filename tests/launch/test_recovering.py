@@ -139,9 +139,10 @@ def test_a_run_is_held_against_this_machine(monkeypatch, tmp_path):
     recovering.check(config_of("model=nano", "plan=timestep", "launcher=torchrun", "launcher.recover=exact"), made)
 
 
-def test_cuts_have_a_folder():
-    with pytest.raises(UserError, match=r"launcher.cuts=/nowhere: is no folder .* give one in memory"):
-        recovering.free_here("/nowhere")
+def test_cuts_have_a_folder(tmp_path):
+    nowhere = f"{tmp_path}/nowhere"
+    with pytest.raises(UserError, match=rf"launcher.cuts={nowhere}: is no folder .* give one in memory"):
+        recovering.free_here(nowhere)
     assert recovering.free_here("/dev/shm") > 0
 
 

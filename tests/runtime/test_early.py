@@ -20,7 +20,6 @@ from runtime import cuts
 from runtime.banks import cut_bank, load_bank
 from runtime.block import Block
 from runtime.board import Board
-from runtime.cut_banks import slot_of
 from runtime.cut_log import Brought, Log, Read
 from runtime.early import Expected, Rewrites
 from runtime.saving import Mark, Saver, bank_part
@@ -105,7 +104,7 @@ def stored(monkeypatch) -> list[set[int]]:
 
     def store(self, brought: Brought, tensors) -> None:
         if tensors:
-            found.append({slot_of(name)[1] for name in tensors})
+            found.append({int(name.rpartition("/")[2]) for name in tensors})
         real(self, brought, tensors)
 
     monkeypatch.setattr(Log, "store", store)
@@ -271,7 +270,7 @@ def check(saver: Saver, chunk: int, before: dict[str, torch.Tensor]) -> None:
         for tensor in held.values():
             tensor.fill_(1)  # as it was before anything was written
     load_bank(made, 0, bank, ALL)
-    written = {slot_of(name)[1] for name in made.parts[0].pieces}
+    written = {int(name.rpartition("/")[2]) for name in made.parts[0].pieces}
     for name, tensor in bank.export().items():
         for slot in written if name.startswith(("keys", "values")) else ():
             span = bank.layout.span(slot, 1)
