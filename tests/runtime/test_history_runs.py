@@ -33,6 +33,7 @@ PLANS = {
     "layers": ("plan=layers", "plan.layers=[3,2,1]"),
     "shared": ("plan=sequential", "plan.sequence_parallel=2"),
     "shared layers": ("plan=layers", "plan.sequence_parallel=2"),
+    "a head each": ("plan=sequential", "plan.sequence_parallel=4"),
     "timestep": ("plan=timestep", "plan.workers=3"),
     "grid": ("plan=grid", "plan.grid=[2,2]"),
 }
@@ -43,7 +44,7 @@ KEPT = {
     ("rolling", "layers"), ("rolling", "shared layers"), ("reward", "grid"), ("deep", "shared layers"),
     ("deep", "layers"), ("deep sink", "timestep"), ("rolling, ring of odd chunks", "layers"), ("reward", "timestep"),
     ("stream batch", "timestep"), ("stream batch", "layers"), ("stream batch", "grid"), ("stream batch", "shared"),
-    ("one bank", "layers"), ("a sink that stays", "timestep"),
+    ("one bank", "layers"), ("a sink that stays", "timestep"), ("reward", "a head each"),
 }  # fmt: skip
 
 
