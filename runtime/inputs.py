@@ -9,8 +9,8 @@ A line of JSON for each chunk, appended when the chunk is sampled:
 as base64 of 16-bit little-endian samples; `actions` is an index for each video frame. `pictures` are those of a
 session's camera: `jpeg`, in base64, those that were decoded for the chunk, and `shown` an index in it for each video
 frame, -1 for grey; `fit` beside them is the size and the way in which they came to it (`source.fit`): another stream
-would show other pixels. Where the stream ended there is a last line `{"end": 40}`: chunks before it were all that was made.
-A run driven by the file makes the same latents.
+would show other pixels. Where the stream ended there is a last line `{"end": 40}`: chunks before it were all that was
+made. A run driven by the file makes the same latents.
 """
 
 from __future__ import annotations
