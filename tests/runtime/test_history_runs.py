@@ -44,7 +44,7 @@ KEPT = {
     ("rolling", "layers"), ("rolling", "shared layers"), ("reward", "grid"), ("deep", "shared layers"),
     ("deep", "layers"), ("deep sink", "timestep"), ("rolling, ring of odd chunks", "layers"), ("reward", "timestep"),
     ("stream batch", "timestep"), ("stream batch", "layers"), ("stream batch", "grid"), ("stream batch", "shared"),
-    ("one bank", "layers"), ("a sink that stays", "timestep"), ("reward", "a head each"),
+    ("one bank", "layers"), ("a sink that stays", "timestep"),
 }  # fmt: skip
 
 
