@@ -21,7 +21,7 @@ PLAYWRIGHT = "playwright==1.65.2"
 PROBE = Path(__file__).with_name("probe.js")
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream",
+    "--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream=fps=30",
     "--use-fake-ui-for-media-stream", "--autoplay-policy=no-user-gesture-required",
 )  # fmt: skip
 PAGE_WIDTH, PAGE_HEIGHT = 960, 900

@@ -1,9 +1,10 @@
-// What a page shows, hears and says, kept for measurements: each frame's pixels, the sound of both ways, key presses.
+// What a page shows, hears, says and sees, kept for measurements: each frame's pixels, the sound of both ways, key
+// presses, and marks of the camera's pictures that it sent.
 // All times are milliseconds of performance.now(). It is run before the page's own scripts, and changes nothing in them.
 (() => {
   const SIDE = 64;
   const HELD_MS = 2000;
-  const kept = { frames: [], pixels: [], said: [], heard: [], presses: [], peer: null };
+  const kept = { frames: [], pixels: [], said: [], heard: [], presses: [], sent: [], peer: null };
 
   /** Blocks of a track's samples: when each was there, and the samples as s16 of one channel. */
   async function listen(track, into) {
@@ -40,6 +41,17 @@
     }
   };
 
+  // A picture follows the message that announces it.
+  const send = WebSocket.prototype.send;
+  let announced = false;
+  WebSocket.prototype.send = function (data) {
+    if (announced) kept.sent.push(mark(new Uint8Array(data)));
+    announced = typeof data === "string" && data.includes('"session.frame"');
+    return send.call(this, data);
+  };
+  /** FNV-1a of 32 bits (RFC 9923). */
+  const mark = (bytes) => bytes.reduce((found, byte) => Math.imul(found ^ byte, 16777619) >>> 0, 2166136261);
+
   addEventListener("keydown", ({ timeStamp, code, repeat }) => repeat || kept.presses.push({ at: timeStamp, code }), true);
 
   addEventListener("DOMContentLoaded", () => {
@@ -73,6 +85,8 @@
         Object.entries(kept).map(([name, list]) => [name, Array.isArray(list) ? [...list] : list]));
       return { side: SIDE, frames, pixels: await base64(pixels), said: await sound(said), heard: await sound(heard), presses };
     },
+    /** Marks of the pictures that were sent, in order. */
+    sent: () => kept.sent,
     /** What the browser counts of the pictures that it receives; null without a call. */
     received: async () => {
       const all = kept.peer ? [...(await kept.peer.getStats()).values()] : [];

@@ -137,6 +137,12 @@ class Workload:
         return Fraction(step + 1, self.steps) if self.rule.joint else 1
 
     @property
+    def share_of_row(self) -> Fraction | int:
+        """What a pass along rows takes of the time of a step, which goes over all chunks that are denoised together: it
+        goes over one."""
+        return Fraction(1, self.steps) if self.rule.joint else 1
+
+    @property
     def ahead(self) -> int:
         """Chunks between one whose pass is due and the one whose noise enters with it, which leaves so much later."""
         return self.steps - 1 if self.rule.joint else 0
@@ -361,6 +367,16 @@ class Plan:
         blocks = ((self.blocks[b], len(self.levels_of(worker, b))) for b in self.blocks_of(worker))
         return int(sum(banks[layer] * levels for block, levels in blocks for layer in block))
 
+    @cached_property
+    def steps_of_workers(self) -> tuple[Fraction, ...]:
+        """What each worker's passes of one chunk take, in steps of the whole network."""
+        w, found = self.workload, [Fraction(0)] * self.workers
+        shares = [(row, 1) for row in self.lasting] + [(row, w.share_of_row) for row in self.rows] * len(w.every_chunk)
+        for row, share in shares:
+            for block, worker in zip(self.blocks, row, strict=True):
+                found[worker] += share * Fraction(len(block), w.layers)
+        return tuple(found)
+
     def load(self, times: dict[str, float] | None = None) -> list[float]:
         """Time each worker spends on one chunk, in units of one step of the whole network.
 
@@ -369,10 +385,7 @@ class Plan:
                 a step is 1, the others are 0.
         """
         times = {"step": 1.0} | (times or {})
-        load = [0.0] * self.workers
-        for row in [*self.lasting, *self.rows * len(self.workload.every_chunk)]:
-            for b, worker in enumerate(row):
-                load[worker] += times["step"] * len(self.blocks[b]) / self.workload.layers
+        load = [times["step"] * float(steps) for steps in self.steps_of_workers]
         load[self.encode] += times.get("encode", 0.0)
         for stage in self.stages:
             load[stage.worker] += times.get(stage.name, 0.0)

@@ -60,7 +60,7 @@ class Periods:
             return self._stages[item.step - self.plan.workload.steps]
         if kind.path == MARKS:
             return Fraction(0)
-        share = self.plan.workload.share_of(item.step) if kind.path == ROUTE else 1
+        share = self.plan.workload.share_of(item.step) if kind.path == ROUTE else self.plan.workload.share_of_row
         return self._step * share * Fraction(len(self.plan.blocks[item.block]), self.plan.workload.layers)
 
     def sample(self, stream: int, chunk: int) -> Fraction:
@@ -86,12 +86,7 @@ class Periods:
 
 def period_steps(plan: Plan) -> Fraction:
     """A period in steps of the whole network."""
-    total = [Fraction(0)] * plan.workers
-    passes = [*plan.lasting, *plan.rows * len(plan.workload.every_chunk)]
-    for row in passes:
-        for block, worker in enumerate(row):
-            total[worker] += Fraction(len(plan.blocks[block]), plan.workload.layers)
-    return max(total)
+    return max(plan.steps_of_workers)
 
 
 def _simulated(plan: Plan) -> Simulator:

@@ -2,13 +2,15 @@
 
 A line of JSON for each chunk, appended when the chunk is sampled:
 
-    {"chunk": 7, "prompt": "...", "sound": "...", "actions": [1, 1, ...], "pictures": {"jpeg": [...], "shown": [...]}}
+    {"chunk": 7, "prompt": "...", "sound": "...", "actions": [1, 1, ...], "pictures": {"jpeg": [...], "shown": [...]},
+     "fit": {"height": 64, "width": 64, "how": "letterbox"}}
 
 `prompt` is there where one begins with the chunk; `sound` is the 16 kHz mono PCM that was read from the source for it,
 as base64 of 16-bit little-endian samples; `actions` is an index for each video frame. `pictures` are those of a
 session's camera: `jpeg`, in base64, those that were decoded for the chunk, and `shown` an index in it for each video
-frame, -1 for grey. Where the stream ended there is a last line `{"end": 40}`: chunks before it were all that was made.
-A run driven by the file makes the same latents.
+frame, -1 for grey; `fit` beside them is the size and the way in which they came to it (`source.fit`): another stream
+would show other pixels. Where the stream ended there is a last line `{"end": 40}`: chunks before it were all that was
+made. A run driven by the file makes the same latents.
 """
 
 from __future__ import annotations
@@ -71,13 +73,15 @@ class InputsSink:
             on with where `first` is above 0.
         first: the first chunk that will be sampled.
         private: whether nobody but this user may read it: it holds what others said.
+        fit: how a camera's pictures come to the stream's size.
 
     Raises:
         UserError: it could not be made.
     """
 
-    def __init__(self, path: str | Path, first: int = 0, private: bool = False):
+    def __init__(self, path: str | Path, first: int = 0, private: bool = False, fit: Fit | None = None):
         self.path, self._first, self._mode = Path(path), first, 0o600 if private else 0o666
+        self._fit = fit
         self._file: BinaryIO | None = None
         with self._writing():
             disk.look_file(self.path)
@@ -104,6 +108,8 @@ class InputsSink:
             line["actions"] = list(actions)
         if shots is not None:
             line["pictures"] = shots.told()
+            if self._fit:
+                line["fit"] = vars(self._fit)
         self._write(line)
 
     def end(self, chunk: int) -> None:
@@ -172,6 +178,7 @@ class Inputs:
         self.chunks, sound, self._actions = 0, [], []
         self._filmed: list[tuple[int, int]] = []
         """Where each line with pictures begins, and how many frames they are shown in."""
+        self._fit: Fit | None = None
         disk.readable(self._name, path, "give a file of sink.inputs")
         try:
             with Path(path).open("rb") as file:
@@ -192,7 +199,18 @@ class Inputs:
         return bool(self._filmed)
 
     def frames(self, fit: Fit) -> RecordedFrames:
-        """What it saw, as a source."""
+        """What it saw, as a source.
+
+        Raises:
+            UserError: its pictures came to another size, or in another way.
+        """
+        if (had := self._fit) not in (None, fit):
+            raise UserError(
+                self._name,
+                f"was recorded at {had.height}x{had.width} with source.fit={had.how}, this run has "
+                f"{fit.height}x{fit.width} with {fit.how}",
+                f"set stream.height={had.height} stream.width={had.width} source.fit={had.how}",
+            )
         return RecordedFrames(self._path, self._filmed, fit)
 
     def _take(self, number: int, line: bytes, sound: list[np.ndarray], start: int) -> None:
@@ -217,6 +235,7 @@ class Inputs:
             self._actions += entry.get("actions", [])
             if "pictures" in entry:
                 self._filmed.append((start, len(entry["pictures"]["shown"])))
+                self._fit = Fit(**entry["fit"]) if "fit" in entry else None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{self._name} line {number}", f"is no line of inputs ({error})", "give a file that sink.inputs wrote"

@@ -219,7 +219,7 @@ def open_sources(
             live.ends.open(stop, partial(_said, prompts), pace, _slack(pace))
         opened.image, opened.sent = _image(source, opened.session, picture, live)
         if sink.inputs:
-            opened.sink = InputsSink(sink.inputs, first, private=opened.private)
+            opened.sink = InputsSink(sink.inputs, first, opened.private, _fit(source, picture))
     except BaseException:
         opened.close()
         raise
@@ -347,7 +347,7 @@ def _frames(
 ) -> Any:
     """Where pictures come from; None where `source.tensors` brings them."""
     name, path = f"source.video={source.video}", source.video
-    fit = Fit(picture.height, picture.width, source.fit)
+    fit = _fit(source, picture)
     if source.session:
         return live.camera(lambda: session.film(model.fps, fit), fit)
     if inputs is not None and inputs.sees:
@@ -367,6 +367,10 @@ def _frames(
     from stages.sources.video import VideoFile  # not above: FFmpeg is needed where there is a file
 
     return VideoFile(path, model.fps, fit, stop)
+
+
+def _fit(source: SourceConfig, picture: Picture) -> Fit:
+    return Fit(picture.height, picture.width, source.fit)
 
 
 def _check_video(

@@ -81,8 +81,12 @@ def rotate(x: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
     """Turn adjacent channel pairs of `x` [B, N, heads, head_dim] by `table` [N, 1, head_dim / 2].
 
     With `out` (same shape and dtype as `x`, or `x` itself) the result is written there, e.g. straight into a
-    bank's slot.
+    bank's slot. A head's result depends on how many there are in no bit.
     """
+    if x.shape[2] == 1:
+        # Torch would see one long row of numbers and round its last few in another way than those of a head among
+        # others. Rows that stand apart stay rows.
+        table = torch.nn.functional.pad(table, (0, 1))[..., :-1]
     if out is None:
         # Differentiable, as training needs it.
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))

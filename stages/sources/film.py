@@ -142,7 +142,8 @@ class Film:
 
 
 class Grey:
-    """Pictures for ever, all grey: what stands for a camera where the rate of a model is measured.
+    """Pictures for ever, all grey: what stands for a camera where the rate of a model is measured. Each is decoded, as
+    a camera's are.
 
     Args:
         fit: of the stream's size.
@@ -151,11 +152,16 @@ class Grey:
     name, accepted, count = "source.video=grey", None, None
 
     def __init__(self, fit: Fit):
-        self._fit = fit
+        from PIL import Image  # as in `developed`
+
+        self._fit, file = fit, io.BytesIO()
+        # Of this grey a JPEG holds zeros alone, so it comes back as it was.
+        Image.fromarray(grey(fit)).save(file, "JPEG")
+        self._jpeg = file.getvalue()
 
     def take(self, count: int) -> np.ndarray:
         """The next `count` frames, uint8 [count, H, W, 3]."""
-        return np.repeat(grey(self._fit)[None], count, 0)
+        return np.stack([developed(self._jpeg, self._fit) for _ in range(count)])
 
     def skip(self, count: int) -> None:
         """All are alike."""

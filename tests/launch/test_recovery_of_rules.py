@@ -14,21 +14,25 @@ from tests.helpers import config_of, thorough
 from tests.launch.test_recovery import until
 
 CHUNKS, HIT = 400, (100, 240)
+LAYERS, STEPS = ("plan=layers", "plan.workers=2"), ("plan=timestep", "plan.workers=2")
+ADAPTIVE = (*MODELS["small stream batch"], "model.adaptive_sink=0.5")
 RULES = {
-    "small Rolling Forcing": ("plan=layers", "plan.workers=2"),
-    "small Deep Forcing": ("plan=layers", "plan.workers=2"),
-    "small Reward Forcing": ("plan=timestep", "plan.workers=2"),
-    "small stream batch": ("plan=timestep", "plan.workers=2"),
+    "joint window": (MODELS["small Rolling Forcing"], LAYERS),
+    "compression": (MODELS["small Deep Forcing"], LAYERS),
+    "deep sink": ((*MODELS["small Deep Forcing"], "model.compress=null"), STEPS),
+    "averages": (MODELS["small Reward Forcing"], STEPS),
+    "stream batch": (ADAPTIVE, STEPS),
+    "step by step": ((*ADAPTIVE, "model.stream_batch=false"), LAYERS),
 }
-MORE = {"small stream batch": ("model.adaptive_sink=0.5",)}
 
 
-@pytest.mark.parametrize("rule", ["small Rolling Forcing", *map(thorough, [*RULES][1:])])
+@pytest.mark.parametrize("rule", ["joint window", *map(thorough, [*RULES][1:])])
 def test_the_latents_are_those_of_an_undisturbed_run(tmp_path, job, rule):
-    what = (*MODELS[rule], *MORE.get(rule, ()), "sink.video=null", "device=cpu", f"stream.chunks={CHUNKS}")
+    model, plan = RULES[rule]
+    what = (*model, "sink.video=null", "device=cpu", f"stream.chunks={CHUNKS}")
     expected = job(*what)["latents_sha256"]
     config = config_of(
-        *what, *RULES[rule], "launcher=local", "launcher.threads=false", "launcher.recover=exact",
+        *what, *plan, "launcher=local", "launcher.threads=false", "launcher.recover=exact",
         f"launcher.cuts={tmp_path}", f"output_dir={tmp_path}/run", "sink.trace=none",
     )  # fmt: skip
     with start(config, first=lambda pipeline: run_all(pipeline, config)) as run:

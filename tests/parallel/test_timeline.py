@@ -37,6 +37,17 @@ def test_four_steps_fill_in_four_periods():
     ]
 
 
+@pytest.mark.parametrize("config", [PlanConfig("sequential"), PlanConfig("layers", layers=[4, 2], workers=2)])
+def test_a_clean_pass_of_one_chunk_takes_its_share_of_a_step_of_all(config):
+    """Of four that are denoised together: of five quarters of a step the clean pass is one."""
+    plan = plan_of(config, context="joint_window", undivided="chunks see each other")
+    parts = [Fraction(len(block), 6) for block in plan.blocks]
+    assert plan.load() == pytest.approx([float(Fraction(5, 4) * part) for part in parts])
+    spans = [span for span in simulate(plan, 12) if span.chunk == 5 and span.what in ("step", "commit")]
+    step, commit = (sum(s.end - s.start for s in spans if s.what == what) for what in ("step", "commit"))
+    assert commit / step == Fraction(1, 4)
+
+
 def test_clean_is_one_chunk_at_a_time():
     plan = plan_of(PlanConfig("timestep", workers=4), context="clean")
     spans = simulate(plan, 20)

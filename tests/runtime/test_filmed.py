@@ -136,6 +136,8 @@ def test_a_recording_makes_the_same_and_is_recorded_alike(tmp_path):
         one.close()
     assert (tmp_path / "inputs.jsonl").stat().st_mode & 0o777 == 0o600
     given = {"inputs": str(tmp_path / "inputs.jsonl")}
+    with pytest.raises(UserError, match=r"source.fit=letterbox, this run has \d+x\d+ with crop; set stream.height="):
+        opened(None, None, None, **given, fit="crop")
     again = opened(None, None, None, **given, record=str(tmp_path / "again.jsonl"))
     assert again.length() == 5 and again.video.length() == 5
     sample(again, 0)

@@ -33,6 +33,7 @@ PLANS = {
     "layers": ("plan=layers", "plan.layers=[3,2,1]"),
     "shared": ("plan=sequential", "plan.sequence_parallel=2"),
     "shared layers": ("plan=layers", "plan.sequence_parallel=2"),
+    "a head each": ("plan=sequential", "plan.sequence_parallel=4"),
     "timestep": ("plan=timestep", "plan.workers=3"),
     "grid": ("plan=grid", "plan.grid=[2,2]"),
 }

@@ -1,12 +1,13 @@
 """What the browser bench computes, on pictures, sounds and lines of which the answer is known."""
 
 import base64
+import json
 import wave
 
 import numpy as np
 import pytest
 
-from benchmarks import chromium, lips, motion
+from benchmarks import camera, chromium, lips, motion
 from benchmarks.chromium import Kept, Sound
 from benchmarks.networks import Quality, Way
 from distill.data import avatar
@@ -134,3 +135,19 @@ def test_made_mouths_are_those_of_training(beeps):
     assert np.diff(times) == pytest.approx(1 / (heard.FPS * lips.PHASES))
     assert openness.max() > 0.7
     assert np.median(openness) < 0.05
+
+
+def test_pictures_are_followed_into_frames():
+    frames = camera.followed([10, 11, 12, 13, 14, 15], [99, 11, 11, 12, 14])
+    assert frames == camera.Followed(frames=4, new=3, lost=1, back=0), "13 is lost, 99 nobody's, 15 not yet shown"
+    assert camera.followed([10, 11], [11, 10]).back == 1
+    assert camera.followed([10, 11], []) == (0, 0, 0, 0)
+
+
+def test_recorded_pictures_have_the_marks_that_the_page_gave_them(tmp_path):
+    assert camera.mark(b"foobar") == 0xBF9CF968  # RFC 9923
+    file = tmp_path / "inputs.jsonl"
+    jpeg = [base64.b64encode(one).decode() for one in (b"foobar", b"other")]
+    lines = [{"chunk": chunk, "pictures": {"jpeg": jpeg, "shown": [-1, 0, 0, 1]}} for chunk in range(3)] + [{"end": 3}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert camera.recorded(file, range(1, 2)) == [camera.mark(b"foobar")] * 2 + [camera.mark(b"other")]

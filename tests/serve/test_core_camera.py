@@ -225,6 +225,8 @@ def test_what_does_not_belong_together_is_refused():
             Shots.of(told)
 
 
-def test_grey_has_no_end():
-    source = Grey(FIT)
+def test_grey_has_no_end_and_is_decoded_as_a_cameras_pictures_are(monkeypatch):
+    source, decoded = Grey(FIT), []
+    monkeypatch.setattr("stages.sources.film.developed", lambda *given: decoded.append(given) or developed(*given))
     assert source.take(5).shape == (5, 32, 32, 3) and (source.take(2) == GREY).all()
+    assert len(decoded) == 7

@@ -375,13 +375,10 @@ def test_recorded_passes_do_what_the_rule_says(name):
     assert recorder.replayed > recorder.recorded > 0
 
 
-@pytest.mark.parametrize("name", ["compressed", "compressed, reuse 1"])
-def test_members_that_share_the_heads_choose_the_same(name):
-    """All heads choose together, so members must agree on every token. They are given what entered one alone.
-
-    Each has two heads: torch multiplies the complex numbers of a single one, and so rotates it, by another kernel.
-    """
-    model = replace(RULES[name], network=replace(NETWORK, heads=4))
+@pytest.mark.parametrize(("name", "heads"), [("compressed", 2), ("compressed", 4), ("compressed, reuse 1", 2)])
+def test_members_that_share_the_heads_choose_the_same(name, heads):
+    """All heads choose together, so two members must agree on every token. They are given what entered one alone."""
+    model = replace(RULES[name], network=replace(NETWORK, heads=heads))
     alone = Stream(build(model), records=True)
     list(alone.run(range(chunks_of(model))))
     ((_, banks),) = alone.parts
