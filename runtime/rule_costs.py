@@ -17,6 +17,7 @@ from typing import NamedTuple
 from conf.schema import ModelConfig
 from stages.denoise.history import History, Place, history_of
 from stages.denoise.layout import Layout
+from stages.denoise.rope import Rope
 from stages.denoise.schedule import Schedule, configured
 
 TURN, MERGE = 3, 3
@@ -83,12 +84,13 @@ class RuleCost:
 
 class Passed(NamedTuple):
     """A pass of a chunk in order: which step (-1: the clean pass), its place, and how many frames of the attention sink
-    are turned to other positions for it."""
+    are turned to other positions for it, wholly or only as far as they turn with time."""
 
     chunk: int
     step: int
     place: Place
     turned: int
+    moved: int
 
 
 @dataclass
@@ -97,19 +99,22 @@ class _Sink:
 
     placed: list[int | None] = field(default_factory=list)
 
-    def turn(self, place: Place, history: History, distance: int) -> int:
-        """Move it as a pass wants it; returns how many frames that turns, as `Bank.place` does it."""
+    def turn(self, place: Place, history: History, distance: int) -> tuple[int, int]:
+        """Move it as a pass wants it; returns how many frames that turns, as `Bank.place` does it: wholly, in time."""
         layout = history.layout
         self.placed = self.placed or [None] * layout.anchored
-        if place.merges:
-            self.placed[layout.reference : layout.reference + len(place.merges)] = [None] * len(place.merges)
         wanted = history.sink(place, distance) or ()
+        if place.merges:  # what is averaged is turned there and then
+            averaged = slice(layout.reference, layout.reference + len(place.merges))
+            self.placed[averaged] = wanted[averaged]
         moved = [frame for frame, position in enumerate(wanted) if self.placed[frame] != position]
+        count = moved[-1] + 1 - moved[0] if moved else 0
+        whole = count if moved and None in self.placed[moved[0] : moved[-1] + 1] else 0
         self.placed[: len(wanted)] = wanted
         for offset, slot, frames in place.runs:  # what is written stands where it was generated
             kept = max(0, min(frames, layout.anchored - slot))
             self.placed[slot : slot + kept] = place.frames[offset : offset + kept]
-        return moved[-1] + 1 - moved[0] if moved else 0
+        return whole, count - whole
 
 
 def passes(model: ModelConfig, layout: Layout) -> Iterator[list[Passed]]:
@@ -125,7 +130,7 @@ def passes(model: ModelConfig, layout: Layout) -> Iterator[list[Passed]]:
             place = history.commit(chunk) if step < 0 else history.step(chunk, step, level not in begun)
             begun.add(level)
             turned = sinks.setdefault(level, _Sink()).turn(place, history, drawn[(chunk + step) % 2])
-            found.append(Passed(chunk, step, place, turned))
+            found.append(Passed(chunk, step, place, *turned))
         yield found
 
 
@@ -189,6 +194,9 @@ class Counting:
 
     def __init__(self, model: ModelConfig, tokens: int, itemsize: int):
         self.model, self.layout, self.itemsize = model, Layout.of(model, tokens), itemsize
+        head = model.network.head_dim
+        self.moving = Rope(head, 1, 1).moving / (head // 2)
+        """Share of a key's channels that is turned again where only its position in time is another."""
 
     def chunk(self) -> RuleCost:
         """The mean of a period."""
@@ -222,11 +230,13 @@ class Counting:
         have channels."""
         place, layout = passed.place, self.layout
         # The attention sink: from the keys as they are without positions to where they are read.
-        flops, moved = TURN * passed.turned, 2 * passed.turned
+        turned = passed.turned + passed.moved * self.moving
+        flops, moved = TURN * turned, 2 * turned
         if leaving := len(place.merges):
-            # Keys are turned back; then of keys and values two are read and one is written.
-            flops += (TURN + 2 * MERGE) * leaving
-            moved += 6 * leaving
+            # Keys are turned back, and to where they are read; of keys and values two are read and one is written, and
+            # keys are written once more.
+            flops += (2 * TURN + 2 * MERGE) * leaving
+            moved += 7 * leaving
         if place.own or len(place.reads) > 1:
             # What is read is joined: keys and values, read and written.
             moved += 4 * self.keys(place) / layout.tokens

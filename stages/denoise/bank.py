@@ -135,47 +135,61 @@ class Bank:
         """The first slots of the attention sink, with what is fixed."""
         return {*range(count), *([FIXED] if self.layout.fixed else [])}
 
-    def place(self, table: Callable[[Sequence[int]], Tensor], positions: Sequence[int]) -> None:
+    def place(
+        self, table: Callable[[Sequence[int]], Tensor], positions: Sequence[int], moving: int | None = None
+    ) -> None:
         """Rotate the attention sink's keys to `positions`, in every layer; nothing to do where they are there.
 
         Args:
             table: rotation of the entries of frames at given positions.
+            moving: channel pairs of a head, from the first one on, that turn with the position; None: all.
         """
         moved = [f for f, p in enumerate(positions) if self.placed[f] != p]
         if not moved:
             return
         n, first, last = self.layout.tokens, moved[0], moved[-1] + 1
-        turn, span = table(positions[first:last]), self.layout.span(first, last - first)
+        # What turns with rows and columns alone is there already, of frames that were placed before.
+        pairs = None if None in self.placed[first:last] else moving
+        turn, span = table(positions[first:last])[..., :pairs], self.layout.span(first, last - first)
+        channels = 2 * turn.shape[-1]
         for layer, keys in self.keys.items():
-            rotate(self.raw[layer][:, first * n : last * n], turn, out=keys[:, span])
+            rotate(self.raw[layer][:, first * n : last * n, :, :channels], turn, out=keys[:, span, :, :channels])
         self.placed[: len(positions)] = positions
 
     def average(
-        self, table: Callable[[Sequence[int]], Tensor], slots: Sequence[int], positions: Sequence[int], share: float
+        self,
+        table: Callable[[Sequence[int]], Tensor],
+        slots: Sequence[int],
+        positions: Sequence[int],
+        share: float,
+        wanted: Sequence[int],
     ) -> None:
         """Average frames into the attention sink's, frame by frame: sink = share * sink + (1 - share) * frame.
 
-        Keys are averaged as they are without positions, so those of the frames are turned back.
+        Keys are averaged as they are without positions, so those of the frames are turned back, and turned to where
+        they are read while they are at hand.
 
         Args:
             table: rotation of the entries of frames at given positions.
             slots, positions: of as many frames as the attention sink has of its own.
             share: that the attention sink keeps.
+            wanted: positions of its frames then.
         """
         layout, first = self.layout, self.layout.reference
         self.touch(set(range(first, first + len(slots))))
-        back, n = table(positions).conj(), layout.tokens
-        raw = slice(first * n, (first + len(slots)) * n)
+        back, turn, n = table(positions).conj(), table(wanted), layout.tokens
+        raw, span = slice(first * n, (first + len(slots)) * n), layout.span(first, len(slots))
         for layer, keys in self.keys.items():
             values = self.values[layer]
             leaving = (torch.cat([of[:, layout.span(slot, 1)] for slot in slots], 1) for of in (keys, values))
             k, v = next(leaving), next(leaving)
             for sink, frame in (
                 (self.raw[layer][:, raw], rotate(k, back)),
-                (values[:, layout.span(first, len(slots))], v),
+                (values[:, span], v),
             ):
                 sink.copy_(share * sink.float() + (1 - share) * frame.float())
-        self.placed[first : first + len(slots)] = [None] * len(slots)
+            rotate(self.raw[layer][:, raw], turn, out=keys[:, span])
+        self.placed[first : first + len(slots)] = wanted
 
     def copy_sink(self, other: Bank) -> None:
         """Take over the attention sink of another level's bank."""

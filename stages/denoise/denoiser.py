@@ -360,12 +360,15 @@ class Denoiser:
         places = {}
         for name, own, history, table in self._each(bank):
             place = places[name] = place_of(history)
-            if place.merges:
-                size = own.layout.ring
-                own.average(table, place.merges, [f - size for f in place.frames], self.model.sink_ema)
             # Frames of an adapter's bank are generated ones only, and stand where the tokens of the same frames do.
-            if (wanted := self.history.sink(places[""], distance)) is not None:
-                own.place(table, wanted[self.layout.reference - own.layout.reference :])
+            wanted = self.history.sink(places[""], distance)
+            wanted = None if wanted is None else wanted[self.layout.reference - own.layout.reference :]
+            if place.merges:
+                left = [frame - own.layout.ring for frame in place.frames]
+                share, reference = self.model.sink_ema, own.layout.reference
+                own.average(table, place.merges, left, share, wanted[reference : reference + len(left)])
+            if wanted is not None:
+                own.place(table, wanted, None if name else self.rope.moving)
             own.touch(place.slots(own.layout))
         return places
 

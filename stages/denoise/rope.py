@@ -16,6 +16,10 @@ from torch import Tensor
 
 import devices
 
+LANES = 16
+"""Complex numbers that torch multiplies at once on a processor, at most. What is left of a row it multiplies one by
+one, and rounds otherwise."""
+
 
 def axis_widths(head_dim: int) -> tuple[int, int, int]:
     """Channels of a head that encode (frame, row, column)."""
@@ -54,6 +58,12 @@ class Rope:
         self._upload = devices.of(device).upload
         self.widths = widths or axis_widths(head_dim)
         self.spatial = self._plane(range(rows), range(columns))
+
+    @property
+    def moving(self) -> int:
+        """Channel pairs of a head, from the first one on, that have to be turned again where only the position in time
+        is another: those that turn with it, up to a whole number of what torch multiplies at once."""
+        return min(sum(self.widths) // 2, -(-self.widths[0] // 2 // LANES) * LANES)
 
     def _plane(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         """Factors [rows * columns, ..] of a frame's tokens at these rows and columns."""

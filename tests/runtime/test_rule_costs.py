@@ -59,7 +59,7 @@ class Watched:
 
     Attributes:
         attended: products of queries and keys, of a layer, by chunk.
-        turned: tokens that are rotated in banks, of keys as they are without positions.
+        turned: channels of a head of tokens that are rotated in banks, of keys as they are without positions.
         chosen_from: candidates of choices.
     """
 
@@ -74,7 +74,7 @@ class Watched:
             return core(q, k, v, mask)
 
         def turn(x, table, **more):
-            self.turned[self.chunk] += x.shape[1]
+            self.turned[self.chunk] += x.shape[1] * x.shape[-1]
             return rotate(x, table, **more)
 
         def choose(of, queries, keys, uses):
@@ -104,8 +104,8 @@ def test_counted_reads_moves_and_choices_are_what_passes_do(rule, monkeypatch):
         chunk = passed[0].chunk
         attended = sum(len(one.place.frames) * TOKENS * counting.keys(one.place) for one in passed)
         assert watched.attended[chunk] == attended * watched.layers
-        turned = sum((one.turned + len(one.place.merges)) * TOKENS for one in passed)
-        assert watched.turned[chunk] == turned * watched.layers
+        frames = sum(one.turned + one.moved * counting.moving + 2 * len(one.place.merges) for one in passed)
+        assert watched.turned[chunk] == frames * TOKENS * model.network.head_dim * watched.layers
         # A choice is among what is there but the attention sink and the latest frames.
         assert (watched.chosen_from[chunk] > 0) == any(one.place.selects for one in passed)
 
@@ -121,7 +121,7 @@ def test_places_come_back_after_a_period(rule):
         assert [replace(one.place, frames=range(0)) for one in passed] == [
             replace(one.place, frames=range(0)) for one in same
         ]
-        assert [one.turned for one in passed] == [one.turned for one in same]
+        assert [(one.turned, one.moved) for one in passed] == [(one.turned, one.moved) for one in same]
     assert length == LENGTHS[rule]
 
 
@@ -167,8 +167,9 @@ def test_what_a_rule_does_besides_by_hand():
     assert of(RULES["plain"]) == Work(0, 0)
     # Three frames of the attention sink are turned once a chunk, from one buffer to another.
     assert of(reward(None)) == pytest.approx(Work(9, 6 * FLOAT))
-    # Before that three frames are turned back and averaged: keys and values of two are read, of one are written.
-    assert of(reward(0.5)) == pytest.approx(Work(9 + 9 + 18, (6 + 18) * FLOAT))
+    # Before that three frames are turned back and averaged: keys and values of two are read, of one are written. What
+    # is averaged is turned at once, and not read again for that.
+    assert of(reward(0.5)) == pytest.approx(Work(9 + 9 + 18, (3 + 18) * FLOAT))
     assert of(deep(14)) == pytest.approx(Work(3 * 14, 2 * 14 * FLOAT))
     # Every second chunk 10 frames are turned; 8 of 22 are candidates, 4 ask, 6 are moved. Every chunk one is recalled.
     every = Work((3 * 10 + 4 + 2 * 8) / 2, ((2 * 10 + 4 + 8 + 4 * 6) / 2 + 2) * FLOAT)
