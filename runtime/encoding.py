@@ -15,6 +15,7 @@ from runtime.encoders import Encoders, Picture, frames_of
 from runtime.prompts import Prompts
 from runtime.sources import Sources
 from stages.build import torch_dtype
+from stages.controls import Row
 from stages.inputs import FRAMES_PER_LATENT, Axis, Given, Input, made_of, on
 
 log = logging.getLogger(__name__)
@@ -155,8 +156,13 @@ class Encoding:
 
     # -- of a chunk ---------------------------------------------------------------------------------------------------
 
-    def own(self, one: Input, chunk: int, count: int, taken: list[int] | None) -> Tensor | None:
-        """An input's own entries in a chunk of `count` video frames: of what is given, or of its source's rows."""
+    def own(self, one: Input, chunk: int, count: int, taken: list[Row] | None) -> Tensor | None:
+        """An input's own entries in a chunk of `count` video frames: of what is given, or of its source's rows.
+
+        Args:
+            taken: rows of what was pressed, one a video frame, which all inputs made of actions are given: as int64
+                [4 f] indices, or float64 [4 f, keys + axes]; None: nothing can be.
+        """
         given = self._given_own(one, chunk)
         if one.source == "audio":
             given = self._heard(one, count, given)
@@ -170,7 +176,7 @@ class Encoding:
                 given = encoder.tokens(given)
         return given.to(torch_dtype(self.model.dtype)) if one.narrow else given
 
-    def _made(self, one: Input, chunk: int, taken: list[int] | None) -> Tensor | None:
+    def _made(self, one: Input, chunk: int, taken: list[Row] | None) -> Tensor | None:
         """What the source of an input gives, other than sound, or where the chunk stands; None: nothing does."""
         if one.source == "actions":
             return one.rows(self._per_latent(taken))
