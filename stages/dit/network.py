@@ -87,6 +87,8 @@ class Transformer(Network):
 
     typed: ClassVar[bool] = False
     """Whether tokens of different types are told apart by learned embeddings; a family says so."""
+    layer: ClassVar[type[Layer]] = Layer
+    """What layers are; likewise."""
 
     def __init__(self, config: LayerSizes, layers: range | None = None, attention: str = "sdpa"):
         super().__init__(config, layers, attention)
@@ -95,7 +97,7 @@ class Transformer(Network):
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleDict(
-            {str(i): Layer(i, dim, config.ffn_dim, config.heads, config.eps) for i in self.layers}
+            {str(i): self.layer(i, dim, config.ffn_dim, config.heads, config.eps) for i in self.layers}
         )
         if self.first:
             entering = config.in_channels + sum(config.beside.values())
