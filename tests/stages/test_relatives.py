@@ -13,7 +13,14 @@ from stages.build import build_decoder, build_network
 from stages.file_kinds import kinds
 from stages.models.wan.relatives import RELATIVES, require_none
 from tests.checkpoints import (
-    SMALL, lora_tensors, matrix_config, random_tensors, t2v_config, t2v_shapes, vae_tensors, write_folder,
+    SMALL,
+    lora_tensors,
+    matrix_config,
+    random_tensors,
+    t2v_config,
+    t2v_shapes,
+    vae_tensors,
+    write_folder,
 )  # fmt: skip
 from tests.helpers import config_of
 
