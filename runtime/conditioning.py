@@ -33,7 +33,7 @@ from runtime.snapshot import CONDITIONING, Snapshot
 from runtime.sources import Live, open_sources
 from runtime.video import VideoChunk
 from stages.build import TEMPORAL_STRIDE, torch_dtype
-from stages.controls import Row
+from stages.controls import Controls, Row
 from stages.denoise.draws import Draws
 from stages.denoise.schedule import schedule_of
 from stages.inputs import (
@@ -42,7 +42,6 @@ from stages.inputs import (
     Axis,
     Given,
     Views,
-    controls_of,
     inputs_of,
     noise_name,
     on,
@@ -288,8 +287,8 @@ class Conditioning:
         start, count = self.frames(chunk)
         made, taken, views = {}, None, None
         for one in with_chunk(self.inputs):
-            if one.source in ("actions", "camera") and taken is None:
-                taken = self._taken(start, count)
+            if one.controls and taken is None:
+                taken = self._taken(start, count, one.controls)
             if one.source == "camera":
                 views = self._looked(start, count, taken)
             made[one.name] = self.encoding.own(one, chunk, count, taken, views)
@@ -370,9 +369,9 @@ class Conditioning:
             rule = f"ended before {pictures_of(self.model, 0)} pictures came, which the first chunk is made of"
             raise UserError(name, rule, "give a longer one")
 
-    def _taken(self, start: int, count: int) -> list[Row]:
-        """The controls' row of every video frame."""
-        return self.actions.take(start, count) if self.actions else [controls_of(self.inputs).rest] * count
+    def _taken(self, start: int, count: int, controls: Controls) -> list[Row]:
+        """The row of every video frame."""
+        return self.actions.take(start, count) if self.actions else [controls.rest] * count
 
     def _looked(self, start: int, count: int, rows: list[Row]) -> Views:
         """What the camera sees from, in the frame before and in every one of a chunk's own."""

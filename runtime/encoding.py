@@ -140,7 +140,13 @@ class Encoding:
     def own(
         self, one: Input, chunk: int, count: int, taken: list[Row] | None, views: Views | None = None
     ) -> Tensor | None:
-        """An input's own entries in a chunk of `count` video frames: of what is given, or of its source's rows."""
+        """An input's own entries in a chunk of `count` video frames: of what is given, or of its source's rows.
+
+        Args:
+            taken: rows of what was pressed, one a video frame, which all inputs made of actions are given: as int64
+                [4 f] indices, or float64 [4 f, keys + axes]; None: nothing can be.
+            views: what the one that is made of a camera sees from.
+        """
         given = self._given(f"{one.key}.{chunk:06d}", self._chunk_shape(one)) if one.key else None
         if one.source == "audio":
             given = self._heard(one, count, given)

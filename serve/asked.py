@@ -8,6 +8,7 @@ from typing import Any
 from conf.errors import UserError
 from conf.typed import shown
 from serve.problems import Problem
+from stages.controls import FORM, Controls
 from stages.encode.text import split
 
 EVENTS = ("prompt", "action", "interrupt")
@@ -42,11 +43,19 @@ def checked(id: Any, event: Any, offer: dict[str, Any]) -> dict[str, Any]:
     if kind == "prompt":
         return {"type": kind, "prompt": _prompt(event.get("prompt"), offer)}
     if kind == "action":
-        if not isinstance(action := event.get("action"), str) or action not in offer["actions"]:
-            known = ", ".join(offer["actions"]) or "none"
-            raise Problem("unprocessable", f"event action {str(action)[:40]!r}: it is not known; use {known}")
-        return {"type": kind, "action": action}
+        try:
+            controls_of(offer).parse(event, "event")
+        except UserError as error:
+            raise Problem("unprocessable", str(error)) from None
+        return {"type": kind} | {name: event[name] for name in FORM if name in event}
     return {"type": kind}
+
+
+def controls_of(offer: dict[str, Any]) -> Controls:
+    """What can be pressed, as an offer says it; `actions` alone are those of a model that knows one at a time."""
+    if (told := offer.get("controls")) is None:
+        return Controls.of(offer["actions"])
+    return Controls(tuple(told["keys"]), told["one"], tuple(told["axes"]))
 
 
 def _prompt(prompt: Any, offer: dict[str, Any]) -> str:

@@ -164,7 +164,8 @@ class SourceConfig:
     audio: str | None = None
     """A sound file, or `-`: live 16-bit mono sound of 16 kHz."""
     actions: str | None = None
-    """A file of lines `{"frame": 0, "action": "forward"}`, or `-`: live lines."""
+    """A file of lines `{"frame": 0, "action": "forward"}` or, for models that take keys together or turn, `{"frame": 0,
+    "keys": ["forward", "left"], "mouse": [0.0, 0.1]}`; or `-`: live lines."""
     camera: str | None = None
     """Where a camera is, in place of actions that drive it: an .npy of [frames, 4, 4], a file of lines `{"frame": 0,
     "pose": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]}`, or `-`: live lines. docs/worlds.md has axes and units."""
