@@ -14,7 +14,8 @@ from runtime.encoders import Encoders, Picture
 from runtime.prompts import Prompts
 from runtime.sources import Sources
 from stages.build import torch_dtype
-from stages.inputs import FRAMES_PER_LATENT, REFERENCE, Axis, Given, Input, made_of, on
+from stages.controls import Row
+from stages.inputs import FRAMES_PER_LATENT, REFERENCE, Axis, Given, Input, Views, made_of, on
 
 log = logging.getLogger(__name__)
 
@@ -136,13 +137,23 @@ class Encoding:
 
     # -- of a chunk ---------------------------------------------------------------------------------------------------
 
-    def own(self, one: Input, chunk: int, count: int, taken: list[int] | None) -> Tensor | None:
-        """An input's own entries in a chunk of `count` video frames: of what is given, or of its source's rows."""
+    def own(
+        self, one: Input, chunk: int, count: int, taken: list[Row] | None, views: Views | None = None
+    ) -> Tensor | None:
+        """An input's own entries in a chunk of `count` video frames: of what is given, or of its source's rows.
+
+        Args:
+            taken: rows of what was pressed, one a video frame, which all inputs made of actions are given: as int64
+                [4 f] indices, or float64 [4 f, keys + axes]; None: nothing can be.
+            views: what the one that is made of a camera sees from.
+        """
         given = self._given(f"{one.key}.{chunk:06d}", self._chunk_shape(one)) if one.key else None
         if one.source == "audio":
             given = self._heard(one, count, given)
         elif given is None and one.source == "actions":
             given = one.rows(self._per_latent(taken))
+        elif given is None and one.source == "camera":
+            given = one.rows(self._views(views))
         if given is None:
             return None
         encoder = self.encoders.of(one)
@@ -172,6 +183,14 @@ class Encoding:
         """What `source.tensors` must hold of an input of a chunk; latents are of the picture's size."""
         shape = one.given_shape
         return (*shape[:-2], *self.picture.latent) if one.latents else shape
+
+    def _views(self, views: Views) -> Views:
+        """The same of a camera: the view before the chunk, and four for every latent frame."""
+        before = slice(0, 1)
+        poses, intrinsics = (
+            np.concatenate([of[before], self._per_latent(of[1:])]) for of in (views.poses, views.intrinsics)
+        )
+        return Views(poses, intrinsics, list(self._per_latent(views.rows)))
 
     def _per_latent(self, rows: list | np.ndarray) -> np.ndarray:
         """Four rows for every latent frame: the only frame of a stream's lone first latent stands for all four."""

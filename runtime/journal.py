@@ -2,8 +2,8 @@
 
 A line of JSON for each chunk, in the stream's folder of cuts: memory that outlives the process. It is written before
 the chunk enters, so whatever others have seen of a chunk, its line is there. It holds what cannot be asked for again: a
-prompt that was heard, live sound and actions, a camera's pictures as JPEG, and which events of a session the chunk
-showed. Files are read again.
+prompt that was heard, live sound, actions and poses, a camera's pictures as JPEG, and which events of a session the
+chunk showed. Files are read again.
 
 Lines stand in files of a few, `journal.000040` the one that begins with chunk 40, and go a file at a time once a newer
 cut is whole.
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from conf.errors import UserError
+from stages.controls import Row, row_of
 from stages.sources.film import Shots
 
 log = logging.getLogger(__name__)
@@ -48,12 +49,15 @@ class Line:
         number: of the last order whose prompt was sampled so far.
         sound: read from a live source for it, float32 [n], exactly; None: there is none.
         short: whether that source ended meanwhile.
-        actions: an index for each video frame, of a live source; None: there is none.
+        actions: a row for each video frame (`stages.controls`), of a live source; None: there is none.
         frames: how many came from a live source of pictures, which keeps them itself; None: there is none.
         seen: when the oldest picture came that is new in it, of these or of a camera.
         shots: what it showed of a session's camera; None: it has none.
         held: how the source of actions stood behind it.
         pressed: when the oldest of its actions came that is new in it.
+        views: poses and intrinsics of a live source, as that gave them; None: there is none.
+        looked: how that source stood behind it.
+        moved: when the oldest of its poses came that is new in it.
         events: ids of a session's events that it shows first.
         pace: how its stream's clock stood behind it, if it has one.
         read: bytes of each live stream that this and all chunks before were sampled from; what came behind them is in
@@ -66,12 +70,15 @@ class Line:
     number: int = -1
     sound: np.ndarray | None = None
     short: bool = False
-    actions: list[int] | None = None
+    actions: list[Row] | None = None
     frames: int | None = None
     seen: float | None = None
     shots: Shots | None = None
     held: dict[str, Any] = field(default_factory=dict)
     pressed: float | None = None
+    views: list[list] | None = None
+    looked: dict[str, Any] = field(default_factory=dict)
+    moved: float | None = None
     events: list[str] = field(default_factory=list)
     pace: dict[str, Any] | None = None
     read: dict[str, int] = field(default_factory=dict)
@@ -89,6 +96,8 @@ class Line:
         """What a line of the file says."""
         if content["sound"] is not None:
             content["sound"] = np.frombuffer(base64.b64decode(content["sound"]), "<f4").astype(np.float32)
+        if content["actions"] is not None:
+            content["actions"] = list(map(row_of, content["actions"]))
         if content["shots"] is not None:
             content["shots"] = Shots.of(content["shots"])
         return cls(**content)

@@ -6,6 +6,7 @@ from typing import Any
 
 from conf.schema import Config
 from runtime.encoders import Picture, frames_of
+from stages.controls import Controls
 from stages.inputs import controls_of, inputs_of, made_of
 
 PROTOCOL = 3
@@ -18,13 +19,14 @@ def offer_of(config: Config) -> dict[str, Any]:
 
     Returns:
         id, object; fps, chunk_s (seconds of a chunk), width, height (pixels, as they are shown); hears: whether sound
-        drives it; sees: whether it draws anew what a camera sees; actions: names, that of no action first; prompts,
-        picture: whether it takes them; words: all that its prompts may be made of, none: any; presets: `{name, prompt}`
-        of those worth trying; trained: whether its weights are more than random.
+        drives it; sees: whether it draws anew what a camera sees; actions: names, that of no action first; controls:
+        `{keys, one, axes}`, what can be pressed and turned (`stages.controls`); prompts, picture: whether it takes
+        them; words: all that its prompts may be made of, none: any; presets: `{name, prompt}` of those worth trying;
+        trained: whether its weights are more than random.
     """
     model = config.model
     inputs, picture = inputs_of(model), Picture.of(model, config.stream)
-    controls, prompt = controls_of(inputs), made_of(inputs, "prompt")
+    controls, prompt = controls_of(inputs) or Controls.of(()), made_of(inputs, "prompt")
     words = [str(word) for word in model.text.words] if prompt else []
     return {
         "id": model.name,
@@ -35,7 +37,8 @@ def offer_of(config: Config) -> dict[str, Any]:
         "height": picture.height * config.post.factor,
         "hears": made_of(inputs, "audio") is not None,
         "sees": model.noise_scale is not None,
-        "actions": list(controls.actions) if controls else [],
+        "actions": list(controls.actions),
+        "controls": {"keys": list(controls.keys), "one": controls.one, "axes": list(controls.axes)},
         "prompts": prompt is not None,
         "picture": made_of(inputs, PICTURE) is not None,
         "words": words,

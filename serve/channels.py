@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from serve.incoming import ON_CONTROL, Interaction, Ping, Stop, message, pressed
+from serve.asked import controls_of
+from serve.incoming import ON_CONTROL, Interaction, Ping, Pressed, Stop, message, pressed
 from serve.limits import Limit
 from serve.problems import Problem
+from stages.controls import entry_of
 
 PER_SECOND, BURST = 20.0, 40.0
 """Messages that are heard; others are answered with an error."""
@@ -78,12 +80,11 @@ class Keys:
 
     def __init__(self, session: Driven, say: Callable[[dict[str, Any]], None]):
         self._session, self._say = session, say
+        self._controls = controls_of(session.served.offer)
         self._newest = -1
         self._held: list[str] = []
         """In the order in which they were pressed."""
-        self._rest = next(iter(session.served.offer["actions"]), None)
-        """What is done when no key is held: a model's first action. None: it has none at all."""
-        self._action = self._rest
+        self._event = self._of(None)
 
     def take(self, text: str | bytes) -> None:
         """A message; whatever is wrong with it is answered, and never raised."""
@@ -91,15 +92,23 @@ class Keys:
             found = pressed(text)
             if found.seq > self._newest:
                 self._newest = found.seq
-                self._change(found.held, f"keys-{found.seq}" if found.event_id is None else found.event_id)
+                self._change(found, f"keys-{found.seq}" if found.event_id is None else found.event_id)
         except Problem as problem:
             self._say(problem.message)
 
-    def _change(self, held: list[str], id: str) -> None:
-        """The one pressed last of those that are still held is done."""
-        new = [key for key in dict.fromkeys(held) if key not in self._held]
-        self._held = [key for key in self._held if key in held] + new
-        action = self._held[-1] if self._held else self._rest
-        if action != self._action:
-            self._action = action
-            self._session.event(id, {"type": "action", "action": action})
+    def _change(self, found: Pressed, id: str) -> None:
+        new = [key for key in dict.fromkeys(found.held) if key not in self._held]
+        self._held = [key for key in self._held if key in found.held] + new
+        event = self._of(found.mouse)
+        if event != self._event:
+            self._event = event
+            self._session.event(id, event)
+
+    def _of(self, mouse: list[float] | None) -> dict[str, Any]:
+        """What is done: all keys that are held or, by a model that knows one at a time, the one pressed last."""
+        mouse = mouse if any(mouse or ()) else None
+        if not self._controls.one:
+            return {"type": "action", **entry_of(None, sorted(self._held), mouse)}
+        # With no key held a model does its first action; None: it has none at all.
+        action = self._held[-1] if self._held else next(iter(self._controls.keys), None)
+        return {"type": "action", **entry_of(action, None, mouse)}

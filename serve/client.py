@@ -15,7 +15,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
@@ -29,6 +29,7 @@ from websockets.sync.client import connect as connect_socket
 
 from serve.ahead import Ahead
 from serve.requests import ANSWER_S, Refused, authorization, checked, create, delete, problem
+from stages.controls import entry_of
 
 __all__ = ["Chunk", "Part", "Refused", "Session", "connect", "create", "delete"]
 
@@ -52,6 +53,7 @@ class Chunk(NamedTuple):
         audio_held_s: speech that waits to be spoken.
         camera: what is new in it of a camera: `at`, when the picture was taken, as `see` was told, `after_s` until it
             shows in the chunk, and `latency_s` from its coming to the server until then; None: nothing is.
+        at: where the world's camera is in its last frame, [x, y, z, yaw, pitch], angles in degrees; None: it has none.
     """
 
     chunk: int
@@ -62,6 +64,7 @@ class Chunk(NamedTuple):
     pts_s: float
     audio_held_s: float
     camera: dict[str, Any] | None = None
+    at: list[float] | None = None
 
 
 class Part(NamedTuple):
@@ -155,10 +158,19 @@ class Session:
         self.notices: deque[dict[str, Any]] = deque(maxlen=100)
         self.done: dict[str, Any] | None = None
 
-    def act(self, action: str) -> str:
+    def act(
+        self, action: str | None = None, *, keys: Iterable[str] | None = None, mouse: Iterable[float] | None = None
+    ) -> str:
         """Press a key that the model knows (`offer["actions"]`, the first stands for none), until the next; returns
-        the event's id."""
-        return self._event({"type": "action", "action": action})
+        the event's id.
+
+        Args:
+            action: held alone.
+            keys: held together, of `offer["controls"]["keys"]`, in its place; a model that knows `one` takes one.
+            mouse: how far to turn in each video frame, from -10 to 10, one number for each of
+                `offer["controls"]["axes"]`; None: not at all.
+        """
+        return self._event({"type": "action", **entry_of(action, keys, mouse)})
 
     def prompt(self, prompt: str) -> str:
         """Say what is to be seen from now on; returns the event's id."""

@@ -107,10 +107,11 @@ class Stop:
 
 @dataclass
 class Pressed:
-    """The one message of the channel `keys`, which has no type: all that is held now."""
+    """The one message of the channel `keys`, which has no type: all that is held now, and how far axes are turned."""
 
     seq: int
     held: list[str]
+    mouse: list[float] | None = None
     event_id: str | None = None
 
     def __post_init__(self):
