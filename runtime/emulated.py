@@ -67,8 +67,12 @@ class EmulatedEncoders(Encoders):
 
     def still(self, image: Tensor, latents: int = 1, keep: bool = True) -> Tensor:
         """Latents of zeros for an image [3, H, W]."""
-        rows, columns = image.shape[1] // SPATIAL_STRIDE, image.shape[2] // SPATIAL_STRIDE
-        return torch.zeros(1, self.model.network.in_channels, latents, rows, columns)
+        channels = next(one.shape[0] for one in self.inputs if one.pictured)
+        return torch.zeros(1, channels, latents, *(side // SPATIAL_STRIDE for side in image.shape[1:]))
+
+    def scene(self, image: Tensor, keep: bool = True) -> Tensor:
+        """A latent of zeros."""
+        return self.still(image)
 
 
 class EmulatedConditioning(Conditioning):
