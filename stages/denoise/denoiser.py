@@ -47,7 +47,7 @@ class Once:
     before, since what was recorded over the bank finds it there.
 
     Attributes:
-        room: for what `NetworkConfig.once_values` counts, one number after the other; what is more lies where it was made.
+        room: for what `NetworkConfig.once_values` counts, one number after the other; what is more lies by itself.
         frames: of the chunk; None: of none yet.
         places: what of the room is whose, by the number of frames.
     """

@@ -83,7 +83,7 @@ def test_plans_are_exact_and_go_on_from_each_other(runs, known, model, plan):
 
 
 def test_several_streams_keep_the_hash_they_have_alone(job, known):
-    what = (*BASE, *known[1])
+    what = (*BASE, *known[1], "stream.chunks=5")
     both = job(*what, "stream.count=2", *PLANS["layers"])["streams"]
     for i, found in enumerate(both):
         assert found["latents_sha256"] == job(*what, f"stream.id={i}")["latents_sha256"]
@@ -93,7 +93,7 @@ def test_all_that_drives_it_matters_and_keys_are_the_poses_that_they_give(job, k
     folder, sources, _ = known
 
     def run(*overrides: str) -> str:
-        return job(*BASE, *sources, *overrides)["latents_sha256"]
+        return job(*BASE, *sources, "stream.chunks=3", "stream.events=[]", *overrides)["latents_sha256"]
 
     expected, rows, now = run(), [], {}
     said = {line["frame"]: line["keys"] for line in map(json.loads, (folder / "keys.jsonl").read_text().splitlines())}
@@ -109,7 +109,12 @@ def test_all_that_drives_it_matters_and_keys_are_the_poses_that_they_give(job, k
     still = "source.actions=null"
     assert run(still, f"source.camera={tmp_path}/poses.npy") == expected
     assert run(still, f"source.tensors={tmp_path}/given.safetensors") == expected
-    others = {run(still), run("source.image=null"), run("source.intrinsics=[500,500,416,240]"), run("stream.events=[]")}
+    others = {
+        run(still),
+        run("source.image=null"),
+        run("source.intrinsics=[500,500,416,240]"),
+        run("stream.prompt=dog"),
+    }
     assert len(others | {run("model.translation_scale=0.3"), expected}) == 6
 
 
