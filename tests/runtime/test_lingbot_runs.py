@@ -109,13 +109,8 @@ def test_all_that_drives_it_matters_and_keys_are_the_poses_that_they_give(job, k
     still = "source.actions=null"
     assert run(still, f"source.camera={tmp_path}/poses.npy") == expected
     assert run(still, f"source.tensors={tmp_path}/given.safetensors") == expected
-    others = {
-        run(still),
-        run("source.image=null"),
-        run("source.intrinsics=[500,500,416,240]"),
-        run("stream.prompt=dog"),
-    }
-    assert len(others | {run("model.translation_scale=0.3"), expected}) == 6
+    lens, scale = "source.intrinsics=[500,500,416,240]", "model.translation_scale=0.3"
+    assert len({expected, *map(run, (still, "source.image=null", lens, scale, "stream.prompt=dog"))}) == 6
 
 
 def test_what_is_kept_of_a_camera_is_in_the_plan(runs, known):
