@@ -16,7 +16,7 @@ from runtime.prompts import Prompts
 from runtime.sources import Sources
 from stages.build import torch_dtype
 from stages.controls import Row
-from stages.inputs import FRAMES_PER_LATENT, Axis, Given, Input, made_of, on
+from stages.inputs import FRAMES_PER_LATENT, Axis, Given, Input, Views, made_of, on
 
 log = logging.getLogger(__name__)
 
@@ -156,18 +156,21 @@ class Encoding:
 
     # -- of a chunk ---------------------------------------------------------------------------------------------------
 
-    def own(self, one: Input, chunk: int, count: int, taken: list[Row] | None) -> Tensor | None:
+    def own(
+        self, one: Input, chunk: int, count: int, taken: list[Row] | None, views: Views | None = None
+    ) -> Tensor | None:
         """An input's own entries in a chunk of `count` video frames: of what is given, or of its source's rows.
 
         Args:
             taken: rows of what was pressed, one a video frame, which all inputs made of actions are given: as int64
                 [4 f] indices, or float64 [4 f, keys + axes]; None: nothing can be.
+            views: what the one that is made of a camera sees from.
         """
         given = self._given_own(one, chunk)
         if one.source == "audio":
             given = self._heard(one, count, given)
         elif given is None:
-            given = self._made(one, chunk, taken)
+            given = self._made(one, chunk, taken, views)
         if given is None:
             return None
         encoder = self.encoders.of(one)
@@ -176,10 +179,12 @@ class Encoding:
                 given = encoder.tokens(given)
         return given.to(torch_dtype(self.model.dtype)) if one.narrow else given
 
-    def _made(self, one: Input, chunk: int, taken: list[Row] | None) -> Tensor | None:
+    def _made(self, one: Input, chunk: int, taken: list[Row] | None, views: Views | None) -> Tensor | None:
         """What the source of an input gives, other than sound, or where the chunk stands; None: nothing does."""
         if one.source == "actions":
             return one.rows(self._per_latent(taken))
+        if one.source == "camera":
+            return one.rows(self._views(views))
         if one.source == "image":
             last = self._scene.shape[one.at] - 1
             return self._scene[:, :, [min(latent, last) for latent in self.model.frames(chunk)]]
@@ -223,6 +228,14 @@ class Encoding:
         """What `source.tensors` must hold of an input of a chunk; latents are of the picture's size."""
         shape = one.given_shape
         return (*shape[:-2], *self.picture.latent) if one.latents else shape
+
+    def _views(self, views: Views) -> Views:
+        """The same of a camera: the view before the chunk, and four for every latent frame."""
+        before = slice(0, 1)
+        poses, intrinsics = (
+            np.concatenate([of[before], self._per_latent(of[1:])]) for of in (views.poses, views.intrinsics)
+        )
+        return Views(poses, intrinsics, list(self._per_latent(views.rows)))
 
     def _per_latent(self, rows: list | np.ndarray) -> np.ndarray:
         """Four rows for every latent frame: the only frame of a stream's lone first latent stands for all four."""

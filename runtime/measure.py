@@ -33,8 +33,8 @@ from stages.post import to_pictures
 PREFILLS = 3
 Durations = dict[str, list[float]]
 """Seconds by stage: `encode`, `encode.first`, `prefill`, `step0` ..., `commit`, `decode`, `decode.first`, `output`; and
-of every pass of a step its parts `layer0` ..., `first` (patch embedding), `last` (head, sampler), `pass` (the rest), and
-`once`, what a chunk's first makes for all."""
+of every pass of a step its parts `layer0` ..., `first` (patch embedding), `last` (head, sampler), `once` (made in a
+chunk's first pass for all of them) and `pass` (the rest)."""
 
 
 class Watch:

@@ -138,8 +138,8 @@ class ModelConfig:
     in the window, too, which are run again with it (arXiv 2509.22622)."""
 
     translation_scale: float | None = None
-    """What a camera's translation from one latent frame to the next is divided by, in the units of its poses: the
-    longest that there is. Null, where a model has no camera."""
+    """What a camera's way from one latent frame to the next is divided by, in the units of its poses: the longest that
+    there should be. Null where a model has no camera."""
 
     fps: int = 16
     """Of the video."""

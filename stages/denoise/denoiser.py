@@ -47,7 +47,7 @@ class Once:
     before, since what was recorded over the bank finds it there.
 
     Attributes:
-        room: for all of it, one number after the other.
+        room: for what `NetworkConfig.once_values` counts, one number after the other; what is more lies by itself.
         frames: of the chunk; None: of none yet.
         places: what of the room is whose, by the number of frames.
     """
@@ -61,11 +61,7 @@ class Once:
         self.frames = None
 
     def of(self, frames: range, make: Callable[[], Iterable[tuple[str, Tensor]]]) -> Given:
-        """Of the chunk of these frames.
-
-        Raises:
-            ValueError: there is more of it than `NetworkConfig.once_values` says.
-        """
+        """Of the chunk of these frames."""
         place = self.places.setdefault(len(frames), {})
         if self.frames == frames:
             return place
@@ -73,9 +69,10 @@ class Once:
         # One after the other, so that no more than one is anywhere else.
         for name, tensor in make():
             start, end = end, end + tensor.numel()
-            if end > len(self.room):
-                raise ValueError(f"{name} is beyond the {len(self.room)} numbers of what is made once for a chunk")
-            place.setdefault(name, self.room[start:end].view(tensor.shape)).copy_(tensor)
+            if name not in place:
+                fits = end <= len(self.room)
+                place[name] = self.room[start:end].view(tensor.shape) if fits else torch.empty_like(tensor)
+            place[name].copy_(tensor)
         self.frames = frames
         return place
 

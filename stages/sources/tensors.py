@@ -9,6 +9,8 @@
 | `sink_distance` | [chunks, steps] | integers |
 | `video_latents` | [1, C, n, h, w] | of video to video: what enters with noise, of all chunks |
 | `video` | [1, 3, frames, H, W] | likewise, pictures in [-1, 1] |
+| `camera_poses` | [frames, 4, 4] | of a model that is driven by a camera: its poses |
+| `intrinsics` | [4] or [frames, 4] | beside them, in pixels of a picture of 832 x 480 |
 
 What a model's inputs are called there is the family's to say (`stages.inputs.Input.key`). Encoders of what is given
 need not be loaded. Tensors are read from disk when they are asked for.
@@ -36,6 +38,9 @@ COMMON = {"noise.000000.step.0": r"noise\.\d{6,}\.step\.\d+", "sink_distance": "
 
 VIDEO = {"video_latents": "video_latents", "video": "video"}
 """Keys that a model has which draws a video anew."""
+POSES, INTRINSICS = "camera_poses", "intrinsics"
+CAMERA = {POSES: POSES, INTRINSICS: INTRINSICS}
+"""Keys that a model has which is driven by a camera."""
 FRAMES = 2
 """The dimension that counts their frames."""
 
@@ -44,6 +49,8 @@ def keys_of(inputs: Iterable[Input], video: bool = False) -> dict[str, str]:
     """Keys that a model's file may have: by an example, what they look like; `video`: it draws a video anew."""
     found = COMMON | (VIDEO if video else {})
     for one in inputs:
+        if one.source == "camera":
+            found |= CAMERA
         key = re.escape(one.key)
         if not one.key:
             continue

@@ -8,14 +8,18 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.counting import count
 from conf.schema import ModelConfig
+from runtime.rule_costs import Counting
 from stages.denoise.denoiser import Denoiser
 from stages.denoise.draws import Draws
+from stages.denoise.graphs import Graphs
 from stages.inputs import Views, inputs_of
 from stages.models.lingbot.moves import CONTROLS, moved
 from stages.models.lingbot.network import Network
 from stages.models.lingbot.sizes import Sizes
 from stages.weights import initialise
+from tests.stages.denoise.tape import Replays
 from tests.stages.denoise.test_share import shared
 from tests.stages.lingbot.straight_world import SIZE, Stream, World
 
@@ -178,6 +182,23 @@ def test_later_passes_of_a_chunk_have_no_product_of_a_camera(kept):
     assert passes == [every, *[later] * 4] * 2
 
 
+@pytest.mark.parametrize("kept", KEPT)
+@torch.no_grad()
+def test_operations_are_those_that_plans_count(kept):
+    """In a pass and, on top, in a chunk's first; what tokens enter and leave by is no part of a layer."""
+    denoiser = build(model_of("act", camera_kept=kept))
+    run, sizes, new, d = Run(denoiser), denoiser.model.network, C * ROWS * COLUMNS, 48
+    first, later = (count(lambda step=step: run.passed(0, noise(0, 0), step)).linear for step in range(2))
+    attention = 3 * 4 * new * d * (new + sizes.text_tokens)
+    ends = 2 * new * d * 4 * (sum(sizes.beside.values()) + 4 + 4)
+    state = 2 * new * (2 * d * d + d * sizes.ray_values)
+    every = 0 if kept == "nothing" else state
+    assert later == sum(sizes.layer_flops(new, new)) - attention + ends + state - every
+    assert first - later == sum(sizes.once_flops(new)) + every
+    cost = Counting(denoiser.model, ROWS * COLUMNS, 4).chunk()
+    assert cost.chunk.flops == 4 * cost.step.whole.flops + cost.commit.whole.flops + sum(sizes.once_flops(new))
+
+
 @torch.no_grad()
 def test_a_pose_changes_what_is_made_from_its_latent_frame_on():
     """Latent frame L reads the poses of video frames 4 L - 4 and 4 L, and of others none; and so does its chunk."""
@@ -223,6 +244,17 @@ def test_a_prompt_that_runs_a_window_again_does_so_with_its_cameras():
 
 def denoiser_recached(run: Run) -> range:
     return run.parts[0][0].schedule.recached(5)
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@torch.no_grad()
+def test_recorded_passes_find_a_chunks_camera_where_that_of_the_chunk_before_was(kept):
+    recorder, model = Replays(), model_of(window_frames=12, sink_frames=3, camera_kept=kept)
+    denoiser = build(model)
+    denoiser.runner = Graphs(recorder, must=True)
+    found, expected = Run(denoiser).chunks(), Run(build(model)).chunks()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert recorder.replayed > recorder.recorded > 0
 
 
 @pytest.mark.parametrize("size", [2, 4])
