@@ -86,8 +86,8 @@ def pictures_of(model: ModelConfig, chunk: int) -> int:
 STILLS = 8
 """Pictures whose latents are kept."""
 RESTS = 64
-"""Latents after which an encoder that has not come to rest is held where it is. The published one comes to rest with
-30, the pocket models' with 4: as far as their convolutions look back."""
+"""Latents after which an encoder that has not come to rest is held where it is. The published models' comes to
+rest with 30, as far as its convolutions look back."""
 
 
 class Encoders:
