@@ -51,6 +51,7 @@ class EmulatedEncoders(Encoders):
             self._loaded |= {
                 f"input.{one.name}": EmulatedEncoder(one) if one.encoder else None,
                 f"ear.{one.name}": None,
+                f"viewer.{one.name}": None,
             }
 
     def listen(self, one: Input, whole_file: bool = False) -> EmulatedFeatures:

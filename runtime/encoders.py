@@ -20,6 +20,7 @@ from stages.build import (
     SPATIAL_STRIDE,
     TEMPORAL_STRIDE,
     build_encoder,
+    build_image_encoder,
     build_input_encoder,
     build_text_encoder,
     video_frames,
@@ -85,8 +86,8 @@ def pictures_of(model: ModelConfig, chunk: int) -> int:
 STILLS = 8
 """Pictures whose latents are kept."""
 RESTS = 64
-"""Latents after which an encoder that has not come to rest is held where it is. The Wan VAE's comes to rest with 30,
-the small codec's with 4: as far as their convolutions look back."""
+"""Latents after which an encoder that has not come to rest is held where it is. The published models' comes to
+rest with 30, as far as its convolutions look back."""
 
 
 class Encoders:
@@ -118,6 +119,10 @@ class Encoders:
         prompt = made_of(self.inputs, "prompt")
         return self._once("prompt", lambda: prompt and build_text_encoder(self.model, prompt, self.device))
 
+    def viewer(self, one: Input) -> Any:
+        """Picture -> an epoch's input that is made of one; None: it has to be given."""
+        return self._once(f"viewer.{one.name}", lambda: build_image_encoder(self.model, one, self.device))
+
     def of(self, one: Input) -> Any:
         """What makes an input of a chunk from what its source gives; None: it is that already."""
         return self._once(f"input.{one.name}", lambda: build_input_encoder(self.model, one, self.device))
@@ -140,7 +145,7 @@ class Encoders:
         """Load all that streams to come may need."""
         _ = self.text, encodes(self.model, self.inputs) and self.codec
         for one in self.inputs:
-            _ = self.of(one), self.ear(one)
+            _ = self.of(one), self.ear(one), one.described and self.viewer(one)
 
     @property
     def weight_bytes(self) -> int:
@@ -174,6 +179,10 @@ class Encoders:
         from then on; the last of them is that of all that follow. Shared and kept as those of `still`.
         """
         return self._lately("scene", image, lambda: self._scene(image), keep)
+
+    def rows(self, one: Input, image: Tensor, keep: bool = True) -> Tensor:
+        """An epoch's input [1, n, width], on the host, of an image [3, H, W]. Shared and kept as those of `still`."""
+        return self._lately(one.name, image, lambda: self.viewer(one)(image), keep)
 
     def _lately(self, what: str, image: Tensor, make: Callable[[], Tensor], keep: bool, *more: int) -> Tensor:
         """What `make` makes of an image, or made of it lately."""

@@ -44,6 +44,7 @@ class Encoding:
         self.tensors, self.sound, self.image, self.prompts = sources.tensors, sources.sound, sources.image, prompts
         self.private = sources.private
         self._sent = sources.sent
+        self._rows: Given = {}
         self.before: Given = {}
         wanted = [one for one in self.inputs if one.source == "image" and not self._lasts(one)]
         self.grey = self.image is None and bool(wanted)
@@ -73,11 +74,12 @@ class Encoding:
                 self.text_encoder = None if self._has(one.key) else self.encoders.text
                 self._refuse_unread_prompt(one)
             elif one.axis is Axis.EPOCH:
-                self.state(one, 0)
+                self._refuse_unseen_picture(one)
+                self.state(one, 0)  # what does not fit is refused at once
             elif one.axis.with_chunk:
                 _ = self.encoders.of(one)
                 if one.whole:
-                    self._given_own(one, 0)  # what does not fit is refused at once
+                    self._given_own(one, 0)  # likewise
                 if not (self._lasts(one) or self._has(f"{one.key}.000000")):
                     _ = self.encoders.ear(one), one.pictured and self._scene
 
@@ -93,6 +95,18 @@ class Encoding:
             )
         log.warning("source.tensors gives no `%s`: the text states of model=%s are zeros", one.key, self.model.name)
 
+    def _refuse_unseen_picture(self, one: Input) -> None:
+        """Published weights see a picture by an encoder of theirs: without it they would be shown none."""
+        if not one.described or self._has(one.key) or self.encoders.viewer(one) is not None:
+            return
+        if self.image is not None and self.model.checkpoint is not None:
+            raise UserError(
+                "source.image",
+                f"model={self.model.name} has no image encoder here",
+                f"name its file as model.clip.checkpoint, or give `{one.key}` in source.tensors",
+            )
+        log.warning("source.tensors gives no `%s`: the picture's rows of model=%s are zeros", one.key, self.model.name)
+
     # -- of a picture -------------------------------------------------------------------------------------------------
 
     @property
@@ -104,6 +118,12 @@ class Encoding:
     def _scene(self) -> Tensor:
         """Latents of it and of the grey that follows, [1, C, n, h, w]: the last one holds for ever."""
         return self.encoders.scene(self._picture, keep=not self._sent)
+
+    def _rows_of(self, one: Input) -> Tensor:
+        """Its rows, which are those of every epoch."""
+        if one.name not in self._rows:
+            self._rows[one.name] = self.encoders.rows(one, self._picture, keep=not self._sent)
+        return self._rows[one.name]
 
     # -- of the attention sink ----------------------------------------------------------------------------------------
 
@@ -144,8 +164,10 @@ class Encoding:
                     "cut or pad it",
                 )
             return rows
+        if one.described and self.encoders.viewer(one) is not None:
+            return self._rows_of(one)
         if one.source != "prompt" or self.text_encoder is None:
-            return torch.zeros(1, 1, *one.shape[1:])
+            return torch.zeros(one.full() if one.described else (1, 1, *one.shape[1:]))
         prompt = self.prompts.text(self.prompts.epoch(chunk)) if prompt is None else prompt
         if unknown := self.text_encoder.ids(prompt)[1]:
             # What somebody types in a session is nobody else's.

@@ -20,7 +20,7 @@ from stages.codec.base import parameter_bytes
 from stages.denoise.bank import Bank
 from stages.denoise.layout import LATENT, PLACE, TOKEN, Layout
 from stages.denoise.schedule import schedule_of
-from stages.encode import umt5
+from stages.encode import clip, umt5
 from stages.inputs import encodes, inputs_of, with_chunk
 from stages.weights import outline
 
@@ -54,6 +54,8 @@ def describe(config: Config) -> Workload:
     encoders += sum(one.ear.values for one in inputs if one.ear) * FLOAT
     if model.text.checkpoint:
         encoders += umt5.parameter_count(model.text.checkpoint) * dtype.itemsize
+    if model.clip.checkpoint and any(one.described for one in inputs):
+        encoders += clip.parameter_count(model.clip.checkpoint) * dtype.itemsize
     codec = _meta(lambda: encoder_of(model.codec)) * scale if encodes(model, inputs) else 0
     decoder = _meta(lambda: decoder_of(model.codec)) * scale
     layout = Layout.of(model, tokens)

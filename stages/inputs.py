@@ -153,8 +153,13 @@ class Input:
 
     @property
     def pictured(self) -> bool:
-        """Whether it is what a codec makes of a picture."""
+        """Whether it is latents that the model's codec makes of a picture."""
         return self.source == "image" and self.latents
+
+    @property
+    def described(self) -> bool:
+        """Whether it is rows that an image encoder makes of a picture."""
+        return self.source == "image" and self.axis is Axis.EPOCH
 
     def bytes(self, dtype: torch.dtype, grid: tuple[int, int]) -> int:
         """Of one chunk's tensor, in a model of this dtype whose latents are `grid` high and wide."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+import devices
 from stages.denoise.network import Network as Base
 from stages.dit.patches import embed, unpatch
 from stages.inputs import FRAMES_PER_LATENT
@@ -25,10 +26,10 @@ class Network(Base):
         self.head = nn.Linear(d, 4 * config.out_channels)
 
     def constants(self, timestep):
-        return timestep.to(self.dtype).view(1) / 1000
+        return timestep.to(self.device, self.dtype).view(1) / 1000
 
     def states(self, epoch):
-        return self.seen(epoch["image_rows"].to(self.device, self.dtype)).mean(1)
+        return self.seen(devices.of(self.device).upload(epoch["image_rows"]).to(self.dtype)).mean(1)
 
     def drive(self, constants, states, given, take, leaves=True):
         windows = given["keyboard"].to(self.dtype).unfold(1, REACH + 3, FRAMES_PER_LATENT).flatten(2)
