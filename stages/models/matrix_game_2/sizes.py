@@ -123,8 +123,8 @@ class Sizes(LayerSizes):
         return self._more(super().layer_flops(new, keys), sum(2.0 * new * a * b for a, b in self._products()))
 
     def layer_values(self, new: int, keys: int) -> Sequence[float]:
-        """With n a + a b + n b in each of those products. A mouse has as many keys as there are tokens in view: 4 n m and
-        2 k m in what they attend to, and 2 n m where keys are pressed."""
+        """With n a + a b + n b in each of those products. A mouse has a key for each token in view: 4 n m and 2 k m in
+        its attention, and 2 n m in that of keys that are pressed."""
         products = sum(new * (a + b) + a * b for a, b in self._products())
         attention = (2 * new + (4 * new + 2 * keys) * bool(self.actions.mouse)) * self.actions.width
         return self._more(super().layer_values(new, keys), float(products + attention))

@@ -8,11 +8,13 @@ from conf.schema import ModelConfig
 from stages import compiled
 from stages.denoise.denoiser import Denoiser
 from stages.denoise.draws import Draws
+from stages.denoise.graphs import Graphs
 from stages.dit import fp8
 from stages.inputs import inputs_of
 from stages.models.matrix_game_2.network import Network
 from stages.models.matrix_game_2.sizes import Actions, Sizes
 from stages.weights import initialise
+from tests.stages.denoise.tape import Replays
 from tests.stages.denoise.test_share import shared
 from tests.stages.matrix_game.straight_game import Game, stream
 
@@ -271,3 +273,13 @@ def test_steps_are_the_published_ones():
         assert [(step.timestep, step.sigma) for step in found] == expected
         assert all(step.renoised == step.sigma for step in found)
     assert expected[1:3] == [(937.5, 0.9375), (833.3333129882812, 0.8333333134651184)]
+
+
+@pytest.mark.parametrize("variant", ["universal", "drive"])
+def test_recorded_passes_are_the_same(variant):
+    """What a graph finds again: keys that were made for the chunk, and histories whose slots turn with the window's."""
+    plain, ours = build(model_of(variant)), build(model_of(variant))
+    ours.runner = Graphs(Replays())
+    expected = Run(plain).chunks(CHUNKS)
+    assert all(torch.equal(a, b) for a, b in zip(Run(ours).chunks(CHUNKS), expected, strict=True))
+    assert ours.runner.recorded == (plain.sampler.steps + 1) * {"universal": 2, "drive": 4}[variant]
