@@ -21,6 +21,7 @@ NOT_OURS = {
     "resume": (RUN, None, "resume=null"),
     "source.audio": (DRIVEN, None, "source.audio=null"),
     "source.actions": (DRIVEN, None, "source.actions=null"),
+    "source.camera": (DRIVEN, None, "source.camera=null"),
     "source.video": (DRIVEN, None, "source.video=null"),
     "source.inputs": (DRIVEN, None, "source.inputs=null"),
     "source.session": ("each session has its own", None, "source.session=null"),

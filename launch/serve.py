@@ -93,6 +93,7 @@ def _of_use(config: ServedConfig) -> ServedConfig:
     """One of several: what is said of all is left out where the model has no use for it."""
     declared = inputs_of(config.model)
     unused = {name: None for name in SOURCES if name in MADE_OF and made_of(declared, name) is None}
+    unused |= {"intrinsics": None} if made_of(declared, "camera") is None else {}
     prompt = config.stream.prompt if made_of(declared, "prompt") else ""
     stream = replace(config.stream, prompt=prompt)
     return replace(config, source=replace(config.source, **unused), stream=stream)

@@ -41,13 +41,16 @@ from stages.inputs import (
     REFERENCE,
     Axis,
     Given,
+    Views,
     inputs_of,
     noise_name,
     on,
     with_chunk,
 )
+from stages.sources import pose_lines
 from stages.sources.actions import NOW
 from stages.sources.live import Turned, turned
+from stages.views import where
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +132,9 @@ class Conditioning:
 
     def _prepare(self, source: SourceConfig, state: Snapshot | None) -> None:
         self.tensors, self.sound, self.actions = self.sources.tensors, self.sources.sound, self.sources.actions
-        self.live, self.video = self.sources.live, self.sources.video
+        self.live, self.video, self.poses = self.sources.live, self.sources.video, self.sources.poses
+        self._pose: np.ndarray | None = None
+        """Of the last frame that was sampled, float64 [4, 4]; None: there is no camera, or nothing was."""
         self._last_epoch: int | None = None
         if self.sources.inputs:
             self.prompts.plan(self.sources.inputs.prompts)
@@ -150,6 +155,9 @@ class Conditioning:
             content["sound"], arrays = self.sound.progress
         if hasattr(self.actions, "progress"):
             content["actions"] = self.actions.progress
+        if self.poses:
+            last = {} if self._pose is None else {"last": self._pose.tolist()}
+            content["poses"] = last | self.poses.progress
         if self._journal:
             content |= {"run": self._journal.run, "pace": self._pace.progress if self._pace else None}
         arrays |= {f"{BEFORE}{name}": tensor.float().cpu().numpy() for name, tensor in self.encoding.before.items()}
@@ -181,8 +189,16 @@ class Conditioning:
                 self.actions.resume(content["actions"], again)
         elif self.actions:
             self.actions.take(start - 1, 1)
+        if self.poses and "poses" in content and not self._kept(self.poses):
+            self.poses.resume(content["poses"], again)
+        if "last" in content.get("poses", ()):
+            self._pose = np.array(content["poses"]["last"])
         if again and self._pace and not self._survived:
             self._pace.resume(content["pace"])
+
+    def _kept(self, source: Any) -> bool:
+        """Whether a source stands where it stood, since its process survived."""
+        return self._survived and source in self.sources.ends.sources
 
     def _go_on(self) -> None:
         """The stream was sampled before, in this run: what is live goes on behind what is sampled again."""
@@ -193,6 +209,8 @@ class Conditioning:
             if not self._survived:
                 if hasattr(self.actions, "progress"):
                     self.actions.resume(last.held, again=True)
+                if self.poses in self.sources.ends.sources:
+                    self.poses.resume(last.looked, again=True)
                 if self._pace:
                     self._pace.resume(last.pace)
         if self._pace and not self._survived:
@@ -250,6 +268,8 @@ class Conditioning:
         if self.actions:
             # What a live source said last is still shown.
             finite.append(self.actions.ended and not (taken and getattr(self.actions, "fresh", False)))
+        if self.poses and self.poses.finite:
+            finite.append(self.poses.ended and not (taken and self.poses.fresh))
         if self.video:
             finite.append(self.video.ended)
         return bool(finite) and all(finite)
@@ -265,11 +285,13 @@ class Conditioning:
             self._refuse_short(chunk, line)
             return None
         start, count = self.frames(chunk)
-        made, taken = {}, None
+        made, taken, views = {}, None, None
         for one in with_chunk(self.inputs):
             if one.controls and taken is None:
                 taken = self._taken(start, count, one.controls)
-            made[one.name] = self.encoding.own(one, chunk, count, taken)
+            if one.source == "camera":
+                views = self._looked(start, count, taken)
+            made[one.name] = self.encoding.own(one, chunk, count, taken, views)
         # A live source may have ended while it was waited for.
         if line is None and chunk == 0 and not self.stop.is_set():
             self._refuse_silent()
@@ -280,7 +302,8 @@ class Conditioning:
         if line is None:
             self._sampled(chunk, count)
         if self.sources.sink:
-            self.sources.sink.chunk(chunk, prompt, self.sources.heard(), taken, self.sources.seen())
+            looked = self.sources.looked(views)
+            self.sources.sink.chunk(chunk, prompt, self.sources.heard(), taken, self.sources.seen(), looked)
         return self.encoding.whole(made)
 
     def _begin(self, chunk: int, line: Line | None) -> str | None:
@@ -305,7 +328,7 @@ class Conditioning:
             if self.sources.ends.video:
                 self.sources.ends.video.drop(self._journal.whole())
         if self.sources.session:
-            self.sources.session.sampled(chunk)
+            self.sources.session.sampled(chunk, None if self._pose is None else where(self._pose))
 
     def _line(self, chunk: int) -> Line:
         line = Line(chunk, number=self.prompts.sampled)
@@ -332,6 +355,8 @@ class Conditioning:
             raise UserError(name, "ended before any sound came", "pipe 16-bit 16 kHz mono PCM")
         if getattr(self.actions, "silent", False):
             raise UserError(self.actions.name, "ended before any action came", f"write lines like {NOW}")
+        if self.poses and self.poses.silent:
+            raise UserError(self.poses.name, "ended before any pose came", f"write lines like {pose_lines.NOW}")
 
     def _refuse_short(self, chunk: int, line: Line | None) -> None:
         """A stream ends with its video, but not before it began, nor sooner than it did before."""
@@ -347,6 +372,12 @@ class Conditioning:
     def _taken(self, start: int, count: int, controls: Controls) -> list[Row]:
         """The row of every video frame."""
         return self.actions.take(start, count) if self.actions else [controls.rest] * count
+
+    def _looked(self, start: int, count: int, rows: list[Row]) -> Views:
+        """What the camera sees from, in the frame before and in every one of a chunk's own."""
+        views = self.poses.take(start, count, rows)
+        self._pose = views.poses[-1]
+        return views
 
     def samples(self, chunk: int) -> np.ndarray | None:
         """The sound to hear with a chunk's frames, float32 at 16 kHz; None for a silent model."""
@@ -376,7 +407,8 @@ class Conditioning:
         Live control counts from when it came, a prompt as `Prompts.accepted` says.
         """
         seen = self.video.accepted if self.video else None
-        found = (self.prompts.accepted(chunk, entered), getattr(self.actions, "accepted", None), seen)
+        driven = (getattr(source, "accepted", None) for source in (self.actions, self.poses))
+        found = (self.prompts.accepted(chunk, entered), *driven, seen)
         return min((moment for moment in found if moment is not None), default=None)
 
     def due(self) -> float | None:
@@ -385,8 +417,8 @@ class Conditioning:
 
     def sink(self) -> Given:
         """Inputs of the attention sink (`reference`: a latent [1, C, 1, h, w], ...); empty for a model without any."""
-        if self._sink and self.encoding.grey:
-            log.warning("source.image is not set: the reference is a grey picture")
+        if self.encoding.grey:
+            log.warning("source.image is not set: a grey picture stands for it")
         return self._sink
 
     def lasting(self) -> Given:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from runtime.filmed import NotedCamera
 from runtime.journal import Line
 from runtime.pace import Pace
 from stages.controls import Row
+from stages.inputs import Views
 from stages.sources.audio import NOTHING, SAMPLE, Pcm
 from stages.sources.session import SessionSource
 
@@ -174,6 +175,41 @@ class NotedActions:
         self.source.close()
 
 
+class NotedPoses(NotedActions):
+    """A live source of poses, likewise (`stages.sources.poses.Poses`)."""
+
+    finite = recorded = True
+
+    @property
+    def accepted(self) -> float | None:
+        """When the oldest came that is new in the latest `take`."""
+        return self._again.moved if self._again else self.source.accepted
+
+    def take(self, first: int, count: int, rows: Sequence[Row]) -> Views:
+        """Of the frame before `first` and of `count` frames from there on.
+
+        Raises:
+            Turned: they were waited for when the run's generation ended.
+        """
+        if self._again is not None:
+            return Views(*map(np.array, self._again.views), list(rows))
+        if self._taken is None:
+            self._taken = self.source.take(first, count, rows)
+        return self._taken
+
+    def again(self, line: Line | None) -> None:
+        """As of sound."""
+        self._again = line
+        if line is not None:
+            self.progress = line.looked
+
+    def note(self, line: Line) -> None:
+        """As of sound."""
+        line.views = [self._taken.poses.tolist(), self._taken.intrinsics.tolist()]
+        line.looked, line.moved = self.source.progress, self.accepted
+        self._taken, self.progress = None, line.looked
+
+
 class NotedFrames:
     """A live source of pictures, likewise. A chunk's are too many bytes for a journal, so they stay in this process's
     memory until a newer cut is whole: where the process itself is lost, they are.
@@ -301,7 +337,7 @@ class LiveEnds:
     """Of one stream.
 
     Attributes:
-        session, sound, actions, video, pace: those that it has.
+        session, sound, actions, poses, video, pace: those that it has.
         opened: whether they are open: who opens the stream again goes on with them.
         forget: called when they are closed.
     """
@@ -309,6 +345,7 @@ class LiveEnds:
     session: SessionSource | None = None
     sound: Noted | None = None
     actions: NotedActions | None = None
+    poses: NotedPoses | None = None
     video: NotedFrames | NotedCamera | None = None
     pace: Pace | None = None
     opened: bool = False
@@ -316,13 +353,13 @@ class LiveEnds:
 
     @property
     def sources(self) -> list[Noted | NotedActions | NotedFrames | NotedCamera]:
-        """Those of sound, actions and pictures."""
-        return [one for one in (self.sound, self.actions, self.video) if one is not None]
+        """Those of sound, actions, poses and pictures."""
+        return [one for one in (self.sound, self.actions, self.poses, self.video) if one is not None]
 
     @property
     def _streams(self) -> dict[str, Noted | NotedActions | NotedFrames]:
         """Those that read bytes of a live stream, as lines name them."""
-        named = {"audio": self.sound, "actions": self.actions, "video": self.video}
+        named = {"audio": self.sound, "actions": self.actions, "camera": self.poses, "video": self.video}
         return {name: one for name, one in named.items() if one and hasattr(one.source, "position")}
 
     def again(self, line: Line | None) -> None:
@@ -351,6 +388,8 @@ class LiveEnds:
             self.sound.back()
         if self.actions:
             self.actions.back(anew=self.session is not None)
+        if self.poses:
+            self.poses.back(anew=False)
         if self.video:
             self.video.back()
         if self.pace:
@@ -382,5 +421,5 @@ class LiveEnds:
     def _release(self) -> None:
         for source in self.sources:
             source.close()
-        self.session = self.sound = self.actions = self.video = self.pace = None
+        self.session = self.sound = self.actions = self.poses = self.video = self.pace = None
         self.opened = False

@@ -3,15 +3,17 @@
 A line of JSON for each chunk, appended when the chunk is sampled:
 
     {"chunk": 7, "prompt": "...", "sound": "...", "actions": [1, 1, ...], "pictures": {"jpeg": [...], "shown": [...]},
-     "fit": {"height": 64, "width": 64, "how": "letterbox"}}
+     "fit": {"height": 64, "width": 64, "how": "letterbox"},
+     "views": {"poses": [[[1, 0, 0, 0], ...], ...], "intrinsics": [[0.5, ...], ...]}}
 
 `prompt` is there where one begins with the chunk; `sound` is the 16 kHz mono PCM that was read from the source for it,
 as base64 of 16-bit little-endian samples; `actions` is a row for each video frame (`stages.controls`): an index, or a
 list of numbers where keys may be held together. `pictures` are those of a
 session's camera: `jpeg`, in base64, those that were decoded for the chunk, and `shown` an index in it for each video
 frame, -1 for grey; `fit` beside them is the size and the way in which they came to it (`source.fit`): another stream
-would show other pixels. Where the stream ended there is a last line `{"end": 40}`: chunks before it were all that was
-made. A run driven by the file makes the same latents.
+would show other pixels. `views` are what `source.camera` said of each video frame: its pose, and intrinsics in widths and
+heights of the picture; those of a camera that is driven follow from `actions`. Where the stream ended there is a last
+line `{"end": 40}`: chunks before it were all that was made. A run driven by the file makes the same latents.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ from conf import disk
 from conf.errors import UserError
 from runtime.filmed import RecordedFrames
 from stages.controls import Controls, Row, row_of
+from stages.inputs import Views
 from stages.sources.audio import RATE, Pcm
 from stages.sources.film import Shots
 from stages.sources.fitting import Fit
+from stages.sources.poses import ArrayPoses
 
 SCALE = 32768
 """Samples in [-1, 1] come from 16-bit integers divided by this, so multiplying gives the integers back exactly."""
@@ -95,6 +99,7 @@ class InputsSink:
         sound: np.ndarray | None,
         actions: Sequence[Row] | None,
         shots: Shots | None = None,
+        views: Views | None = None,
     ) -> None:
         """What `chunk` was sampled from.
 
@@ -112,6 +117,8 @@ class InputsSink:
             line["pictures"] = shots.told()
             if self._fit:
                 line["fit"] = vars(self._fit)
+        if views is not None:
+            line["views"] = {"poses": views.poses[1:].tolist(), "intrinsics": views.intrinsics[1:].tolist()}
         self._write(line)
 
     def end(self, chunk: int) -> None:
@@ -178,6 +185,8 @@ class Inputs:
         self._name, self._path = f"source.inputs={path}", path
         self.prompts: dict[int, str] = {}
         self.chunks, sound, self._actions = 0, [], []
+        self._poses: list[np.ndarray] = []
+        self._intrinsics: list[np.ndarray] = []
         self._filmed: list[tuple[int, int]] = []
         """Where each line with pictures begins, and how many frames they are shown in."""
         self._fit: Fit | None = None
@@ -193,6 +202,8 @@ class Inputs:
         if not self.chunks:
             raise UserError(self._name, "holds no chunk", "give a file that sink.inputs wrote")
         self.sound = Recorded(np.concatenate(sound) if sound else np.zeros(0, np.float32)) if sound else None
+        views = self._poses, self._intrinsics
+        self.poses = ArrayPoses(self._name, *map(np.concatenate, views)) if self._poses else None
 
     def actions(self, controls: Controls) -> RecordedActions | None:
         """What was pressed, as a source; None: nothing was recorded.
@@ -244,6 +255,9 @@ class Inputs:
             if "sound" in entry:
                 sound.append(np.frombuffer(base64.b64decode(entry["sound"]), "<i2").astype(np.float32) / SCALE)
             self._actions += entry.get("actions", [])
+            if "views" in entry:
+                self._poses.append(np.array(entry["views"]["poses"], np.float64).reshape(-1, 4, 4))
+                self._intrinsics.append(np.array(entry["views"]["intrinsics"], np.float64).reshape(-1, 4))
             if "pictures" in entry:
                 self._filmed.append((start, len(entry["pictures"]["shown"])))
                 self._fit = Fit(**entry["fit"]) if "fit" in entry else None

@@ -2,8 +2,8 @@
 
 A line of JSON for each chunk, in the stream's folder of cuts: memory that outlives the process. It is written before
 the chunk enters, so whatever others have seen of a chunk, its line is there. It holds what cannot be asked for again: a
-prompt that was heard, live sound and actions, a camera's pictures as JPEG, and which events of a session the chunk
-showed. Files are read again.
+prompt that was heard, live sound, actions and poses, a camera's pictures as JPEG, and which events of a session the
+chunk showed. Files are read again.
 
 Lines stand in files of a few, `journal.000040` the one that begins with chunk 40, and go a file at a time once a newer
 cut is whole.
@@ -55,6 +55,9 @@ class Line:
         shots: what it showed of a session's camera; None: it has none.
         held: how the source of actions stood behind it.
         pressed: when the oldest of its actions came that is new in it.
+        views: poses and intrinsics of a live source, as that gave them; None: there is none.
+        looked: how that source stood behind it.
+        moved: when the oldest of its poses came that is new in it.
         events: ids of a session's events that it shows first.
         pace: how its stream's clock stood behind it, if it has one.
         read: bytes of each live stream that this and all chunks before were sampled from; what came behind them is in
@@ -73,6 +76,9 @@ class Line:
     shots: Shots | None = None
     held: dict[str, Any] = field(default_factory=dict)
     pressed: float | None = None
+    views: list[list] | None = None
+    looked: dict[str, Any] = field(default_factory=dict)
+    moved: float | None = None
     events: list[str] = field(default_factory=list)
     pace: dict[str, Any] | None = None
     read: dict[str, int] = field(default_factory=dict)

@@ -1,5 +1,5 @@
-"""A stream's sources, opened: sound, actions, picture, video, given tensors. What the model has no use for is refused,
-and so is a stream without what it cannot do without."""
+"""A stream's sources, opened: sound, actions, poses, picture, video, given tensors. What the model has no use for is
+refused, and so is a stream without what it cannot do without."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from conf.paths import is_live, is_stream
 from conf.schema import ModelConfig, SinkConfig, SourceConfig
 from conf.schema.stream import GREY
 from runtime.encoders import Encoders, Picture, pictures_of
-from runtime.ends import Gone, LiveEnds, NoFrames, Noted, NotedActions, NotedFrames
+from runtime.ends import Gone, LiveEnds, NoFrames, Noted, NotedActions, NotedFrames, NotedPoses
 from runtime.filmed import NotedCamera
 from runtime.inputs import Inputs, InputsSink, Tap
 from runtime.pace import Pace
@@ -25,7 +25,7 @@ from runtime.replay import Replay
 from runtime.sound import Sound
 from runtime.video import LATENTS, PICTURES, Video
 from stages.controls import Controls, Row
-from stages.inputs import Input, controls_of, inputs_of, made_of
+from stages.inputs import Input, Views, controls_of, inputs_of, made_of
 from stages.sources.actions import ActionFile, LiveActions
 from stages.sources.ahead import Ahead
 from stages.sources.audio import LivePcm, Silence
@@ -33,9 +33,12 @@ from stages.sources.backlog import Backlog
 from stages.sources.film import Grey
 from stages.sources.fitting import Fit
 from stages.sources.live import live_stream
+from stages.sources.pose_lines import LivePoses, PoseFile
+from stages.sources.poses import DrivenPoses, Poses, npy_poses, tensor_poses
 from stages.sources.raw_video import LiveFrames
 from stages.sources.session import SessionSource
-from stages.sources.tensors import TensorsFile
+from stages.sources.tensors import POSES, TensorsFile
+from stages.views import NINETY, scaled
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Sources:
         inputs: a recording of another stream's inputs, in place of sound and actions; None likewise.
         sound: None for a model that does not listen.
         actions: None for a model without actions, and where none are given.
+        poses: None for a model without a camera.
         image: the reference picture, float32 [3, H, W] in [-1, 1]; None: there is none.
         live: whether one of them may have to be waited for.
         video: what chunks begin with beside noise; None: they begin with noise alone.
@@ -63,6 +67,7 @@ class Sources:
     actions: Any
     image: Tensor | None
     live: bool
+    poses: Poses | NotedPoses | None = None
     video: Video | None = None
     sink: InputsSink | None = None
     session: SessionSource | None = None
@@ -83,6 +88,10 @@ class Sources:
         """What the latest chunk showed of a session's camera, where that is recorded; None: there is none."""
         return getattr(self.video.source, "shots", None) if self.video else None
 
+    def looked(self, views: Views | None) -> Views | None:
+        """Of what a chunk saw from, what is recorded."""
+        return views if self.poses and self.poses.recorded else None
+
     def close(self) -> None:
         """Let go of all of them."""
         self.turn()
@@ -94,7 +103,8 @@ class Sources:
     def turn(self) -> None:
         """Let go of all but those that are kept."""
         kept = self.ends.sources if self.ends else ()
-        for source in (self.sound and self.sound.source, self.actions, self.video and self.video.source, self.sink):
+        opened = (self.sound and self.sound.source, self.actions, self.poses, self.video and self.video.source)
+        for source in (*opened, self.sink):
             if source and _bare(source) not in kept:
                 source.close()
 
@@ -112,6 +122,10 @@ class Live(NamedTuple):
     def acts(self, path: str | None) -> bool:
         """Whether actions come live, likewise."""
         return is_live(path) or (self.ends is not None and self.ends.actions is not None) or self._had("actions")
+
+    def looks(self, path: str | None) -> bool:
+        """Whether poses come live, likewise."""
+        return is_live(path) or (self.ends is not None and self.ends.poses is not None) or self._had("views")
 
     def sees(self, path: str | None) -> bool:
         """Whether pictures come live, likewise."""
@@ -140,6 +154,14 @@ class Live(NamedTuple):
         if self.ends.actions is None:
             self.ends.actions = NotedActions(Gone(rest) if self.replay.end else make())
         return self.ends.actions
+
+    def poses(self, make: Callable[[], Poses]) -> Poses | NotedPoses:
+        """A live source of poses, likewise."""
+        if not self.ends:
+            return make()
+        if self.ends.poses is None:
+            self.ends.poses = NotedPoses(Gone() if self.replay.end else make())
+        return self.ends.poses
 
     def video(self, make: Callable[[], Any]) -> Any:
         """A live source of pictures, likewise."""
@@ -191,13 +213,14 @@ def open_sources(
     declared = inputs_of(model)
     anew = model.noise_scale is not None
     tensors = TensorsFile(source.tensors, model.name, declared, anew) if source.tensors else None
-    _refuse_unused(model, source, declared)
+    _refuse_unused(model, source, declared, tensors)
     inputs = Inputs(source.inputs) if source.inputs else None
     if anew:
         _check_video(model, source, sink, tensors, inputs)
     waits = source.live or bool(live.ends and live.ends.sources)
     opened = Sources(tensors, inputs, None, None, None, waits, ends=live.ends)
-    heard, controls = made_of(declared, "audio"), controls_of(declared)
+    heard, camera = made_of(declared, "audio"), made_of(declared, "camera")
+    controls = controls_of(_asked(declared, tensors))
     try:
         if source.session:
             opened.private = True
@@ -208,6 +231,8 @@ def open_sources(
             opened.sound = Sound(Tap(pcm) if sink.inputs else pcm, model.fps, features)
         if controls:
             opened.actions = _actions(controls, source, inputs, opened.session, stdin, stop, live)
+        if camera:
+            opened.poses = _poses(camera, source, opened, stdin, stop, live)
         if anew:
             frames = _frames(model, source, picture, inputs, opened.session, stdin, stop, live)
             try:
@@ -335,6 +360,31 @@ def _actions(
     return ActionFile(source.actions, controls)
 
 
+def _poses(
+    camera: Input, source: SourceConfig, opened: Sources, stdin: BinaryIO | None, stop: threading.Event, live: Live
+) -> Poses | NotedPoses:
+    """Where a camera is: as a source says, or where it is driven."""
+    intrinsics = scaled(NINETY if source.intrinsics is None else source.intrinsics)
+    if given := opened.tensors and tensor_poses(opened.tensors, intrinsics):
+        others = {f"source.{name}={getattr(source, name)}": getattr(source, name) for name in ("camera", "actions")}
+        others["source.session"] = source.session
+        if other := next((name for name, value in others.items() if value), None):
+            raise UserError(other, f"source.tensors gives `{POSES}`", "give one of the two")
+        return given
+    if opened.inputs and opened.inputs.poses:
+        return opened.inputs.poses
+    if not source.camera:
+        return DrivenPoses(camera.moves, intrinsics)
+    if live.looks(source.camera):
+        name, path = f"source.camera={source.camera}", source.camera
+        return live.poses(
+            lambda: LivePoses(
+                live_stream("source.camera", path, stdin), intrinsics, stop, name, path != "-", live.backlog("camera")
+            ),
+        )
+    return (npy_poses if source.camera.endswith(".npy") else PoseFile)(source.camera, intrinsics)
+
+
 def _frames(
     model: ModelConfig,
     source: SourceConfig,
@@ -396,14 +446,28 @@ def _check_video(
         )
 
 
-def _refuse_unused(model: ModelConfig, source: SourceConfig, declared: tuple[Input, ...]) -> None:
+def _asked(declared: tuple[Input, ...], tensors: TensorsFile | None) -> tuple[Input, ...]:
+    """Inputs that are not given for all of the stream, so that their sources are asked."""
+    return tuple(one for one in declared if tensors is None or not tensors.lasts(one))
+
+
+def _refuse_unused(
+    model: ModelConfig, source: SourceConfig, declared: tuple[Input, ...], tensors: TensorsFile | None
+) -> None:
     if source.video and model.noise_scale is None:
         rule = f"model={model.name} takes no video, since model.noise_scale=null"
         raise UserError(f"source.video={source.video}", rule, "set source.video=null, or give model.noise_scale")
-    for name in ("image", "audio", "actions"):
+    if source.intrinsics is not None and made_of(declared, "camera") is None:
+        rule = f"model={model.name} takes no camera"
+        raise UserError(f"source.intrinsics={source.intrinsics}", rule, "set source.intrinsics=null")
+    for name in ("image", "audio", "actions", "camera"):
         value = getattr(source, name)
         if value and (controls_of(declared) if name == "actions" else made_of(declared, name)) is None:
             raise UserError(f"source.{name}={value}", f"model={model.name} takes no {name}", f"set source.{name}=null")
+        if value and name == "actions" and controls_of(_asked(declared, tensors)) is None:
+            given = " and ".join(f"`{one.key}`" for one in declared if one.controls)
+            rule = f"source.tensors gives {given} for all of the stream"
+            raise UserError(f"source.{name}={value}", rule, "give one of the two")
         if value and source.inputs and name != "image":
             raise UserError(f"source.{name}={value}", "source.inputs brings its own", f"set source.{name}=null")
 

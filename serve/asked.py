@@ -104,8 +104,9 @@ class Asked:
         self._interrupts: dict[str, float] = {}
         self.last = -1
         """The last chunk that was sampled."""
-        self._chunks: OrderedDict[int, tuple[tuple[str, ...], float]] = OrderedDict()
-        """By chunk that was sampled and not shown yet, what it shows first, and when it was sampled."""
+        self._chunks: OrderedDict[int, tuple[tuple[str, ...], float, list[float] | None]] = OrderedDict()
+        """By chunk that was sampled and not shown yet, what it shows first, when it was sampled, and where the world's
+        camera is then."""
 
     def accept(self, id: str, event: dict[str, Any], now: float) -> str:
         """An event was accepted; returns its number."""
@@ -119,13 +120,13 @@ class Asked:
                 del held[next(iter(held))]
         return number
 
-    def sampled(self, chunk: int, numbers: tuple[str, ...], now: float) -> bool:
+    def sampled(self, chunk: int, numbers: tuple[str, ...], now: float, at: list[float] | None = None) -> bool:
         """A chunk was sampled that shows these first; returns whether it is the first after all that interrupted. What
         is said again of one changes nothing."""
         if chunk <= self.last:
             return False
         self.last = chunk
-        self._chunks[chunk] = numbers, now
+        self._chunks[chunk] = numbers, now, at
         while len(self._chunks) > KEPT:
             self._chunks.popitem(last=False)
         order = list(self._interrupts)
@@ -139,11 +140,12 @@ class Asked:
         """The stream goes on from a chunk, with what was asked and not sampled before it."""
         self.last = min(self.last, chunk - 1)
 
-    def shown(self, chunk: int) -> tuple[tuple[str, ...], float | None, float | None]:
-        """A chunk begins to leave: (ids that it shows first, when the oldest was accepted, when it was sampled)."""
-        numbers, sampled = self._chunks.pop(chunk, ((), None))
+    def shown(self, chunk: int) -> tuple[tuple[str, ...], float | None, float | None, list[float] | None]:
+        """A chunk begins to leave: (ids that it shows first, when the oldest was accepted, when it was sampled, where
+        the world's camera is in its last frame)."""
+        numbers, sampled, at = self._chunks.pop(chunk, ((), None, None))
         known = [self._accepted.pop(one) for one in numbers if one in self._accepted]
-        return tuple(id for id, _ in known), min((at for _, at in known), default=None), sampled
+        return tuple(id for id, _ in known), min((when for _, when in known), default=None), sampled, at
 
     @property
     def interrupted_at(self) -> float | None:

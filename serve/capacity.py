@@ -38,7 +38,7 @@ CHUNKS_AFAR = 24
 ENDLESS = 1_000_000
 END_S = 30.0
 """Longest wait for what is under way when a stream is ended."""
-SILENCE = {"audio": None, "actions": None, "inputs": None, "session": None, "pace": "free"}
+SILENCE = {"audio": None, "actions": None, "camera": None, "inputs": None, "session": None, "pace": "free"}
 
 
 def _changes(sees: bool) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Chunk(NamedTuple):
         audio_held_s: speech that waits to be spoken.
         camera: what is new in it of a camera: `at`, when the picture was taken, as `see` was told, `after_s` until it
             shows in the chunk, and `latency_s` from its coming to the server until then; None: nothing is.
+        at: where the world's camera is in its last frame, [x, y, z, yaw, pitch], angles in degrees; None: it has none.
     """
 
     chunk: int
@@ -63,6 +64,7 @@ class Chunk(NamedTuple):
     pts_s: float
     audio_held_s: float
     camera: dict[str, Any] | None = None
+    at: list[float] | None = None
 
 
 class Part(NamedTuple):

@@ -28,10 +28,12 @@ class Listener(Protocol):
     """Who is told what stages say. All is called in the gateway's loop."""
 
     def sampled(
-        self, chunk: int, events: tuple[str, ...], held_s: float, late_s: float, seen: tuple[float, int] | None
-    ) -> None:
-        """A chunk was sampled: it shows these events first; so much speech is held, so much sound came too late; and
-        when the first of a camera's pictures was taken that is new in it, and its frame that shows it."""
+        self, chunk: int, events: tuple[str, ...], held_s: float, late_s: float, seen: tuple[float, int] | None,
+        at: list[float] | None = None,
+    ) -> None:  # fmt: skip
+        """A chunk was sampled: it shows these events first; so much speech is held, so much sound came too late; when
+        the first of a camera's pictures was taken that is new in it, and its frame that shows it; and where the world's
+        camera is in its last frame."""
         ...
 
     def again(self, chunk: int) -> None:
@@ -184,16 +186,20 @@ class Ends:
     def _said_by_source(self, head: dict[str, Any], _: bytes) -> None:
         kind = head.get("kind")
         if kind == "sampled":
-            self._sampled(head["chunk"], head["events"], head["held_s"], head["late_s"], head.get("frame"))
+            told = head["chunk"], head["events"], head["held_s"], head["late_s"]
+            self._sampled(*told, head.get("frame"), head.get("at"))
         elif kind == "resume":
             self._go_on(head["chunk"], head["sampled"])
 
-    def _sampled(self, chunk: int, events: list[str], held_s: float, late_s: float, seen: list[float] | None) -> None:
+    def _sampled(
+        self, chunk: int, events: list[str], held_s: float, late_s: float, seen: list[float] | None,
+        at: list[float] | None = None,
+    ) -> None:  # fmt: skip
         order = list(self._events)
         past = max((order.index(id) + 1 for id in events if id in self._events), default=0)
         for id in order[:past]:
             del self._events[id]
-        self._heard.sampled(chunk, tuple(events), held_s, late_s, seen and (seen[0], int(seen[1])))
+        self._heard.sampled(chunk, tuple(events), held_s, late_s, seen and (seen[0], int(seen[1])), at)
 
     # -- to the one that plays ----------------------------------------------------------------------------------------
 

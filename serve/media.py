@@ -46,6 +46,8 @@ class Shown(NamedTuple):
         latency_s: since the oldest of them was accepted; None: it shows nothing new.
         late_s: by how much it was late for the session's clock; 0: it was not.
         camera: what is new of a camera in it; None: nothing is.
+        at: where the world's camera is in its last frame, [x, y, z, yaw, pitch] (`stages.views.where`); None: it has
+            none.
     """
 
     chunk: int
@@ -56,13 +58,15 @@ class Shown(NamedTuple):
     latency_s: float | None = None
     late_s: float = 0.0
     camera: Sight | None = None
+    at: list[float] | None = None
 
     @property
     def told(self) -> dict[str, Any]:
         """What viewers are told of it, but for where it is in their media."""
         known = {"chunk": self.chunk, "frames": self.frames, "events": list(self.events)}
         known |= {"latency_s": self.latency_s, "late_s": self.late_s}
-        return known | ({"camera": self.camera._asdict()} if self.camera else {})
+        known |= {"camera": self.camera._asdict()} if self.camera else {}
+        return known | ({"at": self.at} if self.at is not None else {})
 
 
 class Viewer(ABC):

@@ -393,8 +393,9 @@ class Session:
     # -- what stages say (`serve.ends.Listener`) ----------------------------------------------------------------------
 
     def sampled(
-        self, chunk: int, events: tuple[str, ...], held_s: float, late_s: float, seen: tuple[float, int] | None
-    ) -> None:
+        self, chunk: int, events: tuple[str, ...], held_s: float, late_s: float, seen: tuple[float, int] | None,
+        at: list[float] | None = None,
+    ) -> None:  # fmt: skip
         """See `Listener`."""
         if chunk <= self._asked.last:  # it is told again
             return
@@ -402,7 +403,7 @@ class Session:
             self._camera.sampled(chunk, *seen)
         self._held_s = held_s
         self.told.sound_late(late_s)
-        if self._asked.sampled(chunk, events, self._clock()):
+        if self._asked.sampled(chunk, events, self._clock(), at):
             self._ends.unmute(chunk)
 
     def again(self, chunk: int) -> None:
@@ -445,12 +446,12 @@ class Session:
             slack_s = max(0.0, slack_s)
         if self._ends.still:
             self._go_on()
-        events, accepted, sampled = self._asked.shown(head["chunk"])
+        events, accepted, sampled, at = self._asked.shown(head["chunk"])
         latency_s = None if accepted is None else now - accepted
         late_s = max(0.0, -slack_s)
         sight = self._camera.shown(head["chunk"], self.served.offer["fps"], now)
         place = head["chunk"], head["frames"], head["first_frame"], head["pts"]
-        shown = Shown(*place, events, latency_s, late_s, sight)
+        shown = Shown(*place, events, latency_s, late_s, sight, at)
         sampled_s = None if sampled is None or stood else now - sampled
         made_s = None if sampled_s is None else max(0.0, sampled_s - max(0.0, slack_s))
         self.told.chunk(shown, made_s, sampled_s, None if self._figures.chunks else self._term.age_s)

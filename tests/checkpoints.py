@@ -100,6 +100,67 @@ def s2v_shapes(config: Mapping[str, Any]) -> Shapes:
     return found
 
 
+def lingbot_config(**sizes: Any) -> dict[str, Any]:
+    """A `config.json` of LingBot-World-Fast: the fields of Wan's image-to-video network, with some sizes replaced."""
+    return t2v_config(model_type="i2v", in_dim=36) | sizes
+
+
+def lingbot_shapes(config: Mapping[str, Any], channels: int = 6) -> Shapes:
+    """Every key of LingBot-World: those of the transformer, and its camera's; `channels` of a pixel's ray."""
+    dim = config["dim"]
+    found = t2v_shapes(config) | _linear("patch_embedding_wancamctrl", dim, channels * 8 * 8 * 2 * 2)
+    found |= _linear("c2ws_hidden_states_layer1", dim, dim) | _linear("c2ws_hidden_states_layer2", dim, dim)
+    for i in range(config["num_layers"]):
+        for part in ("injector_layer1", "injector_layer2", "scale_layer", "shift_layer"):
+            found |= _linear(f"blocks.{i}.cam_{part}", dim, dim)
+    return found
+
+
+VARIANTS = {"universal": (4, 2), "drive": (2, 2), "run": (7, 0)}
+"""Matrix-Game 2's keys and axes of a mouse."""
+
+
+def matrix_config(variant: str = "universal", actions: Mapping[str, Any] | None = None, **sizes: Any) -> dict[str, Any]:
+    """A `config.json` of Matrix-Game 2, as published, with some sizes replaced, those of its actions too."""
+    keys, axes = VARIANTS[variant]
+    acting = {
+        "blocks": list(range(15)), "enable_keyboard": True, "enable_mouse": axes > 0, "heads_num": 16,
+        "hidden_size": 128, "img_hidden_size": 1536, "keyboard_dim_in": keys, "keyboard_hidden_dim": 1024,
+        "mouse_dim_in": 2, "mouse_hidden_dim": 1024, "mouse_qk_dim_list": [8, 28, 28], "patch_size": [1, 2, 2],
+        "qk_norm": True, "qkv_bias": False, "rope_dim_list": [8, 28, 28], "rope_theta": 256,
+        "vae_time_compression_ratio": 4, "windows_size": 3,
+    }  # fmt: skip
+    published = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30, "in_dim": 36, "model_type": "i2v"}
+    published |= {"local_attn_size": 4 if variant == "drive" else 6, "sink_size": 0, "inject_sample_info": False}
+    return t2v_config(**published) | sizes | {"action_config": acting | (actions or {})}
+
+
+def matrix_shapes(config: Mapping[str, Any], image_dim: int = 1280) -> Shapes:
+    """Every key of Matrix-Game 2: the transformer's without text, a picture's rows, and 19 (9 without a mouse) for
+    every layer that reads actions."""
+    dim, a = config["dim"], config["action_config"]
+    found = {name: shape for name, shape in t2v_shapes(config).items() if not name.startswith("text_embedding")}
+    for i, ends in enumerate(((image_dim,), (image_dim, image_dim), None, (dim, image_dim), (dim,))):
+        if ends:
+            found |= {f"img_emb.proj.{i}.weight": ends, f"img_emb.proj.{i}.bias": ends[:1]}
+    width, m, embedded = 12 * a["hidden_size"], a["mouse_hidden_dim"], a["hidden_size"]
+    head, k = a["keyboard_hidden_dim"] // a["heads_num"], a["keyboard_hidden_dim"]
+    for i in a["blocks"]:
+        part = f"blocks.{i}.action_model"
+        found |= _linear(f"{part}.keyboard_embed.0", embedded, a["keyboard_dim_in"])
+        found |= _linear(f"{part}.keyboard_embed.2", embedded, embedded)
+        shapes = {"mouse_attn_q": (k, dim), "keyboard_attn_kv": (2 * k, width), "proj_keyboard": (dim, k)}
+        shapes |= {"key_attn_q_norm": (head,), "key_attn_k_norm": (head,)}
+        if a["enable_mouse"]:
+            found |= _linear(f"{part}.mouse_mlp.0", m, dim + 12 * a["mouse_dim_in"])
+            found |= _linear(f"{part}.mouse_mlp.2", m, m)
+            found |= {f"{part}.mouse_mlp.3.{end}": (m,) for end in ("weight", "bias")}
+            shapes |= {"t_qkv": (3 * m, m), "proj_mouse": (dim, m)}
+            shapes |= {"img_attn_q_norm": (m // a["heads_num"],), "img_attn_k_norm": (m // a["heads_num"],)}
+        found |= {f"{part}.{name}.weight": shape for name, shape in shapes.items()}
+    return found
+
+
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Values for every shape, each a function of its name, of a size that keeps activations near one."""
     found = {}
@@ -223,4 +284,39 @@ def write_text_encoder(folder: Path, sizes: Mapping[str, int] = T5) -> dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(tensors, folder / "models_t5_umt5-xxl-enc-bf16.pth")
     write_tokenizer(folder / "google/umt5-xxl")
+    return tensors
+
+
+CLIP = {"dim": 160, "ffn": 72, "layers": 3, "patch": 7, "side": 14}
+"""Sizes of a small CLIP vision tower, with heads as wide as the published one's."""
+
+
+def clip_shapes(sizes: Mapping[str, int] = CLIP) -> Shapes:
+    """Keys of the original CLIP file: the vision tower's, 9 and 12 per block, and some of what is beside it."""
+    dim, ffn, patch = sizes["dim"], sizes["ffn"], sizes["patch"]
+    rows = (sizes["side"] // patch) ** 2 + 1
+    found: Shapes = {
+        "visual.cls_embedding": (1, 1, dim), "visual.pos_embedding": (1, rows, dim),
+        "visual.patch_embedding.weight": (dim, 3, patch, patch), "visual.head": (dim, 12),
+    }  # fmt: skip
+    norms = ["visual.pre_norm", "visual.post_norm"]
+    for i in range(sizes["layers"]):
+        block = f"visual.transformer.{i}"
+        norms += [f"{block}.norm1", f"{block}.norm2"]
+        found |= _linear(f"{block}.attn.to_qkv", 3 * dim, dim) | _linear(f"{block}.attn.proj", dim, dim)
+        found |= _linear(f"{block}.mlp.0", ffn, dim) | _linear(f"{block}.mlp.2", dim, ffn)
+    found |= {f"{norm}.{end}": (dim,) for norm in norms for end in ("weight", "bias")}
+    return found | {"log_scale": (), "textual.token_embedding.weight": (9, 6), "textual.head.0.weight": (9, 6)}
+
+
+def clip_tensors(sizes: Mapping[str, int] = CLIP) -> dict[str, Tensor]:
+    """Weights of a small CLIP under their original names."""
+    return random_tensors(clip_shapes(sizes))
+
+
+def write_image_encoder(folder: Path, sizes: Mapping[str, int] = CLIP) -> dict[str, Tensor]:
+    """CLIP in a model's folder, in the original layout; returns the weights."""
+    tensors = clip_tensors(sizes)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, folder / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth")
     return tensors

@@ -13,7 +13,7 @@ from conf.errors import UserError, not_negative, positive
 from conf.hub import found
 from conf.paths import is_folder
 from conf.schema.codec import CodecConfig
-from conf.schema.conditioning import TextConfig
+from conf.schema.conditioning import ClipConfig, TextConfig
 from conf.schema.history import WAITING, Compress, check_slots
 from conf.schema.lora import LoraConfig
 from conf.schema.network import NetworkConfig
@@ -66,6 +66,7 @@ class ModelConfig:
     network: Any = None
     """Sizes: those of its family's `Sizes` that are not its defaults."""
     text: TextConfig = field(default_factory=TextConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
 
     checkpoint: str | None = None
@@ -137,6 +138,10 @@ class ModelConfig:
     """What a new prompt changes: `text_only`, what is read of it from then on; `recache`, what was made of the frames
     in the window, too, which are run again with it (arXiv 2509.22622)."""
 
+    translation_scale: float | None = None
+    """What a camera's way from one latent frame to the next is divided by, in the units of its poses: the longest that
+    there should be. Null where a model has no camera."""
+
     fps: int = 16
     """Of the video."""
     height: int = 64
@@ -153,7 +158,7 @@ class ModelConfig:
             self._check_widths()
         for name in (
             "steps", "chunk_frames", "first_chunk_frames", "window_frames", "refresh_frames", "shift", "fps",
-            "lora_alpha",
+            "lora_alpha", "translation_scale",
         ):  # fmt: skip
             positive(f"model.{name}", getattr(self, name), most=100_000)
         self.positions = "deep" if self.deep_sink else self.positions
@@ -177,7 +182,7 @@ class ModelConfig:
             )
         if self.checkpoint is not None and is_folder(self.checkpoint):
             self._take_folder()
-        self.text = self.text.beside(self.checkpoint)
+        self.text, self.clip = self.text.beside(self.checkpoint), self.clip.beside(self.checkpoint)
         self._check_schedule()
         self._check_history()
         self._check_window()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from secrets import token_hex
@@ -29,10 +31,12 @@ PICTURES = ("video", "frames", "contact_sheet", "reader", "session")
 """Settings of sinks that are made of pictures."""
 SINKS = ("video", "latents", "frames", "contact_sheet", "inputs", "timeline")
 """Settings of sinks that are files, or folders of files."""
-SOURCES = ("image", "audio", "actions", "video", "tensors", "inputs")
+SOURCES = ("image", "audio", "actions", "camera", "video", "tensors", "inputs")
 """Settings of a source that are files."""
-LIVE = ("audio", "actions", "video")
+LIVE = ("audio", "actions", "camera", "video")
 """Those that may come as they happen."""
+PICTURE = (832, 480)
+"""Width and height of the picture in whose pixels intrinsics are said, whatever the stream's own size."""
 GRAPHS = ("never", "auto", "always")
 COMPILE = ("auto", "true", "false")
 OF_EACH = "of-each-stream"
@@ -60,6 +64,13 @@ def _address(name: str, given: str | None) -> None:
     """Refuse what is no address of a program, nor stands for one that each stream has of its own."""
     if given is not None and given != OF_EACH and not re.fullmatch(rf"({'|'.join(ADDRESSES)}){HOST}:\d+/.+", given):
         raise UserError(f"{name}={shown(given)}", "is no address", f"give {ADDRESS}HOST:PORT/TOKEN")
+
+
+def check_intrinsics(name: str, values: Sequence[float]) -> None:
+    """Refuse what are no intrinsics of a camera: fx, fy, cx, cy in pixels of `PICTURE`."""
+    if len(values) != 4 or not all(map(math.isfinite, values)) or min(values[:2]) <= 0:
+        rule = f"are four finite numbers in pixels of {PICTURE[0]} x {PICTURE[1]}, the first two above zero"
+        raise UserError(f"{name}={shown(values)}", rule, "give [fx, fy, cx, cy], e.g. [416, 416, 416, 240]")
 
 
 def fresh_folder(of: str = "") -> str:
@@ -145,8 +156,8 @@ class StreamConfig:
 
 @dataclass
 class SourceConfig:
-    """Where conditioning comes from. `-` is live standard input; sound, actions and frames may also come from a program
-    that listens at `tcp://HOST:PORT/TOKEN`, in the same form."""
+    """Where conditioning comes from. `-` is live standard input; sound, actions, poses and frames may also come from a
+    program that listens at `tcp://HOST:PORT/TOKEN`, in the same form."""
 
     image: str | None = None
     """A picture file: who is to speak, or where a world begins."""
@@ -155,6 +166,12 @@ class SourceConfig:
     actions: str | None = None
     """A file of lines `{"frame": 0, "action": "forward"}` or, for models that take keys together or turn, `{"frame": 0,
     "keys": ["forward", "left"], "mouse": [0.0, 0.1]}`; or `-`: live lines."""
+    camera: str | None = None
+    """Where a camera is, in place of actions that drive it: an .npy of [frames, 4, 4], a file of lines `{"frame": 0,
+    "pose": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]}`, or `-`: live lines. docs/worlds.md has axes and units."""
+    intrinsics: list[float] | None = None
+    """The camera's fx, fy, cx, cy, in pixels of a picture of 832 x 480 whatever the stream's size, where
+    `source.camera` and `source.tensors` say none; null: [416, 416, 416, 240], which is 90 degrees wide."""
     video: str | None = None
     """What a model with `model.noise_scale` draws anew: a video file, or `-` (or a named pipe): live raw RGB24 frames
     of the stream's size, `model.fps` a second; or `grey`: grey pictures without end, as a server's rate is measured."""
@@ -169,22 +186,28 @@ class SourceConfig:
     """A session of a gateway, whose sound, camera and events drive the stream: `tcp://HOST:PORT/TOKEN`. `everframe
     serve` sets it."""
     pace: str = one_of(PACES, "live")
-    """Of sound, actions and frames that come through a pipe: `live`, a chunk is sampled no sooner than the one before
-    it has been watched (frames / fps), so the stream does not run ahead of who drives it, and frames that have not come
-    by then are the last one, held; `free`, as fast as stages allow."""
+    """Of sound, actions, poses and frames that come through a pipe: `live`, a chunk is sampled no sooner than the one
+    before it has been watched (frames / fps), so the stream does not run ahead of who drives it, and frames that have
+    not come by then are the last one, held; `free`, as fast as stages allow."""
 
     def __post_init__(self):
         check_choices(self, "source.")
         for name in SOURCES:
             _plain(f"source.{name}", getattr(self, name), LONGEST_PATH)
             setattr(self, name, found(getattr(self, name)))
-        self.audio, self.actions, self.video = live(self.audio), live(self.actions), live(self.video)
+        for name in LIVE:
+            setattr(self, name, live(getattr(self, name)))
+        if self.intrinsics is not None:
+            check_intrinsics("source.intrinsics", self.intrinsics)
         _address("source.session", self.session)
         if self.session:
-            for name in ("audio", "actions", "video", "inputs"):
+            for name in (*LIVE, "inputs"):
                 if value := getattr(self, name):
                     rule = "source.session brings sound, actions and frames of its own"
                     raise UserError(f"source.{name}={value}", rule, f"set source.{name}=null")
+        if self.camera and self.actions:
+            rule = f"source.actions={self.actions} drives the camera"
+            raise UserError(f"source.camera={self.camera}", rule, "give one of the two")
         if len(reading := [name for name in LIVE if getattr(self, name) == "-"]) > 1:
             raise UserError(
                 f"source.{reading[0]}=-",
@@ -199,7 +222,7 @@ class SourceConfig:
 
     @property
     def live(self) -> bool:
-        """Whether sound, actions or frames come as they happen, and may have to be waited for."""
+        """Whether sound, actions, poses or frames come as they happen, and may have to be waited for."""
         return any(is_live(getattr(self, name)) for name in LIVE) or self.session is not None
 
     @property

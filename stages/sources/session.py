@@ -13,9 +13,10 @@ The gateway sends, on the connection of `source.session`,
     end {}            the session is over
 
 and is told `end {}` when the stream ends in order, and of each chunk, when it is sampled, `sampled {chunk, events,
-held_s, silence_s, late_s, frame}`: the ids of all that first shows in it, the speech that is held, the sound that was
-missing or too late by then, and of a camera [when the first picture was taken that is new in it, which of its video
-frames shows that], or null. After `end` the gateway hangs up. One that is gone has ended the stream.
+held_s, silence_s, late_s, frame, at}`: the ids of all that first shows in it, the speech that is held, the sound that
+was missing or too late by then, of a camera [when the first picture was taken that is new in it, which of its video
+frames shows that], or null, and in a world that is seen through a camera of its own, where that is in the chunk's last
+frame (`stages.views.where`), or null. After `end` the gateway hangs up. One that is gone has ended the stream.
 
 A source that goes on for another, whose process is gone, says first `resume {chunk, sampled}`: the next chunk that it
 samples, and for chunks before it, [chunk, events] as in `sampled`, of which the gateway may have missed some. It hears
@@ -153,8 +154,8 @@ class SessionSource:
         with self._lock:
             return [id for id, _, _ in self._events[: self._taken] if id is not None]
 
-    def sampled(self, chunk: int) -> None:
-        """Chunk `chunk` was."""
+    def sampled(self, chunk: int, at: list[float] | None = None) -> None:
+        """Chunk `chunk` was. `at`: where the world's camera is in its last frame; None: it has none."""
         shown = self.shown
         with self._lock:
             del self._events[: self._taken]
@@ -172,6 +173,7 @@ class SessionSource:
             silence_s=(silent - before[0]) / RATE,
             late_s=(late - before[1]) / RATE,
             frame=self.frames.new if self.frames else None,
+            at=at,
         )
 
     def read(self, samples: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from conf.errors import UserError
 
 REMEDY = "docs/checkpoints.md lists what is read"
-CONCATENATED = "a picture's latents enter beside the noisy ones, as channels that nothing here makes"
+CONCATENATED = "a picture's latents enter beside the noisy ones, as channels, which only worlds have here"
 
 
 class Relative(NamedTuple):
@@ -34,6 +34,12 @@ class Relative(NamedTuple):
 
 
 RELATIVES = (
+    Relative(
+        "Matrix-Game",
+        "its part for actions is of a family of its own, which has the few-step models of 2.0 (model=matrix_game_2)",
+        r"blocks\.0\.action_model\..*",
+        {"action_config": r"\{.+"},
+    ),
     Relative(
         "Wan VACE",
         "its control branch is not built here",

@@ -1,0 +1,164 @@
+"""A stream that is seen through a camera: driven by keys, or with poses from a file, a pipe or tensors, it is the same
+under every plan, and goes on from a state, after a loss, and from a recording."""
+
+import json
+import os
+import signal
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from launch.running import start
+from runtime.pipeline import run_all
+from runtime.pulse import key
+from tests import posed
+from tests.launch.test_recovery import until
+
+CHUNKS = 7
+FRAMES = 9 + 12 * (CHUNKS - 1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("posed")
+    told = posed.write(folder)
+    sys.path.insert(0, str(folder))
+    yield [*told, "sink.video=null"]
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture
+def run(model, job):
+    return lambda *overrides: job(*model, *overrides)["latents_sha256"]
+
+
+@pytest.fixture
+def keys(tmp_path) -> str:
+    said = [(0, "forward"), (5, "left"), (17, "up"), (31, "forward"), (40, "none"), (FRAMES - 1, "left")]
+    path = tmp_path / "keys.jsonl"
+    path.write_text("".join(json.dumps({"frame": f, "action": a}) + "\n" for f, a in said))
+    return f"source.actions={path}"
+
+
+def turned(frame: int) -> list[list[float]]:
+    """A pose, to the right by a degree a frame, on a screw line."""
+    s, c = np.sin(np.radians(frame)), np.cos(np.radians(frame))
+    return [[c, 0, s, s], [0, 1, 0, -0.01 * frame], [-s, 0, c, 1 - c]]
+
+
+@pytest.fixture
+def poses(tmp_path) -> str:
+    path = tmp_path / "poses.jsonl"
+    lines = [{"frame": frame, "pose": turned(frame)} for frame in range(0, FRAMES, 10)]
+    lines[3]["intrinsics"] = [500, 500, 416, 240]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return f"source.camera={path}"
+
+
+def test_every_plan_sees_from_where_one_device_does(run, keys, poses):
+    seen = set()
+    for source in (keys, poses, "source.actions=null"):
+        base = (source, f"stream.chunks={CHUNKS}")
+        expected = run(*base)
+        assert run(*base, "plan=grid") == expected
+        seen.add(expected)
+    assert len(seen) == 3
+    assert run(keys, f"stream.chunks={CHUNKS}", "source.intrinsics=[500,500,416,240]") not in seen
+
+
+@pytest.mark.parametrize("source", ["keys", "poses"])
+def test_a_saved_stream_goes_on_from_where_its_camera_stood(run, tmp_path, request, source):
+    source, length = request.getfixturevalue(source), f"stream.chunks={CHUNKS}"
+    expected, saved = run(source, length), tmp_path / "saved"
+    run(source, "stream.chunks=5", "stream.save_every_chunks=3", f"output_dir={saved}", "plan=layers")
+    assert run(source, length, f"resume={saved}", "plan=timestep") == expected
+    assert run(f"resume={saved}", length, "source.actions=null") != expected
+
+
+@pytest.mark.parametrize("source", ["keys", "poses"])
+def test_what_was_recorded_is_seen_again(run, tmp_path, request, source):
+    inputs = tmp_path / "inputs.jsonl"
+    expected = run(request.getfixturevalue(source), f"sink.inputs={inputs}", f"stream.chunks={CHUNKS}")
+    lines = [json.loads(line) for line in inputs.read_text().splitlines()][:-1]
+    assert all(("views" in line) == (source == "poses") for line in lines)
+    assert run(f"source.inputs={inputs}", "plan=layers") == expected
+
+
+def test_a_pipe_is_seen_from_as_the_file_is(model, run, tmp_path, poses, monkeypatch):
+    """And all of it is: the stream ends with the last pose that was said."""
+    expected = run(poses)
+    reading, writing = os.pipe()
+    lines = (tmp_path / "poses.jsonl").read_bytes()
+    threading.Thread(target=lambda: (os.write(writing, lines), os.close(writing))).start()
+    with os.fdopen(reading, "rb", buffering=0) as stdin:
+        config = posed.config("sink.video=null", "source.camera=-", "source.pace=free", f"output_dir={tmp_path}/live")
+        with start(config, stdin=stdin, first=lambda pipeline: run_all(pipeline, config)) as live:
+            live.wait(60)
+            report = live.pipeline.result(0)
+    assert report["latents_sha256"] == expected and report["chunks"] == 1 + (70 - 9 + 12) // 12
+
+
+def test_arrays_of_poses(run, tmp_path):
+    every = np.stack([np.vstack([turned(frame), [0, 0, 0, 1]]) for frame in range(FRAMES)])
+    lines = "".join(json.dumps({"frame": i, "pose": pose.tolist()}) + "\n" for i, pose in enumerate(every))
+    (tmp_path / "poses.jsonl").write_text(lines)
+    np.save(tmp_path / "poses.npy", every)
+    save_file({"camera_poses": torch.from_numpy(every)}, tmp_path / "given.safetensors")
+    sources = [f"source.camera={tmp_path}/poses.jsonl", f"source.camera={tmp_path}/poses.npy"]
+    sources.append(f"source.tensors={tmp_path}/given.safetensors")
+    assert len({run(source) for source in sources}) == 1
+    wide = "source.intrinsics=[300,300,416,240]"
+    expected = run(sources[0], wide)
+    np.save(tmp_path / "intrinsics.npy", np.tile([300.0, 300, 416, 240], (FRAMES, 1)))
+    assert run(sources[1]) == expected
+    given = {"camera_poses": torch.from_numpy(every), "intrinsics": torch.tensor([300.0, 300, 416, 240])}
+    save_file(given, tmp_path / "given.safetensors")
+    assert run(sources[2]) == expected
+
+
+def test_a_lost_worker_leaves_the_camera_where_it_is(model, run, tmp_path, keys, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    long = ("stream.chunks=400", "device=cpu")
+    expected = run(keys, *long)
+    config = posed.config(
+        "sink.video=null", keys, *long, "plan=layers", "plan.workers=2", "launcher=local", "launcher.threads=false",
+        "launcher.recover=exact", f"launcher.cuts={tmp_path}", f"output_dir={tmp_path}/run", "sink.trace=none",
+    )  # fmt: skip
+    with start(config, first=lambda pipeline: run_all(pipeline, config)) as lossy:
+        until(lambda: (lossy.pipeline.progress(0) or {"chunks": 0})["chunks"] >= 120, lambda: lossy.over)
+        told = lossy.board.told(key(lossy.generation.processes[0]))
+        os.kill(int(told["process"].split("/")[1]), signal.SIGKILL)
+        lossy.wait(120)
+        assert lossy.pipeline.result(0)["latents_sha256"] == expected
+        assert len(lossy.supervisor.records) == 1
+
+
+REFUSED = {
+    "both": (["source.actions=a", "source.camera=b"], "source.camera=b: source.actions=a drives the camera; "),
+    "three numbers": (["source.intrinsics=[1,2,3]"], "source.intrinsics=[1.0, 2.0, 3.0]: are four finite numbers"),
+    "no focal length": (["source.intrinsics=[0,1,3,3]"], "source.intrinsics=[0.0, 1.0, 3.0, 3.0]: are four finite"),
+    "missing": (["source.camera=nowhere.jsonl"], "source.camera=nowhere.jsonl: there is no such file; "),
+    "recorded too": (["source.camera=x", "source.inputs=y"], "source.camera=x: source.inputs brings its own; "),
+    "no camera": (["model=nano", "source.camera=x"], "source.camera=x: model=nano takes no camera; "),
+    "no lens": (["model=nano", "source.intrinsics=[1,1,1,1]"], "model=nano takes no camera; set source.intrinsics"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(model, job, case):
+    told, said = REFUSED[case]
+    assert said in job.fails(*model, *told)
+
+
+def test_tensors_and_another_source_of_poses(model, job, tmp_path, keys):
+    given = tmp_path / "given.safetensors"
+    save_file({"camera_poses": torch.eye(4)[None]}, given)
+    assert f"{keys}: source.tensors gives `camera_poses`; " in job.fails(*model, keys, f"source.tensors={given}")
+    save_file({"intrinsics": torch.ones(4)}, given)
+    assert "intrinsics: means nothing without `camera_poses`" in job.fails(*model, f"source.tensors={given}")
+    save_file({"camera_poses": torch.eye(3)[None]}, given)
+    assert "camera_poses: is [1, 3, 3] of float64" in job.fails(*model, f"source.tensors={given}")
