@@ -130,7 +130,7 @@ class Stage:
         if sink := on(inputs, Axis.SINK):
             self.denoiser.prefill(stream, {one.name: self.random(*one.full(size, n.before)) for one in sink})
         self.latents = self.random(1, n.in_channels, self.frames, *size)
-        self.given = {one.name: self.random(*one.full(size)) for one in with_chunk(inputs) if one.source}
+        self.given = {one.name: self.random(*one.full(size)) for one in with_chunk(inputs) if one.made}
         return stream
 
     @property

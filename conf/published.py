@@ -1,8 +1,9 @@
 """Published model folders: which file is which part, and the sizes that `config.json` gives.
 
 Three layouts are read: the original one (`config.json`, `diffusion_pytorch_model*.safetensors`, the codec's file,
-`models_t5_*.pth`), a diffusers pipeline (`transformer/`, `vae/`, `text_encoder/`, `tokenizer/`), and
-a folder with weights alone, whose sizes are then the configuration's. Files that a layout does not name are ignored.
+`models_t5_*.pth`, `models_clip_*.pth`), a diffusers pipeline (`transformer/`, `vae/`, `text_encoder/`, `tokenizer/`,
+`image_encoder/`), and a folder with weights alone, whose sizes are then the configuration's. Files that a layout does
+not name are ignored.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from conf.typed import typed
 OTHERS = {
     "text_encoder": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder"),
     "tokenizer": ("google/umt5-xxl", "tokenizer"),
+    "image_encoder": ("models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", "image_encoder"),
     "audio_encoder": ("wav2vec2-large-xlsr-53-english", "audio_encoder"),
 }
 

@@ -417,8 +417,8 @@ class Conditioning:
 
     def sink(self) -> Given:
         """Inputs of the attention sink (`reference`: a latent [1, C, 1, h, w], ...); empty for a model without any."""
-        if self._sink and self.encoding.grey:
-            log.warning("source.image is not set: the reference is a grey picture")
+        if self.encoding.grey:
+            log.warning("source.image is not set: a grey picture stands for it")
         return self._sink
 
     def lasting(self) -> Given:

@@ -51,6 +51,7 @@ class EmulatedEncoders(Encoders):
             self._loaded |= {
                 f"input.{one.name}": EmulatedEncoder(one) if one.encoder else None,
                 f"ear.{one.name}": None,
+                f"viewer.{one.name}": None,
             }
 
     def listen(self, one: Input, whole_file: bool = False) -> EmulatedFeatures:
@@ -67,8 +68,12 @@ class EmulatedEncoders(Encoders):
 
     def still(self, image: Tensor, latents: int = 1, keep: bool = True) -> Tensor:
         """Latents of zeros for an image [3, H, W]."""
-        rows, columns = image.shape[1] // SPATIAL_STRIDE, image.shape[2] // SPATIAL_STRIDE
-        return torch.zeros(1, self.model.network.in_channels, latents, rows, columns)
+        channels = next(one.shape[0] for one in self.inputs if one.pictured)
+        return torch.zeros(1, channels, latents, *(side // SPATIAL_STRIDE for side in image.shape[1:]))
+
+    def scene(self, image: Tensor, keep: bool = True) -> Tensor:
+        """A latent of zeros."""
+        return self.still(image)
 
 
 class EmulatedConditioning(Conditioning):

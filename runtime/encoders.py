@@ -20,12 +20,13 @@ from stages.build import (
     SPATIAL_STRIDE,
     TEMPORAL_STRIDE,
     build_encoder,
+    build_image_encoder,
     build_input_encoder,
     build_text_encoder,
     video_frames,
 )
 from stages.codec.base import CodecState, parameter_bytes
-from stages.inputs import Input, inputs_of, made_of
+from stages.inputs import LATENT_FRAMES, Input, encodes, inputs_of, made_of
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,24 @@ def latents_of(model: ModelConfig, chunk: int) -> int:
     return len(model.frames(chunk))
 
 
-def pictures_of(model: ModelConfig, chunk: int) -> int:
-    """Pictures that a chunk's latents are encoded from, in video to video: a causal encoder makes the first latent of
-    one picture, whatever the decoder gives for it."""
+def first_pictures(model: ModelConfig) -> int:
+    """Pictures that a video's first latent is encoded from: one by a causal encoder, whatever the decoder gives for
+    it."""
     kind = model.codec.kind
-    first = declared(declared(kind).encoder or kind).first_frames if chunk == 0 else TEMPORAL_STRIDE
+    return declared(declared(kind).encoder or kind).first_frames
+
+
+def pictures_of(model: ModelConfig, chunk: int) -> int:
+    """Pictures that a chunk's latents are encoded from, in video to video."""
+    first = first_pictures(model) if chunk == 0 else TEMPORAL_STRIDE
     return first + TEMPORAL_STRIDE * (latents_of(model, chunk) - 1)
 
 
 STILLS = 8
 """Pictures whose latents are kept."""
+RESTS = 64
+"""Latents after which an encoder that has not come to rest is held where it is. The published models' comes to
+rest with 30, as far as its convolutions look back."""
 
 
 class Encoders:
@@ -94,8 +103,8 @@ class Encoders:
     def __init__(self, model: ModelConfig, device: torch.device):
         self.model, self.device, self.inputs = model, device, inputs_of(model)
         self._lock, self._loaded = threading.RLock(), {}
-        self._stills: OrderedDict[tuple[bytes, int], Tensor] = OrderedDict()
-        """Latents of the pictures that were asked for last, by content and number: most streams begin with the same."""
+        self._kept: dict[str, OrderedDict[tuple, Tensor]] = {}
+        """What was made lately of pictures, by what it is, and by their content: most streams begin with the same."""
         self._encoding = threading.Lock()
 
     def _once(self, name: str, build: Callable[[], Any]) -> Any:
@@ -109,6 +118,10 @@ class Encoders:
         """Prompt -> rows [1, L, width]; None for a model that reads none, or whose rows have to be given."""
         prompt = made_of(self.inputs, "prompt")
         return self._once("prompt", lambda: prompt and build_text_encoder(self.model, prompt, self.device))
+
+    def viewer(self, one: Input) -> Any:
+        """Picture -> an epoch's input that is made of one; None: it has to be given."""
+        return self._once(f"viewer.{one.name}", lambda: build_image_encoder(self.model, one, self.device))
 
     def of(self, one: Input) -> Any:
         """What makes an input of a chunk from what its source gives; None: it is that already."""
@@ -130,9 +143,9 @@ class Encoders:
 
     def load(self) -> None:
         """Load all that streams to come may need."""
-        _ = self.text, (self.model.reference or self.model.noise_scale is not None) and self.codec
+        _ = self.text, encodes(self.model, self.inputs) and self.codec
         for one in self.inputs:
-            _ = self.of(one), self.ear(one)
+            _ = self.of(one), self.ear(one), one.described and self.viewer(one)
 
     @property
     def weight_bytes(self) -> int:
@@ -159,20 +172,35 @@ class Encoders:
         Args:
             keep: whether it may be kept; what a visitor sent is not.
         """
+        return self._lately("still", image, lambda: self._still(image, latents), keep, latents)
+
+    def scene(self, image: Tensor, keep: bool = True) -> Tensor:
+        """Latents [1, C, n, h, w], float32 on the host, of a video that begins with an image [3, H, W] and is mid-grey
+        from then on; the last of them is that of all that follow. Shared and kept as those of `still`.
+        """
+        return self._lately("scene", image, lambda: self._scene(image), keep)
+
+    def rows(self, one: Input, image: Tensor, keep: bool = True) -> Tensor:
+        """An epoch's input [1, n, width], on the host, of an image [3, H, W]. Shared and kept as those of `still`."""
+        return self._lately(one.name, image, lambda: self.viewer(one)(image), keep)
+
+    def _lately(self, what: str, image: Tensor, make: Callable[[], Tensor], keep: bool, *more: int) -> Tensor:
+        """What `make` makes of an image, or made of it lately."""
         if not keep:
-            return self._still(image, latents)
-        key = hashlib.sha256(repr(image.shape).encode() + image.numpy().tobytes()).digest(), latents
+            return make()
+        key = hashlib.sha256(repr(image.shape).encode() + image.numpy().tobytes()).digest(), *more
         with self._encoding:
-            if key not in self._stills:
-                made = self._still(image, latents)
+            kept = self._kept.setdefault(what, OrderedDict())
+            if key not in kept:
+                made = make()
                 # Whoever finds it may work on another queue.
                 if (done := devices.of(self.device).mark()) is not None:
                     done.wait()
-                self._stills[key] = made
-            self._stills.move_to_end(key)
-            while len(self._stills) > STILLS:
-                self._stills.popitem(last=False)
-            return self._stills[key]
+                kept[key] = made
+            kept.move_to_end(key)
+            while len(kept) > STILLS:
+                kept.popitem(last=False)
+            return kept[key]
 
     @torch.inference_mode()
     def _still(self, image: Tensor, latents: int) -> Tensor:
@@ -182,3 +210,18 @@ class Encoders:
         here = devices.of(self.device).upload(image).to(dtype)
         video = here[None, :, None].repeat(1, 1, frames, 1, 1)
         return encoder(video, encoder.start())
+
+    @torch.inference_mode()
+    def _scene(self, image: Tensor) -> Tensor:
+        """An encoder is causal: a latent follows from its own pictures and what is remembered. Once grey leaves that as
+        it was, bit for bit, all that follows is the same. Latents are made one by one, so that each is the same work.
+        """
+        state = self.start()
+        found = [self.video(image[:, None].repeat(1, first_pictures(self.model), 1, 1), state)]
+        grey = torch.zeros(3, TEMPORAL_STRIDE, *image.shape[1:])
+        while len(found) < RESTS:
+            before = list(state.cache)
+            found.append(self.video(grey, state))
+            if all(was is not None and torch.equal(was, now) for was, now in zip(before, state.cache, strict=True)):
+                break
+        return torch.cat(found, LATENT_FRAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from conf.errors import UserError
 from conf.schema import ModelConfig
-from runtime.encoders import Encoders, Picture
+from runtime.encoders import Encoders, Picture, frames_of
 from runtime.prompts import Prompts
 from runtime.sources import Sources
 from stages.build import torch_dtype
 from stages.controls import Row
-from stages.inputs import FRAMES_PER_LATENT, REFERENCE, Axis, Given, Input, Views, made_of, on
+from stages.inputs import FRAMES_PER_LATENT, Axis, Given, Input, Views, made_of, on
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Encoding:
     Attributes:
         private: whether what is typed is nobody else's.
         before: entries of chunks before that the next chunk's inputs reach back to, by input.
-        grey: whether the reference is a grey picture, since none was given.
+        grey: whether a grey picture stands for the one that inputs are made of, since none was given.
 
     Raises:
         UserError: a prompt that nothing here could read.
@@ -43,12 +44,17 @@ class Encoding:
         self.tensors, self.sound, self.image, self.prompts = sources.tensors, sources.sound, sources.image, prompts
         self.private = sources.private
         self._sent = sources.sent
+        self._rows: Given = {}
         self.before: Given = {}
-        self.grey = False
+        wanted = [one for one in self.inputs if one.source == "image" and not self._lasts(one)]
+        self.grey = self.image is None and bool(wanted)
         self._load_encoders()
 
     def _has(self, key: str) -> bool:
         return bool(key) and self.tensors is not None and self.tensors.has(key)
+
+    def _lasts(self, one: Input) -> bool:
+        return self.tensors is not None and self.tensors.lasts(one)
 
     def _given(self, key: str, shape, dtype: torch.dtype | None = torch.float32) -> Tensor | None:
         return self.tensors.get(key, shape, dtype) if key and self.tensors else None
@@ -67,10 +73,15 @@ class Encoding:
             if one.source == "prompt":
                 self.text_encoder = None if self._has(one.key) else self.encoders.text
                 self._refuse_unread_prompt(one)
+            elif one.axis is Axis.EPOCH:
+                self._refuse_unseen_picture(one)
+                self.state(one, 0)  # what does not fit is refused at once
             elif one.axis.with_chunk:
                 _ = self.encoders.of(one)
-                if not self._has(f"{one.key}.000000"):
-                    _ = self.encoders.ear(one)
+                if one.whole:
+                    self._given_own(one, 0)  # likewise
+                if not (self._lasts(one) or self._has(f"{one.key}.000000")):
+                    _ = self.encoders.ear(one), one.pictured and self._scene
 
     def _refuse_unread_prompt(self, one: Input) -> None:
         """A model whose text states are given has nothing that could read a prompt."""
@@ -84,6 +95,36 @@ class Encoding:
             )
         log.warning("source.tensors gives no `%s`: the text states of model=%s are zeros", one.key, self.model.name)
 
+    def _refuse_unseen_picture(self, one: Input) -> None:
+        """Published weights see a picture by an encoder of theirs: without it they would be shown none."""
+        if not one.described or self._has(one.key) or self.encoders.viewer(one) is not None:
+            return
+        if self.image is not None and self.model.checkpoint is not None:
+            raise UserError(
+                "source.image",
+                f"model={self.model.name} has no image encoder here",
+                f"name its file as model.clip.checkpoint, or give `{one.key}` in source.tensors",
+            )
+        log.warning("source.tensors gives no `%s`: the picture's rows of model=%s are zeros", one.key, self.model.name)
+
+    # -- of a picture -------------------------------------------------------------------------------------------------
+
+    @property
+    def _picture(self) -> Tensor:
+        """The picture [3, H, W]; mid-grey where none is given."""
+        return torch.zeros(3, self.picture.height, self.picture.width) if self.image is None else self.image
+
+    @cached_property
+    def _scene(self) -> Tensor:
+        """Latents of it and of the grey that follows, [1, C, n, h, w]: the last one holds for ever."""
+        return self.encoders.scene(self._picture, keep=not self._sent)
+
+    def _rows_of(self, one: Input) -> Tensor:
+        """Its rows, which are those of every epoch."""
+        if one.name not in self._rows:
+            self._rows[one.name] = self.encoders.rows(one, self._picture, keep=not self._sent)
+        return self._rows[one.name]
+
     # -- of the attention sink ----------------------------------------------------------------------------------------
 
     def sink(self, encode: bool) -> Given:
@@ -91,7 +132,6 @@ class Encoding:
         none is given; with `encode` False those that are given alone."""
         inputs = on(self.inputs, Axis.SINK)
         found = {one.name: given for one in inputs if (given := self._given_sink(one)) is not None}
-        self.grey = REFERENCE not in found and self.image is None
         missing = [one for one in inputs if one.name not in found]
         return found | self._still(missing) if missing and encode else found
 
@@ -101,8 +141,7 @@ class Encoding:
     def _still(self, missing: list[Input]) -> Given:
         """A causal encoder gives the picture's own latent first."""
         counts = {one.name: one.shape[one.at - 1] or self.model.network.before for one in missing}
-        image = torch.zeros(3, self.picture.height, self.picture.width) if self.image is None else self.image
-        still = self.encoders.still(image, max(counts.values()), keep=not self._sent)
+        still = self.encoders.still(self._picture, max(counts.values()), keep=not self._sent)
         return {name: still[:, :, :count] for name, count in counts.items()}
 
     # -- of an epoch --------------------------------------------------------------------------------------------------
@@ -125,8 +164,10 @@ class Encoding:
                     "cut or pad it",
                 )
             return rows
+        if one.described and self.encoders.viewer(one) is not None:
+            return self._rows_of(one)
         if one.source != "prompt" or self.text_encoder is None:
-            return torch.zeros(1, 1, *one.shape[1:])
+            return torch.zeros(one.full() if one.described else (1, 1, *one.shape[1:]))
         prompt = self.prompts.text(self.prompts.epoch(chunk)) if prompt is None else prompt
         if unknown := self.text_encoder.ids(prompt)[1]:
             # What somebody types in a session is nobody else's.
@@ -147,13 +188,11 @@ class Encoding:
                 [4 f] indices, or float64 [4 f, keys + axes]; None: nothing can be.
             views: what the one that is made of a camera sees from.
         """
-        given = self._given(f"{one.key}.{chunk:06d}", self._chunk_shape(one)) if one.key else None
+        given = self._given_own(one, chunk)
         if one.source == "audio":
             given = self._heard(one, count, given)
-        elif given is None and one.source == "actions":
-            given = one.rows(self._per_latent(taken))
-        elif given is None and one.source == "camera":
-            given = one.rows(self._views(views))
+        elif given is None:
+            given = self._made(one, chunk, taken, views)
         if given is None:
             return None
         encoder = self.encoders.of(one)
@@ -161,6 +200,34 @@ class Encoding:
             with torch.inference_mode():
                 given = encoder.tokens(given)
         return given.to(torch_dtype(self.model.dtype)) if one.narrow else given
+
+    def _made(self, one: Input, chunk: int, taken: list[Row] | None, views: Views | None) -> Tensor | None:
+        """What the source of an input gives, other than sound, or where the chunk stands; None: nothing does."""
+        if one.source == "actions":
+            return one.rows(self._per_latent(taken))
+        if one.source == "camera":
+            return one.rows(self._views(views))
+        if one.source == "image":
+            last = self._scene.shape[one.at] - 1
+            return self._scene[:, :, [min(latent, last) for latent in self.model.frames(chunk)]]
+        if one.entries:
+            found = one.entries(self.model.frames(chunk))
+            return found.expand(*found.shape[:-2], *self.picture.latent) if one.latents else found
+        return None
+
+    def _given_own(self, one: Input, chunk: int) -> Tensor | None:
+        """What `source.tensors` gives of an input's own entries in a chunk, if it does."""
+        if not self._has(one.key):
+            return None
+        shape = self._chunk_shape(one)
+        if not one.whole:
+            return self._given(f"{one.key}.{chunk:06d}", shape)
+        frames = self.model.frames(chunk)
+        if one.axis is Axis.FRAME:
+            first, count = frames_of(self.model, chunk)
+            frames = range(first, first + count)
+        found = self.tensors.entries(one.key, (*shape[: one.at], None, *shape[one.at + 1 :]), one.at, frames)
+        return torch.from_numpy(self._per_latent(found[0].numpy()))[None] if one.axis is Axis.FRAME else found
 
     def _heard(self, one: Input, count: int, given: Tensor | None) -> Tensor:
         if given is not None:

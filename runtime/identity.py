@@ -43,7 +43,10 @@ def identity(config: Config, stream: StreamConfig) -> dict[str, Any]:
     """What decides a stream's latents, sources aside. Plans, launchers, sinks and lengths do not."""
     model, picture = asdict(config.model), Picture.of(config.model, stream)
     codec, text = model["codec"], model["text"]
-    files = (model, "checkpoint"), (codec, "checkpoint"), (codec, "vae"), (text, "checkpoint"), (text, "tokenizer")
+    files = (
+        (model, "checkpoint"), (codec, "checkpoint"), (codec, "vae"), (text, "checkpoint"), (text, "tokenizer"),
+        (model["clip"], "checkpoint"),
+    )  # fmt: skip
     for holder, name in files:
         holder[f"{name} content"] = fingerprint(holder.pop(name))
     for key in ("height", "width"):

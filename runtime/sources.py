@@ -213,13 +213,14 @@ def open_sources(
     declared = inputs_of(model)
     anew = model.noise_scale is not None
     tensors = TensorsFile(source.tensors, model.name, declared, anew) if source.tensors else None
-    _refuse_unused(model, source, declared)
+    _refuse_unused(model, source, declared, tensors)
     inputs = Inputs(source.inputs) if source.inputs else None
     if anew:
         _check_video(model, source, sink, tensors, inputs)
     waits = source.live or bool(live.ends and live.ends.sources)
     opened = Sources(tensors, inputs, None, None, None, waits, ends=live.ends)
-    heard, camera, controls = made_of(declared, "audio"), made_of(declared, "camera"), controls_of(declared)
+    heard, camera = made_of(declared, "audio"), made_of(declared, "camera")
+    controls = controls_of(_asked(declared, tensors))
     try:
         if source.session:
             opened.private = True
@@ -441,7 +442,14 @@ def _check_video(
         )
 
 
-def _refuse_unused(model: ModelConfig, source: SourceConfig, declared: tuple[Input, ...]) -> None:
+def _asked(declared: tuple[Input, ...], tensors: TensorsFile | None) -> tuple[Input, ...]:
+    """Inputs that are not given for all of the stream, so that their sources are asked."""
+    return tuple(one for one in declared if tensors is None or not tensors.lasts(one))
+
+
+def _refuse_unused(
+    model: ModelConfig, source: SourceConfig, declared: tuple[Input, ...], tensors: TensorsFile | None
+) -> None:
     if source.video and model.noise_scale is None:
         rule = f"model={model.name} takes no video, since model.noise_scale=null"
         raise UserError(f"source.video={source.video}", rule, "set source.video=null, or give model.noise_scale")
@@ -452,6 +460,10 @@ def _refuse_unused(model: ModelConfig, source: SourceConfig, declared: tuple[Inp
         value = getattr(source, name)
         if value and (controls_of(declared) if name == "actions" else made_of(declared, name)) is None:
             raise UserError(f"source.{name}={value}", f"model={model.name} takes no {name}", f"set source.{name}=null")
+        if value and name == "actions" and controls_of(_asked(declared, tensors)) is None:
+            given = " and ".join(f"`{one.key}`" for one in declared if one.source == name)
+            rule = f"source.tensors gives {given} for all of the stream"
+            raise UserError(f"source.{name}={value}", rule, "give one of the two")
         if value and source.inputs and name != "image":
             raise UserError(f"source.{name}={value}", "source.inputs brings its own", f"set source.{name}=null")
 

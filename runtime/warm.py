@@ -66,7 +66,7 @@ def drive(pool: BankPool, banks: StreamBanks, chunks: range, recaches: bool = Fa
     given = {
         one.name: torch.zeros(one.full(denoiser.grid), dtype=types[one.narrow])
         for one in with_chunk(inputs)
-        if one.source
+        if one.made
     }
     finished = Finished(schedule.recache_chunks, with_chunk(inputs))
     c = denoiser.model.chunk_frames

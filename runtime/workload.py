@@ -20,8 +20,8 @@ from stages.codec.base import parameter_bytes
 from stages.denoise.bank import Bank
 from stages.denoise.layout import LATENT, PLACE, TOKEN, Layout
 from stages.denoise.schedule import schedule_of
-from stages.encode import umt5
-from stages.inputs import inputs_of, with_chunk
+from stages.encode import clip, umt5
+from stages.inputs import encodes, inputs_of, with_chunk
 from stages.weights import outline
 
 FLOAT = 4
@@ -54,13 +54,14 @@ def describe(config: Config) -> Workload:
     encoders += sum(one.ear.values for one in inputs if one.ear) * FLOAT
     if model.text.checkpoint:
         encoders += umt5.parameter_count(model.text.checkpoint) * dtype.itemsize
-    encodes = model.reference or model.noise_scale is not None
-    still = _meta(lambda: encoder_of(model.codec)) * scale if encodes else 0
+    if model.clip.checkpoint and any(one.described for one in inputs):
+        encoders += clip.parameter_count(model.clip.checkpoint) * dtype.itemsize
+    codec = _meta(lambda: encoder_of(model.codec)) * scale if encodes(model, inputs) else 0
     decoder = _meta(lambda: decoder_of(model.codec)) * scale
     layout = Layout.of(model, tokens)
     latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize
     # What only `source.tensors` can give is left out: most streams have none of it.
-    given = sum(one.bytes(dtype, picture.latent) for one in with_chunk(inputs) if one.source)
+    given = sum(one.bytes(dtype, picture.latent) for one in with_chunk(inputs) if one.made)
     together = model.step_count if model.rule.joint else 1
     return Workload(
         steps=model.step_count,
@@ -76,7 +77,7 @@ def describe(config: Config) -> Workload:
         range_bytes=bare,
         first_bytes=ends[0],
         last_bytes=ends[1],
-        encode_bytes=encoders + round(still),
+        encode_bytes=encoders + round(codec),
         decode_bytes=round(decoder) if config.sink.needs_frames else 0,
         bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype, **model.choice),
         shared_bytes=tuple(_adapter_bytes(model, layout, layer, dtype, PLACE) for layer in range(n)),
@@ -110,7 +111,7 @@ def logged(config: Config) -> Logged:
 
     inputs = with_chunk(inputs_of(model))
     latent = network.in_channels * model.chunk_frames * picture.latent[0] * picture.latent[1] * dtype.itemsize
-    given = sum(one.bytes(dtype, picture.latent) for one in inputs if one.source)
+    given = sum(one.bytes(dtype, picture.latent) for one in inputs if one.made)
     decoder = 0
     if config.sink.needs_frames:
         with outline():

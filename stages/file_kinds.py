@@ -59,9 +59,16 @@ LORAS = tuple(
     if role in ("A", *PARAMETERS)
 )
 TEXT, SOUND = "model.text.checkpoint", "model.network.audio.wav2vec.checkpoint"
+PICTURE = "model.clip.checkpoint"
 ENCODERS = (
     FileKind("UMT5 text encoder", (r"token_embedding\.weight", r"blocks\.0\.attn\.q\.weight"), setting=TEXT),
     FileKind("UMT5 text encoder", (r"shared\.weight", r"encoder\.block\.0\.layer\.0\..*"), setting=TEXT),
+    FileKind("CLIP image encoder", (r"visual\.cls_embedding", r"visual\.transformer\.0\..*"), setting=PICTURE),
+    FileKind(
+        "CLIP image encoder",
+        (r"(vision_model\.)?embeddings\.class_embedding", r"(vision_model\.)?encoder\.layers\.0\..*"),
+        setting=PICTURE,
+    ),
     FileKind(
         "wav2vec2 audio encoder", (r"(wav2vec2\.)?feature_extractor\..*", r"(wav2vec2\.)?encoder\..*"), setting=SOUND
     ),

@@ -96,8 +96,8 @@ class Input:
         source: what it is made of: `prompt`, `image`, `audio`, `actions`, `camera`; empty: only `source.tensors` gives
             it.
         key: its name in `source.tensors`; with every chunk `KEY.CHUNK`. Empty: it cannot be given.
-        whole: whether `key` names a tensor of the whole stream instead, which has its entries in order along `at`; the
-            last one holds for ever.
+        whole: whether `key` names a tensor of the whole stream instead, which has its entries in order along `at`, one
+            for each of its latent or video frames; the last one holds for ever.
         given: shape of what is given there, likewise; None: `shape`, of the chunk's own entries.
         rows: from the source's rows of the chunk's video frames to what is given there; of a camera, from its `Views`.
         entries: of an input that follows from where a chunk stands alone: from its latent frames to what is given.
@@ -145,6 +145,21 @@ class Input:
     def at(self) -> int:
         """The dimension of its tensor that counts its entries."""
         return LATENT_FRAMES if self.latents else 1
+
+    @property
+    def made(self) -> bool:
+        """Whether something here makes it, so that every stream has it; else only some have it, as a tensor."""
+        return bool(self.source or self.entries)
+
+    @property
+    def pictured(self) -> bool:
+        """Whether it is latents that the model's codec makes of a picture."""
+        return self.source == "image" and self.latents
+
+    @property
+    def described(self) -> bool:
+        """Whether it is rows that an image encoder makes of a picture."""
+        return self.source == "image" and self.axis is Axis.EPOCH
 
     def bytes(self, dtype: torch.dtype, grid: tuple[int, int]) -> int:
         """Of one chunk's tensor, in a model of this dtype whose latents are `grid` high and wide."""
@@ -231,6 +246,12 @@ def _misfit(one: Input) -> str | None:
         return "has neither a source nor a key"
     if one.axis is Axis.SINK and not one.latents:
         return "goes to the attention sink and is no latents"
+    if one.axis is Axis.LATENT and one.source == "image" and not one.latents:
+        return "is made of a picture for every latent frame and is no latents"
+    if one.whole and (one.axis not in (Axis.LATENT, Axis.FRAME) or not one.key):
+        return "is given for the whole stream, which only inputs of latent and video frames with a key are"
+    if one.entries and one.axis is not Axis.LATENT:
+        return "follows from latent frames, which only inputs of latent frames do"
     if one.source in ("audio", "actions", "camera") and one.rows is None:
         return "does not say what its source's rows become"
     if one.source in ("actions", "camera") and one.controls is None:
@@ -257,8 +278,13 @@ def with_chunk(inputs: Iterable[Input]) -> tuple[Input, ...]:
 
 
 def made_of(inputs: Iterable[Input], source: str) -> Input | None:
-    """The input that is made of a source; None: nothing is."""
+    """The input that is made of a source, the first where there are several; None: nothing is."""
     return next((one for one in inputs if one.source == source), None)
+
+
+def encodes(model: ModelConfig, inputs: Iterable[Input]) -> bool:
+    """Whether pictures are encoded by the model's codec: those that inputs are made of, or a video's."""
+    return model.noise_scale is not None or any(one.pictured for one in inputs)
 
 
 def controls_of(inputs: Iterable[Input]) -> Controls | None:

@@ -224,3 +224,38 @@ def write_text_encoder(folder: Path, sizes: Mapping[str, int] = T5) -> dict[str,
     torch.save(tensors, folder / "models_t5_umt5-xxl-enc-bf16.pth")
     write_tokenizer(folder / "google/umt5-xxl")
     return tensors
+
+
+CLIP = {"dim": 160, "ffn": 72, "layers": 3, "patch": 7, "side": 14}
+"""Sizes of a small CLIP vision tower, with heads as wide as the published one's."""
+
+
+def clip_shapes(sizes: Mapping[str, int] = CLIP) -> Shapes:
+    """Keys of the original CLIP file: the vision tower's, 9 and 12 per block, and some of what is beside it."""
+    dim, ffn, patch = sizes["dim"], sizes["ffn"], sizes["patch"]
+    rows = (sizes["side"] // patch) ** 2 + 1
+    found: Shapes = {
+        "visual.cls_embedding": (1, 1, dim), "visual.pos_embedding": (1, rows, dim),
+        "visual.patch_embedding.weight": (dim, 3, patch, patch), "visual.head": (dim, 12),
+    }  # fmt: skip
+    norms = ["visual.pre_norm", "visual.post_norm"]
+    for i in range(sizes["layers"]):
+        block = f"visual.transformer.{i}"
+        norms += [f"{block}.norm1", f"{block}.norm2"]
+        found |= _linear(f"{block}.attn.to_qkv", 3 * dim, dim) | _linear(f"{block}.attn.proj", dim, dim)
+        found |= _linear(f"{block}.mlp.0", ffn, dim) | _linear(f"{block}.mlp.2", dim, ffn)
+    found |= {f"{norm}.{end}": (dim,) for norm in norms for end in ("weight", "bias")}
+    return found | {"log_scale": (), "textual.token_embedding.weight": (9, 6), "textual.head.0.weight": (9, 6)}
+
+
+def clip_tensors(sizes: Mapping[str, int] = CLIP) -> dict[str, Tensor]:
+    """Weights of a small CLIP under their original names."""
+    return random_tensors(clip_shapes(sizes))
+
+
+def write_image_encoder(folder: Path, sizes: Mapping[str, int] = CLIP) -> dict[str, Tensor]:
+    """CLIP in a model's folder, in the original layout; returns the weights."""
+    tensors = clip_tensors(sizes)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, folder / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth")
+    return tensors

@@ -80,7 +80,7 @@ def passes(model: ModelConfig, device: torch.device, chunks: int, prepare: Seque
     if sink := on(inputs, Axis.SINK):
         denoiser.prefill(stream, {one.name: random(*one.full(size, n.before)) for one in sink})
     for chunk in range(chunks):
-        given = {one.name: random(*one.full(size)) for one in with_chunk(inputs) if one.source}
+        given = {one.name: random(*one.full(size)) for one in with_chunk(inputs) if one.made}
         latents = random(1, n.in_channels, model.chunk_frames, *size)
         for step in (0, model.step_count - 1):
             v = denoiser.step(stream, step, chunk, latents, given, model.sink_shift.distance_min + chunk % 7)

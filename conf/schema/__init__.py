@@ -9,7 +9,7 @@ from conf.errors import UserError
 from conf.paths import live
 from conf.schema.cluster import ClusterConfig
 from conf.schema.codec import CodecConfig
-from conf.schema.conditioning import TextConfig, Wav2VecConfig
+from conf.schema.conditioning import ClipConfig, TextConfig, Wav2VecConfig
 from conf.schema.lora import LoraConfig
 from conf.schema.model import ModelConfig, SinkShift
 from conf.schema.network import Adapter, NetworkConfig
@@ -33,6 +33,7 @@ from conf.settings import check_choices, one_of
 
 __all__ = [
     "Adapter",
+    "ClipConfig",
     "ClusterConfig",
     "CodecConfig",
     "Config",

@@ -1,4 +1,4 @@
-"""Networks of their own that conditions are made with: of prompts, and of sound."""
+"""Networks of their own that conditions are made with: of prompts, of pictures, and of sound."""
 
 from __future__ import annotations
 
@@ -49,6 +49,27 @@ class TextConfig:
             return self
         tokenizer = self.tokenizer or published.tokenizer(root, weights, Path(weights).parent)
         return replace(self, checkpoint=str(weights), tokenizer=tokenizer and str(tokenizer))
+
+
+@dataclass
+class ClipConfig:
+    """How a picture becomes rows of cross-attention, for networks that read such: CLIP's vision tower.
+
+    Without its files rows come as tensors.
+    """
+
+    checkpoint: str | None = None
+    """Its weights: the original file, a transformers folder, or a model's folder that holds either; null: those in the
+    folder that model.checkpoint names."""
+
+    def __post_init__(self):
+        self.checkpoint = found(self.checkpoint)
+
+    def beside(self, model: str | None) -> ClipConfig:
+        """This, with the file that `model` (a checkpoint) brings, where none is named."""
+        root = self.checkpoint or model
+        weights = root and (published.part(root, "image_encoder") or self.checkpoint)
+        return replace(self, checkpoint=str(weights)) if weights else self
 
 
 @dataclass

@@ -13,7 +13,7 @@ from conf.errors import UserError, not_negative, positive
 from conf.hub import found
 from conf.paths import is_folder
 from conf.schema.codec import CodecConfig
-from conf.schema.conditioning import TextConfig
+from conf.schema.conditioning import ClipConfig, TextConfig
 from conf.schema.history import WAITING, Compress, check_slots
 from conf.schema.lora import LoraConfig
 from conf.schema.network import NetworkConfig
@@ -66,6 +66,7 @@ class ModelConfig:
     network: Any = None
     """Sizes: those of its family's `Sizes` that are not its defaults."""
     text: TextConfig = field(default_factory=TextConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
 
     checkpoint: str | None = None
@@ -177,7 +178,7 @@ class ModelConfig:
             )
         if self.checkpoint is not None and is_folder(self.checkpoint):
             self._take_folder()
-        self.text = self.text.beside(self.checkpoint)
+        self.text, self.clip = self.text.beside(self.checkpoint), self.clip.beside(self.checkpoint)
         self._check_schedule()
         self._check_history()
         self._check_window()

@@ -6,7 +6,7 @@ Weights come from the model's checkpoint where one is named, else they are rando
 from stages.build.checkpoint import Checkpoint, encoders_in_file, network_class, rename_of, whole
 from stages.build.codec import build_decoder, build_encoder, decoder_of, encoder_of, video_frames
 from stages.build.dtype import torch_dtype
-from stages.build.encoders import build_input_encoder, build_text_encoder, build_wav2vec
+from stages.build.encoders import build_image_encoder, build_input_encoder, build_text_encoder, build_wav2vec
 from stages.build.network import build_network
 from stages.codec.base import SPATIAL_STRIDE, TEMPORAL_STRIDE
 
@@ -16,6 +16,7 @@ __all__ = [
     "Checkpoint",
     "build_decoder",
     "build_encoder",
+    "build_image_encoder",
     "build_input_encoder",
     "build_network",
     "build_text_encoder",

@@ -1,4 +1,4 @@
-"""What turns prompts and sound into what the network takes."""
+"""What turns prompts, pictures and sound into what the network takes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from conf.errors import UserError
 from conf.schema import ModelConfig, Wav2VecConfig
 from stages.build.checkpoint import filled, text_encoder
 from stages.build.dtype import torch_dtype
+from stages.encode.clip import ClipEncoder
 from stages.encode.text import TextEncoder
 from stages.encode.umt5 import Umt5Encoder
 from stages.encode.wav2vec import Wav2Vec
@@ -28,6 +29,13 @@ def build_text_encoder(
         return Umt5Encoder(model.text.checkpoint, model.text.tokenizer, width, tokens, dtype, device)
     part = text_encoder(model)
     return filled(part.make(), model, part.prefix) if part else None
+
+
+def build_image_encoder(model: ModelConfig, one: Input, device: torch.device | str = "cpu") -> ClipEncoder | None:
+    """The encoder of an epoch's input that is made of a picture; None where its rows have to be given."""
+    if not model.clip.checkpoint:
+        return None
+    return ClipEncoder(model.clip.checkpoint, *one.shape, torch_dtype(model.dtype), device)
 
 
 def build_input_encoder(model: ModelConfig, one: Input, device: torch.device | str = "cpu") -> nn.Module | None:

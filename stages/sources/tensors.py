@@ -4,6 +4,7 @@
 |---|---|---|
 | `KEY` | as the input declares it | of an input of the attention sink, or of an epoch from the start |
 | `KEY.000005` | likewise | of an input of chunk 5, or of an epoch from chunk 5 on |
+| `KEY` | likewise, of any length | of an input that is given for the whole stream (`Input.whole`) |
 | `noise.000000.step.0` | [1, C, c, h, w] | input of a step of a chunk |
 | `sink_distance` | [chunks, steps] | integers |
 | `video_latents` | [1, C, n, h, w] | of video to video: what enters with noise, of all chunks |
@@ -53,7 +54,9 @@ def keys_of(inputs: Iterable[Input], video: bool = False) -> dict[str, str]:
         key = re.escape(one.key)
         if not one.key:
             continue
-        if one.axis.with_chunk:
+        if one.whole:
+            found[one.key] = key
+        elif one.axis.with_chunk:
             found[f"{one.key}.000000"] = rf"{key}\.\d{{6,}}"
         elif one.axis is Axis.SINK:
             found[one.key] = key
@@ -104,6 +107,10 @@ class TensorsFile:
         """Whether there is a key `prefix`, or one that goes on after it with a dot."""
         return any(key == prefix or key.startswith(f"{prefix}.") for key in self.keys)
 
+    def lasts(self, one: Input) -> bool:
+        """Whether an input is given for all of a stream, so that nothing else has to make it."""
+        return bool(one.key) and (one.whole or not one.axis.with_chunk) and self.has(one.key)
+
     def get(
         self, key: str, shape: Sequence[int | None] | None = None, dtype: torch.dtype | None = None
     ) -> Tensor | None:
@@ -141,6 +148,28 @@ class TensorsFile:
         if first + count > view.get_shape()[FRAMES]:
             return None
         return view[:, :, first : first + count].float()
+
+    def entries(self, key: str, shape: Sequence[int | None], at: int, wanted: range) -> Tensor | None:
+        """Some consecutive entries of the tensor under `key`, float32; beyond its end the last one holds. No others are
+        read. None if the file does not hold it.
+
+        Args:
+            shape: what the whole tensor must be; None entries may be anything.
+            at: the dimension that counts its entries.
+
+        Raises:
+            UserError: the shape is another, or there is no entry.
+        """
+        if key not in self.keys:
+            return None
+        view = self._checked(key, shape)
+        count = view.get_shape()[at]
+        if not count:
+            raise UserError(f"{self._name}: {key}", "has no entry", "give one for the first frame at least")
+        own = slice(min(wanted.start, count - 1), min(wanted.stop, count))
+        found = view[(*[slice(None)] * at, own)].float()
+        last = found.narrow(at, found.shape[at] - 1, 1)
+        return torch.cat([found, *[last] * (len(wanted) - found.shape[at])], at)
 
     def frame_count(self, key: str, shape: Sequence[int | None]) -> int:
         """How many frames there are under `key`; raises as `frames`."""

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import devices
+import tests.pictured
 from benchmarks.unchanged import MODELS as WHOLE
 from benchmarks.unchanged import plans_of
 from stages.inputs import Axis, Input
@@ -175,6 +176,18 @@ def test_entries_of_a_saved_state_join_those_of_the_device(twin):
     one = Input("heard", Axis.FRAME, (5, 3), reach=1)
     own = torch.ones(1, 4, 3, device=KIND)
     assert one.within(own, torch.zeros(1, 1, 3)).sum(2).tolist() == [[0.0, 3, 3, 3, 3]]
+
+
+def test_what_is_made_of_a_picture_meets_what_is_pressed(twin, job, tmp_path):
+    """Latents of every chunk, a mask, rows of an epoch, and keys that are reached back to."""
+    folder = Path(tests.pictured.__file__).parent / "conf"
+    (tmp_path / "keys.jsonl").write_text('{"frame": 20, "action": "left"}\n')
+    told = ("--config-dir", str(folder), "model=pictured", f"source.actions={tmp_path / 'keys.jsonl'}", *BASE)
+    expected = job(*told)["latents_sha256"]
+    assert waits(twin, "generate", but=(*ENTRY, "require_finite_steps")) == []
+    twin.begin()
+    assert job(*told, "plan=layers")["latents_sha256"] == expected
+    assert waits(twin, "Worker.run") == []
 
 
 def test_latents_that_are_written_are_the_devices(twin, job, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from conf.errors import UserError
 from conf.schema import ModelConfig
 from launch import stream
 from stages.build import build_network
+from stages.controls import Controls
 from stages.denoise.denoiser import Denoiser
 from stages.denoise.graphs import Graphs
-from stages.inputs import Axis, Input, inputs_of
+from stages.inputs import Axis, Ear, Input, inputs_of
 from tests.stages.denoise.tape import Replays
 
 FILES = {
@@ -113,9 +115,13 @@ def test_graphs_need_no_states(folder):
     assert all(torch.equal(denoiser.step(again, 0, i, x, {}), plain[i]) for i, x in enumerate(chunks))
 
 
-ROWS = {"rows": lambda taken: torch.zeros(1, len(taken), 1)}
+CONTROLS = Controls(("none", "go"), one=True)
+ROWS = {"rows": lambda taken: torch.zeros(1, len(taken), 1), "controls": CONTROLS}
 MISFITS = {
-    "cannot be made of image on axis latent": Input("a", Axis.LATENT, (3, 1), "image"),
+    "cannot be made of image on axis frame": Input("a", Axis.FRAME, (12, 1), "image"),
+    "for every latent frame and is no latents": Input("a", Axis.LATENT, (3, 1), "image"),
+    "is given for the whole stream": Input("a", Axis.EPOCH, (3, 1), key="a", whole=True),
+    "follows from latent frames": Input("a", Axis.FRAME, (12, 1), entries=lambda latents: torch.zeros(1)),
     "has neither a source nor a key": Input("a", Axis.LATENT, (3, 1)),
     "is no latents": Input("a", Axis.SINK, (4,), key="a"),
     "does not say what its source's rows become": Input("a", Axis.FRAME, (12, 1), "actions"),
@@ -132,11 +138,20 @@ def test_inputs_that_nothing_could_make_are_named(folder, monkeypatch, said):
         inputs_of(model)
 
 
-def test_one_input_for_each_source(folder, monkeypatch):
+def test_one_input_for_each_source_but_several_of_what_is_pressed(folder, monkeypatch):
     model = ModelConfig(name="bare", family="barefamily", network=dict(SIZES), window_frames=9)
+    ear = Ear(lambda load, whole: None)
+    two = tuple(Input(name, Axis.FRAME, (12, 1), "audio", ear=ear, **ROWS) for name in ("speech", "music"))
+    monkeypatch.setattr("barefamily.inputs.FOUND", two)
+    with pytest.raises(ValueError, match="only one input can be made of audio"):
+        inputs_of(model)
     two = tuple(Input(name, Axis.FRAME, (12, 1), "actions", **ROWS) for name in ("keys", "mouse"))
     monkeypatch.setattr("barefamily.inputs.FOUND", two)
-    with pytest.raises(ValueError, match="only one input can be made of actions"):
+    assert inputs_of(model) == two
+    monkeypatch.setattr(
+        "barefamily.inputs.FOUND", (two[0], replace(two[1], controls=Controls(("none", "fly"), one=True)))
+    )
+    with pytest.raises(ValueError, match="inputs are made of different controls"):
         inputs_of(model)
 
 

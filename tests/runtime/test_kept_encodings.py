@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from runtime.encoders import STILLS, Encoders
+from runtime.encoders import RESTS, STILLS, Encoders, first_pictures
 from tests.helpers import config_of
 
 
@@ -54,3 +54,23 @@ def test_only_the_last_pictures_are_kept(encoders):
     assert encoders.encoded == STILLS + 1
     encoders.still(picture(0.0))
     assert encoders.encoded == STILLS + 2
+
+
+@pytest.mark.parametrize(
+    ("model", "reach"), [(("model=nano",), 4), (("model=wan21_t2v_1_3b", "model.codec.width=8"), 30)]
+)
+def test_grey_behind_a_picture_comes_to_rest(model, reach):
+    """What is held for ever is what the encoder would give for ever, bit for bit, and no less."""
+    encoders = Encoders(config_of(*model).model, torch.device("cpu"))
+    image = torch.rand(3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    scene = encoders.scene(image)
+    assert scene.shape == (1, 16, reach, 2, 3) and reach < RESTS
+    state, found = encoders.start(), []
+    for latent in range(reach + 3):
+        pictures = torch.zeros(3, 4, 16, 24)
+        if latent == 0:
+            pictures = image[:, None].repeat(1, first_pictures(encoders.model), 1, 1)
+        found.append(encoders.video(pictures, state))
+    assert torch.equal(torch.cat(found, 2), scene[:, :, [min(i, reach - 1) for i in range(reach + 3)]])
+    assert not torch.equal(scene[:, :, 1], scene[:, :, -1])
+    assert encoders.scene(image) is scene and encoders.scene(image, keep=False) is not scene

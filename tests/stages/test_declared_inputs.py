@@ -75,3 +75,8 @@ def test_keys_of_a_file_follow_from_the_list():
     assert set(keys_of(inputs_of(config_of("model=pocket_world").model))) == {
         "noise.000000.step.0", "sink_distance", "context", "context.000000",
     }  # fmt: skip
+
+
+def test_a_tensor_of_the_whole_stream_is_known_by_its_name_alone():
+    keys = Input("keys", Axis.FRAME, (12, 2), key="keyboard", whole=True)
+    assert set(keys_of((keys,))) == {"noise.000000.step.0", "sink_distance", "keyboard"}

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from conf.errors import UserError
-from stages.inputs import inputs_of
+from stages.inputs import Axis, Input, inputs_of
 from stages.sources.tensors import TensorsFile
 from tests.helpers import config_of
 
@@ -63,6 +63,25 @@ def test_shape_and_dtype(path):
         tensors.get("sink_distance", [1, None])
     with pytest.raises(UserError, match="not integers"):
         tensors.get("context", dtype=torch.int64)
+
+
+def test_entries_of_a_whole_stream_are_read_as_they_come_and_the_last_one_holds(tmp_path):
+    keys, latents = torch.arange(14.0).view(1, 7, 2), torch.randn(1, 4, 5, 2, 2)
+    save_file({"keys": keys.half(), "latents": latents}, tmp_path / "a.safetensors")
+    inputs = (
+        Input("keys", Axis.FRAME, (12, 2), key="keys", whole=True),
+        Input("latents", Axis.LATENT, (4, 3, None, None), key="latents", whole=True, latents=True),
+    )
+    tensors = TensorsFile(tmp_path / "a.safetensors", "a", inputs)
+    assert all(map(tensors.lasts, inputs))
+    for wanted in (range(3), range(2, 7), range(5, 11), range(7, 9), range(10**12, 10**12 + 3)):
+        index = [min(i, 6) for i in wanted]
+        assert torch.equal(tensors.entries("keys", (1, None, 2), 1, wanted), keys[:, index])
+        index = [min(i, 4) for i in wanted]
+        assert torch.equal(tensors.entries("latents", (1, 4, None, 2, 2), 2, wanted), latents[:, :, index])
+    assert tensors.entries("other", (1, None), 1, range(3)) is None
+    with pytest.raises(UserError, match=r"latents: expected \[1, 4, any, 2, 3\], found \[1, 4, 5, 2, 2\]"):
+        tensors.entries("latents", (1, 4, None, 2, 3), 2, range(3))
 
 
 def test_the_context_in_force(path, tmp_path):
