@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import everframe
+from everframe.pipeline import Pipeline
 from launch.running import start
 from runtime.pipeline import run_all
 from runtime.pulse import key
@@ -88,6 +90,25 @@ def test_a_pipe_is_seen_from_as_the_file_is(model, run, tmp_path, poses, monkeyp
             live.wait(60)
             report = live.pipeline.result(0)
     assert report["latents_sha256"] == expected and report["chunks"] == 1 + (70 - 9 + 12) // 12
+
+
+def test_a_program_says_where_to_look(model, tmp_path):
+    away = turned(20)
+    inputs = tmp_path / "inputs.jsonl"
+    with Pipeline(posed.config("sink.video=null", "sink.reader=of-each-stream", "sink.trace=none")) as pipeline:
+        stream = pipeline.stream(camera=everframe.LIVE, chunks=20, sink={"inputs": str(inputs)})
+        for _ in stream:
+            stream.look(away, [500, 500, 416, 240])
+        with pytest.raises(everframe.UserError, match=r"look\(pose\): is no matrix"):
+            stream.look([1, 2, 3])
+        with pytest.raises(everframe.UserError, match="open it with actions="):
+            stream.act("left")
+        with pytest.raises(everframe.UserError, match="model=posed takes no audio"):
+            list(pipeline.stream(audio="a.wav"))
+    views = [json.loads(line)["views"] for line in inputs.read_text().splitlines()[:-1]]
+    assert views[0]["poses"] == [np.eye(4).tolist()] * 9 and views[0]["intrinsics"][0][0] == 0.5
+    assert np.array_equal(views[-1]["poses"], [np.vstack([away, [0, 0, 0, 1]])] * 12)
+    assert views[-1]["intrinsics"][0][0] == 500 / 832
 
 
 def test_an_array_and_a_tensor_are_seen_from_alike(run, tmp_path):

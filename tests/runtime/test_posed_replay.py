@@ -19,7 +19,7 @@ from runtime.journal import Journal
 from stages.sources.live import Stop
 from tests import posed
 from tests.runtime.test_replay import CHUNKS, Cut, equal, turns
-from tests.stages.sources.test_poses import posing
+from tests.stages.sources.test_poses import MOVES, posing
 
 ACTIONS = ("none", "forward", "left", "up")
 POSES = posing(5, 4 * CHUNKS)
@@ -128,6 +128,26 @@ def test_a_camera_goes_on_bit_for_bit(tmp_path_factory, kind, encoders):
         assert all(equal(a, b) for a, b in zip(found[0], again.play([]), strict=True))
 
     check()
+
+
+def test_a_latent_is_seen_from_its_last_video_frame(tmp_path, encoders):
+    """Latent L from frame 4 L, relative to the one before; the first has not moved, and its row is that of frame 0."""
+    world = World(tmp_path, "keys", encoders)
+    told = "".join(map(world.said, range(CHUNKS)))
+    made = torch.cat([chunk["camera"] for chunk in world.play([])], 1)[0]
+    row, poses, rows, changes = 0, [np.eye(4)], [], {}
+    for line in map(json.loads, told.splitlines()):
+        changes[line["frame"]] = ACTIONS.index(line["action"])
+    for frame in range(4 * len(made)):
+        row = changes.get(frame, row)
+        rows.append(row)
+        poses.append(MOVES(poses[-1], row))
+    seen = np.stack(poses[: 4 * len(made) : 4])
+    steps = np.linalg.inv(np.concatenate([seen[:1], seen[:-1]])) @ seen
+    assert torch.equal(made[:, :12], torch.from_numpy(steps[:, :3].reshape(-1, 12)).float())
+    assert torch.equal(made[0, :12], torch.eye(4)[:3].flatten())
+    assert (made[:, 12:16] == torch.tensor([500 / 832, 500 / 480, 0.5, 0.5])).all()
+    assert made[:, 16].tolist() == rows[::4]
 
 
 def test_one_stream_goes_on_in_another_way(tmp_path, encoders):
