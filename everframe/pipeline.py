@@ -36,14 +36,17 @@ from launch.control import open_stream
 from parallel import capability
 from runtime.running import Running
 from stages.controls import entry_of
-from stages.inputs import controls_of, inputs_of
+from stages.inputs import controls_of, inputs_of, made_of
 from stages.link import Door
 from stages.sinks.reader import Chunk, Reader
+from stages.views import identity, lens, whole
 
 __all__ = ["LIVE", "Chunk", "Pipeline", "Stream", "UserError", "open"]
 
 LIVE = "live"
-"""As `audio` or `actions` of a stream: they are given with `Stream.hear` and `Stream.act` while it runs."""
+"""As `audio`, `actions` or `camera` of a stream: it is given while that runs, with `Stream.hear`, `Stream.act` or
+`Stream.look`."""
+DOORS = ("audio", "actions", "camera")
 DEFAULTS = ("sink.video=null", "sink.trace=none", "sink.reader=of-each-stream")
 """Before what is asked for: chunks go to the program, and no file is written."""
 LOADING_POLL_S = 0.05
@@ -99,6 +102,7 @@ class Pipeline:
         image: Any = None,
         audio: Any = None,
         actions: Any = None,
+        camera: Any = None,
         id: str | None = None,
         sink: dict[str, Any] | None = None,
         **settings: Any,
@@ -106,7 +110,7 @@ class Pipeline:
         """Begin a stream; iterate over what is returned for its chunks.
 
         Args:
-            image, audio, actions: files, or LIVE for the last two; None: what `open` was told.
+            image, audio, actions, camera: files, or LIVE for all but the first; None: what `open` was told.
             id: its name, part of the key of its random draws; None: the configured one, or a number while that is open.
             sink: files that are written as well, `{"video": "a.mp4"}`; keys are those of `sink`.
             settings: keys of `stream` (`prompt`, `seed`, `seconds`, `chunks`, `events`, ...), others of `source`, and
@@ -117,12 +121,14 @@ class Pipeline:
                 is raised where its chunks are taken.
             RuntimeError: the workers are gone.
         """
-        given = {"image": image, "audio": audio, "actions": actions}
+        given = {"image": image, "audio": audio, "actions": actions, "camera": camera}
         settings |= {name: value for name, value in given.items() if value is not None}
         settings, files = _paths(settings), _paths(sink or {})
         if actions == LIVE and controls_of(inputs_of(self.config.model)) is None:
             model = self.config.model.name
             raise UserError("source.actions=live", f"model={model} takes no actions", "leave actions out")
+        if camera == LIVE and made_of(inputs_of(self.config.model), "camera") is None:
+            raise UserError("source.camera=live", f"model={self.config.model.name} takes no camera", "leave camera out")
         source = {field.name: settings.pop(field.name) for field in fields(SourceConfig) if field.name in settings}
         with self._lock:  # so that two have two names
             self._streams = [stream for stream in self._streams if not stream.ended]
@@ -178,7 +184,7 @@ class Stream:
     ):
         self.id, self._pipeline = id, pipeline.running.pipeline
         self._reader, self._doors = Reader(pipeline.running.host), {}
-        for name in ("audio", "actions"):
+        for name in DOORS:
             if source.get(name) == LIVE:
                 door = self._doors[name] = Door(pipeline.running.host)
                 source[name] = door.address
@@ -188,9 +194,11 @@ class Stream:
         except BaseException:
             self._close_doors()
             raise
+        # A live source waits for its first line, to see what kind its lines are of.
         if "actions" in self._doors:
-            # A live source waits for its first line, to see what kind its lines are of.
             self.act(controls_of(inputs_of(pipeline.config.model)).actions[0])
+        if "camera" in self._doors:
+            self.look(identity())
 
     def __iter__(self) -> Iterator[Chunk]:
         """Its chunks, as they are made. Whoever leaves before the last one cancels the stream.
@@ -254,6 +262,23 @@ class Stream:
             raise UserError(f"act({shown(action)})", f"model={model.name} does not know it", f"it knows {known}")
         controls.parse(entry, "act")
         self._give("actions", json.dumps(entry).encode() + b"\n")
+
+    def look(self, pose: Any, intrinsics: Any = None) -> None:
+        """Have its camera arrive somewhere with the next chunk that is sampled, and stay; at first it is where the
+        world's axes are.
+
+        Args:
+            pose: camera-to-world, [4, 4] or [3, 4], with x right, y down, z forward.
+            intrinsics: [fx, fy, cx, cy] in pixels of a picture of 832 x 480; None: as before.
+
+        Raises:
+            UserError: they are none, or the stream was not opened with `camera=LIVE`.
+        """
+        line = {"pose": whole("look(pose)", pose).tolist()}
+        if intrinsics is not None:
+            lens("look(intrinsics)", intrinsics)
+            line["intrinsics"] = np.asarray(intrinsics).tolist()
+        self._give("camera", json.dumps(line).encode() + b"\n")
 
     def hear(self, samples: np.ndarray) -> None:
         """Go on with its sound: mono at 16 kHz, float [n] in [-1, 1]. The first chunk waits for it, so give some

@@ -182,7 +182,7 @@ class Encoders:
 
     def rows(self, one: Input, image: Tensor, keep: bool = True) -> Tensor:
         """An epoch's input [1, n, width], on the host, of an image [3, H, W]. Shared and kept as those of `still`."""
-        return self._lately(one.name, image, lambda: self.viewer(one)(image), keep)
+        return self._lately(f"rows.{one.name}", image, lambda: self.viewer(one)(image), keep)
 
     def _lately(self, what: str, image: Tensor, make: Callable[[], Tensor], keep: bool, *more: int) -> Tensor:
         """What `make` makes of an image, or made of it lately."""

@@ -19,10 +19,11 @@ def offer_of(config: Config) -> dict[str, Any]:
 
     Returns:
         id, object; fps, chunk_s (seconds of a chunk), width, height (pixels, as they are shown); hears: whether sound
-        drives it; sees: whether it draws anew what a camera sees; actions: names, that of no action first; controls:
-        `{keys, one, axes}`, what can be pressed and turned (`stages.controls`); prompts, picture: whether it takes
-        them; words: all that its prompts may be made of, none: any; presets: `{name, prompt}` of those worth trying;
-        trained: whether its weights are more than random.
+        drives it; sees: whether it draws anew what a camera sees; poses: whether it is a world with a camera of its
+        own, so that chunks say where that is and a stream may say what its lens is; actions: names, that of no action
+        first; controls: `{keys, one, axes}`, what can be pressed and turned (`stages.controls`); prompts, picture:
+        whether it takes them; words: all that its prompts may be made of, none: any; presets: `{name, prompt}` of those
+        worth trying; trained: whether its weights are more than random.
     """
     model = config.model
     inputs, picture = inputs_of(model), Picture.of(model, config.stream)
@@ -37,6 +38,7 @@ def offer_of(config: Config) -> dict[str, Any]:
         "height": picture.height * config.post.factor,
         "hears": made_of(inputs, "audio") is not None,
         "sees": model.noise_scale is not None,
+        "poses": made_of(inputs, "camera") is not None,
         "actions": list(controls.actions),
         "controls": {"keys": list(controls.keys), "one": controls.one, "axes": list(controls.axes)},
         "prompts": prompt is not None,

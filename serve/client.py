@@ -93,7 +93,8 @@ def connect(
         token: the server's, if it wants one; who joins a session needs none.
         context: for `https`, where the certificate is the server's own.
         media: False: no picture and sound is wanted here.
-        wanted: `model`, `prompt`, `seed`, `image`, `seconds`, `queue`; or `session` and `secret`, to join one.
+        wanted: `model`, `prompt`, `seed`, `image`, `intrinsics`, `seconds`, `queue`; or `session` and `secret`, to join
+            one.
 
     Raises:
         Refused: the server refuses, or is not there; `url` is no address of one.

@@ -246,6 +246,10 @@ class Gateway:
             changes["prompt"] = prompt
         if wanted.get("image") and not served.offer["picture"]:
             raise Problem("unprocessable", f"image: {name} takes no picture; leave it out")
+        if (intrinsics := wanted.get("intrinsics")) is not None:
+            if not served.offer.get("poses"):
+                raise Problem("unprocessable", f"intrinsics: {name} has no camera; leave them out")
+            changes["source"] = {"intrinsics": intrinsics}
         if (seconds := wanted.get("seconds")) is not None and not 0 < seconds <= self.serve.session_s:
             rule = f"must be above 0 and at most {self.serve.session_s:g}"
             raise Problem("unprocessable", f"seconds={seconds:g}: {rule}; give another")

@@ -112,7 +112,7 @@ class Session:
         """Open its stream.
 
         Args:
-            changes: to the configuration's stream.
+            changes: to the configuration's stream, and as `source` to that.
             picture: that it begins with, as PNG; empty: the one of the configuration.
 
         Raises:
@@ -123,8 +123,9 @@ class Session:
         self._term.begin()
         self.expires_at = time.time() + self._term.length_s
         ends = self._ends.open(picture, once=not self.served.recovers)
+        source = {"source": changes.get("source", {}) | ends["source"]}
         try:
-            self.number = await self.served.open(self.id, changes | ends)
+            self.number = await self.served.open(self.id, changes | ends | source)
         except BaseException:
             self._end("failed")
             raise

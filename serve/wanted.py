@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from conf.errors import UserError
+from conf.schema.stream import check_intrinsics
 from serve.asked import check_prompt
 
 SEEDS = range(1 << 63)
@@ -22,6 +23,9 @@ class Wanted:
     """None: one that is drawn."""
     image: str | None = None
     """The id of an upload, or a picture in base64."""
+    intrinsics: list[float] | None = None
+    """Of the camera that the picture was taken with: fx, fy, cx, cy in pixels of a picture of 832 x 480; None: as the
+    configuration has it."""
     seconds: float | None = None
     """At most; None: as long as the server lets it, who checks it."""
     queue: bool = False
@@ -32,6 +36,8 @@ class Wanted:
             raise UserError(f"seed={self.seed}", "is a whole number from 0, of at most 63 bits", "give another")
         if self.prompt is not None:
             check_prompt(self.prompt)
+        if self.intrinsics is not None:
+            check_intrinsics("intrinsics", self.intrinsics)
 
     @property
     def given(self) -> dict[str, Any]:

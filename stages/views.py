@@ -110,8 +110,9 @@ def misfit(poses: np.ndarray) -> tuple[int, str] | None:
 def between(a: View, b: View, share: float) -> View:
     """What lies between two views, `share` of the way in (0, 1): the position and the intrinsics on a straight line,
     the rotation at an even speed about one axis, the shorter way (slerp; Shoemake 1985)."""
-    pose = identity()
-    pose[:3, :3] = _rotation(_slerp(_quaternion(a.pose[:3, :3]), _quaternion(b.pose[:3, :3]), share))
+    pose, turns = a.pose.copy(), (a.pose[:3, :3], b.pose[:3, :3])
+    if not np.array_equal(*turns):  # what stands still does so to the bit
+        pose[:3, :3] = _rotation(_slerp(*map(_quaternion, turns), share))
     pose[:3, 3] = a.pose[:3, 3] + share * (b.pose[:3, 3] - a.pose[:3, 3])
     return View(pose, a.intrinsics + share * (b.intrinsics - a.intrinsics))
 

@@ -100,7 +100,7 @@ SIZES = {"dim": 24, "heads": 2, "layers": 4}
 
 MODEL = {
     "name": "posed", "family": "posedfamily", "network": SIZES, "window_frames": 9, "height": 32, "width": 32,
-    "context": "clean",
+    "context": "clean", "codec": {"kind": "wan"},
 }  # fmt: skip
 
 

@@ -8,27 +8,32 @@ line before.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from conf import disk
 from conf.errors import UserError
 from stages.controls import Row
 from stages.inputs import Views
 from stages.sources.backlog import Backlog
-from stages.sources.lines import LONGEST_LINE, LiveLines
+from stages.sources.lines import FileLines, LiveLines, check_order, entry_of
 from stages.sources.poses import FILE, Poses
 from stages.views import EXAMPLE, View, between, identity, lens, whole
 
 AHEAD = 4096
 """Keyframes of a live stream that are kept for later."""
 NOW = '{"pose": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0.5]]}'
+
+
+class Said(NamedTuple):
+    """What a line says: a pose, float64 [4, 4], and intrinsics, float64 [4] and scaled; None: as before."""
+
+    pose: np.ndarray
+    intrinsics: np.ndarray | None
 
 
 class Keyframes:
@@ -49,17 +54,19 @@ class Keyframes:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, frame: int, pose: np.ndarray, intrinsics: np.ndarray | None) -> None:
-        """What was said of `frame`, which is behind all others; intrinsics None: as before."""
-        self._intrinsics = self._intrinsics if intrinsics is None else intrinsics
-        self._keys.append((frame, View(pose, self._intrinsics)))
+    def add(self, frame: int, said: Said) -> None:
+        """Of `frame`, which is behind all others."""
+        self._keys.append((frame, self._view(said)))
         self.horizon = frame
 
-    def arrive(self, first: int, count: int, pose: np.ndarray, intrinsics: np.ndarray | None) -> None:
-        """From where it is in the frame before `first`, the camera arrives at `pose` in the last of `count` frames,
-        without a leap. Keyframes on the way are of no effect, later ones stay."""
-        self._intrinsics = self._intrinsics if intrinsics is None else intrinsics
-        last, view = first + count - 1, View(pose, self._intrinsics)
+    def _view(self, said: Said) -> View:
+        self._intrinsics = self._intrinsics if said.intrinsics is None else said.intrinsics
+        return View(said.pose, self._intrinsics)
+
+    def arrive(self, first: int, last: int, said: Said) -> None:
+        """From where it is in the frame before `first` the camera arrives in frame `last`, without a leap. Keyframes on
+        the way are of no effect, later ones stay."""
+        view = self._view(said)
         now = [(first - 1, self.at(first - 1))] if self._keys and first > 0 else []
         self._keys = deque([*now, (last, view), *(key for key in self._keys if key[0] > last)])
         self.horizon = self._keys[-1][0]
@@ -102,22 +109,14 @@ class PoseFile(Poses):
     """
 
     def __init__(self, path: str | Path, intrinsics: np.ndarray):
-        self.name, self._path = f"source.camera={path}", Path(path)
-        self._keys = Keyframes(intrinsics)
-        disk.readable(self.name, path, f"{FILE}, a named pipe or -")
-        try:
-            with self._path.open("rb") as file:
-                if not sum(1 for _ in self._parsed(file)):
-                    raise UserError(self.name, "holds no line", FILE)
-            self._file = self._path.open("rb")
-        except OSError as error:
-            raise UserError(self.name, f"cannot be read ({error.strerror})", FILE) from error
-        self._lines = self._parsed(self._file)
+        self.name, self._keys = f"source.camera={path}", Keyframes(intrinsics)
+        self._lines = FileLines(self.name, path, parse_line, FILE, apart=1)
 
     def take(self, first: int, count: int, rows: Sequence[Row]) -> Views:
         """See `Poses`."""
         while not self.ended and self._keys.horizon < first + count:
-            if (line := self._next()) is None:
+            line = self._lines.next()
+            if line is None:
                 self.ended = True
             else:
                 self._keys.add(*line)
@@ -127,33 +126,10 @@ class PoseFile(Poses):
     def close(self) -> None:
         """Close the file; the last pose holds."""
         self.ended = True
-        self._file.close()
-
-    def _next(self) -> tuple[int, np.ndarray, np.ndarray | None] | None:
-        try:
-            return next(self._lines, None)
-        except ValueError:  # closed in another thread
-            if self.ended:
-                return None
-            raise
-
-    def _parsed(self, file: BinaryIO) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-        number, last = 0, -1
-        while line := file.readline(LONGEST_LINE + 1):
-            number += 1
-            where = f"{self.name} line {number}"
-            parsed = parse_line(line, where)
-            if parsed is None:
-                continue
-            frame, pose, intrinsics = parsed
-            if frame is None:
-                raise UserError(where, "has no frame", f"say of which frame, e.g. {EXAMPLE}")
-            _refuse_going_back(frame, last, where)
-            last = frame
-            yield frame, pose, intrinsics
+        self._lines.close()
 
 
-class LivePoses(Poses):
+class LivePoses(LiveLines, Poses):
     """Poses from a live binary stream of JSON lines: standard input, a program or a named pipe.
 
     Lines with a frame are keyframes, and awaited: a pipe and a file with the same lines give the same poses. A line
@@ -178,16 +154,10 @@ class LivePoses(Poses):
         owned: bool = False,
         backlog: Backlog | None = None,
     ):
-        self.name, self._keys = name, Keyframes(intrinsics)
-        self._now: tuple[np.ndarray, np.ndarray | None] | None = None
+        self._keys = Keyframes(intrinsics)
         self._shown = -1
         """The last frame that was taken: what is said of it, or of one before, comes too late."""
-        self._lines = LiveLines(stream, self._line, stop, name, owned, backlog)
-
-    @property
-    def silent(self) -> bool:
-        """See `Poses`."""
-        return self.ended and not self._lines.seen
+        super().__init__(stream, parse_line, stop, name, owned, backlog)
 
     def take(self, first: int, count: int, rows: Sequence[Row]) -> Views:
         """See `Poses`.
@@ -196,81 +166,46 @@ class LivePoses(Poses):
             Turned: it was waited for when the run's generation ended; what has come stays for whoever asks next.
         """
         last = first + count - 1
-        self._lines.read(lambda: self._keys.horizon < last, lambda: len(self._keys) >= AHEAD)
-        now, self._now = self._now, None
-        self.accepted = self._lines.came if now else None
+        now = self.read(lambda: self._keys.horizon < last, lambda: len(self._keys) >= AHEAD)
+        self.accepted = self.came if now else None
         if now:
-            self._keys.arrive(first, count, *now)
+            self._keys.arrive(first, last, now)
         elif not self._keys:
-            self._keys.add(0, identity(), None)
+            self._keys.add(0, Said(identity(), None))
         self.fresh = self._keys.horizon >= first
-        self.ended, self._shown = self._lines.over and self._keys.horizon <= last, last
+        self.ended, self._shown = self.over and self._keys.horizon <= last, last
         return self._keys.take(first, count, rows)
 
-    def _line(self, line: bytes, where: str) -> bool | None:
-        if (parsed := parse_line(line, where)) is None:
-            return None
-        frame, pose, intrinsics = parsed
-        if frame is None:
-            self._now = pose, intrinsics
-            return False
-        _refuse_going_back(frame, max(self._keys.horizon, self._shown), where)
-        self._keys.add(frame, pose, intrinsics)
-        return True
+    def said(self, frame: int, what: Said, where: str) -> None:
+        """See `LiveLines`."""
+        check_order(frame, max(self._keys.horizon, self._shown), where, apart=1)
+        self._keys.add(frame, what)
 
     @property
     def progress(self) -> dict[str, Any]:
         """See `Poses`."""
-        return self._lines.progress | self._keys.progress | {"shown": self._shown}
-
-    @property
-    def position(self) -> int:
-        """Bytes since the stream's beginning that `progress` has taken in."""
-        return self._lines.position
-
-    def drop(self, position: int) -> None:
-        """As of `stages.sources.live.LiveBytes`."""
-        self._lines.drop(position)
+        return super().progress | self._keys.progress | {"shown": self._shown}
 
     def resume(self, progress: dict[str, Any], again: bool = False) -> None:
         """See `Poses`."""
         if "keys" in progress:
-            self._lines.resume(progress, again)
+            super().resume(progress, again)
             self._keys.resume(progress)
             self._shown = progress["shown"]
-
-    def wire(self, stop: threading.Event) -> None:
-        """Go on for a stream with another stop event."""
-        self._lines.wire(stop)
-
-    def close(self) -> None:
-        """See `Poses`."""
-        self._lines.close()
+            self.ended = self.over and self._keys.horizon <= self._shown
 
 
-def parse_line(line: bytes, where: str) -> tuple[int | None, np.ndarray, np.ndarray | None] | None:
-    """One JSON line to (frame or None, pose, intrinsics or None); None if the line is blank.
+def parse_line(line: bytes, where: str) -> tuple[int | None, Said] | None:
+    """One JSON line to (frame or None, what it says); None if the line is blank.
 
     Raises:
         UserError: the line is wrong; `where` names it.
     """
-    if len(line) > LONGEST_LINE:
-        raise UserError(where, f"is longer than {LONGEST_LINE} bytes", f"one pose a line, e.g. {EXAMPLE}")
-    if not line.strip():
+    if (found := entry_of(line, where, "pose", EXAMPLE)) is None:
         return None
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(where, "is not JSON", f"one object a line, e.g. {EXAMPLE}") from error
-    if not isinstance(entry, dict) or "pose" not in entry:
+    frame, entry = found
+    if "pose" not in entry:
         raise UserError(where, "has no pose", f"one object a line, e.g. {EXAMPLE}")
-    frame, intrinsics = entry.get("frame"), entry.get("intrinsics")
-    if frame is not None and (isinstance(frame, bool) or not isinstance(frame, int) or frame < 0):
-        raise UserError(f"{where}: frame={str(frame)[:80]}", "a frame is an integer from 0 on", f"e.g. {EXAMPLE}")
-    seen = None if intrinsics is None else lens(f"{where}: intrinsics", intrinsics)
-    return frame, whole(f"{where}: pose", entry["pose"]), seen
-
-
-def _refuse_going_back(frame: int, last: int, where: str) -> None:
-    if frame <= last:
-        raise UserError(f"{where}: frame={frame}", f"comes behind frame {last}", "put the lines in the order of frames")
+    seen = entry.get("intrinsics")
+    pose = whole(f"{where}: pose", entry["pose"])
+    return frame, Said(pose, None if seen is None else lens(f"{where}: intrinsics", seen))

@@ -121,6 +121,11 @@ def test_rows_are_an_image_encoders_where_there_is_one(run, source, tmp_path):
     assert encoders.weight_bytes == made.weight_bytes(2)
 
 
+def test_it_is_emulated(run):
+    run("plan=layers", "device=emulated", "device.emulated.step_s=0.001")
+    assert run.report["chunks"] == CHUNKS
+
+
 def test_messages_are_as_large_as_plans_say(source):
     given = opened(source).chunk(0)
     assert {name: tuple(tensor.shape) for name, tensor in given.items()} == {

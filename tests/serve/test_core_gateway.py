@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from conf.errors import UserError
 from conf.schema.serve import ServeConfig
 from serve.admission import Admission
 from serve.gateway import ENDED, Gateway
@@ -17,6 +18,7 @@ from serve.problems import Problem
 from serve.redaction import HIDDEN
 from serve.session import Session
 from serve.tracing import Tracing
+from serve.wanted import Wanted
 from tests.serve.core_time import REFUSED, Eye, Model, Port, settle, virtually
 
 
@@ -174,6 +176,7 @@ async def test_a_queue_that_is_full_and_a_caller_with_too_many_are_refused():
         {"seconds": 1e9},
         {"model": "nowhere"},
         {"image": "none"},
+        {"intrinsics": [416.0, 416.0, 416.0, 240.0]},
     ],
 )
 @virtually
@@ -182,6 +185,18 @@ async def test_what_cannot_be_asked_for_is_refused_and_leaves_nothing(wanted):
         with pytest.raises(Problem):
             await one.open(**wanted)
         assert one.models["maze"].opened == [] and one.nothing_is_left()
+
+
+@virtually
+async def test_a_session_says_what_its_lens_is():
+    async with house() as one:
+        one.models["maze"].offer = one.models["maze"].offer | {"poses": True}
+        await one.open(intrinsics=[500.0, 500.0, 416.0, 240.0])
+        source = one.models["maze"].opened[0][1]["source"]
+        assert source["intrinsics"] == [500.0, 500.0, 416.0, 240.0] and source["session"]
+    for given in ([1.0], [0.0, 1.0, 1.0, 1.0]):
+        with pytest.raises(UserError, match="are four finite numbers"):
+            Wanted(intrinsics=given)
 
 
 @pytest.mark.parametrize("raised", [REFUSED, RuntimeError("gone"), ValueError("a fault of ours")])

@@ -275,6 +275,20 @@ async def test_an_event_comes_back_on_the_chunk_that_shows_it_with_its_latency()
 
 
 @virtually
+async def test_where_a_worlds_camera_is_comes_with_the_chunk_that_leads_there():
+    one = One()
+    one.session.attach(eye := Eye())
+    await one.begin()
+    at = [0.5, 0, 1.25, 30.0, -2.0]
+    await one.source.say("sampled", chunk=0, events=[], silence_s=0, held_s=0, late_s=0, at=at)
+    await one.source.say("sampled", chunk=1, events=[], silence_s=0, held_s=0, late_s=0, at=None)
+    await one.show(0)
+    await one.show(1)
+    assert [shown.told.get("at") for shown in eye.chunks] == [at, None]
+    assert "at" not in eye.chunks[1].told
+
+
+@virtually
 async def test_lateness_is_counted_and_told_and_slack_goes_back_to_the_source():
     one = One(margin_s=0.1)
     eye = Eye()

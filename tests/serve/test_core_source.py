@@ -240,6 +240,16 @@ def test_the_slack_of_chunks_is_passed_on():
         assert one.slacks == [(-0.25, 0.125), (0.5, 0.0)]
 
 
+def test_a_chunk_says_where_the_worlds_camera_is():
+    with End() as end:
+        one = Stage(end)
+        for at in ([1.0, 0.0, 2.0, 90.0, 0.0], None):
+            one.source.begin()
+            one.source.sampled(0, at)
+            assert end.hear("sampled")[0]["at"] == at
+        one.source.close()
+
+
 @pytest.mark.parametrize("ends", ["told", "gone"])
 def test_a_gateway_that_ends_the_session_or_is_gone_ends_the_stream(ends):
     with End() as end:
