@@ -5,7 +5,7 @@ import * as words from "./words.js";
 const BOUND = 2000;
 /** The map is at least so many of the longest step wide, so that the first few do not fill it. */
 const STEPS = 8;
-const MARGIN = 14;
+const MARGIN = 30;
 /** Half of the angle that is drawn as seen, radians. */
 const SEEN = Math.PI / 5;
 
