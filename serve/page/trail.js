@@ -39,7 +39,7 @@ export class Trail {
     this.#shown(false);
   }
 
-  /** A chunk is on the screen that was seen from [x, y, z, yaw, pitch], or from nowhere that is known: null. */
+  /** A chunk is on the screen that was seen from [x, y, z, yaw, pitch], degrees to the right, or from nowhere that is known: null. */
   add(pose) {
     if (!pose) return;
     const [x, , z, yaw] = pose;
@@ -80,7 +80,7 @@ export class Trail {
   }
 
   #here(pen, [left, top]) {
-    const angle = this.#yaw - Math.PI / 2;
+    const angle = ((this.#yaw - 90) / 180) * Math.PI;
     pen.fillStyle = this.#colours.accent;
     pen.globalAlpha = 0.3;
     pen.beginPath();

@@ -240,7 +240,7 @@ def test_a_map_is_drawn_of_poses_that_are_known(page):
         }
         return [told, extent([[0, 0], [0, 1], [3, 9]]), extent([[5, 5]]), extent([[0, 0], [1, 0]])];
     }"""
-    told, *extents = page.evaluate(work, [None, [1, 0, 2, 0, 0], [3.5, 0, 1, 1.6, 0]])
+    told, *extents = page.evaluate(work, [None, [1, 0, 2, 0, 0], [3.5, 0, 1, 90, 0]])
     assert [hidden for hidden, _ in told] == [True, False, False]
     assert told[2][1] == "Map: you are 1.0 behind and 2.5 to the right of where you began"
     assert extents[0] == {"x": 1.5, "z": 4.5, "span": pytest.approx(8 * 73**0.5)}
