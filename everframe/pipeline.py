@@ -3,7 +3,7 @@
     with everframe.open("plan.workers=3", model="nano", plan="timestep") as pipeline:
         stream = pipeline.stream(prompt="a maze by day", actions=everframe.LIVE)
         for chunk in stream:                  # frames uint8 [n, H, W, 3], sound float32 [m] or None, index, fps
-            stream.act("forward")             # from the next chunk that is sampled on
+            stream.act("forward")             # from the next chunk that is sampled on; or keys=[...], mouse=[...]
             stream.prompt("a maze by night")  # likewise
             if chunk.index == 9:
                 stream.stop()                 # chunks under way still come
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from itertools import chain, count
@@ -35,6 +35,7 @@ from launch import cli, planning, replanning, running
 from launch.control import open_stream
 from parallel import capability
 from runtime.running import Running
+from stages.controls import entry_of
 from stages.inputs import controls_of, inputs_of
 from stages.link import Door
 from stages.sinks.reader import Chunk, Reader
@@ -232,18 +233,27 @@ class Stream:
         """
         _patiently(self._pipeline.prompt, self._number, text)
 
-    def act(self, action: str) -> None:
-        """Do something, from the next chunk that is sampled on until the next action.
+    def act(
+        self, action: str | None = None, *, keys: Iterable[str] | None = None, mouse: Iterable[float] | None = None
+    ) -> None:
+        """Do something, from the next chunk that is sampled on until the next call.
+
+        Args:
+            action: a key that is held alone, or the model's word for none.
+            keys: in its place, all that are held; a model may know one at a time.
+            mouse: how far to turn in each video frame, from -10 to 10, a number for each of the model's axes; None:
+                not at all.
 
         Raises:
-            UserError: the model does not know the action, or the stream was not opened with `actions=LIVE`.
+            UserError: the model does not know it, or the stream was not opened with `actions=LIVE`.
         """
         model = self._pipeline.config.model
-        controls = controls_of(inputs_of(model))
-        if controls is None or action not in controls.actions:
+        controls, entry = controls_of(inputs_of(model)), entry_of(action, keys, mouse)
+        if controls is None or (action is not None and action not in controls.actions):
             known = ", ".join(controls.actions) if controls else "none"
             raise UserError(f"act({shown(action)})", f"model={model.name} does not know it", f"it knows {known}")
-        self._give("actions", json.dumps({"action": action}).encode() + b"\n")
+        controls.parse(entry, "act")
+        self._give("actions", json.dumps(entry).encode() + b"\n")
 
     def hear(self, samples: np.ndarray) -> None:
         """Go on with its sound: mono at 16 kHz, float [n] in [-1, 1]. The first chunk waits for it, so give some

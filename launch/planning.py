@@ -17,7 +17,7 @@ from runtime.arithmetic import decoded_pixels, rule_cost
 from runtime.encoders import Picture
 from runtime.workload import describe
 from stages.build import TEMPORAL_STRIDE
-from stages.inputs import inputs_of, made_of
+from stages.inputs import controls_of, inputs_of
 
 
 def subject(config: Config) -> Subject:
@@ -45,7 +45,7 @@ def demand(config: Config) -> Demand:
         frames=model.chunk_frames * TEMPORAL_STRIDE,
         fps=model.fps,
         streams=config.stream.count,
-        interactive=made_of(inputs_of(model), "actions") is not None,
+        interactive=controls_of(inputs_of(model)) is not None,
         paced=config.source.paced,
         max_control_latency_s=config.stream.max_control_latency_s,
     )

@@ -33,6 +33,7 @@ from runtime.snapshot import CONDITIONING, Snapshot
 from runtime.sources import Live, open_sources
 from runtime.video import VideoChunk
 from stages.build import TEMPORAL_STRIDE, torch_dtype
+from stages.controls import Controls, Row
 from stages.denoise.draws import Draws
 from stages.denoise.schedule import schedule_of
 from stages.inputs import (
@@ -266,8 +267,8 @@ class Conditioning:
         start, count = self.frames(chunk)
         made, taken = {}, None
         for one in with_chunk(self.inputs):
-            if one.source == "actions" and taken is None:
-                taken = self._taken(start, count)
+            if one.controls and taken is None:
+                taken = self._taken(start, count, one.controls)
             made[one.name] = self.encoding.own(one, chunk, count, taken)
         # A live source may have ended while it was waited for.
         if line is None and chunk == 0 and not self.stop.is_set():
@@ -343,9 +344,9 @@ class Conditioning:
             rule = f"ended before {pictures_of(self.model, 0)} pictures came, which the first chunk is made of"
             raise UserError(name, rule, "give a longer one")
 
-    def _taken(self, start: int, count: int) -> list[int]:
-        """The action of every video frame, as an index."""
-        return self.actions.take(start, count) if self.actions else [0] * count
+    def _taken(self, start: int, count: int, controls: Controls) -> list[Row]:
+        """The row of every video frame."""
+        return self.actions.take(start, count) if self.actions else [controls.rest] * count
 
     def samples(self, chunk: int) -> np.ndarray | None:
         """The sound to hear with a chunk's frames, float32 at 16 kHz; None for a silent model."""

@@ -14,6 +14,7 @@ from runtime.encoders import Encoders, Picture
 from runtime.prompts import Prompts
 from runtime.sources import Sources
 from stages.build import torch_dtype
+from stages.controls import Row
 from stages.inputs import FRAMES_PER_LATENT, REFERENCE, Axis, Given, Input, made_of, on
 
 log = logging.getLogger(__name__)
@@ -136,8 +137,13 @@ class Encoding:
 
     # -- of a chunk ---------------------------------------------------------------------------------------------------
 
-    def own(self, one: Input, chunk: int, count: int, taken: list[int] | None) -> Tensor | None:
-        """An input's own entries in a chunk of `count` video frames: of what is given, or of its source's rows."""
+    def own(self, one: Input, chunk: int, count: int, taken: list[Row] | None) -> Tensor | None:
+        """An input's own entries in a chunk of `count` video frames: of what is given, or of its source's rows.
+
+        Args:
+            taken: rows of what was pressed, one a video frame, which all inputs made of actions are given: as int64
+                [4 f] indices, or float64 [4 f, keys + axes]; None: nothing can be.
+        """
         given = self._given(f"{one.key}.{chunk:06d}", self._chunk_shape(one)) if one.key else None
         if one.source == "audio":
             given = self._heard(one, count, given)

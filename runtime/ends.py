@@ -20,6 +20,7 @@ from conf.errors import UserError
 from runtime.filmed import NotedCamera
 from runtime.journal import Line
 from runtime.pace import Pace
+from stages.controls import Row
 from stages.sources.audio import NOTHING, SAMPLE, Pcm
 from stages.sources.session import SessionSource
 
@@ -106,7 +107,7 @@ class NotedActions:
     def __init__(self, source: Any):
         self.source, self.progress = source, source.progress
         self.name = getattr(source, "name", "source.actions=-")
-        self._taken: list[int] | None = None
+        self._taken: list[Row] | None = None
         self._again: Line | None = None
 
     @property
@@ -129,8 +130,8 @@ class NotedActions:
         """When the oldest came that is new in the latest `take`."""
         return self._again.pressed if self._again else self.source.accepted
 
-    def take(self, first_frame: int, count: int) -> list[int]:
-        """The action index of each of `count` frames from `first_frame` on.
+    def take(self, first_frame: int, count: int) -> list[Row]:
+        """The row of each of `count` frames from `first_frame` on.
 
         Raises:
             Turned: they were waited for when the run's generation ended.
@@ -264,21 +265,26 @@ class NoFrames:
 
 
 class Gone:
-    """Stands for a live source of a stream that had ended: all that it ever gave is in the journal."""
+    """Stands for a live source of a stream that had ended: all that it ever gave is in the journal.
+
+    Args:
+        rest: the row of no action.
+    """
 
     rate, duration_s = 16000, None
     ended, fresh, accepted = True, False, None
 
-    def __init__(self):
+    def __init__(self, rest: Row = 0):
         self.progress: dict[str, Any] = {}
+        self._rest = rest
 
     def read(self, samples: int) -> np.ndarray:
         """Nothing."""
         return NOTHING
 
-    def take(self, first_frame: int, count: int) -> list[int]:
+    def take(self, first_frame: int, count: int) -> list[Row]:
         """No action."""
-        return [0] * count
+        return [self._rest] * count
 
     def resume(self, progress: dict[str, Any], again: bool = False) -> None:
         """Nothing goes on."""

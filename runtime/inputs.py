@@ -5,7 +5,8 @@ A line of JSON for each chunk, appended when the chunk is sampled:
     {"chunk": 7, "prompt": "...", "sound": "...", "actions": [1, 1, ...], "pictures": {"jpeg": [...], "shown": [...]}}
 
 `prompt` is there where one begins with the chunk; `sound` is the 16 kHz mono PCM that was read from the source for it,
-as base64 of 16-bit little-endian samples; `actions` is an index for each video frame. `pictures` are those of a
+as base64 of 16-bit little-endian samples; `actions` is a row for each video frame (`stages.controls`): an index, or a
+list of numbers where keys may be held together. `pictures` are those of a
 session's camera: `jpeg`, in base64, those that were decoded for the chunk, and `shown` an index in it for each video
 frame, -1 for grey. Where the stream ended there is a last line `{"end": 40}`: chunks before it were all that was made.
 A run driven by the file makes the same latents.
@@ -26,6 +27,7 @@ import numpy as np
 from conf import disk
 from conf.errors import UserError
 from runtime.filmed import RecordedFrames
+from stages.controls import Controls, Row, row_of
 from stages.sources.audio import RATE, Pcm
 from stages.sources.film import Shots
 from stages.sources.fitting import Fit
@@ -87,7 +89,7 @@ class InputsSink:
         chunk: int,
         prompt: str | None,
         sound: np.ndarray | None,
-        actions: Sequence[int] | None,
+        actions: Sequence[Row] | None,
         shots: Shots | None = None,
     ) -> None:
         """What `chunk` was sampled from.
@@ -184,7 +186,16 @@ class Inputs:
         if not self.chunks:
             raise UserError(self._name, "holds no chunk", "give a file that sink.inputs wrote")
         self.sound = Recorded(np.concatenate(sound) if sound else np.zeros(0, np.float32)) if sound else None
-        self.actions = RecordedActions(self._actions) if self._actions else None
+
+    def actions(self, controls: Controls) -> RecordedActions | None:
+        """What was pressed, as a source; None: nothing was recorded.
+
+        Raises:
+            UserError: it is of a model with other controls.
+        """
+        if not all(map(controls.fits, self._actions)):
+            raise UserError(self._name, "holds actions of another model", "give one that was recorded with this one")
+        return RecordedActions(list(map(row_of, self._actions))) if self._actions else None
 
     @property
     def sees(self) -> bool:
@@ -244,16 +255,16 @@ class Recorded:
 
 
 class RecordedActions:
-    """Actions that were recorded, an index for each video frame, as a source."""
+    """Actions that were recorded, a row for each video frame, as a source."""
 
     accepted = None
 
-    def __init__(self, actions: Sequence[int]):
+    def __init__(self, actions: Sequence[Row]):
         self._actions = list(actions)
         self.ended = False
 
-    def take(self, first_frame: int, count: int) -> list[int]:
-        """The action index of each of `count` frames from `first_frame` on; the last one holds."""
+    def take(self, first_frame: int, count: int) -> list[Row]:
+        """The row of each of `count` frames from `first_frame` on; the last one holds."""
         end = first_frame + count
         self.ended = end >= len(self._actions)
         return [self._actions[min(frame, len(self._actions) - 1)] for frame in range(max(0, first_frame), end)]

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from conf.errors import UserError
+from stages.controls import Row, row_of
 from stages.sources.film import Shots
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Line:
         number: of the last order whose prompt was sampled so far.
         sound: read from a live source for it, float32 [n], exactly; None: there is none.
         short: whether that source ended meanwhile.
-        actions: an index for each video frame, of a live source; None: there is none.
+        actions: a row for each video frame (`stages.controls`), of a live source; None: there is none.
         frames: how many came from a live source of pictures, which keeps them itself; None: there is none.
         seen: when the oldest picture came that is new in it, of these or of a camera.
         shots: what it showed of a session's camera; None: it has none.
@@ -66,7 +67,7 @@ class Line:
     number: int = -1
     sound: np.ndarray | None = None
     short: bool = False
-    actions: list[int] | None = None
+    actions: list[Row] | None = None
     frames: int | None = None
     seen: float | None = None
     shots: Shots | None = None
@@ -89,6 +90,8 @@ class Line:
         """What a line of the file says."""
         if content["sound"] is not None:
             content["sound"] = np.frombuffer(base64.b64decode(content["sound"]), "<f4").astype(np.float32)
+        if content["actions"] is not None:
+            content["actions"] = list(map(row_of, content["actions"]))
         if content["shots"] is not None:
             content["shots"] = Shots.of(content["shots"])
         return cls(**content)

@@ -24,7 +24,8 @@ from runtime.prompts import Prompts
 from runtime.replay import Replay
 from runtime.sound import Sound
 from runtime.video import LATENTS, PICTURES, Video
-from stages.inputs import Input, inputs_of, made_of
+from stages.controls import Controls, Row
+from stages.inputs import Input, controls_of, inputs_of, made_of
 from stages.sources.actions import ActionFile, LiveActions
 from stages.sources.ahead import Ahead
 from stages.sources.audio import LivePcm, Silence
@@ -132,12 +133,12 @@ class Live(NamedTuple):
             self.ends.sound = Noted(Gone() if self.replay.end else make())
         return self.ends.sound
 
-    def actions(self, make: Callable[[], Any]) -> Any:
-        """A live source of actions, likewise."""
+    def actions(self, make: Callable[[], Any], rest: Row) -> Any:
+        """A live source of actions, likewise; `rest`: the row of none."""
         if not self.ends:
             return make()
         if self.ends.actions is None:
-            self.ends.actions = NotedActions(Gone() if self.replay.end else make())
+            self.ends.actions = NotedActions(Gone(rest) if self.replay.end else make())
         return self.ends.actions
 
     def video(self, make: Callable[[], Any]) -> Any:
@@ -196,17 +197,17 @@ def open_sources(
         _check_video(model, source, sink, tensors, inputs)
     waits = source.live or bool(live.ends and live.ends.sources)
     opened = Sources(tensors, inputs, None, None, None, waits, ends=live.ends)
-    heard, taken = made_of(declared, "audio"), made_of(declared, "actions")
+    heard, controls = made_of(declared, "audio"), controls_of(declared)
     try:
         if source.session:
             opened.private = True
-            opened.session = _session(source, taken, stop, prompts, pace, live)
+            opened.session = _session(source, controls, stop, prompts, pace, live)
         if heard:
             pcm, whole_file = _pcm(heard, source, inputs, opened.session, stdin, stop, live)
             features = encoders.listen(heard, whole_file)
             opened.sound = Sound(Tap(pcm) if sink.inputs else pcm, model.fps, features)
-        if taken:
-            opened.actions = _actions(taken, source, inputs, opened.session, stdin, stop, live)
+        if controls:
+            opened.actions = _actions(controls, source, inputs, opened.session, stdin, stop, live)
         if anew:
             frames = _frames(model, source, picture, inputs, opened.session, stdin, stop, live)
             try:
@@ -240,15 +241,14 @@ def _nobody(seconds: float, late_s: float) -> None:
 
 
 def _session(
-    source: SourceConfig, taken: Input | None, stop: threading.Event, prompts: Prompts, pace: Pace | None, kept: Live
+    source: SourceConfig, known: Controls | None, stop: threading.Event, prompts: Prompts, pace: Pace | None, kept: Live
 ) -> SessionSource | None:
     """One that is kept, or a new one; None where the stream's had ended."""
     ends, replay = kept
     if ends and (ends.session or replay.end):
         return ends.session
     resume = replay.told() if replay and replay.again else None
-    names = taken.controls.actions if taken else ()
-    session = SessionSource(source.session, names, stop, partial(_said, prompts), _slack(pace), resume=resume)
+    session = SessionSource(source.session, known or (), stop, partial(_said, prompts), _slack(pace), resume=resume)
     if ends:
         ends.session = session
     return session
@@ -310,7 +310,7 @@ def _pcm(
 
 
 def _actions(
-    taken: Input,
+    controls: Controls,
     source: SourceConfig,
     inputs: Inputs | None,
     session: SessionSource | None,
@@ -319,20 +319,20 @@ def _actions(
     live: Live,
 ) -> Any:
     if source.session:
-        return live.actions(lambda: session.actions)
+        return live.actions(lambda: session.actions, controls.rest)
     if inputs is not None:
-        return inputs.actions
+        return inputs.actions(controls)
     if not source.actions:
         return None
     if live.acts(source.actions):
         name, path = f"source.actions={source.actions}", source.actions
         return live.actions(
             lambda: LiveActions(
-                live_stream("source.actions", path, stdin), taken.controls.actions, stop, name, path != "-",
-                live.backlog("actions"),
+                live_stream("source.actions", path, stdin), controls, stop, name, path != "-", live.backlog("actions")
             ),
-        )  # fmt: skip
-    return ActionFile(source.actions, taken.controls.actions)
+            controls.rest,
+        )
+    return ActionFile(source.actions, controls)
 
 
 def _frames(
@@ -398,7 +398,7 @@ def _refuse_unused(model: ModelConfig, source: SourceConfig, declared: tuple[Inp
         raise UserError(f"source.video={source.video}", rule, "set source.video=null, or give model.noise_scale")
     for name in ("image", "audio", "actions"):
         value = getattr(source, name)
-        if value and made_of(declared, name) is None:
+        if value and (controls_of(declared) if name == "actions" else made_of(declared, name)) is None:
             raise UserError(f"source.{name}={value}", f"model={model.name} takes no {name}", f"set source.{name}=null")
         if value and source.inputs and name != "image":
             raise UserError(f"source.{name}={value}", "source.inputs brings its own", f"set source.{name}=null")

@@ -129,8 +129,10 @@ class Ends:
     def event(self, id: str, event: dict[str, Any]) -> None:
         """Something was typed or pressed."""
         self._events[id] = event
-        while len(self._events) > WAITING:
-            self._events.popitem(last=False)
+        if len(self._events) > WAITING:
+            # A mouse that moves says more than anybody types, and each word of it is in place of the one before.
+            actions = [one for one, said in self._events.items() if said["type"] == "action"]
+            del self._events[actions[0] if len(actions) > 1 else next(iter(self._events))]
         if event["type"] == "action":
             self._held = event
         if self._listens:

@@ -123,8 +123,12 @@ def row_of(told: int | Sequence[float]) -> Row:
 
 def entry_of(action: str | None, keys: Iterable[str] | None, mouse: Iterable[float] | None) -> dict[str, Any]:
     """The entry that says what is given."""
-    given = {ACTION: action, KEYS: None if keys is None else list(keys), MOUSE: None if mouse is None else list(mouse)}
-    return {name: value for name, value in given.items() if value is not None}
+    entry: dict[str, Any] = {} if action is None else {ACTION: action}
+    if keys is not None:
+        entry[KEYS] = list(keys)
+    if mouse is not None:
+        entry[MOUSE] = [float(turn) for turn in mouse]
+    return entry
 
 
 def _is_number(value: Any) -> bool:

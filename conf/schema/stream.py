@@ -153,7 +153,8 @@ class SourceConfig:
     audio: str | None = None
     """A sound file, or `-`: live 16-bit mono sound of 16 kHz."""
     actions: str | None = None
-    """A file of lines `{"frame": 0, "action": "forward"}`, or `-`: live lines."""
+    """A file of lines `{"frame": 0, "action": "forward"}` or, for models that take keys together or turn, `{"frame": 0,
+    "keys": ["forward", "left"], "mouse": [0.0, 0.1]}`; or `-`: live lines."""
     video: str | None = None
     """What a model with `model.noise_scale` draws anew: a video file, or `-` (or a named pipe): live raw RGB24 frames
     of the stream's size, `model.fps` a second; or `grey`: grey pictures without end, as a server's rate is measured."""

@@ -1,7 +1,8 @@
 """What the viewer does, per video frame, from JSON lines such as `{"frame": 40, "action": "forward"}`.
 
-An action holds from its frame until a later line changes it; before the first line it is `none`. A file and a pipe
-with the same lines give the same actions. Live lines without `frame` mean "now".
+What is held may be said in any way that `stages.controls` knows: `{"frame": 40, "keys": ["forward", "left"], "mouse":
+[0.1, -0.1]}`. It holds from its frame until a later line changes it; before the first line nothing is. A file and a
+pipe with the same lines give the same rows. Live lines without `frame` mean "now".
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from conf import disk
-from conf.errors import UserError, nearest
+from conf.errors import UserError
+from stages.controls import Controls, Row, row_of
 from stages.sources.backlog import Backlog
 from stages.sources.live import LiveBytes
 
@@ -29,12 +31,12 @@ EXAMPLE = '{"frame": 40, "action": "forward"}'
 
 
 class Actions(Protocol):
-    """A source of actions, as indices into the model's tuple of action names."""
+    """A source of actions, as rows of the model's controls."""
 
-    ended: bool  # no line is left: the last action holds from here on
+    ended: bool  # no line is left: the last row holds from here on
 
-    def take(self, first_frame: int, count: int) -> list[int]:
-        """The action of frames first_frame ... first_frame + count - 1; calls go forward in time."""
+    def take(self, first_frame: int, count: int) -> list[Row]:
+        """The rows of frames first_frame ... first_frame + count - 1; calls go forward in time."""
         ...
 
     def close(self) -> None:
@@ -47,15 +49,15 @@ class ActionFile:
 
     Args:
         path: the file of JSON lines, with frames in rising order.
-        actions: the names that the model knows; the first is that of no action.
+        known: what can be pressed, or actions of which one holds at a time, the first that of none.
 
     Raises:
         UserError: the file is missing or holds no line, or one is wrong.
     """
 
-    def __init__(self, path: str | Path, actions: Sequence[str]):
-        self._path, self._actions = Path(path), tuple(actions)
-        self._keyframes = _Keyframes(self._actions)
+    def __init__(self, path: str | Path, known: Controls | Iterable[str]):
+        self._path, self._controls = Path(path), Controls.of(known)
+        self._keyframes = _Keyframes(self._controls.rest)
         name, remedy = f"source.actions={path}", f"give a file of lines like {EXAMPLE}"
         disk.readable(name, path, f"{remedy}, a named pipe or -")
         try:
@@ -67,8 +69,8 @@ class ActionFile:
         self._lines = self._parsed(self._file)
         self.ended = False
 
-    def take(self, first_frame: int, count: int) -> list[int]:
-        """The action index of each of `count` frames from `first_frame` on."""
+    def take(self, first_frame: int, count: int) -> list[Row]:
+        """The row of each of `count` frames from `first_frame` on."""
         while not self.ended and self._keyframes.horizon < first_frame + count:
             line = self._next()
             if line is None:
@@ -82,7 +84,7 @@ class ActionFile:
         self.ended = True
         self._file.close()
 
-    def _next(self) -> tuple[int, int] | None:
+    def _next(self) -> tuple[int, Row] | None:
         try:
             return next(self._lines, None)
         except ValueError:  # closed in another thread
@@ -95,21 +97,21 @@ class ActionFile:
         with self._path.open("rb") as file:
             return sum(1 for _ in self._parsed(file))
 
-    def _parsed(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
-        """(frame, action index) of every line."""
+    def _parsed(self, file: BinaryIO) -> Iterator[tuple[int, Row]]:
+        """(frame, row) of every line."""
         number, last = 0, 0
         while line := file.readline(LONGEST_LINE + 1):
             number += 1
             where = f"source.actions={self._path} line {number}"
-            parsed = parse_line(line, self._actions, where)
+            parsed = parse_line(line, self._controls, where)
             if parsed is None:
                 continue
-            frame, action = parsed
+            frame, row = parsed
             if frame is None:
                 raise UserError(where, "has no frame", f"say from which frame on, e.g. {EXAMPLE}")
             _refuse_going_back(frame, last, where)
             last = frame
-            yield frame, action
+            yield frame, row
 
 
 class LiveActions:
@@ -121,7 +123,7 @@ class LiveActions:
 
     Args:
         stream: where the lines come from.
-        actions: the names that the model knows; the first is that of no action.
+        known: as of `ActionFile`.
         stop: a set event releases a blocked `take`, which then answers with what it knows.
         name: the setting that names the stream.
         owned: whether the stream is closed with this.
@@ -131,18 +133,18 @@ class LiveActions:
     def __init__(
         self,
         stream: BinaryIO,
-        actions: Sequence[str],
+        known: Controls | Iterable[str],
         stop: threading.Event | None = None,
         name: str = "source.actions=-",
         owned: bool = False,
         backlog: Backlog | None = None,
     ):
-        self.name, self._actions = name, tuple(actions)
-        self._keyframes = _Keyframes(self._actions)
+        self.name, self._controls = name, Controls.of(known)
+        self._keyframes = _Keyframes(self._controls.rest)
         self._bytes = LiveBytes(stream, 16 * LONGEST_LINE, stop, name, owned, backlog=backlog)
         self._partial, self._number, self._too_long = b"", 0, False
         self._seen = self._awaited = False  # any line so far; the last one had a frame
-        self._now: int | None = None
+        self._now: Row | None = None
         self.accepted: float | None = None
         """When the first "now" line of the latest `take` came, by `time.perf_counter`; None: there was none."""
         self.fresh = False
@@ -154,8 +156,8 @@ class LiveActions:
         """Whether it ended before any action came."""
         return self.ended and not self._seen
 
-    def take(self, first_frame: int, count: int) -> list[int]:
-        """The action index of each of `count` frames from `first_frame` on.
+    def take(self, first_frame: int, count: int) -> list[Row]:
+        """The row of each of `count` frames from `first_frame` on.
 
         Raises:
             Turned: it was waited for when the run's generation ended; what has come stays for whoever asks next.
@@ -237,10 +239,10 @@ class LiveActions:
     def _line(self, line: bytes) -> None:
         where = f"{self.name} line {self._number}"
         try:
-            parsed = parse_line(line, self._actions, where)
+            parsed = parse_line(line, self._controls, where)
             if parsed is None:
                 return
-            frame, action = parsed
+            frame, row = parsed
             if frame is not None:
                 _refuse_going_back(frame, max(0, self._keyframes.horizon), where)
         except UserError as error:
@@ -248,13 +250,13 @@ class LiveActions:
             return
         self._seen, self._awaited = True, frame is not None
         if frame is None:
-            self._now = action
+            self._now = row
         else:
-            self._keyframes.add(frame, action)
+            self._keyframes.add(frame, row)
 
 
-def parse_line(line: bytes, actions: Sequence[str], where: str) -> tuple[int | None, int] | None:
-    """One JSON line to (frame or None, index into `actions`); None if the line is blank.
+def parse_line(line: bytes, controls: Controls, where: str) -> tuple[int | None, Row] | None:
+    """One JSON line to (frame or None, row); None if the line is blank.
 
     Raises:
         UserError: the line is wrong; `where` names it.
@@ -267,14 +269,12 @@ def parse_line(line: bytes, actions: Sequence[str], where: str) -> tuple[int | N
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(where, "is not JSON", f"one object a line, e.g. {EXAMPLE}") from error
-    if not isinstance(entry, dict) or "action" not in entry:
+    if not isinstance(entry, dict):
         raise UserError(where, "has no action", f"one object a line, e.g. {EXAMPLE}")
-    action, frame = entry["action"], entry.get("frame")
-    if action not in actions:
-        raise UserError(f"{where}: action={action}", "the model does not know it", nearest(action, actions))
+    row, frame = controls.parse(entry, where), entry.get("frame")
     if frame is not None and (isinstance(frame, bool) or not isinstance(frame, int) or frame < 0):
         raise UserError(f"{where}: frame={frame}", "a frame is an integer from 0 on", f"e.g. {EXAMPLE}")
-    return frame, actions.index(action)
+    return frame, row
 
 
 def _refuse_going_back(frame: int, last: int, where: str) -> None:
@@ -283,11 +283,11 @@ def _refuse_going_back(frame: int, last: int, where: str) -> None:
 
 
 class _Keyframes:
-    """The action in force, and those to come."""
+    """The row in force, `rest` at first, and those to come."""
 
-    def __init__(self, actions: tuple[str, ...]):
-        self._held = 0
-        self._coming: deque[tuple[int, int]] = deque()
+    def __init__(self, rest: Row):
+        self._held = rest
+        self._coming: deque[tuple[int, Row]] = deque()
         self.horizon = -1  # frame of the last line: what lies before it is known
 
     @property
@@ -300,16 +300,16 @@ class _Keyframes:
         return {"held": self._held, "coming": [list(line) for line in self._coming], "horizon": self.horizon}
 
     def resume(self, progress: dict[str, Any]) -> None:
-        self._held, self.horizon = progress["held"], progress["horizon"]
-        self._coming = deque(tuple(line) for line in progress["coming"])
+        self._held, self.horizon = row_of(progress["held"]), progress["horizon"]
+        self._coming = deque((frame, row_of(row)) for frame, row in progress["coming"])
 
-    def add(self, frame: int, action: int) -> None:
-        """From `frame` on, `action`."""
-        self._coming.append((frame, action))
+    def add(self, frame: int, row: Row) -> None:
+        """From `frame` on, `row`."""
+        self._coming.append((frame, row))
         self.horizon = frame
 
-    def walk(self, first: int, count: int, now: int | None = None) -> list[int]:
-        """Actions of `count` frames; `now` overrides what is in force at the first of them."""
+    def walk(self, first: int, count: int, now: Row | None = None) -> list[Row]:
+        """Rows of `count` frames; `now` overrides what is in force at the first of them."""
         walked = []
         for frame in range(first, first + count):
             while self._coming and self._coming[0][0] <= frame:

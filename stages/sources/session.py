@@ -6,7 +6,8 @@ The gateway sends, on the connection of `source.session`,
     sound {at}        PCM of a microphone, 16-bit 16 kHz mono, from position `at` on its own time line
     speech {}         likewise, to be spoken when its turn comes, however early it is sent
     frame {at}        a camera's picture, as JPEG, taken at `at` seconds of the camera's own clock
-    event {id, event} `{"type": "prompt", "prompt": ...}`, `{"type": "action", "action": ...}`, `{"type": "interrupt"}`
+    event {id, event} `{"type": "prompt", "prompt": ...}`, `{"type": "interrupt"}`, `{"type": "action", "action": ...}`
+                      or what else `stages.controls` knows: `{"type": "action", "keys": [...], "mouse": [...]}`
     slack {seconds, late_s}   how long before its frames were due a chunk was there, and by how much all that follows
                               was put off for it
     end {}            the session is over
@@ -27,12 +28,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from conf.errors import UserError
+from stages.controls import Controls, Row
 from stages.link import LAST_S, Wire, connect
 from stages.sources.audio import NOTHING, RATE
 from stages.sources.camera import Camera, Shot
@@ -51,7 +53,7 @@ class SessionSource:
 
     Args:
         address: of the gateway.
-        actions: names that the model knows, the first that of no action; empty: it takes none.
+        known: what can be pressed, or actions of which one holds at a time, the first that of none; empty: nothing.
         stop: set when the session ends.
         steer: takes a prompt, when it was accepted, and a number that rises.
         slack: takes the seconds by which a chunk was early, below 0 where it was late; and those by which all that
@@ -72,14 +74,20 @@ class SessionSource:
     def __init__(
         self,
         address: str,
-        actions: Sequence[str],
+        known: Controls | Iterable[str],
         stop: threading.Event,
         steer: Callable[[str, float, int], None],
         slack: Callable[[float, float], None],
         clock: Callable[[], float] = time.perf_counter,
         resume: dict[str, Any] | None = None,
     ):
-        self._names, self._stop, self._steer, self._slack, self._clock = tuple(actions), stop, steer, slack, clock
+        self._controls, self._stop, self._steer, self._slack, self._clock = (
+            Controls.of(known),
+            stop,
+            steer,
+            slack,
+            clock,
+        )
         self._lock = threading.Lock()
         self._microphone, self._speech = Microphone(), Speech()
         self._camera: Camera | None = None
@@ -93,7 +101,7 @@ class SessionSource:
         self._over = False
         self._told, self._waited_s = (0, 0), 0.0
         self._numbers = 0
-        self.sound, self.actions = SessionSound(self), SessionActions()
+        self.sound, self.actions = SessionSound(self), SessionActions(self._controls)
         self.frames: SessionFrames | None = None
         self.picture: bytes | None = None
         self._greeted = threading.Event()
@@ -133,7 +141,7 @@ class SessionSource:
             self._microphone.begin(round((waited_s - before) * RATE))
             if self._camera:
                 self._camera.begin(waited_s - before)
-        self.actions.begin([(self._names.index(e["action"]), at) for _, e, at in events if e["type"] == "action"])
+        self.actions.begin([(self._pressed(event), at) for _, event, at in events if event["type"] == "action"])
         for _, event, at in events:
             if event["type"] == "prompt":
                 self._numbers += 1
@@ -236,7 +244,7 @@ class SessionSource:
                 if head["kind"] == "end":
                     break
                 self._take(head, body)
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, UserError) as error:
                 log.warning("source.session: a message was skipped: %s", error)
 
     def _take(self, head: dict[str, Any], body: bytes) -> None:
@@ -254,11 +262,14 @@ class SessionSource:
             elif kind == "event":
                 event = head["event"]
                 if event["type"] == "action":
-                    self._names.index(event["action"])
+                    self._pressed(event)
                 elif event["type"] == "interrupt":
                     self._speech.clear()
                 new = head["id"] is not None
                 self._events.append((str(head["id"]) if new else None, event, self._clock() if new else None))
+
+    def _pressed(self, event: dict[str, Any]) -> Row:
+        return self._controls.parse(event, "event")
 
     def _tell(self, kind: str, **head: Any) -> None:
         try:

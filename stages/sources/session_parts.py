@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stages.controls import Controls, Row, row_of
 from stages.sources.audio import RATE
 from stages.sources.film import Film, Shots
 from stages.sources.fitting import Fit
@@ -82,7 +84,11 @@ class SessionActions:
     """The actions of a session, as a source that has no end of its own.
 
     What is held when a chunk is sampled shows from its first frame on. What was pressed and let go of since the chunk
-    before shows first, TAP_FRAMES for each, so that no key is lost that was pressed for a moment.
+    before shows first, TAP_FRAMES for each, so that no key is lost that was pressed for a moment; likewise what turned
+    and turns less now, by the furthest that it was turned.
+
+    Args:
+        known: what can be pressed, or actions of which one holds at a time, the first that of none.
 
     Attributes:
         accepted: when the oldest came that first shows in the chunk; None: nothing is new in it.
@@ -90,23 +96,23 @@ class SessionActions:
 
     ended = False
 
-    def __init__(self):
-        self._held = 0
-        self._taps: list[int] = []
+    def __init__(self, known: Controls | Iterable[str] = ()):
+        self._controls = Controls.of(known)
+        self._held = self._controls.rest
+        self._taps: list[Row] = []
         self.accepted: float | None = None
 
-    def begin(self, pressed: Sequence[tuple[int, float | None]]) -> None:
-        """What was pressed since the last chunk, in order: (action index, when); None: it is held as before."""
+    def begin(self, pressed: Sequence[tuple[Row, float | None]]) -> None:
+        """What was pressed since the last chunk, in order: (row, when); None: it is held as before."""
         self.accepted = min((at for _, at in pressed if at is not None), default=None)
-        actions = [action for action, _ in pressed]
-        self._taps = [action for action in dict.fromkeys(actions[:-1]) if action and action != actions[-1]]
-        if actions:
-            self._held = actions[-1]
+        before, rows = self._held, [row for row, _ in pressed]
+        self._held = rows[-1] if rows else before
+        self._taps = _taps(before, rows, len(self._controls.keys))
 
-    def take(self, first_frame: int, count: int) -> list[int]:
-        """The action index of each of `count` frames."""
+    def take(self, first_frame: int, count: int) -> list[Row]:
+        """The row of each of `count` frames."""
         taps, self._taps = self._taps[: max(0, count // TAP_FRAMES - 1)], []
-        shown = [action for action in taps for _ in range(TAP_FRAMES)]
+        shown = [row for row in taps for _ in range(TAP_FRAMES)]
         return shown + [self._held] * (count - len(shown))
 
     @property
@@ -116,7 +122,31 @@ class SessionActions:
 
     def resume(self, progress: dict[str, Any], again: bool = False) -> None:
         """Go on from the progress of another."""
-        self._held = progress["held"]
+        self._held = row_of(progress["held"])
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def _taps(before: Row, rows: Sequence[Row], keys: int) -> list[Row]:
+    """Of rows that followed the one `before`, those that the last one would hide. Such as follow each other with the
+    same keys, which are the first `keys` numbers of a row, become one, turned as far as any of them."""
+    found: list[Row] = []
+    for previous, row in pairwise([before, *rows[:-1]]):
+        if not _shows(row, previous, rows[-1]):
+            continue
+        if found and not isinstance(row, int) and found[-1][:keys] == row[:keys]:
+            found[-1] = tuple(max(pair, key=abs) for pair in zip(found[-1], row, strict=True))
+        else:
+            found.append(row)
+    return list(dict.fromkeys(found))
+
+
+def _shows(row: Row, previous: Row, last: Row) -> bool:
+    """Whether a row begins to press or turn something, beyond the row before it, that the last row does not."""
+    if isinstance(row, int):
+        return row not in (0, last)
+    return any(
+        value * (was - value) < 0 and value * (held - value) < 0
+        for value, was, held in zip(row, previous, last, strict=True)
+    )

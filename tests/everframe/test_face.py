@@ -149,6 +149,10 @@ def test_what_a_stream_does_not_take_is_refused(pipeline):
         everframe.UserError, match=r'act\("lefft"\): model=nano does not know it; it knows none, forward'
     ):
         stream.act("lefft")
+    with pytest.raises(everframe.UserError, match=r"act: keys=\['left', 'back'\]: the model knows one at a time"):
+        stream.act(keys=["left", "back"])
+    with pytest.raises(everframe.UserError, match=r"act: has no action"):
+        stream.act()
     with pytest.raises(everframe.UserError, match=r"audio of stream 0: are not live"):
         stream.hear(np.zeros(1))
     list(stream)

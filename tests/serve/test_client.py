@@ -14,7 +14,7 @@ from serve import client
 from serve.ahead import HELD_S, PIECE_S, Ahead
 from serve.problems import Problem
 from tests.serve.realtime_packets import CHUNK, FPS, both
-from tests.serve.realtime_server import FakeGateway, FakeSession, serving
+from tests.serve.realtime_server import OFFER, FakeGateway, FakeSession, serving
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/record_session.py"
 
@@ -106,6 +106,21 @@ def test_what_is_done_arrives_with_the_name_that_was_returned(site):
     ]
     assert made.of("sound") == [[bytes(640), 0]]
     assert len(set(names)) == 3
+
+
+def test_keys_are_held_together_and_a_mouse_turns(site, monkeypatch):
+    made, controls = FakeSession(1), {"keys": ["forward", "left"], "one": False, "axes": ["pitch", "yaw"]}
+    monkeypatch.setitem(OFFER, "controls", controls)
+    site.gateway.next = lambda wanted: made
+    with client.connect(site.url) as session:
+        assert session.offer["controls"] == controls
+        names = [session.act(keys=("forward", "left"), mouse=np.float32([0, 0.5])), session.act(mouse=[1, 0])]
+        session.stop()
+        assert list(session) == [] and not session.notices
+    assert made.of("event") == [
+        [names[0], {"type": "action", "keys": ["forward", "left"], "mouse": [0.0, 0.5]}],
+        [names[1], {"type": "action", "mouse": [1.0, 0.0]}],
+    ]
 
 
 def test_a_mistake_that_is_answered_is_kept_and_it_goes_on(site):

@@ -298,6 +298,17 @@ async def test_events_before_the_stage_is_there_are_sent_when_it_comes_the_lates
     assert [head["id"] for head in source.of("event")] == [str(number) for number in range(37, 101)]
 
 
+@virtually
+async def test_what_was_typed_is_kept_while_a_mouse_moves():
+    one = One()
+    one.session.state = "queued"
+    one.session.event("typed", {"type": "prompt", "prompt": "by day"})
+    for number in range(100):
+        one.session.event(f"e{number}", {"type": "action", "action": "forward"})
+    source, _ = await one.begin()
+    assert [head["id"] for head in source.of("event")] == ["1", *(str(number) for number in range(39, 102))]
+
+
 BAD = [
     ("", {"type": "interrupt"}, "bad_request"),
     ("x" * 65, {"type": "interrupt"}, "bad_request"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.errors import UserError
+from stages.controls import Controls
 from stages.sources.audio import RATE
 from stages.sources.microphone import RESERVE
 from stages.sources.session import SessionSource
@@ -119,6 +121,39 @@ def test_what_is_held_at_the_end_always_shows_and_taps_have_their_frames(pressed
     assert list(dict.fromkeys(taps)) == [a for a in dict.fromkeys(pressed[:-1]) if a in set(taps)]
     wanted = {action for action in pressed[:-1] if action and action != last}
     assert len(set(taps)) == min(len(wanted), max(0, count // TAP_FRAMES - 1))
+
+
+ROWS = st.tuples(*[st.sampled_from([0.0, 1.0])] * 2, *[st.sampled_from([0.0, 0.25, -0.25, 0.5, 2.0])] * 2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ROWS, st.lists(ROWS, max_size=12), st.sampled_from([4, 9, 12, 24]))
+def test_of_rows_the_last_holds_and_nothing_is_lost_that_was_over_before_it(held, pressed, count):
+    actions = SessionActions(Controls(("a", "b"), axes=("x", "y")))
+    actions.begin([(held, 0.0)])
+    actions.take(0, 1)
+    actions.begin([(row, float(at)) for at, row in enumerate(pressed)])
+    shown = actions.take(1, count)
+    last = pressed[-1] if pressed else held
+    taps = shown[: next(i for i in range(count) if set(shown[i:]) == {last})]
+    slots = max(0, count // TAP_FRAMES - 1)
+    assert len(shown) == count and shown[-1] == last and len(taps) <= slots * TAP_FRAMES
+    assert all(taps[i] == taps[i - i % TAP_FRAMES] for i in range(len(taps)))
+    for column in (2, 3) if slots and len({row[:2] for row in pressed}) == 1 else ():
+        was = [row[column] for row in (held, *pressed)]
+        begun = [abs(now) for before, now in pairwise(was[:-1]) if abs(now) > abs(before)]
+        if begun and not was[-1]:
+            assert max(abs(row[column]) for row in taps) >= max(begun), "a flick is not lost"
+
+
+def test_keys_that_are_let_go_of_one_after_the_other_were_shown_before():
+    actions = SessionActions(Controls(("a", "b"), axes=("x",)))
+    both, one, none = (1.0, 1.0, 0.5), (1.0, 0.0, 0.25), (0.0, 0.0, 0.0)
+    actions.begin([(both, 0.0)])
+    actions.begin([(one, 0.0), (none, 1.0)])
+    assert actions.take(0, 12) == [none] * 12 and actions.accepted == 0.0
+    actions.begin([(both, 0.0), (one, 1.0), (none, 2.0)])
+    assert actions.take(0, 12) == [both] * 4 + [none] * 8
 
 
 def test_speech_is_heard_in_full_in_place_of_the_microphone_which_is_not_delayed_by_it():

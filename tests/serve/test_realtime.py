@@ -17,7 +17,7 @@ from serve.guard import OWN
 from serve.incoming import message
 from serve.problems import Problem
 from tests.serve.realtime_packets import CHUNK, FPS, both
-from tests.serve.realtime_server import FakeGateway, FakeSession, serving
+from tests.serve.realtime_server import OFFER, FakeGateway, FakeSession, serving
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +264,32 @@ def test_a_person_s_mistake_is_answered_and_it_goes_on(site):
         ]
         assert talk.until("session.pong")["t"] == 1.5
     assert session.of("event") == [["c", {"type": "action", "action": "forward"}]]
+
+
+def test_keys_that_are_held_together_and_a_mouse_are_heard_as_they_are_said(site, monkeypatch):
+    controls = {"keys": ["forward", "left"], "one": False, "axes": ["pitch", "yaw"]}
+    monkeypatch.setitem(OFFER, "controls", controls)
+    talk, session = begun(site)
+    with talk:
+        for id, event in {
+            "a": {"keys": ["left", "forward"], "mouse": [0.0, 0.5], "seq": 3},
+            "b": {"keys": ["jump"]},
+            "c": {"mouse": [0.5]},
+            "d": {"mouse": [0.0, 50]},
+            "e": {"action": "left"},
+            "f": {"mouse": [-1, 0]},
+        }.items():
+            talk.say({"type": "session.interaction", "event_id": id, "event": {"type": "action", **event}})
+        errors = [talk.until("error") for _ in range(3)]
+        talk.say({"type": "session.ping"})
+        talk.until("session.pong")
+    assert [(error["code"], error["event_id"]) for error in errors] == [("unprocessable", id) for id in "bcd"]
+    assert all("\n" not in error["message"] for error in errors)
+    assert session.of("event") == [
+        ["a", {"type": "action", "keys": ["left", "forward"], "mouse": [0.0, 0.5]}],
+        ["e", {"type": "action", "action": "left"}],
+        ["f", {"type": "action", "mouse": [-1, 0]}],
+    ]
 
 
 def test_a_few_too_many_messages_are_not_heard_and_a_flood_ends_it(site):

@@ -10,6 +10,7 @@ from aiortc.mediastreams import MediaStreamError
 
 from conf.schema.serve import ServeConfig
 from serve import taps
+from serve.asked import checked
 from serve.bitrate import FLOOR_BPS, GROWTH, HEAVY_LOSS, SHARE, START_BPS, UNKNOWN_BPS, Rate
 from serve.channels import BURST, Control, Keys
 from serve.ice import ice_servers
@@ -232,6 +233,34 @@ def test_no_key_is_the_model_s_first_action():
     assert not said and not room.events, "a model without actions is not told of one"
 
 
+MANY = {"keys": ["forward", "left", "jump"], "one": False, "axes": ["pitch", "yaw"]}
+
+
+def test_of_keys_that_may_be_held_together_all_count_and_what_turns_too():
+    room, said = Room(), []
+    room.served.offer["controls"] = MANY
+    keys = Keys(room, said.append)
+    for seq, held, mouse in [
+        (1, [], [0, 0]),
+        (2, ["left", "forward"], None),
+        (3, ["forward", "left"], [0.0, 0.0]),
+        (5, ["forward", "left"], [0.0, 0.5]),
+        (4, ["forward"], [1, 1]),
+        (6, ["forward", "forward"], [0.0, 0.5]),
+        (7, [], [0.0, 0.5]),
+        (8, [], None),
+    ]:
+        keys.take(json.dumps({"seq": seq, "held": held, "mouse": mouse}))
+    assert room.events == [
+        ("keys-2", {"type": "action", "keys": ["forward", "left"]}),
+        ("keys-5", {"type": "action", "keys": ["forward", "left"], "mouse": [0.0, 0.5]}),
+        ("keys-6", {"type": "action", "keys": ["forward"], "mouse": [0.0, 0.5]}),
+        ("keys-7", {"type": "action", "keys": [], "mouse": [0.0, 0.5]}),
+        ("keys-8", {"type": "action", "keys": []}),
+    ]
+    assert not said and [checked(id, event, room.served.offer) for id, event in room.events]
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -248,6 +277,8 @@ def test_no_key_is_the_model_s_first_action():
         {"seq": 1, "held": ["x"] * 17},
         {"seq": 1, "held": [], "event_id": 5},
         {"seq": 1, "held": [], "hold": []},
+        {"seq": 1, "held": [], "mouse": 0.5},
+        {"seq": 1, "held": [], "mouse": ["a"]},
         [],
         3,
     ],
