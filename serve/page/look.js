@@ -3,7 +3,7 @@
 import { STEP } from "./layout.js";
 
 /** Time in which a speed follows what moves, seconds: what a chunk is sampled with holds for all of it, so no twitch should. */
-const FOLLOWS_S = 0.08;
+const FOLLOWS_S = 0.12;
 /** Pixels a second, below which nothing moves. */
 const RESTS = 20;
 /** Pixels in the time of a frame that turn an axis by a step. */

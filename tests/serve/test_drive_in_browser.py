@@ -190,6 +190,20 @@ def test_a_mouse_that_the_picture_holds_turns_axes_and_rests(page):
     assert page.get_by_role("button", name="Look with the mouse").get_attribute("aria-pressed") == "false"
 
 
+def test_a_gamepad_walks_with_its_left_stick_and_looks_with_its_right(page):
+    session = live(page, "turning")
+    page.evaluate("""() => {
+        window.stick = { connected: true, axes: [0.1, -1, 0.56, 0], buttons: [] };
+        navigator.getGamepads = () => [null, window.stick];
+        dispatchEvent(new Event("gamepadconnected"));
+    }""")
+    turned = {"keys": ["forward"], "mouse": [0, 0.05]}
+    assert until(page, session, lambda found: found and found[-1] == turned)[-1] == turned
+    page.evaluate("window.stick.axes = [0, 0, 0, 0]")
+    rests = {"keys": [], "mouse": [0, 0]}
+    assert until(page, session, lambda found: found[-1] == rests)[-1] == rests
+
+
 def test_a_drag_holds_keys_to_look_with_where_there_are_no_axes(page):
     session = live(page, "looking")
     pull(page, -10, 1, page.mouse.down)
