@@ -4,13 +4,14 @@
 
 import * as cards from "./cards.js";
 import { Connection } from "./connection.js";
+import { Drive } from "./drive.js";
 import { find } from "./elements.js";
 import { list, values } from "./figures.js";
 import { forget, left } from "./kept.js";
-import { Keys } from "./keys.js";
 import { Line } from "./line.js";
 import * as moment from "./moment.js";
 import { Outlook, beginning, full } from "./outlook.js";
+import { Picture } from "./picture.js";
 import { face } from "./program.js";
 import { Prompts } from "./prompts.js";
 import { Reference } from "./reference.js";
@@ -19,17 +20,16 @@ import { end, takeToken } from "./session.js";
 import { Strip } from "./strip.js";
 import { Talk } from "./talk.js";
 import * as token from "./token.js";
+import { Trail } from "./trail.js";
 import { Watch } from "./watch.js";
 import * as words from "./words.js";
 
 const FIGURES_MS = 500;
 const LOOK_MS = 3000;
 const STILL_S = 2;
-const HALF_LIT = 4;
 
 const video = find("picture");
-const glow = find("glow").getContext("2d");
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const picture = new Picture(video);
 let drawn;
 const loaded = new Promise((done) => { drawn = done; });
 const line = new Line();
@@ -39,20 +39,22 @@ let kept = null;
 let trouble = null;
 let before = "idle";
 let unknown = false;
-let frames = 0;
+let begun = {};
+let seed = null;
 
 const connection = new Connection(video, {
   status, notice, changed, playing, locked: token.ask,
   joined: () => {
     watch.again();
     lively();
-    if (keys.held.length) connection.hold(keys.held);
-    // Space is to talk now, and not to press what the start button has become.
-    if (offer.hears && document.activeElement === find("start")) find("hold").focus({ preventScroll: true });
+    drive.joined();
+    // Keys are to talk and to drive now, and not to press what the start button has become.
+    if (document.activeElement === find("start")) find(offer.hears ? "hold" : "stage").focus({ preventScroll: true });
     look();
   },
   chunk: (message) => watch.chunk(message),
   figures: (message) => {
+    seed = message.seed ?? null;
     entered(message.recent ?? []);
     moment.stand(message.frozen ?? false);
   },
@@ -63,12 +65,17 @@ const connection = new Connection(video, {
   },
 }, new URLSearchParams(location.search).get("transport"));
 const strip = new Strip(find("strip"));
-const watch = new Watch(video, { frame: seen, seen: (chunk) => strip.shown(chunk, offer.fps) });
-const keys = new Keys((held) => connection.hold(held));
+const trail = new Trail(find("trail"), (on) => { find("trail").hidden = !on; });
+const watch = new Watch(video, { frame: () => picture.seen(), seen: shown });
+const drive = new Drive(connection, {
+  held: (on) => (on ? status(words.LOOKING) : connection.state === "live" && lively()),
+  refused: () => status(words.NO_LOCK, true),
+  again,
+});
 const talk = new Talk(connection, status);
 const see = new See(connection, status, (at) => watch.filmed(at), () => connection.state === "live" && lively());
 const prompts = new Prompts(connection);
-const reference = new Reference(status, () => connection.state !== "idle", anew);
+const reference = new Reference(status, () => connection.state !== "idle", again);
 const show = list();
 
 function status(text, bad = false) {
@@ -77,7 +84,10 @@ function status(text, bad = false) {
 }
 
 function lively() {
-  status(offer.sees && see.rate === null ? words.LIVE_SEE : offer.hears ? words.LIVE_TALK : offer.actions.length > 1 ? words.LIVE_WALK : words.LIVE);
+  const does = [
+    [offer.sees && see.rate === null, words.LIVE_SEE], [offer.hears, words.LIVE_TALK], [drive.looks, words.LIVE_LOOK], [drive.drives, words.LIVE_WALK],
+  ];
+  status(does.find(([so]) => so)?.[1] ?? words.LIVE);
 }
 
 /** The server has something to say: `session.notice`. */
@@ -96,16 +106,12 @@ function changed() {
   buttons();
   find("cards").disabled = running;
   document.body.classList.toggle("running", running);
-  keys.active = live && offer.actions.length > 1;
-  if (!keys.active) keys.releaseAll();
+  drive.enable(live, running);
   talk.enable(running && offer.hears && (live || (state === "lost" || state === "joining") && talk.active));
   see.enable(running);
   find("frame").classList.toggle("lost", state === "lost");
-  if (!running) {
-    find("frame").classList.remove("seen", "lit", "frozen");
-    find("unmute").hidden = true;
-  }
-  reference.draw();
+  if (!running) picture.blank();
+  reference.show();
   strip.run(live);
   figures();
   const other = state !== before;
@@ -120,29 +126,20 @@ function buttons() {
   start.textContent = running ? (state === "waiting" ? "Leave the queue" : "Stop") : beginning(offer, kept);
   start.disabled = !running && (!offer || trouble !== null);
   start.classList.toggle("stop", running);
+  find("again").hidden = !["live", "lost"].includes(state);
   find("leave").hidden = running || !kept;
 }
 
-/** A source of pictures is there. Browsers let a page that was not touched play without sound only. */
-async function playing() {
+/** A source of pictures is there. */
+function playing() {
   watch.again();
-  try {
-    video.muted = false;
-    await video.play();
-  } catch (error) {
-    if (error.name !== "NotAllowedError") return;
-    video.muted = true;
-    find("unmute").hidden = !offer.hears;
-    await video.play().catch(() => {});
-  }
+  picture.play(offer.hears);
 }
 
-function seen() {
-  find("frame").classList.add("seen");
-  frames += 1;
-  if (calm.matches || frames % HALF_LIT) return;
-  find("frame").classList.add("lit");
-  glow.drawImage(video, 0, 0, 16, 16);
+/** A chunk's first frame is on the screen. */
+function shown(chunk) {
+  strip.shown(chunk, offer.fps);
+  trail.add(chunk.pose);
 }
 
 /** When chunks took in what was asked, as the server has it: so long before their first frame was due. */
@@ -161,28 +158,32 @@ function figures() {
 
 /** Another model was chosen. */
 function choose(chosen) {
-  offer = { ...chosen, actions: chosen.actions ?? [] };
+  offer = { ...chosen, controls: chosen.controls ?? { keys: chosen.actions ?? [], one: true, axes: [] } };
   find("talk").hidden = !offer.hears;
-  find("drive").hidden = offer.actions.length < 2;
   find("words").hidden = !offer.prompts;
-  find("reference").hidden = !offer.picture;
   find("cover-art").setAttribute("href", `#${cards.art(offer)}`);
   find("pair").style.setProperty("--shape", `${offer.width} / ${offer.height}`);
   find("honest").textContent = words.honest(offer);
   see.draw(offer);
-  keys.draw(offer.actions, find("pad"), find("more-actions"));
+  drive.draw(offer);
+  reference.draw(offer);
   prompts.draw(offer);
-  watch.reset();
-  strip.clear();
+  forgetSeen();
   waitingToBegin();
   changed();
   begin();
 }
 
-async function start(wanted = {}) {
+/** What was seen is of no session any more. */
+function forgetSeen() {
   watch.reset();
   strip.clear();
+  trail.clear();
+}
+
+async function start(wanted = {}) {
   if (kept) {
+    forgetSeen();
     const session = { ...kept, model: offer };
     kept = null;
     await connection.resume(session);
@@ -195,13 +196,19 @@ async function start(wanted = {}) {
     status(words.refused(error), true);
     return;
   }
+  forgetSeen();
+  picture.blank();
+  [begun, seed] = [wanted, null];
   for (const [name, value] of Object.entries(asked)) if (value === null || value === undefined) delete asked[name];
   await connection.start(offer, asked);
 }
 
-async function anew() {
-  await connection.stop();
-  await start();
+/** Once more what is running, from its beginning: with its seed, and with the words and the picture that are chosen now. */
+async function again() {
+  const wanted = { ...begun, seed: seed ?? begun.seed };
+  if (prompts.prompt) delete wanted.prompt;
+  if (reference.chosen) delete wanted.image;
+  await start(wanted);
 }
 
 /** Nothing was said that a person should still read: only whether one can begin. */
@@ -245,10 +252,7 @@ function begin() {
 }
 
 find("start").addEventListener("click", () => (connection.state === "idle" ? start() : connection.stop()));
-find("unmute").addEventListener("click", () => {
-  video.muted = false;
-  find("unmute").hidden = true;
-});
+find("again").addEventListener("click", again);
 find("leave").addEventListener("click", async () => {
   const session = kept;
   kept = null;
@@ -266,10 +270,13 @@ setInterval(look, LOOK_MS);
 document.addEventListener("visibilitychange", () => watch.looking());
 addEventListener("resize", () => strip.draw());
 
-window.everframe = face(connection, watch, keys, see, async ({ model, ...wanted } = {}) => {
-  await loaded;
-  if (model) cards.choose(model);
-  await start(wanted);
+window.everframe = face(connection, watch, drive, see, {
+  start: async ({ model, ...wanted } = {}) => {
+    await loaded;
+    if (model) cards.choose(model);
+    await start(wanted);
+  },
+  again,
 });
 takeToken();
 look();

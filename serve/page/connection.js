@@ -31,6 +31,7 @@ export class Connection {
   #rising = null;
   #round = 0;
   #number = 0;
+  #holding = null;
   #name = Math.random().toString(36).slice(2, 7);
 
   /**
@@ -45,10 +46,14 @@ export class Connection {
     this.#only = only;
   }
 
-  /** Opens a session of a model and joins it. `wanted`: {prompt, seed, image}. Never raises: the face is told. */
+  /** Opens a session of a model and joins it, in place of the one before. `wanted`: {prompt, seed, image}. Never raises: the face is told. */
   start(model, wanted) {
     return this.#go(async (round) => {
+      const before = this.#leave();
       this.#turn("opening", words.OPENING);
+      // Its place is the next one's.
+      if (before) await end(before).catch(() => {});
+      if (round !== this.#round) return;
       const opened = await open({ model: model.id, ...wanted });
       this.session = { id: opened.id, secret: opened.secret, model };
       if (round !== this.#round) {
@@ -73,8 +78,7 @@ export class Connection {
 
   /** Ends it. */
   async stop() {
-    const { session } = this;
-    this.#finish(words.ended("stopped"), false);
+    const session = this.#finish(words.ended("stopped"), false);
     // If nobody hears this, the lease ends it.
     if (session) await end(session).catch(() => {});
   }
@@ -102,14 +106,22 @@ export class Connection {
     this.#face.changed();
   }
 
-  #finish(text, bad, code = null) {
-    this.#round += 1;
+  /** Has no session any more; returns the one that there was. */
+  #leave() {
+    const { session } = this;
     this.line?.close();
     this.#side?.close();
     this.line = this.#side = this.session = null;
     forget();
+    return session;
+  }
+
+  #finish(text, bad, code = null) {
+    this.#round += 1;
+    const session = this.#leave();
     this.#turn("idle", text, bad);
     if (code === "unauthorized") this.#face.locked();
+    return session;
   }
 
   /**
@@ -144,9 +156,7 @@ export class Connection {
 
   /** A socket beside the queue: true once the session has its place, never if the socket is lost before. */
   #wait(round, tell) {
-    const forgotten = () => {
-      if (this.#side === side) this.#side = null;
-    };
+    const forgotten = () => { if (this.#side === side) this.#side = null; };
     const message = (one) => {
       if (round !== this.#round) return;
       if (one.type === "session.queued") tell(one);
@@ -255,12 +265,11 @@ export class Connection {
     return id;
   }
 
-  /** These actions are held now. */
-  hold(held) {
+  /** This is held now: {keys, turn}. `begins`: it is another event, and not more or less of the one before. */
+  hold(held, begins) {
     if (!this.line) return;
-    const id = this.#id();
-    this.#face.asked(id);
-    this.line.hold(held, id);
+    if (begins) this.#face.asked((this.#holding = this.#id()));
+    this.line.hold(held, this.#holding);
   }
 
   /** The person's microphone, for this line and those that come after it. */

@@ -1,24 +1,18 @@
-// What a person holds down: on the keyboard, on the screen, on a gamepad. One list, the last pressed last.
+// What a person holds down: on the keyboard, on the screen, and whatever else presses it. One list, the last pressed last.
 
 import { drawing, make, writes } from "./elements.js";
+import { said, shortcut } from "./layout.js";
 
-const DIRECTIONS = [
-  { names: ["forward", "up"], place: "up", keys: ["ArrowUp", "KeyW"], said: "ArrowUp W", button: 12, axis: 1, sign: -1 },
-  { names: ["left"], place: "left", keys: ["ArrowLeft", "KeyA"], said: "ArrowLeft A", button: 14, axis: 0, sign: -1 },
-  { names: ["back", "backward", "down"], place: "down", keys: ["ArrowDown", "KeyS"], said: "ArrowDown S", button: 13, axis: 1, sign: 1 },
-  { names: ["right"], place: "right", keys: ["ArrowRight", "KeyD"], said: "ArrowRight D", button: 15, axis: 0, sign: 1 },
-];
-const TILT = 0.5;
+/** Names that an arrow in their direction says well enough; others stand beside it. */
+const PLAIN = /forward|back|up|down|left|right/i;
 
 export class Keys {
   #changed;
   #pressed = new Map();
   #buttons = new Map();
   #codes = new Map();
-  #pads = [];
-  #polling = null;
 
-  /** `changed(held)` gets the list of held actions each time it is another one. */
+  /** `changed()` is called each time that others are held. */
   constructor(changed) {
     this.#changed = changed;
     this.active = false;
@@ -26,114 +20,92 @@ export class Keys {
     addEventListener("keyup", (event) => this.#key(event, false));
     addEventListener("blur", () => this.releaseAll());
     document.addEventListener("visibilitychange", () => document.hidden && this.releaseAll());
-    addEventListener("gamepadconnected", () => this.#poll());
   }
 
-  /** Draws buttons for an offer's actions: known directions on a cross in `pad`, others in `more`. */
-  draw(actions, pad, more) {
+  /** Draws a button for each control of a layout, in `places`: {walk, look}, the crosses, and `more`, for what lies on none. */
+  draw(controls, places) {
     this.releaseAll();
     this.#buttons.clear();
     this.#codes.clear();
-    this.#pads = [];
-    const free = actions.slice(1); // the first stands for none
-    const cross = DIRECTIONS.flatMap((direction) => {
-      const action = free.find((name) => direction.names.includes(name.toLowerCase()));
-      if (!action) return [];
-      free.splice(free.indexOf(action), 1);
-      for (const code of direction.keys) this.#codes.set(code, action);
-      this.#pads.push({ ...direction, action });
-      return [this.#button(action, drawing("arrow"), { class: direction.place, "aria-keyshortcuts": direction.said })];
-    });
-    const others = free.map((action, index) => {
-      if (index < 9) this.#codes.set(`Digit${index + 1}`, action);
-      const shortcut = index < 9 ? { "aria-keyshortcuts": String(index + 1) } : {};
-      return this.#button(action, action, shortcut);
-    });
-    pad.replaceChildren(...cross);
-    more.replaceChildren(...others);
-    pad.hidden = cross.length === 0;
-    more.hidden = others.length === 0;
+    for (const place of Object.values(places)) place.replaceChildren();
+    for (const control of controls) {
+      for (const code of control.codes) this.#codes.set(code, control.name);
+      places[control.pad ?? "more"].append(this.#button(control));
+    }
+    for (const place of Object.values(places)) place.hidden = place.children.length === 0;
   }
 
-  #button(action, inside, given) {
-    const by = `button ${action}`;
+  #button({ name, side, codes }) {
+    const by = `button ${name}`;
+    const label = said(name);
+    const inside = !side ? [label] : PLAIN.test(name) ? [drawing("arrow")] : [drawing("arrow"), make("small", {}, label)];
     const button = make("button", {
-      type: "button", "aria-label": action, "aria-pressed": "false", ...given,
+      type: "button", class: side, "aria-label": label, "aria-pressed": "false", title: label,
+      "aria-keyshortcuts": codes.map(shortcut).join(" ") || null,
       onpointerdown: (event) => {
         event.preventDefault();
         button.setPointerCapture(event.pointerId);
-        this.press(action, `pointer ${event.pointerId}`);
+        this.press(name, `pointer ${event.pointerId}`);
       },
-      onpointerup: (event) => this.release(action, `pointer ${event.pointerId}`),
-      onpointercancel: (event) => this.release(action, `pointer ${event.pointerId}`),
-      onlostpointercapture: (event) => this.release(action, `pointer ${event.pointerId}`),
+      onpointerup: (event) => this.release(name, `pointer ${event.pointerId}`),
+      onpointercancel: (event) => this.release(name, `pointer ${event.pointerId}`),
+      onlostpointercapture: (event) => this.release(name, `pointer ${event.pointerId}`),
       oncontextmenu: (event) => event.preventDefault(),
-      onkeydown: (event) => [" ", "Enter"].includes(event.key) && (event.preventDefault(), this.press(action, by)),
-      onkeyup: (event) => [" ", "Enter"].includes(event.key) && this.release(action, by),
-      onblur: () => this.release(action, by),
-    }, inside);
-    this.#buttons.set(action, button);
+      onkeydown: (event) => [" ", "Enter"].includes(event.key) && (event.preventDefault(), this.press(name, by)),
+      onkeyup: (event) => [" ", "Enter"].includes(event.key) && this.release(name, by),
+      onblur: () => this.release(name, by),
+    }, ...inside);
+    this.#buttons.set(name, button);
     return button;
   }
 
   #key(event, down) {
-    const action = this.#codes.get(event.code);
-    if (!action) return;
+    const name = this.#codes.get(event.code);
+    if (!name) return;
     if (!down) {
-      this.release(action, event.code);
+      this.release(name, event.code);
       return;
     }
     if (!this.active || writes(event.target) || event.ctrlKey || event.metaKey || event.altKey) return;
+    // On a control, Space is what it always is there.
+    if (event.code === "Space" && event.target.closest?.("button, input, a, label, summary")) return;
     event.preventDefault();
-    this.press(action, event.code);
+    this.press(name, event.code);
   }
 
-  #poll() {
-    this.#polling ??= requestAnimationFrame(() => {
-      this.#polling = null;
-      const pads = navigator.getGamepads().filter((pad) => pad?.connected);
-      for (const { action, button, axis, sign } of this.#pads) {
-        const down = pads.some((pad) => pad.buttons[button]?.pressed || (pad.axes[axis] ?? 0) * sign > TILT);
-        if (down && this.active) this.press(action, "gamepad");
-        else this.release(action, "gamepad");
-      }
-      if (pads.length > 0) this.#poll();
-    });
-  }
-
-  /** Actions that are held, the last pressed last. */
+  /** Names of what is held, the last pressed last. */
   get held() {
     return [...this.#pressed.keys()];
   }
 
-  press(action, by) {
+  press(name, by) {
     if (!this.active) return;
-    const before = this.#pressed.get(action);
+    const before = this.#pressed.get(name);
     if (before) before.add(by);
     else {
-      this.#pressed.set(action, new Set([by]));
-      this.#tell(action, true);
+      this.#pressed.set(name, new Set([by]));
+      this.#tell(name, true);
     }
   }
 
-  release(action, by) {
-    const who = this.#pressed.get(action);
+  release(name, by) {
+    const who = this.#pressed.get(name);
     if (!who?.delete(by) || who.size > 0) return;
-    this.#pressed.delete(action);
-    this.#tell(action, false);
+    this.#pressed.delete(name);
+    this.#tell(name, false);
   }
 
   releaseAll() {
-    for (const action of this.held) {
-      this.#pressed.delete(action);
-      this.#tell(action, false);
+    for (const name of this.held) {
+      this.#pressed.delete(name);
+      this.#tell(name, false);
     }
   }
 
-  #tell(action, down) {
-    const button = this.#buttons.get(action);
+  #tell(name, down) {
+    const button = this.#buttons.get(name);
     button?.classList.toggle("held", down);
     button?.setAttribute("aria-pressed", String(down));
-    this.#changed(this.held);
+    this.#changed();
   }
 }

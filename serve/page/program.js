@@ -9,13 +9,13 @@
 //                `cameraLatencies` from a picture's being taken here to its being shown, made anew; `frames` the newest
 //                few thousand as {t (ms of performance.now(), when it was on the screen), mediaTime (s since the
 //                session's start, where known)}; freezes are gaps between frames on the screen of more than 0.3 s
-//   start({model, prompt, seed, image}), stop(), press(action), release(action), send(event),
+//   start({model, prompt, seed, image}), again(), stop(), press(key), release(key), send(event),
 //   see(kind): what the model sees from now on, `camera`, `test` or null
 
 import { find } from "./elements.js";
 
-/** It; `start(wanted)` begins a session. */
-export const face = (connection, watch, keys, see, start) => ({
+/** It; `start(wanted)` begins a session, `again()` begins it once more. */
+export const face = (connection, watch, drive, see, { start, again }) => ({
   get transport() { return connection.line?.kind ?? null; },
   get session() { return connection.session && { id: connection.session.id, model: connection.session.model.id }; },
   get state() { return connection.state; },
@@ -28,9 +28,10 @@ export const face = (connection, watch, keys, see, start) => ({
     roundTrip_s: connection.line?.roundTrip ?? null, buffer_s: connection.line?.ahead ?? null,
   }),
   start,
+  again,
   stop: () => connection.stop(),
-  press: (action) => keys.press(action, "program"),
-  release: (action) => keys.release(action, "program"),
+  press: (key) => drive.press(key),
+  release: (key) => drive.release(key),
   send: (event) => connection.event(event),
   see: (kind) => see.choose(kind),
 });

@@ -13,6 +13,7 @@ export class Reference {
   #file = null;
   #sent = null;
   #address = null;
+  #said = words.picture({});
 
   /** `status(text, bad)` says something; `running()`: whether a session runs; `anew()` starts one anew. */
   constructor(status, running, anew) {
@@ -59,8 +60,8 @@ export class Reference {
     find("image-seen").src = this.#address;
     find("image-seen").alt = `Your picture, ${file.name}`;
     find("image-words").textContent = `${file.name}. Choose another one, or drop it here`;
-    this.#status(this.#running() ? words.PICTURE_NOW : words.PICTURE_NEXT, false);
-    this.draw();
+    this.#status(this.#running() ? this.#said.later : words.PICTURE_NEXT, false);
+    this.show();
   }
 
   /** The picture's name at the server, which keeps it for ten minutes only; null: there is none. Raises Refused. */
@@ -72,16 +73,29 @@ export class Reference {
     return this.#sent.id;
   }
 
+  /** Whether there is one. */
+  get chosen() {
+    return this.#file !== null;
+  }
+
   clear() {
     URL.revokeObjectURL(this.#address);
     this.#file = this.#sent = this.#address = null;
     find("image-seen").removeAttribute("src");
-    find("image-words").textContent = "Choose a picture of a face, or drop one here";
-    this.draw();
+    find("image-words").textContent = this.#said.choose;
+    this.show();
+  }
+
+  /** Another model was chosen: what pictures are to it. One that was chosen stays. */
+  draw(offer) {
+    this.#said = words.picture(offer);
+    find("reference").hidden = !offer.picture;
+    find("image-help").textContent = this.#said.help;
+    if (!this.#file) find("image-words").textContent = this.#said.choose;
   }
 
   /** Shows what can be done with it now. */
-  draw() {
+  show() {
     find("image-seen").hidden = find("image-away").hidden = !this.#file;
     find("anew").hidden = !this.#file || !this.#running();
   }

@@ -24,6 +24,7 @@ export class Call {
   #closed = false;
   #shaky = null;
   #held = { held: [], event_id: null };
+  #resting = true;
   #seq = 0;
   #again = 0;
   #resend = null;
@@ -129,16 +130,20 @@ export class Call {
     if (this.#control?.readyState === "open") this.#control.send(JSON.stringify(message));
   }
 
-  /** Which actions are held now, the last pressed last. Packets of this channel may be lost, so the whole state goes, and again. */
-  hold(held, id) {
-    this.#held = { held, event_id: id };
+  /**
+   * Which keys are held now, the last pressed last, and by how much each axis turns in a frame. Packets of this channel
+   * may be lost, so the whole state goes, and again.
+   */
+  hold({ keys, turn }, id) {
+    this.#held = { held: keys, ...(turn.length && { mouse: turn }), event_id: id };
+    this.#resting = keys.length === 0 && !turn.some(Boolean);
     this.#again = SAID_AGAIN;
     this.#sayHeld();
     this.#resend ??= setInterval(() => this.#sayAgain(), HELD_EVERY);
   }
 
   #sayAgain() {
-    if (this.#held.held.length === 0 && this.#again <= 0) {
+    if (this.#resting && this.#again <= 0) {
       clearInterval(this.#resend);
       this.#resend = null;
       return;

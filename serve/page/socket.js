@@ -109,9 +109,10 @@ export class Socket {
     if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
   }
 
-  /** Which actions are held now: the last pressed counts, and none is an action too, the model's first. */
-  hold(held, id) {
-    this.send({ type: "session.interaction", event_id: id, event: { type: "action", action: held.at(-1) ?? this.session.model.actions[0] } });
+  /** Which keys are held now, of which the last pressed counts where one holds at a time, and how each axis turns. */
+  hold({ keys, turn }, id) {
+    const held = this.session.model.controls.one ? keys.slice(-1) : keys;
+    this.send({ type: "session.interaction", event_id: id, event: { type: "action", keys: held, ...(turn.length && { mouse: turn }) } });
   }
 
   /**

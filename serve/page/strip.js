@@ -123,15 +123,15 @@ export class Strip {
     pen.beginPath();
     pen.arc(at, LANES.asked, 4, 0, 2 * Math.PI);
     pen.fill();
-    for (const { shown, events = [] } of this.#chunks.values()) {
-      if (!events.includes(id)) continue;
-      const to = x(shown);
-      pen.beginPath();
-      pen.moveTo(at, LANES.asked);
-      pen.bezierCurveTo(at, LANES.shown - 10, to + 6, LANES.asked, to + 6, LANES.shown);
-      pen.lineWidth = 1.5;
-      pen.stroke();
-    }
+    // One that goes on, as a mouse that moves, is in every chunk that shows more of it.
+    const first = [...this.#chunks.values()].find(({ events = [] }) => events.includes(id));
+    if (!first) return;
+    const to = x(first.shown);
+    pen.beginPath();
+    pen.moveTo(at, LANES.asked);
+    pen.bezierCurveTo(at, LANES.shown - 10, to + 6, LANES.asked, to + 6, LANES.shown);
+    pen.lineWidth = 1.5;
+    pen.stroke();
   }
 }
 

@@ -26,7 +26,7 @@ export class Watch {
   #last = null;
   #since = performance.now();
 
-  /** `frame(time)` is called with each frame, milliseconds of performance.now(); `seen({chunk, at, events})` with each chunk. */
+  /** `frame(time)` is called with each frame, milliseconds of performance.now(); `seen({chunk, shown, events, pose})` with each chunk. */
   constructor(video, { frame, seen }) {
     this.#video = video;
     this.frame = frame;
@@ -86,12 +86,12 @@ export class Watch {
 
   /** `video.chunk_metadata` came: the chunk's first frame is next. */
   chunk(message) {
-    const { chunk, frames, events = [], pts_s: start, latency_s: latency, late_s: late, camera = null } = message;
+    const { chunk, frames, events = [], pts_s: start, latency_s: latency, late_s: late, camera = null, at: pose = null } = message;
     const now = performance.now();
     this.chunks += 1;
     bounded(this.lateness, late ?? 0);
     if (latency !== null && latency !== undefined) bounded(this.serverLatencies, latency);
-    const entry = { chunk, frames, events, start, camera, at: now };
+    const entry = { chunk, frames, events, start, camera, pose, at: now };
     this.#open.push(entry);
     this.#unmatched.push(entry);
     this.#arrivals.set(chunk, now);

@@ -68,6 +68,27 @@ export function notice({ kind, seconds_left: left = null, message = "" }, { id }
 export const still = (since, seen) =>
   `${seen ? "The picture stands still" : "No picture has come"}, for ${seconds(since)} now: nothing new comes from the server.`;
 
+/** How one walks; `looks`: one looks around besides. */
+export const walking = (looks) =>
+  touch ? "Hold a button." : `Hold a button, ${looks ? "W A S D, or a gamepad's left stick" : "the arrow keys, W A S D, or a gamepad's stick"}.`;
+
+/** Where one is on the map: so far to the right of where one began, and ahead. */
+export function place(right, ahead) {
+  const far = (by, one, other) => `${Math.abs(by).toFixed(1)} ${by < 0 ? other : one}`;
+  return `Map: you are ${far(ahead, "ahead of", "behind")} and ${far(right, "to the right of", "to the left of")} where you began`;
+}
+
+/** Of the picture that a session begins with: which to choose, when it counts, and that it does not count yet. */
+export const picture = ({ hears }) => (hears ? {
+  choose: "Choose a picture of a face, or drop one here",
+  help: "A session keeps the face that it began with: a picture counts from the next start.",
+  later: "The face stays as it is while this session runs. Start anew to begin with your picture.",
+} : {
+  choose: "Choose a picture to begin with, or drop one here",
+  help: "A session goes on from the picture that it began with: another one counts from the next start.",
+  later: "This session goes on from the picture that it began with. Start anew to begin with yours.",
+});
+
 /** How many places of a model are taken: {running, capacity, waiting}; `own`: who reads it waits, too. */
 export function places({ running = 0, capacity = 0, waiting = 0 }, own = false) {
   const taken = `${running} of ${capacity} ${capacity === 1 ? "place" : "places"} taken`;
@@ -103,6 +124,12 @@ export const STARTING = "Your session is being prepared …";
 export const CALLING = "Connecting …";
 export const OVER_SOCKET = "A direct line could not be had, so it comes over a WebSocket: all works, a little later.";
 export const LIVE_TALK = touch ? "Live. Hold the button and talk." : "Live. Hold the button, or Space, and talk.";
+export const LIVE_LOOK = touch ? "Live. Hold a button to walk; drag the picture to look around."
+  : "Live. W A S D walks; click the picture to look around with the mouse.";
+export const LOOKING = "The mouse looks around. Esc lets go of it; R starts over.";
+export const NO_LOCK = "The browser does not let the picture have the mouse. Drag on it instead.";
+export const LOOK = touch ? "A finger that drags the picture looks around." : "Click the picture and the mouse looks around, until Esc. "
+  + "So do the arrow keys, a drag on the picture, and a gamepad's right stick. While the mouse looks, R starts over.";
 export const LIVE_WALK = touch ? "Live. Hold a button to walk." : "Live. Hold an arrow key or a button to walk.";
 export const LIVE_SEE = "Live. Choose what it sees.";
 export const LIVE = "Live.";
@@ -124,7 +151,6 @@ export const INSECURE_CAMERA = "Browsers give the camera to https:// and localho
 export const NO_VIDEO = "That file is no video that this browser can play.";
 export const NO_PLAYER = "This browser can play neither WebRTC nor H.264 over a WebSocket. A newer one can.";
 export const PICTURE_NEXT = "The picture is ready: it counts from the next start.";
-export const PICTURE_NOW = "The face stays as it is while this session runs. Start anew to begin with your picture.";
 export const NO_PICTURE = "That is not a PNG, JPEG or WebP picture.";
 export const NO_SOUND = "That file holds no sound that this browser can read.";
 

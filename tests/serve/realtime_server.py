@@ -49,9 +49,9 @@ class Tight(Socket):
 class FakeSession:
     """Remembers what it was told; plays `packets` to whom is attached, and ends if it is to."""
 
-    def __init__(self, number: int = 1, packets: tuple = (), ends: str | None = None):
+    def __init__(self, number: int = 1, packets: tuple = (), ends: str | None = None, offer: dict[str, Any] = OFFER):
         self.id, self.secret = f"session-{number}", f"secret-{number}"
-        self.served = SimpleNamespace(offer=OFFER)
+        self.served = SimpleNamespace(offer=offer)
         self.state, self.reason, self.expires_at = "running", None, 1e9
         self.waiting: tuple[int, float] | None = None
         self.packets, self.ends = packets, ends
@@ -87,7 +87,7 @@ class FakeSession:
             chunk = packet.chunk if packet.kind == "video" else chunk
 
     def event(self, id: str, event: dict) -> None:
-        self._note("event", id, checked(id, event, OFFER))
+        self._note("event", id, checked(id, event, self.served.offer))
 
     def sound(self, pcm: bytes, at: int, by: Any) -> None:
         self._note("sound", pcm, at)

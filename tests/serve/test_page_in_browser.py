@@ -148,10 +148,12 @@ def test_what_it_shows_is_what_is_offered(page):
 
 
 def test_no_button_is_for_the_first_action_whatever_it_is_called(page):
-    work = """(m) => {
-        const [pad, more] = [document.createElement("div"), document.createElement("div")];
-        new m.Keys(() => {}).draw(["stand", "forward", "none"], pad, more);
-        return [pad, more].map((one) => [...one.children].map((b) => b.getAttribute("aria-label")));
+    work = """async (m) => {
+        const { layout } = await import("/page/layout.js");
+        const [walk, look, more] = [1, 2, 3].map(() => document.createElement("div"));
+        const controls = layout({ keys: ["stand", "forward", "none"], one: true, axes: [] });
+        new m.Keys(() => {}).draw(controls, { walk, look, more });
+        return [walk, more].map((one) => [...one.children].map((b) => b.getAttribute("aria-label")));
     }"""
     assert module(page, "keys.js", work) == [["forward"], ["none"]]
 
