@@ -12,8 +12,8 @@ list of numbers where keys may be held together. `pictures` are those of a
 session's camera: `jpeg`, in base64, those that were decoded for the chunk, and `shown` an index in it for each video
 frame, -1 for grey; `fit` beside them is the size and the way in which they came to it (`source.fit`): another stream
 would show other pixels. `views` are what `source.camera` said of each video frame: its pose, and intrinsics in widths
-and heights of the picture; those of a camera that is driven follow from `actions`. Where the stream ended there is a last
-line `{"end": 40}`: chunks before it were all that was made. A run driven by the file makes the same latents.
+and heights of the picture; those of a camera that is driven follow from `actions`. Where the stream ended there is a
+last line `{"end": 40}`: chunks before it were all that was made. A run driven by the file makes the same latents.
 """
 
 from __future__ import annotations
