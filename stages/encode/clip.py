@@ -154,8 +154,12 @@ def _filled(file: WeightFile, sizes: dict, dtype: torch.dtype, device: torch.dev
         made = vision.CLIPVisionModel(vision.CLIPVisionConfig(**sizes | {"num_hidden_layers": blocks}))
         return getattr(made, "vision_model", made)
 
-    with outline():
-        whole = {name: value.shape for name, value in make(_blocks(file)).state_dict().items()}
+    try:
+        with outline():
+            whole = {name: value.shape for name, value in make(_blocks(file)).state_dict().items()}
+    except Exception as error:  # whatever a broken file makes of a library
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(file.name, f"is said to be no CLIP vision tower ({reason})", "download it again") from error
     check(file, whole)
     if missing := [name for name in whole if name not in file.entries]:
         rule = f"lacks {len(missing)} of {len(whole)} keys: {first(missing)}"
@@ -181,7 +185,7 @@ def _sizes(file: WeightFile, path: Path) -> dict:
         raise UserError(file.name, "is no CLIP vision tower, by its shapes", "give the model's own") from error
     place = path / "config.json"
     told = read_json(place, SETTING) if is_file(place) else {}
-    told = told.get("vision_config") or told
+    told = told["vision_config"] if isinstance(told.get("vision_config"), dict) else told
     heads = told.get("num_attention_heads", max(1, dim // HEAD))
     if not isinstance(heads, int) or heads < 1 or dim % heads:
         raise UserError(f"{SETTING}: {place}", f"says {heads} heads for a width of {dim}", "download it again")

@@ -104,11 +104,15 @@ def test_what_does_not_fit_is_refused_in_one_line(published, tmp_path, capsys):
         with pytest.raises(UserError, match=said) as error:
             ClipEncoder(tmp_path / f"{i}.safetensors", ROWS, CLIP["dim"])
         assert "\n" not in str(error.value)
-    config = json.loads((folder / "image_encoder" / "config.json").read_text()) | {"num_attention_heads": 7}
     (tmp_path / "folder").mkdir()
     save_file(load_file(folder / "image_encoder" / "model.safetensors"), tmp_path / "folder" / "model.safetensors")
-    (tmp_path / "folder" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="says 7 heads for a width of 160"):
-        ClipEncoder(tmp_path / "folder", ROWS, CLIP["dim"])
+    config = json.loads((folder / "image_encoder" / "config.json").read_text())
+    for said, other in (
+        ("says 7 heads for a width of 160", {"num_attention_heads": 7}),
+        ("is said to be no CLIP vision tower", {"hidden_act": "loud"}),
+    ):
+        (tmp_path / "folder" / "config.json").write_text(json.dumps(config | other))
+        with pytest.raises(UserError, match=said):
+            ClipEncoder(tmp_path / "folder", ROWS, CLIP["dim"])
     assert inspect.main([str(folder / ORIGINAL)]) == 0
     assert "CLIP image encoder" in capsys.readouterr().out
