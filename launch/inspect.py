@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from conf import hub, published
+from conf import families, hub, published
 from conf.errors import UserError
 from conf.paths import is_folder, is_there
 from conf.schema import Config, ModelConfig
@@ -75,9 +77,20 @@ class Contents:
         for model in self.kind.models:
             if compose("stream", Config, [f"model={model}"]).model.network.dim == sizes.get("dim"):
                 name = model
-        own = [] if self.configured else [f"model.network.{k}={v}".replace(" ", "") for k, v in sizes.items()]
+        told = self._told(name, sizes)
+        own = [f"model.network.{k}={v}".replace(" ", "") for k, v in sizes.items() if k not in told]
         named = [] if any(g.startswith("model=") for g in given) else [f"model={name}"]
         return [*named, *own, f"model.checkpoint={self.path}", *given]
+
+    def _told(self, model: str, sizes: Collection[str]) -> Collection[str]:
+        """Those of some sizes of a model's network that a config.json tells."""
+        if not self.configured:
+            return ()
+        family = compose("stream", Config, [f"model={model}"]).model.family
+        tell = families.needed(families.FAMILIES, family, "sizes").published
+        with suppress(UserError):  # whoever reads it for the model says so
+            return tell(published.said(self.path))
+        return sizes
 
     def rows(self) -> dict[str, str]:
         """What it is, in a few lines; empty ones are not known."""
@@ -97,7 +110,7 @@ class Contents:
             "parameters": ", ".join(types),
             "saved as": f"{saved}; if it was trained for that: {rules}" if saved else "",
             "licence": licence or "",
-        }
+        } | self.kind.rows(self.shapes)
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -201,7 +214,7 @@ def part_rows(contents: Contents) -> dict[str, str]:
             "adapts": f"{roles['A']} weights, rank {_listed(ranks)}",
             "whole differences": str(sum(roles[role] for role in PARAMETERS)),
         }
-    return contents.kind.rows(contents.shapes)
+    return {}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -32,6 +32,7 @@ def subject(config: Config) -> Subject:
         steps=config.model.step_count,
         layer_flops=tuple(work.flops for work in cost.step.layers),
         commit_flops=tuple(work.flops for work in commit.layers) if commit else (),
+        once_flops=tuple(work.flops for work in cost.once),
         copied=cost.step.rule.bytes,
         commit_copied=commit.rule.bytes if commit else 0.0,
         decode_pixels=decoded_pixels(config),

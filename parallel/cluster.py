@@ -20,6 +20,7 @@ class Subject:
         steps: S.
         layer_flops: arithmetic of each layer in one step; empty: times cannot be derived.
         commit_flops: likewise in a clean pass; empty: as in a step.
+        once_flops: likewise of what is made once for all passes of a chunk; empty: nothing is.
         copied, commit_copied: bytes that the history rule reads and writes in each layer beside a step, and beside a
             clean pass.
         decode_pixels: pixels (of frames) that a decoder which is timed by them makes of a chunk; 0: another, or none.
@@ -32,6 +33,7 @@ class Subject:
     steps: int = 0
     layer_flops: tuple[float, ...] = ()
     commit_flops: tuple[float, ...] = ()
+    once_flops: tuple[float, ...] = ()
     copied: float = 0.0
     commit_copied: float = 0.0
     decode_pixels: int = 0
@@ -169,6 +171,7 @@ def derived(config: ClusterConfig, kind: str, subject: Subject) -> StageTimes:
         source=f"{sum(subject.layer_flops) / 1e12:.3g} TFLOP per step at {sheet.flops / 1e12:.3g} TFLOP/s",
         layer_s=layers(subject.layer_flops, subject.copied),
         commit_s=sum(layers(subject.commit_flops, subject.commit_copied)) if subject.commit_flops else None,
+        once_s=sum(layers(subject.once_flops, 0.0)) if any(subject.once_flops) else 0.0,
         pass_s=sheet.launch_s,
         decode_s=subject.decode_pixels * (sheet.pixel_s or 0.0),
     )

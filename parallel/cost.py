@@ -14,7 +14,7 @@ from conf.schema.cluster import StageTimes
 from parallel.cluster import Cluster
 from parallel.partition import prefix_ranges
 from parallel.passes import ROUTE, Pass
-from parallel.plan import Plan, Stage, Workload
+from parallel.plan import Cell, Plan, Stage, Workload
 
 EXCHANGES = 2
 """All-to-alls of a layer under sequence parallelism: q, k and v in one, and the result."""
@@ -42,6 +42,22 @@ class Ranges:
             own = np.maximum.reduce([self._on(d, kind, len(group)) * group.count(d) for d in group])
             self._known[key] = own + self._exchanged(kind, group)
         return self._known[key]
+
+    def once(self, group: tuple[int, ...]) -> np.ndarray:
+        """What a chunk's first pass over a bank takes on top, likewise."""
+        key = "once", group
+        if key not in self._known:
+            self._known[key] = np.maximum.reduce([self._once_on(d, len(group)) * group.count(d) for d in group])
+        return self._known[key]
+
+    def _once_on(self, device: int, degree: int) -> np.ndarray:
+        """A device's own part: products of single tokens, of which each device has an equal part."""
+        found, count = self.cluster.devices[device], self.workload.layers
+        measured = self.cluster.times.get((found.kind, degree))
+        times = measured or self.cluster.times[found.kind, 1]
+        layers = np.array(times.layers(count))
+        spread = layers / layers.sum() if layers.sum() else np.full(count, 1 / count)
+        return prefix_ranges(spread * times.once_s / (1 if measured else degree)) / found.speed
 
     def _on(self, device: int, kind: str, degree: int) -> np.ndarray:
         """A device's own part."""
@@ -104,9 +120,22 @@ class Costs:
         layers = self.plan.blocks[block]
         return float(self.ranges(kind, worker)[layers.start, layers.stop])
 
+    def cell_s(self, cell: Cell) -> float:
+        """A step over a block, in a chunk's way through the route."""
+        owner, layers = self.plan.owner(cell), self.plan.blocks[cell.block]
+        once = float(self._ranges.once(self.groups[owner])[layers.start, layers.stop]) * (cell in self.plan.beginning)
+        return self.pass_s("step", owner, cell.block) + once
+
     def ranges(self, kind: str, worker: int) -> np.ndarray:
         """One pass over any range of layers on a worker's devices, as [lo, hi]."""
         return self._ranges.of(kind, self.groups[worker])
+
+    def way_s(self, block: int) -> np.ndarray:
+        """All steps of a chunk over a block, likewise."""
+        plan, owners = self.plan, [row[block] for row in self.plan.owners]
+        total = sum(self.ranges("step", owner) for owner in owners)
+        begin = (owner for step, owner in enumerate(owners) if Cell(step, block) in plan.beginning)
+        return total + sum(self._ranges.once(self.groups[owner]) for owner in begin)
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
@@ -217,9 +246,10 @@ class Costs:
         """What a worker spends on the passes of one chunk over a block, for any range of layers it might be."""
         plan = self.plan
         steps = sum(row[block] == worker for row in plan.lasting)
-        total = steps * self.ranges("step", worker)
+        levels = len(plan.levels_of(worker, block))
+        total = steps * self.ranges("step", worker) + levels * self._ranges.once(self.groups[worker])
         for kind in plan.workload.every_chunk:
-            total = total + len(plan.levels_of(worker, block)) * self.ranges(kind.name, worker)
+            total = total + levels * self.ranges(kind.name, worker)
         return total
 
     def load(self) -> list[float]:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from parallel.cost import Costs
 from parallel.passes import MARKS, ROUTE, STAGES, Pass
+from parallel.plan import Cell
 
 
 class Durations(Protocol):
@@ -52,7 +53,8 @@ class PlanDurations:
     def work(self, worker: int, item: Pass) -> float:
         path = self.plan.workload.passes[item.kind].path
         share = self.plan.workload.share_of(item.step) if path == ROUTE else 1
-        key = worker, item.kind, item.block, share, *((item.step, item.chunk == 0) if path == STAGES else ())
+        begins = path == ROUTE and Cell(item.step, item.block) in self.plan.beginning
+        key = worker, item.kind, item.block, share, begins, *((item.step, item.chunk == 0) if path == STAGES else ())
         if key not in self._known:
             self._known[key] = self._work(worker, item, path) * share
         return self._known[key] * self.factor(worker, item)
@@ -60,6 +62,8 @@ class PlanDurations:
     def _work(self, worker: int, item: Pass, path: str) -> float:
         if path == STAGES:
             return self.costs.stage_s(self.plan.stage_of(item), first=item.chunk == 0)
+        if path == ROUTE:
+            return self.costs.cell_s(Cell(item.step, item.block))
         return 0.0 if path == MARKS else self.costs.pass_s(item.kind, worker, item.block)
 
     def sample(self, stream: int, chunk: int) -> float:

@@ -26,8 +26,8 @@ EPOCHS = 2
 
 
 class Bytes(NamedTuple):
-    """Of one process. `banks`: with keys and values of text, of every stream; `working`: buffers, communicators, a
-    pass's tensors, decoder state of every stream."""
+    """Of one process. `banks`: of every stream, with keys and values of text, and what passes of a chunk have in
+    common; `working`: buffers, communicators, a pass's tensors, decoder state of every stream."""
 
     weights: float
     banks: float

@@ -81,6 +81,8 @@ class Workload:
         bank_bytes: of a layer's bank at one level, which the processes of a worker share.
         shared_bytes, whole_bytes: of each layer's adapters' banks: those that processes share, and those that each has
             whole; empty: none has any.
+        once_bytes: of what a layer keeps beside a bank, of what all passes of a chunk over it have in common, which
+            processes of a worker share.
         states_bytes: of what a layer keeps of one stream's text while a prompt holds.
         recorded: whether passes are recorded as graphs.
         heads, tokens_per_frame: what sharing a pass divides; 0: not known, and not checked.
@@ -108,6 +110,7 @@ class Workload:
     bank_bytes: int = 0
     shared_bytes: tuple[int, ...] = ()
     whole_bytes: tuple[int, ...] = ()
+    once_bytes: int = 0
     states_bytes: int = 0
     recorded: bool = False
     heads: int = 0
@@ -122,10 +125,11 @@ class Workload:
         return CONTEXTS[self.context]
 
     def banks(self, degree: int) -> list[float]:
-        """Bytes of all banks of each layer at one level, in each of `degree` processes."""
+        """Bytes of all banks of each layer at one level, and of what is kept beside them, in each of `degree`
+        processes."""
         none = (0,) * self.layers
         more = zip(self.shared_bytes or none, self.whole_bytes or none, strict=True)
-        return [(self.bank_bytes + shared) / degree + whole for shared, whole in more]
+        return [(self.bank_bytes + self.once_bytes + shared) / degree + whole for shared, whole in more]
 
     def first_step(self, chunk: int) -> int:
         """The step with which a chunk's way through the route begins (`stages.denoise.schedule.Schedule`)."""
@@ -355,8 +359,16 @@ class Plan:
         own = {"decode": w.decode_bytes, "post": w.post_bytes}
         return w.encode_bytes * (worker == self.encode) + sum(size for name, size in own.items() if name in names)
 
+    @cached_property
+    def beginning(self) -> frozenset[Cell]:
+        """Cells that are the first of a chunk on their worker over their bank."""
+        found: dict[tuple[int, int, int], Cell] = {}
+        for cell in self.route:
+            found.setdefault((self.owner(cell), cell.block, self.workload.rule.level(cell.step)), cell)
+        return frozenset(found.values())
+
     def bank_bytes(self, worker: int) -> int:
-        """Banks of one stream in each process of a worker."""
+        """Banks of one stream in each process of a worker, and what is kept beside them."""
         banks = self.workload.banks(self.degree)
         blocks = ((self.blocks[b], len(self.levels_of(worker, b))) for b in self.blocks_of(worker))
         return int(sum(banks[layer] * levels for block, levels in blocks for layer in block))

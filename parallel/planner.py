@@ -284,7 +284,7 @@ def _partitions(costs: Costs, memory: Memory) -> list[list[int]]:
         over = np.maximum.reduce([memory.ranges(w, b) - memory.usable(w) for w in held])
         own = np.maximum.reduce([costs.fixed_s(w) + costs.layers_s(w, b) + costs.beside_s(w) for w in held])
         load.append(np.where(over <= 0, own, np.inf))
-        way.append(sum(costs.ranges("step", row[b]) for row in plan.owners))
+        way.append(costs.way_s(b))
         excess.append(over)
     bottleneck, _ = least_bottleneck(load)
     if not np.isfinite(bottleneck):

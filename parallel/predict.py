@@ -148,7 +148,7 @@ def filling(costs: Costs, share: float | None = None) -> float:
     plan = costs.plan
     own = [0.0] * plan.workers
     for cell in plan.route_of(1):
-        own[plan.owner(cell)] += costs.pass_s("step", plan.owner(cell), cell.block)
+        own[plan.owner(cell)] += costs.cell_s(cell)
     for stage in plan.stages[:-1]:
         own[stage.worker] += costs.stage_s(stage.name)
     own.append(costs.sample_s() + costs.encode_s())
@@ -172,7 +172,7 @@ def walk(costs: Costs, start: float, ready: Callable[[Cell], float] = lambda cel
     for cell in plan.route_of(chunk):
         owner = plan.owner(cell)
         now += costs.hop_s(here, owner, w.latent_bytes + (w.hidden_bytes if cell.block else 0))
-        now = max(now, ready(cell)) + costs.pass_s("step", owner, cell.block) * float(w.share_of(cell.step))
+        now = max(now, ready(cell)) + costs.cell_s(cell) * float(w.share_of(cell.step))
         here = owner
     return now
 
@@ -231,7 +231,7 @@ def _met(costs: Costs) -> float:
     plan, w, waits = costs.plan, costs.plan.workload, 0.0
     most = ceil(room(costs))
     for row in plan.rows:
-        passes = [costs.pass_s("step", worker, b) for b, worker in enumerate(row)]
+        passes = [costs.cell_s(Cell(plan.owners.index(row), b)) for b in range(len(row))]
         chunks = min(most, whole(pace(passes)))
         hops = [costs.hop_s(a, b, w.latent_bytes + w.hidden_bytes) for a, b in pairwise(row)]
         around = sum(passes) + sum(hops) + costs.hop_s(row[-1], row[0], w.latent_bytes)
@@ -304,5 +304,5 @@ def _gaps(costs: Costs, in_flight: int, streams: int, period: float, loop: float
     full = in_flight == burst * len(plan.rows)
     if loop or burst == 1 or rounds == 1 or streams > 1 or not full:
         return [own]
-    entry = costs.pass_s("step", plan.head, 0)
+    entry = costs.cell_s(Cell(0, 0))
     return [entry] * (burst - 1) + [burst * own - (burst - 1) * entry]

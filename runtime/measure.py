@@ -33,7 +33,8 @@ from stages.post import to_pictures
 PREFILLS = 3
 Durations = dict[str, list[float]]
 """Seconds by stage: `encode`, `encode.first`, `prefill`, `step0` ..., `commit`, `decode`, `decode.first`, `output`; and
-of every pass of a step its parts `layer0` ..., `first` (patch embedding), `last` (head, sampler), `pass` (the rest)."""
+of every pass of a step its parts `layer0` ..., `first` (patch embedding), `last` (head, sampler), `once` (made in a
+chunk's first pass for all of them) and `pass` (the rest)."""
 
 
 class Watch:
@@ -61,7 +62,7 @@ def _watched(network: Any, note: Callable[[str], None]) -> Iterator[None]:
     if not isinstance(network, nn.Module):
         yield
         return
-    enter = network.enter
+    enter, once = network.enter, network.once
 
     def entering(*args: Any, **more: Any) -> Any:
         note("first")
@@ -69,7 +70,14 @@ def _watched(network: Any, note: Callable[[str], None]) -> Iterator[None]:
         note("pass")
         return result
 
+    def making(*args: Any, **more: Any) -> Any:
+        note("once")
+        yield from once(*args, **more)
+        note("pass")
+
     network.enter = entering
+    if network.config.once_values(1):
+        network.once = making
     hooks = []
     for name, module in network.timed():
         hooks.append(module.register_forward_pre_hook(lambda *_, part=name: note(part)))
@@ -81,6 +89,7 @@ def _watched(network: Any, note: Callable[[str], None]) -> Iterator[None]:
         for hook in hooks:
             hook.remove()
         del network.enter
+        network.__dict__.pop("once", None)
 
 
 class _Book:
@@ -216,6 +225,7 @@ def stage_times(config: Config, durations: Durations, kind: str, source: str) ->
         steps=model.step_count,
         layer_s=layers,
         step_s=None if layers else percentile(steps, 50),
+        once_s=typical.get("once", 0.0) if layers else 0.0,
         commit_s=whole("commit"),
         prefill_s=whole("prefill"),
         encode_s=typical["encode"],

@@ -62,16 +62,20 @@ class RuleCost:
         step: a denoising step; the mean of all that a period of the rule has.
         steps: of them in a chunk: one where chunks are denoised together.
         commit: a clean pass, likewise; None: a chunk has none.
+        once: what is made once for all passes over a bank, of every layer.
+        banks: over which that is.
     """
 
     step: PassCost
     steps: int
     commit: PassCost | None
+    once: tuple[Work, ...] = ()
+    banks: int = 1
 
     @property
     def chunk(self) -> Work:
-        """All passes of a chunk."""
-        found = self.step.whole.times(self.steps)
+        """All passes of a chunk, on one worker."""
+        found = self.step.whole.times(self.steps) + sum(self.once, Work()).times(self.banks)
         return found if self.commit is None else found + self.commit.whole
 
     @property
@@ -195,7 +199,11 @@ class Counting:
         chunks = period(self.model, self.layout)
         steps = [one for passed in chunks for one in passed if one.step >= 0]
         commits = [one for passed in chunks for one in passed if one.step < 0]
-        return RuleCost(self._mean(steps), len(steps) // len(chunks), self._mean(commits) if commits else None)
+        steady = len(self.model.frames(1))
+        return RuleCost(
+            self._mean(steps), len(steps) // len(chunks), self._mean(commits) if commits else None,
+            self._made_once(steady * self.layout.tokens), self.model.levels,
+        )  # fmt: skip
 
     def keys(self, place: Place) -> int:
         """Tokens that a pass reads."""
@@ -216,6 +224,12 @@ class Counting:
         network, new, keys = self.model.network, len(place.frames) * self.layout.tokens, self.keys(place)
         flops, values = network.layer_flops(new, keys), network.layer_values(new, keys)
         return [Work(f, v * self.itemsize) for f, v in zip(flops, values, strict=True)]
+
+    def _made_once(self, new: int) -> tuple[Work, ...]:
+        """What passes of a chunk of so many tokens have in common, of every layer."""
+        network = self.model.network
+        pairs = zip(network.once_flops(new), network.once_moved(new), strict=True)
+        return tuple(Work(flops, values * self.itemsize) for flops, values in pairs)
 
     def rule(self, passed: Passed) -> Work:
         """What is done to one layer's bank besides, in frames' worth of keys, which have as many values as tokens

@@ -461,7 +461,7 @@ def _refuse_unused(
         if value and (controls_of(declared) if name == "actions" else made_of(declared, name)) is None:
             raise UserError(f"source.{name}={value}", f"model={model.name} takes no {name}", f"set source.{name}=null")
         if value and name == "actions" and controls_of(_asked(declared, tensors)) is None:
-            given = " and ".join(f"`{one.key}`" for one in declared if one.source == name)
+            given = " and ".join(f"`{one.key}`" for one in declared if one.controls)
             rule = f"source.tensors gives {given} for all of the stream"
             raise UserError(f"source.{name}={value}", rule, "give one of the two")
         if value and source.inputs and name != "image":

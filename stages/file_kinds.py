@@ -34,7 +34,7 @@ class FileKind:
         refused: why nothing here can run it; empty: something can.
         setting: the configuration key that takes it.
         sizes: of a network, from its shapes: what `model.network` may say of them.
-        rows: of a part, what its shapes say, for `launch.inspect`: a line by its title.
+        rows: what its shapes say beside sizes, for `launch.inspect`: a line by its title.
         saved: how a network's names were saved, in words; empty: in no way that says more of it.
         others: models in `conf/model` of the same network with other rules, which a file that was saved so may be of.
     """

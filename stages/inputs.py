@@ -221,6 +221,9 @@ def inputs_of(model: ModelConfig) -> tuple[Input, ...]:
     found = families.needed(families.FAMILIES, model.family, "inputs").inputs(model)
     if model.reference and all(one.name != REFERENCE for one in found):
         raise UserError("model.reference=true", f"family {model.family} takes none", "set model.reference=false")
+    if model.translation_scale is not None and made_of(found, "camera") is None:
+        rule = f"family {model.family} has no camera"
+        raise UserError(f"model.translation_scale={model.translation_scale}", rule, "set it null")
     for source in SOURCES:
         if source not in ("image", "actions") and sum(one.source == source for one in found) > 1:
             raise ValueError(f"family {model.family}: only one input can be made of {source}")

@@ -100,6 +100,22 @@ def s2v_shapes(config: Mapping[str, Any]) -> Shapes:
     return found
 
 
+def lingbot_config(**sizes: Any) -> dict[str, Any]:
+    """A `config.json` of LingBot-World-Fast: the fields of Wan's image-to-video network, with some sizes replaced."""
+    return t2v_config(model_type="i2v", in_dim=36) | sizes
+
+
+def lingbot_shapes(config: Mapping[str, Any], channels: int = 6) -> Shapes:
+    """Every key of LingBot-World: those of the transformer, and its camera's; `channels` of a pixel's ray."""
+    dim = config["dim"]
+    found = t2v_shapes(config) | _linear("patch_embedding_wancamctrl", dim, channels * 8 * 8 * 2 * 2)
+    found |= _linear("c2ws_hidden_states_layer1", dim, dim) | _linear("c2ws_hidden_states_layer2", dim, dim)
+    for i in range(config["num_layers"]):
+        for part in ("injector_layer1", "injector_layer2", "scale_layer", "shift_layer"):
+            found |= _linear(f"blocks.{i}.cam_{part}", dim, dim)
+    return found
+
+
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Values for every shape, each a function of its name, of a size that keeps activations near one."""
     found = {}

@@ -76,7 +76,7 @@ class Network(Base):
         raise AssertionError("there are no inputs of an epoch")
 
     def once(self, given, take):
-        return {"seen": self.camera(given["camera"].to(self.dtype))}
+        yield "seen", self.camera(given["camera"].to(self.dtype))
 
     def drive(self, constants, states, given, take, leaves=True):
         return constants + given["seen"][:, :, None]

@@ -114,6 +114,7 @@ class StageTimes:
         step_s: one step over all layers, `pass_s` not included; spread evenly over the layers.
         pass_s: what every pass over a block costs on top, however few its layers (launching, packing a message).
         first_s: of the network's first block on top (patch embedding); `last_s`: of its last (head, sampler).
+        once_s: of a chunk's first pass over a bank on top, over all layers; spread as a step is.
         commit_s, prefill_s: a clean or attention-sink pass over all layers; null: as a step.
         sample_s: drawing a chunk's noise, on the host, beside whatever the device does.
         encode_s: of a chunk's conditioning; `first_encode_s` of chunk 0 (text, reference); null: the same.
@@ -143,6 +144,7 @@ class StageTimes:
     pass_s: float = 0.0
     first_s: float = 0.0
     last_s: float = 0.0
+    once_s: float = 0.0
     commit_s: float | None = None
     prefill_s: float | None = None
     sample_s: float = 0.0
@@ -170,7 +172,7 @@ class StageTimes:
                 "give one",
             )  # fmt: skip
         for key in (
-            "step_s", "pass_s", "first_s", "last_s", "commit_s", "prefill_s", "encode_s", "first_encode_s",
+            "step_s", "pass_s", "first_s", "last_s", "once_s", "commit_s", "prefill_s", "encode_s", "first_encode_s",
             "decode_s", "first_decode_s", "shown_s", "post_s", "output_s", "hop_s", "step_bytes", "decode_bytes",
             "post_bytes", "encode_bytes",
         ):  # fmt: skip

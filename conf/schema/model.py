@@ -138,6 +138,10 @@ class ModelConfig:
     """What a new prompt changes: `text_only`, what is read of it from then on; `recache`, what was made of the frames
     in the window, too, which are run again with it (arXiv 2509.22622)."""
 
+    translation_scale: float | None = None
+    """What a camera's way from one latent frame to the next is divided by, in the units of its poses: the longest that
+    there should be. Null where a model has no camera."""
+
     fps: int = 16
     """Of the video."""
     height: int = 64
@@ -154,7 +158,7 @@ class ModelConfig:
             self._check_widths()
         for name in (
             "steps", "chunk_frames", "first_chunk_frames", "window_frames", "refresh_frames", "shift", "fps",
-            "lora_alpha",
+            "lora_alpha", "translation_scale",
         ):  # fmt: skip
             positive(f"model.{name}", getattr(self, name), most=100_000)
         self.positions = "deep" if self.deep_sink else self.positions

@@ -101,6 +101,19 @@ class NetworkConfig:
         """Numbers that one layer keeps of what holds for an epoch, for one stream (keys and values of its text)."""
         return 0
 
+    def once_values(self, new: int) -> int:
+        """Numbers that one layer keeps, for one stream and bank, of what is the same in all passes of a chunk of `new`
+        tokens (`stages.denoise.network.Network.once`)."""
+        return 0
+
+    def once_flops(self, new: int) -> Sequence[float]:
+        """Floating point operations of every layer that are made once for all passes of such a chunk."""
+        return [0.0] * self.layers
+
+    def once_moved(self, new: int) -> Sequence[float]:
+        """Numbers that those read or write, as `layer_values` counts them."""
+        return [0.0] * self.layers
+
     def layer_flops(self, new: int, keys: int) -> Sequence[float]:
         """Floating point operations of every layer in one pass over `new` tokens that read `keys`; two per
         multiply-add: 2 n 12 d^2 in the products of a common layer, 4 n m d in attention."""

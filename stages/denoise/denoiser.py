@@ -47,10 +47,12 @@ class Once:
     before, since what was recorded over the bank finds it there.
 
     Attributes:
+        room: for what `NetworkConfig.once_values` counts, one number after the other; what is more lies by itself.
         frames: of the chunk; None: of none yet.
-        places: where it lies, by the number of frames.
+        places: what of the room is whose, by the number of frames.
     """
 
+    room: Tensor
     frames: range | None = None
     places: dict[int, Given] = field(default_factory=dict)
 
@@ -58,14 +60,19 @@ class Once:
         """Forget the chunk; its place stays."""
         self.frames = None
 
-    def of(self, frames: range, make: Callable[[], Given]) -> Given:
+    def of(self, frames: range, make: Callable[[], Iterable[tuple[str, Tensor]]]) -> Given:
         """Of the chunk of these frames."""
+        place = self.places.setdefault(len(frames), {})
         if self.frames == frames:
-            return self.places[len(frames)]
-        made = make()
-        place = self.places.setdefault(len(frames), made)
-        for name in place if place is not made else ():
-            place[name].copy_(made[name])
+            return place
+        self.frames, end = None, 0
+        # One after the other, so that no more than one is anywhere else.
+        for name, tensor in make():
+            start, end = end, end + tensor.numel()
+            if name not in place:
+                fits = end <= len(self.room)
+                place[name] = self.room[start:end].view(tensor.shape) if fits else torch.empty_like(tensor)
+            place[name].copy_(tensor)
         self.frames = frames
         return place
 
@@ -154,7 +161,7 @@ class Denoiser:
         grid: height and width of a latent frame.
         share: the part of the tokens and heads that is computed here; set it before streams are opened.
         runner: how the work of a chunk's pass is started (`stages.denoise.graphs`); likewise.
-        stream_bytes: of the banks of one stream here; 0 before one was opened.
+        stream_bytes: of the banks of one stream here, and of what is made once for a chunk; 0 before one was opened.
     """
 
     def __init__(self, model: ModelConfig, network: Network, rows: int, columns: int):
@@ -244,8 +251,15 @@ class Denoiser:
             )
             for level in (range(self.model.levels) if levels is None else levels)
         }
-        self.stream_bytes = sum(bank.nbytes for bank in banks.values())
-        return StreamBanks(banks)
+        once = {level: Once(torch.empty(self._once_values(parts), **kind)) for level in banks}
+        self.stream_bytes = sum(bank.nbytes for bank in banks.values()) + sum(o.room.nbytes for o in once.values())
+        return StreamBanks(banks, once=once)
+
+    def _once_values(self, parts: int) -> int:
+        """Numbers that are made once for a chunk over one bank, for all layers held here."""
+        frames = max(len(self.model.frames(chunk)) for chunk in (0, 1))
+        tokens = frames * self.layout.tokens // parts
+        return len(self.network.layers) * self.model.network.once_values(tokens)
 
     @torch.inference_mode()
     def set_states(self, stream: StreamBanks, epoch: Given) -> None:
@@ -416,17 +430,17 @@ class Denoiser:
         # Frames of the attention sink come once, and where they are placed is noted on the host; a shared pass waits
         # for the others.
         into_sink = any(slot < self.layout.anchored for _, slot, _ in place.runs)
-        # A recache reads what is made for it alone.
-        alone = into_sink or timestep or self.share.parts > 1 or (once and frames > self.model.chunk_frames)
-        runner = run if alone else self.runner
+        runner = run if into_sink or timestep or self.share.parts > 1 else self.runner
         key = PassKey(level, time, place.runs, place.reads, (place.compares, place.advances))
         return runner(stream, key, work, entering)
 
-    def _once(self, stream: StreamBanks, level: int, frames: range, make: Callable[[], Given]) -> Given:
-        """What is made once for a chunk; for several that are run again, anew."""
-        if len(frames) > self.model.chunk_frames:
-            return make()
-        return stream.once.setdefault(level, Once()).of(frames, make)
+    def _once(
+        self, stream: StreamBanks, level: int, frames: range, make: Callable[[], Iterable[tuple[str, Tensor]]]
+    ) -> Given:
+        """What is made once for a chunk; nothing for several that are run again in one pass."""
+        if len(frames) > max(len(self.model.frames(chunk)) for chunk in (0, 1)):
+            return {}
+        return stream.once[level].of(frames, make)
 
     def _shared(self, x: Tensor, drive: Any, attend: BankPass, frames: int) -> Tensor | None:
         """The layers over `x`, as much of it as is computed here; None where the result is gathered elsewhere."""

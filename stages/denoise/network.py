@@ -87,14 +87,16 @@ class Network(nn.Module, ABC):
     def states(self, epoch: Given) -> Any:
         """What an epoch's inputs become: tensors, in tuples or dictionaries."""
 
-    def once(self, given: Given, take: Take) -> Given:
-        """What the inputs of a chunk become that is the same in all its passes: tensors, which every pass of it is
-        given beside the inputs, under names of their own.
+    def once(self, given: Given, take: Take) -> Iterable[tuple[str, Tensor]]:
+        """What the inputs of a chunk become that is the same in all its passes: tensors in the network's dtype, which
+        every pass of it is given beside the inputs, under names of their own. They are made one after the other, as
+        they are asked for; `NetworkConfig.once_values` says how many numbers that are. A pass that runs several chunks
+        again is given none of it, and makes what it needs.
 
         Args:
             given, take: as of `drive`. What there is of every token has to pass through `take` here already.
         """
-        return {}
+        return ()
 
     def timed(self) -> Iterable[tuple[str, nn.Module]]:
         """Parts whose time is of interest, in order: `layer0`, ... and `last`; none: a pass is timed whole."""

@@ -120,13 +120,18 @@ def quantise(network: Transformer, kind: str) -> Transformer:
     check(kind, network.device, network.dtype)
     for layer in network.blocks.values():
         _quantise_layer(layer, kind)
+        _quantise_all(layer, kind)  # what a family has put in it
     if hasattr(network, "audio_injector"):
-        for name, module in list(network.audio_injector.named_modules()):
-            # The matrix units take sixteens; a narrow audio token may be no multiple of that.
-            if isinstance(module, nn.Linear) and not any(n % 16 for n in module.weight.shape):
-                parent = network.audio_injector.get_submodule(name.rpartition(".")[0])
-                setattr(parent, name.rpartition(".")[2], _linear(module, kind))
+        _quantise_all(network.audio_injector, kind)
     return network
+
+
+def _quantise_all(part: nn.Module, kind: str) -> None:
+    for name, module in list(part.named_modules()):
+        # The matrix units take sixteens; a narrow audio token may be no multiple of that.
+        if isinstance(module, nn.Linear) and not any(n % 16 for n in module.weight.shape):
+            parent = part.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], _linear(module, kind))
 
 
 def _linear(module: nn.Linear, kind: str) -> ScaledLinear:

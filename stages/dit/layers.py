@@ -185,7 +185,8 @@ def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 # A layer is three regions of pure arithmetic with its two attentions between them. All that depends on history,
-# positions or the layer's number is between them too, so one compiled region serves all layers and all chunks.
+# positions or the layer's number is between them too, so one compiled region serves all layers and all chunks. Where a
+# family puts something of its own behind an attention, the region there is two.
 
 
 def before_attention(x: Tensor, m: Modulation, w: Weights, heads: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,34 +194,79 @@ def before_attention(x: Tensor, m: Modulation, w: Weights, heads: int, eps: floa
     return project(narrow(modulate(wide(x), m.shift1, m.scale1, eps), x.dtype), w, heads)
 
 
+def after_self(x: Tensor, y: Tensor, m: Modulation, w: Weights) -> Tensor:
+    """Tokens and what self-attention gave to the float32 residual."""
+    return gated(wide(x), w.out.of(y.reshape(x.shape)), m.gate1)
+
+
+def text_queries(x: Tensor, w: Weights, heads: int, eps: float, dtype: torch.dtype) -> Tensor:
+    """The float32 residual to text attention's queries."""
+    batch, tokens, dim = x.shape
+    y = narrow(torch.layer_norm(x, (dim,), *w.norm_text, eps), dtype)
+    return rms_norm(w.query_text.of(y), w.gain_text, w.eps).view(batch, tokens, heads, -1)
+
+
 def between_attentions(
     x: Tensor, y: Tensor, m: Modulation, w: Weights, heads: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Tokens and what self-attention gave to the float32 residual and text attention's queries."""
-    batch, tokens, dim = x.shape
-    x, dtype = gated(wide(x), w.out.of(y.reshape(batch, tokens, dim)), m.gate1), x.dtype
-    y = narrow(torch.layer_norm(x, (dim,), *w.norm_text, eps), dtype)
-    return x, rms_norm(w.query_text.of(y), w.gain_text, w.eps).view(batch, tokens, heads, -1)
+    dtype = x.dtype
+    x = after_self(x, y, m, w)
+    return x, text_queries(x, w, heads, eps, dtype)
 
 
-def after_attention(x: Tensor, y: Tensor, m: Modulation, w: Weights, eps: float, dtype: torch.dtype) -> Tensor:
-    """The float32 residual, which is used up, and what text attention gave to tokens [B, N, d] in `dtype`."""
-    x = torch.add(x, w.out_text.of(y.reshape(x.shape)), out=reusable(x))
+def after_text(x: Tensor, y: Tensor, w: Weights) -> Tensor:
+    """The float32 residual, which is used up, with what text attention gave."""
+    return torch.add(x, w.out_text.of(y.reshape(x.shape)), out=reusable(x))
+
+
+def feed_forward(x: Tensor, m: Modulation, w: Weights, eps: float, dtype: torch.dtype) -> Tensor:
+    """The float32 residual to tokens [B, N, d] in `dtype`."""
     y = w.up.of(narrow(modulate(x, m.shift2, m.scale2, eps), dtype))
     y = w.down.of(F.gelu(y, approximate="tanh", out=reusable(y)))
     return narrow(gated(x, y, m.gate2), dtype)
 
 
+def after_attention(x: Tensor, y: Tensor, m: Modulation, w: Weights, eps: float, dtype: torch.dtype) -> Tensor:
+    """The float32 residual, which is used up, and what text attention gave to tokens [B, N, d] in `dtype`."""
+    y = after_text(x, y, w)
+    return feed_forward(y, m, w, eps, dtype)
+
+
 class Regions(NamedTuple):
-    """The three, as they are or compiled."""
+    """The three, and the halves of the last two, as they are or compiled."""
 
     before: Callable[..., tuple[Tensor, Tensor, Tensor]] = before_attention
     between: Callable[..., tuple[Tensor, Tensor]] = between_attentions
     after: Callable[..., Tensor] = after_attention
+    after_self: Callable[..., Tensor] = after_self
+    queries: Callable[..., Tensor] = text_queries
+    after_text: Callable[..., Tensor] = after_text
+    feed: Callable[..., Tensor] = feed_forward
 
     def compiled(self, one: Callable[[Callable], Callable]) -> Regions:
         """Each of them as `one` makes it."""
         return Regions(*map(one, self))
+
+
+Added = Callable[[Tensor], Tensor]
+"""From a layer's float32 residual [B, N, d] to the residual that it goes on with, float32 too. Without gradients it may
+write into what it is given."""
+
+
+class Inside(NamedTuple):
+    """What a family puts into a layer; None: nothing.
+
+    Attributes:
+        after_self: behind self-attention.
+        after_text: behind text attention, ahead of the feed-forward.
+    """
+
+    after_self: Added | None = None
+    after_text: Added | None = None
+
+
+NOTHING = Inside()
 
 
 class Layer(nn.Module):
@@ -279,9 +325,19 @@ class Layer(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (per_token(t) for t in (self.modulation.float() + e6).unbind(2))
         return Modulation(shift1, 1 + scale1, gate1, shift2, 1 + scale2, gate2)
 
-    def forward(self, x: Tensor, m: Modulation, text: KeysValues, attend: History, core: Attend) -> Tensor:
+    def forward(
+        self, x: Tensor, m: Modulation, text: KeysValues, attend: History, core: Attend, inside: Inside = NOTHING
+    ) -> Tensor:
         """[B, N, d] to [B, N, d]; the residual stays in float32 within the layer."""
         w = self.weights() if self.fused is None or torch.is_grad_enabled() else self.fused
-        y = attend(self.index, *self.regions.before(x, m, w, self.heads, self.eps))
-        residual, y = self.regions.between(x, y, m, w, self.heads, self.eps)
-        return self.regions.after(residual, core(y, *text, None), m, w, self.eps, x.dtype)
+        dtype, run = x.dtype, self.regions
+        y = attend(self.index, *run.before(x, m, w, self.heads, self.eps))
+        if inside.after_self is None:
+            residual, y = run.between(x, y, m, w, self.heads, self.eps)
+        else:
+            residual = inside.after_self(run.after_self(x, y, m, w))
+            y = run.queries(residual, w, self.heads, self.eps, dtype)
+        if inside.after_text is None:
+            return run.after(residual, core(y, *text, None), m, w, self.eps, dtype)
+        residual = inside.after_text(run.after_text(residual, core(y, *text, None), w))
+        return run.feed(residual, m, w, self.eps, dtype)

@@ -20,9 +20,9 @@ import devices
 from stages.denoise.attention import Attend, History, KeysValues
 from stages.denoise.network import Network, Take
 from stages.denoise.rope import Rope
-from stages.dit.layers import Layer, Modulation, modulate, per_token
+from stages.dit.layers import NOTHING, Inside, Layer, Modulation, modulate, per_token
 from stages.dit.patches import embed, unpatch
-from stages.dit.sizes import TransformerSizes
+from stages.dit.sizes import LayerSizes
 from stages.inputs import REFERENCE, Given
 
 NOISY, REFERRED, MOTION = range(3)
@@ -59,12 +59,12 @@ class Drive:
 
     Attributes:
         time: from `Transformer.time_terms`.
-        text: per layer, keys and values from `Transformer.states`.
+        context: per layer, keys and values of cross-attention, from `Transformer.states`.
         given: inputs of the chunk, by name.
     """
 
     time: TimeTerms
-    text: dict[int, KeysValues]
+    context: dict[int, KeysValues]
     given: Given = field(default_factory=dict)
 
 
@@ -87,32 +87,39 @@ class Transformer(Network):
 
     typed: ClassVar[bool] = False
     """Whether tokens of different types are told apart by learned embeddings; a family says so."""
+    layer: ClassVar[type[Layer]] = Layer
+    """What layers are; likewise."""
 
-    def __init__(self, config: TransformerSizes, layers: range | None = None, attention: str = "sdpa"):
+    def __init__(self, config: LayerSizes, layers: range | None = None, attention: str = "sdpa"):
         super().__init__(config, layers, attention)
         dim = config.dim
-        self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
-        )
+        self.embed_context(config)
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleDict(
-            {str(i): Layer(i, dim, config.ffn_dim, config.heads, config.eps) for i in self.layers}
+            {str(i): self.layer(i, dim, config.ffn_dim, config.heads, config.eps) for i in self.layers}
         )
         if self.first:
-            self.patch_embedding = nn.Conv3d(config.in_channels, dim, tuple(config.patch), tuple(config.patch))
+            entering = config.in_channels + sum(config.beside.values())
+            self.patch_embedding = nn.Conv3d(entering, dim, tuple(config.patch), tuple(config.patch))
             if self.typed:
                 self.trainable_cond_mask = nn.Embedding(3, dim)
         if self.last:
             self.head = Head(dim, math.prod(config.patch) * config.out_channels, config.eps)
 
+    def embed_context(self, config: LayerSizes) -> None:
+        """Make what cross-attention's rows come through, for `states`: text, unless a family says otherwise."""
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, config.dim), nn.GELU(approximate="tanh"), nn.Linear(config.dim, config.dim)
+        )
+
     @property
     def dtype(self) -> torch.dtype:
-        return self.text_embedding[0].weight.dtype
+        return self.time_projection[1].weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.text_embedding[0].weight.device
+        return self.time_projection[1].weight.device
 
     # -- preparing ----------------------------------------------------------------------------------------------------
 
@@ -169,8 +176,11 @@ class Transformer(Network):
         """
         here = devices.of(self.device).upload(context).to(self.dtype)
         rows = F.pad(here, (0, 0, 0, self.config.text_tokens - context.shape[1]))
-        text = self.text_embedding(rows)
-        return {i: self.blocks[str(i)].cross_attn.keys_values(text) for i in self.layers}
+        return self.context(self.text_embedding(rows))
+
+    def context(self, rows: Tensor) -> dict[int, KeysValues]:
+        """Embedded rows [B, M, d] to keys and values of cross-attention, per layer."""
+        return {i: self.blocks[str(i)].cross_attn.keys_values(rows) for i in self.layers}
 
     def drive(
         self, constants: Constants, states: dict[int, KeysValues], given: Given, take: Take, leaves: bool = True
@@ -196,7 +206,10 @@ class Transformer(Network):
     def enter(self, x: Tensor, given: Given) -> Tensor:
         """What `through` takes: tokens [B, N, d] of latents [B, C, f, h, w], frame by frame, row by row; hidden states,
         which later ranges take, are that already."""
-        return self.tokens(x, NOISY) if self.first else x
+        if not self.first:
+            return x
+        beside = (given[name].to(x) for name in self.config.beside)
+        return self.tokens(torch.cat([x, *beside], 1) if self.config.beside else x, NOISY)
 
     def enter_sink(self, sink: Given) -> Tensor:
         """Tokens of the attention sink's inputs, of which the reference is a frame [B, C, 1, h, w].
@@ -224,9 +237,13 @@ class Transformer(Network):
         """
         core = self.core
         for i, layer in zip(self.layers, self.blocks.values(), strict=True):
-            x = layer(x, drive.time.layers[i], drive.text[i], attend, core)
+            x = layer(x, drive.time.layers[i], drive.context[i], attend, core, self.inside(i, drive.given, attend))
             x = self.after(i, x, drive.given, core)
         return self.head(x, drive.time.head) if drive.time.head else x
+
+    def inside(self, layer: int, given: Given, attend: History) -> Inside:
+        """What a family puts into a layer."""
+        return NOTHING
 
     def after(self, layer: int, x: Tensor, given: Given, core: Attend) -> Tensor:
         """What a family puts behind a layer."""

@@ -14,6 +14,7 @@ from parallel.plan import Workload
 from runtime.loading import load_parts
 from runtime.workload import describe
 from tests.helpers import config_of
+from tests.runtime.test_lingbot_runs import BASE as WORLD
 
 LATENTS, HIDDEN, PEER = 2_000_000, 20_000_000, 4e6
 
@@ -86,10 +87,11 @@ def test_all_that_is_on_a_device_adds_up(placement, streams):
         assert [memory.short(worker) for worker in there] == pytest.approx([total - 9e8] * len(there))
 
 
+@pytest.mark.parametrize("model", [("model=nano",), WORLD], ids=["nano", "world"])
 @pytest.mark.parametrize("plan", ["sequential", "timestep", "layers"])
-def test_what_was_foreseen_is_what_a_worker_holds(plan):
+def test_what_was_foreseen_is_what_a_worker_holds(plan, model):
     """Weights, and what one more stream needs: exactly."""
-    config = config_of("model=nano", f"plan={plan}", "plan.workers=null", "device=cpu")
+    config = config_of(*model, f"plan={plan}", "plan.workers=null", "device=cpu")
     made = build(config.plan, describe(config))
     for worker in range(made.workers):
         parts = load_parts(made, worker, config)

@@ -211,6 +211,24 @@ def test_uneven_layers_and_pass_costs_add_up(layer_s, pass_s, last_s):
     assert np.isclose(p.first_frame_s, sum(p.load)) or p.first_frame_s > sum(p.load)  # in a ring chunks meet
 
 
+def test_the_first_pass_of_a_chunk_over_a_bank_makes_what_all_of_them_have():
+    clean = {"context": "clean", "decodes": False}
+    p = predicted(PlanConfig("sequential"), cluster(1, once_s=0.5), **clean)
+    assert (p.period_s, p.first_frame_s, p.control_worst_s) == (near(5.5), near(4.5), near(5.5 + 4.5))
+    # Every worker makes it for itself: for its layers, for its bank of finished chunks, for every level's.
+    layers = predicted(PlanConfig("layers", layers=[4, 2], workers=2), cluster(1, 1, once_s=0.6), **clean)
+    assert (layers.load, layers.first_frame_s) == (near((5 * 2 / 3 + 0.4, 5 / 3 + 0.2)), near(4.6))
+    steps = predicted(PlanConfig("timestep", steps=[3, 1], workers=2), cluster(1, 1, once_s=0.5), **clean)
+    assert (steps.load, steps.first_frame_s) == (near((4.5, 2.5)), near(5.0))
+    levels = predicted(PlanConfig("timestep", steps=[3, 1], workers=2), cluster(1, 1, once_s=0.5), decodes=False)
+    assert (levels.load, levels.first_frame_s) == (near((4.5, 1.5)), near(6.0))
+    # Of those that share a pass each makes its tokens' part.
+    shared = PlanConfig("sequential", sequence_parallel=2)
+    p = predicted(shared, cluster(1, 1, once_s=0.5, serial=0.0), heads=4, tokens_per_frame=8, **clean)
+    assert p.period_s == near(2.75)
+
+
+@pytest.mark.parametrize("once_s", [0.0, 0.07])
 @pytest.mark.parametrize("context", ["same_level", "clean"])
 @pytest.mark.parametrize(
     "plan",
@@ -220,11 +238,12 @@ def test_uneven_layers_and_pass_costs_add_up(layer_s, pass_s, last_s):
     ],
     ids=lambda plan: f"{plan.name} {plan.steps or plan.workers or ''}",
 )  # fmt: skip
-def test_formulas_agree_with_execution_where_passes_do_not_collide(plan, context):
+def test_formulas_agree_with_execution_where_passes_do_not_collide(plan, context, once_s):
     link = Link(latency_s=0.001, bandwidth=1e9)
     w = workload(context=context, latent_bytes=400_000, versions=(Version(-1, 0),))
     made = build(plan, w)
-    costs = Costs(made, cluster(*[1] * made.processes, link=link, step_s=0.1, decode_s=0.0, hop_s=0.0005))
+    times = {"step_s": 0.1, "once_s": once_s, "decode_s": 0.0, "hop_s": 0.0005}
+    costs = Costs(made, cluster(*[1] * made.processes, link=link, **times))
     said, done = predict(costs, Demand()), simulated(costs, Demand())
     assert said.period_s == near(done.period_s, rel=0.02)
     assert said.first_frame_s == near(done.first_frame_s, rel=0.02)

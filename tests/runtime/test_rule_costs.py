@@ -205,7 +205,7 @@ def costs_of(*overrides: str):
 
 @pytest.mark.parametrize("cluster", ["h100x4", "h800x5"])
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, "lingbot_world_fast"])
 def test_formulas_agree_with_execution(model, plan, cluster):
     costs, asked = costs_of(f"model={model}", *PLANS[plan], f"cluster={cluster}")
     said, done = predict(costs, asked), simulated(costs, asked)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from conf.errors import UserError
 
 REMEDY = "docs/checkpoints.md lists what is read"
-CONCATENATED = "a picture's latents enter beside the noisy ones, as channels that nothing here makes"
+CONCATENATED = "a picture's latents enter beside the noisy ones, as channels, which only worlds have here"
 
 
 class Relative(NamedTuple):

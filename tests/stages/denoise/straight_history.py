@@ -84,7 +84,7 @@ class Wan:
 
     def velocity(self, x: Tensor, timesteps: list[float], read: Read) -> Tensor:
         """Latents [1, C, f, h, w] to their velocity, at a timestep for each frame."""
-        _, channels, count, height, width = x.shape
+        _, _, count, height, width = x.shape
         # A timestep is told in float32 by everyone, and its sine is of what was told.
         told = torch.tensor(timesteps, dtype=torch.float32).double()
         half = self.w["time_embedding.0.weight"].shape[1] // 2
@@ -101,8 +101,8 @@ class Wan:
             h = self.layer(i, h, e6, read)
         shift, scale = (self.w["head.modulation"][0, part] + e for part in range(2))
         out = self.linear("head.head", self.norm(h) * (1 + scale) + shift)
-        out = out.view(count, self.rows, self.columns, 1, 2, 2, channels)
-        return out.permute(6, 0, 3, 1, 4, 2, 5).reshape(1, channels, count, height, width)
+        out = out.view(count, self.rows, self.columns, 1, 2, 2, -1)
+        return out.permute(6, 0, 3, 1, 4, 2, 5).reshape(1, -1, count, height, width)
 
     def layer(self, i: int, x: Tensor, e6: Tensor, read: Read) -> Tensor:
         b = f"blocks.{i}"
@@ -111,7 +111,7 @@ class Wan:
         q = self.rms(f"{b}.self_attn.norm_q", self.linear(f"{b}.self_attn.q", h))
         k = self.rms(f"{b}.self_attn.norm_k", self.linear(f"{b}.self_attn.k", h))
         v = self.linear(f"{b}.self_attn.v", h)
-        x = x + g1 * self.linear(f"{b}.self_attn.o", read(i, q, k, v))
+        x = self.between(i, x + g1 * self.linear(f"{b}.self_attn.o", read(i, q, k, v)))
         h = self.norm(x) * self.w[f"{b}.norm3.weight"] + self.w[f"{b}.norm3.bias"]
         q = self.rms(f"{b}.cross_attn.norm_q", self.linear(f"{b}.cross_attn.q", h))
         k = self.rms(f"{b}.cross_attn.norm_k", self.linear(f"{b}.cross_attn.k", self.text))
@@ -119,6 +119,10 @@ class Wan:
         x = x + self.linear(f"{b}.cross_attn.o", self.attention(q, k, v))
         h = self.norm(x) * (1 + s2) + b2
         return x + g2 * self.linear(f"{b}.ffn.2", self.gelu(self.linear(f"{b}.ffn.0", h)))
+
+    def between(self, i: int, x: Tensor) -> Tensor:
+        """What a layer has between its attentions: nothing."""
+        return x
 
 
 class CleanPassLoop(ABC):
