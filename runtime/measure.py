@@ -76,7 +76,7 @@ def _watched(network: Any, note: Callable[[str], None]) -> Iterator[None]:
         note("pass")
 
     network.enter = entering
-    if network.config.once_values(1):
+    if network.config.once_values(1, 1):
         network.once = making
     hooks = []
     for name, module in network.timed():

@@ -63,6 +63,7 @@ def describe(config: Config) -> Workload:
     # What only `source.tensors` can give is left out: most streams have none of it.
     given = sum(one.bytes(dtype, picture.latent) for one in with_chunk(inputs) if one.made)
     together = model.step_count if model.rule.joint else 1
+    most = max(len(model.frames(chunk)) for chunk in (0, 1))
     return Workload(
         steps=model.step_count,
         layers=n,
@@ -82,7 +83,7 @@ def describe(config: Config) -> Workload:
         bank_bytes=Bank.bytes_needed(layout, 1, network.heads, network.head_dim, dtype, **model.choice),
         shared_bytes=tuple(_adapter_bytes(model, layout, layer, dtype, PLACE) for layer in range(n)),
         whole_bytes=tuple(_adapter_bytes(model, layout, layer, dtype, LATENT) for layer in range(n)),
-        once_bytes=network.once_values(max(len(model.frames(i)) for i in (0, 1)) * tokens) * dtype.itemsize,
+        once_bytes=network.once_values(most * tokens, most) * dtype.itemsize,
         states_bytes=network.states_values() * dtype.itemsize,
         recorded=config.device.graphs != "never" and config.device.may_be_gpu,
         heads=network.heads,

@@ -360,3 +360,23 @@ def reference(model: ModelConfig) -> tuple[Input, ...]:
         return ()
     shape = (model.network.in_channels, 1, None, None)
     return (Input(REFERENCE, Axis.SINK, shape, "image", "reference_latent", latents=True),)
+
+
+def scene(frames: int, channels: int, mask: int) -> tuple[Input, Input]:
+    """What enters beside a chunk's latents where a stream begins with a picture: `condition`, latents of a video of
+    that picture and of grey behind it, and `mask`, 1 for the latent frame that is the picture and 0 for all others.
+
+    Args:
+        frames: latent frames of a chunk.
+        channels, mask: of the two.
+    """
+
+    def first(latents: range) -> Tensor:
+        told = torch.tensor([float(latent == 0) for latent in latents])
+        return told.view(1, 1, -1, 1, 1).expand(-1, mask, -1, -1, -1)
+
+    shared = {"whole": True, "latents": True, "narrow": True}
+    return (
+        Input("condition", Axis.LATENT, (channels, frames, None, None), "image", "condition_latents", **shared),
+        Input("mask", Axis.LATENT, (mask, frames, None, None), key="condition_mask", entries=first, **shared),
+    )

@@ -116,6 +116,51 @@ def lingbot_shapes(config: Mapping[str, Any], channels: int = 6) -> Shapes:
     return found
 
 
+VARIANTS = {"universal": (4, 2), "drive": (2, 2), "run": (7, 0)}
+"""Matrix-Game 2's keys and axes of a mouse."""
+
+
+def matrix_config(variant: str = "universal", actions: Mapping[str, Any] | None = None, **sizes: Any) -> dict[str, Any]:
+    """A `config.json` of Matrix-Game 2, as published, with some sizes replaced, those of its actions too."""
+    keys, axes = VARIANTS[variant]
+    acting = {
+        "blocks": list(range(15)), "enable_keyboard": True, "enable_mouse": axes > 0, "heads_num": 16,
+        "hidden_size": 128, "img_hidden_size": 1536, "keyboard_dim_in": keys, "keyboard_hidden_dim": 1024,
+        "mouse_dim_in": 2, "mouse_hidden_dim": 1024, "mouse_qk_dim_list": [8, 28, 28], "patch_size": [1, 2, 2],
+        "qk_norm": True, "qkv_bias": False, "rope_dim_list": [8, 28, 28], "rope_theta": 256,
+        "vae_time_compression_ratio": 4, "windows_size": 3,
+    }  # fmt: skip
+    published = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30, "in_dim": 36, "model_type": "i2v"}
+    published |= {"local_attn_size": 4 if variant == "drive" else 6, "sink_size": 0, "inject_sample_info": False}
+    return t2v_config(**published) | sizes | {"action_config": acting | (actions or {})}
+
+
+def matrix_shapes(config: Mapping[str, Any], image_dim: int = 1280) -> Shapes:
+    """Every key of Matrix-Game 2: the transformer's without text, a picture's rows, and 19 (9 without a mouse) for
+    every layer that reads actions."""
+    dim, a = config["dim"], config["action_config"]
+    found = {name: shape for name, shape in t2v_shapes(config).items() if not name.startswith("text_embedding")}
+    for i, ends in enumerate(((image_dim,), (image_dim, image_dim), None, (dim, image_dim), (dim,))):
+        if ends:
+            found |= {f"img_emb.proj.{i}.weight": ends, f"img_emb.proj.{i}.bias": ends[:1]}
+    width, m, embedded = 12 * a["hidden_size"], a["mouse_hidden_dim"], a["hidden_size"]
+    head, k = a["keyboard_hidden_dim"] // a["heads_num"], a["keyboard_hidden_dim"]
+    for i in a["blocks"]:
+        part = f"blocks.{i}.action_model"
+        found |= _linear(f"{part}.keyboard_embed.0", embedded, a["keyboard_dim_in"])
+        found |= _linear(f"{part}.keyboard_embed.2", embedded, embedded)
+        shapes = {"mouse_attn_q": (k, dim), "keyboard_attn_kv": (2 * k, width), "proj_keyboard": (dim, k)}
+        shapes |= {"key_attn_q_norm": (head,), "key_attn_k_norm": (head,)}
+        if a["enable_mouse"]:
+            found |= _linear(f"{part}.mouse_mlp.0", m, dim + 12 * a["mouse_dim_in"])
+            found |= _linear(f"{part}.mouse_mlp.2", m, m)
+            found |= {f"{part}.mouse_mlp.3.{end}": (m,) for end in ("weight", "bias")}
+            shapes |= {"t_qkv": (3 * m, m), "proj_mouse": (dim, m)}
+            shapes |= {"img_attn_q_norm": (m // a["heads_num"],), "img_attn_k_norm": (m // a["heads_num"],)}
+        found |= {f"{part}.{name}.weight": shape for name, shape in shapes.items()}
+    return found
+
+
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Values for every shape, each a function of its name, of a size that keeps activations near one."""
     found = {}

@@ -101,9 +101,9 @@ class NetworkConfig:
         """Numbers that one layer keeps of what holds for an epoch, for one stream (keys and values of its text)."""
         return 0
 
-    def once_values(self, new: int) -> int:
+    def once_values(self, new: int, frames: int) -> int:
         """Numbers that one layer keeps, for one stream and bank, of what is the same in all passes of a chunk of `new`
-        tokens (`stages.denoise.network.Network.once`)."""
+        tokens, those of so many latent frames (`stages.denoise.network.Network.once`)."""
         return 0
 
     def once_flops(self, new: int) -> Sequence[float]:

@@ -259,7 +259,7 @@ class Denoiser:
         """Numbers that are made once for a chunk over one bank, for all layers held here."""
         frames = max(len(self.model.frames(chunk)) for chunk in (0, 1))
         tokens = frames * self.layout.tokens // parts
-        return len(self.network.layers) * self.model.network.once_values(tokens)
+        return len(self.network.layers) * self.model.network.once_values(tokens, frames)
 
     @torch.inference_mode()
     def set_states(self, stream: StreamBanks, epoch: Given) -> None:

@@ -44,19 +44,20 @@ class Scaled(NamedTuple):
 
     Attributes:
         weight: e4m3 [out, in].
-        bias: [out], in the model's dtype.
+        bias: [out], in the model's dtype; None: it has none.
         scale: float32, [] or one for each row, [1, out].
     """
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     scale: Tensor
 
     @staticmethod
     def made(product: Affine, kind: str) -> Scaled:
         """Of a product in the model's dtype."""
         weight, scale = scaled(product.weight.detach(), kind == "per_row")
-        return Scaled(weight, product.bias.detach(), scale.view(1, -1) if scale.dim() else scale)
+        bias = None if product.bias is None else product.bias.detach()
+        return Scaled(weight, bias, scale.view(1, -1) if scale.dim() else scale)
 
     def of(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
@@ -83,7 +84,7 @@ class ScaledLinear(nn.Module):
             self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
-        return Scaled(self.weight, self.bias, self.scale).of(x)
+        return product_of(self).of(x)
 
 
 def check(kind: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -136,6 +137,13 @@ def _quantise_all(part: nn.Module, kind: str) -> None:
 
 def _linear(module: nn.Linear, kind: str) -> ScaledLinear:
     return ScaledLinear(Scaled.made(Affine(module.weight, module.bias), kind))
+
+
+def product_of(module: nn.Linear | ScaledLinear) -> Product:
+    """What a part does, as data."""
+    if isinstance(module, ScaledLinear):
+        return Scaled(module.weight, module.bias, module.scale)
+    return Affine(module.weight, module.bias)
 
 
 def _quantise_layer(layer: Layer, kind: str) -> None:

@@ -53,19 +53,21 @@ def original_within(keys: Iterable[str], wrapper: str) -> bool:
     return all(key.startswith(wrapper) and key.removeprefix(wrapper) == original_name(key) for key in plain)
 
 
-READ = {
+LAYERS = {
     "patch_embedding.weight": 5,
     "head.head.weight": 2,
     "blocks.0.ffn.0.weight": 2,
     "time_embedding.0.weight": 2,
-    "text_embedding.0.weight": 2,
 }
 """Names whose shapes tell sizes, and how many dimensions they have."""
+TEXT = "text_embedding.0.weight"
+READ = LAYERS | {TEXT: 2}
+"""The same where text is read."""
 
 
-def tells(shapes: Mapping[str, torch.Size]) -> bool:
+def tells(shapes: Mapping[str, torch.Size], read: Mapping[str, int] = READ) -> bool:
     """Whether a file has all the shapes that tell a network's sizes."""
-    return all(len(shapes.get(name, ())) == n and min(shapes[name]) > 0 for name, n in READ.items())
+    return all(len(shapes.get(name, ())) == n and min(shapes[name]) > 0 for name, n in read.items())
 
 
 def channels(shapes: Mapping[str, torch.Size]) -> tuple[int, int]:
@@ -75,7 +77,8 @@ def channels(shapes: Mapping[str, torch.Size]) -> tuple[int, int]:
 
 
 def sizes(shapes: Mapping[str, torch.Size]) -> dict[str, object]:
-    """Fields of `TransformerSizes` that a network's shapes tell, by our names; heads only where `HEAD_DIM` fits."""
+    """Fields of `LayerSizes` that a network's shapes tell, by our names, and the width of text where it is read; heads
+    only where `HEAD_DIM` fits."""
     dim, _, *patch = shapes["patch_embedding.weight"]
     inside, outside = channels(shapes)
     found = {
@@ -86,6 +89,5 @@ def sizes(shapes: Mapping[str, torch.Size]) -> dict[str, object]:
         "in_channels": inside,
         "out_channels": outside,
         "freq_dim": shapes["time_embedding.0.weight"][1],
-        "text_dim": shapes["text_embedding.0.weight"][1],
-    }
+    } | ({"text_dim": shapes[TEXT][1]} if TEXT in shapes else {})
     return found | ({"heads": dim // HEAD_DIM} if dim % HEAD_DIM == 0 else {})

@@ -18,10 +18,10 @@ from stages.denoise.attention import Attend, History, KeysValues
 
 
 class Affine(NamedTuple):
-    """A matrix product with a bias, as data: its parameters, and how to apply them."""
+    """A matrix product with a bias, if it has one, as data: its parameters, and how to apply them."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
 
     def of(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""

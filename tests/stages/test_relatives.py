@@ -12,7 +12,16 @@ from launch import inspect
 from stages.build import build_decoder, build_network
 from stages.file_kinds import kinds
 from stages.models.wan.relatives import RELATIVES, require_none
-from tests.checkpoints import SMALL, lora_tensors, random_tensors, t2v_config, t2v_shapes, vae_tensors, write_folder
+from tests.checkpoints import (
+    SMALL,
+    lora_tensors,
+    matrix_config,
+    random_tensors,
+    t2v_config,
+    t2v_shapes,
+    vae_tensors,
+    write_folder,
+)  # fmt: skip
 from tests.helpers import config_of
 
 CPU = torch.device("cpu")
@@ -58,7 +67,11 @@ SAID = {
     "Wan Fun Control": [CONFIG | {"model_type": "i2v", "in_dim": 48, "add_ref_conv": True}],
 }
 
+SAID["Matrix-Game"] = [matrix_config(**SMALL), CONFIG | {"action_config": {"blocks": [0]}}]
+"""Of which some sizes are SkyReels-V2's, and the type is that of image-to-video."""
+
 KEYS = {
+    "Matrix-Game": ["blocks.0.action_model.keyboard_embed.0.weight"],
     "Wan2.1 image-to-video": ["img_emb.proj.0.weight", "condition_embedder.image_embedder.norm1.weight",
                               "blocks.0.cross_attn.k_img.weight", "blocks.0.attn2.add_k_proj.weight"],
     "Wan VACE": ["vace_blocks.0.before_proj.weight", "vace_patch_embedding.weight"],

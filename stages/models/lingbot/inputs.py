@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
-from torch import Tensor
-
 from conf.schema import ModelConfig
-from stages.inputs import Axis, Input, text
+from stages.inputs import Axis, Input, scene, text
 from stages.models.lingbot.moves import CONTROLS, moved
 from stages.models.lingbot.rays import KEYS, LENS, POSE, numbers
 from stages.models.lingbot.sizes import MASK
@@ -20,22 +17,9 @@ def inputs(model: ModelConfig) -> tuple[Input, ...]:
     act = sizes.control == "act"
     return (
         text(sizes.text_tokens, sizes.text_dim),
-        Input(
-            "condition", Axis.LATENT, (sizes.in_channels, c, None, None), "image", "condition_latents", whole=True,
-            latents=True, narrow=True,
-        ),
-        Input(
-            "mask", Axis.LATENT, (MASK, c, None, None), key="condition_mask", whole=True, entries=_first, latents=True,
-            narrow=True,
-        ),
+        *scene(c, sizes.in_channels, MASK),
         Input(
             "camera", Axis.LATENT, (c, POSE + LENS + KEYS * act), "camera",
             rows=partial(numbers, scale=model.translation_scale, act=act), controls=CONTROLS, moves=moved,
         ),
     )  # fmt: skip
-
-
-def _first(latents: range) -> Tensor:
-    """1 for the latent frame that the picture is, 0 for all others: [1, 4, f, 1, 1]."""
-    told = torch.tensor([float(latent == 0) for latent in latents])
-    return told.view(1, 1, -1, 1, 1).expand(-1, MASK, -1, -1, -1)

@@ -48,8 +48,8 @@ class Sizes(TransformerSizes):
         """Numbers that a token is told of its rays."""
         return CONTROLS[self.control] * PIXELS**2 * math.prod(self.patch)
 
-    def once_values(self, new: int) -> int:
-        return {TERMS: 2, STATE: 1, NOTHING: 0}[self.camera_kept] * new * self.dim
+    def once_values(self, new: int, frames: int) -> int:
+        return new * self._kept
 
     def once_flops(self, new: int) -> Sequence[float]:
         """2 n d^2 for each of two products that make a layer's state, and of two that make its terms. What layers have
@@ -67,8 +67,13 @@ class Sizes(TransformerSizes):
 
     def layer_values(self, new: int, keys: int) -> Sequence[float]:
         """With those that are in every pass, and what is kept of a camera."""
-        more = self._values(new, self._products[1]) + self.once_values(new)
+        more = self._values(new, self._products[1]) + new * self._kept
         return [values + more for values in super().layer_values(new, keys)]
+
+    @property
+    def _kept(self) -> int:
+        """Numbers that a layer keeps of a token's camera."""
+        return {TERMS: 2, STATE: 1, NOTHING: 0}[self.camera_kept] * self.dim
 
     @property
     def _products(self) -> tuple[int, int]:

@@ -35,6 +35,12 @@ class Relative(NamedTuple):
 
 RELATIVES = (
     Relative(
+        "Matrix-Game",
+        "its part for actions is of a family of its own, which has the few-step models of 2.0 (model=matrix_game_2)",
+        r"blocks\.0\.action_model\..*",
+        {"action_config": r"\{.+"},
+    ),
+    Relative(
         "Wan VACE",
         "its control branch is not built here",
         r"vace_(blocks|patch_embedding)\..*",

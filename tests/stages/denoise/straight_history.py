@@ -45,7 +45,11 @@ class Wan:
         self.dim = len(self.w["patch_embedding.bias"])
         self.tokens = rows * columns
         """Of a frame."""
-        self.text = self.linear("text_embedding.2", self.gelu(self.linear("text_embedding.0", text.double())))
+        self.text = self.context(text.double())
+
+    def context(self, text: Tensor) -> Tensor:
+        """What cross-attention reads [rows, d]."""
+        return self.linear("text_embedding.2", self.gelu(self.linear("text_embedding.0", text)))
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         return x @ self.w[f"{name}.weight"].T + self.w[f"{name}.bias"]
@@ -116,12 +120,16 @@ class Wan:
         q = self.rms(f"{b}.cross_attn.norm_q", self.linear(f"{b}.cross_attn.q", h))
         k = self.rms(f"{b}.cross_attn.norm_k", self.linear(f"{b}.cross_attn.k", self.text))
         v = self.linear(f"{b}.cross_attn.v", self.text)
-        x = x + self.linear(f"{b}.cross_attn.o", self.attention(q, k, v))
+        x = self.before_feed(i, x + self.linear(f"{b}.cross_attn.o", self.attention(q, k, v)))
         h = self.norm(x) * (1 + s2) + b2
         return x + g2 * self.linear(f"{b}.ffn.2", self.gelu(self.linear(f"{b}.ffn.0", h)))
 
     def between(self, i: int, x: Tensor) -> Tensor:
         """What a layer has between its attentions: nothing."""
+        return x
+
+    def before_feed(self, i: int, x: Tensor) -> Tensor:
+        """What it has behind the second of them, likewise."""
         return x
 
 

@@ -7,6 +7,7 @@ from stages.denoise.attention import backend
 from stages.denoise.passes import ClipPass, whole_clip
 from stages.denoise.rope import Rope
 from stages.dit.keys import original_name
+from stages.dit.layers import Inside
 from stages.dit.network import Drive
 from stages.models.wan.network import Network
 from stages.models.wan.sizes import Sizes
@@ -150,3 +151,32 @@ def test_training_runs_the_forward_of_inference(per_frame):
         network_of_now.load_state_dict(network.state_dict())
         expected = network_of_now(x, drive(network_of_now, text, timesteps), attend)
     assert (served - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+class Between(Network):
+    """With something behind its attentions that leaves the residual as it is."""
+
+    where = ()
+
+    def inside(self, layer, given, attend):
+        return Inside(**dict.fromkeys(self.where, lambda x: x))
+
+
+@pytest.mark.parametrize("where", [(), ("after_self",), ("after_text",), ("after_self", "after_text")])
+@torch.no_grad()
+def test_a_layer_that_is_entered_is_the_layer(where, monkeypatch):
+    """Regions in two halves compute what whole ones do, bit for bit; the residual between them is float32."""
+    shape = SHAPES[1]
+    plain = ours(shape, reference(shape)).to(torch.bfloat16).fuse()
+    entered = Between(plain.config).to(torch.bfloat16)
+    entered.load_state_dict(plain.state_dict())
+    x, text, grid, timesteps = inputs(shape, True)
+    attend = whole_clip(Rope(plain.config.head_dim, grid[1], grid[2]), grid[0], plain)
+    monkeypatch.setattr(Between, "where", where)
+    found, expected = (n(x.bfloat16(), drive(n, text, timesteps), attend) for n in (entered.fuse(), plain))
+    assert torch.equal(found, expected)
+    seen = []
+    kept = Inside(**{name: lambda x: seen.append(x.dtype) or x for name in where})
+    monkeypatch.setattr(Between, "inside", lambda *of: kept)
+    entered(x.bfloat16(), drive(entered, text, timesteps), attend)
+    assert seen == [torch.float32] * len(where) * plain.config.layers
