@@ -32,16 +32,11 @@ def cell(one: Any) -> str:
     return said if one.realtime >= 0.9995 else f"{said}, x {one.realtime:.2f}"
 
 
-def by_plan(found: Sequence[Any], steps: Sequence[int], plays: bool) -> list[str]:
-    """A plan a line, a number of steps a column.
-
-    Args:
-        found: of one model, kind, rate and decoder.
-        steps: numbers of them.
-        plays: whether the planner's own choices are left out, since named plans are as good.
-    """
-    names = dict.fromkeys(one.plan for one in found if not plays or not one.plan.startswith("plan=auto"))
-    rows = []
+def by_plan(found: Sequence[Any]) -> list[str]:
+    """A plan of one model, kind, rate and decoder a line, a number of steps a column. What the planner chooses is left
+    out: one of the named plans is as good."""
+    names = dict.fromkeys(one.plan for one in found if not one.plan.startswith("plan=auto"))
+    steps, rows = sorted({one.steps for one in found}), []
     for name in names:
         own = {one.steps: one for one in found if one.plan == name}
         devices = max(one.devices for one in own.values())
@@ -109,8 +104,8 @@ def page(
         return [o for o in found if (o.model, o.kind, o.rate, o.decoder) == (model, "h100", rate, "wan")]
 
     lines = [
-        "*Mean / worst* seconds of control latency on H100, with Wan's decoder; *x* is how fast a stream is where it is",
-        "slower than life.",
+        "*Mean / worst* seconds of control latency on H100, with Wan's decoder; *x* is how fast a stream is where it",
+        "cannot keep pace, and *fullest* what the fullest GPU holds.",
         "",
     ]
     for model, rate, said in (
@@ -118,17 +113,16 @@ def page(
         ("matrix_game_2", 0.5, "the same at half the rate"),
         ("lingbot_world_fast", 1.0, "LingBot-World-Fast, 832x480, a chunk is 0.75 s"),
     ):
-        own = of(model, rate)
-        lines += [f"**{said}**", "", *by_plan(own, sorted({o.steps for o in own}), plays=True)]
+        lines += [f"**{said}**", "", *by_plan(of(model, rate))]
     lines += [
         f"On H800 these are the same within {apart(found, 'h100', 'h800') * 1e3:.0f} ms.",
         "",
-        "**The least that keeps pace** and has a mean latency under 0.8 s · a worst one under 0.8 s · a mean one under 0.4 s,",
-        "Matrix-Game 2 at half the rate:",
+        "**The least that keeps pace** with a mean latency under 0.8 s, a worst one under 0.8 s, and a mean one under",
+        "0.4 s; Matrix-Game 2 at half the rate:",
         "",
         *overview(found, published, kinds),
-        "`4`: passes shared by so many GPUs of one machine, the decoder beside them (1: `plan=sequential`); `4+1`: the decoder",
-        "on one of its own; `layers 4`: two blocks of layers, shared by 2. `-`: none of up to 8 GPUs.",
+        "`4`: passes shared by so many GPUs of one machine, the decoder beside them (1: `plan=sequential`); `4+1`: the",
+        "decoder on one of its own; `layers 4`: two blocks of layers, shared by 2. `-`: none of up to 8 GPUs.",
         "",
         "**Beside what others measured** (in their own programs, with their own windows):",
         "",
