@@ -224,13 +224,13 @@ def test_a_real_pipeline():
         async def open(self, name, changes):
             return await asyncio.to_thread(open_stream, self.running.pipeline, config, name, changes)
 
-    held = Held()
-    with held.running:
-        while not held.running.begun:
+    served = Held()
+    with served.running:
+        while not served.running.begun:
             with suppress(TimeoutError):
-                held.running.wait(0.05)
-        found = asyncio.run(measured(held))
-        assert not held.running.pipeline.streams
-    steps = held.running.plan.workload.steps
+                served.running.wait(0.05)
+        found = asyncio.run(measured(served))
+        assert not served.running.pipeline.streams
+    steps = served.running.plan.workload.steps
     assert 0 < found.rate <= offer_of(config)["chunk_s"] / (steps * 0.02)
     assert 0 < found.shares["cores"] * found.rate < os.cpu_count() and held(found.memory, found.most) > 0
