@@ -78,8 +78,9 @@ class Sizes(LayerSizes):
     """Those of the shared transformer's layers, of the picture that all tokens read, and of actions."""
 
     image_dim: int = 1280
+    """Width of a picture's rows."""
     image_tokens: int = 257
-    """Rows of a picture, and their width."""
+    """How many there are."""
     actions: Actions = field(default_factory=Actions)
 
     def __post_init__(self):
