@@ -213,6 +213,17 @@ def test_a_pose_changes_what_is_made_from_its_latent_frame_on():
 
 
 @torch.no_grad()
+def test_a_key_is_told_with_its_own_latent_frame():
+    """Of what is pressed latent frame L is told that of video frame 4 L; of other frames it is told what they move."""
+    plain = Run(build(model_of("act"))).chunks(3)
+    for frame, first in ((23, None), (25, None), (24, 2), (20, 1)):
+        other = Run(build(model_of("act")))
+        other.drive.rows[frame] = tuple(1 - key for key in other.drive.rows[frame])
+        same = [torch.equal(a, b) for a, b in zip(other.chunks(3), plain, strict=True)]
+        assert same == [first is None or i < first for i in range(3)], frame
+
+
+@torch.no_grad()
 def test_a_prompt_leaves_the_camera_alone():
     """What is made of a camera is none of a prompt's, and stays where it is; latents change from the chunk on."""
     run, other = Run(build(model_of())), Run(build(model_of()))
