@@ -44,10 +44,15 @@ def simulated(costs: Costs, demand: Demand) -> Prediction:
     period = (steady[-1].left - steady[0].left) / (len(steady) - 1)
     later = left[warm : warm + count + 1 + demand.streams * ahead]
     mean, worst = _control([c for c in later if c.stream == 0], ahead)
+    # What limits the plan, or the viewer where that is slower.
+    watched = play / demand.streams if demand.paced else 0.0
+    least, bound = max((said.period_s, said.bound), (watched, "how fast it is watched"))
+    if period >= least * (1 + COLLIDES):
+        bound = f"{bound}, and passes that collide"
     return replace(
         said,
         period_s=period,
-        bound=said.bound if period < said.period_s * (1 + COLLIDES) else f"{said.bound}, and passes that collide",
+        bound=bound,
         fps=demand.frames / period,
         first_frame_s=next(c.shown for c in left if c.stream == 0 and c.number == 0),
         chunk_latency_s=sum(c.left - c.granted for c in steady) / len(steady),

@@ -56,8 +56,13 @@ def test_steps_overlap_and_a_chunk_still_takes_all_of_them():
 
 
 def test_what_the_viewer_paces_waits_for_nobody():
-    p = predicted(PlanConfig("timestep"), cluster(*[1] * 5, decode_s=0.5), Demand(frames=12, fps=6, paced=True))
+    costs = Costs(build(PlanConfig("timestep"), workload()), cluster(*[1] * 5, decode_s=0.5))
+    live, slow = Demand(frames=12, fps=6, paced=True), Demand(frames=12, fps=16, paced=True)
+    p, done = predict(costs, live), simulated(costs, live)
     assert (p.chunk_latency_s, p.control_mean_s, p.control_worst_s) == (near(4.5), near(5.5), near(6.5))
+    assert (done.period_s, done.control_mean_s, done.control_worst_s) == (near(2.0), near(5.5), near(6.5))
+    # What sets the pace is the viewer, or the plan where that is slower.
+    assert (done.bound, simulated(costs, slow).bound) == ("how fast it is watched", "worker 0")
 
 
 def test_frames_that_leave_as_they_are_made_show_sooner():
