@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.published import H100
 from benchmarks.record import record
 from benchmarks.worlds_table import DECODERS, page
 from conf.errors import UserError
@@ -40,6 +41,7 @@ from parallel.plan import Workload
 from parallel.planner import Choice, assess, rank
 from parallel.predict import Demand
 from parallel.simulated import simulated
+from runtime.arithmetic import rule_cost
 from runtime.encoders import Picture
 from runtime.fast import decoder_bytes
 from stages.build import decoder_of, torch_dtype
@@ -250,6 +252,15 @@ def beside() -> dict[str, Any]:
             period = assess(plan, asked.workload, asked.on(cluster, rate), asked.demand).prediction.period_s
             said = f"LingBot, a chunk on 4 {name}, rate x {rate:g} (ms)"
             found[said] = {"measured": measured, "predicted": round(period * 1e3)}
+    # What steps 2 to 4 add to a latent frame of it on one H100, at the sizes of its rows.
+    for size, (height, width) in {"480x832": (480, 832), "512x512": (512, 512)}.items():
+        lines = ["model=stream_diffusion_v2_1_3b", f"stream.height={height}", f"stream.width={width}"]
+        flops = sum(work.flops for work in rule_cost(compose("stream", Config, lines)).step.layers)
+        rates = H100["1.3B", size][0]
+        step_s, assumed = (4 / rates[3] - 4 / rates[0]) / 3, known("h100x1").kinds["h100"].flops
+        found[f"StreamDiffusionV2 1.3 B {size}, a step on H100 (ms)"] = {
+            "measured": round(step_s * 1e3, 1), "predicted": round(flops / assumed * 1e3, 1)
+        }  # fmt: skip
     game = Asked("matrix_game_2", 3)
     for rate in (1.0, 0.5):
         fps = assess(PlanConfig(name="sequential"), game.workload, game.on("h100x1", rate), game.demand).prediction.fps
