@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -268,6 +268,27 @@ def beside() -> dict[str, Any]:
     return found
 
 
+def listed(found: list[Found]) -> dict[str, Any]:
+    """Every plan, a line of values; and what lines have in common: how plans are asked for, and which
+    clusters have so many devices of a kind in one machine."""
+    asked, fit, lines = {}, {}, []
+    apart = ("asked", "clusters")
+    for one in found:
+        values = asdict(one)
+        whose = f", {one.model}, {one.kind}" if one.plan.startswith("plan=auto") else ""
+        asked[f"{one.plan}, {one.steps} steps{whose}"] = one.asked
+        fit[f"{one.kind}, {one.devices}"] = " ".join(one.clusters)
+        lines.append(
+            "; ".join(
+                f"{value:g}" if isinstance(value, float) else str(value)
+                for name, value in values.items()
+                if name not in apart
+            )
+        )
+    columns = "; ".join(one.name for one in fields(Found) if one.name not in apart)
+    return {"asked for": asked, "clusters": fit, "columns": columns, "plans": lines}
+
+
 def main() -> None:
     """Predict, record, write the page."""
     found: list[Found] = []
@@ -288,7 +309,7 @@ def main() -> None:
         "encoders": {"umt5": UMT5, "clip": CLIP}, "small_decoder_s": SMALL_S,
         "steps": {name: world.steps for name, world in WORLDS.items()},
     }  # fmt: skip
-    measured = {"beside others": compared, "plans": [asdict(one) for one in found]}
+    measured = {"beside others": compared} | listed(found)
     record("worlds", "python -m benchmarks.worlds", configuration, measured)
     before, _, rest = PAGE.read_text().partition("<!-- predictions -->\n")
     _, _, after = rest.partition("<!-- /predictions -->\n")
