@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.published import H100
 from benchmarks.record import record
 from benchmarks.worlds_table import DECODERS, page
 from conf.errors import UserError
@@ -40,6 +41,7 @@ from parallel.plan import Workload
 from parallel.planner import Choice, assess, rank
 from parallel.predict import Demand
 from parallel.simulated import simulated
+from runtime.arithmetic import rule_cost
 from runtime.encoders import Picture
 from runtime.fast import decoder_bytes
 from stages.build import decoder_of, torch_dtype
@@ -250,11 +252,41 @@ def beside() -> dict[str, Any]:
             period = assess(plan, asked.workload, asked.on(cluster, rate), asked.demand).prediction.period_s
             said = f"LingBot, a chunk on 4 {name}, rate x {rate:g} (ms)"
             found[said] = {"measured": measured, "predicted": round(period * 1e3)}
+    # What steps 2 to 4 add to a latent frame of it on one H100, at the sizes of its rows.
+    for size, (height, width) in {"480x832": (480, 832), "512x512": (512, 512)}.items():
+        lines = ["model=stream_diffusion_v2_1_3b", f"stream.height={height}", f"stream.width={width}"]
+        flops = sum(work.flops for work in rule_cost(compose("stream", Config, lines)).step.layers)
+        rates = H100["1.3B", size][0]
+        step_s, assumed = (4 / rates[3] - 4 / rates[0]) / 3, known("h100x1").kinds["h100"].flops
+        found[f"StreamDiffusionV2 1.3 B {size}, a step on H100 (ms)"] = {
+            "measured": round(step_s * 1e3, 1), "predicted": round(flops / assumed * 1e3, 1)
+        }  # fmt: skip
     game = Asked("matrix_game_2", 3)
     for rate in (1.0, 0.5):
         fps = assess(PlanConfig(name="sequential"), game.workload, game.on("h100x1", rate), game.demand).prediction.fps
         found[f"Matrix-Game 2, one H100, rate x {rate:g} (frames/s)"] = {"claimed": 25, "predicted": round(fps, 1)}
     return found
+
+
+def listed(found: list[Found]) -> dict[str, Any]:
+    """Every plan, a line of values; and what lines have in common: how plans are asked for, and which
+    clusters have so many devices of a kind in one machine."""
+    asked, fit, lines = {}, {}, []
+    apart = ("asked", "clusters")
+    for one in found:
+        values = asdict(one)
+        whose = f", {one.model}, {one.kind}" if one.plan.startswith("plan=auto") else ""
+        asked[f"{one.plan}, {one.steps} steps{whose}"] = one.asked
+        fit[f"{one.kind}, {one.devices}"] = " ".join(one.clusters)
+        lines.append(
+            "; ".join(
+                f"{value:g}" if isinstance(value, float) else str(value)
+                for name, value in values.items()
+                if name not in apart
+            )
+        )
+    columns = "; ".join(one.name for one in fields(Found) if one.name not in apart)
+    return {"asked for": asked, "clusters": fit, "columns": columns, "plans": lines}
 
 
 def main() -> None:
@@ -277,7 +309,7 @@ def main() -> None:
         "encoders": {"umt5": UMT5, "clip": CLIP}, "small_decoder_s": SMALL_S,
         "steps": {name: world.steps for name, world in WORLDS.items()},
     }  # fmt: skip
-    measured = {"beside others": compared, "plans": [asdict(one) for one in found]}
+    measured = {"beside others": compared} | listed(found)
     record("worlds", "python -m benchmarks.worlds", configuration, measured)
     before, _, rest = PAGE.read_text().partition("<!-- predictions -->\n")
     _, _, after = rest.partition("<!-- /predictions -->\n")
