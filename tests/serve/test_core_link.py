@@ -95,7 +95,8 @@ def test_both_directions_at_once_do_not_wait_for_each_other(secure, encrypted):
 
     async def work():
         async with opened(secure, encrypted) as link:
-            got, there = [], asyncio.Event()
+            got, heard = [], []
+            there, here = asyncio.Event(), asyncio.Event()
 
             async def take(connection):
                 reading = asyncio.ensure_future(read(connection))
@@ -104,13 +105,13 @@ def test_both_directions_at_once_do_not_wait_for_each_other(secure, encrypted):
                     await connection.writer.drain()
                 await reading
                 there.set()
+                await here.wait()  # to return is to end the connection, with what it has not sent yet
 
             async def read(connection):
                 while len(got) < count:
                     got.append((await connection.receive())[0]["index"])
 
             wire = Wire(await asyncio.to_thread(connect, "x", link.expect(take)))
-            heard = []
 
             def listen():
                 while len(heard) < count:
@@ -126,6 +127,7 @@ def test_both_directions_at_once_do_not_wait_for_each_other(secure, encrypted):
                            for h in halves]  # fmt: skip
                 await asyncio.gather(listening, *sending)
             await there.wait()
+            here.set()
             assert heard == list(range(count)) and sorted(got) == list(range(count))
             assert [i for i in got if i % 2 == 0] == list(halves[0])
             wire.close()
