@@ -247,10 +247,10 @@ class Counting:
         turned = passed.turned + passed.moved * self.moving
         flops, moved = TURN * turned, 2 * turned
         if leaving := len(place.merges):
-            # Keys are turned back, and to where they are read; of keys and values two are read and one is written, and
-            # keys are written once more.
-            flops += (2 * TURN + 2 * MERGE) * leaving
-            moved += 7 * leaving
+            # Of keys and values two are read and one is written. What of the keys turns with time is turned back, and
+            # to where it is read, and is written once more.
+            flops += (2 * TURN * self.moving + 2 * MERGE) * leaving
+            moved += (6 + self.moving) * leaving
         if place.own or len(place.reads) > 1:
             # What is read is joined: keys and values, read and written.
             moved += 4 * self.keys(place) / layout.tokens

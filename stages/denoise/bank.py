@@ -163,32 +163,36 @@ class Bank:
         positions: Sequence[int],
         share: float,
         wanted: Sequence[int],
+        moving: int | None = None,
     ) -> None:
         """Average frames into the attention sink's, frame by frame: sink = share * sink + (1 - share) * frame.
 
-        Keys are averaged as they are without positions, so those of the frames are turned back, and turned to where
-        they are read while they are at hand.
+        Keys are averaged as they are without positions in time, so those of the frames are turned back, and turned to
+        where they are read while they are at hand. What turns with rows and columns alone is averaged where it is read.
 
         Args:
             table: rotation of the entries of frames at given positions.
-            slots, positions: of as many frames as the attention sink has of its own.
+            slots, positions: of as many frames as the attention sink has of its own, all placed.
             share: that the attention sink keeps.
             wanted: positions of its frames then.
+            moving: as `place` has it.
         """
         layout, first = self.layout, self.layout.reference
         self.touch(set(range(first, first + len(slots))))
-        back, turn, n = table(positions).conj(), table(wanted), layout.tokens
-        raw, span = slice(first * n, (first + len(slots)) * n), layout.span(first, len(slots))
+        back, turn, n = table(positions).conj()[..., :moving], table(wanted)[..., :moving], layout.tokens
+        span, channels = layout.span(first, len(slots)), 2 * turn.shape[-1]
         for layer, keys in self.keys.items():
             values = self.values[layer]
             leaving = (torch.cat([of[:, layout.span(slot, 1)] for slot in slots], 1) for of in (keys, values))
             k, v = next(leaving), next(leaving)
+            raw = self.raw[layer][:, first * n : (first + len(slots)) * n, :, :channels]
             for sink, frame in (
-                (self.raw[layer][:, raw], rotate(k, back)),
+                (raw, rotate(k[..., :channels], back)),
+                (keys[:, span, :, channels:], k[..., channels:]),
                 (values[:, span], v),
             ):
                 sink.copy_(share * sink.float() + (1 - share) * frame.float())
-            rotate(self.raw[layer][:, raw], turn, out=keys[:, span])
+            rotate(raw, turn, out=keys[:, span, :, :channels])
         self.placed[first : first + len(slots)] = wanted
 
     def copy_sink(self, other: Bank) -> None:

@@ -377,12 +377,13 @@ class Denoiser:
             # Frames of an adapter's bank are generated ones only, and stand where the tokens of the same frames do.
             wanted = self.history.sink(places[""], distance)
             wanted = None if wanted is None else wanted[self.layout.reference - own.layout.reference :]
+            moving = None if name else self.rope.moving
             if place.merges:
                 left = [frame - own.layout.ring for frame in place.frames]
                 share, reference = self.model.sink_ema, own.layout.reference
-                own.average(table, place.merges, left, share, wanted[reference : reference + len(left)])
+                own.average(table, place.merges, left, share, wanted[reference : reference + len(left)], moving)
             if wanted is not None:
-                own.place(table, wanted, None if name else self.rope.moving)
+                own.place(table, wanted, moving)
             own.touch(place.slots(own.layout))
         return places
 

@@ -104,7 +104,7 @@ def test_counted_reads_moves_and_choices_are_what_passes_do(rule, monkeypatch):
         chunk = passed[0].chunk
         attended = sum(len(one.place.frames) * TOKENS * counting.keys(one.place) for one in passed)
         assert watched.attended[chunk] == attended * watched.layers
-        frames = sum(one.turned + one.moved * counting.moving + 2 * len(one.place.merges) for one in passed)
+        frames = sum(one.turned + (one.moved + 2 * len(one.place.merges)) * counting.moving for one in passed)
         assert watched.turned[chunk] == frames * TOKENS * model.network.head_dim * watched.layers
         # A choice is among what is there but the attention sink and the latest frames.
         assert (watched.chosen_from[chunk] > 0) == any(one.place.selects for one in passed)
