@@ -7,8 +7,8 @@
     --launchers ray    only these
     --only 3,8,watched only these streams
     --quick            two losses of each, and shorter runs
-    --seconds 20       of every run of --cost, of which there are
-    --rounds 3         of each kind
+    --seconds 25       of every run of --cost, of which there are
+    --rounds 8         of each kind
 
 What is only a part of that is recorded under a name of its own (`recover-part.json`).
 
@@ -46,7 +46,7 @@ from benchmarks.recovering import Case
 LAUNCHERS = ("local", "ray")
 FROZEN_S = {True: 1.5, False: 6.0}
 """Median of the time that streams stand still, with a spare and without."""
-SECONDS, ROUNDS = 20.0, 3
+SECONDS, ROUNDS = 25.0, 8
 """Of every run that is measured for cost, and runs of each kind."""
 CHANGE_S, AGAIN_TIMES = 1.0, 20
 PARTS = ("detect_s", "load_s", "connect_s", "replay_s")
