@@ -1,10 +1,11 @@
 """What cuts take of throughput: a run with `launcher.recover=exact` against one without.
 
 Rates of the same run differ by up to a third from minute to minute where a machine is shared, more than what is
-measured. So both run at once where computing is what takes time, each on half of the cores, and change halves from round to round: what drifts hits both.
-On half a machine a chunk takes about twice as long, so a cut is due after twice the time (`RECOVER_S`), which is as
-many chunks as on the whole machine. All of a run's processes are on its cores, the keeper of cuts, too. Emulated
-devices sleep while they "compute", and would copy their banks at half the machine's bandwidth: they run by turns.
+measured. So where computing is what takes time both run at once, each on half of the cores, and change halves from
+round to round: what drifts hits both. All of a run's processes are on its cores, the keeper of cuts, too. On half a
+machine a chunk takes about twice as long, so a cut is due after twice the time (`RECOVER_S`): as many chunks as on the
+whole machine. Emulated devices sleep while they "compute", and would copy their banks at half the machine's bandwidth:
+they run by turns.
 """
 
 from __future__ import annotations
