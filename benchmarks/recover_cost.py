@@ -1,8 +1,8 @@
 """What cuts take of throughput: a run with `launcher.recover=exact` against one without.
 
 Rates of the same run differ by up to a third from minute to minute where a machine is shared, more than what is
-measured. So where computing is what takes time both run at once, each on half of the cores, and change halves from
-round to round: what drifts hits both. All of a run's processes are on its cores, the keeper of cuts, too. On half a
+measured. So where computing is what takes time both run at once, each on half of the cores, and change halves every
+`SWAP_S`: what drifts hits both. All of a run's processes are on its cores, the keeper of cuts, too. On half a
 machine a chunk takes about twice as long, so a cut is due after twice the time (`RECOVER_S`): as many chunks as on the
 whole machine. Emulated devices sleep while they "compute", and would copy their banks at half the machine's bandwidth:
 they run by turns.
@@ -10,6 +10,7 @@ they run by turns.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -22,6 +23,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import psutil
 import torch
 
 from benchmarks.emulated import BASE, rate
@@ -34,6 +36,7 @@ STEP_S = 0.25
 TAKEN_BYTES = 256 << 20
 WAYS = ("off", "exact")
 RECOVER_S = 2.0
+SWAP_S = 1.0
 END_S = 60.0
 """Longest wait for the end of a run that was told to end."""
 POCKET = ("sink.video=null", "device=cpu")
@@ -82,6 +85,17 @@ def halves() -> list[set[int]]:
     return [set(cores[:half]), set(cores[half : 2 * half])]
 
 
+def move(pid: int, cores: set[int]) -> None:
+    """Have a process and all that it started run on these cores."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for thread in process.threads():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.sched_setaffinity(thread.id, cores)
+
+
 def rates(name: str, seconds: float, folder: Path, cores: dict[str, set[int]], recover_s: float) -> dict[str, float]:
     """Chunks a second of runs that begin and end together, by way, each on cores of its own."""
     runs = {
@@ -92,7 +106,12 @@ def rates(name: str, seconds: float, folder: Path, cores: dict[str, set[int]], r
         ) for way, own in cores.items()
     }  # fmt: skip
     try:
-        time.sleep(seconds)
+        until, own = time.monotonic() + seconds, list(cores.values())
+        while time.monotonic() < until:
+            time.sleep(SWAP_S)
+            own = own[1:] + own[:1]
+            for process, its in zip(runs.values(), own, strict=True):
+                move(process.pid, its)
         for process in runs.values():
             process.send_signal(signal.SIGINT)
         return {way: ended(name, way, process, folder / way) for way, process in runs.items()}
