@@ -3,12 +3,11 @@
     (nothing)          25 streams x 4 losses each, on processes of this machine and on Ray
     --plans            20 changes among 6 plans, in two streams of 400 chunks
     --again            a loss during recovery, 20 times
-    --cost             throughput with cuts against without
+    --cost             throughput with cuts against without, by turns within a run
     --launchers ray    only these
     --only 3,8,watched only these streams
     --quick            two losses of each, and shorter runs
-    --seconds 25       of every run of --cost, of which there are
-    --rounds 8         of each kind
+    --seconds 300      of every run of --cost
 
 What is only a part of that is recorded under a name of its own (`recover-part.json`).
 
@@ -46,8 +45,8 @@ from benchmarks.recovering import Case
 LAUNCHERS = ("local", "ray")
 FROZEN_S = {True: 1.5, False: 6.0}
 """Median of the time that streams stand still, with a spare and without."""
-SECONDS, ROUNDS = 25.0, 8
-"""Of every run that is measured for cost, and runs of each kind."""
+SECONDS = 300.0
+"""Of every run that is measured for cost."""
 CHANGE_S, AGAIN_TIMES = 1.0, 20
 PARTS = ("detect_s", "load_s", "connect_s", "replay_s")
 
@@ -220,14 +219,13 @@ def _one_line(case: dict[str, Any]) -> bool:
 
 def main_cost(given: argparse.Namespace, folder: Path) -> bool:
     """What cuts take of throughput."""
-    load, measured = busy(), recover_cost.measure(folder, given.seconds, given.rounds)
+    load, measured = busy(), recover_cost.measure(folder, given.seconds)
     return finished(given, "recover-cost", recover_cost.configuration(given.seconds) | {"load before": load}, measured)
 
 
 def finished(given: argparse.Namespace, theme: str, configuration: dict[str, Any], measured: dict[str, Any]) -> bool:
     """Record; a part of the bench stands beside the whole of it."""
-    short = given.seconds < SECONDS or given.rounds < ROUNDS
-    part = given.quick or given.only or short
+    part = given.quick or given.only or given.seconds < SECONDS
     if theme == "recover" and given.launchers != ",".join(LAUNCHERS):
         theme = f"recover-{given.launchers}"
     command = " ".join(["python -m benchmarks.recover", *given.words])
@@ -250,7 +248,6 @@ def main() -> bool:
     parser.add_argument("--launchers", default=",".join(LAUNCHERS))
     parser.add_argument("--only")
     parser.add_argument("--seconds", type=float, default=SECONDS)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args()
     given.words = sys.argv[1:]
     way = next((name for name in ("plans", "again", "cost") if getattr(given, name)), "losses")

@@ -1,60 +1,63 @@
-"""What cuts take of throughput: a run with `launcher.recover=exact` against one without.
+"""What cuts take of throughput: turns with them against turns without, within one run (`benchmarks.turns`).
 
-Rates of the same run differ by up to a third from minute to minute where a machine is shared, more than what is
-measured. So where computing is what takes time both run at once, each on half of the cores, and change halves every
-`SWAP_S`: what drifts hits both. All of a run's processes are on its cores, the keeper of cuts, too. On half a
-machine a chunk takes about twice as long, so a cut is due after twice the time (`RECOVER_S`): as many chunks as on the
-whole machine. Emulated devices sleep while they "compute", and would copy their banks at half the machine's bandwidth:
-they run by turns.
+Two runs of the same differ by up to a third, from minute to minute and from one start to the next, far more than what
+is measured. Turns of one run have the machine, the memory and the course of things in common, and there are many of
+them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import mmap
-import os
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
-import psutil
 import torch
 
-from benchmarks.emulated import BASE, rate
-from benchmarks.launched import start
+from benchmarks import faults
+from benchmarks.emulated import BASE
+from benchmarks.launched import ROOT, command
 from benchmarks.record import bar
+from benchmarks.turns import MOMENTS, TURN, cut
 
 LEAST = 0.98
 BANK_BYTES = 1_000_000_000
 STEP_S = 0.25
 TAKEN_BYTES = 256 << 20
-WAYS = ("off", "exact")
-RECOVER_S = 2.0
-SWAP_S = 1.0
+POCKET = ("sink.video=null", "device=cpu")
+COLD = 4
+"""Turns that are not counted: a run begins cold."""
 END_S = 60.0
 """Longest wait for the end of a run that was told to end."""
-POCKET = ("sink.video=null", "device=cpu")
-CASES = {
-    "pocket_avatar": (
-        True, ("model=pocket_avatar", "source.image=assets/portrait.png", "source.audio=assets/speech.wav", *POCKET),
+
+
+class Run(NamedTuple):
+    """Settings, and chunks of a turn: at least as many as are made from one cut to the next."""
+
+    settings: tuple[str, ...]
+    turn: int
+
+
+RUNS = {
+    "pocket_avatar": Run(
+        ("model=pocket_avatar", "source.image=assets/portrait.png", "source.audio=assets/speech.wav", *POCKET), 60
     ),
-    "pocket_world": (True, ("model=pocket_world", "source.actions=assets/actions.jsonl", *POCKET)),
-    "emulated, banks of 1 GB": (
-        False,
+    "pocket_world": Run(("model=pocket_world", "source.actions=assets/actions.jsonl", *POCKET), 60),
+    "emulated, banks of 1 GB": Run(
         (
-            *BASE, f"device.emulated.bank_bytes={BANK_BYTES}", f"device.emulated.step_s={STEP_S}",
-            "model.steps=2",
+            *BASE, f"device.emulated.bank_bytes={BANK_BYTES}", f"device.emulated.step_s={STEP_S}", "model.steps=2",
         ),
+        12,
     ),
 }  # fmt: skip
-"""Whether both ways run at once, and settings. Of two levels and two workers each worker holds one bank."""
-WORKERS = 2
+"""Of two levels and two workers each worker holds one bank."""
+PLAN = ("plan=timestep", "launcher.threads=false", "launcher.recover=exact", "stream.chunks=1000000", "sink.trace=none")
 
 
 def bandwidth() -> float:
@@ -76,95 +79,64 @@ def bandwidth() -> float:
     return best
 
 
-def halves() -> list[set[int]]:
-    """The cores of this machine that may be used, in two sets of as many."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        raise SystemExit("one core: two runs cannot have one each; use a machine of at least 2")
-    half = len(cores) // 2
-    return [set(cores[:half]), set(cores[half : 2 * half])]
-
-
-def move(pid: int, cores: set[int]) -> None:
-    """Have a process and all that it started run on these cores."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        for process in (root, *root.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for thread in process.threads():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.sched_setaffinity(thread.id, cores)
-
-
-def rates(name: str, seconds: float, folder: Path, cores: dict[str, set[int]], recover_s: float) -> dict[str, float]:
-    """Chunks a second of runs that begin and end together, by way, each on cores of its own."""
-    runs = {
-        way: start(
-            "local", WORKERS, folder / way, *CASES[name][1], "plan=timestep", "launcher.threads=false",
-            f"launcher.recover={way}", f"launcher.recover_s={recover_s}", "stream.chunks=null", "sink.trace=none",
-            preexec_fn=lambda own=own: os.sched_setaffinity(0, own),
-        ) for way, own in cores.items()
-    }  # fmt: skip
+def moments(name: str, seconds: float, folder: Path) -> dict[int, float]:
+    """When the chunks of a run were sampled, by chunk."""
+    folder.mkdir(parents=True)
+    noted, run = folder / "moments", RUNS[name]
+    given = faults.in_children(folder / "hook", "benchmarks.turns")
+    process = subprocess.Popen(
+        command("local", 2, f"output_dir={folder / 'run'}", *run.settings, *PLAN), cwd=ROOT, start_new_session=True,
+        env=given | {"OMP_NUM_THREADS": "1", TURN: str(run.turn), MOMENTS: str(noted)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
-        until, own = time.monotonic() + seconds, list(cores.values())
-        while time.monotonic() < until:
-            time.sleep(SWAP_S)
-            own = own[1:] + own[:1]
-            for process, its in zip(runs.values(), own, strict=True):
-                move(process.pid, its)
-        for process in runs.values():
-            process.send_signal(signal.SIGINT)
-        return {way: ended(name, way, process, folder / way) for way, process in runs.items()}
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=END_S)
     finally:
-        for process in runs.values():
-            process.kill()
+        process.kill()
+    if process.returncode not in (0, 128 + signal.SIGINT) or not noted.exists():
+        raise SystemExit(f"{name} ended with {process.returncode}:\n{err[-3000:]}")
+    return {int(chunk): float(at) for chunk, at in (line.split() for line in noted.read_text().splitlines())}
 
 
-def pair(name: str, seconds: float, folder: Path, swapped: bool) -> dict[str, float]:
-    """Chunks a second of both ways."""
-    own, ways = halves(), WAYS[::-1] if swapped else WAYS
-    if CASES[name][0]:
-        return rates(name, seconds, folder, dict(zip(ways, own, strict=True)), RECOVER_S)
-    found: dict[str, float] = {}
-    for way in ways:
-        found |= rates(name, seconds, folder, {way: own[0] | own[1]}, RECOVER_S / 2)
-    return found
+def turns(at: dict[int, float], turn: int) -> list[float]:
+    """Seconds of each whole turn, from the first one that is not cold, which is without cuts."""
+    begins = [at[chunk] for chunk in range(COLD * turn, max(at) + 1, turn)]
+    assert not cut(COLD * turn, turn)
+    return [after - before for before, after in pairwise(begins)]
 
 
-def ended(name: str, way: str, process: subprocess.Popen, folder: Path) -> float:
-    """Chunks a second of a run that was told to end."""
-    _, err = process.communicate(timeout=END_S)
-    if process.returncode not in (0, 128 + signal.SIGINT):
-        raise SystemExit(f"{name} with launcher.recover={way} failed:\n{err[-3000:]}")
-    if not (report := folder / "report.json").exists():
-        raise SystemExit(f"{name} with launcher.recover={way} made no picture yet; give more --seconds")
-    return rate(json.loads(report.read_text()))
+def compared(seconds: list[float]) -> tuple[float, float]:
+    """Throughput with cuts over that without, and its standard error.
 
-
-def measure(folder: Path, seconds: float, rounds: int) -> dict[str, Any]:
-    """Every case, in an even number of rounds: each way has each half of the cores as often.
-
-    What is held against the bar is the geometric mean of the ratios, told with its standard error.
+    A turn with cuts is compared with the geometric mean of the turns without before and after it, which takes out what
+    drifts evenly; the result is the geometric mean of all these ratios.
     """
+    logs = [math.log(second) for second in seconds]
+    ratios = [(logs[i - 1] + logs[i + 1]) / 2 - logs[i] for i in range(1, len(logs) - 1, 2)]
+    share = math.exp(mean(ratios))
+    return share, share * stdev(ratios) / math.sqrt(len(ratios))
+
+
+def measure(folder: Path, seconds: float) -> dict[str, Any]:
+    """Every run."""
     measured: dict[str, Any] = {"bandwidth, GB a second": round(bandwidth() / 1e9, 2)}
-    for name in CASES:
-        found: dict[str, list[float]] = {way: [] for way in WAYS}
-        for number in range(rounds + rounds % 2):
-            made = pair(name, seconds, folder / f"{name.split(',')[0]}-{number}", swapped=bool(number % 2))
-            for way in WAYS:
-                found[way].append(round(made[way], 3))
-            print(f"{name}: {made} chunks a second", file=sys.stderr, flush=True)
-        logs = [math.log(exact / off) for off, exact in zip(*(found[way] for way in WAYS), strict=True)]
-        share = math.exp(mean(logs))
-        measured[f"{name}: exact of off"] = bar(round(share, 4), f">= {LEAST}", share >= LEAST)
-        measured[f"{name}: standard error"] = round(share * stdev(logs) / math.sqrt(len(logs)), 4)
-        measured[f"{name}: chunks a second"] = found
+    for name, run in RUNS.items():
+        found = turns(moments(name, seconds, folder / name.split(",")[0]), run.turn)
+        if len(found) < 2 * COLD:
+            raise SystemExit(f"{name}: {len(found)} turns say too little; give more --seconds")
+        share, error = compared(found)
+        print(f"{name}: {share:.4f} +- {error:.4f}, {len(found)} turns", file=sys.stderr, flush=True)
+        measured |= {
+            f"{name}: with cuts over without": bar(round(share, 4), f">= {LEAST}", share >= LEAST),
+            f"{name}: standard error": round(error, 4),
+            f"{name}: turns": len(found),
+            f"{name}: chunks a second": round(run.turn * len(found) / sum(found), 2),
+        }
     return measured
 
 
 def configuration(seconds: float) -> dict[str, Any]:
     """What was run."""
-    return {
-        "cases": CASES, "seconds": seconds, "plan": "timestep", "launcher.recover_s": RECOVER_S,
-        "cores of a run": [sorted(own) for own in halves()],
-    }  # fmt: skip
+    return {"runs": {name: run._asdict() for name, run in RUNS.items()}, "plan": PLAN, "seconds": seconds}
