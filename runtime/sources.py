@@ -1,5 +1,4 @@
-"""A stream's sources, opened: sound, actions, poses, picture, video, given tensors. What the model has no use for is
-refused, and so is a stream without what it cannot do without."""
+"""A stream's sources, opened: sound, actions, poses, picture, video, given tensors."""
 
 from __future__ import annotations
 
@@ -23,8 +22,9 @@ from runtime.pace import Pace
 from runtime.prompts import Prompts
 from runtime.replay import Replay
 from runtime.sound import Sound
-from runtime.video import LATENTS, PICTURES, Video
-from stages.controls import Controls, Row
+from runtime.source_rules import asked, check_video, refuse_unused
+from runtime.video import Video
+from stages.controls import Controls
 from stages.inputs import Input, Views, controls_of, inputs_of, made_of
 from stages.sources.actions import ActionFile, LiveActions
 from stages.sources.ahead import Ahead
@@ -109,75 +109,43 @@ class Sources:
                 source.close()
 
 
+SAMPLED = {"sound": "sound", "actions": "actions", "poses": "views", "video": "frames"}
+"""Live sources by their names among the ends, and what a journal's line says where there is one."""
+
+
 class Live(NamedTuple):
     """Live sources, where they are kept, and what is sampled again before them; None: they are not."""
 
     ends: LiveEnds | None = None
     replay: Replay | None = None
 
-    def hears(self, path: str | None) -> bool:
-        """Whether sound comes live: a pipe that is gone was one, if it was read before."""
-        return is_live(path) or (self.ends is not None and self.ends.sound is not None) or self._had("sound")
-
-    def acts(self, path: str | None) -> bool:
-        """Whether actions come live, likewise."""
-        return is_live(path) or (self.ends is not None and self.ends.actions is not None) or self._had("actions")
-
-    def looks(self, path: str | None) -> bool:
-        """Whether poses come live, likewise."""
-        return is_live(path) or (self.ends is not None and self.ends.poses is not None) or self._had("views")
-
-    def sees(self, path: str | None) -> bool:
-        """Whether pictures come live, likewise."""
-        return is_live(path) or (self.ends is not None and self.ends.video is not None) or self._had("frames")
-
-    def _had(self, name: str) -> bool:
+    def flows(self, name: str, path: str | None) -> bool:
+        """Whether a source comes live: a pipe that is gone was one, if it was read before."""
+        if is_live(path) or (self.ends is not None and getattr(self.ends, name) is not None):
+            return True
         last = self.replay.last if self.replay and self.replay.end else None
-        return last is not None and getattr(last, name) is not None
+        return last is not None and getattr(last, SAMPLED[name]) is not None
 
     def backlog(self, name: str) -> Backlog | None:
         """Where what is read ahead of a live source is kept; None: nowhere."""
         return self.replay.backlog(name, self.replay.read(name)) if self.replay else None
 
-    def sound(self, make: Callable[[], Any]) -> Any:
-        """A live source of sound: the one that is kept, or a new one."""
-        if not self.ends:
-            return make()
-        if self.ends.sound is None:
-            self.ends.sound = Noted(Gone() if self.replay.end else make())
-        return self.ends.sound
+    def source(
+        self, name: str, make: Callable[[], Any], noted: Callable[[Any], Any], gone: Callable[[], Any] = Gone
+    ) -> Any:
+        """A live source: the one that is kept, or a new one.
 
-    def actions(self, make: Callable[[], Any], rest: Row) -> Any:
-        """A live source of actions, likewise; `rest`: the row of none."""
+        Args:
+            name: among the ends.
+            make: a new one.
+            noted: what keeps it, from the source.
+            gone: what stands for it where the stream had ended.
+        """
         if not self.ends:
             return make()
-        if self.ends.actions is None:
-            self.ends.actions = NotedActions(Gone(rest) if self.replay.end else make())
-        return self.ends.actions
-
-    def poses(self, make: Callable[[], Poses]) -> Poses | NotedPoses:
-        """A live source of poses, likewise."""
-        if not self.ends:
-            return make()
-        if self.ends.poses is None:
-            self.ends.poses = NotedPoses(Gone() if self.replay.end else make())
-        return self.ends.poses
-
-    def video(self, make: Callable[[], Any]) -> Any:
-        """A live source of pictures, likewise."""
-        if not self.ends:
-            return make()
-        if self.ends.video is None:
-            self.ends.video = NotedFrames(NoFrames() if self.replay.end else make())
-        return self.ends.video
-
-    def camera(self, make: Callable[[], Any], fit: Fit) -> Any:
-        """A session's camera, likewise."""
-        if not self.ends:
-            return make()
-        if self.ends.video is None:
-            self.ends.video = NotedCamera(NoFrames() if self.replay.end else make(), fit)
-        return self.ends.video
+        if getattr(self.ends, name) is None:
+            setattr(self.ends, name, noted(gone() if self.replay.end else make()))
+        return getattr(self.ends, name)
 
 
 OPENED = Live()
@@ -213,14 +181,14 @@ def open_sources(
     declared = inputs_of(model)
     anew = model.noise_scale is not None
     tensors = TensorsFile(source.tensors, model.name, declared, anew) if source.tensors else None
-    _refuse_unused(model, source, declared, tensors)
+    refuse_unused(model, source, declared, tensors)
     inputs = Inputs(source.inputs) if source.inputs else None
     if anew:
-        _check_video(model, source, sink, tensors, inputs)
+        check_video(model, source, sink, tensors, inputs)
     waits = source.live or bool(live.ends and live.ends.sources)
     opened = Sources(tensors, inputs, None, None, None, waits, ends=live.ends)
     heard, camera = made_of(declared, "audio"), made_of(declared, "camera")
-    controls = controls_of(_asked(declared, tensors))
+    controls = controls_of(asked(declared, tensors))
     try:
         if source.session:
             opened.private = True
@@ -309,22 +277,26 @@ def _pcm(
         raise UserError(f"{heard.ear.whole}=true", "live sound has no end to wait for", "set it to false")
     name, path, whole_file = f"source.audio={source.audio}", source.audio, False
     if source.session:
-        pcm = live.sound(lambda: session.sound)
+        pcm = live.source("sound", lambda: session.sound, Noted)
     elif inputs is not None:
         pcm = inputs.sound or Silence()
     elif is_stream(source.audio):
-        pcm = live.sound(
+        pcm = live.source(
+            "sound",
             lambda: LivePcm(
                 live_stream("source.audio", path, stdin), stop, name, path != "-", backlog=live.backlog("audio")
             ),
+            Noted,
         )
     elif path:
         from stages.sources.audio_file import AudioFile  # not above: FFmpeg is needed where there is a file
 
-        if live.ends and live.hears(path):
+        if live.ends and live.flows("sound", path):
             of = live.replay
-            pcm = live.sound(
-                lambda: Ahead(partial(AudioFile, path), stop, name, of.backlog("audio", 0), of.read("audio"))
+            pcm = live.source(
+                "sound",
+                lambda: Ahead(partial(AudioFile, path), stop, name, of.backlog("audio", 0), of.read("audio")),
+                Noted,
             )
         else:
             pcm = AudioFile(path, stop)
@@ -344,18 +316,20 @@ def _actions(
     live: Live,
 ) -> Any:
     if source.session:
-        return live.actions(lambda: session.actions, controls.rest)
+        return live.source("actions", lambda: session.actions, NotedActions, partial(Gone, controls.rest))
     if inputs is not None:
         return inputs.actions(controls)
     if not source.actions:
         return None
-    if live.acts(source.actions):
+    if live.flows("actions", source.actions):
         name, path = f"source.actions={source.actions}", source.actions
-        return live.actions(
+        return live.source(
+            "actions",
             lambda: LiveActions(
                 live_stream("source.actions", path, stdin), controls, stop, name, path != "-", live.backlog("actions")
             ),
-            controls.rest,
+            NotedActions,
+            partial(Gone, controls.rest),
         )
     return ActionFile(source.actions, controls)
 
@@ -375,12 +349,14 @@ def _poses(
         return opened.inputs.poses
     if not source.camera:
         return DrivenPoses(camera.moves, intrinsics)
-    if live.looks(source.camera):
+    if live.flows("poses", source.camera):
         name, path = f"source.camera={source.camera}", source.camera
-        return live.poses(
+        return live.source(
+            "poses",
             lambda: LivePoses(
                 live_stream("source.camera", path, stdin), intrinsics, stop, name, path != "-", live.backlog("camera")
             ),
+            NotedPoses,
         )
     return (npy_poses if source.camera.endswith(".npy") else PoseFile)(source.camera, intrinsics)
 
@@ -399,20 +375,23 @@ def _frames(
     name, path = f"source.video={source.video}", source.video
     fit = _fit(source, picture)
     if source.session:
-        return live.camera(lambda: session.film(model.fps, fit), fit)
+        return live.source("video", lambda: session.film(model.fps, fit), partial(NotedCamera, fit=fit), NoFrames)
     if inputs is not None and inputs.sees:
         return inputs.frames(fit)
     if not path:
         return None
     if path == GREY:
         return Grey(fit)
-    if live.sees(path):
+    if live.flows("video", path):
         most = max(pictures_of(model, chunk) for chunk in (0, 1))
-        return live.video(
+        return live.source(
+            "video",
             lambda: LiveFrames(
                 live_stream("source.video", path, stdin), picture.height, picture.width, most,
                 source.pace == "free", stop, name, path != "-", live.backlog("video"),
             ),
+            NotedFrames,
+            NoFrames,
         )  # fmt: skip
     from stages.sources.video import VideoFile  # not above: FFmpeg is needed where there is a file
 
@@ -421,55 +400,6 @@ def _frames(
 
 def _fit(source: SourceConfig, picture: Picture) -> Fit:
     return Fit(picture.height, picture.width, source.fit)
-
-
-def _check_video(
-    model: ModelConfig, source: SourceConfig, sink: SinkConfig, tensors: TensorsFile | None, inputs: Inputs | None
-) -> None:
-    """A model that draws a video anew has one, and only one."""
-    given = [key for key in (LATENTS, PICTURES) if tensors and key in tensors.keys]
-    if source.video and given:
-        raise UserError(f"source.video={source.video}", f"source.tensors gives `{given[0]}`", "give one of the two")
-    filmed = "source.session" if source.session else "source.inputs" if inputs is not None and inputs.sees else None
-    if filmed and (source.video or given):
-        name = f"source.video={source.video}" if source.video else f"source.tensors={source.tensors}"
-        raise UserError(name, f"{filmed} brings pictures of its own", "give one of the two")
-    if not filmed and not source.video and not given:
-        raise UserError(
-            f"model.noise_scale={model.noise_scale}",
-            f"model={model.name} draws a video anew, and has none",
-            f"give source.video, or `{LATENTS}` in source.tensors; or set model.noise_scale=null",
-        )
-    if sink.inputs and is_live(source.video):
-        raise UserError(
-            f"sink.inputs={sink.inputs}", "live pictures are too many to be recorded", "give source.video as a file"
-        )
-
-
-def _asked(declared: tuple[Input, ...], tensors: TensorsFile | None) -> tuple[Input, ...]:
-    """Inputs that are not given for all of the stream, so that their sources are asked."""
-    return tuple(one for one in declared if tensors is None or not tensors.lasts(one))
-
-
-def _refuse_unused(
-    model: ModelConfig, source: SourceConfig, declared: tuple[Input, ...], tensors: TensorsFile | None
-) -> None:
-    if source.video and model.noise_scale is None:
-        rule = f"model={model.name} takes no video, since model.noise_scale=null"
-        raise UserError(f"source.video={source.video}", rule, "set source.video=null, or give model.noise_scale")
-    if source.intrinsics is not None and made_of(declared, "camera") is None:
-        rule = f"model={model.name} takes no camera"
-        raise UserError(f"source.intrinsics={source.intrinsics}", rule, "set source.intrinsics=null")
-    for name in ("image", "audio", "actions", "camera"):
-        value = getattr(source, name)
-        if value and (controls_of(declared) if name == "actions" else made_of(declared, name)) is None:
-            raise UserError(f"source.{name}={value}", f"model={model.name} takes no {name}", f"set source.{name}=null")
-        if value and name == "actions" and controls_of(_asked(declared, tensors)) is None:
-            given = " and ".join(f"`{one.key}`" for one in declared if one.controls)
-            rule = f"source.tensors gives {given} for all of the stream"
-            raise UserError(f"source.{name}={value}", rule, "give one of the two")
-        if value and source.inputs and name != "image":
-            raise UserError(f"source.{name}={value}", "source.inputs brings its own", f"set source.{name}=null")
 
 
 def _bare(source: Any) -> Any:
