@@ -7,26 +7,19 @@
 One codec serves both models that are trained here. The loss is on pixels and on their differences (edges are what a
 drawn face is made of). Latents are pulled towards mean 0 and variance 1 and a little noise is added before decoding:
 the decoder then forgives a diffusion model's errors, and neighbouring latents decode to similar pictures.
-
-Every batch is a function of the step number, so a run that stops and resumes sees the same data as one that did not.
 """
 
 from __future__ import annotations
 
-import json
-import signal
 import sys
-import time
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from conf.errors import UserError, nearest
 from distill.codec_quality import SETS, Codec, clips, export, psnr, strip
-from distill.muon import Muon
+from distill.loop import Training, parse
 from distill.precision import autocast
 from stages.codec.small.network import SmallConfig
 
@@ -88,138 +81,39 @@ def loss_of(made: Tensor, video: Tensor, latents: Tensor, settings: Settings) ->
     return pixels + settings.edges * edges + settings.moments * moments
 
 
-def rate(step: int, settings: Any) -> float:
-    """The learning rate: up over the warm-up, level, then linearly down to zero."""
-    left = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
-    return settings.lr * min(1.0, (step + 1) / settings.warmup, max(left, 0.0))
-
-
-class Run:
-    """A training run that can stop at any moment and go on."""
+class Run(Training):
+    """A training run of encoder and decoder."""
 
     def __init__(self, settings: Settings, config: SmallConfig | None = None):
-        self.settings, self.step = settings, 0
-        torch.manual_seed(0)
-        self.codec, self.mean = Codec(config), Codec(config)
-        self.mean.load_state_dict(self.codec.state_dict())
-        # The first and last convolutions meet pixels and latents, not features: for those AdamW is the better fit.
-        inner = [p for p in self.codec.parameters() if p.ndim == 4 and min(p.shape[:2]) > 16]
-        chosen = {id(p) for p in inner}
-        outer = [p for p in self.codec.parameters() if id(p) not in chosen]
-        self.optimizer = Muon(inner, outer, settings.lr, weight_decay=1e-3)
-        self.folder = Path(settings.run)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.stopping = False
-        if self.file.exists():
-            self._restore()
+        super().__init__(settings, partial(Codec, config), _inner, asdict(config or SmallConfig()))
         if settings.freeze:
             # What is in use is the average, so that is what stays.
-            self.codec.encoder.load_state_dict(self.mean.encoder.state_dict())
-            self.codec.encoder.requires_grad_(False)
+            self.student.encoder.load_state_dict(self.mean.encoder.state_dict())
+            self.student.encoder.requires_grad_(False)
 
-    @property
-    def file(self) -> Path:
-        """Where the checkpoint lies."""
-        return self.folder / "checkpoint.pt"
-
-    def save(self) -> None:
-        """Write the checkpoint beside the old one and swap: a cut-off never leaves half of one."""
-        state = {
-            "step": self.step,
-            "config": asdict(self.codec.encoder.config),
-            "codec": self.codec.state_dict(),
-            "mean": self.mean.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-        }
-        fresh = self.file.with_suffix(".new")
-        torch.save(state, fresh)
-        fresh.replace(self.file)
-
-    def _restore(self) -> None:
-        state = torch.load(self.file, weights_only=True)
-        config = SmallConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()})
-        if config != self.codec.encoder.config:
-            raise UserError(
-                f"{self.file}",
-                "was made with other widths than stages.codec.small.network.SmallConfig",
-                "give another run=",
-            )
-        self.codec.load_state_dict(state["codec"])
-        self.mean.load_state_dict(state["mean"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        self.step = state["step"]
-
-    def advance(self) -> float:
-        """One step; its loss."""
+    def loss(self) -> Tensor:
+        """Of faces and mazes that are drawn for this step."""
         s = self.settings
         shares = {"avatar": s.faces, "world": s.batch - s.faces}
         parts = [clips(kind, 10_000_000 + self.step * n, n, s.frames, s.size) for kind, n in shares.items()]
         video = torch.cat(parts)
         with autocast("cpu", s.bf16):
-            made, latents = self.codec(video, s.noise)
-        loss = loss_of(made, video, latents, s)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.codec.parameters(), s.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate(self.step, s)
-        self.optimizer.step()
-        self.step += 1
-        # Early on the average must forget the random start.
-        keep = min(s.average, self.step / (self.step + 10))
-        with torch.no_grad():
-            for mean, now in zip(self.mean.parameters(), self.codec.parameters(), strict=True):
-                mean.lerp_(now, 1 - keep)
-        return loss.item()
+            made, latents = self.student(video, s.noise)
+        return loss_of(made, video, latents, s)
 
-    def train(self) -> None:
-        """To the last step, measuring and saving on the way."""
-        saved = began = time.monotonic()
-        losses = []
-        while self.step < self.settings.steps:
-            losses.append(self.advance())
-            if self.step % self.settings.report == 0:
-                seconds = (time.monotonic() - began) / len(losses)
-                self.note(loss=round(sum(losses) / len(losses), 5), seconds_per_step=round(seconds, 3))
-                losses, began = [], time.monotonic()
-            if time.monotonic() - saved > self.settings.save_s:
-                self.save()
-                saved = time.monotonic()
-            if self.stopping:
-                break
-        self.save()
-
-    def stop(self, *_: object) -> None:
-        """Finish the step in hand, save and return from `train` (also as a signal handler)."""
-        self.stopping = True
-
-    def note(self, **numbers: float) -> None:
-        """One line in the log: step, learning rate, decibels and whatever else is known."""
-        decibels = {f"psnr_{kind}": round(psnr(self.mean, kind, self.settings.size), 2) for kind in SETS}
-        line = {"step": self.step, "lr": rate(self.step, self.settings), **numbers, **decibels}
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(line) + "\n")
-        print(line, flush=True)
+    def measured(self) -> dict[str, float]:
+        """Decibels by kind."""
+        return {f"psnr_{kind}": round(psnr(self.mean, kind, self.settings.size), 2) for kind in SETS}
 
 
-def parse(words: list[str], settings: Any = None, what: str = "the codec's training") -> Any:
-    """`name=value` words over the defaults, or over other settings of a training of `what`."""
-    settings = settings or Settings()
-    kinds = {f.name: type(getattr(settings, f.name)) for f in fields(settings)}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or name not in kinds:
-            raise UserError(word, f"is not a setting of {what}", nearest(name, kinds))
-        made = value.lower() in ("true", "1") if kinds[name] is bool else kinds[name](value)
-        settings = replace(settings, **{name: made})
-    return settings
+def _inner(codec: nn.Module) -> list[nn.Parameter]:
+    """The first and last convolutions meet pixels and latents, not features: for those AdamW is the better fit."""
+    return [p for p in codec.parameters() if p.ndim == 4 and min(p.shape[:2]) > 16]
 
 
 def main(words: list[str]) -> None:
     """Train, export or draw, as the words say."""
-    settings = parse(words)
+    settings = parse(words, Settings(), "the codec's training")
     torch.set_num_threads(1)
     run = Run(settings)
     if settings.export:
@@ -227,7 +121,6 @@ def main(words: list[str]) -> None:
     elif settings.strip:
         strip(run.mean, settings.strip, settings.size)
     else:
-        signal.signal(signal.SIGTERM, run.stop)
         run.train()
 
 

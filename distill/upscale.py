@@ -6,28 +6,22 @@
 
 Regression: on pixels, on their differences in space and time, and on how much edge there is in small squares wherever
 exactly it lies, without which what cannot be known comes out blurred.
-
-Every batch is a function of the step number, so a run that stops and resumes sees the same data as one that did not.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
-import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conf.errors import UserError
-from distill.codec import parse, rate
-from distill.muon import Muon
+from distill.loop import Training, parse
 from distill.precision import autocast
 from distill.upscale_clips import KINDS, Store
 from stages.post_upscale import SCALE, UpscaleConfig, Upscaler, operations, save
@@ -128,108 +122,43 @@ def measured(upscaler: Upscaler, store: Store) -> dict[str, float]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
-class Run:
-    """A training run that can stop at any moment and go on."""
+class Run(Training):
+    """A training run of the upscaler."""
 
     def __init__(self, settings: Settings, config: UpscaleConfig | None = None):
-        self.settings, self.step = settings, 0
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.student, self.mean = Upscaler(config), Upscaler(config)
-        self.mean.load_state_dict(self.student.state_dict())
-        inner = [p for p in self.student.blocks.parameters() if p.ndim == 4]
-        chosen = {id(p) for p in inner}
-        outer = [p for p in self.student.parameters() if id(p) not in chosen]
-        self.optimizer = Muon(inner, outer, settings.lr, weight_decay=1e-3)
-        self.folder, self.stopping = Path(settings.run), False
+        super().__init__(settings, partial(Upscaler, config), _inner, asdict(config or UpscaleConfig()))
         self.clips = Store(self.folder / "clips", settings.codec, settings.clips)
         self.held_out = Store(self.folder / "held_out", settings.codec, settings.held_out, held_out=True)
-        if self.file.exists():
-            self._restore()
 
-    @property
-    def file(self) -> Path:
-        """Where the checkpoint lies."""
-        return self.folder / "checkpoint.pt"
+    def draw(self) -> None:
+        """Draw the clips that are missing."""
+        for part in (self.held_out, self.clips):
+            for count in part.fill():
+                if count % 50 == 0 or count == part.count:
+                    print(f"clips: {count} of {part.count}", flush=True)
 
-    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        return {"student": self.student, "mean": self.mean, "optimizer": self.optimizer}
-
-    def save(self) -> None:
-        """Write the checkpoint beside the old one and swap: a cut-off never leaves half of one."""
-        state = {name: part.state_dict() for name, part in self._parts().items()}
-        fresh = self.file.with_suffix(".new")
-        torch.save({"step": self.step, "config": asdict(self.student.config)} | state, fresh)
-        fresh.replace(self.file)
-
-    def _restore(self) -> None:
-        state = torch.load(self.file, weights_only=True)
-        if UpscaleConfig(**state["config"]) != self.student.config:
-            raise UserError(f"{self.file}", "was made with other widths than UpscaleConfig", "give another run=")
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.step = state["step"]
-
-    def advance(self) -> float:
-        """One step; its loss."""
+    def loss(self) -> Tensor:
+        """Of crops of what was drawn."""
         s = self.settings
         low, high, reference = self.clips.batch(self.step, s.batch, s.crop)
         with autocast("cpu", s.bf16):
             made = self.student.raw(low, self.student.start(reference))
-        loss = loss_of(made, high, s)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.student.parameters(), s.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate(self.step, s)
-        self.optimizer.step()
-        self.step += 1
-        # Early on the average must forget the random start.
-        keep = min(s.average, self.step / (self.step + 10))
-        with torch.no_grad():
-            for mean, now in zip(self.mean.parameters(), self.student.parameters(), strict=True):
-                mean.lerp_(now, 1 - keep)
-        return loss.item()
+        return loss_of(made, high, s)
 
-    def train(self) -> None:
-        """Clips first, then to the last step, measuring and saving on the way."""
-        for part in (self.held_out, self.clips):
-            for count in part.fill():
-                if self.stopping:
-                    return
-                if count % 50 == 0 or count == part.count:
-                    print(f"clips: {count} of {part.count}", flush=True)
-        saved = began = time.monotonic()
-        losses: list[float] = []
-        while self.step < self.settings.steps and not self.stopping:
-            losses.append(self.advance())
-            if self.step % self.settings.report == 0:
-                seconds = (time.monotonic() - began) / len(losses)
-                self.note(loss=round(sum(losses) / len(losses), 5), seconds_per_step=round(seconds, 3))
-                losses, began = [], time.monotonic()
-            if time.monotonic() - saved > self.settings.save_s:
-                self.save()
-                saved = time.monotonic()
-        self.save()
-
-    def stop(self, *_: object) -> None:
-        """Finish the step in hand, save and return from `train` (also as a signal handler)."""
-        self.stopping = True
-
-    def note(self, **numbers: float) -> None:
-        """One line in the log: step, learning rate, measures and whatever else is known."""
-        line = {"step": self.step, "lr": rate(self.step, self.settings), **numbers}
-        line |= measured(self.mean, self.held_out)
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(line) + "\n")
-        print(line, flush=True)
+    def measured(self) -> dict[str, float]:
+        """As the function says."""
+        return measured(self.mean, self.held_out)
 
     def export(self) -> dict[str, float]:
         """Write the averaged weights as a model's file; what they measure."""
-        numbers = measured(self.mean, self.held_out)
+        numbers = self.measured()
         about = {"steps": str(self.step), "measured": json.dumps(numbers)}
         save(self.mean, self.settings.export, about)
         return numbers | {"flop_per_frame": operations(self.mean.config, 64, 64)}
+
+
+def _inner(upscaler: nn.Module) -> list[nn.Parameter]:
+    return [p for p in upscaler.blocks.parameters() if p.ndim == 4]
 
 
 def main(words: list[str]) -> None:
@@ -240,7 +169,7 @@ def main(words: list[str]) -> None:
     if settings.export:
         print(run.export())
     else:
-        signal.signal(signal.SIGTERM, run.stop)
+        run.draw()
         run.train()
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from conf.errors import UserError
-from distill.codec import Run, Settings, parse, rate
+from distill.codec import Run, Settings
 from distill.codec_quality import Codec, clips, export
+from distill.loop import parse, rate
 from stages.codec.small.codec import load_half
 from stages.codec.small.network import SmallConfig
 
@@ -80,6 +81,8 @@ def test_exported_weights_load_and_latents_are_normalised(tmp_path):
 
 
 def test_settings_from_words():
-    assert parse(["steps=7", "lr=1e-4", "bf16=false"]) == Settings(steps=7, lr=1e-4, bf16=False)
+    assert parse(["steps=7", "lr=1e-4", "bf16=false"], Settings(), "the codec's training") == Settings(
+        steps=7, lr=1e-4, bf16=False
+    )
     with pytest.raises(UserError, match="did you mean steps"):
-        parse(["step=7"])
+        parse(["step=7"], Settings(), "the codec's training")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from conf.errors import UserError
-from distill.codec import parse
+from distill.loop import parse
 from distill.upscale import Run, Settings, edge_energy, loss_of, measured
 from distill.upscale_clips import GREY, Store, draw
 from stages.post_upscale import UpscaleConfig, load
