@@ -179,20 +179,24 @@ def of_stream(run: Path, stream: int) -> Path:
 def complete(
     stream: Path, chunk: int, parts: Iterable[str], content: dict[str, Any], beside: Path | None = None
 ) -> Cut:
-    """Make a cut whole, and remove what only older ones have, of whichever plan they were. Raises OSError.
+    """Make a cut whole. Older ones stay until `supersede`. Raises OSError.
 
     Args:
         beside: where parts of other hosts are.
     """
     write_json(stream / f"{chunk:06d}" / WHOLE, {"chunk": chunk, "parts": sorted(parts)} | content)
-    made = Cut(stream, chunk, beside)
+    return Cut(stream, chunk, beside)
+
+
+def supersede(made: Cut) -> None:
+    """Remove what only older cuts have, of whichever plan they were. Call it when whoever may go on from one knows of
+    the new one: a process may be killed at any moment, and what others know of must be there. Raises OSError."""
     logs = {part.log for part in made.parts}
-    for path in stream.iterdir():
+    for path in made.folder.iterdir():
         if path.suffix == ".log" and path.name not in logs:
             path.unlink(missing_ok=True)
-        elif path.name.isdecimal() and int(path.name) < chunk:
+        elif path.name.isdecimal() and int(path.name) < made.number:
             shutil.rmtree(path, ignore_errors=True)
-    return made
 
 
 def give_up(stream: Path, chunk: int) -> None:

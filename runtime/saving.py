@@ -387,6 +387,7 @@ class Saver(threading.Thread):
             cut = cuts.complete(whole.cut, chunk, whole.names, content, keep.part(chunk))
             whole.made = True
             self.board.tell(whole_key(whole.stream), whole.content | {"chunk": chunk})
+            cuts.supersede(cut)
             if whole.disk:
                 whole.files |= write_out(cut, keep.part(chunk))
         if whole.disk:

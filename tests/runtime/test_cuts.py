@@ -174,7 +174,9 @@ def told(saver: Saver, chunk: int, part: str = PART) -> dict:
 
 
 def whole_cut(saver: Saver, chunk: int, parts=(PART,)) -> cuts.Cut:
-    return cuts.complete(saver.folder(0), chunk, parts, {"frames": 0, "video": None})
+    made = cuts.complete(saver.folder(0), chunk, parts, {"frames": 0, "video": None})
+    cuts.supersede(made)
+    return made
 
 
 def same(bank: Bank, found: Bank) -> None:

@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 import devices
 from runtime.board import Board
+from runtime.cuts import Cut
 from runtime.saving import Saver, Whole
 from runtime.state import Keep
 
@@ -44,6 +45,29 @@ def test_a_state_is_whole_when_every_part_and_the_video_are_there(tmp_path):
     content = (tmp_path / "chunk.000004" / "state.json").read_text()
     assert all(f'"{name}": "' in content for name in ("a", "b", "c"))
     assert here.board.keys() == 0
+
+
+def test_an_older_cut_stays_until_others_know_of_the_newer_one(tmp_path):
+    """Whoever makes cuts whole may be killed between any two lines; others go on from the cut that they know of."""
+    (saver,), stream, there = savers(1), tmp_path / "stream.0", []
+    tell = saver.board.tell
+
+    def killed(key: str, told) -> None:
+        if key == "whole/0":
+            there.append([made for made in ("000004", "000009") if (stream / made / "whole.json").exists()])
+            if told["chunk"] == 14:
+                raise OSError("killed here")
+        tell(key, told)
+
+    saver.board.tell = killed
+    for chunk in (4, 9, 14):
+        whole = Whole(0, chunk, Keep(str(tmp_path), {}), set(), {}, {"frames": 0, "video": None}, bool, cut=stream)
+        (stream / f"{chunk:06d}").mkdir(parents=True)
+        whole.ready.set()
+        saver.complete(whole)
+    saver.close()
+    assert there == [["000004"], ["000004", "000009"], ["000009"]]
+    assert saver.board.told("whole/0")["chunk"] == 9 and Cut(stream, 9).content["chunk"] == 9
 
 
 def test_a_disk_that_refuses_one_part_leaves_nothing_behind(tmp_path):
