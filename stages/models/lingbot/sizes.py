@@ -23,6 +23,8 @@ MASK = 4
 TERMS, STATE, NOTHING = "terms", "state", "nothing"
 INDICES = [1000, 821, 642, 321]
 """Published steps (`stages.models.lingbot.schedule`)."""
+LEAST_SCALE = 1e-6
+"""Of a camera: what it divides is float32 in the network."""
 
 
 @dataclass
@@ -114,9 +116,9 @@ def check(model: ModelConfig) -> None:
             "lists the steps of a table of 1000, from 1000 on, as whole numbers",
             f"use {INDICES}",
         )
-    if model.translation_scale is None:
+    if model.translation_scale is None or model.translation_scale < LEAST_SCALE:
         raise UserError(
-            "model.translation_scale=null",
-            "translations of the camera are divided by it",
+            f"model.translation_scale={'null' if model.translation_scale is None else model.translation_scale}",
+            f"translations of the camera are divided by it, at least {LEAST_SCALE:g}",
             "use 0.2: four frames at full speed",
         )
