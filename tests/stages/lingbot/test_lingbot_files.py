@@ -62,8 +62,12 @@ def test_folders_and_files_of_both_controls_load(control, tensors, tmp_path):
         camera = next(one for one in inputs_of(model) if one.name == "camera")
         assert camera.shape == (3, 16 if control == "cam" else 20)
     other = "act" if control == "cam" else "cam"
-    with pytest.raises(UserError, match=r"patch_embedding_wancamctrl\.weight must have shape"):
-        build_network(model_of(folder, f"model.network.control={other}"), CPU)
+    for path in (folder, tmp_path / "act.safetensors"):
+        told = (
+            rf"patch_embedding_wancamctrl\.weight must have shape .*; it is LingBot-World of \S+={control}: everframe"
+        )
+        with pytest.raises(UserError, match=told):
+            build_network(model_of(path, f"model.network.control={other}"), CPU)
 
 
 def test_inspect_names_the_model_and_its_control(control, tensors, tmp_path, capsys):
@@ -139,6 +143,7 @@ def test_steps_are_the_published_triples():
         ("model.reference=true", "the picture enters as channels"),
         ("model.translation_scale=null", "are divided by it"),
         ("model.translation_scale=0", "must be above zero"),
+        ("model.translation_scale=1e-300", "are divided by it, at least 1e-06"),
         ("model.network.control=keys", "must be one of cam, act"),
         ("model.network.camera_kept=all", "must be one of terms, state, nothing"),
     ],
