@@ -26,6 +26,8 @@ from stages.views import EXAMPLE, View, between, identity, lens, whole
 
 AHEAD = 4096
 """Keyframes of a live stream that are kept for later."""
+POSE, INTRINSICS = FORM = ("pose", "intrinsics")
+"""What a line may say of a frame."""
 NOW = '{"pose": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0.5]]}'
 
 
@@ -201,11 +203,11 @@ def parse_line(line: bytes, where: str) -> tuple[int | None, Said] | None:
     Raises:
         UserError: the line is wrong; `where` names it.
     """
-    if (found := entry_of(line, where, "pose", EXAMPLE)) is None:
+    if (found := entry_of(line, where, FORM, EXAMPLE)) is None:
         return None
     frame, entry = found
-    if "pose" not in entry:
+    if POSE not in entry:
         raise UserError(where, "has no pose", f"one object a line, e.g. {EXAMPLE}")
-    seen = entry.get("intrinsics")
-    pose = whole(f"{where}: pose", entry["pose"])
-    return frame, Said(pose, None if seen is None else lens(f"{where}: intrinsics", seen))
+    seen = entry.get(INTRINSICS)
+    pose = whole(f"{where}: {POSE}", entry[POSE])
+    return frame, Said(pose, None if seen is None else lens(f"{where}: {INTRINSICS}", seen))
