@@ -11,6 +11,7 @@ from conf import published as folder
 from conf.errors import UserError
 from conf.schema import ModelConfig
 from conf.settings import check_choices, one_of
+from conf.typed import typed
 from stages.dit.sizes import PUBLISHED, SUPPORTED, TransformerSizes
 
 PIXELS = 8
@@ -91,8 +92,9 @@ def published(said: dict[str, Any]) -> dict[str, Any]:
     """Sizes that a `config.json` tells; raises UserError."""
     forms = SUPPORTED | {"model_type": ("i2v",)}
     found = folder.sizes(said, PUBLISHED | {"control": ("control_type",)}, forms, "a LingBot-World model")
-    inside, outside = found.pop("in_channels", None), found.get("out_channels", 16)
-    if inside is not None:
+    if "in_channels" in found:
+        inside = typed(int, found["in_channels"], "config.json: in_dim")
+        outside = typed(int, found.get("out_channels", 16), "config.json: out_dim")
         if inside != 2 * outside + MASK:
             raise UserError(
                 f"config.json: in_dim={inside}",

@@ -108,7 +108,12 @@ def test_files_of_other_models_are_told_from_it(tmp_path, capsys):
     with pytest.raises(UserError, match="two experts"):
         model_of(tmp_path / "base")
     assert published(CONFIG)["in_channels"] == 16
-    for said, rule in ((t2v_config(**SMALL), "model_type=t2v"), (CONFIG | {"in_dim": 32}, "in_dim=32")):
+    for said, rule in (
+        (t2v_config(**SMALL), "model_type=t2v"),
+        (CONFIG | {"in_dim": 32}, "in_dim=32"),
+        (CONFIG | {"in_dim": None}, "in_dim=null: must be a whole number"),
+        (CONFIG | {"out_dim": "16"}, 'out_dim="16": must be a whole number'),
+    ):
         with pytest.raises(UserError, match=rule):
             published(said)
 
