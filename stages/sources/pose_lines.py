@@ -159,6 +159,8 @@ class LivePoses(LiveLines, Poses):
         self._keys = Keyframes(intrinsics)
         self._shown = -1
         """The last frame that was taken: what is said of it, or of one before, comes too late."""
+        self._last = identity()
+        """Where the camera was before anything was said here."""
         super().__init__(stream, parse_line, stop, name, owned, backlog)
 
     def take(self, first: int, count: int, rows: Sequence[Row]) -> Views:
@@ -170,10 +172,10 @@ class LivePoses(LiveLines, Poses):
         last = first + count - 1
         now = self.read(lambda: self._keys.horizon < last, lambda: len(self._keys) >= AHEAD)
         self.accepted = self.came if now else None
+        if not self._keys and (first > 0 or not now):
+            self._keys.add(max(0, first - 1), Said(self._last, None))
         if now:
             self._keys.arrive(first, last, now)
-        elif not self._keys:
-            self._keys.add(0, Said(identity(), None))
         self.fresh = self._keys.horizon >= first
         self.ended, self._shown = self.over and self._keys.horizon <= last, last
         return self._keys.take(first, count, rows)
@@ -190,6 +192,8 @@ class LivePoses(LiveLines, Poses):
 
     def resume(self, progress: dict[str, Any], again: bool = False) -> None:
         """See `Poses`."""
+        if "last" in progress:
+            self._last = np.array(progress["last"])
         if "keys" in progress:
             super().resume(progress, again)
             self._keys.resume(progress)

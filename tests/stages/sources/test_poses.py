@@ -172,6 +172,16 @@ def test_arrays(tmp_path):
     assert (taken(npy_poses(tmp_path / "poses.npy", WIDE), [9])[1] == [0.5, 416 / 480, 0.5, 0.5]).all()
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_who_leads_a_camera_that_was_driven_finds_it_where_it_was(said):
+    a, b = posing(2, 2)
+    source = LivePoses(io.BytesIO(line(b).encode() if said else b""), WIDE)
+    source.resume({"last": a.tolist(), "next": a.tolist()})
+    views = source.take(12, 12, [])
+    assert np.array_equal(views.poses[0], a) and np.array_equal(views.poses[12], b if said else a)
+    assert np.allclose(views.poses[6], between(a, b, 0.5) if said else a)
+
+
 MIRRORED, SHEARED = np.diag([-1.0, 1, 1, 1]), np.eye(4) + np.eye(4, k=1) * 0.1
 LINES = {
     "": "holds no line; give an .npy",
