@@ -167,7 +167,8 @@ def test_what_no_config_of_it_says():
         ("model.warp=false", "whole numbers of a table of 1000, which is shifted"),
         ("model.network.actions.heads=15", "must divide width=1024"),
         ("model.network.actions.turned=[8,28,30]", "three even numbers, all 64 channels"),
-        ("model.network.actions.layers=[0,30]", "layers are 0 to 29"),
+        ("model.network.actions.layers=[0,30]", "layers are 0 to 29, each once; remove [30]"),
+        ("model.network.actions.layers=[0,2,0]", "layers are 0 to 29, each once; remove [0]"),
         ("model.network.actions.keyboard=5", "the model has 4 (forward, back, left, right)"),
     ],
 )
