@@ -265,7 +265,9 @@ def test_a_flood_of_now_does_not_hold_a_chunk_up():
 
     class Flood(io.RawIOBase):
         def read(self, size=-1):
-            return line("left").encode() * (size // len(line("left")))
+            return text.read(size) or text.seek(0) or text.read(size)
+
+    text = io.BytesIO(line("left").encode() * 1000)
 
     source = LiveActions(Flood(), ACTIONS)
     for chunk in range(1, 4):
