@@ -156,14 +156,7 @@ class Encoding:
     def state(self, one: Input, chunk: int, prompt: str | None = None) -> Tensor:
         """What `source.tensors` gives of an input at a chunk, or a prompt's rows; `prompt` None: the one that holds."""
         if key := self._in_force(one, chunk):
-            rows = self._given(key, one.given_shape)
-            if one.shape[0] is not None and rows.shape[1] > one.shape[0]:
-                raise UserError(
-                    f"source.tensors: {key}",
-                    f"has {rows.shape[1]} rows, model={self.model.name} takes {one.shape[0]}",
-                    "cut or pad it",
-                )
-            return rows
+            return self._given(key, one.given_shape)
         if one.described and self.encoders.viewer(one) is not None:
             return self._rows_of(one)
         if one.source != "prompt" or self.text_encoder is None:

@@ -30,13 +30,14 @@ import numpy as np
 
 from conf import disk
 from conf.errors import UserError
+from conf.typed import typed
 from runtime.filmed import RecordedFrames
 from stages.controls import Controls, Row, row_of
 from stages.inputs import Views
 from stages.sources.audio import RATE, Pcm
 from stages.sources.film import Shots
 from stages.sources.fitting import Fit
-from stages.sources.poses import ArrayPoses
+from stages.sources.poses import recorded_poses
 
 SCALE = 32768
 """Samples in [-1, 1] come from 16-bit integers divided by this, so multiplying gives the integers back exactly."""
@@ -203,7 +204,7 @@ class Inputs:
             raise UserError(self._name, "holds no chunk", "give a file that sink.inputs wrote")
         self.sound = Recorded(np.concatenate(sound) if sound else np.zeros(0, np.float32)) if sound else None
         views = self._poses, self._intrinsics
-        self.poses = ArrayPoses(self._name, *map(np.concatenate, views)) if self._poses else None
+        self.poses = recorded_poses(self._name, *map(np.concatenate, views)) if self._poses else None
 
     def actions(self, controls: Controls) -> RecordedActions | None:
         """What was pressed, as a source; None: nothing was recorded.
@@ -251,7 +252,7 @@ class Inputs:
             if entry["chunk"] != self.chunks:
                 raise ValueError(f"chunk {entry['chunk']} where {self.chunks} is due")
             if "prompt" in entry:
-                self.prompts[self.chunks] = entry["prompt"]
+                self.prompts[self.chunks] = typed(str, entry["prompt"], "prompt")
             if "sound" in entry:
                 sound.append(np.frombuffer(base64.b64decode(entry["sound"]), "<i2").astype(np.float32) / SCALE)
             self._actions += entry.get("actions", [])
@@ -261,7 +262,7 @@ class Inputs:
             if "pictures" in entry:
                 self._filmed.append((start, len(entry["pictures"]["shown"])))
                 self._fit = Fit(**entry["fit"]) if "fit" in entry else None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
             raise UserError(
                 f"{self._name} line {number}", f"is no line of inputs ({error})", "give a file that sink.inputs wrote"
             ) from error

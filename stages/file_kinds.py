@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -96,19 +97,35 @@ def kind_of(keys: Shapes) -> FileKind | None:
     return None
 
 
-def require(file: WeightFile, setting: str) -> None:
-    """Refuse a file that is known to be something that `setting` does not take. One of no known kind passes.
+def require(file: WeightFile, setting: str) -> FileKind | None:
+    """A file's kind. One that is known to be something that `setting` does not take is refused; one of no known kind
+    (None) passes.
 
     Raises:
         UserError: says what it is.
     """
     kind = kind_of({entry.key: entry.shape for entry in file.entries.values()})
     if kind is None:
-        return
+        return None
     if kind.refused:
         raise refusal(file.name, kind)
     if kind.setting != setting:
         raise UserError(file.name, f"is a {kind.name}", f"give it as {kind.setting}")
+    return kind
+
+
+def told(file: WeightFile, kind: FileKind, network: Any) -> str:
+    """What a file that does not fit a network's configuration is, and the settings that its shapes tell otherwise;
+    empty: they tell none."""
+    sizes = kind.sizes({kind.rename(entry.key): entry.shape for entry in file.entries.values()})
+    others = []
+    for name, value in sizes.items():
+        own: Any = network
+        for part in name.split("."):
+            own = getattr(own, part, None)
+        if own != value:
+            others.append(f"model.network.{name}={value}".replace(" ", ""))
+    return f"it is {kind.name} of {', '.join(others)}: everframe inspect says what runs it" if others else ""
 
 
 def refusal(name: str, kind: FileKind) -> UserError:

@@ -19,6 +19,8 @@ NINETY = (PICTURE[0] / 2, PICTURE[0] / 2, PICTURE[0] / 2, PICTURE[1] / 2)
 """Intrinsics where nothing says any: 90 degrees wide, square pixels, the axis through the picture's middle."""
 TOLERANCE = 1e-3
 """By which a pose may miss being rigid, in each number: as much as one that was written with four digits."""
+FURTHEST = 1e9
+"""From the world's origin: steps between poses are float32 in a network, whatever they are divided by."""
 CLOSE = 1e-7
 """Between rotations that are this close (1 minus the cosine of half the angle) a straight line is as good."""
 REMEDY = "give camera-to-world matrices, [R | t] over 0 0 0 1, with x right, y down, z forward"
@@ -45,6 +47,11 @@ def identity() -> np.ndarray:
 def scaled(pixels: Any) -> np.ndarray:
     """Intrinsics [..., 4] in pixels of a picture of 832 x 480, in widths and heights."""
     return np.asarray(pixels, np.float64) / (*PICTURE, *PICTURE)
+
+
+def unscaled(seen: np.ndarray) -> np.ndarray:
+    """The same [..., 4] in pixels again."""
+    return seen * (*PICTURE, *PICTURE)
 
 
 def lens(name: str, pixels: Any) -> np.ndarray:
@@ -93,6 +100,7 @@ def misfit(poses: np.ndarray) -> tuple[int, str] | None:
         mirrored = np.linalg.det(np.where(np.isfinite(turns), turns, 0.0)) < 0
     faults = (
         (~np.isfinite(poses).all((1, 2)), "holds a number that is not finite"),
+        (~(np.abs(poses[:, :3, 3]).max(1) <= FURTHEST), f"is further than {FURTHEST:g} from the world's origin"),
         (~(last <= TOLERANCE), "has another last row than 0 0 0 1"),
         (~(square <= TOLERANCE), "does not turn: its first three columns are not at right angles, or not of length 1"),
         (mirrored, "is mirrored: its first three columns are left-handed"),

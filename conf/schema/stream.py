@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -37,6 +36,10 @@ LIVE = ("audio", "actions", "camera", "video")
 """Those that may come as they happen."""
 PICTURE = (832, 480)
 """Width and height of the picture in whose pixels intrinsics are said, whatever the stream's own size."""
+FURTHEST = 1e6
+"""Pixels, of a focal length and of a principal point: there is no such lens, and its rays would have no digits left."""
+LEAST = (1.0, 1.0, -FURTHEST, -FURTHEST)
+"""Of fx, fy, cx, cy."""
 GRAPHS = ("never", "auto", "always")
 COMPILE = ("auto", "true", "false")
 OF_EACH = "of-each-stream"
@@ -68,8 +71,10 @@ def _address(name: str, given: str | None) -> None:
 
 def check_intrinsics(name: str, values: Sequence[float]) -> None:
     """Refuse what are no intrinsics of a camera: fx, fy, cx, cy in pixels of `PICTURE`."""
-    if len(values) != 4 or not all(map(math.isfinite, values)) or min(values[:2]) <= 0:
-        rule = f"are four finite numbers in pixels of {PICTURE[0]} x {PICTURE[1]}, the first two above zero"
+    if len(values) != 4 or not all(least <= n <= FURTHEST for n, least in zip(values, LEAST, strict=True)):
+        rule = (
+            f"are four numbers in pixels of {PICTURE[0]} x {PICTURE[1]}, up to {FURTHEST:g}, the first two at least 1"
+        )
         raise UserError(f"{name}={shown(values)}", rule, "give [fx, fy, cx, cy], e.g. [416, 416, 416, 240]")
 
 

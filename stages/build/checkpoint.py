@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from conf import families
+from conf.errors import UserError
 from conf.schema import ModelConfig
 from stages.encode.text import TextEncoder
-from stages.file_kinds import require
+from stages.file_kinds import require, told
 from stages.inputs import Encoder, inputs_of, made_of
 from stages.lora import Loras
 from stages.weight_file import WeightFile
@@ -69,9 +70,14 @@ class Checkpoint:
     def __init__(self, model: ModelConfig, device: torch.device):
         names = whole(model)
         self.file = WeightFile(model.checkpoint, rename=rename_of(model))
-        if model.family in families.known(families.FAMILIES):  # another's files may have any names
-            require(self.file, "model.checkpoint")
-        check(self.file, names)
+        known = model.family in families.known(families.FAMILIES)  # another's files may have any names
+        kind = require(self.file, "model.checkpoint") if known else None
+        try:
+            check(self.file, names)
+        except UserError as error:
+            if not (kind and (remedy := told(self.file, kind, model.network))):
+                raise
+            raise UserError(error.value, error.rule, remedy) from error
         self.loras = Loras(model.lora, names, model.lora_alpha, device, rename_of(model)) if model.lora else None
 
     def fill(self, module: nn.Module, prefix: str = "", count: Count = ignored) -> None:

@@ -190,7 +190,8 @@ def require_finite_steps(found: Tensor, steps: int, chunk: int) -> None:
         raise UserError(
             f"step{step} of chunk {chunk}",
             "left latents that are not finite (NaN or infinity)",
-            "of model.dtype=float16, try bfloat16; else look at model.checkpoint, model.lora and source.tensors",
+            "of model.dtype=float16, try bfloat16; else look at model.checkpoint, model.lora, source.tensors and "
+            "source.camera",
         )
 
 

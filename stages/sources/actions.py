@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from stages.controls import Controls, Row, row_of
+from stages.controls import FORM, Controls, Row, row_of
 from stages.sources.backlog import Backlog
 from stages.sources.lines import FileLines, LiveLines, check_order, entry_of
 
@@ -141,7 +141,7 @@ def parse_line(line: bytes, where: str, controls: Controls) -> tuple[int | None,
     Raises:
         UserError: the line is wrong; `where` names it.
     """
-    if (found := entry_of(line, where, "action", EXAMPLE)) is None:
+    if (found := entry_of(line, where, FORM, EXAMPLE)) is None:
         return None
     frame, entry = found
     return frame, controls.parse(entry, where)

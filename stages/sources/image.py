@@ -39,7 +39,7 @@ def load_image(path: str | Path, height: int, width: int) -> Tensor:
             picture = _opaque(ImageOps.exif_transpose(file))
     except Image.DecompressionBombError as error:
         raise UserError(name, "the picture is too large to be safe", "scale it down first") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # whatever a broken file makes of a library
         reason = getattr(error, "strerror", None) or ("damaged or cut off" if _known(path) else "not a picture")
         raise UserError(name, f"cannot be read ({reason})", FORMATS) from error
     return _fitted(picture, height, width)
@@ -59,7 +59,9 @@ def sent_image(name: str, data: bytes, height: int, width: int) -> Tensor:
             if file.width * file.height > SENT_PIXELS:
                 raise UserError(name, f"sent a picture of more than {SENT_PIXELS} pixels", "scale it down first")
             picture = _opaque(file)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever a broken file makes of a library
         raise UserError(name, "sent a picture that cannot be read", "send a PNG") from error
     return _fitted(picture, height, width)
 

@@ -6,12 +6,13 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from conf import disk
-from conf.errors import LONGEST, UserError
+from conf.errors import LONGEST, UserError, nearest
+from conf.typed import shown
 from stages.sources.backlog import Backlog
 from stages.sources.live import LiveBytes
 
@@ -19,23 +20,29 @@ log = logging.getLogger(__name__)
 
 LONGEST_LINE = 4096
 """Bytes."""
+HELD = 16 * LONGEST_LINE
+"""Bytes of a live stream that have come and were not taken in yet, at most."""
+FRAME = "frame"
+BESIDE = ("type", "seq")
+"""What an event of a session has beside it, which may be a line, too."""
 Said = tuple[int | None, Any]
 """A line: of which frame, None: of now; and what it says of it."""
 Parse = Callable[[bytes, str], Said | None]
 """A line, and what to call it in complaints; None: it is blank. Raises UserError where it is wrong."""
 
 
-def entry_of(line: bytes, where: str, what: str, example: str) -> tuple[int | None, dict[str, Any]] | None:
+def entry_of(line: bytes, where: str, known: Sequence[str], example: str) -> tuple[int | None, dict[str, Any]] | None:
     """One line as (frame or None, its object); None if it is blank.
 
     Args:
         where: names the line in a complaint.
-        what: it is to say, `action`.
+        known: what it may say beside its frame; the first is what it is there for.
         example: of one that does.
 
     Raises:
-        UserError: it is no object, or of no frame that there could be.
+        UserError: it is no object, says something else, or is of no frame that there could be.
     """
+    what = known[0]
     if len(line) > LONGEST_LINE:
         raise UserError(where, f"is longer than {LONGEST_LINE} bytes", f"one {what} a line, e.g. {example}")
     if not line.strip():
@@ -46,7 +53,9 @@ def entry_of(line: bytes, where: str, what: str, example: str) -> tuple[int | No
         raise UserError(where, "is not JSON", f"one object a line, e.g. {example}") from error
     if not isinstance(entry, dict):
         raise UserError(where, f"has no {what}", f"one object a line, e.g. {example}")
-    frame = entry.get("frame")
+    if unknown := next((name for name in entry if name not in (FRAME, *known, *BESIDE)), None):
+        raise UserError(f"{where}: {shown(unknown)}", "is nothing that a line says", nearest(unknown, (FRAME, *known)))
+    frame = entry.get(FRAME)
     if frame is not None and (isinstance(frame, bool) or not isinstance(frame, int) or frame < 0):
         said = f"{where}: frame={str(frame)[:LONGEST]}"
         raise UserError(said, "a frame is an integer from 0 on", f"e.g. {example}")
@@ -146,7 +155,7 @@ class LiveLines:
         backlog: Backlog | None = None,
     ):
         self.name, self._parse = name, parse
-        self._bytes = LiveBytes(stream, 16 * LONGEST_LINE, stop, name, owned, backlog=backlog)
+        self._bytes = LiveBytes(stream, HELD, stop, name, owned, backlog=backlog)
         self._partial, self._number, self._too_long = b"", 0, False
         self._seen = self._awaited = False
         """Whether any line came so far, and whether the last one had a frame."""
@@ -174,16 +183,18 @@ class LiveLines:
         Raises:
             Turned: it was waited for when the run's generation ended; what has come stays for whoever asks next.
         """
-        came = None
+        came, taken = None, 0
         while not self.over:
             missing = self._awaited and behind()
-            if not missing and full():
+            # Behind as much as is held at a time all has come since: a flood would never end.
+            if not missing and (full() or taken >= HELD):
                 break
             wait = missing or not self._seen
             came = self._bytes.oldest if came is None else came
             block = self._bytes.take(1 if wait else 0, LONGEST_LINE)
             came = time.perf_counter() if came is None and block else came
             if block:
+                taken += len(block)
                 self._partial += block
                 self._lines()
             elif self._bytes.ended:

@@ -26,6 +26,8 @@ from stages.views import EXAMPLE, View, between, identity, lens, whole
 
 AHEAD = 4096
 """Keyframes of a live stream that are kept for later."""
+POSE, INTRINSICS = FORM = ("pose", "intrinsics")
+"""What a line may say of a frame."""
 NOW = '{"pose": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0.5]]}'
 
 
@@ -157,6 +159,8 @@ class LivePoses(LiveLines, Poses):
         self._keys = Keyframes(intrinsics)
         self._shown = -1
         """The last frame that was taken: what is said of it, or of one before, comes too late."""
+        self._last = identity()
+        """Where the camera was before anything was said here."""
         super().__init__(stream, parse_line, stop, name, owned, backlog)
 
     def take(self, first: int, count: int, rows: Sequence[Row]) -> Views:
@@ -168,10 +172,10 @@ class LivePoses(LiveLines, Poses):
         last = first + count - 1
         now = self.read(lambda: self._keys.horizon < last, lambda: len(self._keys) >= AHEAD)
         self.accepted = self.came if now else None
+        if not self._keys and (first > 0 or not now):
+            self._keys.add(max(0, first - 1), Said(self._last, None))
         if now:
             self._keys.arrive(first, last, now)
-        elif not self._keys:
-            self._keys.add(0, Said(identity(), None))
         self.fresh = self._keys.horizon >= first
         self.ended, self._shown = self.over and self._keys.horizon <= last, last
         return self._keys.take(first, count, rows)
@@ -188,6 +192,8 @@ class LivePoses(LiveLines, Poses):
 
     def resume(self, progress: dict[str, Any], again: bool = False) -> None:
         """See `Poses`."""
+        if "last" in progress:
+            self._last = np.array(progress["last"])
         if "keys" in progress:
             super().resume(progress, again)
             self._keys.resume(progress)
@@ -201,11 +207,11 @@ def parse_line(line: bytes, where: str) -> tuple[int | None, Said] | None:
     Raises:
         UserError: the line is wrong; `where` names it.
     """
-    if (found := entry_of(line, where, "pose", EXAMPLE)) is None:
+    if (found := entry_of(line, where, FORM, EXAMPLE)) is None:
         return None
     frame, entry = found
-    if "pose" not in entry:
+    if POSE not in entry:
         raise UserError(where, "has no pose", f"one object a line, e.g. {EXAMPLE}")
-    seen = entry.get("intrinsics")
-    pose = whole(f"{where}: pose", entry["pose"])
-    return frame, Said(pose, None if seen is None else lens(f"{where}: intrinsics", seen))
+    seen = entry.get(INTRINSICS)
+    pose = whole(f"{where}: {POSE}", entry[POSE])
+    return frame, Said(pose, None if seen is None else lens(f"{where}: {INTRINSICS}", seen))

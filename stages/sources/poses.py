@@ -19,10 +19,12 @@ from conf.errors import UserError
 from stages.controls import Row
 from stages.inputs import Views
 from stages.sources.tensors import INTRINSICS, POSES, TensorsFile
-from stages.views import EXAMPLE, REMEDY, identity, lens, misfit, scaled
+from stages.views import EXAMPLE, REMEDY, identity, lens, misfit, scaled, unscaled
 
 BLOCK = 4096
 """Poses of an array that are checked at a time."""
+DIGITS = 6
+"""Of a pixel: intrinsics that were scaled come back to as many."""
 FILE = f"give an .npy of [frames, 4, 4], or lines like {EXAMPLE}"
 
 
@@ -140,9 +142,7 @@ def array_poses(name: str, poses: Any, intrinsics: Any, otherwise: np.ndarray) -
     """
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not len(poses) or poses.dtype.kind not in "fiu":
         raise UserError(name, f"is {list(poses.shape)} of {poses.dtype}, not [frames, 4, 4] of numbers", FILE)
-    for start in range(0, len(poses), BLOCK):
-        if said := misfit(np.asarray(poses[start : start + BLOCK], np.float64)):
-            raise UserError(f"{name}: pose of frame {start + said[0]}", said[1], REMEDY)
+    _check(name, poses)
     if intrinsics is None:
         return ArrayPoses(name, poses, otherwise)
     if intrinsics.shape not in ((4,), (len(poses), 4)) or intrinsics.dtype.kind not in "fiu":
@@ -151,6 +151,26 @@ def array_poses(name: str, poses: Any, intrinsics: Any, otherwise: np.ndarray) -
     for at, values in enumerate(np.atleast_2d(intrinsics)):
         lens(f"{name}: intrinsics of frame {at}", values)
     return ArrayPoses(name, poses, scaled(intrinsics))
+
+
+def recorded_poses(name: str, poses: np.ndarray, intrinsics: np.ndarray) -> ArrayPoses:
+    """Poses float64 [n, 4, 4] that a stream was sampled with, and its intrinsics [n, 4], which are scaled already.
+
+    Raises:
+        UserError: they are none.
+    """
+    _check(name, poses)
+    if len(intrinsics) != len(poses):
+        raise UserError(name, f"has {len(poses)} poses and {len(intrinsics)} intrinsics", "give it as it was recorded")
+    for at, pixels in enumerate(np.round(unscaled(intrinsics), DIGITS)):
+        lens(f"{name}: intrinsics of frame {at}", pixels)
+    return ArrayPoses(name, poses, intrinsics)
+
+
+def _check(name: str, poses: Any) -> None:
+    for start in range(0, len(poses), BLOCK):
+        if said := misfit(np.asarray(poses[start : start + BLOCK], np.float64)):
+            raise UserError(f"{name}: pose of frame {start + said[0]}", said[1], REMEDY)
 
 
 def npy_poses(path: str | Path, otherwise: np.ndarray) -> ArrayPoses:
@@ -171,12 +191,10 @@ def npy_poses(path: str | Path, otherwise: np.ndarray) -> ArrayPoses:
 def _array(name: str, path: str | Path) -> np.ndarray:
     disk.readable(name, path, FILE)
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-    except (OSError, ValueError, EOFError) as error:
+        with np.errstate(all="ignore"):
+            return np.lib.format.open_memmap(path, "r")
+    except Exception as error:  # whatever a broken file makes of a library
         raise UserError(name, "is no .npy of numbers, or is cut off", FILE) from error
-    raise UserError(name, "holds several arrays", FILE)
 
 
 def tensor_poses(tensors: TensorsFile, otherwise: np.ndarray) -> ArrayPoses | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,9 @@ class SessionActions:
 
     What is held when a chunk is sampled shows from its first frame on. What was pressed and let go of since the chunk
     before shows first, TAP_FRAMES for each, so that no key is lost that was pressed for a moment; likewise what turned
-    and turns less now, by the furthest that it was turned.
+    and turns less now, by the furthest that it was turned. The last frames are always of what is held: those for which
+    a chunk has no room beside it are pressed together with the last of the others, or left out where one holds at a
+    time.
 
     Args:
         known: what can be pressed, or actions of which one holds at a time, the first that of none.
@@ -111,7 +114,7 @@ class SessionActions:
 
     def take(self, first_frame: int, count: int) -> list[Row]:
         """The row of each of `count` frames."""
-        taps, self._taps = self._taps[: max(0, count // TAP_FRAMES - 1)], []
+        taps, self._taps = _within(self._taps, max(0, count // TAP_FRAMES - 1)), []
         shown = [row for row in taps for _ in range(TAP_FRAMES)]
         return shown + [self._held] * (count - len(shown))
 
@@ -136,10 +139,23 @@ def _taps(before: Row, rows: Sequence[Row], keys: int) -> list[Row]:
         if not _shows(row, previous, rows[-1]):
             continue
         if found and not isinstance(row, int) and found[-1][:keys] == row[:keys]:
-            found[-1] = tuple(max(pair, key=abs) for pair in zip(found[-1], row, strict=True))
+            found[-1] = _together(found[-1], row)
         else:
             found.append(row)
     return list(dict.fromkeys(found))
+
+
+def _within(taps: Sequence[Row], room: int) -> list[Row]:
+    """At most `room` rows, in which all that these press and turn is still there where keys may be held together."""
+    kept = list(taps[:room])
+    if kept and not isinstance(kept[-1], int):
+        kept[-1] = reduce(_together, taps[room:], kept[-1])
+    return kept
+
+
+def _together(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, ...]:
+    """What both press, and turned as far as either of them."""
+    return tuple(max(pair, key=abs) for pair in zip(one, other, strict=True))
 
 
 def _shows(row: Row, previous: Row, last: Row) -> bool:

@@ -75,7 +75,8 @@ class TensorsFile:
         video: whether it draws a video anew.
 
     Raises:
-        UserError: the file is missing, empty, none or broken, or holds a key that means nothing here.
+        UserError: the file is missing, empty, none or broken, or holds a key that means nothing here, or rows of an
+            epoch that do not fit.
     """
 
     def __init__(self, path: str | Path, model: str, inputs: Iterable[Input], video: bool = False):
@@ -96,12 +97,16 @@ class TensorsFile:
             if not any(re.fullmatch(pattern, key) for pattern in known.values()):
                 raise UserError(f"{self._name}: {key}", f"is not a name that model={model} takes", _nearest(key, known))
         self._epochs = {
-            one.key: sorted(
-                (int(k.removeprefix(one.key).removeprefix(".") or 0), k) for k in self.keys if _of(k, one.key)
-            )
+            one.key: sorted((_begins(k, one.key), k) for k in self.keys if _of(k, one.key))
             for one in inputs
             if one.key and one.axis is Axis.EPOCH
         }
+        for one in inputs:  # a prompt that does not fit would end the stream where it begins
+            for _, key in self._epochs.get(one.key, ()):
+                rows = self._checked(key, one.given_shape).get_shape()[one.at]
+                if one.shape[0] is not None and rows > one.shape[0]:
+                    rule = f"has {rows} rows, model={model} takes {one.shape[0]}"
+                    raise UserError(f"{self._name}: {key}", rule, "cut or pad it")
 
     def has(self, prefix: str) -> bool:
         """Whether there is a key `prefix`, or one that goes on after it with a dot."""

@@ -139,8 +139,8 @@ def test_a_lost_worker_leaves_the_camera_where_it_is(model, run, tmp_path, keys,
 
 REFUSED = {
     "both": (["source.actions=a", "source.camera=b"], "source.camera=b: source.actions=a drives the camera; "),
-    "three numbers": (["source.intrinsics=[1,2,3]"], "source.intrinsics=[1.0, 2.0, 3.0]: are four finite numbers"),
-    "no focal length": (["source.intrinsics=[0,1,3,3]"], "source.intrinsics=[0.0, 1.0, 3.0, 3.0]: are four finite"),
+    "three numbers": (["source.intrinsics=[1,2,3]"], "source.intrinsics=[1.0, 2.0, 3.0]: are four numbers"),
+    "no focal length": (["source.intrinsics=[0,1,3,3]"], "source.intrinsics=[0.0, 1.0, 3.0, 3.0]: are four numbers"),
     "missing": (["source.camera=nowhere.jsonl"], "source.camera=nowhere.jsonl: there is no such file; "),
     "folder": (["source.camera=/tmp"], "source.camera=/tmp: is no file but a folder; "),
     "device": (["source.camera=/dev/zero"], "source.camera=/dev/zero: is no file but a device; "),

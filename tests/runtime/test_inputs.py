@@ -49,7 +49,16 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("", "holds no chunk"), ("[1]\n", "line 1: is no line of inputs"), ('{"chunk": 4}\n', "chunk 4 where 0 is due")],
+    [
+        ("", "holds no chunk"),
+        ("[1]\n", "line 1: is no line of inputs"),
+        ('{"chunk":0,"prompt":5}\n', "line 1: is no line of inputs"),
+        (
+            '{"chunk":0,"views":{"poses":[[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]],"intrinsics":[[1,1,1,1]]}}\n',
+            "has another last",
+        ),
+        ('{"chunk": 4}\n', "chunk 4 where 0 is due"),
+    ],
 )
 def test_what_is_no_recording_is_refused(tmp_path, text, complaint):
     path = tmp_path / "inputs.jsonl"

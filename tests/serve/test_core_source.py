@@ -139,6 +139,9 @@ def test_of_rows_the_last_holds_and_nothing_is_lost_that_was_over_before_it(held
     slots = max(0, count // TAP_FRAMES - 1)
     assert len(shown) == count and shown[-1] == last and len(taps) <= slots * TAP_FRAMES
     assert all(taps[i] == taps[i - i % TAP_FRAMES] for i in range(len(taps)))
+    for key in (0, 1) if slots else ():
+        begun = [now[key] for before, now in pairwise((held, *pressed[:-1])) if now[key] > before[key]]
+        assert not begun or any(row[key] for row in shown), "no key is lost, however many were pressed"
     for column in (2, 3) if slots and len({row[:2] for row in pressed}) == 1 else ():
         was = [row[column] for row in (held, *pressed)]
         begun = [abs(now) for before, now in pairwise(was[:-1]) if abs(now) > abs(before)]

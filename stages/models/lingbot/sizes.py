@@ -11,6 +11,7 @@ from conf import published as folder
 from conf.errors import UserError
 from conf.schema import ModelConfig
 from conf.settings import check_choices, one_of
+from conf.typed import typed
 from stages.dit.sizes import PUBLISHED, SUPPORTED, TransformerSizes
 
 PIXELS = 8
@@ -23,6 +24,8 @@ MASK = 4
 TERMS, STATE, NOTHING = "terms", "state", "nothing"
 INDICES = [1000, 821, 642, 321]
 """Published steps (`stages.models.lingbot.schedule`)."""
+LEAST_SCALE = 1e-6
+"""Of a camera: what it divides is float32 in the network."""
 
 
 @dataclass
@@ -89,8 +92,9 @@ def published(said: dict[str, Any]) -> dict[str, Any]:
     """Sizes that a `config.json` tells; raises UserError."""
     forms = SUPPORTED | {"model_type": ("i2v",)}
     found = folder.sizes(said, PUBLISHED | {"control": ("control_type",)}, forms, "a LingBot-World model")
-    inside, outside = found.pop("in_channels", None), found.get("out_channels", 16)
-    if inside is not None:
+    if "in_channels" in found:
+        inside = typed(int, found["in_channels"], "config.json: in_dim")
+        outside = typed(int, found.get("out_channels", 16), "config.json: out_dim")
         if inside != 2 * outside + MASK:
             raise UserError(
                 f"config.json: in_dim={inside}",
@@ -114,9 +118,9 @@ def check(model: ModelConfig) -> None:
             "lists the steps of a table of 1000, from 1000 on, as whole numbers",
             f"use {INDICES}",
         )
-    if model.translation_scale is None:
+    if model.translation_scale is None or model.translation_scale < LEAST_SCALE:
         raise UserError(
-            "model.translation_scale=null",
-            "translations of the camera are divided by it",
+            f"model.translation_scale={'null' if model.translation_scale is None else model.translation_scale}",
+            f"translations of the camera are divided by it, at least {LEAST_SCALE:g}",
             "use 0.2: four frames at full speed",
         )

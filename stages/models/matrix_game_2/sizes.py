@@ -87,12 +87,10 @@ class Sizes(LayerSizes):
         super().__post_init__()
         for name in ("image_dim", "image_tokens"):
             positive(f"model.network.{name}", getattr(self, name), most=1_000_000)
-        if bad := [layer for layer in self.actions.layers if not 0 <= layer < self.layers]:
-            raise UserError(
-                f"model.network.actions.layers={self.actions.layers}",
-                f"layers are 0 to {self.layers - 1}",
-                f"remove {bad}",
-            )
+        listed = self.actions.layers
+        if bad := [layer for i, layer in enumerate(listed) if not 0 <= layer < self.layers or layer in listed[:i]]:
+            rule = f"layers are 0 to {self.layers - 1}, each once"
+            raise UserError(f"model.network.actions.layers={listed}", rule, f"remove {bad}")
 
     @property
     def context_rows(self) -> int:

@@ -62,7 +62,8 @@ def test_folders_and_files_of_both_controls_load(control, tensors, tmp_path):
         camera = next(one for one in inputs_of(model) if one.name == "camera")
         assert camera.shape == (3, 16 if control == "cam" else 20)
     other = "act" if control == "cam" else "cam"
-    with pytest.raises(UserError, match=r"patch_embedding_wancamctrl\.weight must have shape"):
+    told = rf"patch_embedding_wancamctrl\.weight must have shape .*; it is LingBot-World of \S+={control}: everframe"
+    with pytest.raises(UserError, match=told):
         build_network(model_of(folder, f"model.network.control={other}"), CPU)
 
 
@@ -104,7 +105,12 @@ def test_files_of_other_models_are_told_from_it(tmp_path, capsys):
     with pytest.raises(UserError, match="two experts"):
         model_of(tmp_path / "base")
     assert published(CONFIG)["in_channels"] == 16
-    for said, rule in ((t2v_config(**SMALL), "model_type=t2v"), (CONFIG | {"in_dim": 32}, "in_dim=32")):
+    for said, rule in (
+        (t2v_config(**SMALL), "model_type=t2v"),
+        (CONFIG | {"in_dim": 32}, "in_dim=32"),
+        (CONFIG | {"in_dim": None}, "in_dim=null: must be a whole number"),
+        (CONFIG | {"out_dim": "16"}, 'out_dim="16": must be a whole number'),
+    ):
         with pytest.raises(UserError, match=rule):
             published(said)
 
@@ -139,6 +145,7 @@ def test_steps_are_the_published_triples():
         ("model.reference=true", "the picture enters as channels"),
         ("model.translation_scale=null", "are divided by it"),
         ("model.translation_scale=0", "must be above zero"),
+        ("model.translation_scale=1e-300", "are divided by it, at least 1e-06"),
         ("model.network.control=keys", "must be one of cam, act"),
         ("model.network.camera_kept=all", "must be one of terms, state, nothing"),
     ],

@@ -28,6 +28,14 @@ IN_FILE = (*TOLD, "model.network.heads=4", "model.network.actions.turned=[4,6,6]
 """Of a file alone, what shapes do not say either."""
 
 
+AS_CONFIGURED = (
+    "model.network.dim=48", "model.network.ffn_dim=80", "model.network.layers=4", "model.network.freq_dim=32",
+    "model.network.actions.layers=[0,2]", "model.network.actions.heads=2", "model.network.actions.width=32",
+    "model.network.actions.embedded=12",
+)  # fmt: skip
+"""What the shapes of a file say, too."""
+
+
 def config(variant: str = "universal", **actions) -> dict:
     return matrix_config(variant, ACTIONS | actions, **SMALL)
 
@@ -102,9 +110,12 @@ def test_one_models_files_are_not_anothers(variant, tensors, tmp_path):
     """A folder says what can be pressed; so does a file, by its shapes."""
     write_folder(tmp_path / "folder", config(variant), tensors)
     save_file(tensors, tmp_path / "one.safetensors")
-    for other in MODELS.keys() - {variant}:
+    for other in sorted(MODELS.keys() - {variant}):
         with pytest.raises(UserError, match=r"actions\.(keyboard|mouse)=\d: the model has \d .*name the model"):
             model_of(other, tmp_path / "folder")
+    keys = {"universal": 4, "drive": 2, "run": 7}[variant]
+    with pytest.raises(UserError, match=rf"; it is Matrix-Game 2, .* of \S*keyboard={keys}: everframe inspect says"):
+        build_network(model_of(other, tmp_path / "one.safetensors", *IN_FILE[1:], *AS_CONFIGURED), CPU)
     with pytest.raises(UserError, match=r"config\.json: is of Matrix-Game: .*model=matrix_game_2"):
         config_of("model=wan21_t2v_1_3b", f"model.checkpoint={tmp_path / 'folder'}")
 
@@ -154,7 +165,8 @@ def test_what_no_config_of_it_says():
         ("model.warp=false", "whole numbers of a table of 1000, which is shifted"),
         ("model.network.actions.heads=15", "must divide width=1024"),
         ("model.network.actions.turned=[8,28,30]", "three even numbers, all 64 channels"),
-        ("model.network.actions.layers=[0,30]", "layers are 0 to 29"),
+        ("model.network.actions.layers=[0,30]", "layers are 0 to 29, each once; remove [30]"),
+        ("model.network.actions.layers=[0,2,0]", "layers are 0 to 29, each once; remove [0]"),
         ("model.network.actions.keyboard=5", "the model has 4 (forward, back, left, right)"),
     ],
 )

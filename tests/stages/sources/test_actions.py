@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from conf.errors import UserError
 from stages.sources import live
 from stages.sources.actions import AHEAD, ActionFile, LiveActions
+from stages.sources.lines import HELD, LONGEST_LINE
 from stages.sources.live import LiveBytes, named_pipe
 from tests.stages.sources.blocked import Blocked, settle
 
@@ -100,6 +101,10 @@ def test_a_pipe_gives_exactly_what_the_same_file_gives(tmp_path_factory, lines, 
         (line("none", 0) + "nonsense\n", "line 2: is not JSON"),
         ("[1, 2]\n", "line 1: has no action"),
         ('{"frame": 3}\n', "line 1: has no action"),
+        (
+            line("left", 0) + '{"frame": 3, "action": "left", "mosue": [0, 1]}\n',
+            'line 2: "mosue": is nothing that a line says',
+        ),
         (line("forward"), "line 1: has no frame"),
         (line("forwrd", 1), "action=forwrd: the model does not know it; did you mean forward?"),
         ('{"frame": 1, "action": ["left"]}\n', "the model does not know it"),
@@ -252,6 +257,22 @@ def test_it_is_said_once_that_a_pipe_is_waited_for(tmp_path, monkeypatch):
 def test_a_line_without_its_newline_counts_at_the_end():
     source = LiveActions(io.BytesIO(line("left", 0).strip().encode()), ACTIONS)
     assert source.take(0, 1) == [LEFT]
+    source.close()
+
+
+def test_a_flood_of_now_does_not_hold_a_chunk_up():
+    """Whoever writes faster than lines are read has said enough with what had come when the chunk was asked for."""
+
+    class Flood(io.RawIOBase):
+        def read(self, size=-1):
+            return text.read(size) or text.seek(0) or text.read(size)
+
+    text = io.BytesIO(line("left").encode() * 1000)
+
+    source = LiveActions(Flood(), ACTIONS)
+    for chunk in range(1, 4):
+        assert source.take(3 * chunk, 3) == [LEFT] * 3 and not source.ended
+        assert source.position <= chunk * (HELD + 2 * LONGEST_LINE)
     source.close()
 
 

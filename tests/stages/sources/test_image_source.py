@@ -149,3 +149,16 @@ def test_one_that_is_sent_is_as_one_in_a_file(tmp_path):
 def test_what_is_sent_and_is_none_or_too_large_is_one_line(data, said):
     with pytest.raises(UserError, match=said):
         sent_image("source.session", data, 32, 32)
+
+
+def test_whatever_a_broken_picture_makes_of_its_library_is_a_line(tmp_path, monkeypatch):
+    """Decoders of some formats raise errors of their own."""
+    (path := tmp_path / "a.avif").write_bytes(b"avif")
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("Failed to decode image")
+
+    monkeypatch.setattr(Image, "open", broken)
+    for read in (lambda: load_image(path, 8, 8), lambda: sent_image("source.session", b"avif", 8, 8)):
+        with pytest.raises(UserError, match="cannot be read"):
+            read()

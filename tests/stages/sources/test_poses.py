@@ -15,7 +15,7 @@ from conf.errors import UserError
 from conf.schema import SourceConfig
 from stages.inputs import Axis, Input
 from stages.sources.pose_lines import LivePoses, PoseFile
-from stages.sources.poses import DrivenPoses, npy_poses, tensor_poses
+from stages.sources.poses import DrivenPoses, npy_poses, recorded_poses, tensor_poses
 from stages.sources.tensors import TensorsFile
 from stages.views import NINETY, misfit, scaled, where
 from tests import posed
@@ -172,23 +172,37 @@ def test_arrays(tmp_path):
     assert (taken(npy_poses(tmp_path / "poses.npy", WIDE), [9])[1] == [0.5, 416 / 480, 0.5, 0.5]).all()
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_who_leads_a_camera_that_was_driven_finds_it_where_it_was(said):
+    a, b = posing(2, 2)
+    source = LivePoses(io.BytesIO(line(b).encode() if said else b""), WIDE)
+    source.resume({"last": a.tolist(), "next": a.tolist()})
+    views = source.take(12, 12, [])
+    assert np.array_equal(views.poses[0], a) and np.array_equal(views.poses[12], b if said else a)
+    assert np.allclose(views.poses[6], between(a, b, 0.5) if said else a)
+
+
 MIRRORED, SHEARED = np.diag([-1.0, 1, 1, 1]), np.eye(4) + np.eye(4, k=1) * 0.1
 LINES = {
     "": "holds no line; give an .npy",
     "[]\n": "line 1: has no pose",
     '{"frame": 0}\n': "line 1: has no pose",
+    line(np.eye(4), 0, intrinsic=[1, 1, 1, 1]): "is nothing that a line says; did you mean intrinsics?",
     line(np.eye(4)): "line 1: has no frame; say of which frame it is",
     line(np.eye(4), 3) + line(np.eye(4), 3): "line 2: frame=3: comes after frame 3",
     line(np.eye(4), -1): "frame=-1: a frame is an integer from 0 on",
     line(MIRRORED, 0): "line 1: pose: is mirrored",
     line(SHEARED, 0): "line 1: pose: does not turn",
     line(np.full((4, 4), np.nan), 0): "line 1: pose: holds a number that is not finite",
+    line(np.eye(4) + 2e9 * np.eye(4, k=3), 0): "line 1: pose: is further than 1e+09 from the world's origin",
     line(np.eye(4)[[0, 1, 3, 2]], 0): "line 1: pose: has another last row",
     line(np.eye(4)[:2], 0): "line 1: pose: is no matrix of 4 x 4 numbers",
     '{"frame": 0, "pose": [[1], [1, 2]]}\n': "line 1: pose: is no matrix",
     '{"frame": 0, "pose": "up"}\n': "line 1: pose: is no matrix",
     line(np.eye(4), 0, intrinsics=[1, 2, 3]): "line 1: intrinsics: are no four numbers",
-    line(np.eye(4), 0, intrinsics=[0, 1, 2, 3]): "line 1: intrinsics=[0.0, 1.0, 2.0, 3.0]: are four finite",
+    line(np.eye(4), 0, intrinsics=[0, 1, 2, 3]): "line 1: intrinsics=[0.0, 1.0, 2.0, 3.0]: are four numbers in pixels",
+    line(np.eye(4), 0, intrinsics=[1, 1e-30, 2, 3]): "are four numbers in pixels of 832 x 480, up to 1e+06, the first",
+    line(np.eye(4), 0, intrinsics=[1, 1, 2, -1e300]): "are four numbers in pixels",
     "x" * 5000: "line 1: is longer than 4096 bytes; one pose a line",
 }
 
@@ -226,6 +240,31 @@ def test_what_is_no_array_of_poses(tmp_path):
         npy_poses(path, WIDE)
     with pytest.raises(UserError, match="no such file"):
         npy_poses(tmp_path / "none.npy", WIDE)
+
+
+HEADERS = ("'shape': (10**9,", "'shape': (1000000000000000000, 4, 4)", "'shape': (-5, 4, 4)", "'''", "(" * 9000)
+
+
+@pytest.mark.parametrize("header", [*HEADERS, None])
+def test_a_file_that_breaks_its_library_is_a_line(tmp_path, header):
+    """Headers that tokenizers, multiplications and mappings do not expect; and an archive where an array is to be."""
+    text = f"{{'descr': '<f8', 'fortran_order': False, {header}, }}\n".encode()
+    content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    (path := tmp_path / "poses.npy").write_bytes(b"PK\x03\x04" if header is None else content)
+    with pytest.raises(UserError, match=r"is no \.npy of numbers, or is cut off"):
+        npy_poses(path, WIDE)
+
+
+def test_poses_that_were_recorded_are_looked_at_as_others_are():
+    poses, seen = posing(0, 3), np.tile(scaled([1, 1e6, -1e6, 240]), (3, 1))
+    assert np.array_equal(recorded_poses("a", poses, seen).take(0, 3, []).intrinsics[1:], seen)
+    for bad, lenses, said in (
+        (np.stack([*poses[:2], MIRRORED]), seen, "a: pose of frame 2: is mirrored"),
+        (poses, seen[:2], "a: has 3 poses and 2 intrinsics"),
+        (poses, seen * (1, 1, 1, 0) * (0, 1, 1, 1), "a: intrinsics of frame 0="),
+    ):
+        with pytest.raises(UserError, match=said):
+            recorded_poses("a", bad, lenses)
 
 
 def test_people_are_told_where_a_camera_looks():

@@ -12,7 +12,8 @@ from tests.helpers import config_of
 
 def opened(path) -> TensorsFile:
     """As the model takes it that has most inputs."""
-    return TensorsFile(path, "live_avatar_14b", inputs_of(config_of("model=live_avatar_14b").model))
+    model = config_of("model=live_avatar_14b", "model.network.text_dim=8").model
+    return TensorsFile(path, "live_avatar_14b", inputs_of(model))
 
 
 @pytest.fixture
@@ -92,6 +93,20 @@ def test_the_context_in_force(path, tmp_path):
     save_file({"context.000002": torch.zeros(1, 4, 8)}, tmp_path / "late.safetensors")
     late = opened(tmp_path / "late.safetensors")
     assert late.in_force("context", 1) is None and late.in_force("context", 2) and late.has("context")
+
+
+@pytest.mark.parametrize(
+    ("shape", "line"),
+    [
+        ((1, 513, 8), "context.000007: has 513 rows, model=live_avatar_14b takes 512; cut or pad it"),
+        ((1, 4, 9), "context.000007: expected [1, any, 8], found [1, 4, 9]"),
+    ],
+)
+def test_a_context_that_does_not_fit_is_refused_before_the_stream_begins(tmp_path, shape, line):
+    save_file({"context.000007": torch.zeros(shape)}, tmp_path / "late.safetensors")
+    with pytest.raises(UserError) as error:
+        opened(tmp_path / "late.safetensors")
+    assert line in str(error.value)
 
 
 @pytest.mark.parametrize(
