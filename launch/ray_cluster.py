@@ -38,7 +38,7 @@ def cluster(config: Config) -> Iterator[str]:
     """Ray with all its nodes, attached to or started, while the context is open; gives this machine's address.
 
     Raises:
-        UserError: there is none at the address given, or too few nodes come.
+        UserError: there is none at the address given, it does not start here, or too few nodes come.
     """
     shown = driver._worker_logs_enabled
     # Who is lost is said here, in a line; of every process that ends Ray would say many, on standard output.
@@ -66,7 +66,13 @@ def _connect(config: Config, environment: dict, quiet: dict) -> None:
     if not config.launcher.address:
         # Without "local" it would join whatever cluster was started on this machine last, a batch job's maybe.
         with own_token():
-            ray.init(address="local", include_dashboard=False, runtime_env=environment, **quiet)
+            try:
+                ray.init(address="local", include_dashboard=False, runtime_env=environment, **quiet)
+            except Exception as error:  # Ray's own, where its processes are not up within half a minute
+                rule = f"Ray does not start on this machine ({_first_line(error)})"
+                raise UserError(
+                    "launcher=ray", rule, "try again when the machine is less busy, or launcher=local"
+                ) from error
         return
     value, limit_s = f"launcher.address={config.launcher.address}", config.launcher.timeout_s
     start = "start one with `ray start --head`, or leave launcher.address out"
@@ -84,9 +90,13 @@ def _connect(config: Config, environment: dict, quiet: dict) -> None:
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(
             value,
-            f"the cluster does not take this run ({str(error).splitlines()[0][:160]})",
+            f"the cluster does not take this run ({_first_line(error)})",
             "give its port (6379, not the dashboard's), use its version of Ray and its RAY_AUTH_TOKEN",
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:160]
 
 
 @cache

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from conf.paths import is_file
 from conf.schema import Config
 from runtime.encoders import Picture, frames_of
 from stages.controls import Controls
-from stages.inputs import controls_of, inputs_of, made_of
+from stages.inputs import Input, controls_of, inputs_of, made_of
+from stages.sources.tensors import TensorsFile
 
 PROTOCOL = 3
 """Of what a gateway and a run that joins it say to each other."""
@@ -42,11 +45,21 @@ def offer_of(config: Config) -> dict[str, Any]:
         "actions": list(controls.actions),
         "controls": {"keys": list(controls.keys), "one": controls.one, "axes": list(controls.axes)},
         "prompts": prompt is not None,
-        "picture": made_of(inputs, PICTURE) is not None,
+        "picture": _pictured(config, inputs),
         "words": words,
         "presets": presets_of(config),
         "trained": model.checkpoint is not None,
     }
+
+
+def _pictured(config: Config, inputs: Sequence[Input]) -> bool:
+    """Whether a stream may begin with a picture of its own: what `source.tensors` gives of a picture is of one alone.
+    The file may be on the workers' machines only; then nothing is known of it here."""
+    made, path = [one for one in inputs if one.source == PICTURE], config.source.tensors
+    if not made or not path or not is_file(path):
+        return bool(made)
+    given = TensorsFile(path, config.model.name, inputs, config.model.noise_scale is not None)
+    return not any(one.key and given.has(one.key) for one in made)
 
 
 def presets_of(config: Config) -> list[dict[str, str]]:

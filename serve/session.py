@@ -93,6 +93,8 @@ class Session:
         """Since when its stream is to end."""
         self._cancelled = self._stuck = False
         self.seed: int | None = None
+        self._unread: list[str] = []
+        """Words of the prompt that it begins with that mean nothing to the model, until somebody was told."""
         self._ends, self._asked = Ends(link, serve.margin_s, self, clock), Asked()
         self._viewers: dict[Viewer, Line] = {}
         self._rate: Rate = None, 1
@@ -120,6 +122,7 @@ class Session:
             RuntimeError: the pipeline is gone.
         """
         self.state, self.seed = "starting", changes.get("seed")
+        self._unread = unread(changes.get("prompt", ""), self.served.offer)
         self._term.begin()
         self.expires_at = time.time() + self._term.length_s
         ends = self._ends.open(picture, once=not self.served.recovers)
@@ -318,6 +321,9 @@ class Session:
         for viewer in list(self._viewers):
             self._to(viewer, viewer.notice, {"type": "session.notice", "kind": kind, "message": message, **more})
 
+    def _puzzled(self, unknown: list[str]) -> None:
+        self.notice("words", f"{self.served.name} does not know {', '.join(unknown)}")
+
     def dropped(self, frames: int) -> None:
         """A viewer was not sent so many pictures, since it did not take those before them."""
         self.told.dropped(frames, "queue")
@@ -339,7 +345,7 @@ class Session:
             self._held_s = 0.0
             self._ends.mute()
         elif event["type"] == "prompt" and (unknown := unread(event["prompt"], self.served.offer)):
-            self.notice("words", f"{self.served.name} does not know {', '.join(unknown)}")
+            self._puzzled(unknown)
         self._ends.event(number, event)
 
     def sound(self, pcm: bytes, at: int, by: Viewer | None) -> None:
@@ -460,6 +466,9 @@ class Session:
         self.told.dropped(self._figures.chunk(shown, made_s, slack_s, thinned), "rate")
         for viewer in list(self._viewers):
             self._to(viewer, viewer.shown, shown)
+        if self._unread and self._viewers:
+            unknown, self._unread = self._unread, []
+            self._puzzled(unknown)
 
     def silent(self, seconds: float) -> None:
         """See `Listener`."""

@@ -167,7 +167,7 @@ def _rotation(quaternion: np.ndarray) -> np.ndarray:
 
 def where(pose: np.ndarray) -> list[float]:
     """[x, y, z, yaw, pitch] of a pose: where the camera is, and where it looks, in degrees: yaw from z to the right,
-    pitch up from the horizon. Rounded, since people read it."""
+    pitch up from the horizon. Rounded, and without -0.0, since people read it."""
     right, down, ahead = pose[:3, 2]
     yaw, pitch = math.atan2(right, ahead), math.atan2(-down, math.hypot(right, ahead))
-    return [round(float(n), 4) for n in (*pose[:3, 3], math.degrees(yaw), math.degrees(pitch))]
+    return [round(float(n), 4) + 0.0 for n in (*pose[:3, 3], math.degrees(yaw), math.degrees(pitch))]

@@ -30,7 +30,7 @@ export class Call {
   #resend = null;
 
   /**
-   * @param session {id, secret, offer}, as the server gave it, with the model's offer.
+   * @param session {id, secret, model}, as the server gave it, with the model's offer.
    * @param video the element that plays picture and sound.
    * @param face {message(json), lost(why), opened()}: what comes over the line, and its end if nobody here asked for it.
    */

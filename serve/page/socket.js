@@ -21,7 +21,7 @@ export class Socket {
   #mime = null;
 
   /**
-   * @param session {id, secret, offer}.
+   * @param session {id, secret, model}.
    * @param video the element that plays; null: no media is wanted, only its messages.
    * @param face {message(json), lost(why), opened()}.
    */

@@ -69,6 +69,17 @@ def test_an_address_that_is_none(job):
     assert job.fails(*RAY, "launcher.address=head").startswith("launcher.address=head: there is no Ray cluster; ")
 
 
+def test_a_cluster_that_does_not_start_is_said_in_a_line(job, monkeypatch):
+    def late(**_):
+        raise Exception("The current node timed out during startup.\nThis could happen")  # as Ray does
+
+    monkeypatch.setattr(ray.ray, "init", late)
+    assert job.fails("model=nano", "launcher=ray") == (
+        "launcher=ray: Ray does not start on this machine (The current node timed out during startup.); "
+        "try again when the machine is less busy, or launcher=local"
+    )
+
+
 def test_a_token_is_there_while_a_cluster_starts(monkeypatch):
     for name in ray.AUTHENTICATION:
         monkeypatch.delenv(name, raising=False)

@@ -161,6 +161,7 @@ def test_what_is_missing_is_said(source, caplog):
         opened(replace(source, tensors=None), model, Encoders(model, torch.device("cpu")))
     opened(source, model, Encoders(model, torch.device("cpu"))).close()
     assert offer_of(Config(model=MODEL))["picture"]
+    assert not offer_of(Config(model=MODEL, source=source))["picture"], "what is given of a picture is of that one"
 
 
 WRONG = {

@@ -230,8 +230,8 @@ class One:
         self.session = Session(self.model, self.serve, self.port, told, self.over.append, self.loop.time)
         self.model.on_ended = lambda number, report: self.session.ended(report)
 
-    async def begin(self) -> tuple[Stage, Stage]:
-        await self.session.begin({"seed": 1})
+    async def begin(self, **changes: Any) -> tuple[Stage, Stage]:
+        await self.session.begin({"seed": 1, **changes})
         self.source, self.sink = await self.model.stages(0)
         return self.source, self.sink
 

@@ -36,6 +36,24 @@ async def test_what_stages_send_goes_to_every_viewer_at_once():
 
 
 @virtually
+async def test_words_that_the_model_does_not_know_are_told_of_once():
+    one = One()
+    one.model.offer = one.model.offer | {"words": ["a", "maze"]}
+    await one.begin(prompt="a red maze")
+    await one.show(0)
+    eye = Eye()
+    one.session.attach(eye)
+    assert eye.notices == [], "nobody has seen a picture of it"
+    for chunk in (1, 2):
+        await one.show(chunk)
+    one.session.event("a", {"type": "prompt", "prompt": "a blue maze"})
+    one.session.event("b", {"type": "prompt", "prompt": "a maze"})
+    assert [(n["kind"], n["message"]) for n in eye.notices] == [
+        ("words", "maze does not know red"), ("words", "maze does not know blue"),
+    ]  # fmt: skip
+
+
+@virtually
 async def test_without_a_viewer_for_a_lease_it_ends_and_one_that_comes_back_keeps_it():
     one = One(lease_s=30)
     await one.begin()

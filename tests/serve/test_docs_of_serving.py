@@ -18,6 +18,7 @@ from starlette.routing import Route, WebSocketRoute
 from conf.schema.serve import ServeConfig
 from conf.settings import settings
 from launch.command import takes
+from launch.of_sessions import NOT_OURS
 from serve.app import application
 from serve.incoming import MESSAGES
 from serve.metrics import Metrics
@@ -128,6 +129,11 @@ def test_every_figure_is_told_of():
     (text,) = re.findall(r"^.*?Figures are (.*?)The last 256", section("HTTP"), re.MULTILINE | re.DOTALL)
     known = set(re.findall(r"`(\w+)`", text))
     assert {"seed", "position", "wait_s", "latents_sha256", *Figures(time.monotonic).told()} <= known
+
+
+def test_settings_that_no_session_can_have_are_told_of_and_no_others():
+    (said,) = re.findall(r"those\nthat no session can have: (.*?)\.\n\n", section("Settings"), re.DOTALL)
+    assert set(re.findall(r"`([\w.]+)`", said)) == set(NOT_OURS)
 
 
 def test_every_address_inside_the_page_leads_somewhere():

@@ -268,7 +268,7 @@ def test_poses_that_were_recorded_are_looked_at_as_others_are():
 
 
 def test_people_are_told_where_a_camera_looks():
-    assert where(np.eye(4)) == [0, 0, 0, 0, 0]
+    assert str(where(np.eye(4))) == "[0.0, 0.0, 0.0, 0.0, 0.0]", "people read no -0.0"
     pose = np.eye(4)
     pose[:3, :3] = FAMILY["turn"](1, 30.0) @ FAMILY["turn"](0, 20.0)
     pose[:3, 3] = 1, 2, 3
