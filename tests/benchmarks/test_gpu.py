@@ -21,6 +21,7 @@ from benchmarks.gpu.rows import Absent, Bench, Row, distance, run
 from benchmarks.record import bar
 from launch.places import settled
 from tests.double.module import KIND
+from tests.patience import PATIENT_S
 
 HALVES = {"correct": correct.ROWS, "speed": speed.ROWS}
 HEAVY = ("av", "PIL", "ray", "hydra", "omegaconf", "yaml", "rich", "transformers", "diffusers", "xformers")
@@ -329,7 +330,7 @@ def test_what_was_found_is_shown_when_it_is_told_to_end(tmp_path):
     )
     first = process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=PATIENT_S)
     name = correct.ROWS[0].name
     assert first.startswith(name)
     assert process.returncode == 3

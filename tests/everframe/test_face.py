@@ -17,6 +17,7 @@ from runtime.outputs import Outputs
 from stages.sinks.reader import AHEAD
 from stages.sources.audio_file import AudioFile
 from tests.helpers import config_of
+from tests.patience import PATIENT_S
 
 README = Path(__file__).parents[2] / "README.md"
 NANO = {"model": "nano", "plan": "timestep", "device": "cpu"}
@@ -190,7 +191,7 @@ def test_workers_end_whatever_happens(tmp_path, monkeypatch):
         thread = threading.Thread(target=read, args=(pipeline.stream(),))
         thread.start()
         1 / 0  # noqa: B018
-    thread.join(timeout=60)
+    thread.join(timeout=PATIENT_S)
     assert not thread.is_alive()
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("worker-")]
     with pytest.raises(RuntimeError):

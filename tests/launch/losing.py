@@ -13,11 +13,10 @@ from launch.running import start
 from runtime.pipeline import run_all
 from runtime.pulse import key
 from runtime.running import Running
+from tests.patience import PATIENT_S
 
-LIMIT_S = 120.0
 
-
-def until(test: Callable[[], object], run: Running, limit_s: float = LIMIT_S) -> None:
+def until(test: Callable[[], object], run: Running, limit_s: float = PATIENT_S) -> None:
     """Wait until `test` holds, or the run is over, which is a failure."""
     end = time.monotonic() + limit_s
     while not test():
@@ -59,6 +58,6 @@ def recovered(run: Running, before: int = 0) -> dict:
 
 def ended(run: Running, stream: int = 0) -> tuple[str, int]:
     """(hash, chunks) of a stream when all is over."""
-    run.wait(LIMIT_S)
+    run.wait(PATIENT_S)
     result = run.pipeline.result(stream)
     return result["latents_sha256"], result["chunks"]

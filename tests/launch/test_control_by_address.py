@@ -18,6 +18,7 @@ from runtime.pulse import key
 from tests.helpers import config_of
 from tests.launch.gateway import TOKEN, Gateway
 from tests.launch.started import report_of, start
+from tests.patience import PATIENT_S
 from tests.runtime.driven import Driven
 
 SINKS = ("sink.video=null", "sink.trace=none")
@@ -229,7 +230,7 @@ def joins(nano, folder, launcher: str, workers: int, *overrides: str) -> None:
         gateway.ask({"open": "endless"})
         gateway.until(lambda told: told.get("progress"))
         gateway.vanish()
-        _, err = process.communicate(timeout=90)
+        _, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode == 0, err
     assert err.count("the gateway has gone") == 1 and TOKEN not in err
     assert {s["stream"] for s in report_of(folder / "run")["streams"]} == {"a", "b", "endless"}

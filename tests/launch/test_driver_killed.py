@@ -14,12 +14,11 @@ import pytest
 from runtime import cuts
 from tests.helpers import thorough
 from tests.launch.started import start
-
-LIMIT_S = 60.0
+from tests.patience import PATIENT_S
 
 
 def until(test) -> None:
-    end = time.monotonic() + LIMIT_S
+    end = time.monotonic() + PATIENT_S
     while not test():
         assert time.monotonic() < end
         time.sleep(0.05)

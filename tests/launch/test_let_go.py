@@ -10,6 +10,7 @@ from launch.running import start
 from runtime.pipeline import run_all
 from tests.helpers import config_of
 from tests.launch.test_recovery import Streaming, keys, until
+from tests.patience import PATIENT_S
 
 
 def test_changes_of_plan_leave_no_pipes_and_no_zombies(tmp_path):
@@ -44,6 +45,6 @@ def test_changes_of_plan_leave_no_pipes_and_no_zombies(tmp_path):
         zombies = [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
         run.pipeline.stop(0)
         press("none")
-        run.wait(60)
+        run.wait(PATIENT_S)
     # A third process comes with every second change: what the one before it held is given back then.
     assert counts[4] == counts[2] == counts[0] and len(zombies) <= 1

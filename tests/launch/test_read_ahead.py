@@ -13,6 +13,7 @@ from launch.running import start
 from runtime.pipeline import run_all
 from tests.helpers import config_of
 from tests.launch.losing import ended, made, recovered, strike, until
+from tests.patience import PATIENT_S
 
 FRAMES, EACH = 1200, 8
 """More lines than a chunk's line in the journal has of what is to come, and than a reader holds."""
@@ -38,7 +39,7 @@ def poured(data: bytes):
         thread = threading.Thread(target=pour)
         thread.start()
         yield stdin
-        thread.join(10)
+        thread.join(PATIENT_S)
 
 
 def run_of(folder, stdin, *overrides: str, lose: bool = False) -> tuple[str, int]:
@@ -59,7 +60,7 @@ def poured_into(path):
     thread = threading.Thread(target=path.write_bytes, args=(LINES,))
     thread.start()
     yield
-    thread.join(10)
+    thread.join(PATIENT_S)
     assert not thread.is_alive()
 
 

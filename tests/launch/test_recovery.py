@@ -18,8 +18,8 @@ from runtime.pipeline import run_all
 from runtime.pulse import key
 from tests.helpers import config_of
 from tests.launch.started import start as started
+from tests.patience import PATIENT_S
 
-PATIENT_S = 120.0
 MODEL = ("model=nano", "device=cpu", "stream.prompt=hello")
 
 

@@ -12,6 +12,7 @@ from runtime.pulse import key
 from stages.sinks.reader import Reader
 from tests.helpers import config_of
 from tests.launch.losing import ended, pid, recovered, strike, until
+from tests.patience import PATIENT_S
 
 BASE = ("launcher=local", "launcher.recover=exact", "model=nano", "plan=timestep", "sink.video=null", "device=cpu")
 
@@ -52,6 +53,6 @@ def test_a_reader_who_has_paused_costs_nobody_its_place(tmp_path, nano):
         reading.start()
         assert "SIGKILL" in recovered(run)["why"]
         assert ended(run) == (oracle, chunks)
-        reading.join(20)
+        reading.join(PATIENT_S)
     assert taken == list(range(chunks))
     reader.close()

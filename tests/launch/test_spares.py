@@ -15,6 +15,7 @@ from launch import local
 from runtime.board import PeerLost
 from tests.helpers import config_of, thorough
 from tests.launch.losing import ended, going, pid, recovered, strike, until
+from tests.patience import PATIENT_S
 
 CHUNKS = 200
 BASE = ("launcher=local", "launcher.recover=exact", "model=nano", "sink.video=null", "device=cpu")
@@ -109,7 +110,7 @@ def test_a_single_process_that_cannot_be_replaced_ends_the_run_with_a_line(tmp_p
         monkeypatch.setattr(local.subprocess, "Popen", no_process)
         strike(run, 0)
         with pytest.raises(PeerLost, match="no plan fits on the 0 processes that are left"):
-            run.wait(60)
+            run.wait(PATIENT_S)
 
 
 def test_a_spare_without_room_is_refused_at_the_start(tmp_path, monkeypatch):
@@ -129,7 +130,7 @@ def test_a_spare_without_room_is_refused_at_the_start(tmp_path, monkeypatch):
     ):
         raise AssertionError("it began")
     for worker in local_workers:
-        assert worker.wait(30)
+        assert worker.wait(PATIENT_S)
 
 
 @pytest.mark.long

@@ -109,7 +109,6 @@ def test_a_message_that_there_is_no_room_for_ends_its_stream_alone(tmp_path, mon
     monkeypatch.setattr(whole, name, once if callable(real) else SimpleNamespace(cat=once))
     engine = local_run(
         tmp_path, "plan.workers=2", "stream.count=2", "stream.chunks=4", "model.recalibrate_chunk=2",
-        "launcher.timeout_s=20",
     )  # fmt: skip
     engine.wait()
     found = results(engine.pipeline)
@@ -154,7 +153,7 @@ def test_what_cannot_travel_ends_its_own_stream(tmp_path, nano, monkeypatch):
         return message
 
     monkeypatch.setattr(Cells, "run", odd)
-    overrides = ("plan.workers=2", "stream.chunks=3", "stream.count=2", "launcher.timeout_s=20")
+    overrides = ("plan.workers=2", "stream.chunks=3", "stream.count=2")
     engine = local_run(tmp_path, *overrides)
     engine.wait()
     whole, failed = results(engine.pipeline)

@@ -15,6 +15,7 @@ from conf.schema.serve import ServeConfig
 from serve import taps, webrtc
 from serve.media import Packet
 from serve.problems import Problem
+from tests.patience import PATIENT_S
 
 CODECS = {"h264": "libx264", "vp8": "libvpx"}
 
@@ -121,7 +122,7 @@ class Browser:
 
 
 def soon(awaitable):
-    return asyncio.wait_for(awaitable, 10)
+    return asyncio.wait_for(awaitable, PATIENT_S)
 
 
 async def until(true):

@@ -13,6 +13,7 @@ import pytest
 from serve import client
 from serve.ahead import HELD_S, PIECE_S, Ahead
 from serve.problems import Problem
+from tests.patience import PATIENT_S
 from tests.serve.realtime_packets import CHUNK, FPS, both
 from tests.serve.realtime_server import OFFER, FakeGateway, FakeSession, serving
 
@@ -143,7 +144,7 @@ def test_speech_of_any_length_is_spoken_in_order(site):
         site.call(made.play, both(0.4))
         assert next(part for part in session if part.first).chunk.audio_held_s == 0
         while sum(len(pcm) for (pcm,) in made.of("speech")) < 2 * len(samples):
-            assert made.changed.wait(10)
+            assert made.changed.wait(PATIENT_S)
             made.changed.clear()
     spoken = np.frombuffer(b"".join(pcm for (pcm,) in made.of("speech")), "<i2")
     assert np.array_equal(spoken, (samples * 32767).astype(np.int16))
@@ -250,7 +251,7 @@ def test_the_example_records_what_it_says(site, tmp_path):
         [sys.executable, EXAMPLE, site.url, path, "--seconds", "0.5", "--act", "forward"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENT_S,
         env={"PYTHONPATH": str(EXAMPLE.parents[2]), "PATH": "/usr/bin:/bin"},
     )
     assert said.returncode == 0, said.stderr

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import visitors
 from benchmarks.serving import Server
 from serve import client
-from tests.serve.core_ends import WAIT_S
+from tests.patience import PATIENT_S
 
 LEASE_S = 0.5
 
@@ -31,11 +31,11 @@ def told(server: Server, made: dict) -> dict:
     request = urllib.request.Request(
         f"{server.url}/v1/sessions/{made['id']}", headers={"X-Session-Secret": made["secret"]}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENT_S) as answer:
         return json.load(answer)
 
 
-def reached(true, seconds: float = WAIT_S) -> bool:
+def reached(true, seconds: float = PATIENT_S) -> bool:
     """Whether something becomes so."""
     end = time.monotonic() + seconds
     while not true() and time.monotonic() < end:
@@ -91,7 +91,7 @@ def test_what_a_session_sampled_replays_to_what_it_showed(server, job):
 
 def test_one_that_vanishes_is_ended_by_its_lease_and_one_that_returns_is_not(server):
     connection, started, bare = visitors.opened(server.url)
-    connection.recv(10)
+    connection.recv(PATIENT_S)
     visitors.cut(bare)
     assert reached(lambda: told(server, started)["state"] == "ended")
     figures = told(server, started)
@@ -107,7 +107,7 @@ def test_one_that_vanishes_is_ended_by_its_lease_and_one_that_returns_is_not(ser
         for part in first:
             if part.first and part.chunk.chunk == 1:
                 break
-    second.join(WAIT_S)
+    second.join(PATIENT_S)
     assert not second.is_alive() and reached(lambda: server.sessions() == 0)
 
 

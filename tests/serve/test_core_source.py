@@ -17,7 +17,8 @@ from stages.sources.audio import RATE
 from stages.sources.microphone import RESERVE
 from stages.sources.session import SessionSource
 from stages.sources.session_parts import TAP_FRAMES, SessionActions
-from tests.serve.core_ends import TOKEN, WAIT_S, Clock, End
+from tests.patience import PATIENT_S
+from tests.serve.core_ends import TOKEN, Clock, End
 
 NAMES = ("none", "forward", "left", "right")
 
@@ -49,7 +50,7 @@ class Stage:
         self.end.say(kind, body, **head)
         self._told.clear()
         self.end.say("slack", seconds=0.5, late_s=0.0)
-        assert self._told.wait(WAIT_S)
+        assert self._told.wait(PATIENT_S)
 
     def event(self, id: str, **event) -> None:
         self.clock.now += 1
@@ -257,7 +258,7 @@ def test_a_gateway_that_ends_the_session_or_is_gone_ends_the_stream(ends):
         one.say("slack", seconds=0, late_s=0)
         assert not one.stop.is_set()
         end.say("end") if ends == "told" else end.close()
-        assert one.stop.wait(WAIT_S)
+        assert one.stop.wait(PATIENT_S)
         one.source.begin()
         one.source.sampled(0)  # nobody hears it any more, and nothing is raised
         one.source.close()

@@ -18,6 +18,7 @@ import pytest
 
 from runtime import cuts
 from serve import client
+from tests.patience import PATIENT_S
 
 pytestmark = pytest.mark.long
 
@@ -41,7 +42,6 @@ PIPELINE = (
     "model=nano", "device=emulated", "plan=timestep", "plan.workers=2", "device.emulated.step_s=0.12",
     "launcher.silent_s=2", "serve.headroom=0.1", "serve.max_sessions=2",
 )  # fmt: skip
-LIMIT_S = 60.0
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def read(session) -> threading.Thread:
 
 
 def until(test, what) -> None:
-    end = time.monotonic() + LIMIT_S
+    end = time.monotonic() + PATIENT_S
     while not test():
         assert time.monotonic() < end, what
         time.sleep(0.05)
@@ -129,7 +129,7 @@ def test_a_gateway_that_is_told_to_end_while_frozen_ends_at_its_limit(tmp_path):
         for worker in workers(process):
             worker.send_signal(signal.SIGSTOP)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(LIMIT_S) is not None
+        assert process.wait(PATIENT_S) is not None
         until(lambda: gone(family), said)
         until(lambda: session.done, said)
 

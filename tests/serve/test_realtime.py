@@ -16,6 +16,7 @@ from serve import realtime as endpoint
 from serve.guard import OWN
 from serve.incoming import message
 from serve.problems import Problem
+from tests.patience import PATIENT_S
 from tests.serve.realtime_packets import CHUNK, FPS, both
 from tests.serve.realtime_server import OFFER, FakeGateway, FakeSession, serving
 
@@ -52,7 +53,7 @@ class Talk:
         self._socket.send(json.dumps(said) if isinstance(said, dict) else said)
 
     def hear(self):
-        got = self._socket.recv(timeout=10)
+        got = self._socket.recv(timeout=PATIENT_S)
         return got if isinstance(got, bytes) else json.loads(got)
 
     def until(self, kind: str) -> dict:
@@ -226,7 +227,7 @@ def test_what_is_not_the_protocol_ends_the_connection_but_not_the_session(site, 
     assert closed == code
     errors = [m for m in found if m["type"] == "error"]
     assert len(errors) == 1
-    assert session.left.wait(10) and session.state == "running" and not session.told
+    assert session.left.wait(PATIENT_S) and session.state == "running" and not session.told
 
 
 def test_a_message_that_nobody_reads_to_its_end(site):
@@ -234,7 +235,7 @@ def test_a_message_that_nobody_reads_to_its_end(site):
     with talk, suppress(ConnectionClosed):  # the server hangs up while it is being sent
         talk.say("x" * (2 << 20))
         assert talk.rest()[1] == 1009
-    assert session.left.wait(10) and session.state == "running" and not session.told
+    assert session.left.wait(PATIENT_S) and session.state == "running" and not session.told
 
 
 def test_text_that_is_none_is_no_error_of_the_server(site, caplog):
@@ -242,7 +243,7 @@ def test_text_that_is_none_is_no_error_of_the_server(site, caplog):
     with talk:
         talk._socket.send(b"\xff\xfe", text=True)
         assert talk.rest()[1] == 1007
-    assert session.left.wait(10) and not caplog.records
+    assert session.left.wait(PATIENT_S) and not caplog.records
 
 
 def test_a_person_s_mistake_is_answered_and_it_goes_on(site):

@@ -14,6 +14,7 @@ from conf.errors import UserError
 from stages.sources import live
 from stages.sources.actions import AHEAD, ActionFile, LiveActions
 from stages.sources.live import LiveBytes, named_pipe
+from tests.patience import PATIENT_S
 from tests.stages.sources.blocked import Blocked, settle
 
 ACTIONS = ("none", "forward", "back", "left", "right")
@@ -244,7 +245,7 @@ def test_it_is_said_once_that_a_pipe_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(LiveBytes, "_read", counted)
     monkeypatch.setattr(live.log, "warning", lambda text, *values: said.append(text % values))
     source = of_named_pipe(path)
-    assert waited.wait(60)
+    assert waited.wait(PATIENT_S)
     source.close()
     assert said == [f"source.actions={path}: nothing has come yet, waiting for whoever writes into it"]
 
