@@ -57,7 +57,7 @@ def recovered(run: Running, before: int = 0) -> dict:
 
 
 def ended(run: Running, stream: int = 0) -> tuple[str, int]:
-    """(hash, chunks) of a stream when all is over."""
+    """(hash, chunks) of a stream when all is over. An endless one has to be stopped before."""
     run.wait(PATIENT_S)
     result = run.pipeline.result(stream)
     return result["latents_sha256"], result["chunks"]

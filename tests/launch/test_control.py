@@ -173,7 +173,7 @@ def test_orders_end_when_the_pipeline_is_closed(tmp_path, writer):
         if writer == "is idle":
             held = os.open(pipe, os.O_WRONLY)
             os.write(held, b'{"open": "a"}\n')
-            driven.pipeline.until(lambda: bool(driven.pipeline.names), 30)
+            driven.pipeline.until(lambda: bool(driven.pipeline.names), PATIENT_S)
         driven.pipeline.close()
         control.join(PATIENT_S)
         assert not control.is_alive()
@@ -189,7 +189,7 @@ def test_waiting_ends_with_the_pipeline(driven, end):
     orders.write_text('{"open": "a"}\n{"wait": "a"}\n{"open": "b"}\n')
     control = Control(driven.pipeline, driven.config)
     control.start()
-    driven.pipeline.until(lambda: bool(driven.pipeline.names), 30)
+    driven.pipeline.until(lambda: bool(driven.pipeline.names), PATIENT_S)
     if end == "close":
         driven.pipeline.close()
     else:
@@ -239,7 +239,7 @@ def test_whatever_a_line_holds_the_next_one_is_obeyed(tmp_path, caplog):
     with Driven(f"control={orders}", brief=True) as driven:
         control = Control(driven.pipeline, driven.config)
 
-        @settings(max_examples=400, deadline=None)
+        @settings(max_examples=400)
         @given(LINES)
         def holds(line):
             caplog.clear()

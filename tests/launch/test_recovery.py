@@ -109,7 +109,7 @@ def test_a_stream_outlives_what_happens_to_its_workers(tmp_path, job, monkeypatc
     (tmp_path / "cuts").mkdir()
     config = config_of(
         *MODEL, "plan=timestep", "plan.workers=3", "launcher=local", "launcher.recover=exact", "launcher.spares=1",
-        "launcher.silent_s=2", f"launcher.cuts={tmp_path}/cuts", "source.actions=-", f"output_dir={tmp_path}/run",
+        "launcher.silent_s=5", f"launcher.cuts={tmp_path}/cuts", "source.actions=-", f"output_dir={tmp_path}/run",
         f"sink.inputs={tmp_path}/run/inputs.jsonl",
     )  # fmt: skip
     with keys() as (stdin, press), start(config, stdin=stdin, first=lambda pipeline: run_all(pipeline, config)) as run:
@@ -162,5 +162,5 @@ def test_a_run_that_nobody_is_left_for_ends_with_one_line(tmp_path):
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
     assert run.returncode == 1, said
     assert len(lines) == 1 and "lost" in lines[0], said
-    assert not any(worker.is_running() for worker in seen)
+    until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in seen))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -19,7 +19,7 @@ BASE = ("launcher=local", "launcher.recover=exact", "model=nano", "plan=timestep
 
 def test_workers_that_are_lost_while_they_load_are_started_again(tmp_path, nano):
     oracle = nano("stream.chunks=20")
-    config = config_of(*BASE, "plan.workers=2", "stream.chunks=20", "launcher.silent_s=2", f"output_dir={tmp_path}/run")
+    config = config_of(*BASE, "plan.workers=2", "stream.chunks=20", "launcher.silent_s=5", f"output_dir={tmp_path}/run")
     with start(config, first=lambda pipeline: run_all(pipeline, config)) as run:
         run._workers[1].kill()  # before it has said a word: streams cannot begin without it
         until(lambda: run.told(key(0)), run)

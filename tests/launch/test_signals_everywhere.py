@@ -84,7 +84,7 @@ def begin(launcher: str, phase: str, folder: Path) -> subprocess.Popen:
 def over(process: subprocess.Popen, family: list[psutil.Process]) -> str:
     """What a run has printed when it and all it had started are gone."""
     out, err = process.communicate(timeout=PATIENT_S)
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=PATIENT_S)
     assert not alive, [p.cmdline() for p in alive]
     assert "Traceback" not in err, err
     return out + err
@@ -142,7 +142,7 @@ def test_torchruns_own_signals_end_a_run_cleanly(tmp_path, number):
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     out, _ = process.communicate(timeout=PATIENT_S)
-    assert not psutil.wait_procs(family, timeout=30)[1]
+    assert not psutil.wait_procs(family, timeout=PATIENT_S)[1]
     report = json.loads((folder / "report.json").read_text())
     assert decoded(folder / "video.mp4")[0] == report["frames"] > 0
     assert report["latents_sha256"] in out

@@ -157,7 +157,7 @@ def test_a_death_is_told_to_the_others(victim, idle):
         died = time.monotonic()
         assert processes[victim].exitcode == -signal.SIGKILL
         told = store_at(port).get("told").decode()
-        assert time.monotonic() - died < 10
+        assert time.monotonic() - died < PATIENT_S / 2, "not only when the time was up"
         assert "the process died or gave up" in told
         assert told.startswith("worker 0")
         processes[1 - victim].join(PATIENT_S)

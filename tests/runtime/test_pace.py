@@ -35,7 +35,7 @@ class Clock:
         self.now += seconds
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0.1, 2), st.floats(0, 9)), min_size=1, max_size=30))
 def test_it_is_never_faster_than_it_is_watched_but_for_one_chunk(chunks):
     """Chunks of so many seconds, each ready so many seconds after it was asked for."""
@@ -145,7 +145,7 @@ def test_streams_that_wait_for_their_clock_can_be_ended_and_hold_nobody(tmp_path
         for end, number in held.items():
             assert not run.pipeline.ended(number)
             getattr(run.pipeline, end)(number)
-            assert run.pipeline.report(number, 60)["chunks"] <= 1
+            assert run.pipeline.report(number, PATIENT_S)["chunks"] <= 1
 
 
 LEFT_OUT = {

@@ -113,7 +113,7 @@ class World:
 
 @pytest.mark.parametrize("kind", ["keys", "poses", "now", "file"])
 def test_a_camera_goes_on_bit_for_bit(tmp_path_factory, kind, encoders):
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     @given(turns())
     def check(happens):
         folder = tmp_path_factory.mktemp(kind)

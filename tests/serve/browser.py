@@ -127,11 +127,9 @@ def soon(awaitable):
 
 async def until(true):
     """Let the loop run until something is so."""
-    for _ in range(2000):
-        if true():
-            return
-        await asyncio.sleep(0.005)
-    raise TimeoutError
+    async with asyncio.timeout(PATIENT_S):
+        while not true():
+            await asyncio.sleep(0.005)
 
 
 def pictures(codec: str, count: int = 12, size: int = 64) -> list[Packet]:

@@ -136,7 +136,7 @@ def test_a_late_chunk_moves_pictures_and_sound_by_the_same():
     ]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.0, 2.0), min_size=1, max_size=8))
 def test_whenever_chunks_come_nothing_leaves_early_out_of_order_or_is_left_out(gaps):
     stage = Stage(sound=False, codecs=())

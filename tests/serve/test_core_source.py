@@ -106,7 +106,7 @@ def test_a_key_that_was_pressed_for_a_moment_is_seen():
         assert one.source.actions.take(12, 12) == [0] * 12
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 24), st.integers(0, 3))
 def test_what_is_held_at_the_end_always_shows_and_taps_have_their_frames(pressed, count, held):
     actions = SessionActions()
@@ -127,7 +127,7 @@ def test_what_is_held_at_the_end_always_shows_and_taps_have_their_frames(pressed
 ROWS = st.tuples(*[st.sampled_from([0.0, 1.0])] * 2, *[st.sampled_from([0.0, 0.25, -0.25, 0.5, 2.0])] * 2)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ROWS, st.lists(ROWS, max_size=12), st.sampled_from([4, 9, 12, 24]))
 def test_of_rows_the_last_holds_and_nothing_is_lost_that_was_over_before_it(held, pressed, count):
     actions = SessionActions(Controls(("a", "b"), axes=("x", "y")))

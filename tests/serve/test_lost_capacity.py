@@ -40,7 +40,7 @@ sys.exit(serve.main(sys.argv[1:]))
 """A gateway on whose machine no process can be started any more, as soon as a file is there."""
 PIPELINE = (
     "model=nano", "device=emulated", "plan=timestep", "plan.workers=2", "device.emulated.step_s=0.12",
-    "launcher.silent_s=2", "serve.headroom=0.1", "serve.max_sessions=2",
+    "launcher.silent_s=5", "serve.headroom=0.1", "serve.max_sessions=2",
 )  # fmt: skip
 
 

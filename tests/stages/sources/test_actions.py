@@ -72,7 +72,7 @@ def test_a_file_of_no_line_is_refused(tmp_path, text):
         ActionFile(action_file(tmp_path, text), ACTIONS)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lines=st.lists(st.tuples(st.integers(0, 6), st.sampled_from(ACTIONS)), min_size=1, max_size=12),
     counts=st.lists(st.integers(1, 9), min_size=1, max_size=6),

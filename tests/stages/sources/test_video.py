@@ -68,7 +68,7 @@ def test_each_frame_of_the_output_is_the_input_frame_shown_then(tmp_path, kind, 
     assert source.count is None or abs(source.count - count / per) <= 2
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 120), st.integers(1, 3), st.integers(1, 60), st.integers(1, 200))
 def test_frames_are_shown_as_often_as_the_rates_demand(rate, part, fps, count):
     """For any rates, in exact times: floor or ceiling of their quotient, in all as many as fit into the input."""
@@ -180,7 +180,7 @@ def test_sound_beside_pictures_is_left_alone(tmp_path):
 # -- taking -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(1, 3 * AHEAD), min_size=1, max_size=6), st.integers(0, 90))
 def test_any_chunks_give_the_same_frames_and_what_is_skipped_is_left_out(tmp_path_factory, counts, skipped):
     path = tmp_path_factory.getbasetemp() / "chunks.nut"
