@@ -91,19 +91,25 @@ NANO = ("model=nano", "stream.chunks=2")
         (["model=pocket_world", "source.audio=x.wav"], "model=pocket_world takes no audio"),
         (["model.prompt_switch=recache"], "model.prompt_switch=recache: makes the bank of finished chunks anew, which"),
         (
-            ["model.lora=/nowhere/l.safetensors"],
-            "model.lora=/nowhere/l.safetensors: is merged into the weights",
+            ["model.lora=/dev/null/nowhere/l.safetensors"],
+            "model.lora=/dev/null/nowhere/l.safetensors: is merged into the weights",
         ),
         # Sizes.
         (["stream.height=40"], "stream.height=40: must be a multiple of 16; use 32 or 48"),
         (["stream.width=7"], "stream.width=7: must be a multiple of 16; use 16 or 32"),
         # Files that are not there.
-        (["source.image=/nowhere/face.png"], "source.image=/nowhere/face.png"),
-        (["source.audio=/nowhere/speech.wav"], "source.audio=/nowhere/speech.wav"),
-        (["source.actions=/nowhere/keys.jsonl"], "source.actions=/nowhere/keys.jsonl"),
-        (["source.tensors=/nowhere/x.safetensors"], "source.tensors=/nowhere/x.safetensors"),
-        (["model.checkpoint=/nowhere/w.safetensors"], "model.checkpoint=/nowhere/w.safetensors: no such file"),
-        (["model.codec.checkpoint=/nowhere/c.safetensors"], "model.codec.checkpoint=/nowhere/c.safetensors"),
+        (["source.image=/dev/null/nowhere/face.png"], "source.image=/dev/null/nowhere/face.png"),
+        (["source.audio=/dev/null/nowhere/speech.wav"], "source.audio=/dev/null/nowhere/speech.wav"),
+        (["source.actions=/dev/null/nowhere/keys.jsonl"], "source.actions=/dev/null/nowhere/keys.jsonl"),
+        (["source.tensors=/dev/null/nowhere/x.safetensors"], "source.tensors=/dev/null/nowhere/x.safetensors"),
+        (
+            ["model.checkpoint=/dev/null/nowhere/w.safetensors"],
+            "model.checkpoint=/dev/null/nowhere/w.safetensors: no such file",
+        ),
+        (
+            ["model.codec.checkpoint=/dev/null/nowhere/c.safetensors"],
+            "model.codec.checkpoint=/dev/null/nowhere/c.safetensors",
+        ),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -248,7 +254,7 @@ def test_live_sources_that_are_neither_file_nor_pipe(job, tmp_path, kind):
 )
 def test_names_that_cannot_even_be_looked_up(job, setting, long):
     """As of a folder that may not be looked into, of a name that is too long the system says more than "not there"."""
-    path = "/nowhere" + "x" * 300 + ("/file" if long == "folder" else "")
+    path = "/dev/null/nowhere" + "x" * 300 + ("/file" if long == "folder" else "")
     assert f"{setting}={path}: " in job.fails(*NANO, f"{setting}={path}")
 
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from launch import signals, stream
+from launch.control import Lines
 from launch.progress import ProgressLine
 from launch.signals import SIGNALS, Stop, descendants, listening, stop_event
 from runtime import process
@@ -213,13 +214,16 @@ def test_while_it_ends(tmp_path, monkeypatch, left, plan, phase):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_while_it_waits_for_a_pipes_writer(tmp_path, monkeypatch, left, number):
     """Nobody has opened the pipe of orders: the run ends, with the report of no stream."""
-    pipe, begin = tmp_path / "orders", stream._begin
+    pipe, begin, waits, read = tmp_path / "orders", stream._begin, threading.Event(), Lines._read
     os.mkfifo(pipe)
 
     def begun(*args):
-        threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
-        return begin(*args)
+        folder = begin(*args)
+        assert waits.wait(PATIENT_S)
+        os.kill(os.getpid(), number)
+        return folder
 
+    monkeypatch.setattr(Lines, "_read", lambda lines: waits.set() or read(lines))
     monkeypatch.setattr(stream, "_begin", begun)
     folder = tmp_path / "run"
     assert stream.main(["model=nano", f"control={pipe}", f"output_dir={folder}", *PLANS["threads"]]) == 0

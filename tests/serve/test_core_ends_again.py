@@ -64,7 +64,7 @@ def test_a_second_sink_goes_on_where_the_gateway_says_that_viewers_are():
         await asyncio.to_thread(play, second, range(cut, CHUNKS))
         closing = threading.Thread(target=second.close)
         closing.start()
-        await asyncio.to_thread(closing.join, 20)
+        await asyncio.to_thread(closing.join, PATIENT_S)
         ends.close()
         await link.close()
         assert ears.lost == ["its stage has gone"] and ears.chunks == list(range(CHUNKS))

@@ -19,7 +19,6 @@ from serve.redaction import HIDDEN
 from serve.session import Session
 from serve.tracing import Tracing
 from serve.wanted import Wanted
-from tests.patience import PATIENT_S
 from tests.serve.core_time import REFUSED, Eye, Model, Port, settle, virtually
 
 
@@ -436,7 +435,7 @@ async def test_a_server_whose_models_are_all_gone_ends():
     async with house() as one:
         for model in one.models.values():
             model.lost = "worker 0 is lost"
-        await asyncio.wait_for(one.gateway.draining.wait(), PATIENT_S)
+        await asyncio.wait_for(one.gateway.draining.wait(), 5)
         assert "worker 0 is lost" in one.gateway.gone
 
 

@@ -28,7 +28,7 @@ def hurried(monkeypatch):
     """Whoever is late is late at once."""
     monkeypatch.setattr(server, "LOOK_S", 0.02)
     for name in ("HEAD_S", "STALLED_S", "CLOSING_S"):
-        monkeypatch.setattr(connections, name, 0.05)
+        monkeypatch.setattr(connections, name, 0.2)
 
 
 def tried(tmp_path, talk, crowd=None, **settings):
