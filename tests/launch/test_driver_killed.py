@@ -13,7 +13,7 @@ import pytest
 
 from runtime import cuts
 from tests.helpers import thorough
-from tests.launch.started import start
+from tests.launch.started import alive, start
 from tests.patience import PATIENT_S
 
 
@@ -46,7 +46,7 @@ def test_workers_end_and_states_stay(tmp_path, job, launcher):
         # A stopped worker cannot see that the pipe from whoever started it has ended.
         next(one for one in family if "launch.worker" in one.cmdline()).send_signal(signal.SIGSTOP)
     process.kill()
-    until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+    until(lambda: not any(map(alive, family)))
     until(lambda: cuts.sweep(memory) or not list(memory.iterdir()))  # as the next run does
     state = max(whole(run))
     report = job("model=nano", f"resume={state}", f"stream.chunks={int(state.name.split('.')[1]) + 3}")

@@ -9,6 +9,7 @@ import psutil
 from launch.running import start
 from runtime.pipeline import run_all
 from tests.helpers import config_of
+from tests.launch.started import alive
 from tests.launch.test_recovery import Streaming, keys, until
 from tests.patience import PATIENT_S
 
@@ -42,7 +43,7 @@ def test_changes_of_plan_leave_no_pipes_and_no_zombies(tmp_path):
             until(lambda n=workers: len(run.left) == n, lambda: run.over)
             counts.append(pipes())
         over.set()
-        zombies = [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
+        zombies = [child for child in psutil.Process().children() if child.is_running() and not alive(child)]
         run.pipeline.stop(0)
         press("none")
         run.wait(PATIENT_S)

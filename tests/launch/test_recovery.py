@@ -17,6 +17,7 @@ from launch.running import start
 from runtime.pipeline import run_all
 from runtime.pulse import key
 from tests.helpers import config_of
+from tests.launch.started import alive
 from tests.launch.started import start as started
 from tests.patience import PATIENT_S
 
@@ -162,5 +163,5 @@ def test_a_run_that_nobody_is_left_for_ends_with_one_line(tmp_path):
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
     assert run.returncode == 1, said
     assert len(lines) == 1 and "lost" in lines[0], said
-    until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in seen))
+    until(lambda: not any(map(alive, seen)))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -27,7 +27,7 @@ def test_no_weights_are_read(job):
     """A model whose files are not there runs, too."""
     report = job(
         "model=pocket_avatar",
-        "model.checkpoint=/dev/null/nowhere/w.safetensors",
+        "model.checkpoint=/dev/null/no/w.safetensors",
         "plan=timestep",
         "stream.chunks=3",
         *FAST,

@@ -18,6 +18,7 @@ import pytest
 
 from runtime import cuts
 from serve import client
+from tests.launch.started import alive
 from tests.patience import PATIENT_S
 
 pytestmark = pytest.mark.long
@@ -101,10 +102,6 @@ def kinds(session) -> list[str]:
     return [notice.get("kind") for notice in session.notices]
 
 
-def gone(family: list[psutil.Process]) -> bool:
-    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family)
-
-
 def test_the_newest_session_ends_where_fewer_workers_are_left(tmp_path):
     with gateway(tmp_path) as (process, address, said):
         first, second = client.connect(address), client.connect(address)
@@ -130,7 +127,7 @@ def test_a_gateway_that_is_told_to_end_while_frozen_ends_at_its_limit(tmp_path):
             worker.send_signal(signal.SIGSTOP)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENT_S) is not None
-        until(lambda: gone(family), said)
+        until(lambda: not any(map(alive, family)), said)
         until(lambda: session.done, said)
 
 
@@ -144,6 +141,6 @@ def test_a_gateway_that_is_killed_takes_its_workers_along(tmp_path):
         family = psutil.Process(process.pid).children(recursive=True)
         assert family
         process.kill()
-        until(lambda: gone(family), said)
+        until(lambda: not any(map(alive, family)), said)
         # As the next run does.
         until(lambda: cuts.sweep(memory) or not list(memory.iterdir()), said)
