@@ -113,8 +113,8 @@ def test_sound_is_heard_as_from_a_file(pipeline, nano, speech):
 
 
 def test_what_is_wrong_with_a_stream_is_raised_where_it_is_read(pipeline, monkeypatch):
-    with pytest.raises(everframe.UserError, match=r"source.image=/dev/null/no.png: .*"):
-        list(pipeline.stream(image="/dev/null/no.png"))
+    with pytest.raises(everframe.UserError, match=r"source.image=/proc/nowhere.png: .*"):
+        list(pipeline.stream(image="/proc/nowhere.png"))
 
     def broken(self, *rest):
         raise ValueError("a bug of a sink")
@@ -134,7 +134,7 @@ def test_what_is_wrong_with_a_stream_is_raised_where_it_is_read(pipeline, monkey
         ({"sink": {"vidio": "a.mp4"}}, r"sink\.vidio: there is no such key; did you mean video"),
         ({"chunks": 0}, r"stream\.chunks=0: must be above zero"),
         ({"id": "a b"}, r"stream\.id="),
-        ({"resume": "/dev/null/no"}, r"resume=/dev/null/no"),
+        ({"resume": "/proc/nowhere"}, r"resume=/proc/nowhere"),
     ],
 )
 def test_what_no_stream_can_be_is_refused_at_once(pipeline, settings, line):
@@ -171,7 +171,7 @@ def test_what_a_stream_does_not_take_is_refused(pipeline):
             {},
             r"assets/weights/none.safetensors: is neither here",
         ),
-        (("model.checkpoint=/dev/null/no",), {}, r"model\.checkpoint=/dev/null/no: "),
+        (("model.checkpoint=/proc/nowhere",), {}, r"model\.checkpoint=/proc/nowhere: "),
     ],
 )
 def test_mistakes_in_what_is_opened_are_raised_there(overrides, settings, line):

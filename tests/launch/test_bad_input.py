@@ -91,25 +91,22 @@ NANO = ("model=nano", "stream.chunks=2")
         (["model=pocket_world", "source.audio=x.wav"], "model=pocket_world takes no audio"),
         (["model.prompt_switch=recache"], "model.prompt_switch=recache: makes the bank of finished chunks anew, which"),
         (
-            ["model.lora=/dev/null/no/l.safetensors"],
-            "model.lora=/dev/null/no/l.safetensors: is merged into the weights",
+            ["model.lora=/proc/nowhere/l.safetensors"],
+            "model.lora=/proc/nowhere/l.safetensors: is merged into the weights",
         ),
         # Sizes.
         (["stream.height=40"], "stream.height=40: must be a multiple of 16; use 32 or 48"),
         (["stream.width=7"], "stream.width=7: must be a multiple of 16; use 16 or 32"),
         # Files that are not there.
-        (["source.image=/dev/null/no/face.png"], "source.image=/dev/null/no/face.png"),
-        (["source.audio=/dev/null/no/speech.wav"], "source.audio=/dev/null/no/speech.wav"),
-        (["source.actions=/dev/null/no/keys.jsonl"], "source.actions=/dev/null/no/keys.jsonl"),
-        (["source.tensors=/dev/null/no/x.safetensors"], "source.tensors=/dev/null/no/x.safetensors"),
+        (["source.image=/proc/nowhere/face.png"], "source.image=/proc/nowhere/face.png"),
+        (["source.audio=/proc/nowhere/speech.wav"], "source.audio=/proc/nowhere/speech.wav"),
+        (["source.actions=/proc/nowhere/keys.jsonl"], "source.actions=/proc/nowhere/keys.jsonl"),
+        (["source.tensors=/proc/nowhere/x.safetensors"], "source.tensors=/proc/nowhere/x.safetensors"),
         (
-            ["model.checkpoint=/dev/null/no/w.safetensors"],
-            "model.checkpoint=/dev/null/no/w.safetensors: no such file",
+            ["model.checkpoint=/proc/nowhere/w.safetensors"],
+            "model.checkpoint=/proc/nowhere/w.safetensors: no such file",
         ),
-        (
-            ["model.codec.checkpoint=/dev/null/no/c.safetensors"],
-            "model.codec.checkpoint=/dev/null/no/c.safetensors",
-        ),
+        (["model.codec.checkpoint=/proc/nowhere/c.safetensors"], "model.codec.checkpoint=/proc/nowhere/c.safetensors"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -254,7 +251,7 @@ def test_live_sources_that_are_neither_file_nor_pipe(job, tmp_path, kind):
 )
 def test_names_that_cannot_even_be_looked_up(job, setting, long):
     """As of a folder that may not be looked into, of a name that is too long the system says more than "not there"."""
-    path = "/dev/null/no" + "x" * 300 + ("/file" if long == "folder" else "")
+    path = "/nowhere" + "x" * 300 + ("/file" if long == "folder" else "")
     assert f"{setting}={path}: " in job.fails(*NANO, f"{setting}={path}")
 
 

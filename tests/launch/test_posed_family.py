@@ -145,7 +145,7 @@ REFUSED = {
     "missing": (["source.camera=nowhere.jsonl"], "source.camera=nowhere.jsonl: there is no such file; "),
     "folder": (["source.camera=/tmp"], "source.camera=/tmp: is no file but a folder; "),
     "device": (["source.camera=/dev/zero"], "source.camera=/dev/zero: is no file but a device; "),
-    "no name": (["source.camera=/dev/null/no" + "x" * 300], "cannot be read (File name too long); "),
+    "no name": (["source.camera=/nowhere" + "x" * 300], "cannot be read (File name too long); "),
     "no array": (["source.camera=none.npy"], "source.camera=none.npy: there is no such file; "),
     "recorded too": (["source.camera=x", "source.inputs=y"], "source.camera=x: source.inputs brings its own; "),
     "no camera": (["model=nano", "source.camera=x"], "source.camera=x: model=nano takes no camera; "),

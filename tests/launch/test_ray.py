@@ -39,8 +39,8 @@ def complaint(capsys, folder, *overrides: str) -> str:
 
 
 def test_a_mistake_is_one_line(capsys, tmp_path, two_nodes):
-    assert complaint(capsys, tmp_path, two_nodes, "source.image=/dev/null/no.png") == (
-        "error: source.image=/dev/null/no.png: there is no such file; give a picture such as png, jpeg or webp"
+    assert complaint(capsys, tmp_path, two_nodes, "source.image=/proc/nowhere.png") == (
+        "error: source.image=/proc/nowhere.png: there is no such file; give a picture such as png, jpeg or webp"
     )
 
 

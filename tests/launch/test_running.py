@@ -178,9 +178,9 @@ def test_a_bug_is_told_once_by_every_launcher(tmp_path, monkeypatch, launcher):
 
 def test_mistakes_show_before_the_folder_is_made(tmp_path):
     """Of `first`, of a source, and of the folder itself."""
-    config = config_of(*BASE, f"output_dir={tmp_path}/run", "source.image=/dev/null/no.png")
+    config = config_of(*BASE, f"output_dir={tmp_path}/run", "source.image=/proc/nowhere.png")
     opened = {"first": lambda pipeline: pipeline.open(config.stream, config.source, config.sink)}
-    with running.start(config, **opened) as run, pytest.raises(UserError, match=r"source.image=/dev/null/no.png"):
+    with running.start(config, **opened) as run, pytest.raises(UserError, match=r"source.image=/proc/nowhere.png"):
         run.wait(PATIENT_S)
     (tmp_path / "file").write_text("a file, not a folder")
     with begin(tmp_path / "file" / "run") as run, pytest.raises(UserError, match="cannot be made"):
@@ -192,11 +192,11 @@ def test_mistakes_show_before_the_folder_is_made(tmp_path):
 def test_a_mistake_of_a_stream_that_comes_while_weights_load_is_its_own(tmp_path, nano, launcher):
     with begin(tmp_path / "run", *LOCAL[launcher]) as run:
         config = run.config
-        bad = replace(config.source, image="/dev/null/no.png")
+        bad = replace(config.source, image="/proc/nowhere.png")
         number = run.pipeline.open(replace(config.stream, id="bad"), bad, config.sink)
         assert not run.begun
         good = open_one(run, "good", 2)
-        with pytest.raises(UserError, match=r"source.image=/dev/null/no.png"):
+        with pytest.raises(UserError, match=r"source.image=/proc/nowhere.png"):
             run.pipeline.result(number, PATIENT_S)
         assert run.pipeline.result(good, PATIENT_S)["latents_sha256"] == nano("stream.id=good", "stream.chunks=2")
 
@@ -260,7 +260,7 @@ def test_a_file_that_cannot_be_made_costs_no_other_stream_its_own(tmp_path, caps
 def test_streams_by_orders_are_lines(tmp_path, capsys, caplog):
     """The plan that a run has by default obeys orders; a stream that ends by a fault is one warning, no exit code."""
     orders = tmp_path / "orders"
-    opened = [{"open": "a", "seconds": 1.2}, {"wait": "a"}, {"open": "b", "source": {"image": "/dev/null/no.png"}}]
+    opened = [{"open": "a", "seconds": 1.2}, {"wait": "a"}, {"open": "b", "source": {"image": "/proc/nowhere.png"}}]
     orders.write_text("".join(json.dumps(order) + "\n" for order in opened))
     folder = tmp_path / "run"
     base = ("model=nano", "sink.video=null", "stream.chunks=7")
@@ -268,7 +268,7 @@ def test_streams_by_orders_are_lines(tmp_path, capsys, caplog):
     lines = [json.loads(line) for line in (folder / "streams.jsonl").read_text().splitlines()]
     assert [one["stream"] for one in lines] == ["a", "b"]
     assert "error" not in lines[0]
-    assert "source.image=/dev/null/no.png" in lines[1]["error"]["line"]
+    assert "source.image=/proc/nowhere.png" in lines[1]["error"]["line"]
     report = json.loads((folder / "report.json").read_text())
     assert report["totals"] == {"streams": 2, "ended_by_faults": 1, "chunks": 2, "frames": 24}
     assert [one["stream"] for one in report["streams"]] == ["a", "b"]

@@ -122,7 +122,7 @@ def test_a_stage_that_is_slow_is_named_and_not_lost(tmp_path, caplog):
     """A decoder that takes longer than the timeout is alive: the run goes on, and says who holds it up."""
     engine = local_run(
         tmp_path, "plan.workers=3", "plan.steps=[2,2]", "device=emulated", "device.emulated.step_s=0",
-        "device.emulated.decode_s=2", "stream.chunks=2", "launcher.timeout_s=1",
+        "device.emulated.decode_s=2.2", "stream.chunks=2", "launcher.timeout_s=2",
         f"sink.video={tmp_path / 'v.mp4'}",
     )  # fmt: skip
     engine.wait()
@@ -134,11 +134,11 @@ def test_a_stage_that_is_slow_is_named_and_not_lost(tmp_path, caplog):
 def test_short_passes_that_add_up_are_no_failure(tmp_path, caplog):
     """A chunk whose steps together take longer than the timeout is on its way all the same, and nobody is named."""
     engine = local_run(
-        tmp_path, "plan=sequential", "device=emulated", "device.emulated.step_s=0.3", "launcher.timeout_s=1",
-        "stream.chunks=2",
+        tmp_path, "plan=sequential", "device=emulated", "device.emulated.step_s=0.28", "launcher.timeout_s=4",
+        "model.steps=16", "stream.chunks=1",
     )  # fmt: skip
     engine.wait()
-    assert results(engine.pipeline)[0]["chunks"] == 2
+    assert results(engine.pipeline)[0]["chunks"] == 1
     assert not [record for record in caplog.records if "is slow" in record.getMessage()]
 
 
