@@ -15,6 +15,9 @@ from runtime.pulse import key
 from runtime.running import Running
 from tests.patience import PATIENT_S
 
+EXACT = ("launcher.recover=exact", f"launcher.timeout_s={PATIENT_S}")
+"""Who is killed or stopped is lost, and no process that a busy machine only keeps from saying its first word."""
+
 
 def until(test: Callable[[], object], run: Running, limit_s: float = PATIENT_S) -> None:
     """Wait until `test` holds, or the run is over, which is a failure."""

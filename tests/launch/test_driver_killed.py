@@ -13,6 +13,7 @@ import pytest
 
 from runtime import cuts
 from tests.helpers import thorough
+from tests.launch.losing import EXACT
 from tests.launch.started import alive, start
 from tests.patience import PATIENT_S
 
@@ -34,7 +35,7 @@ def test_workers_end_and_states_stay(tmp_path, job, launcher):
     run, memory = tmp_path / "run", tmp_path / "memory"
     memory.mkdir()
     process = start(
-        launcher, 2, "model=nano", "plan=timestep", "device=cpu", "launcher.recover=exact", f"output_dir={run}",
+        launcher, 2, "model=nano", "plan=timestep", "device=cpu", *EXACT, f"output_dir={run}",
         "stream.chunks=100000", "stream.save_every_chunks=5", f"launcher.cuts={memory}",
     )  # fmt: skip
     until(lambda: whole(run))

@@ -9,6 +9,7 @@ import psutil
 from launch.running import start
 from runtime.pipeline import run_all
 from tests.helpers import config_of
+from tests.launch.losing import EXACT
 from tests.launch.started import alive
 from tests.launch.test_recovery import Streaming, keys, until
 from tests.patience import PATIENT_S
@@ -17,7 +18,7 @@ from tests.patience import PATIENT_S
 def test_changes_of_plan_leave_no_pipes_and_no_zombies(tmp_path):
     config = config_of(
         "model=nano", "device=cpu", "plan=timestep", "plan.workers=2", "launcher=local", "launcher.threads=false",
-        "launcher.recover=exact", f"launcher.cuts={tmp_path}", "source.actions=-", "sink.video=null", "sink.trace=none",
+        *EXACT, f"launcher.cuts={tmp_path}", "source.actions=-", "sink.video=null", "sink.trace=none",
         f"output_dir={tmp_path}/run",
     )  # fmt: skip
 

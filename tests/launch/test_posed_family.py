@@ -18,6 +18,7 @@ from launch.running import start
 from runtime.pipeline import run_all
 from runtime.pulse import key
 from tests import posed
+from tests.launch.losing import EXACT
 from tests.launch.test_recovery import until
 from tests.patience import PATIENT_S
 
@@ -127,7 +128,7 @@ def test_a_lost_worker_leaves_the_camera_where_it_is(model, run, tmp_path, keys,
     expected = run(keys, *long)
     config = posed.config(
         "sink.video=null", keys, *long, "plan=layers", "plan.workers=2", "launcher=local", "launcher.threads=false",
-        "launcher.recover=exact", f"launcher.cuts={tmp_path}", f"output_dir={tmp_path}/run", "sink.trace=none",
+        *EXACT, f"launcher.cuts={tmp_path}", f"output_dir={tmp_path}/run", "sink.trace=none",
     )  # fmt: skip
     with start(config, first=lambda pipeline: run_all(pipeline, config)) as lossy:
         until(lambda: (lossy.pipeline.progress(0) or {"chunks": 0})["chunks"] >= 40, lambda: lossy.over)

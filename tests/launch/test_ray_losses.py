@@ -10,13 +10,13 @@ from contextlib import contextmanager
 import pytest
 
 from tests.helpers import config_of
-from tests.launch.losing import ended, going, pid, recovered, strike, until
+from tests.launch.losing import EXACT, ended, going, pid, recovered, strike, until
 
 ray = pytest.importorskip("ray")
 
 CHUNKS = 200
 BASE = (
-    "launcher=ray", "launcher.recover=exact", "model=nano", "sink.video=null", "plan=timestep", "plan.workers=2",
+    "launcher=ray", *EXACT, "model=nano", "sink.video=null", "plan=timestep", "plan.workers=2",
     f"stream.chunks={CHUNKS}",
 )  # fmt: skip
 

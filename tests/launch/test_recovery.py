@@ -17,6 +17,7 @@ from launch.running import start
 from runtime.pipeline import run_all
 from runtime.pulse import key
 from tests.helpers import config_of
+from tests.launch.losing import EXACT
 from tests.launch.started import alive
 from tests.launch.started import start as started
 from tests.patience import PATIENT_S
@@ -109,7 +110,7 @@ def test_a_stream_outlives_what_happens_to_its_workers(tmp_path, job, monkeypatc
     monkeypatch.setenv("OF_THIS_TEST", str(tmp_path))
     (tmp_path / "cuts").mkdir()
     config = config_of(
-        *MODEL, "plan=timestep", "plan.workers=3", "launcher=local", "launcher.recover=exact", "launcher.spares=1",
+        *MODEL, "plan=timestep", "plan.workers=3", "launcher=local", *EXACT, "launcher.spares=1",
         "launcher.silent_s=5", f"launcher.cuts={tmp_path}/cuts", "source.actions=-", f"output_dir={tmp_path}/run",
         f"sink.inputs={tmp_path}/run/inputs.jsonl",
     )  # fmt: skip
@@ -144,7 +145,7 @@ def test_a_stream_outlives_what_happens_to_its_workers(tmp_path, job, monkeypatc
 
 def test_a_run_that_nobody_is_left_for_ends_with_one_line(tmp_path):
     run = started(
-        "local", 2, *MODEL, "plan=timestep", "launcher.recover=exact", f"launcher.cuts={tmp_path}",
+        "local", 2, *MODEL, "plan=timestep", *EXACT, f"launcher.cuts={tmp_path}",
         f"output_dir={tmp_path}/run", "sink.trace=none",
     )  # fmt: skip
     video = tmp_path / "run" / "video.mp4"

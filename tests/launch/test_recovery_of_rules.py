@@ -11,6 +11,7 @@ from launch.running import start
 from runtime.pipeline import run_all
 from runtime.pulse import key
 from tests.helpers import config_of, thorough
+from tests.launch.losing import EXACT
 from tests.launch.test_recovery import until
 from tests.patience import PATIENT_S
 
@@ -33,7 +34,7 @@ def test_the_latents_are_those_of_an_undisturbed_run(tmp_path, job, rule):
     what = (*model, "sink.video=null", "device=cpu", f"stream.chunks={CHUNKS}")
     expected = job(*what)["latents_sha256"]
     config = config_of(
-        *what, *plan, "launcher=local", "launcher.threads=false", "launcher.recover=exact",
+        *what, *plan, "launcher=local", "launcher.threads=false", *EXACT,
         f"launcher.cuts={tmp_path}", f"output_dir={tmp_path}/run", "sink.trace=none",
     )  # fmt: skip
     with start(config, first=lambda pipeline: run_all(pipeline, config)) as run:

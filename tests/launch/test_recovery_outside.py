@@ -11,10 +11,10 @@ from runtime.pipeline import run_all
 from runtime.pulse import key
 from stages.sinks.reader import Reader
 from tests.helpers import config_of
-from tests.launch.losing import ended, pid, recovered, strike, until
+from tests.launch.losing import EXACT, ended, pid, recovered, strike, until
 from tests.patience import PATIENT_S
 
-BASE = ("launcher=local", "launcher.recover=exact", "model=nano", "plan=timestep", "sink.video=null", "device=cpu")
+BASE = ("launcher=local", *EXACT, "model=nano", "plan=timestep", "sink.video=null", "device=cpu")
 
 
 def test_workers_that_are_lost_while_they_load_are_started_again(tmp_path, nano):

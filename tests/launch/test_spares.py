@@ -14,10 +14,10 @@ from conf.errors import UserError
 from launch import local
 from runtime.board import PeerLost
 from tests.helpers import config_of, thorough
-from tests.launch.losing import ended, going, pid, recovered, strike, until
+from tests.launch.losing import EXACT, ended, going, pid, recovered, strike, until
 from tests.patience import PATIENT_S
 
-BASE = ("launcher=local", "launcher.recover=exact", "model=nano", "sink.video=null", "device=cpu")
+BASE = ("launcher=local", *EXACT, "model=nano", "sink.video=null", "device=cpu")
 
 
 def asked(tmp_path, *overrides: str):
