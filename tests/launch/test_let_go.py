@@ -38,15 +38,16 @@ def test_changes_of_plan_leave_no_pipes_and_no_zombies(tmp_path):
 
         threading.Thread(target=pressing, daemon=True).start()
         one.more()
-        counts = []
-        for workers in (3, 2, 3, 2, 3):
+        held = None
+        for workers in (3, 2, 3):
             one.change(workers=workers)
             until(lambda n=workers: len(run.left) == n, lambda: run.over)
-            counts.append(pipes())
+            held = held or pipes()
+        # A third process has come with every second change: what the one before it held is given back then.
+        until(lambda: pipes() <= held)
         over.set()
         zombies = [child for child in psutil.Process().children() if child.is_running() and not alive(child)]
         run.pipeline.stop(0)
         press("none")
         run.wait(PATIENT_S)
-    # A third process comes with every second change: what the one before it held is given back then.
-    assert counts[4] == counts[2] == counts[0] and len(zombies) <= 1
+    assert len(zombies) <= 1

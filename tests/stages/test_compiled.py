@@ -49,6 +49,7 @@ def test_a_stream_is_the_same_and_little_is_compiled(counters, eight):
     assert not counters["graph_break"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(NO_COMPILER, reason="needs a C++ compiler")
 def test_compiled_is_within_1e_5(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
