@@ -223,7 +223,7 @@ def _both_ends(port: int, timeout_s: float):
 @pytest.mark.parametrize(
     ("sign", "timeout_s", "words"),
     # A death is seen at once, and not when the time is up: it is called a death.
-    [(signal.SIGKILL, 2 * PATIENT_S, "the process died"), (signal.SIGSTOP, 2.0, "no sign of life for 2 s")],
+    [(signal.SIGKILL, 2 * PATIENT_S, "the process died"), (signal.SIGSTOP, 4.0, "no sign of life for 4 s")],
 )
 def test_a_dead_or_stopped_peer_is_reported_once_by_name(sign, timeout_s, words):
     with workers(_silent, range(1, 2), timeout_s) as (port, (process,), _):
@@ -247,7 +247,7 @@ def test_a_dead_or_stopped_peer_is_reported_once_by_name(sign, timeout_s, words)
 
 
 def test_idle_for_longer_than_the_timeout_is_no_failure_and_the_close_is_clean(capfd, monkeypatch):
-    timeout_s, hear, beats = 2.0, Offset.hear, queue.SimpleQueue()
+    timeout_s, hear, beats = 4.0, Offset.hear, queue.SimpleQueue()
     with workers(_silent, range(1, 2), timeout_s) as (port, _, join):
         inbox, sender, receiver = _both_ends(port, timeout_s)
         monkeypatch.setattr(Offset, "hear", lambda *said: (hear(*said), beats.put(said[-1])))
