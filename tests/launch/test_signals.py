@@ -214,15 +214,17 @@ def test_while_it_ends(tmp_path, monkeypatch, left, plan, phase):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_while_it_waits_for_a_pipes_writer(tmp_path, monkeypatch, left, number):
     """Nobody has opened the pipe of orders: the run ends, with the report of no stream."""
-    pipe, begin, waits, read = tmp_path / "orders", stream._begin, threading.Event(), Lines._read
+    pipe, begin, then, read = tmp_path / "orders", stream._begin, Stop.then, Lines._read
+    hears, waits = threading.Event(), threading.Event()
     os.mkfifo(pipe)
 
     def begun(*args):
         folder = begin(*args)
-        assert waits.wait(PATIENT_S)
+        assert hears.wait(PATIENT_S) and waits.wait(PATIENT_S)
         os.kill(os.getpid(), number)
         return folder
 
+    monkeypatch.setattr(Stop, "then", lambda *args: then(*args) or hears.set())
     monkeypatch.setattr(Lines, "_read", lambda lines: waits.set() or read(lines))
     monkeypatch.setattr(stream, "_begin", begun)
     folder = tmp_path / "run"
