@@ -8,15 +8,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
-from launch import stream
+from launch import progress, stream
 from tests.helpers import write_wav
+from tests.patience import PATIENT_S
+
+# The same examples every time, none of them kept by an earlier run, and as much time as a busy machine takes.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     """Two tests run at a time, and a run of a test may have set another number."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def said_once(monkeypatch):
+    """Who waits says so every few seconds: on a busy machine, amid what a test expects to be all that is said."""
+    monkeypatch.setattr(progress, "PLAIN_EVERY_S", PATIENT_S)
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ from datetime import timedelta
 import torch
 from torch.distributed import TCPStore
 
+from tests.patience import PATIENT_S
+
 # One process imports torch, and every worker is forked from it before it has any thread.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["torch", "torch.distributed", "runtime.group"])
-# For tests in which nothing fails: generous, since the machine may be busy.
-PATIENT = 30.0
 
 
 def store_at(port: int) -> TCPStore:
-    return TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=PATIENT))
+    return TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=PATIENT_S))
 
 
 def _child(work: Callable, me: int, port: int, pipe, args: tuple) -> None:
@@ -46,10 +46,10 @@ def workers(work: Callable, indices: range, *args):
     def join() -> list:
         results = []
         for me, pipe, process in zip(indices, pipes, processes, strict=True):
-            assert pipe.poll(PATIENT), f"worker {me} hangs"
+            assert pipe.poll(PATIENT_S), f"worker {me} hangs"
             state, value = pipe.recv()
             assert state == "result", f"worker {me}:\n{value}"
-            process.join(PATIENT)
+            process.join(PATIENT_S)
             assert process.exitcode == 0, f"worker {me} ended with {process.exitcode}"
             results.append(value)
         return results

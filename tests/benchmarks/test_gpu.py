@@ -9,18 +9,20 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import attention, codecs, correct, networks, order, runs, speed
+from benchmarks.gpu import attention, codecs, correct, networks, order, parent, runs, speed
 from benchmarks.gpu.log import ABSENT, BEGUN, ERROR, LATE, MEASURED, MISS, OK, Log, table
 from benchmarks.gpu.parent import Parent
 from benchmarks.gpu.rows import Absent, Bench, Row, distance, run
 from benchmarks.record import bar
 from launch.places import settled
 from tests.double.module import KIND
+from tests.patience import PATIENT_S
 
 HALVES = {"correct": correct.ROWS, "speed": speed.ROWS}
 HEAVY = ("av", "PIL", "ray", "hydra", "omegaconf", "yaml", "rich", "transformers", "diffusers", "xformers")
@@ -41,7 +43,7 @@ def rehearsed(tmp_path_factory):
     bare = tmp_path_factory.mktemp("bare")
     (bare / "sitecustomize.py").write_text(BLOCKED)
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(bare), str(Path.cwd())])}
-    options = ["--device", "cpu", "--small", "--seconds", "300", "--out"]
+    options = ["--device", "cpu", "--small", "--seconds", "3000", "--out"]
     started = {
         half: subprocess.Popen(
             [sys.executable, "-m", "benchmarks.gpu", half, *options, str(bare / half)],
@@ -287,7 +289,7 @@ for name, limit in (("dies", 60), ("hangs", 0), ("works", 60)):
 def test_rows_whose_process_dies_or_hangs_cost_no_others(tmp_path):
     log = Log(tmp_path / "rows.jsonl")
     child = [sys.executable, "-c", CHILD, str(log.path)]
-    Parent(child, log, tmp_path / "messages.txt", time.time() + 100).run()
+    Parent(child, log, tmp_path / "messages.txt", time.time() + PATIENT_S).run()
     found = log.rows()
     assert [row["state"] for row in found.values()] == [ERROR, ERROR, OK]
     assert found["dies"]["value"] == f"its process ended with code {-signal.SIGABRT}: illegal memory access"
@@ -303,12 +305,15 @@ def test_when_two_rows_of_a_kind_have_hung_others_of_it_come_last(bench):
     assert [line["row"] for line in bench.log.lines() if line.get("state") == MEASURED] == ["codec", "plan c"]
 
 
-def test_a_row_that_the_end_of_the_time_cuts_has_not_failed(tmp_path):
+def test_a_row_that_the_end_of_the_time_cuts_has_not_failed(tmp_path, monkeypatch):
+    """The time is over as soon as it has begun."""
     log = Log(tmp_path / "rows.jsonl")
     log.add(rows=["dies", "hangs"], machine={})
     log.add(row="dies", state=ERROR, value="before")
     child = [sys.executable, "-c", CHILD.replace('("hangs", 0)', '("hangs", 60)'), str(log.path)]
-    Parent(child, log, tmp_path / "messages.txt", time.time() + 3).run()
+    clock = SimpleNamespace(time=lambda: float("hangs" in log.rows()), sleep=time.sleep)
+    monkeypatch.setattr(parent, "time", clock)
+    Parent(child, log, tmp_path / "messages.txt", 1.0).run()
     assert log.rows()["hangs"]["state"] == LATE
 
 
@@ -329,7 +334,7 @@ def test_what_was_found_is_shown_when_it_is_told_to_end(tmp_path):
     )
     first = process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=PATIENT_S)
     name = correct.ROWS[0].name
     assert first.startswith(name)
     assert process.returncode == 3

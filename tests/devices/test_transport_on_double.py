@@ -20,7 +20,7 @@ from parallel.exchange import Exchange, GroupExchange, local_group
 from parallel.local import LocalChannel
 from parallel.message import Message
 from tests.double import KIND
-from tests.processes import PATIENT
+from tests.patience import PATIENT_S
 
 CARDS = [(0, 0), (0, 1)]
 COUNT = 9
@@ -39,7 +39,7 @@ def together(works: list[Callable[[], Any]]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENT)
+        thread.join(PATIENT_S)
     return [found[i] for i in range(len(works))]
 
 
@@ -48,7 +48,7 @@ def linked(cards: tuple[int, int], inbox: queue.SimpleQueue, folder) -> tuple[Se
 
     def end(me: int) -> Sender | Receiver:
         store = FileStore(f"{folder}/store", 2)
-        link = p2p.connect(store, me, 1 - me, "x", card(cards[me]), PATIENT, expected=100)
+        link = p2p.connect(store, me, 1 - me, "x", card(cards[me]), PATIENT_S, expected=100)
         return link.receiver(inbox) if me else link.sender()
 
     return tuple(together([lambda: end(0), lambda: end(1)]))
@@ -76,7 +76,7 @@ def travelled(cards: tuple[int, int], sender: Sender, receiver: Receiver, inbox:
     def read() -> list[Message]:
         devices.of(card(cards[1])).queue().use()
         found = []
-        while isinstance(arrival := inbox.get(timeout=PATIENT), Arrival):
+        while isinstance(arrival := inbox.get(timeout=PATIENT_S), Arrival):
             message = arrival.take()
             message.tensors = {name: tensor + 1 for name, tensor in message.tensors.items()}
             found.append(message)
@@ -132,9 +132,9 @@ def test_exchanges_are_in_order(twin, tmp_path, cards, near):
     places = [card(number) for number in cards]
 
     def member(rank: int) -> Exchange:
-        return GroupExchange(FileStore(f"{tmp_path}/store", 2), 3, rank, 2, places[rank], PATIENT)
+        return GroupExchange(FileStore(f"{tmp_path}/store", 2), 3, rank, 2, places[rank], PATIENT_S)
 
-    members = local_group(3, 2, PATIENT) if near else together([lambda: member(0), lambda: member(1)])
+    members = local_group(3, 2, PATIENT_S) if near else together([lambda: member(0), lambda: member(1)])
     found = together([lambda i=i: swapped(members[i], places[i]) for i in range(2)])
     for rank, (parts, gathered, buffer) in enumerate(found):
         assert parts == [[rank + 10 * other] * 3 for other in range(2)]
@@ -144,6 +144,6 @@ def test_exchanges_are_in_order(twin, tmp_path, cards, near):
 
 def test_threads_that_do_not_wait_for_each_others_queues_are_found(twin, monkeypatch):
     monkeypatch.setattr(Accelerator, "follow", lambda *_: None)
-    members = local_group(3, 2, PATIENT)
+    members = local_group(3, 2, PATIENT_S)
     together([lambda i=i: swapped(members[i], card(0)) for i in range(2)])
     assert any("no edge" in fault for fault in twin.found())

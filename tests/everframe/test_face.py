@@ -17,6 +17,7 @@ from runtime.outputs import Outputs
 from stages.sinks.reader import AHEAD
 from stages.sources.audio_file import AudioFile
 from tests.helpers import config_of
+from tests.patience import PATIENT_S
 
 README = Path(__file__).parents[2] / "README.md"
 NANO = {"model": "nano", "plan": "timestep", "device": "cpu"}
@@ -112,8 +113,8 @@ def test_sound_is_heard_as_from_a_file(pipeline, nano, speech):
 
 
 def test_what_is_wrong_with_a_stream_is_raised_where_it_is_read(pipeline, monkeypatch):
-    with pytest.raises(everframe.UserError, match=r"source.image=/nowhere.png: .*"):
-        list(pipeline.stream(image="/nowhere.png"))
+    with pytest.raises(everframe.UserError, match=r"source.image=/proc/nowhere.png: .*"):
+        list(pipeline.stream(image="/proc/nowhere.png"))
 
     def broken(self, *rest):
         raise ValueError("a bug of a sink")
@@ -133,7 +134,7 @@ def test_what_is_wrong_with_a_stream_is_raised_where_it_is_read(pipeline, monkey
         ({"sink": {"vidio": "a.mp4"}}, r"sink\.vidio: there is no such key; did you mean video"),
         ({"chunks": 0}, r"stream\.chunks=0: must be above zero"),
         ({"id": "a b"}, r"stream\.id="),
-        ({"resume": "/nowhere"}, r"resume=/nowhere"),
+        ({"resume": "/proc/nowhere"}, r"resume=/proc/nowhere"),
     ],
 )
 def test_what_no_stream_can_be_is_refused_at_once(pipeline, settings, line):
@@ -170,7 +171,7 @@ def test_what_a_stream_does_not_take_is_refused(pipeline):
             {},
             r"assets/weights/none.safetensors: is neither here",
         ),
-        (("model.checkpoint=/nowhere",), {}, r"model\.checkpoint=/nowhere: "),
+        (("model.checkpoint=/proc/nowhere",), {}, r"model\.checkpoint=/proc/nowhere: "),
     ],
 )
 def test_mistakes_in_what_is_opened_are_raised_there(overrides, settings, line):
@@ -190,7 +191,7 @@ def test_workers_end_whatever_happens(tmp_path, monkeypatch):
         thread = threading.Thread(target=read, args=(pipeline.stream(),))
         thread.start()
         1 / 0  # noqa: B018
-    thread.join(timeout=60)
+    thread.join(timeout=PATIENT_S)
     assert not thread.is_alive()
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("worker-")]
     with pytest.raises(RuntimeError):

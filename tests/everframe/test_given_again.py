@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 from everframe.pipeline import Stream
 from stages.link import Door, connect
+from tests.patience import PATIENT_S
 
 
 def test_what_is_given_goes_to_the_stage_that_is_there_and_nobody_waits_for_one_that_is_not():
@@ -20,6 +21,6 @@ def test_what_is_given_goes_to_the_stage_that_is_there_and_nobody_waits_for_one_
         assert coming.recv(16) == b"two\n"
     giving = threading.Thread(target=lambda: [stream._give("actions", b"three\n") for _ in range(4)])
     giving.start()
-    giving.join(20)
+    giving.join(PATIENT_S)
     assert not giving.is_alive()
     door.close()

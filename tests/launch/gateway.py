@@ -9,8 +9,9 @@ import threading
 from contextlib import suppress
 from typing import Any
 
+from tests.patience import PATIENT_S
+
 TOKEN = "0123456789abcdef0123456789abcdef"
-PATIENT_S = 90.0
 
 
 class Gateway:

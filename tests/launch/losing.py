@@ -13,11 +13,13 @@ from launch.running import start
 from runtime.pipeline import run_all
 from runtime.pulse import key
 from runtime.running import Running
+from tests.patience import PATIENT_S
 
-LIMIT_S = 120.0
+EXACT = ("launcher.recover=exact", f"launcher.timeout_s={PATIENT_S}")
+"""Who is killed or stopped is lost, and no process that a busy machine only keeps from saying its first word."""
 
 
-def until(test: Callable[[], object], run: Running, limit_s: float = LIMIT_S) -> None:
+def until(test: Callable[[], object], run: Running, limit_s: float = PATIENT_S) -> None:
     """Wait until `test` holds, or the run is over, which is a failure."""
     end = time.monotonic() + limit_s
     while not test():
@@ -58,7 +60,7 @@ def recovered(run: Running, before: int = 0) -> dict:
 
 
 def ended(run: Running, stream: int = 0) -> tuple[str, int]:
-    """(hash, chunks) of a stream when all is over."""
-    run.wait(LIMIT_S)
+    """(hash, chunks) of a stream when all is over. An endless one has to be stopped before."""
+    run.wait(PATIENT_S)
     result = run.pipeline.result(stream)
     return result["latents_sha256"], result["chunks"]

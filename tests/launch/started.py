@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,13 @@ def start(launcher: str, workers: int, *overrides: str, **options) -> subprocess
     return process
 
 
+def alive(process: psutil.Process) -> bool:
+    """Whether a process is there, and has not just ended."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def report_of(folder: Path) -> dict:
     """What a run has reported."""
     return json.loads((folder / "report.json").read_text())
@@ -44,5 +52,6 @@ def end_all() -> None:
         process = STARTED.pop()
         if process.poll() is None:
             for left in (*psutil.Process(process.pid).children(recursive=True), process):
-                left.kill()
+                with suppress(psutil.NoSuchProcess):  # it has ended by itself
+                    left.kill()
             process.communicate()

@@ -49,8 +49,8 @@ def test_no_sign_of_a_prompt_is_lost(prompt):
     ["face (1).png", "epoch=9-step=8.png", "it's me, [now].png", "M\u00fcller \u7ae0.png", " ", "a\\b.png", "null "],
 )
 def test_a_path_is_taken_as_typed(name):
-    (override,) = read([f"source.image=/nowhere/{name}"], Config).overrides
-    assert OverridesParser.create().parse_override(override).value() == f"/nowhere/{name}"
+    (override,) = read([f"source.image=/proc/nowhere/{name}"], Config).overrides
+    assert OverridesParser.create().parse_override(override).value() == f"/proc/nowhere/{name}"
 
 
 def test_a_path_may_name_another_setting():

@@ -91,19 +91,22 @@ NANO = ("model=nano", "stream.chunks=2")
         (["model=pocket_world", "source.audio=x.wav"], "model=pocket_world takes no audio"),
         (["model.prompt_switch=recache"], "model.prompt_switch=recache: makes the bank of finished chunks anew, which"),
         (
-            ["model.lora=/nowhere/l.safetensors"],
-            "model.lora=/nowhere/l.safetensors: is merged into the weights",
+            ["model.lora=/proc/nowhere/l.safetensors"],
+            "model.lora=/proc/nowhere/l.safetensors: is merged into the weights",
         ),
         # Sizes.
         (["stream.height=40"], "stream.height=40: must be a multiple of 16; use 32 or 48"),
         (["stream.width=7"], "stream.width=7: must be a multiple of 16; use 16 or 32"),
         # Files that are not there.
-        (["source.image=/nowhere/face.png"], "source.image=/nowhere/face.png"),
-        (["source.audio=/nowhere/speech.wav"], "source.audio=/nowhere/speech.wav"),
-        (["source.actions=/nowhere/keys.jsonl"], "source.actions=/nowhere/keys.jsonl"),
-        (["source.tensors=/nowhere/x.safetensors"], "source.tensors=/nowhere/x.safetensors"),
-        (["model.checkpoint=/nowhere/w.safetensors"], "model.checkpoint=/nowhere/w.safetensors: no such file"),
-        (["model.codec.checkpoint=/nowhere/c.safetensors"], "model.codec.checkpoint=/nowhere/c.safetensors"),
+        (["source.image=/proc/nowhere/face.png"], "source.image=/proc/nowhere/face.png"),
+        (["source.audio=/proc/nowhere/speech.wav"], "source.audio=/proc/nowhere/speech.wav"),
+        (["source.actions=/proc/nowhere/keys.jsonl"], "source.actions=/proc/nowhere/keys.jsonl"),
+        (["source.tensors=/proc/nowhere/x.safetensors"], "source.tensors=/proc/nowhere/x.safetensors"),
+        (
+            ["model.checkpoint=/proc/nowhere/w.safetensors"],
+            "model.checkpoint=/proc/nowhere/w.safetensors: no such file",
+        ),
+        (["model.codec.checkpoint=/proc/nowhere/c.safetensors"], "model.codec.checkpoint=/proc/nowhere/c.safetensors"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )

@@ -10,11 +10,17 @@ from conf.errors import UserError
 from conf.schema import ClusterConfig
 from launch import bench, clusters
 from runtime.links import Trips, fit
+from tests.patience import PATIENT_S
 
 
 def measure(folder, *overrides: str) -> dict:
     assert bench.main(["model=nano", f"output_dir={folder}", "bench.chunks=2", "device=cpu", *overrides]) == 0
     return yaml.safe_load((folder / "measured.yaml").read_text()) or {}
+
+
+def spread(folder) -> dict:
+    """What each stage took, by stage."""
+    return json.loads((folder / "measured.json").read_text())["seconds"]
 
 
 def test_stage_times_of_a_model(tmp_path):
@@ -25,21 +31,22 @@ def test_stage_times_of_a_model(tmp_path):
     assert min(found[key] for key in ("encode_s", "decode_s", "output_s")) > 0
     # A difference of two medians: on a busy machine it may come out as nothing.
     assert found["prefill_s"] >= 0
-    spread = json.loads((tmp_path / "measured.json").read_text())["seconds"]
-    assert {"encode", "prefill", "step3", "layer5", "first", "last", "pass", "decode"} <= spread.keys()
+    assert {"encode", "prefill", "step3", "layer5", "first", "last", "pass", "decode"} <= spread(tmp_path).keys()
     read = clusters.load(ClusterConfig(measured=[str(tmp_path / "measured.yaml")]))
     assert read.times[0].layer_s == pytest.approx(found["layer_s"])
 
 
 def test_clean_context_is_committed(tmp_path):
     found = measure(tmp_path, "bench.what=[stages]", "model.context=clean", "sink.video=null")["times"][0]
-    assert found["commit_s"] > 0
+    # A difference as well, of what took its time.
+    assert found["commit_s"] >= 0 and spread(tmp_path)["commit"]["p50"] > 0
     assert found["decode_s"] == 0
 
 
 def test_links_are_measured_between_processes(tmp_path):
     found = measure(tmp_path, "bench.what=[links]", "bench.sizes=[400000]", "bench.rounds=3")
-    assert 0 < found["intra"]["latency_s"] < 1
+    # A difference, too: what is beyond the two ends' own time.
+    assert 0 <= found["intra"]["latency_s"] < PATIENT_S
     assert found["intra"]["bandwidth"] > 0
     read = clusters.load(ClusterConfig(measured=[str(tmp_path / "measured.yaml")]))
     assert read.intra.latency_s == found["intra"]["latency_s"]

@@ -17,6 +17,7 @@ from launch.control import BLOCK, LONGEST_LINE, Control, Lines
 from runtime.board import PeerLost
 from runtime.orders import Close, Open, Stop
 from tests.launch.started import report_of, start
+from tests.patience import PATIENT_S
 from tests.runtime.driven import Driven
 
 SCRIPT = """
@@ -47,7 +48,7 @@ def come_and_go(nano, folder: Path, launcher: str, *overrides: str) -> dict[str,
     os.mkfifo(orders)
     process = start(launcher, 2, "model=nano", "plan=timestep", f"output_dir={run}", f"control={orders}", *overrides)
     orders.write_text(SCRIPT % folder)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode == 0, err
     assert "control line 8 skipped" in err
     found = {s["stream"]: s for s in report_of(run)["streams"]}
@@ -172,9 +173,9 @@ def test_orders_end_when_the_pipeline_is_closed(tmp_path, writer):
         if writer == "is idle":
             held = os.open(pipe, os.O_WRONLY)
             os.write(held, b'{"open": "a"}\n')
-            driven.pipeline.until(lambda: bool(driven.pipeline.names), 30)
+            driven.pipeline.until(lambda: bool(driven.pipeline.names), PATIENT_S)
         driven.pipeline.close()
-        control.join(30)
+        control.join(PATIENT_S)
         assert not control.is_alive()
         assert driven.orders()[-1] == Close(number=ANY)
         if writer == "is idle":
@@ -188,12 +189,12 @@ def test_waiting_ends_with_the_pipeline(driven, end):
     orders.write_text('{"open": "a"}\n{"wait": "a"}\n{"open": "b"}\n')
     control = Control(driven.pipeline, driven.config)
     control.start()
-    driven.pipeline.until(lambda: bool(driven.pipeline.names), 30)
+    driven.pipeline.until(lambda: bool(driven.pipeline.names), PATIENT_S)
     if end == "close":
         driven.pipeline.close()
     else:
         driven.pipeline.lost(PeerLost("worker 1 is lost"))
-    control.join(30)
+    control.join(PATIENT_S)
     assert not control.is_alive()
     assert list(driven.pipeline.names) == ["a"]
 
@@ -238,7 +239,7 @@ def test_whatever_a_line_holds_the_next_one_is_obeyed(tmp_path, caplog):
     with Driven(f"control={orders}", brief=True) as driven:
         control = Control(driven.pipeline, driven.config)
 
-        @settings(max_examples=400, deadline=None)
+        @settings(max_examples=400)
         @given(LINES)
         def holds(line):
             caplog.clear()

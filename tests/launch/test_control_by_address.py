@@ -18,6 +18,7 @@ from runtime.pulse import key
 from tests.helpers import config_of
 from tests.launch.gateway import TOKEN, Gateway
 from tests.launch.started import report_of, start
+from tests.patience import PATIENT_S
 from tests.runtime.driven import Driven
 
 SINKS = ("sink.video=null", "sink.trace=none")
@@ -101,7 +102,7 @@ def test_a_gateway_that_goes_ends_the_run(joined, driven, caplog):
     joined.ask({"open": "a"})
     with caplog.at_level(logging.WARNING):
         joined.vanish()
-        driven.pipeline.until(lambda: driven.pipeline.closed and driven.pipeline.ended(0), 30.0)
+        driven.pipeline.until(lambda: driven.pipeline.closed and driven.pipeline.ended(0), PATIENT_S)
     assert [type(order) for order in driven.orders()] == [Open, Close, Stop]
     (line,) = [record.message for record in caplog.records if "has gone" in record.message]
     assert line.startswith("control=tcp://127.0.0.1:") and TOKEN not in line
@@ -112,7 +113,7 @@ def test_a_gateway_that_says_nothing_is_gone(gateway, driven):
     with other:
         other.sendall(b'{"welcome": true}\n')
         Remote(driven.pipeline, driven.config, connection, "tcp://it:1", silent_s=0.3).start()
-        assert driven.pipeline.until(lambda: driven.pipeline.closed, 30.0)
+        assert driven.pipeline.until(lambda: driven.pipeline.closed, PATIENT_S)
 
 
 def test_the_loss_of_workers_is_the_last_word(joined, driven):
@@ -229,7 +230,7 @@ def joins(nano, folder, launcher: str, workers: int, *overrides: str) -> None:
         gateway.ask({"open": "endless"})
         gateway.until(lambda told: told.get("progress"))
         gateway.vanish()
-        _, err = process.communicate(timeout=90)
+        _, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode == 0, err
     assert err.count("the gateway has gone") == 1 and TOKEN not in err
     assert {s["stream"] for s in report_of(folder / "run")["streams"]} == {"a", "b", "endless"}

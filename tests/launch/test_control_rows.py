@@ -143,7 +143,7 @@ ENTRIES = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(ENTRIES, min_size=1, max_size=5))
 def test_every_source_gives_the_same_rows(tmp_path_factory, entries):
     """Of what is said once before each chunk: lines of a file and of a pipe, a session's events, a recording."""

@@ -19,6 +19,7 @@ from launch.meeting import Meeting, attend, rounds
 from runtime import folder
 from tests.helpers import config_of
 from tests.launch.test_stream import ROOT
+from tests.patience import PATIENT_S
 
 COMMAND = (sys.executable, "-m", "launch.doctor", "launcher=torchrun", "model=nano", "device=cpu")
 
@@ -40,7 +41,7 @@ def start(rank: int, port: int, *overrides: str, root=ROOT, address="127.0.0.1",
 
 def failures(process: subprocess.Popen) -> list[str]:
     """Lines of what is wrong, each with single spaces."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode == 2, (out, err)
     assert "Traceback" not in err
     return [" ".join(line.split()) for line in out.splitlines() if line.startswith("FAIL")]
@@ -68,7 +69,7 @@ def test_a_port_that_is_taken_is_named():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         process = start(0, port, "launcher.timeout_s=2")
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode == 2
     assert err.startswith(f"error: MASTER_ADDR=127.0.0.1 MASTER_PORT={port}: this port cannot be opened here")
 
@@ -85,7 +86,7 @@ def test_another_version_and_a_folder_that_cannot_be_written_are_found(tmp_path)
     port, more = free_port(), f"output_dir={tmp_path}/file/run"
     ranks = [start(0, port, more), start(1, port, more, root=other)]
     found = failures(ranks[0])
-    ranks[1].communicate(timeout=120)
+    ranks[1].communicate(timeout=PATIENT_S)
     assert sum("Everframe" in line and "install the same version there" in line for line in found) == 1
     assert next(line for line in found if "Everframe" in line).split(" worker ")[-1].startswith("1 on ")
     assert any(f"output folder {tmp_path}/file: Not a directory can be written" in line for line in found)
@@ -99,7 +100,7 @@ def test_blocked_ports_between_hosts_are_found(tmp_path):
         address, more = hosts[0].address, ("launcher.timeout_s=30", f"output_dir={tmp_path}")
         ranks = [start(r, 29500, *more, address=address, prefix=host.command) for r, host in enumerate(hosts)]
         found = failures(ranks[0])
-        ranks[1].communicate(timeout=120)
+        ranks[1].communicate(timeout=PATIENT_S)
     assert len(found) == 1
     assert f"no connection on {hosts[0].name} and {hosts[1].name}" in found[0]
     assert "worker 1 cannot reach port" in found[0] or "worker 0 cannot reach port" in found[0]

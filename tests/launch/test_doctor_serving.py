@@ -13,6 +13,7 @@ from conf.schema.serve import ServeConfig
 from launch import doctor, serving
 from launch.checks import Finding
 from launch.stun import MAGIC, MAPPED, SUCCESS, XOR_MAPPED, Server, answer, mapped, server_of
+from tests.patience import PATIENT_S
 
 LOCAL = bytes([127, 0, 0, 1])
 
@@ -155,7 +156,7 @@ def server(*replies):
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield listening.getsockname()[1]
-        thread.join(10)
+        thread.join(PATIENT_S)
         assert not thread.is_alive()
 
 

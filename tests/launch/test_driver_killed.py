@@ -13,13 +13,13 @@ import pytest
 
 from runtime import cuts
 from tests.helpers import thorough
-from tests.launch.started import start
-
-LIMIT_S = 60.0
+from tests.launch.losing import EXACT
+from tests.launch.started import alive, start
+from tests.patience import PATIENT_S
 
 
 def until(test) -> None:
-    end = time.monotonic() + LIMIT_S
+    end = time.monotonic() + PATIENT_S
     while not test():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -35,7 +35,7 @@ def test_workers_end_and_states_stay(tmp_path, job, launcher):
     run, memory = tmp_path / "run", tmp_path / "memory"
     memory.mkdir()
     process = start(
-        launcher, 2, "model=nano", "plan=timestep", "device=cpu", "launcher.recover=exact", f"output_dir={run}",
+        launcher, 2, "model=nano", "plan=timestep", "device=cpu", *EXACT, f"output_dir={run}",
         "stream.chunks=100000", "stream.save_every_chunks=5", f"launcher.cuts={memory}",
     )  # fmt: skip
     until(lambda: whole(run))
@@ -47,7 +47,7 @@ def test_workers_end_and_states_stay(tmp_path, job, launcher):
         # A stopped worker cannot see that the pipe from whoever started it has ended.
         next(one for one in family if "launch.worker" in one.cmdline()).send_signal(signal.SIGSTOP)
     process.kill()
-    until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+    until(lambda: not any(map(alive, family)))
     until(lambda: cuts.sweep(memory) or not list(memory.iterdir()))  # as the next run does
     state = max(whole(run))
     report = job("model=nano", f"resume={state}", f"stream.chunks={int(state.name.split('.')[1]) + 3}")

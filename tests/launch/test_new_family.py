@@ -20,6 +20,7 @@ from launch import new_family, plan, stream
 from parallel.builders import build
 from runtime.workload import describe
 from tests.helpers import config_of, sampled, thorough
+from tests.patience import PATIENT_S
 
 NAME = "scaffolded"
 CHUNKS = 8
@@ -135,7 +136,7 @@ def test_every_launcher_finds_it(run, folder, launcher):
     path = os.pathsep.join([str(folder), str(root)])
     done = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=90,
+        capture_output=True, text=True, timeout=PATIENT_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(Path(told[-4].removeprefix("output_dir=")).joinpath("report.json").read_text())

@@ -21,6 +21,7 @@ from launch import bench, progress, stream
 from launch import folder as folders
 from launch.folder import LOCK, claimed, look
 from tests.helpers import config_of, sampled
+from tests.patience import PATIENT_S
 
 SINKS, PLANS = ("video", "latents", "frames", "contact_sheet", "inputs", "timeline"), ("sequential", "timestep")
 NANO = ("model=nano", "stream.chunks=1", "sink.video=null")
@@ -339,10 +340,10 @@ def test_a_run_from_python_has_its_folder_until_its_workers_have_left(tmp_path, 
     with ExitStack() as stack:
         run = stack.enter_context(running.start(config))
         number = run.pipeline.open(config.stream, config.source, config.sink)
-        run.pipeline.result(number, 60)
+        run.pipeline.result(number, PATIENT_S)
         with pytest.raises(UserError, match="a run is writing there"):
             look(config)
         run.close()
-        run.wait(60)
+        run.wait(PATIENT_S)
     look(config)
     assert not (tmp_path / LOCK).exists()

@@ -18,7 +18,9 @@ from launch.running import start
 from runtime.pipeline import run_all
 from runtime.pulse import key
 from tests import posed
+from tests.launch.losing import EXACT
 from tests.launch.test_recovery import until
+from tests.patience import PATIENT_S
 
 CHUNKS = 7
 FRAMES = 9 + 12 * (CHUNKS - 1)
@@ -87,7 +89,7 @@ def test_a_pipe_is_seen_from_as_the_file_is(model, run, tmp_path, poses, monkeyp
     with os.fdopen(reading, "rb", buffering=0) as stdin:
         config = posed.config("sink.video=null", "source.camera=-", "source.pace=free", f"output_dir={tmp_path}/live")
         with start(config, stdin=stdin, first=lambda pipeline: run_all(pipeline, config)) as live:
-            live.wait(60)
+            live.wait(PATIENT_S)
             report = live.pipeline.result(0)
     assert report["latents_sha256"] == expected and report["chunks"] == 1 + (70 - 9 + 12) // 12
 
@@ -126,13 +128,13 @@ def test_a_lost_worker_leaves_the_camera_where_it_is(model, run, tmp_path, keys,
     expected = run(keys, *long)
     config = posed.config(
         "sink.video=null", keys, *long, "plan=layers", "plan.workers=2", "launcher=local", "launcher.threads=false",
-        "launcher.recover=exact", f"launcher.cuts={tmp_path}", f"output_dir={tmp_path}/run", "sink.trace=none",
+        *EXACT, f"launcher.cuts={tmp_path}", f"output_dir={tmp_path}/run", "sink.trace=none",
     )  # fmt: skip
     with start(config, first=lambda pipeline: run_all(pipeline, config)) as lossy:
         until(lambda: (lossy.pipeline.progress(0) or {"chunks": 0})["chunks"] >= 40, lambda: lossy.over)
         told = lossy.board.told(key(lossy.generation.processes[0]))
         os.kill(int(told["process"].split("/")[1]), signal.SIGKILL)
-        lossy.wait(120)
+        lossy.wait(PATIENT_S)
         assert lossy.pipeline.result(0)["latents_sha256"] == expected
         assert len(lossy.supervisor.records) == 1
 

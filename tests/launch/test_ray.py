@@ -4,7 +4,7 @@ import pytest
 
 from launch.stream import main
 from tests.helpers import config_of, thorough
-from tests.launch.losing import ended, going, recovered, strike
+from tests.launch.losing import EXACT, ended, going, recovered, strike
 from tests.launch.ruled import CHUNKS, EVERY, RULES, SAVED, STRUCK, alone, ruled
 from tests.launch.test_control import come_and_go
 
@@ -39,8 +39,8 @@ def complaint(capsys, folder, *overrides: str) -> str:
 
 
 def test_a_mistake_is_one_line(capsys, tmp_path, two_nodes):
-    assert complaint(capsys, tmp_path, two_nodes, "source.image=/nowhere.png") == (
-        "error: source.image=/nowhere.png: there is no such file; give a picture such as png, jpeg or webp"
+    assert complaint(capsys, tmp_path, two_nodes, "source.image=/proc/nowhere.png") == (
+        "error: source.image=/proc/nowhere.png: there is no such file; give a picture such as png, jpeg or webp"
     )
 
 
@@ -56,7 +56,7 @@ def test_every_history_rule_is_gone_on_with_and_loses_a_worker(tmp_path, two_nod
     oracle = alone(tmp_path / "oracle", *base, f"stream.save_every_chunks={SAVED}")["latents_sha256"]
     made = tmp_path / "made"
     config = config_of(
-        *base, *RULES[rule][1], "launcher=ray", two_nodes, "launcher.nodes=2", "launcher.recover=exact",
+        *base, *RULES[rule][1], "launcher=ray", two_nodes, "launcher.nodes=2", *EXACT,
         f"resume={tmp_path}/oracle", f"stream.save_every_chunks={EVERY}", f"output_dir={made}",
     )  # fmt: skip
     with going(config, STRUCK) as run:

@@ -12,6 +12,7 @@ import pytest
 
 from launch import ray
 from launch.ray import POSITION, Feed, _feed
+from tests.patience import PATIENT_S
 
 DATA = bytes(range(256)) * 4096
 
@@ -26,14 +27,14 @@ def fed():
         with os.fdopen(writing, "wb", buffering=0) as pipe:
             yield listener.getsockname(), pipe
         listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+        thread.join(PATIENT_S)
         assert not thread.is_alive()
 
 
 @contextmanager
 def reader(address, position: int):
     """Somebody who has so many bytes."""
-    with socket.create_connection(address, timeout=30) as connection:
+    with socket.create_connection(address, timeout=PATIENT_S) as connection:
         connection.sendall(POSITION.pack(position))
         yield connection
 
@@ -71,7 +72,7 @@ def test_what_went_with_a_reader_is_sent_again_and_the_end_behind_it(taken):
             assert read(first, taken) == DATA[:taken]
         with reader(address, taken) as second:
             assert read(second, len(DATA) + 1) == DATA[taken:]
-        writer.join(10)
+        writer.join(PATIENT_S)
 
 
 def test_who_hangs_is_left_when_another_comes():

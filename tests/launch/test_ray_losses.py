@@ -10,13 +10,13 @@ from contextlib import contextmanager
 import pytest
 
 from tests.helpers import config_of
-from tests.launch.losing import ended, going, pid, recovered, strike, until
+from tests.launch.losing import EXACT, ended, going, pid, recovered, strike, until
 
 ray = pytest.importorskip("ray")
 
 CHUNKS = 200
 BASE = (
-    "launcher=ray", "launcher.recover=exact", "model=nano", "sink.video=null", "plan=timestep", "plan.workers=2",
+    "launcher=ray", *EXACT, "model=nano", "sink.video=null", "plan=timestep", "plan.workers=2",
     f"stream.chunks={CHUNKS}",
 )  # fmt: skip
 
@@ -82,7 +82,7 @@ def test_a_worker_on_another_node_then_a_stopped_one(tmp_path, nano):
     with nodes(2, num_cpus=1) as there:
         config = config_of(
             *BASE, there.address, "launcher.nodes=2", "device=cpu", "stream.chunks=400", f"output_dir={tmp_path}/run",
-            "launcher.silent_s=2",
+            "launcher.silent_s=5",
         )  # fmt: skip
         with going(config) as run:
             at = there.of(run)

@@ -12,7 +12,8 @@ import pytest
 from launch.running import start
 from runtime.pipeline import run_all
 from tests.helpers import config_of
-from tests.launch.losing import ended, made, recovered, strike, until
+from tests.launch.losing import EXACT, ended, made, recovered, strike, until
+from tests.patience import PATIENT_S
 
 FRAMES, EACH = 1200, 8
 """More lines than a chunk's line in the journal has of what is to come, and than a reader holds."""
@@ -22,7 +23,7 @@ LINES = "".join(
     for one in range(EACH)
 ).encode()
 MODEL = ("model=nano", "device=cpu", "sink.video=null", "source.pace=free", "stream.prompt=hello", "sink.trace=none")
-EXACT = ("launcher.recover=exact", "plan=timestep", "plan.workers=2")
+LOSSY = (*EXACT, "plan=timestep", "plan.workers=2")
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def poured(data: bytes):
         thread = threading.Thread(target=pour)
         thread.start()
         yield stdin
-        thread.join(10)
+        thread.join(PATIENT_S)
 
 
 def run_of(folder, stdin, *overrides: str, lose: bool = False) -> tuple[str, int]:
@@ -59,7 +60,7 @@ def poured_into(path):
     thread = threading.Thread(target=path.write_bytes, args=(LINES,))
     thread.start()
     yield
-    thread.join(10)
+    thread.join(PATIENT_S)
     assert not thread.is_alive()
 
 
@@ -68,7 +69,7 @@ def killed(tmp_path, *launcher: str) -> None:
         whole = run_of(tmp_path / "whole", stdin, "source.actions=-", "launcher.threads=true")
     assert whole[1] > FRAMES // 16
     with poured(LINES) as stdin:
-        assert run_of(tmp_path / "killed", stdin, "source.actions=-", *EXACT, *launcher, lose=True) == whole
+        assert run_of(tmp_path / "killed", stdin, "source.actions=-", *LOSSY, *launcher, lose=True) == whole
 
 
 def test_lines_that_were_read_ahead_by_a_killed_process_are_acted_on(tmp_path):
@@ -80,7 +81,7 @@ def test_and_so_are_those_in_a_named_pipe(tmp_path, job):
     (tmp_path / "lines").write_bytes(LINES)
     whole = job(*MODEL, f"source.actions={tmp_path}/lines")
     with poured_into(tmp_path / "pipe"):
-        found = run_of(tmp_path / "killed", None, f"source.actions={tmp_path}/pipe", *EXACT, lose=True)
+        found = run_of(tmp_path / "killed", None, f"source.actions={tmp_path}/pipe", *LOSSY, lose=True)
     assert found == (whole["latents_sha256"], whole["chunks"])
 
 

@@ -10,7 +10,7 @@ from benchmarks.unchanged import WAN
 from launch import stream
 from tests.checkpoints import vae_tensors
 from tests.helpers import config_of
-from tests.launch.losing import ended, going, recovered, strike
+from tests.launch.losing import EXACT, ended, going, recovered, strike
 from tests.stages.sources.made_video import moving, write_video
 
 CHUNKS = 70
@@ -26,7 +26,7 @@ def test_the_worker_that_reads_and_encodes_is_lost(tmp_path, capsys):
     assert stream.main([*base, f"output_dir={tmp_path / 'alone'}"]) == 0
     capsys.readouterr()
     alone = json.loads((tmp_path / "alone" / "report.json").read_text())
-    spread = ("plan=layers", "plan.workers=2", "launcher.threads=false", "launcher.recover=exact")
+    spread = ("plan=layers", "plan.workers=2", "launcher.threads=false", *EXACT)
     with going(config_of(*base, *spread, "launcher.recover_s=0.05", f"output_dir={tmp_path / 'out'}"), 30) as run:
         strike(run, run.plan.encode)
         record = recovered(run)

@@ -17,9 +17,11 @@ from launch.running import start
 from runtime.pipeline import run_all
 from runtime.pulse import key
 from tests.helpers import config_of
+from tests.launch.losing import EXACT
+from tests.launch.started import alive
 from tests.launch.started import start as started
+from tests.patience import PATIENT_S
 
-PATIENT_S = 120.0
 MODEL = ("model=nano", "device=cpu", "stream.prompt=hello")
 
 
@@ -108,8 +110,8 @@ def test_a_stream_outlives_what_happens_to_its_workers(tmp_path, job, monkeypatc
     monkeypatch.setenv("OF_THIS_TEST", str(tmp_path))
     (tmp_path / "cuts").mkdir()
     config = config_of(
-        *MODEL, "plan=timestep", "plan.workers=3", "launcher=local", "launcher.recover=exact", "launcher.spares=1",
-        "launcher.silent_s=2", f"launcher.cuts={tmp_path}/cuts", "source.actions=-", f"output_dir={tmp_path}/run",
+        *MODEL, "plan=timestep", "plan.workers=3", "launcher=local", *EXACT, "launcher.spares=1",
+        "launcher.silent_s=5", f"launcher.cuts={tmp_path}/cuts", "source.actions=-", f"output_dir={tmp_path}/run",
         f"sink.inputs={tmp_path}/run/inputs.jsonl",
     )  # fmt: skip
     with keys() as (stdin, press), start(config, stdin=stdin, first=lambda pipeline: run_all(pipeline, config)) as run:
@@ -143,7 +145,7 @@ def test_a_stream_outlives_what_happens_to_its_workers(tmp_path, job, monkeypatc
 
 def test_a_run_that_nobody_is_left_for_ends_with_one_line(tmp_path):
     run = started(
-        "local", 2, *MODEL, "plan=timestep", "launcher.recover=exact", f"launcher.cuts={tmp_path}",
+        "local", 2, *MODEL, "plan=timestep", *EXACT, f"launcher.cuts={tmp_path}",
         f"output_dir={tmp_path}/run", "sink.trace=none",
     )  # fmt: skip
     video = tmp_path / "run" / "video.mp4"
@@ -162,5 +164,5 @@ def test_a_run_that_nobody_is_left_for_ends_with_one_line(tmp_path):
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
     assert run.returncode == 1, said
     assert len(lines) == 1 and "lost" in lines[0], said
-    assert not any(worker.is_running() for worker in seen)
+    until(lambda: not any(map(alive, seen)))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

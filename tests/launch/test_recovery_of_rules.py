@@ -11,7 +11,9 @@ from launch.running import start
 from runtime.pipeline import run_all
 from runtime.pulse import key
 from tests.helpers import config_of, thorough
+from tests.launch.losing import EXACT
 from tests.launch.test_recovery import until
+from tests.patience import PATIENT_S
 
 CHUNKS, HIT = 400, (100, 240)
 LAYERS, STEPS = ("plan=layers", "plan.workers=2"), ("plan=timestep", "plan.workers=2")
@@ -32,7 +34,7 @@ def test_the_latents_are_those_of_an_undisturbed_run(tmp_path, job, rule):
     what = (*model, "sink.video=null", "device=cpu", f"stream.chunks={CHUNKS}")
     expected = job(*what)["latents_sha256"]
     config = config_of(
-        *what, *plan, "launcher=local", "launcher.threads=false", "launcher.recover=exact",
+        *what, *plan, "launcher=local", "launcher.threads=false", *EXACT,
         f"launcher.cuts={tmp_path}", f"output_dir={tmp_path}/run", "sink.trace=none",
     )  # fmt: skip
     with start(config, first=lambda pipeline: run_all(pipeline, config)) as run:
@@ -42,6 +44,6 @@ def test_the_latents_are_those_of_an_undisturbed_run(tmp_path, job, rule):
             known = len(run.supervisor.records)
             os.kill(int(told["process"].split("/")[1]), signal.SIGKILL)
             until(lambda known=known: len(run.supervisor.records) > known, lambda: run.over)
-        run.wait(120)
+        run.wait(PATIENT_S)
         assert run.pipeline.result(0)["latents_sha256"] == expected
         assert len(run.supervisor.records) == len(HIT)

@@ -11,14 +11,15 @@ from runtime.pipeline import run_all
 from runtime.pulse import key
 from stages.sinks.reader import Reader
 from tests.helpers import config_of
-from tests.launch.losing import ended, pid, recovered, strike, until
+from tests.launch.losing import EXACT, ended, pid, recovered, strike, until
+from tests.patience import PATIENT_S
 
-BASE = ("launcher=local", "launcher.recover=exact", "model=nano", "plan=timestep", "sink.video=null", "device=cpu")
+BASE = ("launcher=local", *EXACT, "model=nano", "plan=timestep", "sink.video=null", "device=cpu")
 
 
 def test_workers_that_are_lost_while_they_load_are_started_again(tmp_path, nano):
     oracle = nano("stream.chunks=20")
-    config = config_of(*BASE, "plan.workers=2", "stream.chunks=20", "launcher.silent_s=2", f"output_dir={tmp_path}/run")
+    config = config_of(*BASE, "plan.workers=2", "stream.chunks=20", "launcher.silent_s=5", f"output_dir={tmp_path}/run")
     with start(config, first=lambda pipeline: run_all(pipeline, config)) as run:
         run._workers[1].kill()  # before it has said a word: streams cannot begin without it
         until(lambda: run.told(key(0)), run)
@@ -52,6 +53,6 @@ def test_a_reader_who_has_paused_costs_nobody_its_place(tmp_path, nano):
         reading.start()
         assert "SIGKILL" in recovered(run)["why"]
         assert ended(run) == (oracle, chunks)
-        reading.join(20)
+        reading.join(PATIENT_S)
     assert taken == list(range(chunks))
     reader.close()

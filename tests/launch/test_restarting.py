@@ -15,13 +15,14 @@ from tests.helpers import config_of, thorough
 from tests.launch.ruled import EVERY, RULES, alone, ruled
 from tests.launch.started import report_of, start
 from tests.launch.test_stream import decoded
+from tests.patience import PATIENT_S
 
 RECOVER = ("model=nano", "launcher=torchrun", "launcher.recover=exact")
 
 
 def begun(folder: Path, process, pattern: str) -> None:
     """Wait until a run has saved a state."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENT_S
     while not list(folder.glob(f"{pattern}/{CONTENT}")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -47,7 +48,7 @@ def test_a_lost_rank_costs_what_was_not_saved_and_nothing_else(tmp_path, nano, m
     process = restarting_run(folder, chunks, "stream.save_every_chunks=4", latents)
     begun(folder, process, "state/chunk.*")
     ranks(process)[lost].kill()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode == 0, err
     report = report_of(folder)
     assert f"started again (1): stream 0 goes on with chunk {report['state']['resumed_at']}" in err
@@ -66,7 +67,7 @@ def test_several_streams_each_from_its_own_state(tmp_path, nano, monkeypatch):
     process = restarting_run(folder, chunks, "stream.save_every_chunks=8", "stream.count=2")
     begun(folder, process, "state/1/chunk.*")
     ranks(process)[1].kill()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode == 0, err
     for stream in report_of(folder)["streams"]:
         name = stream["stream"]
@@ -87,7 +88,7 @@ def test_every_history_rule_goes_on_where_a_rank_was_lost(tmp_path, monkeypatch,
     begun(made, process, f"state/chunk.{EVERY:06d}")
     ranks(process)[1].kill()
     expected = alone(tmp_path / "oracle", *base)["latents_sha256"]
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode == 0, err
     found = report_of(made)
     assert found["latents_sha256"] == expected and found["state"]["resumed_at"] >= EVERY

@@ -15,6 +15,7 @@ from tests.helpers import thorough
 from tests.launch.started import report_of
 from tests.launch.started import start as start_workers
 from tests.launch.test_stream import decoded, finish, start, wait_for
+from tests.patience import PATIENT_S
 
 SINKS = ("sink.latents=${output_dir}/latents.safetensors",)
 
@@ -85,14 +86,14 @@ def test_from_torchrun_to_another(job, tmp_path, launcher):
     """One rank of a torchrun is told to stop; others go on with blocks of layers where it had steps."""
     folder, base = tmp_path / "run", ("model=nano", "model.recalibrate_chunk=4", *SINKS)
     process = start_workers("torchrun", 3, *base, "plan=timestep", "stream.save_on_stop=true", f"output_dir={folder}")
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENT_S
     while not (folder / "video.mp4").exists() or (folder / "video.mp4").stat().st_size < 5000:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     workers = [p for p in psutil.Process(process.pid).children(recursive=True) if is_worker(p, "torchrun")]
     os.kill(workers[1].pid, signal.SIGUSR1)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode == 0, err
     stopped = report_of(folder)
     chunks = stopped["chunks"] + 3
@@ -115,7 +116,7 @@ def test_a_state_of_another_stream_is_refused_by_every_launcher(tmp_path, job):
     process = start_workers(
         "torchrun", 2, "model=nano", "plan=timestep", "stream.seed=3", f"resume={folder}", f"output_dir={tmp_path}/x"
     )
-    _, err = process.communicate(timeout=90)
+    _, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode != 0
     assert [line for line in err.splitlines() if line.startswith("error: ")] == [
         f"error: resume={folder}/state/chunk.000002: was saved with stream.seed=0, this run has 3; "

@@ -20,10 +20,10 @@ from stages.sinks.video import VideoSink
 from stages.sources.audio_file import AudioFile
 from tests.helpers import config_of, thorough
 from tests.launch.started import start as start_job
+from tests.patience import PATIENT_S
 
 LOCAL = {"threads": ("launcher.threads=true",), "processes": ("launcher.threads=false",)}
 BASE = ("model=nano", "plan=timestep", "plan.workers=2", "device=cpu", "sink.video=null")
-PATIENCE_S = 120
 BUG = '''
 import sys
 from importlib.machinery import PathFinder
@@ -62,7 +62,7 @@ def open_one(run: Running, name: str, chunks: int | None) -> int:
 
 
 def until(test) -> None:
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + PATIENT_S
     while not test():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -72,11 +72,11 @@ def test_streams_come_and_go_until_it_is_closed(tmp_path, nano):
     alone = {n: nano(f"stream.id={n}", "stream.chunks=3") for n in ("a", "b")}
     with begin(tmp_path / "run") as run:
         for name, expected in alone.items():
-            found = run.pipeline.result(open_one(run, name, 3), timeout_s=PATIENCE_S)
+            found = run.pipeline.result(open_one(run, name, 3), timeout_s=PATIENT_S)
             assert found["latents_sha256"] == expected
         run.close()
         run.close()
-        reports = run.wait(PATIENCE_S)
+        reports = run.wait(PATIENT_S)
         assert run.wait() == reports
     assert [report["worker"] for report in reports] == ["worker0", "worker1"]
 
@@ -84,12 +84,12 @@ def test_streams_come_and_go_until_it_is_closed(tmp_path, nano):
 @pytest.mark.parametrize("launcher", LOCAL)
 def test_health_says_what_everyone_is_at_and_who_is_lost(tmp_path, nano, launcher):
     gate = threading.Event()
-    config = config_of(*BASE, f"output_dir={tmp_path}/run", "launcher.timeout_s=20", *LOCAL[launcher])
-    with running.start(config, begin=lambda: gate.wait(PATIENCE_S)) as run:
+    config = config_of(*BASE, f"output_dir={tmp_path}/run", *LOCAL[launcher])
+    with running.start(config, begin=lambda: gate.wait(PATIENT_S)) as run:
         until(lambda: {one.at for one in run.health()} == {"waiting for the others to load"})
         assert not run.begun
         gate.set()
-        found = run.pipeline.result(open_one(run, "a", 3), timeout_s=PATIENCE_S)
+        found = run.pipeline.result(open_one(run, "a", 3), timeout_s=PATIENT_S)
         assert found["latents_sha256"] == nano("stream.id=a", "stream.chunks=3")
         endless = open_one(run, "endless", None)
         until(lambda: all(re.fullmatch(r"[\w.]+ of chunk \d+ of stream 1", one.at) for one in run.health()))
@@ -99,13 +99,13 @@ def test_health_says_what_everyone_is_at_and_who_is_lost(tmp_path, nano, launche
         assert all(one.at_s >= 0 and one.moved_s >= 0 for one in health)
         if launcher == "processes":
             run._workers[1].kill()
-            for wait in (partial(run.wait, PATIENCE_S), partial(run.pipeline.result, endless)):
+            for wait in (partial(run.wait, PATIENT_S), partial(run.pipeline.result, endless)):
                 with pytest.raises(PeerLost, match="worker 1 is lost"):
                     wait()
             assert "SIGKILL" in run.health()[1].lost
         else:
             run.interrupt()
-            run.wait(PATIENCE_S)
+            run.wait(PATIENT_S)
             assert run.pipeline.result(endless)["finished"] is False
         assert not any(one.alive for one in run.health())
 
@@ -123,7 +123,7 @@ def test_closed_now_it_ends_at_once(tmp_path, launcher):
         until(lambda: run.pipeline.progress(number))
         run.close(now=True)
         with pytest.raises(Stopped):
-            run.wait(PATIENCE_S)
+            run.wait(PATIENT_S)
         with pytest.raises(Stopped):
             run.pipeline.result(number)
 
@@ -133,7 +133,7 @@ def test_given_up_while_loading_it_leaves_nothing(tmp_path, launcher):
     with begin(tmp_path / "run", *LOCAL[launcher]) as run:
         run.interrupt()
         with pytest.raises(Stopped, match="stopped before anything was streamed"):
-            run.wait(PATIENCE_S)
+            run.wait(PATIENT_S)
     assert not (tmp_path / "run").exists()
 
 
@@ -142,7 +142,7 @@ def test_a_process_that_does_not_start_says_its_last_words(tmp_path, monkeypatch
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run = begin(tmp_path / "run", *LOCAL["processes"])
     with run, pytest.raises(PeerLost, match=r"exit code 1: .*launch\.worker"):
-        run.wait(PATIENCE_S)
+        run.wait(PATIENT_S)
 
 
 def test_a_bug_in_a_thread_is_what_it_was(tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_a_bug_in_a_thread_is_what_it_was(tmp_path, monkeypatch):
     with begin(tmp_path / "run", *LOCAL["threads"]) as run:
         number = open_one(run, "a", 3)
         with pytest.raises(KeyError, match="a bug"):
-            run.wait(PATIENCE_S)
+            run.wait(PATIENT_S)
         with pytest.raises(KeyError, match="a bug"):
             run.pipeline.result(number)
 
@@ -160,7 +160,7 @@ def test_a_bug_in_a_process_is_told_with_its_traceback(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with begin(tmp_path / "run", *LOCAL["processes"]) as run:
         with pytest.raises(WorkerFailed, match=r"worker \d, nothing yet: KeyError: 'a bug'") as failed:
-            run.wait(PATIENCE_S)
+            run.wait(PATIENT_S)
         assert "runtime/process.py" in failed.value.traceback
 
 
@@ -170,7 +170,7 @@ def test_a_bug_is_told_once_by_every_launcher(tmp_path, monkeypatch, launcher):
     (tmp_path / "sitecustomize.py").write_text(BUG)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     job = start_job(launcher, 2, "model=nano", "plan=timestep", f"output_dir={tmp_path}/run")
-    _, err = job.communicate(timeout=PATIENCE_S)
+    _, err = job.communicate(timeout=PATIENT_S)
     assert job.returncode == 1
     assert err.count("KeyError: 'a bug'") == (1 if launcher == "torchrun" else 2), err  # Ray: a traceback and a line
     assert "is lost" not in err
@@ -178,13 +178,13 @@ def test_a_bug_is_told_once_by_every_launcher(tmp_path, monkeypatch, launcher):
 
 def test_mistakes_show_before_the_folder_is_made(tmp_path):
     """Of `first`, of a source, and of the folder itself."""
-    config = config_of(*BASE, f"output_dir={tmp_path}/run", "source.image=/nowhere.png")
+    config = config_of(*BASE, f"output_dir={tmp_path}/run", "source.image=/proc/nowhere.png")
     opened = {"first": lambda pipeline: pipeline.open(config.stream, config.source, config.sink)}
-    with running.start(config, **opened) as run, pytest.raises(UserError, match=r"source.image=/nowhere.png"):
-        run.wait(PATIENCE_S)
+    with running.start(config, **opened) as run, pytest.raises(UserError, match=r"source.image=/proc/nowhere.png"):
+        run.wait(PATIENT_S)
     (tmp_path / "file").write_text("a file, not a folder")
     with begin(tmp_path / "file" / "run") as run, pytest.raises(UserError, match="cannot be made"):
-        run.wait(PATIENCE_S)
+        run.wait(PATIENT_S)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -192,13 +192,13 @@ def test_mistakes_show_before_the_folder_is_made(tmp_path):
 def test_a_mistake_of_a_stream_that_comes_while_weights_load_is_its_own(tmp_path, nano, launcher):
     with begin(tmp_path / "run", *LOCAL[launcher]) as run:
         config = run.config
-        bad = replace(config.source, image="/nowhere.png")
+        bad = replace(config.source, image="/proc/nowhere.png")
         number = run.pipeline.open(replace(config.stream, id="bad"), bad, config.sink)
         assert not run.begun
         good = open_one(run, "good", 2)
-        with pytest.raises(UserError, match=r"source.image=/nowhere.png"):
-            run.pipeline.result(number, PATIENCE_S)
-        assert run.pipeline.result(good, PATIENCE_S)["latents_sha256"] == nano("stream.id=good", "stream.chunks=2")
+        with pytest.raises(UserError, match=r"source.image=/proc/nowhere.png"):
+            run.pipeline.result(number, PATIENT_S)
+        assert run.pipeline.result(good, PATIENT_S)["latents_sha256"] == nano("stream.id=good", "stream.chunks=2")
 
 
 def test_live_input_reaches_the_process_that_encodes(tmp_path, nano, speech):
@@ -208,7 +208,7 @@ def test_live_input_reaches_the_process_that_encodes(tmp_path, nano, speech):
     config = config_of(*BASE, f"output_dir={tmp_path}/run", "launcher.threads=false")
     with running.start(config, stdin=io.BytesIO(pcm)) as run:
         number = run.pipeline.open(config.stream, replace(config.source, audio="-", pace="free"), config.sink)
-        assert run.pipeline.result(number, PATIENCE_S)["latents_sha256"] == expected
+        assert run.pipeline.result(number, PATIENT_S)["latents_sha256"] == expected
 
 
 # -- the main job as its user --------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_a_file_that_cannot_be_made_costs_no_other_stream_its_own(tmp_path, caps
 def test_streams_by_orders_are_lines(tmp_path, capsys, caplog):
     """The plan that a run has by default obeys orders; a stream that ends by a fault is one warning, no exit code."""
     orders = tmp_path / "orders"
-    opened = [{"open": "a", "seconds": 1.2}, {"wait": "a"}, {"open": "b", "source": {"image": "/nowhere.png"}}]
+    opened = [{"open": "a", "seconds": 1.2}, {"wait": "a"}, {"open": "b", "source": {"image": "/proc/nowhere.png"}}]
     orders.write_text("".join(json.dumps(order) + "\n" for order in opened))
     folder = tmp_path / "run"
     base = ("model=nano", "sink.video=null", "stream.chunks=7")
@@ -268,7 +268,7 @@ def test_streams_by_orders_are_lines(tmp_path, capsys, caplog):
     lines = [json.loads(line) for line in (folder / "streams.jsonl").read_text().splitlines()]
     assert [one["stream"] for one in lines] == ["a", "b"]
     assert "error" not in lines[0]
-    assert "source.image=/nowhere.png" in lines[1]["error"]["line"]
+    assert "source.image=/proc/nowhere.png" in lines[1]["error"]["line"]
     report = json.loads((folder / "report.json").read_text())
     assert report["totals"] == {"streams": 2, "ended_by_faults": 1, "chunks": 2, "frames": 24}
     assert [one["stream"] for one in report["streams"]] == ["a", "b"]

@@ -18,6 +18,7 @@ from conf.schema.serve import ServedConfig
 from conf.secret import told
 from launch import scripts
 from launch.cli import compose
+from tests.patience import PATIENT_S
 
 ROOT = Path(__file__).parents[2]
 TOOLS = {
@@ -108,7 +109,7 @@ class Job:
 
     def note(self, what: str) -> dict:
         """What one of its programs was started with, once it was."""
-        file, end = self.notes / f"{what}.json", time.monotonic() + 30
+        file, end = self.notes / f"{what}.json", time.monotonic() + PATIENT_S
         while not file.exists() or not file.read_text().endswith("}"):
             assert time.monotonic() < end and self.process.poll() is None, self.process.communicate()
             time.sleep(0.02)
@@ -116,7 +117,7 @@ class Job:
 
     def end(self) -> tuple[int, str, str]:
         """Its exit code, and what it has said, when it has ended."""
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=PATIENT_S)
         return self.process.returncode, out, err
 
     def kill(self) -> None:

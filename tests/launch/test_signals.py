@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from launch import signals, stream
+from launch.control import Lines
 from launch.progress import ProgressLine
 from launch.signals import SIGNALS, Stop, descendants, listening, stop_event
 from runtime import process
@@ -20,6 +21,7 @@ from stages.sinks.video import VideoSink
 from stages.sources.live import LiveBytes
 from tests.helpers import sampled
 from tests.launch.test_stream import decoded
+from tests.patience import PATIENT_S
 
 ROOT = Path(__file__).parents[2]
 USR1 = signal.SIGUSR1
@@ -77,7 +79,7 @@ def test_the_first_signal_stops_and_a_second_one_ends_at_once(left, number):
     stop.then(calls)
     assert not stop.is_set()
     stop.hear(number)
-    assert calls.called.wait(10) and stop.is_set()
+    assert calls.called.wait(PATIENT_S) and stop.is_set()
     for _ in range(3):
         stop.hear(USR1)
     assert left == []
@@ -99,7 +101,7 @@ def test_a_signal_that_a_parent_passes_on_is_the_same_one(left, clock):
 
 def test_who_is_waited_for_tells_the_others_before_it_ends(left, monkeypatch):
     patience, slept = threading.Event(), []
-    monkeypatch.setattr(signals.time, "sleep", lambda s: slept.append(s) or patience.wait(10))
+    monkeypatch.setattr(signals.time, "sleep", lambda s: slept.append(s) or patience.wait(PATIENT_S))
     stop, calls = Stop(patience_s=8.0), Calls()
     stop.hear(signal.SIGTERM)
     stop.then(calls)
@@ -109,7 +111,7 @@ def test_who_is_waited_for_tells_the_others_before_it_ends(left, monkeypatch):
     ended = threading.Event()
     monkeypatch.setattr(signals, "leave", lambda code: left.append(code) or ended.set())
     Stop(patience_s=8.0).hear(signal.SIGTERM)
-    assert ended.wait(10) and left == [143] and slept == [8.0, 8.0]
+    assert ended.wait(PATIENT_S) and left == [143] and slept == [8.0, 8.0]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -117,7 +119,7 @@ def test_signals_are_heard_and_handlers_put_back(number):
     before = [signal.getsignal(n) for n in SIGNALS]
     with stop_event() as stop:
         os.kill(os.getpid(), number)
-        assert stop.wait(10)
+        assert stop.wait(PATIENT_S)
     assert [signal.getsignal(n) for n in SIGNALS] == before
 
 
@@ -144,9 +146,9 @@ def test_leaving_ends_all_that_was_started():
     )
     family = [psutil.Process(int(pid)) for pid in run.stdout.readline().split()]
     assert sorted(descendants(run.pid)) == sorted(p.pid for p in family)
-    run.communicate("\n", timeout=60)
+    run.communicate("\n", timeout=PATIENT_S)
     assert run.returncode == 3
-    assert not psutil.wait_procs(family, timeout=20)[1]
+    assert not psutil.wait_procs(family, timeout=PATIENT_S)[1]
 
 
 # -- whole runs, in this process ------------------------------------------------------------------------------------
@@ -212,13 +214,18 @@ def test_while_it_ends(tmp_path, monkeypatch, left, plan, phase):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_while_it_waits_for_a_pipes_writer(tmp_path, monkeypatch, left, number):
     """Nobody has opened the pipe of orders: the run ends, with the report of no stream."""
-    pipe, begin = tmp_path / "orders", stream._begin
+    pipe, begin, then, read = tmp_path / "orders", stream._begin, Stop.then, Lines._read
+    hears, waits = threading.Event(), threading.Event()
     os.mkfifo(pipe)
 
     def begun(*args):
-        threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
-        return begin(*args)
+        folder = begin(*args)
+        assert hears.wait(PATIENT_S) and waits.wait(PATIENT_S)
+        os.kill(os.getpid(), number)
+        return folder
 
+    monkeypatch.setattr(Stop, "then", lambda *args: then(*args) or hears.set())
+    monkeypatch.setattr(Lines, "_read", lambda lines: waits.set() or read(lines))
     monkeypatch.setattr(stream, "_begin", begun)
     folder = tmp_path / "run"
     assert stream.main(["model=nano", f"control={pipe}", f"output_dir={folder}", *PLANS["threads"]]) == 0
@@ -252,7 +259,7 @@ def test_a_second_signal_of_a_run_ends_it_at_once(tmp_path, monkeypatch, left):
 
     def stuck(self):
         os.kill(os.getpid(), signal.SIGTERM)
-        assert ended.wait(20)
+        assert ended.wait(PATIENT_S)
         close(self)
 
     monkeypatch.setattr(VideoSink, "close", stuck)

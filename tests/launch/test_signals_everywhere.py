@@ -15,6 +15,7 @@ from benchmarks.kill import is_worker
 from launch.signals import SIGNALS
 from tests.launch.started import start
 from tests.launch.test_stream import decoded
+from tests.patience import PATIENT_S
 
 pytestmark = pytest.mark.long
 
@@ -26,7 +27,6 @@ LAUNCHERS = {
     "ray": ("ray", 2, PLAN),
     "torchrun": ("torchrun", 2, PLAN),
 }
-PATIENCE_S = 120
 
 
 def ranks(process: subprocess.Popen) -> list[psutil.Process]:
@@ -40,7 +40,7 @@ def handles(process: psutil.Process) -> bool:
 
 
 def wait_for(process: subprocess.Popen, test) -> None:
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + PATIENT_S
     while not test():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
@@ -83,8 +83,8 @@ def begin(launcher: str, phase: str, folder: Path) -> subprocess.Popen:
 
 def over(process: subprocess.Popen, family: list[psutil.Process]) -> str:
     """What a run has printed when it and all it had started are gone."""
-    out, err = process.communicate(timeout=PATIENCE_S)
-    _, alive = psutil.wait_procs(family, timeout=30)
+    out, err = process.communicate(timeout=PATIENT_S)
+    _, alive = psutil.wait_procs(family, timeout=PATIENT_S)
     assert not alive, [p.cmdline() for p in alive]
     assert "Traceback" not in err, err
     return out + err
@@ -141,8 +141,8 @@ def test_torchruns_own_signals_end_a_run_cleanly(tmp_path, number):
     streaming(process, "torchrun", folder, random.Random(0))
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    out, _ = process.communicate(timeout=PATIENCE_S)
-    assert not psutil.wait_procs(family, timeout=30)[1]
+    out, _ = process.communicate(timeout=PATIENT_S)
+    assert not psutil.wait_procs(family, timeout=PATIENT_S)[1]
     report = json.loads((folder / "report.json").read_text())
     assert decoded(folder / "video.mp4")[0] == report["frames"] > 0
     assert report["latents_sha256"] in out

@@ -15,6 +15,7 @@ from PIL import Image
 import devices
 from launch import stream
 from stages.sources.audio_file import AudioFile
+from tests.patience import PATIENT_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +29,7 @@ def start(*overrides: str, **options) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, data: bytes | None = None) -> tuple[str, str]:
-    out, err = process.communicate(data, timeout=60)
+    out, err = process.communicate(data, timeout=PATIENT_S)
     return out.decode(), err.decode()
 
 
@@ -45,7 +46,7 @@ def decoded(path: Path) -> tuple[int, float]:
 
 def wait_for(path: Path, size: int, process: subprocess.Popen) -> None:
     """Until a file has grown to `size` bytes."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENT_S
     while not (path.exists() and path.stat().st_size >= size):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -194,7 +195,7 @@ def test_a_signal_releases_a_stream_that_waits_for_live_sound(tmp_path):
     process.stdin.flush()
     wait_for(tmp_path / "video.mp4", 500, process)
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=20)
+    process.wait(timeout=PATIENT_S)
     assert process.returncode == 0
     frames, _ = decoded(tmp_path / "video.mp4")
     assert frames == json.loads((tmp_path / "report.json").read_text())["frames"] == 24

@@ -9,6 +9,7 @@ import pytest
 from conf.errors import UserError
 from conf.schema import Config, LoggingConfig
 from launch.wandb_log import WandbLog
+from tests.patience import PATIENT_S
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def record(folder: Path) -> bytes:
     """The one offline run under a folder: a log of protocol buffers, strings in the clear."""
     (found,) = folder.glob("wandb/offline-run-*/*.wandb")
     # Written by a process of wandb's that a run's end does not wait for; this process's end would.
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENT_S
     while b"latents_sha256" not in found.read_bytes() and time.monotonic() < deadline:
         time.sleep(0.02)
     return found.read_bytes()

@@ -12,7 +12,8 @@ from torch.distributed import HashStore, PrefixStore, TCPStore
 from conf.errors import UserError
 from parallel import address
 from parallel.address import home, is_loopback, misplaced, own_address, refuse_loopback, told_address
-from tests.processes import PATIENT, PROCESSES
+from tests.patience import PATIENT_S
+from tests.processes import PROCESSES
 
 
 def a_store() -> TCPStore:
@@ -95,9 +96,9 @@ def test_a_network_of_its_own_is_a_home_of_its_own():
     ours, theirs = PROCESSES.Pipe()
     process = PROCESSES.Process(target=_homes, args=(theirs,), daemon=True)
     process.start()
-    assert ours.poll(PATIENT)
+    assert ours.poll(PATIENT_S)
     before, failed, after = ours.recv()
-    process.join(PATIENT)
+    process.join(PATIENT_S)
     if failed:
         pytest.skip("may not make a network here")
     assert before == (home("net"), home("mnt"))

@@ -20,7 +20,8 @@ from parallel.channels import CREDITS, Arrival, ChannelError, Closed, Failure, I
 from parallel.local import LocalChannel
 from parallel.message import Message
 from parallel.offset import Offset
-from tests.processes import PATIENT, PROCESSES, store_at, workers
+from tests.patience import PATIENT_S
+from tests.processes import PROCESSES, store_at, workers
 
 
 def channel_threads() -> list[str]:
@@ -64,7 +65,7 @@ def test_a_message_that_there_is_no_room_for_gives_its_credit_back(monkeypatch):
         m.setattr("parallel.local.pack_body", full)
         channel.sender.send(message_of(1, "full"))
     channel.sender.send(message_of(1, "full"))
-    message = inbox.get(timeout=1).take()
+    message = inbox.get(timeout=PATIENT_S).take()
     borrowed = Arrival(3, message, lambda: given.append(True), borrowed=True)
     with monkeypatch.context() as m, pytest.raises(torch.OutOfMemoryError):
         m.setattr(torch.Tensor, "clone", full)
@@ -78,7 +79,7 @@ def test_local_channel_delivers_in_order_and_closes():
     thread = threading.Thread(target=lambda: [channel.sender.send(message_of(i, "local")) for i in range(40)])
     thread.start()
     for index in range(40):
-        arrival = inbox.get(timeout=PATIENT)
+        arrival = inbox.get(timeout=PATIENT_S)
         assert arrival.peer == 3
         assert same(arrival.message, message_of(index, "local"))
         assert inbox.qsize() < CREDITS
@@ -86,7 +87,7 @@ def test_local_channel_delivers_in_order_and_closes():
     thread.join()
     channel.sender.close()
     channel.sender.close()
-    assert inbox.get(timeout=1) == Closed(3)
+    assert inbox.get(timeout=PATIENT_S) == Closed(3)
     assert inbox.empty()
 
 
@@ -114,7 +115,7 @@ def test_what_was_sent_may_be_written_again():
 
 
 def test_a_closed_local_receiver_wakes_the_sender():
-    channel = LocalChannel(0, 1, queue.Queue(), credits=1, timeout_s=PATIENT)
+    channel = LocalChannel(0, 1, queue.Queue(), credits=1, timeout_s=PATIENT_S)
     channel.sender.send(Message("step"))
     threading.Timer(0.05, channel.receiver.close).start()
     with pytest.raises(ChannelError, match="worker 1: has closed the channel"):
@@ -144,21 +145,21 @@ def test_workers_do_not_send_beats():
 def _exchange(me: int, store, count: int) -> list:
     """Send and receive `count` messages each way at once; nothing but arrivals and the close may come."""
     inbox, peer = queue.Queue(), 1 - me
-    links = p2p.connect_all(store, me, {"0 to 1": peer, "1 to 0": peer}, "cpu", PATIENT)
+    links = p2p.connect_all(store, me, {"0 to 1": peer, "1 to 0": peer}, "cpu", PATIENT_S)
     ways = ["0 to 1", "1 to 0"]
     sender = links[ways[me]].sender(inbox)
     receiver = links[ways[peer]].receiver(inbox)
     thread = threading.Thread(target=lambda: [sender.send(message_of(i, ways[me])) for i in range(count)])
     thread.start()
     for index in range(count):
-        arrival = inbox.get(timeout=PATIENT)
+        arrival = inbox.get(timeout=PATIENT_S)
         assert isinstance(arrival, Arrival), arrival
         assert arrival.peer == peer
         assert same(arrival.message, message_of(index, ways[peer])), index
         arrival.release()
     thread.join()
     sender.close()
-    last = inbox.get(timeout=PATIENT)
+    last = inbox.get(timeout=PATIENT_S)
     receiver.close()
     return [last, inbox.qsize(), channel_threads()]
 
@@ -171,7 +172,7 @@ def test_two_channels_carry_mixed_messages_in_order_and_bit_exact_and_close():
 def _slow(me: int, store, sent, taken, numel: int) -> tuple[int, int]:
     """(most messages between the two, growth of peak memory in bytes): worker 1 takes its time."""
     inbox, most = queue.Queue(), 0
-    link = p2p.connect(store, me, 1 - me, "slow", "cpu", PATIENT)
+    link = p2p.connect(store, me, 1 - me, "slow", "cpu", PATIENT_S)
     if me == 0:
         sender, x = link.sender(inbox), torch.zeros(numel)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -183,7 +184,7 @@ def _slow(me: int, store, sent, taken, numel: int) -> tuple[int, int]:
     else:
         link.receiver(inbox)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        while isinstance(arrival := inbox.get(timeout=PATIENT), Arrival):
+        while isinstance(arrival := inbox.get(timeout=PATIENT_S), Arrival):
             time.sleep(0.02)
             most = max(most, 1 + sum(isinstance(event, Arrival) for event in list(inbox.queue)))
             taken.value += 1
@@ -222,7 +223,7 @@ def _both_ends(port: int, timeout_s: float):
 @pytest.mark.parametrize(
     ("sign", "timeout_s", "words"),
     # A death is seen at once, and not when the time is up: it is called a death.
-    [(signal.SIGKILL, 2 * PATIENT, "the process died"), (signal.SIGSTOP, 2.0, "no sign of life for 2 s")],
+    [(signal.SIGKILL, 2 * PATIENT_S, "the process died"), (signal.SIGSTOP, 4.0, "no sign of life for 4 s")],
 )
 def test_a_dead_or_stopped_peer_is_reported_once_by_name(sign, timeout_s, words):
     with workers(_silent, range(1, 2), timeout_s) as (port, (process,), _):
@@ -230,7 +231,7 @@ def test_a_dead_or_stopped_peer_is_reported_once_by_name(sign, timeout_s, words)
         sender.send(Message("step", chunk=7))
         assert inbox.empty()
         os.kill(process.pid, sign)
-        failures = [inbox.get(timeout=PATIENT), inbox.get(timeout=PATIENT)]
+        failures = [inbox.get(timeout=PATIENT_S), inbox.get(timeout=PATIENT_S)]
         for failure in failures:
             assert isinstance(failure, Failure)
             assert failure.peer == 1
@@ -246,15 +247,15 @@ def test_a_dead_or_stopped_peer_is_reported_once_by_name(sign, timeout_s, words)
 
 
 def test_idle_for_longer_than_the_timeout_is_no_failure_and_the_close_is_clean(capfd, monkeypatch):
-    timeout_s, hear, beats = 2.0, Offset.hear, queue.SimpleQueue()
+    timeout_s, hear, beats = 4.0, Offset.hear, queue.SimpleQueue()
     with workers(_silent, range(1, 2), timeout_s) as (port, _, join):
         inbox, sender, receiver = _both_ends(port, timeout_s)
         monkeypatch.setattr(Offset, "hear", lambda *said: (hear(*said), beats.put(said[-1])))
-        enough = beats.get(timeout=PATIENT) + 1.25 * timeout_s
-        while beats.get(timeout=PATIENT) < enough:
+        enough = beats.get(timeout=PATIENT_S) + 1.25 * timeout_s
+        while beats.get(timeout=PATIENT_S) < enough:
             assert inbox.empty()
         sender.close()
-        assert inbox.get(timeout=PATIENT) == Closed(1)
+        assert inbox.get(timeout=PATIENT_S) == Closed(1)
         receiver.close()
         assert inbox.empty()
         assert channel_threads() == []
@@ -275,14 +276,14 @@ def _clocks(me: int, store, ahead: tuple[float, float]) -> tuple[list[Message], 
     """(what came, offset of the peer's clock, its bound): each end sends moments by a clock of its own."""
     inbox, peer = queue.Queue(), 1 - me
     links = p2p.connect_all(
-        store, me, {"0 to 1": peer, "1 to 0": peer}, "cpu", PATIENT, clock=lambda: time.perf_counter() + ahead[me]
+        store, me, {"0 to 1": peer, "1 to 0": peer}, "cpu", PATIENT_S, clock=lambda: time.perf_counter() + ahead[me]
     )
     there, back = links[f"{me} to {peer}"], links[f"{peer} to {me}"]
     bound = max(there.offset.bound, back.offset.bound)  # of what follows, too: a worse measurement is not used
     sender, receiver = there.sender(inbox), back.receiver(inbox)
     sender.send(Message("step", sent=ahead[me] + 1.0, moments={"entered": ahead[me] + 2.0, "due": ahead[me] + 9e9}))
     sender.send(Message("step"))
-    came = [inbox.get(timeout=PATIENT) for _ in range(2)]
+    came = [inbox.get(timeout=PATIENT_S) for _ in range(2)]
     assert [arrival.at <= back.clock() for arrival in came] == [True, True]
     store.set(f"came{me}", "1")
     store.wait([f"came{peer}"])
@@ -296,7 +297,7 @@ def test_moments_arrive_by_the_receivers_clock_when_clocks_are_hours_apart():
     with workers(_clocks, range(2), AHEAD) as (_, _, join):
         for me, ((first, second), offset, bound) in enumerate(join()):
             assert offset == pytest.approx(AHEAD[me] - AHEAD[1 - me], abs=bound)
-            assert bound < 1.0, "of hours"
+            assert bound < 60.0, "of hours"
             moments = {"entered": first.sent + 1.0, "due": first.sent + 9e9 - 1}
             assert first.moments == pytest.approx(moments, abs=1e-6)
             assert first.sent == pytest.approx(AHEAD[me] + 1.0, abs=bound)
@@ -312,11 +313,11 @@ def test_moments_of_one_clock_arrive_unchanged():
 
 def _sends_for_ever(me: int, store) -> str:
     inbox = queue.Queue()
-    sender = p2p.connect(store, me, 0, "endless", "cpu", PATIENT).sender(inbox)
+    sender = p2p.connect(store, me, 0, "endless", "cpu", PATIENT_S).sender(inbox)
     with pytest.raises(ChannelError) as raised:
         while True:
             sender.send(Message("step", tensors={"x": torch.zeros(1000)}))
-    assert inbox.get(timeout=1) == Closed(0)
+    assert inbox.get(timeout=PATIENT_S) == Closed(0)
     sender.close()
     assert channel_threads() == []
     return str(raised.value)
@@ -325,14 +326,14 @@ def _sends_for_ever(me: int, store) -> str:
 def test_a_receiver_may_close_first():
     with workers(_sends_for_ever, range(1, 2)) as (port, _, join):
         inbox = queue.Queue()
-        receiver = p2p.connect(store_at(port), 0, 1, "endless", "cpu", PATIENT).receiver(inbox)
-        inbox.get(timeout=PATIENT)
+        receiver = p2p.connect(store_at(port), 0, 1, "endless", "cpu", PATIENT_S).receiver(inbox)
+        inbox.get(timeout=PATIENT_S)
         receiver.close()
         assert join() == ["worker 0: has closed the channel"]
 
 
 def _leaves(me: int, store) -> None:
-    receiver = p2p.connect(store, me, 0, "left", "cpu", PATIENT).receiver(queue.Queue())
+    receiver = p2p.connect(store, me, 0, "left", "cpu", PATIENT_S).receiver(queue.Queue())
     store.wait(["connected"])  # leave a channel that both have, not one that is being made
     sys.stdout.flush()
     assert receiver.peer == 0
@@ -342,9 +343,9 @@ def test_a_process_that_forgets_to_close_ends_at_once_and_is_a_failure():
     with workers(_leaves, range(1, 2)) as (port, _, join):
         inbox = queue.Queue()
         store = store_at(port)
-        sender = p2p.connect(store, 0, 1, "left", "cpu", PATIENT).sender(inbox)
+        sender = p2p.connect(store, 0, 1, "left", "cpu", PATIENT_S).sender(inbox)
         store.set("connected", "1")
-        failure = inbox.get(timeout=PATIENT)
+        failure = inbox.get(timeout=PATIENT_S)
         assert "worker 1: channel left: the connection is closed" in str(failure.error)
         assert join() == [None]
         sender.close()
@@ -359,7 +360,7 @@ def _ring(me: int, store) -> set:
     pairs += [(i, (i + 3) % RING) for i in range(RING)] + [(0, 2), (2, 0)]
     mine = {f"{a} to {b}": b if a == me else a for a, b in pairs if me in (a, b)}
     # Backwards on purpose: connect_all must put it right.
-    links = p2p.connect_all(store, me, dict(sorted(mine.items(), reverse=True)), "cpu", PATIENT)
+    links = p2p.connect_all(store, me, dict(sorted(mine.items(), reverse=True)), "cpu", PATIENT_S)
     inbox = queue.Queue()
     ends = []
     for name, link in links.items():
@@ -370,7 +371,7 @@ def _ring(me: int, store) -> set:
     senders = {a for a, b in pairs if b == me}
     heard = set()
     while heard != senders:
-        arrival = inbox.get(timeout=PATIENT)
+        arrival = inbox.get(timeout=PATIENT_S)
         if isinstance(arrival, Arrival):
             assert arrival.message.stream == arrival.peer
             heard.add(arrival.peer)
@@ -399,7 +400,7 @@ def test_packing_megabytes_does_not_hold_the_sender_and_keeps_the_order(monkeypa
     store, links = dist.HashStore(), {}
 
     def connect(side: int) -> None:
-        links[side] = p2p.link(store, side, 1 - side, "large", torch.device("cpu"), PATIENT, expected=2 << 20)
+        links[side] = p2p.link(store, side, 1 - side, "large", torch.device("cpu"), PATIENT_S, expected=2 << 20)
 
     threads = [threading.Thread(target=connect, args=(side,)) for side in range(2)]
     for thread in threads:
@@ -409,7 +410,7 @@ def test_packing_megabytes_does_not_hold_the_sender_and_keeps_the_order(monkeypa
     may, pack = threading.Event(), ends.pack_body
 
     def packed(*args):
-        assert may.wait(PATIENT)
+        assert may.wait(PATIENT_S)
         return pack(*args)
 
     monkeypatch.setattr(ends, "pack_body", packed)
@@ -418,6 +419,6 @@ def test_packing_megabytes_does_not_hold_the_sender_and_keeps_the_order(monkeypa
     for index in range(8):
         sender.send(message_of(index, "large"))  # returns, though nothing is packed
     may.set()
-    assert all(same(inbox.get(timeout=PATIENT).take(), message_of(index, "large")) for index in range(8))
+    assert all(same(inbox.get(timeout=PATIENT_S).take(), message_of(index, "large")) for index in range(8))
     sender.close()
     receiver.close()

@@ -1,7 +1,7 @@
 """What cuts copy and keep, added up by hand."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.schema import PlanConfig
@@ -120,7 +120,6 @@ def test_where_the_way_is_narrow_cuts_are_made_less_often():
     assert needed(1e-6).every == MOST
 
 
-@settings(deadline=None)
 @given(st.floats(1.0, 1e5), st.floats(0.1, 30.0))
 def test_as_often_as_the_way_allows_and_no_less(bandwidth, recover_s):
     found = needed(bandwidth, recover_s)

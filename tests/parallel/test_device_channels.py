@@ -19,12 +19,12 @@ from parallel.message import Message, pack, unpack
 from parallel.p2p import Link
 from tests.parallel import fake_nccl
 from tests.parallel.late import Late
-from tests.processes import PATIENT
+from tests.patience import PATIENT_S
 
 
 def connected() -> list[Link]:
     """Both sides, which have compared clocks and made the communicator."""
-    links = fake_nccl.pair(PATIENT)
+    links = fake_nccl.pair(PATIENT_S)
     threads = [threading.Thread(target=link.meet) for link in links]
     for thread in threads:
         thread.start()
@@ -47,13 +47,13 @@ def test_bodies_arrive_in_order_and_a_good_end_shuts_both_sides_down():
     sender, receiver = links[0].sender(), links[1].receiver(inbox)
     for index in range(20):
         sender.send(Message("step", chunk=index, tensors={"x": torch.full((index + 1,), index)} if index % 3 else {}))
-        arrival = inbox.get(timeout=PATIENT)
+        arrival = inbox.get(timeout=PATIENT_S)
         message = arrival.take()
         assert message.chunk == index
         assert all(x.tolist() == [index] * (index + 1) for x in message.tensors.values())
         assert len(message.tensors) == bool(index % 3)
     sender.close()
-    assert inbox.get(timeout=PATIENT) == Closed(0)
+    assert inbox.get(timeout=PATIENT_S) == Closed(0)
     receiver.close()
     assert calls(links) == [["shutdown"], ["shutdown"]]
 
@@ -82,9 +82,9 @@ def test_a_body_that_was_aborted_is_not_delivered():
     links[1]._bodies.waits.clear()
     receiver = links[1].receiver(inbox)
     announced(links[0])
-    assert links[1]._bodies.waits.wait(PATIENT)
+    assert links[1]._bodies.waits.wait(PATIENT_S)
     links[1].cut()
-    failure = inbox.get(timeout=PATIENT)
+    failure = inbox.get(timeout=PATIENT_S)
     assert isinstance(failure, Failure), failure
     assert "cut off" in str(failure.error)
     receiver.close()
@@ -98,7 +98,7 @@ def test_a_body_is_not_delivered_once_the_group_reports_an_error():
     receiver = links[1].receiver(inbox)
     announced(links[0])
     links[0].send(torch.zeros(64, dtype=torch.uint8), BODY)
-    failure = inbox.get(timeout=PATIENT)
+    failure = inbox.get(timeout=PATIENT_S)
     assert isinstance(failure, Failure), failure
     assert "NCCL reports COMM_ERROR" in str(failure.error)
     receiver.close()
@@ -117,11 +117,11 @@ def test_what_was_computed_is_checked_when_it_is_there_and_before_it_leaves(brok
     if not broken:
         arrivals = queue.SimpleQueue()
         receiver = links[1].receiver(arrivals)
-        assert isinstance(arrivals.get(timeout=PATIENT), Arrival)
+        assert isinstance(arrivals.get(timeout=PATIENT_S), Arrival)
         sender.close()
         receiver.close()
         return
-    failure = inbox.get(timeout=PATIENT)
+    failure = inbox.get(timeout=PATIENT_S)
     assert str(failure.error) == "worker 3: among its 2 processes: an exchange was cut off"
     assert set(kinds_sent(links[0])) <= {"beat"}
     with pytest.raises(ChannelError, match="an exchange was cut off"):
@@ -130,7 +130,7 @@ def test_what_was_computed_is_checked_when_it_is_there_and_before_it_leaves(brok
 
 
 def test_every_thread_of_a_channel_uses_its_queue_first():
-    links = fake_nccl.pair(PATIENT)
+    links = fake_nccl.pair(PATIENT_S)
     sender, receiver = links[0].sender(), links[1].receiver(queue.SimpleQueue())
     sender.close()
     receiver.close()
@@ -147,7 +147,7 @@ class DeviceExchange(GroupExchange):
 
     def __init__(self, nccl: fake_nccl.Nccl):
         self.nccl = nccl
-        super().__init__(HashStore(), 3, 0, 1, torch.device("cpu"), PATIENT)
+        super().__init__(HashStore(), 3, 0, 1, torch.device("cpu"), PATIENT_S)
 
     def _connect(self, store, timeout):
         self._nccl, self.size = True, 2
@@ -180,7 +180,7 @@ def test_an_exchange_whose_group_reports_an_error_says_so(exchange):
 
 
 def test_whoever_is_woken_by_an_abort_finds_the_exchange_failed():
-    first, second = local_group(1, 2, PATIENT)
+    first, second = local_group(1, 2, PATIENT_S)
     found = []
 
     def wait() -> None:
@@ -194,5 +194,5 @@ def test_whoever_is_woken_by_an_abort_finds_the_exchange_failed():
     thread.start()
     second.check()
     second.abort()
-    thread.join(PATIENT)
+    thread.join(PATIENT_S)
     assert found == [1]

@@ -124,7 +124,7 @@ def on_banks(passes: list[Pass], kinds: tuple[str, ...]) -> dict[tuple[int, int]
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(configs, contexts, st.data())
 def test_the_order_on_every_bank_is_the_same_whoever_goes_on_first(config, context, data):
     plan = plan_of(config, context=context[0], versions=context[1])
@@ -139,7 +139,7 @@ def test_the_order_on_every_bank_is_the_same_whoever_goes_on_first(config, conte
             assert [i.chunk for i in order if i.kind == "stage"] in ([], [0, 1, 2, 3, 4])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(configs, contexts, st.data())
 def test_a_new_kind_is_a_row_for_the_schedule(config, context, data):
     plan = plan_of(config, context=context[0], versions=context[1], passes=PASSES.also(PROBE))
@@ -147,7 +147,7 @@ def test_a_new_kind_is_a_row_for_the_schedule(config, context, data):
     probed_in_order(plan, done, 4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(configs, contexts)
 def test_and_for_the_simulator(config, context):
     plan = plan_of(config, context=context[0], versions=context[1], passes=PASSES.also(PROBE))

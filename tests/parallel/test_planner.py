@@ -29,7 +29,7 @@ def test_one_of_five_devices_is_slower(slow):
     assert found.prediction.fps >= 0.95 * 12 / best
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=1, max_size=4),
     st.lists(st.sampled_from([0.1, 0.2, 0.35, 0.5]), min_size=4, max_size=5),

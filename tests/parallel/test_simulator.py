@@ -95,7 +95,7 @@ def test_a_slow_decoder_sets_the_pace():
     assert chunks[-1].left - chunks[-1].granted <= stages + 5 + 20
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from([PlanConfig("timestep", workers=3), PlanConfig("layers", workers=3), PlanConfig("grid")]),
     st.sampled_from(["same_level", "clean"]),
@@ -196,7 +196,7 @@ class Drawn(Given):
         return self._random.choice([0, 1]), 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.sampled_from([
         PlanConfig("timestep"), PlanConfig("timestep", workers=3), PlanConfig("layers", workers=3), PlanConfig("grid"),
@@ -294,7 +294,7 @@ plans = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(plans, st.data(), st.integers(1, 2), st.integers(0, 20))
 def test_a_device_does_one_thing_at_a_time_for_all_its_workers(config, data, streams, decode):
     plan = plan_of(config)

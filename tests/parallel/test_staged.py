@@ -19,7 +19,8 @@ from parallel.exchange import GroupExchange
 from parallel.local import LocalChannel
 from parallel.message import Message
 from tests.parallel import late
-from tests.processes import PATIENT, workers
+from tests.patience import PATIENT_S
+from tests.processes import workers
 
 CPU = torch.device("cpu")
 SIZES = (3, 70_000, 5, 70_000, 0)
@@ -45,7 +46,7 @@ def is_right(message: Message) -> bool:
 def talk(me: int, store, count: int) -> dict:
     """Worker 0 sends `count` messages to worker 1; each says what it saw."""
     device, spied, inbox = late.install(), [], queue.SimpleQueue()
-    link = p2p.connect(store, me, 1 - me, "staged", CPU, PATIENT, expected=64)
+    link = p2p.connect(store, me, 1 - me, "staged", CPU, PATIENT_S, expected=64)
     call = "post" if me else "begin"
     plain = getattr(link, call)
     setattr(link, call, lambda tensor, tag: spied.append((tensor.data_ptr(), tensor.numel())) or plain(tensor, tag))
@@ -57,7 +58,7 @@ def talk(me: int, store, count: int) -> dict:
         sender.close()
     else:
         receiver = link.receiver(inbox)
-        while isinstance(arrival := inbox.get(timeout=PATIENT), Arrival):
+        while isinstance(arrival := inbox.get(timeout=PATIENT_S), Arrival):
             assert arrival.borrowed == bool(arrival.message.tensors)
             message = arrival.take()
             wrong += [] if is_right(message) else [(message.chunk, message.times)]
@@ -84,7 +85,7 @@ def test_what_is_computed_later_arrives_right_and_through_pinned_memory():
 def meet(me: int, store) -> list:
     """All kinds of exchange; a member's results as lists, and what happened in which order."""
     device, order = late.install(), []
-    exchange = GroupExchange(store, 5, me, 3, CPU, PATIENT)
+    exchange = GroupExchange(store, 5, me, 3, CPU, PATIENT_S)
     plain = exchange._do
     exchange._do = lambda begin: order.append("exchanged") or plain(begin)
     x = (torch.arange(3).view(3, 1) + 10 * me).expand(3, 2).to(torch.bfloat16).contiguous()
@@ -142,7 +143,7 @@ def test_between_threads_the_reader_says_what_its_queue_reads(device, monkeypatc
     inbox, said = queue.SimpleQueue(), []
     channel = LocalChannel(3, 4, inbox)
     channel.sender.send(Message("step", tensors={"x": torch.ones(2)}))
-    arrival = inbox.get(timeout=PATIENT)
+    arrival = inbox.get(timeout=PATIENT_S)
     monkeypatch.setattr(late.Late, "follow", lambda self, mark, *used: said.extend(used))
     x = arrival.take().tensors["x"]
     assert [tensor.untyped_storage().data_ptr() for tensor in said] == [x.untyped_storage().data_ptr()]
@@ -158,11 +159,11 @@ def test_what_fails_while_it_is_computed_breaks_the_channel_and_is_told_once(dev
 
     device.later(fail)
     channel.sender.send(Message("step", tensors={"x": torch.ones(2)}))
-    failure = inbox.get(timeout=PATIENT)
+    failure = inbox.get(timeout=PATIENT_S)
     assert isinstance(failure, Failure) and failure.peer == 3
     assert "an illegal memory access" in str(failure.error)
     channel.sender.close()
-    assert inbox.get(timeout=PATIENT) == Closed(3) and inbox.empty()
+    assert inbox.get(timeout=PATIENT_S) == Closed(3) and inbox.empty()
 
 
 def test_on_the_processor_there_is_no_courier():

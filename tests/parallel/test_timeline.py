@@ -97,7 +97,7 @@ sinks = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(plans, st.sampled_from(["same_level", "clean"]), sinks)
 def test_every_plan_runs_on_and_obeys_order(config, context, versions):
     plan = plan_of(config, context=context, versions=versions)

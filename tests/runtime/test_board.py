@@ -11,8 +11,8 @@ from parallel.channels import Inbox
 from runtime.board import DRIVER, Board, Box, BoxReader, OrderReader
 from runtime.orders import Cancel, Close, Prompt, Status, Stop
 from runtime.reasons import Reason
+from tests.patience import PATIENT_S
 
-PATIENCE_S = 30.0
 STORES = {
     "threads": dist.HashStore,
     "processes": lambda: dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False),
@@ -39,7 +39,7 @@ def test_who_comes_in_the_place_of_one_that_loaded_knows_its_orders(store):
     reader = OrderReader(Board(store, 0, 1), inbox)
     assert reader.orders() == given
     reader.start()
-    assert [inbox.get(timeout=PATIENCE_S) for _ in given] == given
+    assert [inbox.get(timeout=PATIENT_S) for _ in given] == given
     reader.close()
     assert OrderReader(Board(store, 0, 1), Inbox()).orders() == [], "nobody else begins with them"
 
@@ -55,7 +55,7 @@ def test_every_worker_reads_all_orders_in_one_order(store):
         reader.start()
     given += [board.give(Cancel(stream), range(3)) for stream in range(3)]
     for inbox in inboxes:
-        assert [inbox.get(timeout=PATIENCE_S) for _ in given] == given
+        assert [inbox.get(timeout=PATIENT_S) for _ in given] == given
     assert [order.number for order in given] == list(range(6))
     for reader in readers:
         reader.close()
@@ -85,10 +85,10 @@ def test_what_at_once_raises_reaches_the_worker_and_later_orders_are_heard(store
     reader.start()
     prompt = board.give(Prompt(5, "hi", 0.0), [0])
     after = board.give(Close(), [0])
-    error = inbox.get(timeout=PATIENCE_S)
+    error = inbox.get(timeout=PATIENT_S)
     assert isinstance(error, KeyError) and error.args == (5,)
-    assert inbox.get(timeout=PATIENCE_S).number == prompt.number
-    assert inbox.get(timeout=PATIENCE_S) == after
+    assert inbox.get(timeout=PATIENT_S).number == prompt.number
+    assert inbox.get(timeout=PATIENT_S) == after
     reader.close()
 
 
@@ -98,7 +98,7 @@ def test_a_text_that_is_no_order_is_skipped(store, caplog):
     reader.start()
     Box(store, 0).post('{"order": "format", "disk": "c"}')
     after = board.give(Status(0), [0])
-    assert inbox.get(timeout=PATIENCE_S) == after
+    assert inbox.get(timeout=PATIENT_S) == after
     reader.close()
     (record,) = caplog.records
     assert record.getMessage().startswith('an order was skipped: order="format": there is no such order')
@@ -123,7 +123,7 @@ def test_workers_whose_driver_is_gone_finish_what_they_have():
     reader = OrderReader(Board(Gone(), 0, 1), inbox)
     reader.start()
     gate.set()
-    assert [inbox.get(timeout=PATIENCE_S) for _ in range(2)] == [Stop(), Close()]
+    assert [inbox.get(timeout=PATIENT_S) for _ in range(2)] == [Stop(), Close()]
     reader.close()
 
 
@@ -143,7 +143,7 @@ def test_events_of_all_workers_reach_the_driver_once(store):
     for thread in threads:
         thread.join()
     reader.close()
-    found = [got.get(timeout=PATIENCE_S) for _ in range(100)]
+    found = [got.get(timeout=PATIENT_S) for _ in range(100)]
     for worker in range(4):
         assert [e["number"] for e in found if e["worker"] == worker] == list(range(25))
     assert board.keys() - before <= 1  # one for all that was ever posted

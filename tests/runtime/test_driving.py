@@ -12,9 +12,8 @@ from runtime.orders import Cancel, Open, Prompt
 from runtime.pipeline import RESULTS, results
 from runtime.reasons import Reason, StreamFailed
 from runtime.state import Keep
+from tests.patience import PATIENT_S
 from tests.runtime.driven import Driven
-
-PATIENCE_S = 30.0
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def test_standard_input_is_given_once(driven):
     """What has been read of it by a stream that has ended is gone."""
     first = opened(driven, "a", source={"audio": "-"})
     driven.pipeline.stop(first)
-    driven.pipeline.wait(first, PATIENCE_S)
+    driven.pipeline.wait(first, PATIENT_S)
     with pytest.raises(UserError, match="standard input is read already"):
         opened(driven, "b", source={"audio": "-"})
 
@@ -92,7 +91,7 @@ def test_a_stream_needs_the_bytes_that_a_worker_has_not(driven):
     with pytest.raises(UserError, match=r"stream\.id=c: worker 1 lacks 1,000 bytes for 3 streams at once"):
         opened(driven, "c")
     driven.pipeline.stop(first)
-    driven.pipeline.wait(first, PATIENCE_S)
+    driven.pipeline.wait(first, PATIENT_S)
     opened(driven, "c")
 
 
@@ -102,7 +101,7 @@ def test_streams_that_came_before_the_room_was_known_leave_if_there_is_none(driv
     driven.boards[0].tell("room/0", {"stream_bytes": 1500, "free_bytes": 2000, "pooled": 1, "memory": "here"})
     driven.pipeline.check_room()
     for number, streams in ((numbers[3], 4), (numbers[2], 3)):
-        driven.pipeline.wait(number, PATIENCE_S)
+        driven.pipeline.wait(number, PATIENT_S)
         reason = driven.boards[0].refused(number)
         assert reason is None or f"for {streams} streams at once" in reason.line
     assert not any(map(driven.pipeline.ended, numbers[:2]))
@@ -139,7 +138,7 @@ def test_a_worker_that_gives_up_a_stream_cancels_it_everywhere(driven):
     """By the driver, so that all workers hear it at the same place among the orders."""
     stream = opened(driven, "a")
     driven.boards[1].refuse(stream, Reason.of(ValueError("no"), "worker 1, opening"))
-    driven.pipeline.wait(stream, PATIENCE_S)  # the stand-in ends what is cancelled
+    driven.pipeline.wait(stream, PATIENT_S)  # the stand-in ends what is cancelled
     assert Cancel(stream, number=1) in driven.orders()
 
 
@@ -162,7 +161,7 @@ def test_a_stream_that_failed_costs_no_report_but_its_own(driven, error, raised,
     driven.end(streams[1], error=Reason.of(error, "worker 1, decode of chunk 3").to_dict())
     driven.end(streams[0], chunks=3)
     driven.end(streams[2], chunks=5)
-    assert driven.pipeline.result(streams[2], PATIENCE_S)["chunks"] == 5
+    assert driven.pipeline.result(streams[2], PATIENT_S)["chunks"] == 5
     with pytest.raises(raised, match=said):
         driven.pipeline.result(streams[1])
     driven.pipeline.leave()
@@ -182,11 +181,11 @@ def test_nothing_grows_with_the_streams_that_have_ended(driven):
         stream = opened(driven, "brief")
         board.tell(f"progress/{stream}", {"chunks": number})
         board.refuse(stream, Reason.of(ValueError("no")))
-        pipeline.wait(stream, PATIENCE_S)  # it is cancelled, and the stand-in ends it
+        pipeline.wait(stream, PATIENT_S)  # it is cancelled, and the stand-in ends it
         assert pipeline.progress(stream) == {"chunks": number}
         board.refuse(stream, Reason.of(ValueError("too late")))
     pipeline.stop(long)
-    pipeline.wait(long, PATIENCE_S)
+    pipeline.wait(long, PATIENT_S)
     pipeline.status()
     assert pipeline.board.keys() == before
     assert len(pipeline.known) == RESULTS
@@ -218,7 +217,7 @@ def test_whoever_waits_hears_that_the_workers_are_gone(driven):
     lost = PeerLost("worker 1 is lost")
     driven.pipeline.lost(lost)
     driven.pipeline.lost(ValueError("a consequence"))
-    thread.join(PATIENCE_S)
+    thread.join(PATIENT_S)
     assert heard == [lost]
     assert driven.pipeline.result(done)["stream"] == "done"
     later = (lambda: opened(driven, "b"), lambda: driven.pipeline.prompt(endless, "x"), driven.pipeline.status,

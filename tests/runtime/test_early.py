@@ -30,8 +30,8 @@ from stages.denoise.schedule import schedule_of
 from stages.denoise.share import ALL
 from stages.emulated import EmulatedDenoiser, EmulatedDevice
 from tests.helpers import config_of
+from tests.patience import PATIENT_S
 
-PATIENT_S = 20.0
 PART = bank_part(0, 0, 0)
 CONFIG = config_of(
     *BASE, "model.steps=2", "model.network.layers=2", "device.emulated.bank_bytes=10000", "device.emulated.step_s=0"

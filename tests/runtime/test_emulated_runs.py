@@ -26,7 +26,7 @@ def test_every_plan_runs(job, plan):
 def test_no_weights_are_read(job):
     """A model whose files are not there runs, too."""
     report = job(
-        "model=pocket_avatar", "model.checkpoint=/nowhere/w.safetensors", "plan=timestep", "stream.chunks=3", *FAST
+        "model=pocket_avatar", "model.checkpoint=/proc/nowhere/w.safetensors", "plan=timestep", "stream.chunks=3", *FAST
     )
     assert report["chunks"] == 3
 

@@ -22,9 +22,10 @@ from stages.sources.film import NONE, Shots
 from stages.sources.fitting import Fit
 from stages.sources.live import Stop, Turned
 from tests.helpers import config_of
+from tests.patience import PATIENT_S
 from tests.runtime.test_session_replay import taken
 from tests.runtime.test_video_input import Cut, same
-from tests.serve.core_ends import WAIT_S, End
+from tests.serve.core_ends import End
 from tests.serve.seen import jpeg
 
 SMALL = ("model=nano_video", "stream.height=32", "stream.width=32")
@@ -219,4 +220,4 @@ def test_a_chunk_that_wants_other_pictures_than_before_is_a_fault(tmp_path):
             ends.video.take(COUNT)
         ends.again(None)
         one.close()
-        assert one.stop.wait(WAIT_S)
+        assert one.stop.wait(PATIENT_S)

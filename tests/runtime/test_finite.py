@@ -11,6 +11,7 @@ from runtime.block import Block
 from stages.denoise.denoiser import Denoiser
 from stages.denoise.sampler import finite_steps, require_finite_steps
 from tests.helpers import thorough
+from tests.patience import PATIENT_S
 from tests.runtime.test_pipeline import PLANS, Running
 
 
@@ -45,7 +46,7 @@ def test_one_stream_ends_and_the_others_go_on(tmp_path, nano, monkeypatch, plan)
     with Running(tmp_path, *overrides) as running:
         bad, good = running.open("a", None), running.open("b", 4, seed=1)
         assert running.hash(good) == alone
-        report = running.pipeline.report(bad, timeout_s=30)
+        report = running.pipeline.report(bad, timeout_s=PATIENT_S)
     assert report["chunks"] == 2 and not report["finished"]
     assert report["error"]["user"] and report["error"]["line"].startswith("step2 of chunk 2: left latents that are not")
 

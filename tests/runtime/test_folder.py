@@ -9,8 +9,7 @@ from conf.errors import UserError
 from runtime import folder
 from runtime.board import Board
 from runtime.folder import require_shared, strangers
-
-PATIENT = 30.0
+from tests.patience import PATIENT_S
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def meet(monkeypatch):
             mine.home = homes[index]
             board = Board(store, index, len(homes))
             try:
-                found[index] = ask(board, folders[index], range(len(homes)), index == writer, PATIENT)
+                found[index] = ask(board, folders[index], range(len(homes)), index == writer, PATIENT_S)
             except UserError as error:
                 found[index] = error
 

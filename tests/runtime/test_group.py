@@ -23,7 +23,8 @@ from stages.denoise.denoiser import Denoiser
 from stages.models.pocket.network import Network
 from stages.models.pocket.sizes import AudioConfig, Sizes
 from stages.weights import initialise
-from tests.processes import PATIENT, store_at, workers
+from tests.patience import PATIENT_S
+from tests.processes import store_at, workers
 
 ROWS, COLUMNS, CHUNKS, STEPS = 2, 4, 10, 2
 CPU = torch.device("cpu")
@@ -84,7 +85,7 @@ def alone(name: str) -> list[torch.Tensor]:
 def member(rank: int, store, name: str, degree: int) -> tuple:
     """A process of the group; returns the leader's latents, or the streams a follower held before and after."""
     inbox, plan = queue.Queue(), plan_of(degree)
-    group = join_group(plan, rank, store, CPU, inbox, PATIENT)
+    group = join_group(plan, rank, store, CPU, inbox, PATIENT_S)
     block = block_of(name, group)
     if rank:
         group.follow({0: block}, inbox, Trace())
@@ -114,14 +115,14 @@ def test_processes_give_the_numbers_of_one(degree, name):
 def test_threads_give_the_numbers_of_one():
     plan = plan_of(2)
     inboxes = [queue.Queue() for _ in plan.members]
-    leader, follower = local_groups(plan, inboxes, PATIENT)
+    leader, follower = local_groups(plan, inboxes, PATIENT_S)
     blocks = [block_of("same_level", group) for group in (leader, follower)]
     thread = threading.Thread(target=follower.follow, args=({0: blocks[1]}, inboxes[1], Trace()))
     thread.start()
     led = leader.lead({0: blocks[0]})[0]
     found = [chunk_of(led, i) for i in range(CHUNKS)]
     leader.close()
-    thread.join(PATIENT)
+    thread.join(PATIENT_S)
     assert not thread.is_alive()
     assert all((a - b).abs().max() <= 1e-5 for a, b in zip(alone("same_level"), found, strict=True))
 
@@ -129,7 +130,7 @@ def test_threads_give_the_numbers_of_one():
 def dying(rank: int, store, victim: int, idle: bool) -> None:
     """A group in which `victim` dies, between passes or within one; the other tells the store what it was told."""
     inbox, plan = queue.Queue(), plan_of(2)
-    group = join_group(plan, rank, store, CPU, inbox, PATIENT)
+    group = join_group(plan, rank, store, CPU, inbox, PATIENT_S)
     block = block_of("same_level", group)
     if rank == victim:
         die = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL))
@@ -152,12 +153,12 @@ def dying(rank: int, store, victim: int, idle: bool) -> None:
 @pytest.mark.parametrize("victim", [0, 1], ids=["the leader", "a follower"])
 def test_a_death_is_told_to_the_others(victim, idle):
     with workers(dying, range(2), victim, idle) as (port, processes, _):
-        processes[victim].join(PATIENT)
+        processes[victim].join(PATIENT_S)
         died = time.monotonic()
         assert processes[victim].exitcode == -signal.SIGKILL
         told = store_at(port).get("told").decode()
-        assert time.monotonic() - died < 10
+        assert time.monotonic() - died < PATIENT_S / 2, "not only when the time was up"
         assert "the process died or gave up" in told
         assert told.startswith("worker 0")
-        processes[1 - victim].join(PATIENT)
+        processes[1 - victim].join(PATIENT_S)
         assert processes[1 - victim].exitcode == 0

@@ -15,6 +15,7 @@ from runtime.head import Entry, Head, Opened
 from runtime.parts import Opening
 from runtime.prompts import Prompts
 from runtime.state import Keep
+from tests.patience import PATIENT_S
 
 
 class Source:
@@ -97,7 +98,7 @@ def head_of(source: Source, in_flight: int = 5):
     arrived: queue.Queue = queue.Queue()
     head = Head(4, torch.float32, Pacer(in_flight), arrived.put, time.perf_counter, Guard(Reasons(), "worker 0"))
     head.open(0, opening_of(lambda: source))
-    head.begin(arrived.get(timeout=5))
+    head.begin(arrived.get(timeout=PATIENT_S))
     return head, arrived
 
 
@@ -106,7 +107,7 @@ def take(head: Head, arrived: queue.Queue, count: int) -> list:
     found = []
     for _ in range(count):
         head.ask(always)
-        found.append(arrived.get(timeout=5))
+        found.append(arrived.get(timeout=PATIENT_S))
         head.entered(found[-1])
     return found
 
@@ -150,7 +151,7 @@ def test_nothing_is_sampled_before_the_first_cell_is_ready():
     head, arrived = head_of(source)
     for _ in range(3):
         head.ask(lambda stream, chunk: chunk < 1)
-    assert arrived.get(timeout=5).chunk == 0
+    assert arrived.get(timeout=PATIENT_S).chunk == 0
     assert asked(head) == 1
 
 
@@ -199,7 +200,7 @@ def test_a_stream_that_cannot_be_opened_ends_before_it_begins():
     arrived: queue.Queue = queue.Queue()
     head = Head(4, torch.float32, Pacer(3), arrived.put, time.perf_counter, Guard(Reasons(), "worker 0"))
     head.open(0, opening_of(make))
-    opened = arrived.get(timeout=5)
+    opened = arrived.get(timeout=PATIENT_S)
     assert opened == Opened(0, failed=True)
     head.begin(opened)
     head.entered(Entry(0, opened.first))
@@ -220,8 +221,8 @@ def test_a_stream_that_fails_between_opening_and_its_first_chunk_lets_go_of_its_
     source, arrived = Closing(9), queue.Queue()
     head = Head(4, torch.float32, Pacer(3), arrived.put, time.perf_counter, Guard(Reasons(), "worker 0"))
     head.open(0, opening_of(lambda: source), Keep(str(tmp_path), {}, resume=str(tmp_path / "nowhere"), first=4))
-    assert arrived.get(timeout=5) == Opened(0, first=4, failed=True)
-    head.samplers[0].join(timeout=5)
+    assert arrived.get(timeout=PATIENT_S) == Opened(0, first=4, failed=True)
+    head.samplers[0].join(timeout=PATIENT_S)
     assert source.closed and not head.samplers[0].is_alive()
     assert head.guard.board.told[0].kind == "FileNotFoundError"
 
@@ -232,17 +233,17 @@ def test_opening_holds_nobody_up():
     head = Head(4, torch.float32, Pacer(3), arrived.put, time.perf_counter, Guard(Reasons(), "worker 0"))
 
     def slow():
-        assert gate.wait(10)
+        assert gate.wait(PATIENT_S)
         return Source(9)
 
     head.open(0, opening_of(slow))
     head.open(1, opening_of(lambda: Source(9)))
-    opened = arrived.get(timeout=5)
+    opened = arrived.get(timeout=PATIENT_S)
     assert opened.stream == 1
     head.begin(opened)
     assert [e.stream for e in take(head, arrived, 3)] == [1, 1, 1]
     gate.set()
-    assert arrived.get(timeout=5).stream == 0
+    assert arrived.get(timeout=PATIENT_S).stream == 0
     head.close()
 
 
@@ -255,17 +256,17 @@ def test_a_silent_source_hides_no_stuck_stream():
         live = True
 
         def chunk(self, chunk):
-            assert gate.wait(10)
+            assert gate.wait(PATIENT_S)
             return None
 
     head = Head(4, torch.float32, Pacer(4), arrived.put, lambda: now[0], Guard(Reasons(), "worker 0"))
     head.open(0, opening_of(lambda: Silent(9)))
-    head.begin(arrived.get(timeout=5))
+    head.begin(arrived.get(timeout=PATIENT_S))
     head.ask(always)
     head.open(1, opening_of(lambda: Source(9)))
-    head.begin(arrived.get(timeout=5))
+    head.begin(arrived.get(timeout=PATIENT_S))
     head.ask(lambda stream, chunk: stream == 1)
-    head.entered(arrived.get(timeout=5))
+    head.entered(arrived.get(timeout=PATIENT_S))
     now[0] = 59.0
     assert not head.overdue(60.0)
     now[0] = 61.0
@@ -279,7 +280,7 @@ def test_a_silent_source_hides_no_stuck_stream():
 def test_steering_or_stopping_a_stream_that_is_gone_does_nothing():
     head, arrived = head_of(Source(0))
     head.ask(always)
-    head.entered(arrived.get(timeout=5))
+    head.entered(arrived.get(timeout=PATIENT_S))
     assert head.over(0)
     head.steer(0, "too late", 0.0, 7)
     head.stop(0)

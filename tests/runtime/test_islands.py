@@ -5,6 +5,7 @@ import pytest
 from benchmarks import faults, islands
 from benchmarks.islands import SEAMS_OF, Scenario, configuration
 from launch.running import start
+from tests.patience import PATIENT_S
 
 SAMPLE = {
     "same_level": ("image", "step", "decode", "video", "stop"),
@@ -32,7 +33,7 @@ def test_whatever_fails_ends_its_own_stream(tmp_path, nano, armed, context):
     with start(config) as running:
         found = Scenario(running.pipeline, config, tmp_path).run(list(SAMPLE[context]))
         running.close()
-        running.wait(60)
+        running.wait(PATIENT_S)
     assert found["wrong"] == []
     rule = [o for o in islands.overrides(context, tmp_path) if o.startswith("model.")]
     assert found["hash"] == nano("stream.id=a", "stream.seed=1", f"stream.chunks={found['chunks']}", *rule)

@@ -43,7 +43,7 @@ def chunks_of(folder, first: int) -> list[int]:
     return [line.chunk for line in Journal(folder).lines(first)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(LINES, max_size=2 * SEGMENT + 1), st.data())
 def test_what_is_read_is_what_was_written_whoever_wrote_it(tmp_path_factory, lines, data):
     folder = tmp_path_factory.mktemp("journal")

@@ -17,7 +17,7 @@ from runtime.room import require_weights
 from runtime.workload import describe
 from stages.build import build_network
 from tests.helpers import config_of
-from tests.processes import PATIENT
+from tests.patience import PATIENT_S
 
 
 def test_bytes_and_rate_are_told():
@@ -62,7 +62,7 @@ def test_who_waits_is_told_again_and_again(monkeypatch):
         return f"part {number}"
 
     with progress.Waiting(Console(file=said), tell):
-        assert thrice.wait(30)
+        assert thrice.wait(PATIENT_S)
     assert [line.split("  ")[0] for line in said.getvalue().splitlines()[:3]] == ["part 1", "part 2", "part 3"]
 
 
@@ -82,7 +82,7 @@ def test_workers_that_share_a_memory_are_counted_together(tmp_path, monkeypatch,
     assert (needed > room) == (plan == "plan=timestep")
     if needed > room:
         with pytest.raises(UserError, match=r"model=nano: \d processes hold .* GB of it in a memory that had"):
-            engine.start().wait(PATIENT)
+            engine.start().wait(PATIENT_S)
     else:
         engine.start().close()
-        engine.wait(PATIENT)
+        engine.wait(PATIENT_S)

@@ -80,7 +80,7 @@ JUNK = st.recursive(
 KEYS = st.sampled_from(["order", "stream", "config", "source", "sink", "keep", "number", "prompt", "accepted"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.text()
     | JUNK.map(json.dumps)

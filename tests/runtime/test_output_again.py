@@ -24,6 +24,7 @@ from serve.seen import Seen
 from stages.inputs import REFERENCE
 from stages.sinks.reader import AHEAD, Reader
 from tests.helpers import config_of
+from tests.patience import PATIENT_S
 from tests.serve.core_ends import Clock, End
 
 CHUNKS, CUT = 8, 3
@@ -212,7 +213,7 @@ def test_a_reader_takes_every_chunk_once_whoever_gives_it(tmp_path):
     second = run.output(CUT)
     run.write(second, range(CUT, CHUNKS))
     second.close()
-    thread.join(20)
+    thread.join(PATIENT_S)
     assert not thread.is_alive() and [chunk.index for chunk in taken] == list(range(CHUNKS))
     other = Reader("127.0.0.1")
     (tmp_path / "other").mkdir()
@@ -221,7 +222,7 @@ def test_a_reader_takes_every_chunk_once_whoever_gives_it(tmp_path):
     writing.start()
     while (chunk := other.next(over.is_set)) is not None:
         expected.append(chunk)
-    writing.join(20)
+    writing.join(PATIENT_S)
     for one, two in zip(taken, expected, strict=True):
         assert np.array_equal(one.frames, two.frames) and np.array_equal(one.sound, two.sound)
 
@@ -246,7 +247,7 @@ def test_viewers_see_one_stream_whoever_plays_it(tmp_path):
         greeting = threading.Thread(target=lambda: end.say("hello", margin_s=0.05, **hello))
         greeting.start()
         output.open()
-        greeting.join(20)
+        greeting.join(PATIENT_S)
         end.say("want", codecs=["h264"], thin=[])
         ears = threading.Thread(target=listen, args=(end,))
         ears.start()
@@ -258,14 +259,14 @@ def test_viewers_see_one_stream_whoever_plays_it(tmp_path):
         run.write(first, range(3))
         cut = min(3, first.outputs.seen)  # of the chunks before it all has left
         first.leave()
-        ears.join(20)
+        ears.join(PATIENT_S)
     left = [head for head in heard if head["kind"] == "video"]
     assert left and not any(head["kind"] == "end" for head in heard)
     with End(hello=None) as two:
         second, ears = connected(run, two, cut or None, **seen.told())
         run.write(second, range(cut, 4))
         second.close()
-        ears.join(20)
+        ears.join(PATIENT_S)
     last = frames_of(run.config.model, 4)[0]
     assert [head["chunk"] for head in heard if head["kind"] == "chunk"] == list(range(4))
     pictures = [head for head in heard if head["kind"] == "video"]

@@ -18,6 +18,7 @@ from launch import planning, running, stream
 from runtime import conditioning, pace
 from runtime.pace import DRIFT, Pace
 from tests.helpers import config_of, sampled, thorough
+from tests.patience import PATIENT_S
 
 
 class Clock:
@@ -34,7 +35,7 @@ class Clock:
         self.now += seconds
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0.1, 2), st.floats(0, 9)), min_size=1, max_size=30))
 def test_it_is_never_faster_than_it_is_watched_but_for_one_chunk(chunks):
     """Chunks of so many seconds, each ready so many seconds after it was asked for."""
@@ -138,13 +139,13 @@ def test_streams_that_wait_for_their_clock_can_be_ended_and_hold_nobody(tmp_path
             os.write(writer, b'{"action": "left"}\n')
             source = replace(config.source, actions=str(pipe))
             held[end] = run.pipeline.open(replace(config.stream, id=end), source, config.sink)
-        assert all(waits.acquire(timeout=60) for _ in ends)
+        assert all(waits.acquire(timeout=PATIENT_S) for _ in ends)
         free = run.pipeline.open(replace(config.stream, id="free", chunks=3), config.source, config.sink)
-        assert run.pipeline.result(free, 60)["chunks"] == 3
+        assert run.pipeline.result(free, PATIENT_S)["chunks"] == 3
         for end, number in held.items():
             assert not run.pipeline.ended(number)
             getattr(run.pipeline, end)(number)
-            assert run.pipeline.report(number, 60)["chunks"] <= 1
+            assert run.pipeline.report(number, PATIENT_S)["chunks"] <= 1
 
 
 LEFT_OUT = {

@@ -81,7 +81,7 @@ class Watched:
             self.clock.now += self.period_s
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.floats(0.2, 1.5), st.floats(0.1, 0.7), st.floats(0.1, 12.0), st.integers(0, 4), st.booleans())
 def test_latency_is_what_it_was(way_s, period_s, frozen_s, back, survives):
     one = Watched(way_s, min(period_s, way_s))

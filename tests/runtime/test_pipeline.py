@@ -12,9 +12,11 @@ from runtime.block import Block
 from runtime.conditioning import Conditioning
 from runtime.identity import keep_of
 from runtime.local import LocalRun
+from runtime.worker import Worker
 from runtime.workload import describe
 from stages.sinks.video import VideoSink
 from tests.helpers import config_of
+from tests.patience import PATIENT_S
 
 PLANS = {
     "timestep": ("plan=timestep",),
@@ -23,11 +25,19 @@ PLANS = {
 }
 
 
+def until(test) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + PATIENT_S
+    while not test():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 class Running:
     """A pipeline of `nano` on threads, with streams that differ by name, length and seed."""
 
     def __init__(self, folder, *overrides: str):
-        self.config = config_of("model=nano", "sink.video=null", "launcher.timeout_s=20", *overrides)
+        self.config = config_of("model=nano", "sink.video=null", *overrides)
         self.engine = LocalRun(build(self.config.plan, describe(self.config)), self.config, folder)
         self.pipeline = self.engine.pipeline
 
@@ -44,13 +54,10 @@ class Running:
         return self.pipeline.open(stream, source or self.config.source, sink or self.config.sink)
 
     def hash(self, stream: int) -> str:
-        return self.pipeline.result(stream, timeout_s=30)["latents_sha256"]
+        return self.pipeline.result(stream, timeout_s=PATIENT_S)["latents_sha256"]
 
     def until(self, stream: int, chunks: int) -> None:
-        end = time.monotonic() + 30
-        while (at := self.pipeline.progress(stream)) is None or at["chunks"] < chunks:
-            assert time.monotonic() < end
-            time.sleep(0.005)
+        until(lambda: (at := self.pipeline.progress(stream)) is not None and at["chunks"] >= chunks)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -71,12 +78,11 @@ def test_a_later_stream_is_what_it_is_alone(tmp_path, nano, plan):
         running.pipeline.stop(drained)
         assert running.hash(first) == alone["a", 9, 0]
         assert running.hash(second) == alone["b", 5, 1]
-        running.pipeline.wait(endless, 30)
-        running.pipeline.wait(drained, 30)
+        running.pipeline.wait(endless, PATIENT_S)
+        running.pipeline.wait(drained, PATIENT_S)
         assert running.hash(running.open("c", 6)) == alone["c", 6, 0]
         # Nothing is kept of what has ended.
-        time.sleep(0.1)
-        assert [w["streams"] for w in running.pipeline.status()] == [[]] * running.engine.plan.workers
+        until(lambda: [w["streams"] for w in running.pipeline.status()] == [[]] * running.engine.plan.workers)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -87,30 +93,35 @@ def test_a_stream_that_is_ended_early_is_a_beginning_of_itself(tmp_path, nano, p
         stream = running.open("a", None)
         running.until(stream, 4)
         getattr(running.pipeline, end)(stream)
-        result = running.pipeline.result(stream, timeout_s=30)
+        result = running.pipeline.result(stream, timeout_s=PATIENT_S)
     assert result["chunks"] >= 4
     context = [o for o in PLANS[plan] if o.startswith("model")]
     assert result["latents_sha256"] == nano("stream.id=a", f"stream.chunks={result['chunks']}", *context)
 
 
 def test_a_cancelled_stream_costs_no_more_work(tmp_path, monkeypatch):
-    """After the order has been read nothing is computed: with steps of 50 ms, no more than one per worker."""
+    """Once a worker has read the order, it computes nothing more of the stream."""
+    step, stop, done = Block.step, Worker._stop, []
+
+    def stepped(self, *args):
+        done.append((threading.get_ident(), "step"))
+        return step(self, *args)
+
+    def stopped(self, *args, **named):
+        stop(self, *args, **named)
+        done.append((threading.get_ident(), "stop"))
+
+    monkeypatch.setattr(Block, "step", stepped)
+    monkeypatch.setattr(Worker, "_stop", stopped)
     with Running(tmp_path, "plan=timestep", "plan.workers=2") as running:
-        work, ran = Block.step, []
-
-        def slow(self, stream, chunk, *rest):
-            ran.append(chunk)
-            time.sleep(0.05)
-            return work(self, stream, chunk, *rest)
-
-        monkeypatch.setattr(Block, "step", slow)
         stream = running.open("a", None)
         running.until(stream, 2)
         running.pipeline.cancel(stream)
-        before = len(ran)
-        running.pipeline.wait(stream, 30)
-        # One pass on each worker may be under way, and one more begin while the order is read.
-        assert len(ran) - before <= 4
+        running.pipeline.wait(stream, PATIENT_S)
+    workers = {worker for worker, _ in done}
+    assert len(workers) == 2
+    for worker in workers:
+        assert [what for who, what in done if who == worker][-2:] == ["step", "stop"]
 
 
 def test_a_prompt_changes_a_running_stream(tmp_path, nano, monkeypatch):
@@ -128,10 +139,10 @@ def test_a_prompt_changes_a_running_stream(tmp_path, nano, monkeypatch):
         stream = running.open("a", None)
         running.until(stream, 1)
         running.pipeline.prompt(stream, "other")
-        assert changed.wait(30)
+        assert changed.wait(PATIENT_S)
         running.until(stream, max(epochs) + 2)
         running.pipeline.stop(stream)
-        result = running.pipeline.result(stream, timeout_s=30)
+        result = running.pipeline.result(stream, timeout_s=PATIENT_S)
     assert result["control_to_frame_s"]["p50"] > 0
     began, then = sorted(set(epochs))
     assert began == 0
@@ -149,7 +160,7 @@ def test_a_bad_source_or_sink_ends_its_own_stream_only(tmp_path, nano):
         assert running.hash(good) == nano("stream.id=a", "stream.chunks=6")
         for stream, what in ((no_image, "missing.png"), (no_latents, "x.bin")):
             with pytest.raises(UserError, match=what):
-                running.pipeline.result(stream, timeout_s=30)
+                running.pipeline.result(stream, timeout_s=PATIENT_S)
         assert running.hash(running.open("d", 3)) == nano("stream.id=d", "stream.chunks=3")
 
 
@@ -171,8 +182,8 @@ def test_streams_are_saved_where_they_are_stopped_and_go_on_later(tmp_path, nano
             running.until(stream, 3)
         pipeline.stop(first)
         pipeline.cancel(second)
-        stopped = pipeline.result(first, timeout_s=30)
-        cancelled = pipeline.result(second, timeout_s=30)
+        stopped = pipeline.result(first, timeout_s=PATIENT_S)
+        cancelled = pipeline.result(second, timeout_s=PATIENT_S)
         assert not stopped["finished"] and stopped["state"]["saved"] == stopped["chunks"]
         assert not cancelled["finished"] and cancelled["state"]["saved"] is None
         with pytest.raises(UserError, match="no whole state of stream b"):
@@ -182,9 +193,9 @@ def test_streams_are_saved_where_they_are_stopped_and_go_on_later(tmp_path, nano
         bad = replace(config.source, image="missing.png")
         refused = pipeline.open(stream, bad, config.sink, keep("a", str(tmp_path)))
         with pytest.raises(UserError, match="no such file"):
-            pipeline.result(refused, timeout_s=30)
+            pipeline.result(refused, timeout_s=PATIENT_S)
         again = pipeline.open(stream, config.source, config.sink, keep("a", str(tmp_path)))
-        result = pipeline.result(again, timeout_s=30)
+        result = pipeline.result(again, timeout_s=PATIENT_S)
     assert result["finished"] and result["state"]["resumed_at"] == stopped["chunks"]
     assert result["latents_sha256"] == nano("stream.id=a", f"stream.chunks={chunks}", *context)
 
@@ -197,7 +208,7 @@ def test_cancelled_video_is_playable(tmp_path):
         stream = running.open("a", None)
         running.until(stream, 3)
         running.pipeline.cancel(stream)
-        result = running.pipeline.result(stream, timeout_s=30)
+        result = running.pipeline.result(stream, timeout_s=PATIENT_S)
     assert decoded(path)[0] == result["frames"] > 0
 
 
@@ -212,13 +223,14 @@ def test_status_answers_while_work_goes_on(tmp_path, monkeypatch):
             return work(self, *args)
 
         monkeypatch.setattr(Block, "step", held)
-        stream = running.open("a", 8)
+        stream = running.open("a", None)
         running.until(stream, 1)
         status = running.pipeline.status()
         assert all(w["streams"] == [stream] for w in status)
         assert status[0]["in_flight"] >= 1
         assert "of stream 0" in status[1]["at"]
         gate.set()
+        running.pipeline.cancel(stream)
 
 
 def test_a_slow_sink_leaves_the_pipeline_usable(tmp_path, monkeypatch, nano):

@@ -54,7 +54,7 @@ def test_late_recalibration_and_short_streams(nano):
         ("stream.chunks=9", "model.recalibrate_chunk=8"),
     ):
         assert nano(*overrides, "plan=timestep") == nano(*overrides)
-    late = ("stream.chunks=3", "model.recalibrate_chunk=4", "launcher.timeout_s=20")
+    late = ("stream.chunks=3", "model.recalibrate_chunk=4")
     assert nano(*late, "plan=layers", "plan.workers=2") == nano(*late)
 
 

@@ -18,6 +18,7 @@ from runtime.ends import LiveEnds
 from runtime.journal import Journal
 from stages.sources.live import Stop
 from tests import posed
+from tests.patience import PATIENT_S
 from tests.runtime.test_replay import CHUNKS, Cut, equal, turns
 from tests.stages.sources.test_poses import MOVES, posing
 
@@ -72,7 +73,7 @@ class World:
             live = getattr(conditioning.poses, "source", conditioning.poses)._bytes
             total = sum(len(self.said(n)) for n in range(self.fed))
             with live._changed:
-                assert live._changed.wait_for(lambda: live._read_so_far >= total, 60)
+                assert live._changed.wait_for(lambda: live._read_so_far >= total, PATIENT_S)
 
     def open(self, state=None, journal=None, ends=None) -> Conditioning:
         stream = StreamConfig(chunks=CHUNKS)
@@ -112,7 +113,7 @@ class World:
 
 @pytest.mark.parametrize("kind", ["keys", "poses", "now", "file"])
 def test_a_camera_goes_on_bit_for_bit(tmp_path_factory, kind, encoders):
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     @given(turns())
     def check(happens):
         folder = tmp_path_factory.mktemp(kind)

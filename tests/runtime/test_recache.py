@@ -15,6 +15,7 @@ from stages.denoise.sampler import zero_timestep
 from stages.dit.network import Drive
 from stages.inputs import inputs_of, with_chunk
 from tests.helpers import config_of, sampled
+from tests.patience import PATIENT_S
 from tests.runtime.test_pipeline import Running
 
 SIZES = ("model.context=clean", "model.prompt_switch=recache", "model.sampler=renoise")
@@ -106,7 +107,7 @@ def test_streams_that_are_cancelled_while_prompts_change_disturb_nobody(nano, tm
         for stream in endless:
             running.pipeline.cancel(stream)
         for stream in endless:
-            running.pipeline.wait(stream, 30)
+            running.pipeline.wait(stream, PATIENT_S)
         assert running.hash(stays) == alone
         assert running.hash(running.open("a", 6)) == alone
 

@@ -199,7 +199,7 @@ def equal(a: dict, b: dict) -> bool:
 
 @pytest.mark.parametrize(("kind", "examples"), [("live", 20), ("files", 10), ("recorded", 10)])
 def test_chunks_are_made_with_what_they_were_made_with(tmp_path_factory, kind, examples):
-    @settings(max_examples=examples, deadline=None)
+    @settings(max_examples=examples)
     @given(turns(), PROMPTS)
     def check(happens, prompts):
         folder = tmp_path_factory.mktemp(kind)

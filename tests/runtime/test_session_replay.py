@@ -18,8 +18,9 @@ from runtime.journal import Journal
 from stages.sources.audio import RATE
 from stages.sources.live import Stop, Turned
 from tests.helpers import config_of
+from tests.patience import PATIENT_S
 from tests.runtime.test_replay import Cut, equal, made_with
-from tests.serve.core_ends import WAIT_S, End
+from tests.serve.core_ends import End
 
 CONFIG = config_of("model=nano", "stream.prompt=hello", "sink.video=null", "source.pace=free")
 ENCODERS = Encoders(CONFIG.model, torch.device("cpu"))
@@ -54,7 +55,7 @@ def taken(conditioning: Conditioning, end: End) -> None:
     session = conditioning.sources.session
     before, session._slack = session._slack, lambda *_: came.set()
     end.say("slack", seconds=0.5, late_s=0.0)
-    assert came.wait(WAIT_S)
+    assert came.wait(PATIENT_S)
     session._slack = before
 
 
@@ -136,7 +137,7 @@ def test_one_that_is_kept_goes_on_and_what_was_heard_meanwhile_is_not(tmp_path):
         assert again.sources.session._microphone.silent == first.sources.session._microphone.silent
         assert again.sink().keys() == {"reference"}
         end.close()
-        assert again.stop.wait(WAIT_S)  # the stream as it is now is ended
+        assert again.stop.wait(PATIENT_S)  # the stream as it is now is ended
         again.close()
 
 
@@ -147,7 +148,7 @@ def test_a_gateway_that_goes_between_two_generations_ends_the_next(tmp_path):
         first.stop.turn()
         first.turn()
         end.leave()
-        first.sources.session._thread.join(WAIT_S)
+        first.sources.session._thread.join(PATIENT_S)
         again = opened(end, tmp_path, ends)
         assert again.stop.is_set() and again.chunk(0) is None
         again.close()

@@ -13,7 +13,7 @@ from devices.processor import Processor
 from parallel.message import Message
 from runtime.timing import AHEAD, Timer
 from runtime.trace import Trace
-from tests.processes import PATIENT
+from tests.patience import PATIENT_S
 
 
 class Late(Processor):
@@ -48,7 +48,7 @@ class Late(Processor):
         return moment.come.is_set()
 
     def seconds(self, start: Moment, end: Moment) -> float:
-        assert end.come.wait(PATIENT)
+        assert end.come.wait(PATIENT_S)
         if end.failed:
             raise torch.AcceleratorError("an illegal memory access was encountered")
         return end.at - start.at
@@ -84,7 +84,7 @@ def test_passes_take_their_time_one_after_the_other(timed):
     for _ in range(3):
         device.work()
     for _ in range(3):
-        assert told.acquire(timeout=PATIENT)
+        assert told.acquire(timeout=PATIENT_S)
     assert spans(trace) == [("step0", chunk, 100.0 + 5 * chunk, 5.0) for chunk in range(3)]
 
 
@@ -96,10 +96,10 @@ def test_a_worker_is_never_more_than_two_passes_ahead_of_its_device(timed):
             pass
     assert not timer.room and timer.doing() == ("step0", 0, 100.0)
     device.work()
-    assert told.acquire(timeout=PATIENT)
+    assert told.acquire(timeout=PATIENT_S)
     assert timer.room and timer.doing() == ("step0", 1, 100.0)
     device.work()
-    assert told.acquire(timeout=PATIENT)
+    assert told.acquire(timeout=PATIENT_S)
     assert timer.doing() is None
 
 
@@ -131,6 +131,6 @@ def test_what_the_device_raises_is_told_and_holds_nobody():
             pass
     device.fail()
     for _ in range(AHEAD):
-        assert isinstance(told.get(timeout=PATIENT), torch.AcceleratorError)
+        assert isinstance(told.get(timeout=PATIENT_S), torch.AcceleratorError)
     assert timer.room and timer.doing() is None
     timer.close()

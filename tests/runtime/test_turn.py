@@ -3,6 +3,7 @@
 import threading
 
 from runtime.turn import CELL, STAGE, Turn
+from tests.patience import PATIENT_S
 
 
 def test_a_stage_goes_before_cells_that_asked_earlier():
@@ -20,7 +21,7 @@ def test_a_stage_goes_before_cells_that_asked_earlier():
             while len(turn._waiting) < len(waiting):
                 pass  # until it has asked
     for thread in waiting:
-        thread.join(10)
+        thread.join(PATIENT_S)
     assert order == ["stage", "first cell", "second cell"]
 
 

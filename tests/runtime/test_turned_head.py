@@ -18,6 +18,7 @@ from runtime.parts import Opening
 from runtime.prompts import Prompts
 from runtime.state import Keep
 from stages.sources.live import Stop, Turned
+from tests.patience import PATIENT_S
 from tests.runtime.test_head import Reasons, Source, always
 from tests.runtime.test_replay import CHUNKS, CONFIG, World, equal
 
@@ -28,7 +29,7 @@ def opened(make, keep=None, recover_s=None):
     made = Head(4, torch.float32, Pacer(9), arrived.put, time.perf_counter, guard, recover_s=recover_s)
     stop, prompts = Stop(), Prompts(CONFIG.stream)
     made.open(0, Opening(prompts, stop, lambda: make(stop, prompts), torch.device("cpu")), keep)
-    made.begin(arrived.get(timeout=20))
+    made.begin(arrived.get(timeout=PATIENT_S))
     return made, arrived
 
 
@@ -47,7 +48,7 @@ def test_a_stream_goes_on_in_the_next_generation(tmp_path):
         found = []
         while len(found) < count:
             made.ask(always)
-            found.append(arrived.get(timeout=20))
+            found.append(arrived.get(timeout=PATIENT_S))
             made.entered(found[-1])
         return found
 
@@ -67,7 +68,7 @@ def test_a_stream_goes_on_in_the_next_generation(tmp_path):
     for a, b in zip(before, after, strict=False):
         assert equal(a.tensors, b.tensors) and equal(a.sidecar, b.sidecar) and a.epoch == b.epoch
     world.close()
-    second.samplers[0].join(20)
+    second.samplers[0].join(PATIENT_S)
     assert not ends.opened
     assert (tmp_path / "turned" / "inputs").read_bytes() == (tmp_path / "alone" / "inputs").read_bytes()
 
@@ -89,7 +90,7 @@ def test_a_thread_that_does_not_let_go_is_told_of(monkeypatch):
     with pytest.raises(RuntimeError, match=r"the sources of streams \[0\] do not let go"):
         made.close(keeps=True)
     Stuck.gate.put(None)
-    made.samplers[0].join(20)
+    made.samplers[0].join(PATIENT_S)
     assert arrived.empty()
 
 
@@ -108,7 +109,7 @@ def test_a_cut_that_is_made_holds_a_chunk_back_only_where_two_are(tmp_path):
     made, arrived = opened(lambda *_: source, Keep(str(tmp_path), {}, every=1), recover_s=1.0)
     assert source.whole() == -1
     made.ask(always)
-    made.entered(arrived.get(timeout=20))
+    made.entered(arrived.get(timeout=PATIENT_S))
     for under_way, asked in ((2, 1), (1, 2)):
         made._saving[0] = under_way
         made.ask(always)

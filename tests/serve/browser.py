@@ -15,6 +15,7 @@ from conf.schema.serve import ServeConfig
 from serve import taps, webrtc
 from serve.media import Packet
 from serve.problems import Problem
+from tests.patience import PATIENT_S
 
 CODECS = {"h264": "libx264", "vp8": "libvpx"}
 
@@ -121,16 +122,14 @@ class Browser:
 
 
 def soon(awaitable):
-    return asyncio.wait_for(awaitable, 10)
+    return asyncio.wait_for(awaitable, PATIENT_S)
 
 
 async def until(true):
     """Let the loop run until something is so."""
-    for _ in range(2000):
-        if true():
-            return
-        await asyncio.sleep(0.005)
-    raise TimeoutError
+    async with asyncio.timeout(PATIENT_S):
+        while not true():
+            await asyncio.sleep(0.005)
 
 
 def pictures(codec: str, count: int = 12, size: int = 64) -> list[Packet]:

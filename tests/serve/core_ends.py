@@ -9,10 +9,9 @@ import threading
 from typing import Any
 
 from stages.link import Wire
+from tests.patience import PATIENT_S
 
 TOKEN = "0" * 32
-WAIT_S = 20.0
-"""After which a test is stuck; none takes so long."""
 
 
 class Clock:
@@ -63,19 +62,19 @@ class End:
         self._heard.put(None)
 
     def say(self, kind: str, body: bytes = b"", **head: Any) -> None:
-        assert self._there.wait(WAIT_S)
+        assert self._there.wait(PATIENT_S)
         self._wire.send(kind, body, **head)
 
     def hear(self, *kinds: str) -> tuple[dict[str, Any], bytes] | None:
         """The next message of these kinds (none given: of any); None: the stage has gone."""
         while True:
-            message = self._heard.get(timeout=WAIT_S)
+            message = self._heard.get(timeout=PATIENT_S)
             if message is None or not kinds or message[0]["kind"] in kinds:
                 return message
 
     def leave(self) -> None:
         """Go as soon as the stage has come."""
-        assert self._there.wait(WAIT_S)
+        assert self._there.wait(PATIENT_S)
         self._wire.close()
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from serve.media import Shown
 from serve.problems import Problem
 from serve.realtime import realtime
 from serve.tight import tighten
+from tests.patience import PATIENT_S
 from tests.serve.realtime_packets import CHUNK, FPS, HEIGHT, WIDTH, both
 
 OFFER = {
@@ -167,7 +168,7 @@ class Site:
         async def done():
             return what(*given)
 
-        return asyncio.run_coroutine_threadsafe(done(), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(done(), self.loop).result(PATIENT_S)
 
 
 @contextmanager
@@ -210,10 +211,10 @@ def serving(more: Sequence[Route] = ()):
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
-    ready.wait(10)
+    ready.wait(PATIENT_S)
     try:
         yield found["site"]
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(PATIENT_S)
         listener.close()

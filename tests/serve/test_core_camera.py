@@ -158,7 +158,7 @@ def test_it_holds_so_much_and_no_more():
     assert sum(len(one.jpeg) for one in camera._shots) <= MOST_BYTES
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.floats(0, 0.4), st.booleans()), max_size=60))
 def test_whatever_comes_no_picture_is_shown_twice_or_before_an_older_one(steps):
     camera, now, shown = Camera(FPS), 0.0, []

@@ -11,6 +11,7 @@ from serve.ends import Ends
 from serve.link import Link
 from serve.media import Packet
 from stages.sinks.session import SessionSink
+from tests.patience import PATIENT_S
 
 FPS, FRAMES, SIZE, CHUNKS = 240, 24, 32, 6
 SOUNDS = FRAMES * 16_000 // FPS
@@ -63,7 +64,7 @@ def test_a_second_sink_goes_on_where_the_gateway_says_that_viewers_are():
         await asyncio.to_thread(play, second, range(cut, CHUNKS))
         closing = threading.Thread(target=second.close)
         closing.start()
-        await asyncio.to_thread(closing.join, 20)
+        await asyncio.to_thread(closing.join, PATIENT_S)
         ends.close()
         await link.close()
         assert ears.lost == ["its stage has gone"] and ears.chunks == list(range(CHUNKS))
@@ -73,4 +74,4 @@ def test_a_second_sink_goes_on_where_the_gateway_says_that_viewers_are():
         sounds = [packet.pts for packet in ears.packets if packet.kind == "sound"]
         assert sounds == [960 * i for i in range(len(sounds))] and len(sounds) == CHUNKS * FRAMES * 50 // FPS
 
-    asyncio.run(asyncio.wait_for(work(), 60))
+    asyncio.run(asyncio.wait_for(work(), PATIENT_S))

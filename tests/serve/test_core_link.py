@@ -19,6 +19,7 @@ from serve import link as serving
 from serve.link import HELD, Connection, Link
 from serve.tls import certificate
 from stages.link import LONGEST_BODY, LONGEST_LINE, Door, Wire, connect
+from tests.patience import PATIENT_S
 
 HOST = "127.0.0.1"
 
@@ -37,7 +38,7 @@ def links(made, secure=None) -> Link:
 
 
 def runs(work) -> None:
-    asyncio.run(asyncio.wait_for(work, 30))
+    asyncio.run(asyncio.wait_for(work, PATIENT_S))
 
 
 class Guest:
@@ -323,7 +324,7 @@ def test_a_message_may_come_in_any_pieces():
     thread.start()
     for index in range(len(message)):
         two.sendall(message[index : index + 1])
-    thread.join(10)
+    thread.join(PATIENT_S)
     assert [(head["kind"], body) for head, body in found] == [("a", b"12345"), ("b", b"")]
     wire.close()
     two.close()
@@ -343,7 +344,7 @@ def test_closing_wakes_who_waits_in_another_thread(waits):
     thread = threading.Thread(target=act)
     thread.start()
     wire.close()
-    thread.join(10)
+    thread.join(PATIENT_S)
     assert not thread.is_alive() and (came == [None] if waits == "receive" else isinstance(came[0], OSError))
     with pytest.raises(OSError):
         wire.send("x")

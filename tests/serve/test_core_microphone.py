@@ -176,7 +176,7 @@ pieces = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pieces)
 def test_whatever_comes_nothing_is_heard_out_of_place(found):
     """Pieces anywhere within a second of the newest one; what is read is what was there, or silence, never again."""

@@ -52,7 +52,7 @@ def test_a_slow_start_is_not_paid_for_ever():
     assert one.slacks[-1] == pytest.approx(one.margin_s, abs=0.02)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(0.05, 0.3), min_size=60, max_size=60))
 def test_what_was_never_longer_is_never_made_late_by_it(ways):
     """Once the longest way is known chunks are no later than they have varied since; nor much earlier."""

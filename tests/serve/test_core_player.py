@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from stages.sinks.coded import PACKET, PICTURE_TICKS, SOUND_TICKS
 from stages.sinks.player import AHEAD, FADE, Made, Player
-from tests.serve.core_ends import WAIT_S, Clock
+from tests.patience import PATIENT_S
+from tests.serve.core_ends import Clock
 
 FPS, FRAMES, SIZE = 16, 12, 32
 CHUNK_S = FRAMES / FPS
@@ -135,7 +136,7 @@ def test_a_late_chunk_moves_pictures_and_sound_by_the_same():
     ]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.0, 2.0), min_size=1, max_size=8))
 def test_whenever_chunks_come_nothing_leaves_early_out_of_order_or_is_left_out(gaps):
     stage = Stage(sound=False, codecs=())
@@ -161,12 +162,12 @@ def test_who_makes_chunks_too_fast_waits_for_room_and_is_let_go_by_the_end():
     thread = threading.Thread(target=lambda: (stage.put(), done.set()))
     thread.start()
     stage.run(stage.clock.now + MARGIN_S + CHUNK_S)
-    assert done.wait(WAIT_S)
+    assert done.wait(PATIENT_S)
     held = threading.Thread(target=lambda: (stage.put(), stage.player.finish()))
     held.start()
     stage.player.close()
-    held.join(WAIT_S)
-    thread.join(WAIT_S)
+    held.join(PATIENT_S)
+    thread.join(PATIENT_S)
     assert not held.is_alive() and not stage.player.wait(stage.clock)
 
 
@@ -179,8 +180,8 @@ def test_finish_waits_for_what_is_there():
     stage.run(stage.clock.now + MARGIN_S + CHUNK_S - 0.1)
     assert not done.is_set()
     stage.run(stage.clock.now + 0.2)
-    assert done.wait(WAIT_S)
-    thread.join(WAIT_S)
+    assert done.wait(PATIENT_S)
+    thread.join(PATIENT_S)
 
 
 def test_mute_cuts_the_sound_with_a_fade_and_unmute_lets_it_back_with_a_chunk():
@@ -320,7 +321,7 @@ def test_the_end_is_told_when_the_last_picture_and_all_sound_are_sent(sound):
     def held(kind, body, **head):
         if len(stage.of("video")) == FRAMES - 1 and kind == "video":
             last.set()
-            slow.wait(WAIT_S)
+            slow.wait(PATIENT_S)
         send(kind, body, **head)
 
     stage.player._send = held
@@ -329,12 +330,12 @@ def test_the_end_is_told_when_the_last_picture_and_all_sound_are_sent(sound):
     thread.start()
     playing = threading.Thread(target=lambda: stage.run(stage.clock.now + MARGIN_S + CHUNK_S + 0.05))
     playing.start()
-    assert last.wait(WAIT_S)
+    assert last.wait(PATIENT_S)
     thread.join(0.1)
     assert playing.is_alive() and thread.is_alive()
     slow.set()
     for one in (playing, thread):
-        one.join(WAIT_S)
+        one.join(PATIENT_S)
     packets = -(-FRAMES * SOUND_TICKS // FPS // PACKET) if sound else 0
     assert sent == [True] and len(stage.of("video")) == FRAMES and len(stage.of("sound")) == packets
 

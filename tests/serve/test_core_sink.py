@@ -9,7 +9,8 @@ import pytest
 
 from stages.sinks import session
 from stages.sinks.session import SessionSink
-from tests.serve.core_ends import WAIT_S, End
+from tests.patience import PATIENT_S
+from tests.serve.core_ends import End
 
 FPS, FRAMES, SIZE = 240, 24, 32
 
@@ -18,7 +19,7 @@ def opened(end: End, sound: bool) -> SessionSink:
     greeting = threading.Thread(target=lambda: end.say("hello", margin_s=0.3))
     greeting.start()
     sink = SessionSink(end.address, FPS, SIZE, SIZE, sound)
-    greeting.join(WAIT_S)
+    greeting.join(PATIENT_S)
     end.say("want", codecs=["h264"], thin=[])
     return sink
 

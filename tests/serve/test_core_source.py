@@ -17,7 +17,8 @@ from stages.sources.audio import RATE
 from stages.sources.microphone import RESERVE
 from stages.sources.session import SessionSource
 from stages.sources.session_parts import TAP_FRAMES, SessionActions
-from tests.serve.core_ends import TOKEN, WAIT_S, Clock, End
+from tests.patience import PATIENT_S
+from tests.serve.core_ends import TOKEN, Clock, End
 
 NAMES = ("none", "forward", "left", "right")
 
@@ -49,7 +50,7 @@ class Stage:
         self.end.say(kind, body, **head)
         self._told.clear()
         self.end.say("slack", seconds=0.5, late_s=0.0)
-        assert self._told.wait(WAIT_S)
+        assert self._told.wait(PATIENT_S)
 
     def event(self, id: str, **event) -> None:
         self.clock.now += 1
@@ -105,7 +106,7 @@ def test_a_key_that_was_pressed_for_a_moment_is_seen():
         assert one.source.actions.take(12, 12) == [0] * 12
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 24), st.integers(0, 3))
 def test_what_is_held_at_the_end_always_shows_and_taps_have_their_frames(pressed, count, held):
     actions = SessionActions()
@@ -126,7 +127,7 @@ def test_what_is_held_at_the_end_always_shows_and_taps_have_their_frames(pressed
 ROWS = st.tuples(*[st.sampled_from([0.0, 1.0])] * 2, *[st.sampled_from([0.0, 0.25, -0.25, 0.5, 2.0])] * 2)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ROWS, st.lists(ROWS, max_size=12), st.sampled_from([4, 9, 12, 24]))
 def test_of_rows_the_last_holds_and_nothing_is_lost_that_was_over_before_it(held, pressed, count):
     actions = SessionActions(Controls(("a", "b"), axes=("x", "y")))
@@ -260,7 +261,7 @@ def test_a_gateway_that_ends_the_session_or_is_gone_ends_the_stream(ends):
         one.say("slack", seconds=0, late_s=0)
         assert not one.stop.is_set()
         end.say("end") if ends == "told" else end.close()
-        assert one.stop.wait(WAIT_S)
+        assert one.stop.wait(PATIENT_S)
         one.source.begin()
         one.source.sampled(0)  # nobody hears it any more, and nothing is raised
         one.source.close()

@@ -23,12 +23,12 @@ from serve.app import application
 from serve.incoming import MESSAGES
 from serve.metrics import Metrics
 from serve.problems import RETRYABLE, TYPES
+from tests.patience import PATIENT_S
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/serving.md"
 TOKEN = "0123456789abcdef0123456789abcdef"
 BLOCK = re.compile(r"^```sh \(([^)\n]+)\)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PATIENT_S = 120
 
 
 def between(name):

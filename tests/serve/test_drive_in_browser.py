@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from serve import pages
+from tests.patience import PATIENT_S
 from tests.serve.realtime_server import OFFER, FakeSession, serving
 
 pytestmark = pytest.mark.long
@@ -224,7 +225,7 @@ def test_it_starts_over_in_one_press_with_its_seed_and_another_picture(page, sit
     page.locator("#frame").click()
     page.locator("#status").get_by_text("R starts over").wait_for()
     page.keyboard.press("r")
-    assert page.sessions[1].came.wait(10) and session.reason == "stopped"
+    assert page.sessions[1].came.wait(PATIENT_S) and session.reason == "stopped"
     page.locator("#status").get_by_text("Live.").wait_for()
     first, second = site.gateway.wanted
     assert first == {"model": "turning", "queue": True}

@@ -12,6 +12,7 @@ from websockets.asyncio.client import connect
 
 from serve import connections, server, tls
 from serve.limits import Crowd
+from tests.patience import PATIENT_S
 from tests.serve.played import JSON, Gateway, ask, opened
 
 
@@ -27,7 +28,7 @@ def hurried(monkeypatch):
     """Whoever is late is late at once."""
     monkeypatch.setattr(server, "LOOK_S", 0.02)
     for name in ("HEAD_S", "STALLED_S", "CLOSING_S"):
-        monkeypatch.setattr(connections, name, 0.05)
+        monkeypatch.setattr(connections, name, 0.2)
 
 
 def tried(tmp_path, talk, crowd=None, **settings):
@@ -35,7 +36,7 @@ def tried(tmp_path, talk, crowd=None, **settings):
 
     async def once():
         gateway = Gateway(tmp_path, **settings)
-        async with asyncio.timeout(20), opened(gateway, crowd=crowd) as port:
+        async with asyncio.timeout(PATIENT_S), opened(gateway, crowd=crowd) as port:
             return await talk(port, gateway)
 
     return asyncio.run(once())
@@ -310,7 +311,7 @@ def test_over_tls_and_without_it(tmp_path):
         gateway = Gateway(tmp_path, tls="auto")
         made = tls.certificate(gateway.serve, tmp_path / "kept")
         crowd = Crowd()
-        async with asyncio.timeout(20), opened(gateway, made.context(), crowd) as port:
+        async with asyncio.timeout(PATIENT_S), opened(gateway, made.context(), crowd) as port:
             trusting = ssl.create_default_context(cafile=made.cert)
             reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting, server_hostname="localhost")
             writer.write(f"GET /healthz HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n".encode())
@@ -333,7 +334,7 @@ def test_a_handshake_of_tls_that_does_not_come_is_not_waited_for(tmp_path, monke
         gateway = Gateway(tmp_path, tls="auto")
         context = tls.certificate(gateway.serve, tmp_path / "kept").context()
         crowd = Crowd()
-        async with asyncio.timeout(20), opened(gateway, context, crowd) as port:
+        async with asyncio.timeout(PATIENT_S), opened(gateway, context, crowd) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             assert await reader.read() == b""
             writer.close()

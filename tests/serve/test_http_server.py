@@ -10,6 +10,7 @@ from websockets.exceptions import ConnectionClosed
 from conf.errors import UserError
 from conf.schema.serve import ServeConfig
 from serve import server
+from tests.patience import PATIENT_S
 from tests.serve import played
 from tests.serve.played import JSON, Gateway, ask
 
@@ -40,7 +41,7 @@ def served(gateway, talk):
 
     async def both():
         ready = asyncio.get_running_loop().create_future()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENT_S):
             task = asyncio.create_task(server.serve(gateway, ready.set_result))
             listening = await ready
             try:

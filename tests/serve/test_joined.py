@@ -25,6 +25,7 @@ from serve.link import Link
 from serve.resources import Memory
 from tests.helpers import config_of
 from tests.launch.gateway import TOKEN
+from tests.patience import PATIENT_S
 from tests.runtime.driven import Driven
 
 HELLO = {
@@ -102,7 +103,7 @@ def runs(work):
     """A test that is a coroutine."""
 
     def test():
-        asyncio.run(asyncio.wait_for(work(), 60))
+        asyncio.run(asyncio.wait_for(work(), PATIENT_S))
 
     test.__name__, test.__doc__ = work.__name__, work.__doc__
     return test
@@ -275,7 +276,7 @@ async def test_a_stranger_that_says_nothing_is_sent_away():
 
 @pytest.mark.parametrize("first", ["ended", "answer"])
 def test_a_stream_that_ends_at_once_is_told_behind_its_number(first):
-    asyncio.run(asyncio.wait_for(ends_at_once(first), 60))
+    asyncio.run(asyncio.wait_for(ends_at_once(first), PATIENT_S))
 
 
 async def ends_at_once(first: str):

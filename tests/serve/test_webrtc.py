@@ -206,7 +206,7 @@ def test_sound_is_what_the_model_has(hears):
 def test_hostile_messages_and_packets_harm_nobody(caplog):
     async def run():
         room, browser = Room(), Browser()
-        peer = await browser.call(room)
+        peer = await browser.call(room, clock=Hands())  # however long they take
         for text in ("{", "[]", "9" * 20000, b"\0", '{"type": 1}', "[" * 15000, '{"type": "session.interaction"}'):
             browser.say(text)
         codes = [(await browser.told("error"))["code"] for _ in range(7)]
@@ -262,7 +262,7 @@ def test_nothing_is_left_of_calls():
 def test_who_says_too_much_is_shown_out_and_told_so():
     async def run():
         room, browser = Room(), Browser()
-        peer = await browser.call(room)
+        peer = await browser.call(room, clock=Hands())
         for seq in range(3 * webrtc.FLOOD_PER_SECOND):
             browser.keys.send(f'{{"seq": {seq}, "held": []}}')
         error = await browser.told("error")

@@ -49,8 +49,10 @@ def test_a_stream_is_the_same_and_little_is_compiled(counters, eight):
     assert not counters["graph_break"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(NO_COMPILER, reason="needs a C++ compiler")
-def test_compiled_is_within_1e_5():
+def test_compiled_is_within_1e_5(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     given, outs = {"audio": normal(1, 1, 3, 6, 48)}, []
     for make in (compiled.compile_network, lambda network: network):
         denoiser = build(model_of())

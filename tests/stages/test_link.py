@@ -9,6 +9,7 @@ import pytest
 from conf.errors import UserError
 from stages.link import Door, connect
 from stages.sinks.reader import AHEAD, Reader, ReaderSink
+from tests.patience import PATIENT_S
 
 HOST = "127.0.0.1"
 
@@ -64,7 +65,7 @@ def test_a_sink_waits_for_its_reader(reader):
     thread = threading.Thread(target=write)
     thread.start()
     for _ in range(AHEAD):
-        assert more.acquire(timeout=10)
+        assert more.acquire(timeout=PATIENT_S)
     for taken in range(3 * AHEAD):
         assert len(written) <= taken + AHEAD
         assert reader.next(never).index == taken
@@ -89,7 +90,7 @@ def test_a_sink_that_is_held_is_let_go_by_its_readers_end(reader):
     thread.start()
     assert reader.next(never).index == 0
     reader.close()
-    thread.join(timeout=10)
+    thread.join(timeout=PATIENT_S)
     assert not thread.is_alive()
 
 

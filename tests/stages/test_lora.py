@@ -327,7 +327,7 @@ def test_an_adapter_of_another_model_or_of_nothing_is_refused(base, tmp_path):
 @pytest.mark.parametrize(
     ("lora", "line"),
     [
-        ("/nowhere/l.safetensors", "model.lora=/nowhere/l.safetensors: no such file"),
+        ("/proc/nowhere/l.safetensors", "model.lora=/proc/nowhere/l.safetensors: no such file"),
         ("{file: x}", "must be a path, or"),
         ("{path: x, strength: 2}", "model.lora: strength: is no part of a LoRA"),
         ("{path: x, scale: much}", "scale=much: must be a number"),

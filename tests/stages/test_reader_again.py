@@ -8,6 +8,7 @@ import pytest
 
 from stages.link import Door, connect
 from stages.sinks.reader import Reader, ReaderSink
+from tests.patience import PATIENT_S
 
 HOST = "127.0.0.1"
 
@@ -39,7 +40,7 @@ def test_what_was_taken_is_not_taken_again(reader):
     writing.start()
     while (chunk := reader.next(never)) is not None:
         taken.append(chunk)
-    writing.join(20)
+    writing.join(PATIENT_S)
     assert [chunk.index for chunk in taken] == list(range(5))
     assert all(np.array_equal(chunk.frames, frames(chunk.index)) for chunk in taken)
 
@@ -67,14 +68,14 @@ def test_a_sink_that_goes_without_a_word_ends_it_when_the_stream_is_over(reader)
     waiting = threading.Thread(target=lambda: found.append(reader.next(over.is_set)))
     waiting.start()
     over.set()
-    waiting.join(20)
+    waiting.join(PATIENT_S)
     assert found == [None]
 
 
 @pytest.mark.parametrize("size", [6, 1500], ids=["small", "larger than a connection holds"])
 def test_who_is_released_keeps_what_the_reader_has_not_taken(reader, size):
     """A program that does not read holds up its stream, and no more than that: no chunk is lost, torn or doubled."""
-    sink, wait_s = ReaderSink(reader.address, 16), 20.0
+    sink = ReaderSink(reader.address, 16)
 
     def picture(chunk: int) -> np.ndarray:
         return np.full((8, size, size, 3), chunk, np.uint8)
@@ -88,7 +89,7 @@ def test_who_is_released_keeps_what_the_reader_has_not_taken(reader, size):
     waiting.join(0.2)
     assert waiting.is_alive(), "it was to wait for the reader"
     sink.release()
-    waiting.join(wait_s)
+    waiting.join(PATIENT_S)
     assert not waiting.is_alive() and sink.seen == 0
     sink.hold()
     waiting = write(3)
@@ -96,12 +97,12 @@ def test_who_is_released_keeps_what_the_reader_has_not_taken(reader, size):
     assert waiting.is_alive(), "it waits again"
     for chunk in range(2):
         assert np.array_equal(reader.next(never).frames, picture(chunk))
-    closing = threading.Thread(target=lambda: (waiting.join(wait_s), sink.close()))
+    closing = threading.Thread(target=lambda: (waiting.join(PATIENT_S), sink.close()))
     closing.start()
     for chunk in range(2, 4):
         assert np.array_equal(reader.next(never).frames, picture(chunk))
     assert reader.next(never) is None
-    closing.join(wait_s)
+    closing.join(PATIENT_S)
     assert not closing.is_alive()
 
 
@@ -117,7 +118,7 @@ def test_who_waits_for_another_is_let_go_by_closing(reader):
     waiting = threading.Thread(target=lambda: reader.next(never))
     waiting.start()
     reader.close()
-    waiting.join(20)
+    waiting.join(PATIENT_S)
     assert not waiting.is_alive()
 
 

@@ -15,6 +15,7 @@ from stages.denoise.layout import LATENT, PLACE, TOKEN, Layout
 from stages.denoise.rope import Rope, rotate
 from stages.denoise.share import Ulysses
 from stages.models.wan.sizes import Sizes
+from tests.patience import PATIENT_S
 
 C, TOKENS, HEADS, WIDTH, CHUNKS = 3, 4, 2, 8, 7
 CPU = torch.device("cpu")
@@ -90,7 +91,7 @@ def test_members_hold_their_own_places_or_all_and_a_state_is_whole(each):
     for chunk in range(CHUNKS):
         attended(alone, model, chunk, *drawn(each, chunk))
     own = alone.adapters["keys"]
-    members, found = local_group(0, 2, timeout_s=20.0), {}
+    members, found = local_group(0, 2, timeout_s=PATIENT_S), {}
 
     def work(member) -> None:
         share = Ulysses(member)

@@ -207,7 +207,7 @@ def test_export_restores_to_the_same_stream_and_size_is_known_beforehand():
     sink=st.integers(0, 7), ring=st.integers(3, 13), reference=st.integers(0, 2), chunk=st.integers(1, 3),
     chunks=st.integers(1, 40),
 )  # fmt: skip
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_attended_frame_exactly_once(sink, ring, reference, chunk, chunks):
     """After chunk i: the sink and the last `ring` frames, each in one slot, filling a prefix without holes."""
     layout = Layout(1, reference, sink, ring)

@@ -12,6 +12,7 @@ from stages.denoise.share import Ulysses
 from stages.models.pocket.network import Network
 from stages.models.pocket.sizes import AudioConfig, Sizes
 from stages.weights import initialise
+from tests.patience import PATIENT_S
 
 ROWS, COLUMNS, CHUNKS = 2, 6, 8
 NETWORK = Sizes(
@@ -52,7 +53,7 @@ def stream(model: ModelConfig, share=None) -> tuple[list, int]:
 
 def shared(size: int, work) -> list:
     """`work(share)` on as many threads as there are members; their results by rank."""
-    members, results = local_group(0, size, timeout_s=20.0), {}
+    members, results = local_group(0, size, timeout_s=PATIENT_S), {}
 
     def run(member) -> None:
         try:

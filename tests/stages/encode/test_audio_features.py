@@ -33,7 +33,7 @@ def test_shape_and_scale():
     assert np.array_equal(at_once(np.zeros(RATE, np.float32), 16, fps=16), np.zeros((16, 128)))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     cuts=st.lists(st.integers(0, 9000), max_size=8),
     asks=st.lists(st.integers(1, 7), min_size=1, max_size=8),

@@ -40,7 +40,7 @@ some_keys = st.lists(st.lists(st.sampled_from(CONTROLS.keys), max_size=4, unique
 
 
 @given(some_keys)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_camera_stays_rigid_and_upright_and_on_the_ground(keys):
     """It never rolls, never looks further up or down than it may, and no key lifts it."""
     for pose in walk(*(row(*pressed) for pressed in keys)):
@@ -52,7 +52,7 @@ def test_a_camera_stays_rigid_and_upright_and_on_the_ground(keys):
 
 
 @given(some_keys, st.sampled_from(OPPOSITE))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_opposite_keys_cancel(keys, pair):
     start = walk(*(row(*pressed) for pressed in keys))[-1]
     assert np.array_equal(moved(start, row(*pair)), moved(start, row()))

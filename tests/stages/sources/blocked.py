@@ -2,14 +2,15 @@
 
 import threading
 
-LIMIT_S = 60.0
+from tests.patience import PATIENT_S
+
 """Only a test that fails waits as long."""
 
 
 def settle(live, size):
     """Wait until `size` bytes have arrived."""
     with live._changed:
-        assert live._changed.wait_for(lambda: len(live._buffer) >= size, LIMIT_S), "they do not arrive"
+        assert live._changed.wait_for(lambda: len(live._buffer) >= size, PATIENT_S), "they do not arrive"
 
 
 class Blocked:
@@ -31,10 +32,10 @@ class Blocked:
         changed.wait = noted
         self._thread = threading.Thread(target=lambda: self._made.append(call()), daemon=True)
         self._thread.start()
-        assert waits.wait(LIMIT_S), "it does not wait"
+        assert waits.wait(PATIENT_S), "it does not wait"
 
     def __call__(self, act):
         act()
-        self._thread.join(LIMIT_S)
+        self._thread.join(PATIENT_S)
         assert self._made, "it is not released"
         return self._made[0]

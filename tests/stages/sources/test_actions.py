@@ -15,6 +15,7 @@ from stages.sources import live
 from stages.sources.actions import AHEAD, ActionFile, LiveActions
 from stages.sources.lines import HELD, LONGEST_LINE
 from stages.sources.live import LiveBytes, named_pipe
+from tests.patience import PATIENT_S
 from tests.stages.sources.blocked import Blocked, settle
 
 ACTIONS = ("none", "forward", "back", "left", "right")
@@ -72,7 +73,7 @@ def test_a_file_of_no_line_is_refused(tmp_path, text):
         ActionFile(action_file(tmp_path, text), ACTIONS)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lines=st.lists(st.tuples(st.integers(0, 6), st.sampled_from(ACTIONS)), min_size=1, max_size=12),
     counts=st.lists(st.integers(1, 9), min_size=1, max_size=6),
@@ -249,7 +250,7 @@ def test_it_is_said_once_that_a_pipe_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(LiveBytes, "_read", counted)
     monkeypatch.setattr(live.log, "warning", lambda text, *values: said.append(text % values))
     source = of_named_pipe(path)
-    assert waited.wait(60)
+    assert waited.wait(PATIENT_S)
     source.close()
     assert said == [f"source.actions={path}: nothing has come yet, waiting for whoever writes into it"]
 

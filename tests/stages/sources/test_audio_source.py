@@ -15,6 +15,7 @@ from conf.errors import UserError
 from stages.sources.audio import RATE, LivePcm, Silence
 from stages.sources.audio_file import AudioFile
 from stages.sources.live import LiveBytes
+from tests.patience import PATIENT_S
 from tests.stages.sources.blocked import Blocked
 
 
@@ -233,9 +234,9 @@ def test_a_named_pipe_without_a_writer_is_released(tmp_path, fifo, monkeypatch, 
         os.write(writing, content[: round(seconds * 2 * RATE)])
     thread = threading.Thread(target=lambda: opened.append(AudioFile(fifo, stop)), daemon=True)
     thread.start()
-    assert waits.wait(60)
+    assert waits.wait(PATIENT_S)
     stop.set()
-    thread.join(60)
+    thread.join(PATIENT_S)
     assert len(opened[0].read(RATE)) <= (seconds or 0.0) * RATE
     assert not len(opened[0].read(1))
     opened[0].close()
@@ -248,7 +249,7 @@ def test_a_process_ends_cleanly_while_its_standard_input_is_silent():
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdin.write(b"\1\0" * 2)
     process.stdin.flush()
-    assert process.wait(timeout=20) == 0 and process.stdout.read() == b"2\n"
+    assert process.wait(timeout=PATIENT_S) == 0 and process.stdout.read() == b"2\n"
     process.stdin.close()
     process.stdout.close()
 

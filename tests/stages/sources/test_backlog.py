@@ -60,7 +60,7 @@ def small_files(monkeypatch):
 LIVES = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40), st.integers(1, 200)), max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(LIVES, st.booleans())
 def test_each_reader_goes_on_behind_what_chunks_were_made_of(lives, moves):
     """Of each that is lost: bytes that it took for chunks, that it took beside, and how many it holds at most."""
@@ -161,7 +161,7 @@ def test_a_socket_is_copied(tmp_path):
         again.close()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 700), max_size=4))
 def test_sound_is_whole(reads):
     sound = np.frombuffer(BYTES, "<i2").astype(np.float32) / 32768
@@ -176,7 +176,7 @@ def test_sound_is_whole(reads):
         assert np.array_equal(np.concatenate(found), sound)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 40), max_size=4), st.booleans())
 def test_lines_are_whole_and_half_ones_too(counts, long):
     names, step = ("none", "forward", "back"), 3

@@ -70,7 +70,7 @@ CHUNKS = st.lists(st.integers(1, 13), min_size=1, max_size=6)
 FRAMES = st.lists(st.integers(0, 50), min_size=2, max_size=9, unique=True).map(sorted)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(frames=FRAMES, chunks=CHUNKS, seed=st.integers(0, 99))
 def test_between_two_lines_positions_are_linear_and_rotations_slerp(tmp_path_factory, frames, chunks, seed):
     """A pose is given as it was said, the last one holds, and a pipe gives what a file gives."""
@@ -93,7 +93,7 @@ def test_between_two_lines_positions_are_linear_and_rotations_slerp(tmp_path_fac
     live.close()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=st.lists(st.integers(0, 3), min_size=1, max_size=60), cuts=st.data())
 def test_where_keys_lead_does_not_depend_on_how_they_come(rows, cuts):
     """Row k moves frame k to k + 1, however rows are dealt to chunks, and whoever goes on in between: bit for bit."""

@@ -19,6 +19,7 @@ from stages.sources.live import Stop, Turned
 from stages.sources.moments import Moments, shown
 from stages.sources.raw_video import LiveFrames
 from stages.sources.video import AHEAD, VideoFile
+from tests.patience import PATIENT_S
 from tests.stages.sources.blocked import Blocked, settle
 from tests.stages.sources.made_video import moving, numbered, numbers, turn_clockwise, write_video
 
@@ -67,7 +68,7 @@ def test_each_frame_of_the_output_is_the_input_frame_shown_then(tmp_path, kind, 
     assert source.count is None or abs(source.count - count / per) <= 2
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 120), st.integers(1, 3), st.integers(1, 60), st.integers(1, 200))
 def test_frames_are_shown_as_often_as_the_rates_demand(rate, part, fps, count):
     """For any rates, in exact times: floor or ceiling of their quotient, in all as many as fit into the input."""
@@ -179,7 +180,7 @@ def test_sound_beside_pictures_is_left_alone(tmp_path):
 # -- taking -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(1, 3 * AHEAD), min_size=1, max_size=6), st.integers(0, 90))
 def test_any_chunks_give_the_same_frames_and_what_is_skipped_is_left_out(tmp_path_factory, counts, skipped):
     path = tmp_path_factory.getbasetemp() / "chunks.nut"
@@ -210,7 +211,7 @@ def test_it_is_decoded_ahead_but_not_far(tmp_path):
     source = VideoFile(write_video(tmp_path / "a.nut", numbered(200), 16), 16, SIZE)
     source.take(1)
     with source._changed:
-        assert source._changed.wait_for(lambda: len(source._held) == AHEAD, 60)
+        assert source._changed.wait_for(lambda: len(source._held) == AHEAD, PATIENT_S)
         assert not source._changed.wait_for(lambda: len(source._held) > AHEAD, 0.1)
     source.close()
     assert not source._thread.is_alive()
@@ -336,7 +337,7 @@ def test_one_that_is_watched_waits_at_first_and_holds_the_last_frame_later(pipe)
     write(PICTURES[10:12])
     write(None)
     with source._bytes._changed:
-        assert source._bytes._changed.wait_for(lambda: source._bytes._at_end, 60)
+        assert source._bytes._changed.wait_for(lambda: source._bytes._at_end, PATIENT_S)
     assert source.take(4) is None, "two frames are no chunk, and no more will come"
 
 
