@@ -29,10 +29,10 @@ import devices
 from conf.schema import Config
 from launch.places import on_one_host, refuse_unjoined
 from parallel.plan import Plan
+from runtime.crew import NoRoom
 from runtime.generations import Generation
 from runtime.local import LocalRun
 from runtime.running import Running, Start
-from runtime.supervisor import NoRoom
 
 HOST = "127.0.0.1"
 LAST_LINES = 20

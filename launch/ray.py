@@ -36,13 +36,13 @@ from parallel.address import refuse_loopback
 from parallel.placement import hosts, place
 from parallel.plan import Plan
 from runtime.board import Board
+from runtime.crew import NoRoom
 from runtime.generations import Generation
 from runtime.heap import few_arenas
 from runtime.network import over_network
 from runtime.process import run_worker
 from runtime.reasons import Reason
 from runtime.running import Running, Start
-from runtime.supervisor import NoRoom
 
 log = logging.getLogger(__name__)
 
@@ -382,7 +382,7 @@ class RayRun(Running):
         for index in self._room.order:
             self._start(index, self.generation)
         if self.supervisor is not None:
-            self.supervisor.start_spares()
+            self.supervisor.crew.start_spares()
 
     def _start(self, process: int, generation: Generation) -> None:
         # An actor that has done its part stays, and has its seat: nothing would ever be placed there.

@@ -24,13 +24,14 @@ from conf.schema import Config
 from parallel.plan import Plan
 from runtime import cuts
 from runtime.board import DRIVER, Abandoned, Board, PeerLost
+from runtime.crew import NoRoom
 from runtime.generations import Generation
 from runtime.pipeline import Pipeline
 from runtime.process import LOST, ONE_HOST, OWN, SEVERAL_HOSTS, share_folder
 from runtime.pulse import PULSE_S, key
 from runtime.reasons import Reason
 from runtime.saving import CUTS
-from runtime.supervisor import NoRoom, Supervisor, Unrecovered
+from runtime.supervisor import Supervisor, Unrecovered
 
 LOADING_POLL_S, POLL_S = 0.05, 0.2
 """How often workers are looked after, before streams go and then; a launcher may know sooner."""
@@ -265,7 +266,7 @@ class Running(ABC):
         for process in self.generation.processes:
             self._start(process, self.generation)
         if self.supervisor is not None:
-            self.supervisor.start_spares()
+            self.supervisor.crew.start_spares()
 
     @abstractmethod
     def _gone(self, index: int) -> str | None:
