@@ -15,6 +15,7 @@ from parallel.predict import Demand
 from parallel.simulated import simulated
 from runtime.arithmetic import decoded_pixels, rule_cost
 from runtime.encoders import Picture
+from runtime.stage_bytes import stage_bytes
 from runtime.workload import describe
 from stages.build import TEMPORAL_STRIDE
 from stages.inputs import controls_of, inputs_of
@@ -80,10 +81,10 @@ def _found(config: Config) -> ClusterConfig:
 
 
 def workload_of(config: Config) -> Workload:
-    """What is spread, with the sizes that emulated messages have."""
+    """What is spread, with what its stages take of memory; or with the sizes that emulated messages have."""
     workload, e = describe(config), config.device.emulated
     if config.device.kind != "emulated":
-        return workload
+        return replace(workload, taken=stage_bytes(config))
     return replace(
         workload,
         latent_bytes=e.latent_bytes or workload.latent_bytes,

@@ -46,7 +46,7 @@ def joined(config: PlanConfig, placement=None, **changes) -> list[float]:
     """How many others each worker's first process is joined with."""
     with_them = memory_of(config, placement, **changes)
     without = memory_of(config, placement, peer_bytes=0.0, **changes)
-    return [(with_them.working(w) - without.working(w)) / PEER for w in range(with_them.plan.workers)]
+    return [(with_them.passes(w) - without.passes(w)) / PEER for w in range(with_them.plan.workers)]
 
 
 def test_every_channel_with_large_bodies_has_a_communicator():
@@ -58,12 +58,12 @@ def test_every_channel_with_large_bodies_has_a_communicator():
     passes = PlanConfig("sequential", sequence_parallel=2, workers=2)
     assert joined(passes, heads=4, tokens_per_frame=4) == [1]
     steps = memory_of(PlanConfig("timestep"))
-    assert steps.working(1) == 2e5 + 2 * 2 * LATENTS + 2 * PEER
+    assert steps.passes(1) == 2e5 + 2 * 2 * LATENTS + 2 * PEER
 
 
 def test_what_is_recorded_has_a_workspace_and_text_of_its_own():
     plain, recorded = (memory_of(PlanConfig("sequential"), recorded=flag) for flag in (False, True))
-    assert recorded.of(0).working - plain.of(0).working == 2e5
+    assert recorded.of(0).passes - plain.of(0).passes == 2e5
     assert recorded.of(0).banks - plain.of(0).banks == 6 * 7
 
 
