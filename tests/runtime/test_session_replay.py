@@ -18,7 +18,8 @@ from runtime.journal import Journal
 from stages.sources.audio import RATE
 from stages.sources.live import Stop, Turned
 from tests.helpers import config_of
-from tests.runtime.test_replay import Cut, equal, made_with
+from tests.runtime.replaying import Cut, equal
+from tests.runtime.test_replay import made_with
 from tests.serve.core_ends import WAIT_S, End
 
 CONFIG = config_of("model=nano", "stream.prompt=hello", "sink.video=null", "source.pace=free")
