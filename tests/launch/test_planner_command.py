@@ -190,7 +190,7 @@ def test_what_stages_take_is_held_against_the_card(capsys, tmp_path):
     """Weights, banks and passes fit; what encode and decode take at work does not."""
     path, plans = tmp_path / "small.yaml", ("model=nano", "plan=sequential", f"cluster={tmp_path / 'small.yaml'}")
     path.write_text(FILE)
-    config = config_of(*plans)
+    config = config_of(*plans[:2], f"cluster.file={path}")
     cluster, demand = planning.cluster_of(config), planning.demand(config)
     held = assess(config.plan, planning.planned(config), cluster, demand).bytes[0]
     taken = planning.workload_of(config).taken
@@ -216,6 +216,7 @@ def test_what_stages_take_is_held_against_the_card(capsys, tmp_path):
 def test_published_encoders_are_counted_before_their_files_are_there(tmp_path, model, missing):
     config = config_of(f"model={model}")
     assert planning.missing_encoders(config) == missing
-    assert planning.missing_encoders(config_of(f"model={model}", f"source.tensors={tmp_path / 'given'}")) == {}
+    (given := tmp_path / "given.safetensors").touch()
+    assert planning.missing_encoders(config_of(f"model={model}", f"source.tensors={given}")) == {}
     lines = plan.missing(config)
     assert [line.split(" is not set")[0] for line in lines] == list(missing)
