@@ -1,11 +1,12 @@
 """What stages beside cells take of a device's memory beside their weights, known before anything loads.
 
-All that a codec keeps and makes is pictures, so one place of a latent tells of all of them: it is run there, with
+All that a codec keeps and makes is pictures, so a few places of a latent tell of all of them: it is run there, with
 weights of no meaning, on the host.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -24,6 +25,8 @@ from stages.meter import Meter
 from stages.post import post_of, to_pictures
 from stages.weights import empty
 
+SIDE = 2
+"""Rows and columns of places that are run: a single one lies in memory as in any layout, and is not copied to another."""
 SETTLED = 3
 """Calls with which a codec has come to what it takes for ever."""
 
@@ -40,7 +43,7 @@ def stage_bytes(config: Config) -> StageBytes:
     each = once = kept = 0
     if stills := still_latents(model):
         once = _encoding(codec, dtype, (video_frames(replace(codec, prime=0), stills, first=True),))
-        kept = STILLS * stills * channels * dtype.itemsize
+        kept = STILLS * stills * channels * SIDE**2 * dtype.itemsize
     if any(one.pictured for one in on(inputs, Axis.LATENT)):
         grey = (TEMPORAL_STRIDE,) * SETTLED
         once = max(once, _encoding(codec, dtype, (first_pictures(model), *grey), kept_before=True))
@@ -56,24 +59,24 @@ def stage_bytes(config: Config) -> StageBytes:
             post, frames = _metered(larger, frames)
         output, _ = _metered(to_pictures, frames)
         found += [decode, Taken(once=post), Taken(each=output)]
-    rows, columns = Picture.of(model, config.stream).latent
-    return StageBytes(*(Taken(rows * columns * one.each, rows * columns * one.once) for one in found))
+    places = math.prod(Picture.of(model, config.stream).latent)
+    return StageBytes(*(Taken(*(places * size // SIDE**2 for size in one)) for one in found))
 
 
 @lru_cache(maxsize=32)
 def _encoding(codec: CodecConfig, dtype: torch.dtype, pictures: tuple[int, ...], kept_before: bool = False) -> int:
-    """Most bytes while so many pictures of a place are encoded call after call, the last of them and what is remembered
+    """Most bytes while so many small pictures are encoded call after call, the last of them and what is remembered
     included.
 
     Args:
         kept_before: whether what was remembered before a call stays until the next.
     """
     encoder = empty(lambda: encoder_of(codec), "cpu", dtype)
-    meter, state = Meter(), encoder.start()
+    meter, state, pixels = Meter(), encoder.start(), SIDE * SPATIAL_STRIDE
     for count in pictures:
         before = list(state.cache) if kept_before else []
         with meter:
-            encoder(torch.zeros(1, 3, count, SPATIAL_STRIDE, SPATIAL_STRIDE, dtype=dtype), state)
+            encoder(torch.zeros(1, 3, count, pixels, pixels, dtype=dtype), state)
         del before
     return meter.peak
 
@@ -82,14 +85,14 @@ def _encoding(codec: CodecConfig, dtype: torch.dtype, pictures: tuple[int, ...],
 def _decoding(
     codec: CodecConfig, dtype: torch.dtype, channels: int, primed: int, latents: tuple[int, ...]
 ) -> tuple[Taken, Tensor]:
-    """What a decoder takes while chunks of so many latents of a place are decoded, behind as many as it is primed with,
+    """What a decoder takes while chunks of so many small latents are decoded, behind as many as it is primed with,
     and the last frames."""
     meter, decoder = Meter(), empty(lambda: decoder_of(codec), "cpu", dtype)
     decoding = Decoding(decoder, decoder.start(), REFERENCE, primed)
     with meter:
-        decoding.prime({REFERENCE: torch.zeros(1, channels, primed, 1, 1)})
+        decoding.prime({REFERENCE: torch.zeros(1, channels, primed, SIDE, SIDE)})
         for count in latents:
-            frames = decoding(torch.zeros(1, channels, count, 1, 1, dtype=dtype))
+            frames = decoding(torch.zeros(1, channels, count, SIDE, SIDE, dtype=dtype))
     return Taken(decoding.state.nbytes, meter.peak - decoding.state.nbytes), frames
 
 

@@ -15,9 +15,9 @@ from stages.post import to_pictures
 from tests.helpers import config_of
 
 SIZE = ("stream.height=16", "stream.width=32", "model.dtype=bfloat16")
+"""In bfloat16 nothing that comes back to the host is the encoder's own tensor."""
 SMALL = ("model.codec.width=8", *SIZE)
 PRIMED = (*SMALL, "stream.height=64", "stream.width=64")
-"""In bfloat16 nothing that comes back to the host is the encoder's own tensor."""
 
 
 class Metered:
