@@ -26,7 +26,7 @@ from stages.post import post_of, to_pictures
 from stages.weights import empty
 
 SIDE = 2
-"""Rows and columns of places that are run: a single one lies in memory as in any layout, and is not copied to another."""
+"""Rows and columns of places that are run: a single one lies in memory as in any layout, and is copied to none."""
 SETTLED = 3
 """Calls with which a codec has come to what it takes for ever."""
 
