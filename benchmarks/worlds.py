@@ -5,11 +5,10 @@ driving models have 3 by themselves): what the planner predicts for every kind o
 by keys as by poses of a camera, which are sampled at the same moment. Steps differ in number only, so levels do not
 matter. What is predicted for a plan holds on every cluster that has its devices in one machine.
 
-Beside what `everframe plan` counts, the first worker holds the encoders of the published files, whose sizes are known,
-and a decoder's state. Times are derived from the rates that conf/cluster assumes, and stand beside what others measured
-where that is known. Each family is told a second time, at the rate that published figures imply: Matrix-Game 2 at half
-of it, since networks of its size reach a fifth of a data sheet's rate in StreamDiffusionV2's rows, not 45 %; LingBot at
-1.2 of it, as its passes were measured on H200.
+Bytes are those that `everframe plan` counts, with the encoders of the published files. Times are derived from the rates
+that conf/cluster assumes, and stand beside what others measured where that is known. Each family is told a second time,
+at the rate that published figures imply: Matrix-Game 2 at half of it, since networks of its size reach a fifth of a
+data sheet's rate in StreamDiffusionV2's rows, not 45 %; LingBot at 1.2 of it, as its passes were measured on H200.
 
 Writes benchmarks/results/worlds.json, and the tables between two marks in docs/worlds.md.
 """
@@ -24,8 +23,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from benchmarks.published import H100
 from benchmarks.record import record
 from benchmarks.worlds_table import DECODERS, page
@@ -33,7 +30,7 @@ from conf.errors import UserError
 from conf.schema import ClusterConfig, Config, PlanConfig
 from launch import clusters
 from launch.cli import compose
-from launch.planning import demand, subject, workload_of
+from launch.planning import demand, planned, subject
 from launch.ranking import overrides
 from parallel.cluster import Cluster
 from parallel.cost import Costs
@@ -42,17 +39,12 @@ from parallel.planner import Choice, assess, rank
 from parallel.predict import Demand
 from parallel.simulated import simulated
 from runtime.arithmetic import rule_cost
-from runtime.encoders import Picture
-from runtime.fast import decoder_bytes
-from stages.build import decoder_of, torch_dtype
-from stages.weights import outline
+from stages.encode import clip, umt5
 
 PAGE = Path(__file__).parents[1] / "docs" / "worlds.md"
 KINDS = {"h100": "H100", "h800": "H800", "h200": "H200", "a100": "A100", "l40s": "L40S", "rtx4090": "RTX 4090"}
 COUNTS = (1, 2, 4, 5, 8)
 """Devices of one machine that there are cluster files for."""
-UMT5, CLIP = 5_680_910_336, 612_000_000
-"""Parameters of UMT5-XXL's encoder, and of the blocks of ViT-H/14 that are read."""
 SMALL_S = 0.01
 """Of a chunk in the small decoder: assumed. Others measured 3 ms on a faster device (flashdreams #46)."""
 LEVELS = {1: [1000], 2: [1000, 500], 3: [1000, 666, 333], 4: [1000, 750, 500, 250]}
@@ -64,21 +56,19 @@ class World(NamedTuple):
     Attributes:
         steps: numbers of steps that are tried.
         published: how many it has.
-        encoder: parameters that the first worker holds of published encoders.
         rates: of the assumed rate of arithmetic: all of it, and what published figures imply.
     """
 
     steps: tuple[int, ...]
     published: int
-    encoder: int
     rates: tuple[float, ...]
 
 
 WORLDS = {
-    "matrix_game_2": World((1, 2, 3, 4), 3, CLIP, (1.0, 0.5)),
-    "matrix_game_2_gta_drive": World((1, 2, 3, 4), 3, CLIP, (1.0, 0.5)),
-    "matrix_game_2_templerun": World((1, 2, 3, 4), 4, CLIP, (1.0, 0.5)),
-    "lingbot_world_fast": World((1, 2, 4), 4, UMT5, (1.0, 1.2)),
+    "matrix_game_2": World((1, 2, 3, 4), 3, (1.0, 0.5)),
+    "matrix_game_2_gta_drive": World((1, 2, 3, 4), 3, (1.0, 0.5)),
+    "matrix_game_2_templerun": World((1, 2, 3, 4), 4, (1.0, 0.5)),
+    "lingbot_world_fast": World((1, 2, 4), 4, (1.0, 1.2)),
 }
 
 
@@ -174,27 +164,17 @@ class Asked:
         lines.append(f"model.codec.kind={decoder}")
         self.model, self.steps, self.decoder = model, steps, decoder
         self.config = compose("stream", Config, lines)
-        dtype = torch_dtype(self.config.model.dtype)
-        workload = workload_of(self.config)
-        encoders = workload.encode_bytes + WORLDS[model].encoder * dtype.itemsize
-        self.workload: Workload = replace(workload, encode_bytes=encoders)
+        self.workload: Workload = planned(self.config)
         self.demand: Demand = demand(self.config)
         self.subject = subject(self.config)
-        with outline():
-            made = decoder_of(self.config.model.codec).to(dtype)
-        picture = Picture.of(self.config.model, self.config.stream)
-        with torch.inference_mode():
-            self.decoding = float(decoder_bytes(made, self.config.model, picture, torch.device("meta")))
 
     def on(self, cluster: str, rate: float) -> Cluster:
         """A cluster with this model's times."""
         config = known(cluster)
         kinds = {name: replace(kind, flops=kind.flops and kind.flops * rate) for name, kind in config.kinds.items()}
         found = Cluster.of(replace(config, kinds=kinds), self.subject)
-        own: dict[str, float] = {"decode_bytes": self.decoding}
         if self.decoder != "wan":
-            own["decode_s"] = SMALL_S
-        found.times = {key: replace(times, **own) for key, times in found.times.items()}
+            found.times = {key: replace(times, decode_s=SMALL_S) for key, times in found.times.items()}
         return found
 
     def told(self, choice: Choice, name: str, kind: str, rate: float) -> Found:
@@ -306,7 +286,7 @@ def main() -> None:
     configuration = {
         "predictions": "derived from assumed rates by the planner and its simulator, nothing was run on a GPU",
         "devices": sources, "demand": "one stream, driven live, sampled no faster than it is watched",
-        "encoders": {"umt5": UMT5, "clip": CLIP}, "small_decoder_s": SMALL_S,
+        "encoders": {"umt5": umt5.PUBLISHED[4096], "clip": clip.PUBLISHED[257, 1280]}, "small_decoder_s": SMALL_S,
         "steps": {name: world.steps for name, world in WORLDS.items()},
     }  # fmt: skip
     measured = {"beside others": compared} | listed(found)

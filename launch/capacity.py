@@ -56,7 +56,7 @@ def rows(config: Config) -> Iterator[Row]:
     Streams are live: a chunk's sound or actions come as time passes, and its frames are due when those before them
     end. A viewer starts one chunk's play later than the first frame is there, which is what `buffer_s` allows for.
     """
-    workload, cluster, demand = planning.workload_of(config), planning.cluster_of(config), planning.demand(config)
+    workload, cluster, demand = planning.planned(config), planning.cluster_of(config), planning.demand(config)
     play = demand.frames / demand.fps
     service = Service(play_s=play, buffer_s=play, on_time=config.capacity)
     for size in (s for s in SIZES if s <= len(cluster.devices)):

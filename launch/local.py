@@ -29,10 +29,10 @@ import devices
 from conf.schema import Config
 from launch.places import on_one_host, refuse_unjoined
 from parallel.plan import Plan
+from runtime.crew import NoRoom
 from runtime.generations import Generation
 from runtime.local import LocalRun
 from runtime.running import Running, Start
-from runtime.supervisor import NoRoom
 
 HOST = "127.0.0.1"
 LAST_LINES = 20
@@ -138,7 +138,7 @@ class LocalProcesses(Running):
 
     def _let_go_of_those_that_left(self) -> None:
         """A run may change its plan for weeks: who has ended holds no descriptor here, and is no zombie."""
-        for process in self._workers.keys() - self._left:
+        for process in self._workers.keys() - self.left:
             worker = self._workers[process]
             if worker.poll() is not None and not self._readers[process].is_alive():
                 self._let_go(process, self._workers.pop(process))
@@ -152,7 +152,7 @@ class LocalProcesses(Running):
             return card_of(plan, config, generation.index(process))
         if not (config.device.may_be_gpu and (count := devices.count())):
             return None
-        having = [self._cards.get(one) for one in self._left - {process}]
+        having = [self._cards.get(one) for one in self.left - {process}]
         allowed = sorted({card % count for card in config.plan.devices or range(count)})
         return min(allowed, key=having.count)
 

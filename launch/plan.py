@@ -77,6 +77,26 @@ def workers(plan: Plan, streams: int) -> Table:
     return table
 
 
+def stages(plan: Plan) -> Table:
+    """What stages beside cells take of memory."""
+    sizes = ("weights", "each stream", "at work")
+    table = _table("worker", "stage", *sizes, right=sizes)
+    w = plan.workload
+    weights = {"encode": w.encode_bytes, "decode": w.decode_bytes, "post": w.post_bytes}
+    for worker in range(plan.workers):
+        for name, taken in plan.taken(worker).items():
+            row = (weights.get(name, 0), *taken)
+            if any(row):
+                table.add_row(f"worker {worker}", name, *(human(size) if size else "-" for size in row))
+    return table
+
+
+def missing(config: Config) -> list[str]:
+    """What is counted of encoders whose files are not named, a line each."""
+    found = planning.missing_encoders(config).items()
+    return [f"{setting} is not set: {human(size)} are counted, as the published one has" for setting, size in found]
+
+
 def _route(plan: Plan) -> Counter[Hop]:
     """Messages of one chunk in steady running, from its first step to its last stage."""
     w, found = plan.workload, Counter()
@@ -216,7 +236,7 @@ def search(config: Config, console: Console) -> Plan:
     Raises:
         UserError: nothing fits, or nothing is fast enough to be steered.
     """
-    workload, cluster, demand = planning.workload_of(config), planning.cluster_of(config), planning.demand(config)
+    workload, cluster, demand = planning.planned(config), planning.cluster_of(config), planning.demand(config)
     found = rank(workload, cluster, demand, config.objective, config.plan, check=simulated)
     best = found[0]
     console.print(
@@ -238,7 +258,7 @@ def predicted(config: Config, console: Console) -> Plan:
     Raises:
         UserError: it does not fit, or is too slow to be steered.
     """
-    workload, cluster, demand = planning.workload_of(config), planning.cluster_of(config), planning.demand(config)
+    workload, cluster, demand = planning.planned(config), planning.cluster_of(config), planning.demand(config)
     choice = assess(config.plan, workload, cluster, demand, check=simulated)
     refuse(choice, cluster, demand, config.plan.force)
     console.print(f"cluster={cluster.name}: {len(cluster.devices)} devices\n")
@@ -265,7 +285,7 @@ def show(config: Config, console: Console) -> None:
         UserError: the plan cannot be, or cannot run.
     """
     capability.check(config.model.context)
-    for note in recovering.notes(config):
+    for note in (*recovering.notes(config), *missing(config)):
         console.print(note, highlight=False)
     if config.capacity is not None:
         capacity.show(config, console)
@@ -275,7 +295,7 @@ def show(config: Config, console: Console) -> None:
     elif config.cluster.named:
         plan = predicted(config, console)
     else:
-        plan = build(config.plan, planning.workload_of(config))
+        plan = build(config.plan, planning.planned(config))
         if recovering.asked(config):
             # This machine's, whose rates are known well enough for that.
             cluster = planning.cluster_of(config)
@@ -287,6 +307,9 @@ def show(config: Config, console: Console) -> None:
     )
     console.print(workers(plan, config.stream.count))
     console.print()
+    if (table := stages(plan)).row_count:
+        console.print(table)
+        console.print()
     if plan.hops:
         console.print(hops(plan))
     console.print(f"{travels(plan)}\n")

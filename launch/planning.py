@@ -15,7 +15,8 @@ from parallel.predict import Demand
 from parallel.simulated import simulated
 from runtime.arithmetic import decoded_pixels, rule_cost
 from runtime.encoders import Picture
-from runtime.workload import describe
+from runtime.stage_bytes import stage_bytes
+from runtime.workload import absent, describe
 from stages.build import TEMPORAL_STRIDE
 from stages.inputs import controls_of, inputs_of
 
@@ -80,15 +81,27 @@ def _found(config: Config) -> ClusterConfig:
 
 
 def workload_of(config: Config) -> Workload:
-    """What is spread, with the sizes that emulated messages have."""
+    """What is spread, with what its stages take of memory; or with the sizes that emulated messages have."""
     workload, e = describe(config), config.device.emulated
     if config.device.kind != "emulated":
-        return workload
+        return replace(workload, taken=stage_bytes(config))
     return replace(
         workload,
         latent_bytes=e.latent_bytes or workload.latent_bytes,
         hidden_bytes=e.hidden_bytes or workload.hidden_bytes,
     )
+
+
+def missing_encoders(config: Config) -> dict[str, int]:
+    """Bytes of published encoders that a run will need and names no file of yet, by their settings. What
+    `source.tensors` gives needs none."""
+    return {} if config.source.tensors or config.device.kind == "emulated" else absent(config.model)
+
+
+def planned(config: Config) -> Workload:
+    """What is to be spread once the files of all encoders are there."""
+    workload = workload_of(config)
+    return replace(workload, encode_bytes=workload.encode_bytes + sum(missing_encoders(config).values()))
 
 
 def choice_of(config: Config) -> Choice:

@@ -81,7 +81,7 @@ def compared(choices: Sequence[Choice], demand: Demand) -> Table:
 def devices(choice: Choice, cluster: Cluster) -> Table:
     """Bytes of every worker's device, and its seconds per chunk, stages and messages included."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    right = ("weights", "banks", "working", "total", "of", "per chunk", "of a period")
+    right = ("weights", "banks", "passes", "stages", "total", "of", "per chunk", "of a period")
     for column in ("worker", "devices", *right):
         table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
     for worker, held in enumerate(choice.bytes):

@@ -36,13 +36,13 @@ from parallel.address import refuse_loopback
 from parallel.placement import hosts, place
 from parallel.plan import Plan
 from runtime.board import Board
+from runtime.crew import NoRoom
 from runtime.generations import Generation
 from runtime.heap import few_arenas
 from runtime.network import over_network
 from runtime.process import run_worker
 from runtime.reasons import Reason
 from runtime.running import Running, Start
-from runtime.supervisor import NoRoom
 
 log = logging.getLogger(__name__)
 
@@ -382,11 +382,11 @@ class RayRun(Running):
         for index in self._room.order:
             self._start(index, self.generation)
         if self.supervisor is not None:
-            self.supervisor.start_spares()
+            self.supervisor.crew.start_spares()
 
     def _start(self, process: int, generation: Generation) -> None:
         # An actor that has done its part stays, and has its seat: nothing would ever be placed there.
-        for gone in self._actors.keys() - self._left:
+        for gone in self._actors.keys() - self.left:
             ray.kill(self._actors.pop(gone))
         seat, node = self._place(process, generation.index(process) is None)
         if seat is None:
@@ -408,7 +408,7 @@ class RayRun(Running):
         """
         if process < self._initial:
             return process, ""
-        seat = self._room.free_seat((self._seated.get(one) for one in self._left - {process}), answering())
+        seat = self._room.free_seat((self._seated.get(one) for one in self.left - {process}), answering())
         if seat is not None and not spare:
             return seat, ""
         try:
@@ -429,8 +429,8 @@ class RayRun(Running):
         have = [node for node in there if not gpus or open_.get(node, {}).get("GPU", 0.0) >= gpus]
         if not have:
             raise NoRoom(f"no node of the Ray cluster has {gpus:g} of a GPU free" if gpus else "Ray has no node left")
-        members = [self._at.get(p) for p in self.generation.processes if p in self._left]
-        others = [self._at.get(p) for p in self._left]
+        members = [self._at.get(p) for p in self.generation.processes if p in self.left]
+        others = [self._at.get(p) for p in self.left]
         return min(have, key=lambda node: (members.count(node), others.count(node), -there[node]))
 
     def _notice(self, process: int) -> None:
@@ -459,7 +459,7 @@ class RayRun(Running):
 
     def look(self, lost: Callable[[int, str], object]) -> None:
         super().look(lost)
-        for report in self._reports.values():
+        for report in self.roll.reports.values():
             if not isinstance(report["node"], int):
                 report["node"] = self._nodes.setdefault(report["node"], len(self._nodes))
 

@@ -348,7 +348,7 @@ class TorchrunRun(Running):
             if told and told["kind"] == STOPPED:
                 self.board.tell(f"left/{self.index}", False)
                 raise Stopped(told["line"])
-        self._left.clear()
+        self.left.clear()
         if self._failed:
             raise self._named(self._failed)
 
@@ -363,7 +363,7 @@ class TorchrunRun(Running):
         """Give the other ranks time to hear why; each ends its own worker."""
         self._inbox.put(Failure(self.index, ChannelError(self.index, "the run was ended")))
         end = time.monotonic() + TELL_S
-        others = self._left - {self.index} if self.leads else set()
+        others = self.left - {self.index} if self.leads else set()
         while not all(self.board.told(f"left/{index}") is not None for index in others) and time.monotonic() < end:
             time.sleep(POLL_S)
 

@@ -11,7 +11,7 @@ from parallel.plan import Plan
 from runtime.board import Board
 from runtime.pulse import key
 from runtime.reasons import Reason
-from runtime.running import Health
+from runtime.roll import Health
 
 NO_PULSE = {"beats": 0, "at": "nothing yet", "at_s": 0.0, "moved_s": 0.0}
 

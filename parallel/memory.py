@@ -27,15 +27,17 @@ EPOCHS = 2
 
 class Bytes(NamedTuple):
     """Of one process. `banks`: of every stream, with keys and values of text, and what passes of a chunk have in
-    common; `working`: buffers, communicators, a pass's tensors, decoder state of every stream."""
+    common; `passes`: buffers, communicators, a pass's tensors; `stages`: what those beside cells keep of every stream
+    and take at work."""
 
     weights: float
     banks: float
-    working: float
+    passes: float
+    stages: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.banks + self.working
+        return sum(self)
 
 
 class Memory:
@@ -53,7 +55,7 @@ class Memory:
         """Of a worker's first process."""
         layers = sum(len(self.plan.blocks[b]) for b in self.plan.blocks_of(worker))
         banks = self.streams * (self.plan.bank_bytes(worker) + layers * self.text)
-        return Bytes(self.plan.weight_bytes(worker), banks, self.working(worker))
+        return Bytes(self.plan.weight_bytes(worker), banks, self.passes(worker), self.stages(worker))
 
     @property
     def text(self) -> int:
@@ -80,25 +82,31 @@ class Memory:
     def _held(self, process: int) -> float:
         """All of a process; who only shares passes has no stages beside them."""
         member = self.plan.members[process]
-        return self.of(member.worker).total - self.plan.stage_bytes(member.worker) * (not member.leads)
+        stages = self.plan.stage_bytes(member.worker) + self.stages(member.worker)
+        return self.of(member.worker).total - stages * (not member.leads)
 
     def short(self, worker: int) -> float:
         """Bytes that are missing; zero or less where all fits."""
         return self.of(worker).total - self.usable(worker)
 
-    def working(self, worker: int) -> float:
-        """Neither weights nor banks; the same for any number of layers."""
+    def stages(self, worker: int) -> float:
+        """What the stages that a worker has beside cells take beside their weights: where it was measured that, for
+        every stream."""
+        times, found = self.costs.times_of(worker), 0.0
+        measured = {"encode": times.encode_bytes, "decode": times.decode_bytes, "post": times.post_bytes}
+        for name, taken in self.plan.taken(worker).items():
+            own = measured.get(name)
+            found += taken.once + self.streams * taken.each if own is None else self.streams * own
+        return found
+
+    def passes(self, worker: int) -> float:
+        """What passes and messages take; the same for any number of layers."""
         plan, times = self.plan, self.costs.times_of(worker)
         total = 0.0
         if plan.blocks_of(worker):
             estimate = WORKSPACE * plan.workload.hidden_bytes / plan.degree
             # What is recorded has memory of its own beside that of passes which are not.
             total += (estimate if times.step_bytes is None else times.step_bytes) * (1 + plan.workload.recorded)
-        for stage in plan.stages:
-            own = {"decode": times.decode_bytes, "post": times.post_bytes}.get(stage.name)
-            total += self.streams * (own or 0.0) * (stage.worker == worker)
-        if worker == plan.encode:
-            total += times.encode_bytes or 0.0
         largest: dict[tuple[int, int], float] = {}
         for source, target, size in self.costs.traffic:
             if worker in (source, target):
@@ -123,4 +131,4 @@ class Memory:
         matrix = prefix_ranges([own + times * bank + text for own, bank in zip(w.layer_bytes, banks, strict=True)])
         matrix[0, :] += w.first_bytes
         matrix[:, w.layers] += w.last_bytes
-        return matrix + w.range_bytes + plan.stage_bytes(worker) + self.working(worker)
+        return matrix + w.range_bytes + plan.stage_bytes(worker) + self.passes(worker) + self.stages(worker)

@@ -63,6 +63,25 @@ class Version(NamedTuple):
     kind: str = "prefill"
 
 
+class Taken(NamedTuple):
+    """Bytes that a stage takes beside its weights: for each stream, and once for all of them, at most."""
+
+    each: int = 0
+    once: int = 0
+
+
+class StageBytes(NamedTuple):
+    """What stages beside cells take."""
+
+    encode: Taken = Taken()
+    decode: Taken = Taken()
+    post: Taken = Taken()
+    output: Taken = Taken()
+
+
+NOTHING = StageBytes()
+
+
 @dataclass(frozen=True)
 class Workload:
     """What is to be spread, in plain numbers.
@@ -78,6 +97,7 @@ class Workload:
         layer_bytes: weights of each layer.
         range_bytes: weights every block range needs besides its layers; `first_bytes`, `last_bytes` those of the
             network's two ends; `encode_bytes`, `decode_bytes`, `post_bytes` those of the other stages.
+        taken: what those stages take of memory beside their weights.
         bank_bytes: of a layer's bank at one level, which the processes of a worker share.
         shared_bytes, whole_bytes: of each layer's adapters' banks: those that processes share, and those that each has
             whole; empty: none has any.
@@ -107,6 +127,7 @@ class Workload:
     encode_bytes: int = 0
     decode_bytes: int = 0
     post_bytes: int = 0
+    taken: StageBytes = NOTHING
     bank_bytes: int = 0
     shared_bytes: tuple[int, ...] = ()
     whole_bytes: tuple[int, ...] = ()
@@ -364,6 +385,11 @@ class Plan:
         w, names = self.workload, {stage.name for stage in self.stages if stage.worker == worker}
         own = {"decode": w.decode_bytes, "post": w.post_bytes}
         return w.encode_bytes * (worker == self.encode) + sum(size for name, size in own.items() if name in names)
+
+    def taken(self, worker: int) -> dict[str, Taken]:
+        """What stages beside cells that a worker has take beside their weights."""
+        names = ["encode"] * (worker == self.encode) + [stage.name for stage in self.stages if stage.worker == worker]
+        return {name: getattr(self.workload.taken, name) for name in names}
 
     @cached_property
     def beginning(self) -> frozenset[Cell]:

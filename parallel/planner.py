@@ -196,8 +196,8 @@ def too_big(choice: Choice, cluster: Cluster) -> UserError:
     return UserError(
         f"plan={plan.name} on {plan.processes} devices of cluster={cluster.name}",
         f"worker {worker} needs {_gb(own.total)} (weights {_gb(own.weights)}, banks {_gb(own.banks)}, passes and "
-        f"messages {_gb(own.working)}) and a {kind} has {_gb(max(0, choice.usable[worker]))}{beside}: "
-        f"{_gb(missing[worker])} too much",
+        f"messages {_gb(own.passes)}, stages beside them {_gb(own.stages)}) and a {kind} has "
+        f"{_gb(max(0, choice.usable[worker]))}{beside}: {_gb(missing[worker])} too much",
         "use more devices, fewer streams or a shorter window",
     )
 

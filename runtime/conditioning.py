@@ -8,7 +8,6 @@ in place of what would be encoded or drawn, and its encoder is not loaded.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -18,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conf.errors import UserError
 from conf.paths import is_live
 from conf.schema import ModelConfig, SinkConfig, SourceConfig, StreamConfig
-from runtime.encoders import Encoders, Picture, frames_of, pictures_of
+from runtime.encoders import Encoders, Picture, frames_of
 from runtime.encoding import Encoding
 from runtime.ends import LiveEnds
 from runtime.journal import Journal, Line
@@ -31,8 +29,9 @@ from runtime.replay import Replay
 from runtime.saving import Mark, Saver
 from runtime.snapshot import CONDITIONING, Snapshot
 from runtime.sources import Live, open_sources
+from runtime.stream_end import StreamEnd
 from runtime.video import VideoChunk
-from stages.build import TEMPORAL_STRIDE, torch_dtype
+from stages.build import torch_dtype
 from stages.controls import Controls, Row
 from stages.denoise.draws import Draws
 from stages.denoise.schedule import schedule_of
@@ -47,8 +46,6 @@ from stages.inputs import (
     on,
     with_chunk,
 )
-from stages.sources import pose_lines
-from stages.sources.actions import NOW
 from stages.sources.live import Turned, turned
 from stages.views import where
 
@@ -139,6 +136,7 @@ class Conditioning:
         if self.sources.inputs:
             self.prompts.plan(self.sources.inputs.prompts)
         self.encoding = Encoding(self.model, self.picture, self.encoders, self.sources, self.prompts)
+        self._end = StreamEnd(self.model, self.stream, self.sources, self.replay, self.stop)
         self._sink = self.encoding.sink(encode=state is None)
         if state is not None:
             self._resume(state, source)
@@ -229,60 +227,21 @@ class Conditioning:
 
     def length(self) -> int | None:
         """Chunks that are asked for, or that a recording or a video's file has; None: as long as the sources last."""
-        shown = self.video.length() if self.video else None
-        return min((n for n in (self._limit(), shown) if n is not None), default=None)
-
-    def _limit(self) -> int | None:
-        """Chunks behind which the stream ends, whatever its sources have left; a video's file may say too few."""
-        recorded = self.sources.inputs.chunks if self.sources.inputs else None
-        return min((n for n in (self._asked(), recorded) if n is not None), default=None)
-
-    def _asked(self) -> int | None:
-        if self.stream.chunks is not None:
-            return self.stream.chunks
-        if self.stream.seconds is None:
-            return None
-        frames = math.ceil(round(self.stream.seconds * self.model.fps, 6))
-        _, first = self.frames(0)
-        return 1 + max(0, math.ceil((frames - first) / (TEMPORAL_STRIDE * self.model.chunk_frames)))
+        return self._end.length()
 
     def finished(self, chunk: int) -> bool:
         """Of a stream that ended before `chunk`: whether that was its own end, and not a stop."""
-        length = self._limit()
-        stopped = self.stop.is_set() or (self.replay.over(chunk) and self.replay.end.stopped)
-        return not stopped or (length is not None and chunk >= length)
-
-    def _over(self, chunk: int, taken: bool = False) -> bool:
-        """Whether the stream ends before `chunk`; `taken`: its sound and actions were taken from their sources."""
-        length = self._limit()
-        if self.stop.is_set():
-            return True
-        if self.replay.over(chunk):
-            return True
-        if length is not None:
-            return chunk >= length
-        start, _ = self.frames(chunk)
-        finite = []
-        if self.sound and not self.sources.endless_sound:
-            finite.append(self.sound.over(start))
-        if self.actions:
-            # What a live source said last is still shown.
-            finite.append(self.actions.ended and not (taken and getattr(self.actions, "fresh", False)))
-        if self.poses and self.poses.finite:
-            finite.append(self.poses.ended and not (taken and self.poses.fresh))
-        if self.video:
-            finite.append(self.video.ended)
-        return bool(finite) and all(finite)
+        return self._end.finished(chunk)
 
     def chunk(self, chunk: int) -> Given | None:
         """What chunk `chunk` is made with, encoded; None where the stream ends before it. Waits for live sources."""
         self._look_for_turn()
         line = self.replay.take(chunk)
-        if line is None and self._over(chunk):
+        if line is None and self._end.over(chunk):
             return None
         prompt = self._begin(chunk, line)
         if self.video and self.video.chunk(chunk) is None:
-            self._refuse_short(chunk, line)
+            self._end.refuse_short(chunk, line)
             return None
         start, count = self.frames(chunk)
         made, taken, views = {}, None, None
@@ -294,8 +253,8 @@ class Conditioning:
             made[one.name] = self.encoding.own(one, chunk, count, taken, views)
         # A live source may have ended while it was waited for.
         if line is None and chunk == 0 and not self.stop.is_set():
-            self._refuse_silent()
-        if line is None and self.live and self._over(chunk, taken=True):
+            self._end.refuse_silent()
+        if line is None and self.live and self._end.over(chunk, taken=True):
             return None
         if self.sound:
             self.sound.hear(start + count)
@@ -344,30 +303,9 @@ class Conditioning:
 
     def hold(self, chunk: int) -> bool:
         """Wait until `chunk` is due, where the stream is driven live; returns whether it had to be waited for."""
-        if self._pace is None or chunk in self.replay or self._over(chunk):
+        if self._pace is None or chunk in self.replay or self._end.over(chunk):
             return False
         return self._pace.hold()
-
-    def _refuse_silent(self) -> None:
-        """A live source that ends before anything came was meant to say something."""
-        if self.sound and self.sound.ended and not self.sound.heard:
-            name = getattr(self.sound.source, "name", "source.audio=-")
-            raise UserError(name, "ended before any sound came", "pipe 16-bit 16 kHz mono PCM")
-        if getattr(self.actions, "silent", False):
-            raise UserError(self.actions.name, "ended before any action came", f"write lines like {NOW}")
-        if self.poses and self.poses.silent:
-            raise UserError(self.poses.name, "ended before any pose came", f"write lines like {pose_lines.NOW}")
-
-    def _refuse_short(self, chunk: int, line: Line | None) -> None:
-        """A stream ends with its video, but not before it began, nor sooner than it did before."""
-        if self.stop.is_set():
-            return
-        if line is not None:
-            raise RuntimeError(f"chunk {chunk} wants more pictures than it was sampled from before")
-        if chunk == 0:
-            name = self.video.source.name if self.video.source else f"source.tensors={self.sources.tensors.path}"
-            rule = f"ended before {pictures_of(self.model, 0)} pictures came, which the first chunk is made of"
-            raise UserError(name, rule, "give a longer one")
 
     def _taken(self, start: int, count: int, controls: Controls) -> list[Row]:
         """The row of every video frame."""

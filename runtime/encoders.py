@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from stages.build import (
     video_frames,
 )
 from stages.codec.base import CodecState, parameter_bytes
-from stages.inputs import LATENT_FRAMES, Input, encodes, inputs_of, made_of
+from stages.inputs import LATENT_FRAMES, Axis, Input, encodes, inputs_of, made_of, on
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,12 @@ def pictures_of(model: ModelConfig, chunk: int) -> int:
     """Pictures that a chunk's latents are encoded from, in video to video."""
     first = first_pictures(model) if chunk == 0 else TEMPORAL_STRIDE
     return first + TEMPORAL_STRIDE * (latents_of(model, chunk) - 1)
+
+
+def still_latents(model: ModelConfig) -> int:
+    """Latents that a picture is encoded to for the attention sink, where it is held still; 0: none."""
+    inputs = on(inputs_of(model), Axis.SINK)
+    return max((one.shape[one.at - 1] or model.network.before for one in inputs), default=0)
 
 
 STILLS = 8
@@ -158,6 +165,17 @@ class Encoders:
         return self.codec.start()
 
     @torch.inference_mode()
+    def state_bytes(self, picture: Picture) -> int:
+        """What the codec remembers of one stream's video, in bytes; 0: there is none, or its latents are given. All of
+        it is pictures, so that one place of a latent tells."""
+        if self.model.noise_scale is None or "codec" not in self._loaded:
+            return 0
+        state = self.start()
+        for chunk in range(2):
+            self.video(torch.zeros(3, pictures_of(self.model, chunk), SPATIAL_STRIDE, SPATIAL_STRIDE), state)
+        return state.nbytes * math.prod(picture.latent)
+
+    @torch.inference_mode()
     def video(self, pictures: Tensor, state: CodecState) -> Tensor:
         """Latents [1, C, f, h, w], float32 on the host, of the next pictures [3, n, H, W] of a stream in [-1, 1]."""
         encoder = self.codec
@@ -187,7 +205,8 @@ class Encoders:
     def _lately(self, what: str, image: Tensor, make: Callable[[], Tensor], keep: bool, *more: int) -> Tensor:
         """What `make` makes of an image, or made of it lately."""
         if not keep:
-            return make()
+            with self._encoding:
+                return make()
         key = hashlib.sha256(repr(image.shape).encode() + image.numpy().tobytes()).digest(), *more
         with self._encoding:
             kept = self._kept.setdefault(what, OrderedDict())
@@ -207,8 +226,8 @@ class Encoders:
         encoder = self.codec
         frames = video_frames(replace(self.model.codec, prime=0), latents, first=True)
         dtype = next(encoder.parameters()).dtype
-        here = devices.of(self.device).upload(image).to(dtype)
-        video = here[None, :, None].repeat(1, 1, frames, 1, 1)
+        # Nothing but the video itself is there while it is encoded.
+        video = devices.of(self.device).upload(image).to(dtype)[None, :, None].repeat(1, 1, frames, 1, 1)
         return encoder(video, encoder.start())
 
     @torch.inference_mode()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import BinaryIO
 
 import torch
-from torch import Tensor
 
 import devices
 from conf.schema import Config
@@ -29,12 +28,7 @@ from stages.build import torch_dtype
 from stages.codec.base import Decoder, parameter_bytes
 from stages.denoise.sampler import Sampler
 from stages.denoise.schedule import schedule_of
-from stages.post import Upscale
-
-
-def post_of(config: Config) -> Callable[[Tensor], Tensor] | None:
-    """What is done to decoded frames, where anything is."""
-    return Upscale(config.post.scale) if config.post.name == "upscale" and config.sink.needs_frames else None
+from stages.post import post_of
 
 
 def load_parts(
@@ -137,6 +131,7 @@ def _encode(
 ) -> None:
     if held is not None and held.conditioning is not None:
         parts.conditioning, parts.encoders = held.conditioning, held.encoders
+        parts.encoder_bytes = held.encoder_bytes
     else:
         loading("sources and encoders")
         parts.encoders = Encoders(config.model, parts.device)
@@ -144,6 +139,7 @@ def _encode(
         parts.prepare(known)
         if not known:
             parts.encoders.load()
+        parts.encoder_bytes = parts.encoders.state_bytes(Picture.of(config.model, config.stream))
     parts.weight_bytes += parts.encoders.weight_bytes
 
 

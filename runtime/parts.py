@@ -59,7 +59,7 @@ class Parts:
         post: on the post worker, where there is a post stage: frames [1, 3, n, H, W] to frames.
         outputs: opens a stream's sinks: (config, order) -> sinks.
         weight_bytes: of everything held.
-        decoder_bytes: that the decoder keeps for one stream.
+        encoder_bytes, decoder_bytes: that the encoder keeps of one stream's video, and the decoder of one stream.
         kept: of streams, from one generation of the run to the next.
     """
 
@@ -76,6 +76,7 @@ class Parts:
     post: Callable[[Tensor], Tensor] | None = None
     outputs: Callable[[Config, Open], Outputs] = open_outputs
     weight_bytes: int = 0
+    encoder_bytes: int = 0
     decoder_bytes: int = 0
     kept: Kept = field(default_factory=Kept)
 
@@ -86,9 +87,9 @@ class Parts:
 
     @property
     def stream_bytes(self) -> int:
-        """What one more stream needs here: banks, states, decoder."""
+        """What one more stream needs here: banks, states, what encoder and decoder keep."""
         states = sum(denoiser.states_bytes for denoiser in self.denoisers.values())
-        return self.bank_bytes + states + self.decoder_bytes
+        return self.bank_bytes + states + self.encoder_bytes + self.decoder_bytes
 
     def blocks(self, plan: Plan, worker: int) -> dict[int, Block]:
         """The blocks of a worker that holds these parts."""

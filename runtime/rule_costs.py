@@ -254,6 +254,12 @@ class Counting:
         if place.own or len(place.reads) > 1:
             # What is read is joined: keys and values, read and written.
             moved += 4 * self.keys(place) / layout.tokens
+        if place.compares:
+            # Keys and values are averaged, of the attention sink's frames and of the new ones, whose keys are turned
+            # beside the bank for that, and copied.
+            new = len(place.frames)
+            flops += 2 * (place.compares + new)
+            moved += 2 * (place.compares + new) + 2 * new
         choice = self.model.choice
         if place.recalls:
             moved += 2 * choice["recalled"]

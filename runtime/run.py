@@ -23,7 +23,6 @@ from runtime.decoding import Decoding
 from runtime.early import Rewrites
 from runtime.encoders import Encoders, Picture
 from runtime.fast import fast_decoder, fast_denoiser, ready, require
-from runtime.loading import post_of
 from runtime.oracle import Memory, generate
 from runtime.output import Output, Sidecar
 from runtime.outputs import look, open_outputs
@@ -41,6 +40,7 @@ from stages.codec.base import parameter_bytes
 from stages.denoise.finished import Finished
 from stages.denoise.share import ALL
 from stages.inputs import with_chunk
+from stages.post import post_of
 
 
 class SequentialRun:

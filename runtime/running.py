@@ -12,8 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from math import inf
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -24,13 +23,14 @@ from conf.schema import Config
 from parallel.plan import Plan
 from runtime import cuts
 from runtime.board import DRIVER, Abandoned, Board, PeerLost
+from runtime.crew import NoRoom
 from runtime.generations import Generation
 from runtime.pipeline import Pipeline
 from runtime.process import LOST, ONE_HOST, OWN, SEVERAL_HOSTS, share_folder
-from runtime.pulse import PULSE_S, key
 from runtime.reasons import Reason
+from runtime.roll import Health, Roll
 from runtime.saving import CUTS
-from runtime.supervisor import NoRoom, Supervisor, Unrecovered
+from runtime.supervisor import Supervisor, Unrecovered
 
 LOADING_POLL_S, POLL_S = 0.05, 0.2
 """How often workers are looked after, before streams go and then; a launcher may know sooner."""
@@ -58,31 +58,6 @@ class WorkerFailed(Exception):  # noqa: N818  an event to report, not an error o
     def __init__(self, reason: Reason):
         self.traceback = reason.traceback
         super().__init__(f"{reason.where}: {reason.line}")
-
-
-@dataclass(frozen=True)
-class Health:
-    """How one process of a plan is.
-
-    Attributes:
-        worker: its name in the plan.
-        alive: it is there, and was heard of within `launcher.timeout_s`.
-        loaded: it holds its weights.
-        at: what it was at when it was heard of last, in words.
-        at_s: seconds since it came to that.
-        moved_s: seconds since something came in or was done there, as far as has been heard.
-        lost: why it is lost; None: it is not.
-        stages: passes and their seconds since it began, by stage.
-    """
-
-    worker: str
-    alive: bool
-    loaded: bool
-    at: str
-    at_s: float
-    moved_s: float
-    lost: str | None = None
-    stages: dict[str, list[float]] = field(default_factory=dict)
 
 
 def repeated(line: str) -> None:
@@ -127,6 +102,7 @@ class Running(ABC):
         leads: whether the run's results are for this process to tell: it is the only one that holds the run, or the
             first of several (torchrun). The others only wait.
         held: what is let go of when all workers have left, the last first.
+        roll: its processes, as they are heard of.
     """
 
     pipeline: Pipeline
@@ -148,12 +124,7 @@ class Running(ABC):
         if leads:
             self.pipeline = Pipeline(self.board, plan, config)
         self.held = ExitStack()
-        self._left = set(range(plan.processes))
-        self._reports: dict[int, dict[str, Any]] = {}
-        self._lost: dict[int, str] = {}
-        self._gone_since: dict[int, float] = {}
-        self._heard: dict[int, tuple[int, float]] = {}
-        self._felt = -inf
+        self.roll = Roll(self.board, plan.processes)
         self._begin: Callable[[], None] = lambda: None
         self._begun = self._closed = self._draining = self._ending = False
         self._error: BaseException | None = None
@@ -212,7 +183,8 @@ class Running(ABC):
 
     def health(self) -> list[Health]:
         """How every process is, as far as it has been heard of."""
-        return [self._health(index, process) for index, process in enumerate(self.generation.processes)]
+        seats, timeout_s = enumerate(self.generation.processes), self.config.launcher.timeout_s
+        return [self.roll.health(str(self.plan.members[index]), process, timeout_s) for index, process in seats]
 
     @property
     def begun(self) -> bool:
@@ -247,7 +219,7 @@ class Running(ABC):
             raise TimeoutError(f"the run has not ended within {timeout_s:g} s")
         if self._error:
             raise self._error
-        return [self._reports[index] for index in sorted(self._reports)]
+        return [self.roll.reports[index] for index in sorted(self.roll.reports)]
 
     def __enter__(self) -> Running:
         return self
@@ -265,7 +237,7 @@ class Running(ABC):
         for process in self.generation.processes:
             self._start(process, self.generation)
         if self.supervisor is not None:
-            self.supervisor.start_spares()
+            self.supervisor.crew.start_spares()
 
     @abstractmethod
     def _gone(self, index: int) -> str | None:
@@ -293,7 +265,7 @@ class Running(ABC):
         except BaseException as error:
             self._error = error
         try:
-            if self._left:
+            if self.left:
                 self._end()
             self._release()
             self._forget_cuts()
@@ -308,7 +280,7 @@ class Running(ABC):
     def _until_all_left(self) -> None:
         """Until every process has left; raises what failed first."""
         end = None
-        while self._left:
+        while self.left:
             self._wake.wait(self._look_s)
             self._wake.clear()
             lost: dict[int, str] = {}
@@ -347,8 +319,8 @@ class Running(ABC):
                 return
             self.supervisor.look(lost)
             # Whoever is in no generation leaves with the last of those who are.
-            if not self._left & set(self.generation.processes):
-                for process in self._left:
+            if not self.left & set(self.generation.processes):
+                for process in self.left:
                     self.board.tell(f"leave/{process}")
         except Unrecovered as error:
             self._fail(Reason(str(error), LOST))
@@ -358,7 +330,7 @@ class Running(ABC):
     @property
     def left(self) -> set[int]:
         """Processes that have not left."""
-        return self._left
+        return self.roll.left
 
     @property
     def over(self) -> bool:
@@ -384,11 +356,11 @@ class Running(ABC):
         Raises:
             NoRoom: it cannot be started.
         """
-        self._left.add(process)
+        self.left.add(process)
         try:
             self._start(process, generation)
         except NoRoom:
-            self._left.discard(process)
+            self.left.discard(process)
             raise
 
     def start_again(self, process: int) -> None:
@@ -398,12 +370,9 @@ class Running(ABC):
         Raises:
             NoRoom: it cannot be started.
         """
-        for told in (key(process), f"loaded/{process}"):
-            self.board.forget(told)
-        for known in (self._gone_since, self._lost, self._heard):
-            known.pop(process, None)
+        self.roll.again(process)
         self._start(process, self.generation)
-        self._left.add(process)
+        self.left.add(process)
 
     def dismiss(self, process: int) -> None:
         """A process has no place any more: it leaves."""
@@ -411,13 +380,13 @@ class Running(ABC):
 
     def end(self, process: int, why: str) -> None:
         """End a process that does not do so itself."""
-        self._left.discard(process)
-        self._lost[process] = why
+        self.left.discard(process)
+        self.roll.lost[process] = why
         self._kill(process)
 
     def why(self, process: int) -> str:
         """How a lost process was lost, in a line."""
-        return self._lost[process]
+        return self.roll.lost[process]
 
     def become(self, generation: Generation, config: Config, plan: Plan) -> None:
         """This generation is the run's from now on."""
@@ -441,30 +410,15 @@ class Running(ABC):
         Args:
             lost: told of who is lost and how, where workers are recovered; else it ends the run.
         """
-        if time.monotonic() - self._felt > PULSE_S:
-            self._felt = time.monotonic()
-            for index in self._left:
-                self._pulse(index)
-        for index in sorted(self._left):
-            gone = self._gone(index)
-            report = self.board.told(f"left/{index}")
-            if report is None and (gone is None or not self._settled(index)):
-                continue
-            self._left.discard(index)
-            if report:
-                self._reports[index] = report
+        self.roll.feel()
+        settle_s = SHORTLY_S if self.supervisor is not None and self._begun else SETTLE_S
+        for process, line, told in self.roll.departed(self._gone, settle_s, self.name):
+            # Before anything is streamed a process that has told of its end would come to the same again.
+            mishap = self._begun or not told
+            if self.supervisor is not None and (mishap or process in self.supervisor.spares):
+                lost(process, line)
             else:
-                raised = self.board.told(f"raised/{index}")
-                if report is False and raised is None and self.board.told("failed"):
-                    continue  # what failed is told there
-                line = f"{self.name(index)} is lost ({raised['line'] if raised else gone or 'its process was ended'})"
-                self._lost[index] = line
-                # Before anything is streamed a process that has told of its end would come to the same again.
-                mishap = self._begun or report is None
-                if self.supervisor is not None and (mishap or index in self.supervisor.spares):
-                    lost(index, line)
-                else:
-                    self._fail(Reason(line, LOST), index)
+                self._fail(Reason(line, LOST), process)
 
     def name(self, process: int) -> str:
         """What a process is called, or was."""
@@ -473,14 +427,7 @@ class Running(ABC):
 
     def number(self, process: int) -> int | None:
         """The number that its machine has for a process; None: nothing was heard of it yet."""
-        told = self.board.told(key(process))
-        return told and int(told["process"].split("/")[1])
-
-    def _settled(self, index: int) -> bool:
-        """Whether a process has been gone for long enough: what it told last is on its way on another connection."""
-        now = time.monotonic()
-        settled = SHORTLY_S if self.supervisor is not None and self._begun else SETTLE_S
-        return now - self._gone_since.setdefault(index, now) >= settled
+        return self.roll.number(process)
 
     def _go_on(self) -> None:
         interrupted = self.board.told(INTERRUPT)
@@ -489,7 +436,7 @@ class Running(ABC):
         elif not self._begun:
             if interrupted:
                 self._fail(Reason("stopped before anything was streamed", STOPPED))
-            elif all(self.board.told(f"loaded/{index}") for index in self._left):
+            elif all(self.board.told(f"loaded/{index}") for index in self.left):
                 self._begin_now()
         elif interrupted and not self._draining:
             self._draining = True
@@ -516,20 +463,3 @@ class Running(ABC):
     def _fail(self, reason: Reason, index: int = DRIVER) -> None:
         self.board.first("failed", {"process": index} | reason.to_dict())
         self._wake.set()
-
-    def _pulse(self, index: int) -> tuple[dict[str, Any], float]:
-        """What a process has told of itself last, and how many seconds ago that was heard."""
-        now = time.monotonic()
-        pulse = self.board.told(key(index)) or {"beats": 0, "at": "nothing yet", "at_s": 0.0, "moved_s": 0.0}
-        beats, heard = self._heard.get(index, (-1, now))
-        if pulse["beats"] != beats:
-            heard = now
-        self._heard[index] = pulse["beats"], heard
-        return pulse, now - heard
-
-    def _health(self, member: int, index: int) -> Health:
-        name, (pulse, since) = str(self.plan.members[member]), self._pulse(index)
-        alive = index in self._left and since <= self.config.launcher.timeout_s
-        loaded = bool(self.board.told(f"loaded/{index}"))
-        at_s, moved_s = pulse["at_s"] + since, pulse["moved_s"] + since
-        return Health(name, alive, loaded, pulse["at"], at_s, moved_s, self._lost.get(index), pulse.get("stages", {}))

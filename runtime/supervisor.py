@@ -17,19 +17,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from conf.errors import UserError
 from conf.schema import Config, PlanConfig
+from runtime.crew import LOOK_S, Crew, Lost, NoRoom
 from runtime.generations import Generation, seated
 from runtime.orders import Cut, Halt, Open, Prepare
-from runtime.pulse import key
 from runtime.reasons import Reason
-from runtime.symptoms import Symptoms
 
 if TYPE_CHECKING:
     from runtime.running import Running
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.02
-"""How often what is waited for is looked at."""
 MOST = 8
 """Generations in a row that may be lost before anything was put out."""
 YOUNG = 2
@@ -80,10 +77,6 @@ class Plans(Protocol):
         ...
 
 
-class NoRoom(Exception):  # noqa: N818  an event
-    """No other process can be started. One line: why."""
-
-
 class Unrecovered(Exception):  # noqa: N818  an event to report
     """The streams cannot go on. One line: why."""
 
@@ -97,6 +90,7 @@ class Supervisor:
 
     Attributes:
         records: of every generation but the first, for the report.
+        crew: the run's processes.
     """
 
     def __init__(self, running: Running, clock: Callable[[], float] = time.monotonic):
@@ -104,12 +98,9 @@ class Supervisor:
         self.records: list[dict[str, Any]] = []
         self._wanted: list[Wanted] = []
         self._lock = threading.Lock()
-        self._next_process, self._first = running.plan.processes, running.config
-        self.spares: set[int] = set()
+        self.crew, self._first = Crew(running, clock), running.config
         self._unseen: dict[int, str] = {}
         """Processes that were lost while another plan was prepared."""
-        self._mute: set[int] = set()
-        """Processes that never said anything."""
         self._open: dict[str, Any] | None = None
         """The record of a generation whose streams have not all been seen to go on."""
         self._resumed: set[int] = set()
@@ -120,47 +111,13 @@ class Supervisor:
         """Of which whoever looks on knows how fast it is."""
         self.plans: Plans
         """Which other plans there are; set by whoever starts the run."""
-        self._symptoms = Symptoms.of(running.config.launcher)
-        self._missing_since: dict[int, float] = {}
-        """Of processes that were silent or stuck: since when nothing came of them, which was before they were found."""
         self._again_once: set[int] = set()
         """Processes that were started a second time, before anything was streamed."""
 
-    # -- spares -------------------------------------------------------------------------------------------------------
-
-    def start_spares(self) -> None:
-        """Have as many as are wanted.
-
-        Raises:
-            UserError: there is no room for them, and nothing has begun.
-        """
-        run, wanted = self._run, self._run.config.launcher.spares
-        while len(self.spares) > wanted:
-            run.dismiss(self.spares.pop())
-        while len(self.spares) < wanted:
-            self.spares.add(process := self._numbered())
-            try:
-                run.add(process, run.generation)
-            except NoRoom as error:
-                self.spares.discard(process)
-                if not run.begun:
-                    raise UserError(f"launcher.spares={wanted}", str(error), "ask for fewer") from error
-                log.warning("there is no room for another spare: %s", error)
-                return
-
-    def spare_lost(self, lost: Iterable[int]) -> None:
-        """Do without spares that were lost. Others take their places, unless they did not come as far as that."""
-        run, gone = self._run, self.spares & set(lost)
-        self.spares -= gone
-        for process in gone:
-            log.warning("%s: it was a spare", run.why(process))
-        if run.begun and self._open is None and not self._over and all(run.told(f"loaded/{p}") for p in gone):
-            self.start_spares()
-
-    def _numbered(self) -> int:
-        """The number of a new process."""
-        process, self._next_process = self._next_process, self._next_process + 1
-        return process
+    @property
+    def spares(self) -> set[int]:
+        """Processes that wait for a place."""
+        return self.crew.spares
 
     # -- what is asked for --------------------------------------------------------------------------------------------
 
@@ -189,7 +146,7 @@ class Supervisor:
     @property
     def look_s(self) -> float:
         """How often it wants to look."""
-        return self._symptoms.look_s
+        return self.crew.symptoms.look_s
 
     def look_at_loading(self, lost: dict[int, str]) -> None:
         """See to what has happened before streams go: a process that is lost is started again, once. Nothing is told
@@ -199,16 +156,15 @@ class Supervisor:
             Unrecovered: one was lost twice, or cannot be started.
         """
         run = self._run
-        lost = lost | self._sick(cold=True)
-        self.spare_lost(lost)
+        lost = lost | self.crew.sick(cold=True)
+        self._spare_lost(lost)
         for process, why in lost.items():
             if process not in run.generation.processes:
                 continue
             if process in self._again_once:
                 raise Unrecovered(f"{why}, as before when it loaded")
             self._again_once.add(process)
-            self._mute.discard(process)
-            self._symptoms.forget(process)
+            self.crew.forget(process)
             log.warning("%s, before anything was streamed; it is started again", why)
             try:
                 run.start_again(process)
@@ -226,19 +182,19 @@ class Supervisor:
         """
         run, began = self._run, self._clock()
         self._note()
-        lost, self._unseen = self._unseen | lost | self._sick(), {}
+        lost, self._unseen = self._unseen | lost | self.crew.sick(), {}
         gone = {p: why for p, why in lost.items() if p in run.generation.processes}
         if gone:
-            self.spares -= set(lost)
+            self.crew.spares -= set(lost)
         else:
-            self.spare_lost(lost)
+            self._spare_lost(lost)
         if self._over:
             for why in gone.values():
                 log.warning("%s, when all streams had ended", why)
         elif gone:
             why = "; ".join(gone.values())
             log.warning("%s; its streams go on from their newest cuts", why)
-            self._again(why, run.config.plan, self._since(gone, began))
+            self._again(why, run.config.plan, self.crew.since(gone, began))
             return
         elif self._missed_at is not None and began - self._missed_at > run.config.launcher.silent_s:
             self._again("workers miss each other, and none is lost", run.config.plan, self._missed_at)
@@ -260,30 +216,19 @@ class Supervisor:
             if not self._over and (missing := [p for p in run.generation.processes if p not in run.left]):
                 names = ", ".join(run.name(process) for process in missing)
                 why = f"{names} was lost while another plan was prepared"
-                self._again(why, run.config.plan, self._since(missing, began))
+                self._again(why, run.config.plan, self.crew.since(missing, began))
+
+    def _spare_lost(self, lost: Iterable[int]) -> None:
+        """Do without spares that were lost. Others take their places, unless they did not come as far as that."""
+        run, gone = self._run, self.crew.without(lost)
+        if run.begun and self._open is None and not self._over and all(run.told(f"loaded/{p}") for p in gone):
+            self.crew.start_spares()
 
     @property
     def _over(self) -> bool:
         """Whether nothing goes on any more, and workers leave."""
         pipeline = self._run.pipeline
         return pipeline.closed and not pipeline.streams
-
-    def _since(self, lost: Iterable[int], seen: float) -> float:
-        """Since when streams stand still for want of processes: who is silent or stuck was so before that was seen."""
-        return min([seen, *(self._missing_since.get(process, seen) for process in lost)])
-
-    def _sick(self, cold: bool = False) -> dict[int, str]:
-        """End those who say nothing, or stand still; returns them, with how that is said."""
-        run, found, now = self._run, {}, self._clock()
-        watched = [p for p in (*run.generation.processes, *self.spares) if p in run.left]
-        for process, symptom in self._symptoms.look({p: run.told(key(p)) for p in watched}, now, cold).items():
-            found[process] = f"{run.name(process)} is lost ({symptom})"
-            self._missing_since[process] = now - symptom.missing_s
-            if run.told(key(process)) is None:
-                self._mute.add(process)
-            run.end(process, found[process])
-            self._symptoms.forget(process)
-        return found
 
     def _note(self) -> None:
         """Take in who misses whom, and which streams go on."""
@@ -304,7 +249,7 @@ class Supervisor:
             workers = f"{record['workers']} worker{'s' * (record['workers'] > 1)}"
             log.log(level, "plan %s of %s: streams go on after %.2f s", record["plan"], workers, record["frozen_s"])
             self._run.pipeline.told({"frozen": False} | record | self._faster())
-            self.start_spares()
+            self.crew.start_spares()
 
     @property
     def _go_on(self) -> bool:
@@ -333,28 +278,30 @@ class Supervisor:
         number, settings = run.generation.number + 1, asdict(wanted.plan)
         generation = Generation(number, settings, ())
         _, plan = generation.of(run.config)
-        seats = seated(plan, run.plan, run.generation.processes, run.left, self.spares)
+        seats = seated(plan, run.plan, run.generation.processes, run.left, self.crew.spares)
         stay = {p: i for i, p in enumerate(seats) if p is not None}
         for process, index in stay.items():
-            if process not in self.spares:
+            if process not in self.crew.spares:
                 run.board.forget(f"prepared/{number}/{process}")  # of an order before, which was refused
                 run.pipeline.order_now(Prepare(number, wanted.plan, index), [process])
         missing = [i for i, p in enumerate(seats) if p is None]
         started: list[int] = []
         try:
-            started = self._filled(generation, seats)
-            self._wait(
+            started = self.crew.filled(generation, seats)
+            self.crew.wait(
                 lambda: (
                     self._over
                     or (
                         all(run.told(f"loaded/{p}") for p in started)
-                        and all(run.told(f"prepared/{number}/{p}") is not None for p in stay if p not in self.spares)
+                        and all(
+                            run.told(f"prepared/{number}/{p}") is not None for p in stay if p not in self.crew.spares
+                        )
                     )
                 )
             )
-        except _Lost as lost:
+        except Lost as lost:
             for process in (seats[i] for i in missing):
-                self.spares.discard(process)
+                self.crew.spares.discard(process)
                 if process in run.left:
                     run.dismiss(process)
             self._unseen |= lost.processes
@@ -387,11 +334,11 @@ class Supervisor:
             now = {stream: (run.told(f"whole/{stream}") or NO_CUT)["chunk"] for stream in streams}
             live = {order.stream for order in run.pipeline.streams}
             whole = all(now[s] > before[s] for s in streams if s in live)
-            outside = (self._symptoms.outside_s(p, self._clock()) for p in run.generation.processes)
+            outside = (self.crew.symptoms.outside_s(p, self._clock()) for p in run.generation.processes)
             return whole or self._clock() > end or max(outside) > OUTSIDE_S
 
-        with suppress(_Lost):  # it is lost in the next generation, too
-            self._wait(cut)
+        with suppress(Lost):  # it is lost in the next generation, too
+            self.crew.wait(cut)
 
     def _again(self, why: str, settings: PlanConfig, began: float, seats: list[int | None] | None = None) -> None:
         """Make the next generation, and more of them until one stands."""
@@ -408,17 +355,11 @@ class Supervisor:
             try:
                 self._turn(number, why, settings, began, seats)
                 return
-            except _Lost as lost:
+            except Lost as lost:
                 log.warning("%s, before generation %d stood", lost, number)
                 why, seats, young = f"{why}; {lost}", None, young + lost.young
-                if lost.no_room or (young >= YOUNG and self._have):
+                if lost.no_room or (young >= YOUNG and self.crew.there):
                     settings, young = self._fewer(why), 0
-
-    @property
-    def _have(self) -> list[int]:
-        """Processes that are there for another plan."""
-        run = self._run
-        return [p for p in (*run.generation.processes, *self.spares) if p in run.left]
 
     def _fewer(self, why: str) -> PlanConfig:
         """The best plan for the processes that are left, since there is no room for another.
@@ -427,7 +368,7 @@ class Supervisor:
             Unrecovered: there is none.
         """
         run = self._run
-        left = self._have
+        left = self.crew.there
         found = self.plans.fewer(run.config, len(left), len(run.pipeline.streams)) if left else None
         if found is None:
             rule = f"no plan fits on the {len(left)} processes that are left, and no other can be started"
@@ -442,14 +383,14 @@ class Supervisor:
         generation = Generation(number, asdict(settings), ())
         config, plan = generation.of(run.config)
         if seats is None or any(p is not None and p not in run.left for p in seats):
-            seats = seated(plan, run.plan, run.generation.processes, run.left, self.spares)
+            seats = seated(plan, run.plan, run.generation.processes, run.left, self.crew.spares)
         before = set(run.generation.processes)
-        self._filled(generation, seats)
+        self.crew.filled(generation, seats)
         generation = replace(generation, processes=tuple(seats))
         # Whatever happens from here on happens to this generation.
         run.become(generation, config, plan)
-        self.spares -= set(seats)
-        self._wait(lambda: all(run.told(f"loaded/{p}") for p in seats))
+        self.crew.spares -= set(seats)
+        self.crew.wait(lambda: all(run.told(f"loaded/{p}") for p in seats))
         loaded = self._clock()
         run.pipeline.settle()
         cuts = {order.stream: run.told(f"whole/{order.stream}") for order in run.pipeline.streams}
@@ -459,7 +400,7 @@ class Supervisor:
         for process in before - set(seats):
             if process in run.left:
                 run.dismiss(process)
-        self._wait(lambda: all(run.told(f"ready/{number}/{p}") for p in seats))
+        self.crew.wait(lambda: all(run.told(f"ready/{number}/{p}") for p in seats))
         ready = self._clock()
         self._resumed = set()
         self._open = {
@@ -497,73 +438,14 @@ class Supervisor:
         run.pipeline.order_now(Halt(number), processes)
         end = self._clock() + run.config.launcher.silent_s
         while waiting := [p for p in processes if p in run.left and not run.told(f"halted/{number - 1}/{p}")]:
-            run.look(lambda process, why: self.spares.discard(process))
-            self.spares -= self._sick().keys()
-            if any(self._symptoms.at_pass(p) for p in waiting):
+            run.look(lambda process, why: self.crew.spares.discard(process))
+            self.crew.spares -= self.crew.sick().keys()
+            if any(self.crew.symptoms.at_pass(p) for p in waiting):
                 end = self._clock() + run.config.launcher.silent_s
             elif self._clock() > end:
                 for process in waiting:
                     log.warning("process %d does not halt: it is ended", process)
                     run.end(process, "it did not halt")
-                    self.spares.discard(process)
+                    self.crew.spares.discard(process)
                 return
             run.doze(LOOK_S)
-
-    def _filled(self, generation: Generation, seats: list[int | None]) -> list[int]:
-        """Start who is missing, and set them in their seats; returns them.
-
-        Raises:
-            _Lost: there is no room for one. Those that were started before it are spares.
-        """
-        started, missing = [], [i for i, p in enumerate(seats) if p is None]
-        if not missing:
-            return []
-        taken = [p if p is not None else -1 for p in seats]
-        for i in missing:
-            taken[i] = seats[i] = process = self._numbered()
-            started.append(process)
-        whole = replace(generation, processes=tuple(taken))
-        for process in started:
-            try:
-                self._run.add(process, whole)
-            except NoRoom as error:
-                self.spares |= set(started) & self._run.left
-                raise _Lost(str(error), no_room=True) from error
-        return started
-
-    def _wait(self, test: Callable[[], bool]) -> None:
-        """Wait until `test` holds.
-
-        Raises:
-            _Lost: a process that is a member of the generation, or is to be one, is lost meanwhile.
-        """
-        run = self._run
-        while not test():
-            lost: dict[int, str] = {}
-            run.look(lost.__setitem__)
-            lost |= self._sick()
-            self.spares -= set(lost)
-            run.refuse_end()
-            if lost:
-                young = [p for p in lost if not run.told(f"loaded/{p}")]
-                raise _Lost("; ".join(lost.values()), any(map(self._has_no_room, young)), len(young), lost)
-            run.doze(LOOK_S)
-
-    def _has_no_room(self, process: int) -> bool:
-        """Whether a process was lost that cannot be: nothing was heard of it for long, or it lacked what it needs."""
-        raised = self._run.told(f"raised/{process}")
-        return process in self._mute or (raised is not None and Reason.from_dict(raised).user)
-
-
-class _Lost(Exception):  # noqa: N818  an event
-    """A process was lost while something was waited for, or could not be started.
-
-    Attributes:
-        no_room: whether another would have no room, either.
-        young: how many were lost that had not loaded.
-        processes: who was lost, and how.
-    """
-
-    def __init__(self, line: str, no_room: bool = False, young: int = 0, processes: dict[int, str] | None = None):
-        super().__init__(line)
-        self.no_room, self.young, self.processes = no_room, young, processes or {}

@@ -21,7 +21,7 @@ from stages.denoise.bank import Bank
 from stages.denoise.layout import LATENT, PLACE, TOKEN, Layout
 from stages.denoise.schedule import schedule_of
 from stages.encode import clip, umt5
-from stages.inputs import encodes, inputs_of, with_chunk
+from stages.inputs import encodes, inputs_of, made_of, with_chunk
 from stages.weights import outline
 
 FLOAT = 4
@@ -91,6 +91,19 @@ def describe(config: Config) -> Workload:
         recache_chunks=model.recache_chunks,
         undivided=undivided(model),
     )
+
+
+def absent(model: ModelConfig) -> dict[str, int]:
+    """Bytes of the published encoders that a model is made for and that it names no file of, by the setting that would
+    name it: a run without them shows the network nothing of a prompt, or a picture."""
+    inputs, dtype, found = inputs_of(model), torch_dtype(model.dtype), {}
+    prompt = made_of(inputs, "prompt")
+    if prompt and model.text.kind == "umt5" and not model.text.checkpoint:
+        found["model.text.checkpoint"] = umt5.PUBLISHED.get(prompt.shape[1], 0) * dtype.itemsize
+    if not model.clip.checkpoint:
+        for one in (one for one in inputs if one.described):
+            found["model.clip.checkpoint"] = clip.PUBLISHED.get(one.shape, 0) * dtype.itemsize
+    return {setting: size for setting, size in found.items() if size}
 
 
 @torch.inference_mode()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from numpy import ndarray
 from torch import Tensor
+
+from conf.schema import Config
 
 
 class Upscale:
@@ -27,6 +31,11 @@ class Upscale:
         each = frames[0].transpose(0, 1).float()
         larger = F.interpolate(each, scale_factor=self.scale, mode="bicubic", align_corners=False).clamp(-1, 1)
         return larger.to(frames.dtype).transpose(0, 1)[None]
+
+
+def post_of(config: Config) -> Callable[[Tensor], Tensor] | None:
+    """What is done to decoded frames, where anything is."""
+    return Upscale(config.post.scale) if config.post.name == "upscale" and config.sink.needs_frames else None
 
 
 def to_pictures(frames: Tensor) -> ndarray:

@@ -126,7 +126,7 @@ class StageTimes:
         hop_s: what a worker itself spends on sending or receiving one message, on top of what the link takes.
         serial: share of a layer's time that sequence parallelism does not shorten, in 0 to 1.
         step_bytes: memory one pass needs while it runs; null: estimated from the size of hidden states.
-        decode_bytes: memory of a stream's decoder state and of decoding; null: estimated as none.
+        decode_bytes: memory of a stream's decoder state and of decoding; null: counted of the network.
         post_bytes, encode_bytes: the same for post and encode.
     """
 

@@ -9,7 +9,7 @@ from conf.errors import positive
 from conf.hub import found
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class CodecConfig:
     """The network between pixels and latents."""
 

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 import devices
 from conf.errors import UserError
-from conf.paths import is_file
-from conf.published import read_json
+from stages.encode.files import loaded, of_library, settings_beside, told_by_shapes, transformers_of
 from stages.weight_file import Entry, WeightFile
-from stages.weights import check, empty, first, load, outline
+from stages.weights import outline
 
 SETTING = "model.clip.checkpoint"
 LAYER = r"transformer\.(\d+)\."
@@ -46,6 +45,8 @@ BESIDE = re.compile(
 """What else a file may hold: the text's half, what joins the two, and a table that is computed."""
 BLOCK = re.compile(r"encoder\.layers\.(\d+)\.")
 
+PUBLISHED = {(257, 1280): 611_088_640}
+"""Parameters that are read of the published tower (ViT-H/14), by rows of a picture and their width."""
 HEAD = 80
 """Width of a head of ViT-H, which no shape tells."""
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -147,44 +148,30 @@ class ClipEncoder(nn.Module):
 
 
 def _filled(file: WeightFile, sizes: dict, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
-    """transformers' tower of these sizes, without its last block; weights are read a few megabytes at a time."""
-    vision = _transformers()
+    """transformers' tower of these sizes, without its last block."""
+    vision = transformers_of(SETTING, "its rows")
 
     def make(blocks: int) -> nn.Module:
         made = vision.CLIPVisionModel(vision.CLIPVisionConfig(**sizes | {"num_hidden_layers": blocks}))
         return getattr(made, "vision_model", made)
 
-    try:
-        with outline():
-            whole = {name: value.shape for name, value in make(_blocks(file)).state_dict().items()}
-    except Exception as error:  # whatever a broken file makes of a library
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(file.name, f"is said to be no CLIP vision tower ({reason})", "download it again") from error
-    check(file, whole)
-    if missing := [name for name in whole if name not in file.entries]:
-        rule = f"lacks {len(missing)} of {len(whole)} keys: {first(missing)}"
-        raise UserError(file.name, rule, "is it a checkpoint of this model?")
-    tower = empty(lambda: make(_blocks(file) - 1), device, dtype)
+    with of_library(file.name, "is said to be no CLIP vision tower"), outline():
+        whole = {name: value.shape for name, value in make(_blocks(file)).state_dict().items()}
+    tower = loaded(lambda: make(_blocks(file) - 1), file, dtype, device, whole)
     # A table that is in no file; held beside the weights it is none of them.
     ids = torch.arange(tower.embeddings.num_positions, device=device)[None]
     del tower.embeddings.position_ids
     tower.embeddings.position_ids = ids
-    load(tower, file)
-    return tower.eval().requires_grad_(False)
+    return tower
 
 
 def _sizes(file: WeightFile, path: Path) -> dict:
     """Settings of `CLIPVisionConfig`: those that the shapes tell, and what is said beside them."""
-    try:
+    with told_by_shapes(file, "CLIP vision tower"):
         dim, _, patch, _ = file.entries["embeddings.patch_embedding.weight"].shape
         positions = file.entries["embeddings.position_embedding.weight"].shape[0]
         ffn = file.entries["encoder.layers.0.mlp.fc1.weight"].shape[0]
-    except KeyError as error:
-        raise UserError(file.name, f"is no CLIP vision tower: lacks {error.args[0]}", "give the model's own") from error
-    except (ValueError, IndexError) as error:
-        raise UserError(file.name, "is no CLIP vision tower, by its shapes", "give the model's own") from error
-    place = path / "config.json"
-    told = read_json(place, SETTING) if is_file(place) else {}
+    place, told = settings_beside(path, SETTING)
     told = told["vision_config"] if isinstance(told.get("vision_config"), dict) else told
     heads = told.get("num_attention_heads", max(1, dim // HEAD))
     if not isinstance(heads, int) or heads < 1 or dim % heads:
@@ -198,12 +185,3 @@ def _sizes(file: WeightFile, path: Path) -> dict:
         "hidden_act": told.get("hidden_act", "gelu"),
         "layer_norm_eps": told.get("layer_norm_eps", 1e-5),
     }
-
-
-def _transformers():
-    try:
-        import transformers
-    except ImportError as error:
-        remedy = "pip install 'everframe[encoders]', or give its rows in source.tensors"
-        raise UserError(SETTING, "needs transformers", remedy) from error
-    return transformers

@@ -24,9 +24,8 @@ import devices
 from conf import hub
 from conf.errors import UserError
 from conf.paths import is_file, is_folder
-from conf.published import read_json
+from stages.encode.files import loaded, of_library, settings_beside, told_by_shapes, transformers_of
 from stages.weight_file import WeightFile
-from stages.weights import check, empty, load
 
 KEYS = (
     (r"token_embedding\.", "embed_tokens."),
@@ -47,6 +46,9 @@ COPY = "encoder.embed_tokens.weight"
 """What some savers add: the word embedding a second time."""
 INSIDE = "spiece_model"
 """What others add: the tokenizer, as the bytes of its sentencepiece file."""
+
+PUBLISHED = {4096: 5_680_910_336}
+"""Parameters of the published encoder (UMT5-XXL), by the width of its rows."""
 
 CACHE_BYTES = 1 << 26
 """Of prompts' rows kept: 16 full ones of the published size in bfloat16."""
@@ -146,37 +148,27 @@ class Umt5Encoder(nn.Module):
 
 
 def _filled(file: WeightFile, path: Path, text_dim: int, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
-    """transformers' encoder stack with the file's sizes and weights, which are read a few megabytes at a time."""
+    """transformers' encoder stack with the file's sizes and weights."""
     transformers = _transformers()
     sizes = _sizes(file)
     if sizes["d_model"] != text_dim:
         raise UserError(
             file.name, f"gives rows of width {sizes['d_model']}, the network takes {text_dim}", "give the model's own"
         )
-    said = path / "config.json"
-    told = read_json(said, SETTING) if is_file(said) else {}
-    try:
+    place, told = settings_beside(path, SETTING)
+    with of_library(f"{SETTING}: {place}", "says no sizes of UMT5"):
         settings = transformers.UMT5Config.from_dict(told | sizes)
-    except Exception as error:  # whatever a broken file makes of a library
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{SETTING}: {said}", f"says no sizes of UMT5 ({reason})", "download it again") from error
-    stack = empty(lambda: transformers.UMT5EncoderModel(settings).encoder, device, dtype)
-    check(file, {name: value.shape for name, value in stack.state_dict().items()})
-    load(stack, file)
-    return stack.eval().requires_grad_(False)
+
+    return loaded(lambda: transformers.UMT5EncoderModel(settings).encoder, file, dtype, device)
 
 
 def _sizes(file: WeightFile) -> dict[str, int]:
     """Fields of `UMT5Config` that the shapes tell."""
     attention, wide = "block.0.layer.0.SelfAttention", "block.0.layer.1.DenseReluDense.wi_0.weight"
-    try:
+    with told_by_shapes(file, "UMT5 encoder"):
         vocabulary, dim = file.entries["embed_tokens.weight"].shape
         buckets, heads = file.entries[f"{attention}.relative_attention_bias.weight"].shape
         inner, ffn = file.entries[f"{attention}.q.weight"].shape[0], file.entries[wide].shape[0]
-    except KeyError as error:
-        raise UserError(file.name, f"is no UMT5 encoder: lacks {error.args[0]}", "give the model's own") from error
-    except (ValueError, IndexError) as error:
-        raise UserError(file.name, "is no UMT5 encoder: its tables are no matrices", "give the model's own") from error
     layers = {int(found[1]) for name in file.entries if (found := re.match(r"block\.(\d+)\.", name))}
     return {
         "vocab_size": vocabulary,
@@ -198,14 +190,9 @@ def _tokenizer(name: str, make: Callable[[], Any], words: int) -> Any:
         words: that the encoder knows.
     """
     _transformers()
-    try:
+    remedy = f"download it again, or name a tokenizer's folder as {TOKENIZER}"
+    with of_library(name, "cannot be loaded", remedy):
         tokenizer = make()
-    except UserError:
-        raise
-    except Exception as error:  # whatever a broken file makes of itself
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
-        remedy = f"download it again, or name a tokenizer's folder as {TOKENIZER}"
-        raise UserError(name, f"cannot be loaded ({reason})", remedy) from error
     if len(tokenizer) > words:
         raise UserError(name, f"has {len(tokenizer)} tokens, the text encoder {words}", "give the model's own")
     return tokenizer
@@ -239,13 +226,5 @@ def _of_pieces(model: bytes) -> Any:
     )
 
 
-def _transformers():
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError(
-            "model.text.kind=umt5",
-            "needs transformers",
-            "pip install 'everframe[encoders]', or give `context` in source.tensors",
-        ) from error
-    return transformers
+def _transformers() -> Any:
+    return transformers_of("model.text.kind=umt5", "`context`")

@@ -28,7 +28,7 @@ from stages.sources.live import Stop
 from stages.sources.session_parts import SessionActions
 from tests.helpers import config_of
 from tests.launch.test_bare_family import FILES
-from tests.runtime.test_replay import Cut, equal
+from tests.runtime.replaying import Cut, equal
 from tests.runtime.test_session_replay import taken
 from tests.serve.core_ends import End
 

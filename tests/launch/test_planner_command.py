@@ -1,5 +1,6 @@
 """`everframe plan cluster=...`: what it finds, says and refuses; cluster files; `plan=auto` as launchers resolve it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from conf.schema import ClusterConfig
 from launch import clusters, plan, planning
 from parallel.builders import build
 from parallel.cost import Costs
+from parallel.planner import assess
 from tests.helpers import config_of
 
 NAMED = ("model=pocket_avatar", "model.name=live_avatar_14b", "stream.height=704", "stream.width=384")
@@ -182,3 +184,39 @@ def test_emulated_speeds_go_where_the_plan_puts_them():
 def test_the_machine_at_hand_is_named_here(capsys):
     text = told(capsys, "model=nano", "plan=sequential", "cluster=here", "device=cpu")
     assert "cluster=here:" in text and "Times on cpu: derived" in text
+
+
+def test_what_stages_take_is_held_against_the_card(capsys, tmp_path):
+    """Weights, banks and passes fit; what encode and decode take at work does not."""
+    path, plans = tmp_path / "small.yaml", ("model=nano", "plan=sequential", f"cluster={tmp_path / 'small.yaml'}")
+    path.write_text(FILE)
+    config = config_of(*plans[:2], f"cluster.file={path}")
+    cluster, demand = planning.cluster_of(config), planning.demand(config)
+    held = assess(config.plan, planning.planned(config), cluster, demand).bytes[0]
+    taken = planning.workload_of(config).taken
+    assert held.stages == sum(one.each + one.once for one in taken) > 0
+    path.write_text(FILE.replace("1.0e+9", f"{held.total - held.stages / 2:.0f}"))
+    line = refused(capsys, *plans)
+    assert f"stages beside them {held.stages / 1e6:.2f} MB" in line and "too much; use more devices" in line
+    path.write_text(FILE.replace("1.0e+9", f"{held.total + 1:.0f}"))
+    text = told(capsys, *plans)
+    for name in ("encode", "decode", "output"):
+        each, once = (plan.human(size) if size else "-" for size in getattr(taken, name))
+        assert re.search(rf"worker 0 {name} \S+( \S+)? {each} {once} ", text + " "), name
+
+
+@pytest.mark.parametrize(
+    ("model", "missing"),
+    [
+        ("lingbot_world_fast", {"model.text.checkpoint": 2 * 5_680_910_336}),
+        ("matrix_game_2", {"model.clip.checkpoint": 2 * 611_088_640}),
+        ("pocket_avatar", {}),
+    ],
+)
+def test_published_encoders_are_counted_before_their_files_are_there(tmp_path, model, missing):
+    config = config_of(f"model={model}")
+    assert planning.missing_encoders(config) == missing
+    (given := tmp_path / "given.safetensors").touch()
+    assert planning.missing_encoders(config_of(f"model={model}", f"source.tensors={given}")) == {}
+    lines = plan.missing(config)
+    assert [line.split(" is not set")[0] for line in lines] == list(missing)

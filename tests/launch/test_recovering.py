@@ -120,9 +120,9 @@ def test_without_recovery_and_under_torchrun_nothing_is_said_of_it(capsys):
 def test_spares_are_told_of(capsys):
     text = told(capsys, *H800, "launcher.spares=1")
     assert "and no loading: a spare has loaded." in text
-    assert "1 spare holds 34.3 GB, the weights of all workers: 1 on a device that a worker has." in text
+    assert "1 spare holds 45.7 GB, the weights of all workers: 1 on a device that a worker has." in text
     text = told(capsys, *H800, "launcher.spares=2", "plan.workers=4")
-    assert "2 spares hold 34.3 GB each" in text
+    assert "2 spares hold 45.7 GB each" in text
     assert "1 on a device of its own, 1 on a device that a worker has." in text
     text = told(capsys, *H800, "launcher.spares=1", "launcher.recover=off")
     assert "launcher.spares=1 has no effect: launcher.recover is not exact" in text

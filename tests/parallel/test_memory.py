@@ -10,7 +10,7 @@ from parallel.builders import build
 from parallel.cluster import Cluster, Subject
 from parallel.cost import Costs
 from parallel.memory import Memory
-from parallel.plan import Workload
+from parallel.plan import StageBytes, Taken, Workload
 from runtime.loading import load_parts
 from runtime.workload import describe
 from tests.helpers import config_of
@@ -46,7 +46,7 @@ def joined(config: PlanConfig, placement=None, **changes) -> list[float]:
     """How many others each worker's first process is joined with."""
     with_them = memory_of(config, placement, **changes)
     without = memory_of(config, placement, peer_bytes=0.0, **changes)
-    return [(with_them.working(w) - without.working(w)) / PEER for w in range(with_them.plan.workers)]
+    return [(with_them.passes(w) - without.passes(w)) / PEER for w in range(with_them.plan.workers)]
 
 
 def test_every_channel_with_large_bodies_has_a_communicator():
@@ -58,13 +58,32 @@ def test_every_channel_with_large_bodies_has_a_communicator():
     passes = PlanConfig("sequential", sequence_parallel=2, workers=2)
     assert joined(passes, heads=4, tokens_per_frame=4) == [1]
     steps = memory_of(PlanConfig("timestep"))
-    assert steps.working(1) == 2e5 + 2 * 2 * LATENTS + 2 * PEER
+    assert steps.passes(1) == 2e5 + 2 * 2 * LATENTS + 2 * PEER
 
 
 def test_what_is_recorded_has_a_workspace_and_text_of_its_own():
     plain, recorded = (memory_of(PlanConfig("sequential"), recorded=flag) for flag in (False, True))
-    assert recorded.of(0).working - plain.of(0).working == 2e5
+    assert recorded.of(0).passes - plain.of(0).passes == 2e5
     assert recorded.of(0).banks - plain.of(0).banks == 6 * 7
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_stages_keep_of_every_stream_and_work_for_one_at_a_time(streams):
+    taken = StageBytes(Taken(10, 100), Taken(1000, 10_000), Taken(0, 50_000), Taken(200_000, 0))
+    memory = memory_of(PlanConfig("timestep"), streams=streams, taken=taken)
+    assert [memory.stages(worker) for worker in (1, 2, 3)] == [0, 0, 0]
+    assert memory.stages(0) == streams * 10 + 100
+    # What decoding takes was measured there, for one stream.
+    assert memory.stages(4) == streams * (3e6 + 200_000)
+    assert memory.of(0).total - memory.of(1).total == pytest.approx(
+        memory.stages(0) + memory.passes(0) - memory.passes(1)
+    )
+    beside = memory_of(PlanConfig("sequential"), streams=streams, taken=taken, posts=True)
+    assert beside.stages(0) == streams * (10 + 3e6 + 200_000) + 100 + 50_000
+    # Who shares passes has no stages.
+    shared = {"heads": 4, "tokens_per_frame": 4, "taken": taken}
+    degree = memory_of(PlanConfig("sequential", sequence_parallel=2, workers=2), streams=streams, **shared)
+    assert degree._held(0) - degree._held(1) == degree.stages(0) > 0
 
 
 def test_who_shares_a_device_leaves_less_of_it():

@@ -14,12 +14,10 @@ from hypothesis import given, settings
 from conf.schema import SinkConfig, SourceConfig, StreamConfig
 from runtime.conditioning import Conditioning
 from runtime.encoders import Encoders, frames_of
-from runtime.ends import LiveEnds
-from runtime.journal import Journal
 from stages.sources.live import Stop
 from tests import posed
 from tests.patience import PATIENT_S
-from tests.runtime.test_replay import CHUNKS, Cut, equal, turns
+from tests.runtime.replaying import CHUNKS, Around, Cut, equal, turns
 from tests.stages.sources.test_poses import MOVES, posing
 
 ACTIONS = ("none", "forward", "left", "up")
@@ -34,7 +32,7 @@ def encoders(tmp_path_factory) -> Encoders:
     sys.path.remove(str(folder))
 
 
-class World:
+class World(Around):
     """What is around a stream, and outlives its processes: a pipe or a file, and the folder of cuts.
 
     Args:
@@ -66,7 +64,7 @@ class World:
         return "".join(json.dumps(line) + "\n" for line in lines)
 
     def feed(self, chunk: int, conditioning: Conditioning) -> None:
-        if self.pipe and chunk == self.fed:
+        if self.pipe and chunk == self.fed < CHUNKS:
             self.fed += 1
             os.write(self.pipe, self.said(chunk).encode())
         if self.kind == "now":  # nobody waits for it
@@ -80,32 +78,12 @@ class World:
         model, encoders = self.encoders.model, self.encoders
         return Conditioning(model, stream, self.source, encoders, None, Stop(), state, self.sink, None, journal, ends)
 
+    def made(self, conditioning: Conditioning, chunk: int) -> dict | None:
+        made = conditioning.chunk(chunk)
+        return None if made is None else made | {"at": torch.from_numpy(np.array(conditioning._pose))}
+
     def play(self, happens, journaled: bool = False) -> list:
-        found, cuts, ends, chunk = [], {}, LiveEnds(), 0
-        conditioning = self.open(None, Journal(self.folder / "cuts") if journaled else None, ends)
-        for turn in [*happens, None]:
-            while chunk < (turn.at if turn else CHUNKS):
-                self.feed(chunk, conditioning)
-                cuts[chunk] = Cut(chunk, conditioning.progress(chunk))
-                made = conditioning.chunk(chunk)
-                made["at"] = torch.from_numpy(np.array(conditioning._pose))
-                if chunk < len(found):
-                    assert equal(found[chunk], made), f"chunk {chunk} was sampled in another way"
-                else:
-                    found.append(made)
-                chunk += 1
-            if turn is None:
-                break
-            cuts[chunk] = Cut(chunk, conditioning.progress(chunk))
-            conditioning.turn()
-            if not turn.survives:
-                ends.leave()
-                ends = LiveEnds()
-            chunk = turn.cut or 0
-            conditioning = self.open(cuts[chunk] if chunk else None, Journal(self.folder / "cuts"), ends)
-            assert conditioning.replay.next == turn.at
-        conditioning.ended(CHUNKS)
-        conditioning.close()
+        found = super().play(happens, journaled)
         if self.pipe:
             os.close(self.pipe)
         return found

@@ -8,7 +8,6 @@ import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -25,8 +24,8 @@ from stages.inputs import Axis, on
 from stages.sources.audio import RATE
 from stages.sources.live import Stop, Turned
 from tests.helpers import config_of, write_wav
+from tests.runtime.replaying import CHUNKS, Around, Cut, equal, turns
 
-CHUNKS = 7
 CONFIG = config_of(
     "model=nano", "stream.prompt=hello", "stream.events=[{chunk: 3, prompt: planned}]", "source.pace=free"
 )
@@ -35,42 +34,10 @@ SOUND = np.random.default_rng(1).integers(-9000, 9000, 20 * RATE).astype("<i2")
 NAMES = ("none", "forward", "back", "left", "right")
 
 
-class Turn(NamedTuple):
-    """The run turns before chunk `at`, and goes on from the cut before chunk `cut`; None: from the stream's beginning.
-
-    `survives`: whether the process does.
-    """
-
-    at: int
-    cut: int | None
-    survives: bool
-
-
-@st.composite
-def turns(draw):
-    made = []
-    for at in draw(st.lists(st.integers(1, CHUNKS), max_size=3)):
-        made.append(Turn(at, draw(st.none() | st.integers(1, at)), draw(st.booleans())))
-    return sorted(made, key=lambda turn: turn.at)
-
-
 PROMPTS = st.dictionaries(st.integers(0, CHUNKS - 1), st.sampled_from(["a dog", "night", "rain"]), max_size=3)
 
 
-class Cut:
-    """What was written of a stream's sources before a chunk, as a state is read."""
-
-    def __init__(self, chunk, progress):
-        self.chunk, self.anchor = chunk, {}
-        self._content = json.dumps(progress.content)
-        self._arrays = {name: array.copy() for name, array in progress.arrays.items()}
-
-    def read(self, name):
-        tensors = {name: torch.from_numpy(array.copy()) for name, array in self._arrays.items()}
-        return tensors, json.loads(self._content)
-
-
-class World:
+class World(Around):
     """What is around a stream, and outlives its processes: pipes or files, orders, the folder of cuts.
 
     Args:
@@ -100,8 +67,7 @@ class World:
             other.play([])
             self.source = replace(CONFIG.source, inputs=other.sink.inputs)
 
-    def feed(self, chunk: int) -> None:
-        """What drives `chunk` happens."""
+    def feed(self, chunk: int, conditioning: Conditioning | None = None) -> None:
         if self.kind == "live" and chunk == self.fed:
             self.fed += 1
             start, end = (frames(n) * RATE // CONFIG.model.fps for n in (chunk, chunk + 1))
@@ -126,41 +92,8 @@ class World:
             ends,
         )
 
-    def play(self, happens: list[Turn], journaled: bool = False) -> list:
-        """What every chunk is made with."""
-        found, cuts, ends = [], {}, LiveEnds()
-        journal = Journal(self.folder / "cuts") if journaled else None
-        conditioning = self.open(None, journal, ends)
-        chunk = 0
-        for turn in [*happens, None]:
-            last = turn.at if turn else CHUNKS + 1
-            while chunk < last:
-                self.order(conditioning, chunk)
-                self.feed(chunk)
-                cuts[chunk] = Cut(chunk, conditioning.progress(chunk))
-                made = made_with(conditioning, chunk)
-                if made is None:
-                    conditioning.ended(chunk)
-                    break
-                if chunk < len(found):
-                    assert equal(found[chunk], made), f"chunk {chunk} was sampled in another way"
-                else:
-                    found.append(made)
-                chunk += 1
-            if turn is None:
-                break
-            cuts[chunk] = Cut(chunk, conditioning.progress(chunk))
-            conditioning.turn()
-            if not turn.survives:
-                ends.leave()
-                ends = LiveEnds()
-            chunk = turn.cut or 0
-            conditioning = self.open(cuts[chunk] if chunk else None, Journal(self.folder / "cuts"), ends)
-            assert conditioning.replay.next == turn.at
-            for before in range(turn.at + 1):  # and one that was heard, and not sampled
-                self.order(conditioning, before)
-        conditioning.close()
-        return found
+    def made(self, conditioning: Conditioning, chunk: int) -> dict | None:
+        return made_with(conditioning, chunk)
 
     def order(self, conditioning: Conditioning, chunk: int) -> None:
         if chunk in self.prompts:
@@ -191,10 +124,6 @@ def made_with(conditioning: Conditioning, chunk: int):
     texts = {one.name: conditioning.encoding.state(one, epoch) for one in on(conditioning.inputs, Axis.EPOCH)}
     sound = torch.from_numpy(conditioning.samples(chunk).copy())
     return {**made, **texts, "sound": sound, "x": conditioning.noise(chunk, 0), "new": torch.tensor(epoch == chunk)}
-
-
-def equal(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize(("kind", "examples"), [("live", 20), ("files", 10), ("recorded", 10)])

@@ -174,6 +174,12 @@ def test_what_a_rule_does_besides_by_hand():
     # Every second chunk 10 frames are turned; 8 of 22 are candidates, 4 ask, 6 are moved. Every chunk one is recalled.
     every = Work((3 * 10 + 4 + 2 * 8) / 2, ((2 * 10 + 4 + 8 + 4 * 6) / 2 + 2) * FLOAT)
     assert of(compressed(7)) == pytest.approx(every)
+    # Every pass compares the attention sink's three frames with the new one, whose keys it copies.
+    adapting = config_of("model=stream_diffusion_v2_1_3b").model
+    assert adapting.step_count == 2
+    cost, values = Counting(adapting, TOKENS, FLOAT).chunk(), TOKENS * adapting.network.dim * adapting.network.layers
+    assert cost.rule.times(1 / values) == pytest.approx(Work(2 * 2 * 4, 2 * (2 * 4 + 2) * FLOAT))
+    assert Counting(replace(adapting, adaptive_sink=None), TOKENS, FLOAT).chunk().rule == Work(0, 0)
     # Keys and values of 21 frames are joined.
     assert of(rolling()) == pytest.approx(Work(9, (6 + 4 * 21) * FLOAT))
 

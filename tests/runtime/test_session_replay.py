@@ -19,7 +19,8 @@ from stages.sources.audio import RATE
 from stages.sources.live import Stop, Turned
 from tests.helpers import config_of
 from tests.patience import PATIENT_S
-from tests.runtime.test_replay import Cut, equal, made_with
+from tests.runtime.replaying import Cut, equal
+from tests.runtime.test_replay import made_with
 from tests.serve.core_ends import End
 
 CONFIG = config_of("model=nano", "stream.prompt=hello", "sink.video=null", "source.pace=free")

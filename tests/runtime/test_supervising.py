@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from conf.schema import LauncherConfig
+from runtime.crew import NoRoom
 from runtime.generations import Generation
-from runtime.supervisor import NoRoom, Supervisor, Unrecovered
+from runtime.supervisor import Supervisor, Unrecovered
 
 PASS = {"at": "step0 of chunk 3 of stream 0", "busy": True, "longest": {}}
 WAITS = {"at": "waiting", "busy": False, "longest": {}}

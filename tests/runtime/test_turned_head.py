@@ -19,8 +19,9 @@ from runtime.prompts import Prompts
 from runtime.state import Keep
 from stages.sources.live import Stop, Turned
 from tests.patience import PATIENT_S
+from tests.runtime.replaying import CHUNKS, equal
 from tests.runtime.test_head import Reasons, Source, always
-from tests.runtime.test_replay import CHUNKS, CONFIG, World, equal
+from tests.runtime.test_replay import CONFIG, World
 
 
 def opened(make, keep=None, recover_s=None):

@@ -34,7 +34,7 @@ def build(model: ModelConfig, codec: CodecConfig, half: str, device: torch.devic
         initialise(module, model.init_seed, "codec.decoder.")
     else:
         load(module.requires_grad_(False), WeightFile(codec.checkpoint, "model.codec.checkpoint"))
-    return module.to(memory_format=torch.channels_last)
+    return module
 
 
 def load(module: TaehvDecoder, file: WeightFile) -> None:

@@ -59,6 +59,10 @@ class Grow(nn.Module):
         return self.conv(x).unflatten(1, (self.rate, -1)).flatten(0, 1)
 
 
+def _channels_last(module: nn.Module, incompatible_keys: object) -> None:
+    module.to(memory_format=torch.channels_last)  # a named function, since a module with a lambda cannot be pickled
+
+
 class TaehvDecoder(nn.Module):
     """Latents to video (see `stages.codec.base.Decoder`).
 
@@ -76,6 +80,8 @@ class TaehvDecoder(nn.Module):
             layers += [nn.Upsample(scale_factor=2), Grow(width, rate), _conv(width, narrower, bias=False)]
         self.decoder = nn.ModuleList([*layers, nn.ReLU(), _conv(WIDTHS[-1], 3)])
         self.to(memory_format=torch.channels_last)
+        # Loading with assign=True replaces the parameters, layout and all.
+        self.register_load_state_dict_post_hook(_channels_last)
 
     def start(self) -> CodecState:
         """A fresh stream."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from conf import hub
 from conf.errors import UserError
 from conf.paths import is_file, is_there
 from conf.schema import Wav2VecConfig
+from stages.encode.files import of_library, transformers_of
 from stages.weight_file import WeightFile
 from stages.weights import extremes, initialise, require_finite
 
@@ -45,23 +47,21 @@ class Wav2Vec:
         self.model.requires_grad_(False).to(device)
 
     def _random(self, seed: int) -> torch.nn.Module:
-        _, settings, model = _transformers()
+        library = _transformers()
         with torch.random.fork_rng([]):
-            made = model(settings(**_sizes(self.config)))
+            made = library.Wav2Vec2Model(library.Wav2Vec2Config(**_sizes(self.config)))
         initialise(made, seed, "wav2vec.")
         return made
 
     def _read(self, folder: Path) -> torch.nn.Module:
-        library, settings, model = _transformers()
+        library = _transformers()
         name = f"{SETTING}={folder}"
         if not is_there(folder):
             raise UserError(name, *hub.missing(folder))
         if not is_file(folder / "config.json"):
             raise UserError(name, "holds no config.json", "give a folder as transformers writes it")
-        try:
-            found = settings.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # whatever a broken file makes of a library
-            raise UserError(name, f"its config.json cannot be read ({_brief(error)})", "download it again") from error
+        with of_library(name, "its config.json cannot be read"):
+            found = library.Wav2Vec2Config.from_pretrained(folder, local_files_only=True)
         wanted, sizes = (self.config.layers, self.config.dim), (found.num_hidden_layers + 1, found.hidden_size)
         if sizes != wanted:
             raise UserError(
@@ -70,13 +70,10 @@ class Wav2Vec:
                 "give the model that the network was trained with",
             )
         WeightFile(folder, SETTING)  # says what is no file of weights, where transformers says what it made of it
-        try:
-            with _quiet(library.utils.logging):
-                loaded, info = model.from_pretrained(
-                    folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-                )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(name, f"cannot be loaded ({_brief(error)})", "download it again") from error
+        with of_library(name, "cannot be loaded"), _quiet(library.utils.logging):
+            loaded, info = library.Wav2Vec2Model.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
         # Without gradients nothing is masked.
         if missing := sorted(set(info["missing_keys"]) - {"masked_spec_embed"}):
             raise UserError(name, f"lacks {len(missing)} keys, first {missing[0]}", "download it again")
@@ -89,11 +86,6 @@ class Wav2Vec:
         device = next(self.model.parameters()).device
         found = self.model(devices.of(device).upload(samples.float()[None]), output_hidden_states=True).hidden_states
         return torch.cat(found)
-
-
-def _brief(error: Exception) -> str:
-    """What a library says first."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:100]
 
 
 @contextmanager
@@ -110,17 +102,8 @@ def _quiet(logging) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _transformers():
-    try:
-        import transformers
-        from transformers import Wav2Vec2Config, Wav2Vec2Model
-    except ImportError as error:
-        raise UserError(
-            "model.network.audio.wav2vec",
-            "needs transformers",
-            "pip install 'everframe[encoders]', or give audio_features",
-        ) from error
-    return transformers, Wav2Vec2Config, Wav2Vec2Model
+def _transformers() -> Any:
+    return transformers_of("model.network.audio.wav2vec", "audio_features")
 
 
 def _sizes(config: Wav2VecConfig) -> dict:

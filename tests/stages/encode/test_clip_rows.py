@@ -12,7 +12,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from conf.errors import UserError
 from conf.schema import ClipConfig
 from launch import inspect
-from stages.encode.clip import ClipEncoder, parameter_count
+from stages.encode.clip import PUBLISHED, ClipEncoder, parameter_count
+from stages.weights import outline
 from tests.checkpoints import CLIP, clip_tensors, write_image_encoder
 
 ORIGINAL = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
@@ -116,3 +117,10 @@ def test_what_does_not_fit_is_refused_in_one_line(published, tmp_path, capsys):
             ClipEncoder(tmp_path / "folder", ROWS, CLIP["dim"])
     assert inspect.main([str(folder / ORIGINAL)]) == 0
     assert "CLIP image encoder" in capsys.readouterr().out
+
+
+def test_the_published_tower_has_so_many_parameters_but_for_its_last_block():
+    sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16, "patch_size": 14}
+    with outline():
+        tower = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**sizes | {"num_hidden_layers": 31}))
+    assert PUBLISHED[257, 1280] == sum(p.numel() for p in tower.parameters())

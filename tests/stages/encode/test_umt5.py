@@ -11,6 +11,7 @@ from conf.errors import UserError
 from conf.schema import TextConfig
 from stages.encode import umt5
 from stages.encode.umt5 import Umt5Encoder, cleaned, open_weights, parameter_count
+from stages.weights import outline
 from tests.checkpoints import T5, random_tensors, sentencepiece, umt5_shapes, write_text_encoder, write_tokenizer
 
 ORIGINAL, TOKENIZER = "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl"
@@ -184,3 +185,10 @@ def test_files_that_do_not_fit_say_so(published, tmp_path):
         Umt5Encoder(tmp_path / "less.pth", folder / TOKENIZER, T5["dim"], ROWS)
     config = json.loads((folder / "text_encoder/config.json").read_text())
     assert config["d_kv"] == 5  # what the shapes tell is what the file says
+
+
+def test_the_published_encoder_has_so_many_parameters():
+    sizes = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "num_layers": 24}
+    with outline():
+        stack = transformers.UMT5EncoderModel(transformers.UMT5Config(**sizes)).encoder
+    assert umt5.PUBLISHED[4096] == sum(p.numel() for p in stack.parameters())
