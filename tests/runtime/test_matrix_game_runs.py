@@ -18,7 +18,7 @@ SMALL = (
     "model.network.heads=4", "model.network.layers=4", "model.network.freq_dim=32", "model.network.image_dim=20",
     "model.network.image_tokens=5", "model.network.actions.layers=[0,1,2]", "model.network.actions.embedded=12",
     "model.network.actions.heads=2", "model.network.actions.width=32", "model.network.actions.turned=[4,6,6]",
-    "stream.height=32", "stream.width=48", "sink.video=null", f"stream.chunks={CHUNKS}",
+    "stream.height=32", "stream.width=64", "sink.video=null", f"stream.chunks={CHUNKS}",
 )  # fmt: skip
 PRESSED = {
     "matrix_game_2": [{"keys": ["forward", "left"], "mouse": [0.1, -0.1]}, {"mouse": [0.0, 0.1]}, {"keys": ["back"]}],
@@ -38,7 +38,7 @@ PLANS = {
 def world(request, tmp_path):
     """Overrides of one that is walked."""
     folder = tmp_path
-    pixels = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "picture.png")
     rows = torch.randn(1, 5, 20, generator=torch.Generator().manual_seed(3))
     save_file({"image_rows": rows}, folder / "rows.safetensors")

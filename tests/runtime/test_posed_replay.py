@@ -17,6 +17,7 @@ from runtime.encoders import Encoders, frames_of
 from runtime.ends import LiveEnds
 from runtime.journal import Journal
 from stages.sources.live import Stop
+from stages.views import where
 from tests import posed
 from tests.runtime.test_replay import CHUNKS, Cut, equal, turns
 from tests.stages.sources.test_poses import MOVES, posing
@@ -102,7 +103,8 @@ class World:
                 ends = LiveEnds()
             chunk = turn.cut or 0
             conditioning = self.open(cuts[chunk] if chunk else None, Journal(self.folder / "cuts"), ends)
-            assert conditioning.replay.next == turn.at
+            seen = [[n, [], where(found[n]["at"].numpy())] for n in range(chunk, turn.at)]
+            assert conditioning.replay.told() == {"chunk": turn.at, "sampled": seen}
         conditioning.ended(CHUNKS)
         conditioning.close()
         if self.pipe:
