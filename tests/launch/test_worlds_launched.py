@@ -27,7 +27,7 @@ LEGS = (
 """(launcher, processes, plan)."""
 LEG = 4
 """Chunks of each. What holds changes within all of them, and the widest window holds 3."""
-PROCESSES = ("launcher.threads=false", "launcher.recover=exact")
+AS_PROCESSES = {"local": ("launcher.threads=false",), "torchrun": (), "ray": ()}
 TWO, HIT = 32, (8, 18)
 """Of two streams: chunks of each, and how many have left when a worker is lost."""
 
@@ -47,8 +47,7 @@ def test_one_stream_goes_from_launcher_to_launcher_and_from_plan_to_plan(tmp_pat
     for i, (launcher, processes, plan) in enumerate(LEGS):
         folder, chunks = tmp_path / f"leg{i}", LEG * (i + 1)
         length = (f"stream.chunks={chunks}", f"stream.save_every_chunks={chunks}", f"output_dir={folder}")
-        options = ("launcher.threads=false",) if launcher == "local" else ()
-        process = start(launcher, processes, *base, *planned(plan), *options, *length, *kept)
+        process = start(launcher, processes, *base, *planned(plan), *AS_PROCESSES[launcher], *length, *kept)
         _, err = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, err
         report, kept = report_of(folder), (f"resume={folder}",)
@@ -78,7 +77,8 @@ def two(folder: Path, world: str) -> tuple[tuple[str, ...], dict[str, str]]:
 @pytest.mark.parametrize("world", ["keys and mouse", "camera by keys", "camera by poses", "acts"])
 def test_two_hands_drive_two_streams_and_each_worker_is_lost_once(tmp_path, world, launcher):
     common, hashes = two(tmp_path, world)
-    config = config_of(*common, *RULES[world].plan, f"launcher={launcher}", *PROCESSES, f"launcher.cuts={tmp_path}")
+    lasting = ("launcher.recover=exact", f"launcher.cuts={tmp_path}", f"launcher={launcher}", *AS_PROCESSES[launcher])
+    config = config_of(*common, *RULES[world].plan, *lasting)
     with started(config, first=lambda pipeline: begin(pipeline, config)) as run:
         for lost, chunk in enumerate(HIT):
             until(lambda at=chunk: run.begun and min(made(run), made(run, 1)) >= at, run)
