@@ -287,10 +287,15 @@ class Conditioning:
             if self.sources.ends.video:
                 self.sources.ends.video.drop(self._journal.whole())
         if self.sources.session:
-            self.sources.session.sampled(chunk, None if self._pose is None else where(self._pose))
+            self.sources.session.sampled(chunk, self._at)
+
+    @property
+    def _at(self) -> list[float] | None:
+        """Where the world's camera is in the last frame that was sampled; None: it has none."""
+        return None if self._pose is None else where(self._pose)
 
     def _line(self, chunk: int) -> Line:
-        line = Line(chunk, number=self.prompts.sampled)
+        line = Line(chunk, number=self.prompts.sampled, at=self._at)
         if heard := self.prompts.latest:
             line.prompt, line.accepted = heard.prompt, heard.accepted
         self.sources.ends.note(line)

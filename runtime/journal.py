@@ -2,8 +2,8 @@
 
 A line of JSON for each chunk, in the stream's folder of cuts: memory that outlives the process. It is written before
 the chunk enters, so whatever others have seen of a chunk, its line is there. It holds what cannot be asked for again: a
-prompt that was heard, live sound, actions and poses, a camera's pictures as JPEG, and which events of a session the
-chunk showed. Files are read again.
+prompt that was heard, live sound, actions and poses, a camera's pictures as JPEG, and what a session is told of the
+chunk: which events it showed, and from where. Files are read again.
 
 Lines stand in files of a few, `journal.000040` the one that begins with chunk 40, and go a file at a time once a newer
 cut is whole.
@@ -58,6 +58,7 @@ class Line:
         views: poses and intrinsics of a live source, as that gave them; None: there is none.
         looked: how that source stood behind it.
         moved: when the oldest of its poses came that is new in it.
+        at: where the world's camera is in its last frame (`stages.views.where`); None: it has none.
         events: ids of a session's events that it shows first.
         pace: how its stream's clock stood behind it, if it has one.
         read: bytes of each live stream that this and all chunks before were sampled from; what came behind them is in
@@ -79,6 +80,7 @@ class Line:
     views: list[list] | None = None
     looked: dict[str, Any] = field(default_factory=dict)
     moved: float | None = None
+    at: list[float] | None = None
     events: list[str] = field(default_factory=list)
     pace: dict[str, Any] | None = None
     read: dict[str, int] = field(default_factory=dict)

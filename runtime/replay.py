@@ -7,6 +7,9 @@ from typing import Any
 from runtime.journal import End, Journal, Line
 from stages.sources.backlog import Backlog
 
+TOLD = 256
+"""Chunks, the newest, of which a session's gateway is told again: it has heard of all but the last few."""
+
 
 class Replay:
     """What was sampled before.
@@ -32,7 +35,7 @@ class Replay:
         self.last = lines[-1] if lines else None
         self.next = first + len(lines)
         self.end: End | None = journal.end if journal else None
-        self.events = [[line.chunk, line.events] for line in lines if line.events]
+        self._told = [[line.chunk, line.events, line.at] for line in lines[-TOLD:] if line.events or line.at]
 
     def __contains__(self, chunk: int) -> bool:
         """Whether a chunk is still to be sampled again."""
@@ -48,7 +51,7 @@ class Replay:
 
     def told(self) -> dict[str, Any]:
         """What a session's source says of it to its gateway."""
-        return {"chunk": self.next, "sampled": self.events}
+        return {"chunk": self.next, "sampled": self._told}
 
     def read(self, name: str) -> int:
         """Bytes of a live source that it was sampled from."""

@@ -172,11 +172,12 @@ class Ends:
             connection.send("event", id=id, event=event)
         self._listens = True
 
-    def _go_on(self, chunk: int, sampled: list[tuple[int, list[str]]]) -> None:
-        """Another has come to sample, which knows that chunks before `chunk` were, and what some of them showed."""
+    def _go_on(self, chunk: int, sampled: list[tuple[int, list[str], list[float] | None]]) -> None:
+        """Another has come to sample, which knows that chunks before `chunk` were, what some of them showed, and from
+        where."""
         self._heard.again(chunk)
-        for one, events in sampled:
-            self._sampled(one, events, 0.0, 0.0, None)
+        for one, events, at in sampled:
+            self._sampled(one, events, 0.0, 0.0, None, at)
         if self._listens:  # the first came to nothing, and nobody has heard anything yet
             return
         self._say_events(self._source.connection)

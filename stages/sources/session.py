@@ -19,9 +19,9 @@ frames shows that], or null, and in a world that is seen through a camera of its
 frame (`stages.views.where`), or null. After `end` the gateway hangs up. One that is gone has ended the stream.
 
 A source that goes on for another, whose process is gone, says first `resume {chunk, sampled}`: the next chunk that it
-samples, and for chunks before it, [chunk, events] as in `sampled`, of which the gateway may have missed some. It hears
-then what was said and not sampled yet, and what is held: as an event whose `id` is null. One that leaves without a word
-is followed by such a one.
+samples, and for chunks before it, [chunk, events, at] as in `sampled`, of which the gateway may have missed some. It
+hears then what was said and not sampled yet, and what is held: as an event whose `id` is null. One that leaves without
+a word is followed by such a one.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import pytest
 from launch.stream import main
 from tests.helpers import config_of, thorough
 from tests.launch.losing import EXACT, ended, going, recovered, strike
-from tests.launch.ruled import CHUNKS, EVERY, RULES, SAVED, STRUCK, alone, ruled
+from tests.launch.ruled import RULES, alone, ruled
 from tests.launch.test_control import come_and_go
 
 BASE = ("launcher=ray", "model=nano", "plan=timestep", "plan.workers=2", "device=cpu")
@@ -49,19 +49,19 @@ def test_nodes_that_do_not_come_are_missed(capsys, tmp_path, two_nodes):
     assert found.startswith("error: launcher.nodes=3: the Ray cluster has 2 after 1 s")
 
 
-@pytest.mark.parametrize("rule", [*map(thorough, [*RULES][:4]), "video, stream batch", thorough("video, step by step")])
-def test_every_history_rule_is_gone_on_with_and_loses_a_worker(tmp_path, two_nodes, rule):
+@pytest.mark.parametrize("name", [name if name == "video, stream batch" else thorough(name) for name in RULES])
+def test_every_history_rule_and_world_is_gone_on_with_and_loses_a_worker(tmp_path, two_nodes, name):
     """A state of the oracle's goes on here; a worker is lost on the way; the oracle goes on with a state of here."""
-    base = ruled(tmp_path, rule)
-    oracle = alone(tmp_path / "oracle", *base, f"stream.save_every_chunks={SAVED}")["latents_sha256"]
+    base, rule = ruled(tmp_path, name), RULES[name]
+    oracle = alone(tmp_path / "oracle", *base, f"stream.save_every_chunks={rule.saved}")["latents_sha256"]
     made = tmp_path / "made"
     config = config_of(
-        *base, *RULES[rule][1], "launcher=ray", two_nodes, "launcher.nodes=2", *EXACT,
-        f"resume={tmp_path}/oracle", f"stream.save_every_chunks={EVERY}", f"output_dir={made}",
+        *base, *rule.plan, "launcher=ray", two_nodes, "launcher.nodes=2", *EXACT,
+        f"resume={tmp_path}/oracle", f"stream.save_every_chunks={rule.every}", f"output_dir={made}",
     )  # fmt: skip
-    with going(config, STRUCK) as run:
+    with going(config, rule.struck) as run:
         strike(run, 1)
-        assert recovered(run)["cut"]["0"] >= SAVED
-        assert ended(run) == (oracle, CHUNKS)
+        assert recovered(run)["cut"]["0"] >= rule.saved
+        assert ended(run) == (oracle, rule.chunks)
     after = alone(tmp_path / "after", *base, f"resume={made}")
-    assert after["latents_sha256"] == oracle and after["state"]["resumed_at"] == EVERY * 3
+    assert after["latents_sha256"] == oracle and after["state"]["resumed_at"] == 3 * rule.every

@@ -12,7 +12,7 @@ from benchmarks.kill import is_worker
 from launch import restarting, torchrun
 from runtime.state import CONTENT
 from tests.helpers import config_of, thorough
-from tests.launch.ruled import EVERY, RULES, alone, ruled
+from tests.launch.ruled import RULES, alone, ruled
 from tests.launch.started import report_of, start
 from tests.launch.test_stream import decoded
 from tests.patience import PATIENT_S
@@ -75,26 +75,26 @@ def test_several_streams_each_from_its_own_state(tmp_path, nano, monkeypatch):
         assert decoded(folder / f"video.{name}.mp4")[0] == 12 * chunks
 
 
-@pytest.mark.parametrize("rule", ["joint window", *map(thorough, [*RULES][1:])])
-def test_every_history_rule_goes_on_where_a_rank_was_lost(tmp_path, monkeypatch, rule):
+@pytest.mark.parametrize("name", ["joint window", *map(thorough, [*RULES][1:])])
+def test_every_history_rule_and_world_goes_on_where_a_rank_was_lost(tmp_path, monkeypatch, name):
     """And the oracle goes on with a state that the ranks have left."""
     monkeypatch.setenv("PET_MAX_RESTARTS", "2")
-    base, made = ruled(tmp_path, rule), tmp_path / "made"
-    plan = [one for one in RULES[rule][1] if not one.startswith("plan.workers")]
+    base, made, rule = ruled(tmp_path, name), tmp_path / "made", RULES[name]
+    plan = [one for one in rule.plan if not one.startswith("plan.workers")]
     process = start(
-        "torchrun", 2, *base, *plan, "launcher.recover=exact", f"stream.save_every_chunks={EVERY}",
+        "torchrun", 2, *base, *plan, "launcher.recover=exact", f"stream.save_every_chunks={rule.every}",
         f"output_dir={made}",
     )  # fmt: skip
-    begun(made, process, f"state/chunk.{EVERY:06d}")
+    begun(made, process, f"state/chunk.{rule.every:06d}")
     ranks(process)[1].kill()
     expected = alone(tmp_path / "oracle", *base)["latents_sha256"]
     _, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode == 0, err
     found = report_of(made)
-    assert found["latents_sha256"] == expected and found["state"]["resumed_at"] >= EVERY
+    assert found["latents_sha256"] == expected and found["state"]["resumed_at"] >= rule.every
     assert "started again (1)" in err
     after = alone(tmp_path / "after", *base, f"resume={made}")
-    assert after["latents_sha256"] == expected and after["state"]["resumed_at"] == 3 * EVERY
+    assert after["latents_sha256"] == expected and after["state"]["resumed_at"] == 3 * rule.every
 
 
 def state(root: Path, chunk: int) -> None:

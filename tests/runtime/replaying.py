@@ -75,6 +75,10 @@ class Around:
         """What a chunk is made with; None: the stream has ended before it."""
         return conditioning.chunk(chunk)
 
+    def gone_on(self, conditioning: Conditioning, found: list, chunk: int, at: int) -> None:
+        """Somebody new is there, who goes on from `chunk`, behind all that was sampled before `at`."""
+        assert conditioning.replay.next == at
+
     def play(self, happens: list[Turn], journaled: bool = False) -> list:
         """What every chunk is made with."""
         found, cuts, ends = [], {}, LiveEnds()
@@ -105,7 +109,7 @@ class Around:
                 ends = LiveEnds()
             chunk = turn.cut or 0
             conditioning = self.open(cuts[chunk] if chunk else None, Journal(self.folder / "cuts"), ends)
-            assert conditioning.replay.next == turn.at
+            self.gone_on(conditioning, found, chunk, turn.at)
             for before in range(turn.at + 1):  # and one that was heard, and not sampled
                 self.order(conditioning, before)
         conditioning.close()

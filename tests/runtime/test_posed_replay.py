@@ -15,6 +15,7 @@ from conf.schema import SinkConfig, SourceConfig, StreamConfig
 from runtime.conditioning import Conditioning
 from runtime.encoders import Encoders, frames_of
 from stages.sources.live import Stop
+from stages.views import where
 from tests import posed
 from tests.patience import PATIENT_S
 from tests.runtime.replaying import CHUNKS, Around, Cut, equal, turns
@@ -81,6 +82,10 @@ class World(Around):
     def made(self, conditioning: Conditioning, chunk: int) -> dict | None:
         made = conditioning.chunk(chunk)
         return None if made is None else made | {"at": torch.from_numpy(np.array(conditioning._pose))}
+
+    def gone_on(self, conditioning: Conditioning, found: list, chunk: int, at: int) -> None:
+        seen = [[n, [], where(found[n]["at"].numpy())] for n in range(chunk, at)]
+        assert conditioning.replay.told() == {"chunk": at, "sampled": seen}
 
     def play(self, happens, journaled: bool = False) -> list:
         found = super().play(happens, journaled)

@@ -95,7 +95,7 @@ def test_a_new_source_tells_what_it_knows_and_is_told_what_is_held(tmp_path, cut
         said = end.hear()[0]
         assert {**said, "bytes": 0} == {
             "kind": "resume", "bytes": 0, "chunk": 4,
-            "sampled": [[one["chunk"], one["events"]] for one in told if one["chunk"] >= (cut or 0)],
+            "sampled": [[one["chunk"], one["events"], None] for one in told if one["chunk"] >= (cut or 0)],
         }  # fmt: skip
         if not cut:
             assert torch.equal(again.sink()["reference"], reference)

@@ -207,7 +207,7 @@ async def test_what_was_asked_and_not_sampled_is_said_again_and_shows_later():
     await one.show(0, events=["1"])
     await one.lose(one.source)
     one.session.event("d", {"type": "prompt", "prompt": "by night"})
-    await one.source_back(2, [[0, ["1"]], [1, ["2"]]])  # `sampled` of chunk 1 was lost
+    await one.source_back(2, [[0, ["1"], None], [1, ["2"], None]])  # `sampled` of chunk 1 was lost
     one.session.event("e", REST)
     said = [(head["id"], head["event"]["type"]) for head in one.source.of("event")]
     assert said == [("3", "interrupt"), ("4", "prompt"), (None, "action"), ("5", "action")]
@@ -215,6 +215,19 @@ async def test_what_was_asked_and_not_sampled_is_said_again_and_shows_later():
     await one.sink.say("chunk", chunk=1, frames=12, first_frame=12, pts=67_500, slack_s=0.1)
     await one.show(2, events=["3", "4", "5"])
     assert [chunk.events for chunk in one.eye.chunks] == [("a",), ("b",), ("c", "d", "e")]
+
+
+@virtually
+async def test_no_place_of_a_worlds_camera_is_lost_with_the_one_that_sampled():
+    one = Lasting()
+    await one.begin()
+    at = [[0.0, 0.0, 0.2, 0.0, 0.0], [0.0, 0.0, 0.4, 8.0, 0.0]]
+    await one.source.say("sampled", chunk=0, events=[], silence_s=0, held_s=0, late_s=0, at=at[0])
+    await one.lose(one.source)
+    await one.source_back(2, [[0, [], at[0]], [1, [], at[1]]])  # `sampled` of chunk 1 was lost
+    for chunk in range(2):
+        await one.show(chunk)
+    assert [shown.told["at"] for shown in one.eye.chunks] == at
 
 
 @virtually
