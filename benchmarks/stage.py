@@ -1,15 +1,15 @@
 """One stage of a model, alone on a device: its step once the window has filled, and its decode.
 
 The step is the first one of its chunk in the bank, with what a history rule does to the bank then; where chunks are
-denoised together it goes over all of them.
+denoised together it goes over all of them. What a model makes once for all passes of a chunk is made before, and timed
+by itself (`once`).
 
 `python -m benchmarks.stage live_avatar_14b --variants all`, or all that is to be known of a GPU: `... --suite`. Needs
 torch, numpy and safetensors; weights are random and made on the device. Times stand beside what the same device does in
 a large matrix product and a large copy in the same run, and beside the least that counted arithmetic and bytes take at
 those rates. Results go to `$OUT`, or benchmarks/results.
 
-A variant is `plain`, or words joined by `+`: `compile`, `graphs`, and `fp8` (one scale) or `fp8_row` (one for each
-row).
+A variant is `plain`, or words joined by `+` (`benchmarks.alone`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks import models
+from benchmarks.alone import PIXELS, WORDS, Counted, Stage, placed
 from benchmarks.counting import Count, count
 from benchmarks.rates import copy_rate, matrix_rate, seconds
 from benchmarks.record import RESULTS, record
@@ -37,18 +37,12 @@ from conf.errors import UserError
 from conf.families import CODECS, known
 from conf.schema import CodecConfig, ModelConfig
 from runtime.rule_costs import Counting, period
-from stages.build import decoder_of, network_class
-from stages.codec.base import parameter_bytes
-from stages.compiled import compile_decoder, compile_network
-from stages.denoise import graphs
+from stages.build import decoder_of
+from stages.compiled import compile_decoder
 from stages.denoise.attention import backend, usable
-from stages.denoise.denoiser import Denoiser, StreamBanks
 from stages.denoise.layout import Layout
-from stages.inputs import FRAMES_PER_LATENT, Axis, inputs_of, on, with_chunk
+from stages.inputs import FRAMES_PER_LATENT
 
-PIXELS = 8
-"""Of a latent, in each direction."""
-WORDS = {"plain": None, "compile": None, "graphs": None, "fp8": "per_tensor", "fp8_row": "per_row"}
 ALL = ("plain", "compile", "graphs", "compile+graphs", "fp8", "fp8+compile+graphs", "fp8_row+compile+graphs")
 SUITE = (
     ("live_avatar_14b", ALL),
@@ -57,99 +51,14 @@ SUITE = (
     ("reward_forcing", ("plain", "compile+graphs")),
     ("deep_forcing", ("plain", "compile+graphs")),
     ("rolling_forcing", ("plain", "compile+graphs")),
+    ("matrix_game_2", ("plain", "compile+graphs")),
+    ("lingbot_world_fast", ("plain", "compile+graphs")),
 )
 SUITE_S = 430.0
 """After so long no other variant is begun."""
 Work = Callable[[], object]
 OWN = "own"
 """The decoder of the model's own codec."""
-
-
-def placed(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A module with random weights of sensible size, made where they are used."""
-    with torch.device("meta"):
-        module = make().to(dtype)
-    module = module.to_empty(device=device).eval().requires_grad_(False)
-    if device.type == "meta":
-        return module
-    torch.manual_seed(0)
-    for name, tensor in module.state_dict().items():
-        if tensor.ndim >= 2 and "modulation" not in name.rsplit(".", 1)[-1]:
-            tensor.normal_(std=tensor[0].numel() ** -0.5)
-        elif "norm" in name or name.endswith("std"):
-            tensor.fill_(1)
-        else:
-            tensor.normal_(std=0.1)
-    return module
-
-
-class Stage:
-    """One step of a model on a device.
-
-    Args:
-        model: its configuration; `height` and `width` are the stream's.
-        variant: see above.
-    """
-
-    def __init__(self, model: ModelConfig, device: torch.device, variant: str = "plain"):
-        words = variant.split("+")
-        kind = next((WORDS[w] for w in words if WORDS[w]), None)
-        self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
-        rows, columns = (
-            n // PIXELS // p for n, p in zip((model.height, model.width), model.network.patch[1:], strict=True)
-        )
-        kind_of_network = network_class(model)
-        network = placed(lambda: kind_of_network(model.network, attention=model.attention), device, self.dtype)
-        self.denoiser = Denoiser(model, network, rows, columns)
-        if kind:
-            network.quantise(kind)
-        self.weight_bytes = parameter_bytes(network)
-        schedule = self.denoiser.schedule
-        self.first, self.frames = (
-            schedule.first_step(1),
-            model.chunk_frames * len(schedule.together(schedule.first_step(1))),
-        )
-        self.full = self.denoiser.history.distinct.stop
-        self.round = len(period(model, self.denoiser.layout))
-        """Chunks until slots are written again as they were."""
-        self.chunk, self.stream = 0, self._open()
-        if "compile" in words:
-            compile_network(network)
-        if "graphs" in words:
-            graphs.attach(self.denoiser, "always")
-
-    def random(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=self.device, dtype=self.dtype)
-
-    def _open(self) -> StreamBanks:
-        model, n = self.model, self.model.network
-        stream = self.denoiser.open([0])
-        self.bank_bytes = self.denoiser.stream_bytes
-        inputs, size = inputs_of(model), (model.height // PIXELS, model.width // PIXELS)
-        self.denoiser.set_states(stream, {one.name: self.random(*one.full()) for one in on(inputs, Axis.EPOCH)})
-        if sink := on(inputs, Axis.SINK):
-            self.denoiser.prefill(stream, {one.name: self.random(*one.full(size, n.before)) for one in sink})
-        self.latents = self.random(1, n.in_channels, self.frames, *size)
-        self.given = {one.name: self.random(*one.full(size)) for one in with_chunk(inputs) if one.made}
-        return stream
-
-    @property
-    def settled(self) -> int:
-        """Steps until the window is full, every place was seen twice (a graph is recorded the second time), and one was
-        run once more."""
-        return self.full + 2 * self.round + 1
-
-    def step(self) -> None:
-        """The next chunk's first step; another attention-sink distance for each, as a stream has."""
-        distance = self.model.sink_shift.distance_min + self.chunk % 7
-        self.denoiser.step(self.stream, self.first, self.chunk, self.latents, self.given, distance)
-        self.chunk += 1
-
-    def count(self) -> Count:
-        """Of one step, the window full, in the mean of a round; of a stage on the meta device."""
-        self.chunk = self.full + self.round
-        found = count(lambda: [self.step() for _ in range(self.round)])
-        return Count(found.linear / self.round, found.attention / self.round, found.bytes // self.round)
 
 
 class Machine:
@@ -184,16 +93,19 @@ class Machine:
         }
 
 
-def fps(model: ModelConfig, step_s: float, decode_s: float) -> float:
+def fps(model: ModelConfig, step_s: float, decode_s: float, once_s: float = 0.0) -> float:
     """Frames per second of one stream under plan `timestep`, a worker for each step and one for the decoder.
 
     Where finished chunks are committed, the next one waits for this one's steps and commit: all are its period. Where
     they are denoised together, these are one step over all of them, and a commit that is as long as its share of that.
+    What is made once for a chunk every worker makes for its own bank, before its step.
     """
-    steps = 1.0 if model.rule.bank_per_step else model.step_count + 1.0
+    steps = made = 1.0
+    if not model.rule.bank_per_step:
+        steps, made = model.step_count + 1.0, model.step_count
     if model.rule.joint:
         steps = 1 + 1 / model.step_count
-    return model.chunk_frames * FRAMES_PER_LATENT / max(steps * step_s, decode_s)
+    return model.chunk_frames * FRAMES_PER_LATENT / max(steps * step_s + made * once_s, decode_s)
 
 
 def attention_shape(model: ModelConfig) -> tuple[int, int, int, int]:
@@ -245,9 +157,10 @@ def decode(codec: CodecConfig, model: ModelConfig, machine: Machine, compiled: b
 
 
 def measure(
-    model: ModelConfig, machine: Machine, variant: str, repeats: int, counts: dict[str | None, Count]
+    model: ModelConfig, machine: Machine, variant: str, repeats: int, counts: dict[str | None, Counted]
 ) -> dict[str, Any]:
-    """One variant of a model's step; `counts` keeps what was counted for others."""
+    """One variant of a model's step, and under `once` what is made once for a chunk; `counts` keeps what was counted
+    for others."""
     device = machine.device
     word = next((w for w in variant.split("+") if WORDS[w]), "plain")
     kind = WORDS[word]
@@ -259,10 +172,12 @@ def measure(
         torch.cuda.reset_peak_memory_stats(device)
     begun = time.perf_counter()
     times = seconds(stage.step, device, repeats, stage.settled)
-    found = machine.judged(times, counted, stage.dtype, kind) | {
+    found = machine.judged(times, counted.step, stage.dtype, kind) | {
         "weight_bytes": stage.weight_bytes, "bank_bytes": stage.bank_bytes,
         "wall_s": round(time.perf_counter() - begun, 2),
     }  # fmt: skip
+    if counted.once:
+        found["once"] = machine.judged(seconds(stage.once, device, repeats), counted.once, stage.dtype, kind)
     if device.type == "cuda":
         found["peak_bytes"] = torch.cuda.max_memory_allocated(device)
     return found
@@ -293,7 +208,8 @@ def run(
         times = {k: d["ms"] / 1e3 for k, d in found["decode"].items() if "ms" in d and k.partition("+")[0] == own}
         for variant, step in found["step"].items():
             if "ms" in step:
-                found["fps"][variant] = round(fps(model, step["ms"] / 1e3, min(times.values(), default=0)), 2)
+                once_s = step.get("once", {}).get("ms", 0.0) / 1e3
+                found["fps"][variant] = round(fps(model, step["ms"] / 1e3, min(times.values(), default=0), once_s), 2)
         rates = {f"{str(d)[6:]}{' ' + k if k else ''}": round(r / 1e12, 3) for (d, k), r in machine.rates.items()}
         found.update(attention_used=model.attention, matrix_tflop_per_s=rates, copy_bytes_per_s=machine.bytes_per_s)
         configuration = {
@@ -310,11 +226,13 @@ def run(
             return
         try:
             r = found[part][label] = work()
-            print(
-                f"  {part:6} {label:24} {r['ms']:10.2f} ms {r['tflop_per_s']:9.2f} TFLOP/s "
-                f"{r['of_matrix_rate']:6.1%} of matrix rate, floor {r['floor_ms']:.2f} ms",
-                flush=True,
-            )
+            for name, one in ((part, r), ("once", r.get("once"))):
+                if one:
+                    print(
+                        f"  {name:6} {label:24} {one['ms']:10.2f} ms {one['tflop_per_s']:9.2f} TFLOP/s "
+                        f"{one['of_matrix_rate']:6.1%} of matrix rate, floor {one['floor_ms']:.2f} ms",
+                        flush=True,
+                    )
         except Exception as error:
             if strict:
                 raise
@@ -325,7 +243,7 @@ def run(
         if machine.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    counts: dict[str | None, Count] = {}
+    counts: dict[str | None, Counted] = {}
     for part in ("decode", "step", "decode compiled"):
         if part == "step":
             for variant in variants:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks import models
+from benchmarks import made_up, models
+from benchmarks.alone import PIXELS
 from benchmarks.gpu.rows import Bench
 from conf.schema import (
     Config,
@@ -34,7 +36,7 @@ from runtime.reasons import Reason
 from runtime.run import SequentialRun
 from runtime.running import Start
 from runtime.workload import describe
-from stages.inputs import inputs_of
+from stages.inputs import FRAMES_PER_LATENT, controls_of, inputs_of
 from stages.sinks.reader import Reader
 
 CHUNKS, SMALL_CHUNKS, EVENT, RECALIBRATE, SAVED = 10, 6, 5, 4, 5
@@ -52,19 +54,28 @@ PLANS: dict[str, Settings] = {
 """Four workers of passes, and one that decodes."""
 NARROW = (
     "dtype=float32", "network.dim=48", "network.ffn_dim=96", "network.heads=4", "network.layers=2",
-    "network.freq_dim=32", "network.text_dim=16", "network.text_tokens=8", "network.audio.layers=[0]",
-    "network.audio.wav2vec.layers=3", "network.audio.wav2vec.dim=16", "codec.width=2", "height=64", "width=64",
+    "network.freq_dim=32", "codec.width=2", "height=64", "width=64",
 )  # fmt: skip
-"""Every part of the large avatar, at a width of milliseconds."""
+TEXT = ("network.text_dim=16", "network.text_tokens=8")
+AVATAR = (
+    *NARROW, *TEXT, "network.audio.layers=[0]", "network.audio.wav2vec.layers=3", "network.audio.wav2vec.dim=16",
+)  # fmt: skip
+WALKED = (
+    *NARROW, "network.image_dim=20", "network.image_tokens=5", "network.actions.layers=[0]",
+    "network.actions.embedded=12", "network.actions.heads=2", "network.actions.width=32",
+    "network.actions.turned=[4,6,6]",
+)  # fmt: skip
+SEEN = (*NARROW, *TEXT, "window_frames=9")
+"""Every part of the large models, at a width of milliseconds."""
 TINY = ("network.dim=48", "network.ffn_dim=96", "height=32", "width=32")
 """Of a pocket model in a rehearsal."""
 
 
 class Streamed(NamedTuple):
-    """What is streamed: keys of a model, and the prompts before and after a change."""
+    """What is streamed: keys of a model, and the prompts before and after a change; None: it takes none."""
 
     keys: tuple[str, ...]
-    prompts: tuple[str, str] = ("hello", "other")
+    prompts: tuple[str, str] | None = ("hello", "other")
 
 
 MODELS = {
@@ -72,7 +83,9 @@ MODELS = {
     "nano clean": Streamed((f"recalibrate_chunk={RECALIBRATE}", "context=clean")),
     "pocket_avatar": Streamed((f"recalibrate_chunk={RECALIBRATE}",), ("happy", "sad")),
     "pocket_world": Streamed((), ("day", "night")),
-    "live_avatar_14b narrow": Streamed(NARROW),
+    "live_avatar_14b narrow": Streamed(AVATAR),
+    "matrix_game_2 narrow": Streamed(WALKED, None),
+    "lingbot_world_fast narrow": Streamed(SEEN),
 }
 """By a model's name, and a word on its variant."""
 
@@ -87,12 +100,31 @@ class Made(NamedTuple):
         return f"{self.latents[:12]} {self.pictures[:12]}"
 
 
-def heard(model: ModelConfig) -> dict[str, Tensor]:
-    """Features of sound for every chunk, of a model whose own are made by a package that a bare machine lacks."""
-    g, made = torch.Generator().manual_seed(0), [one for one in inputs_of(model) if one.ear and one.ear.build]
-    return {
-        f"{one.key}.{chunk:06d}": torch.randn(one.given_shape, generator=g) for one in made for chunk in range(CHUNKS)
-    }
+def given_to(model: ModelConfig) -> dict[str, Tensor]:
+    """Tensors of what packages make that a bare machine lacks: features of sound for every chunk, where a network hears
+    it; of a picture, which a large model begins with, its rows, and the latents of the whole stream."""
+    g, found = torch.Generator().manual_seed(0), {}
+    grid = model.height // PIXELS, model.width // PIXELS
+    for one in inputs_of(model):
+        if one.ear and one.ear.build:
+            drawn = {f"{one.key}.{chunk:06d}": one.given_shape for chunk in range(CHUNKS)}
+        elif one.described or (one.pictured and one.whole):
+            drawn = {one.key: one.full(grid)}
+        else:
+            drawn = {}
+        found |= {name: torch.randn(shape, generator=g) for name, shape in drawn.items()}
+    return found
+
+
+def pressed(model: ModelConfig, folder: Path) -> Path | None:
+    """A file of keys in turn; None: the model has none."""
+    controls = controls_of(inputs_of(model))
+    if controls is None:
+        return None
+    path = folder / "pressed.jsonl"
+    frames = FRAMES_PER_LATENT * model.chunk_frames * CHUNKS
+    path.write_text("".join(json.dumps(line) + "\n" for line in made_up.pressed(controls, frames)))
+    return path
 
 
 def config(
@@ -116,23 +148,24 @@ def config(
 
     The device is named: on its own Everframe would leave small models to the processor.
     """
-    keys, (before, after) = MODELS[name]
+    keys, prompts = MODELS[name]
     if bench.small and name.startswith("pocket"):
         keys += TINY
     model = models.model(name.partition(" ")[0], keys)
-    tensors = folder / "given.safetensors"
-    given = heard(model)
-    if given:
-        save_file(given, tensors)
-    length = SMALL_CHUNKS if bench.small else CHUNKS
-    asked = {"chunks": length, "prompt": before, "events": [Event(EVENT, after)]}
+    tensors, actions = folder / "given.safetensors", pressed(model, folder)
+    found = given_to(model)
+    if found:
+        save_file(found, tensors)
+    asked: dict[str, Any] = {"chunks": SMALL_CHUNKS if bench.small else CHUNKS}
+    if prompts:
+        asked |= {"prompt": prompts[0], "events": [Event(EVENT, prompts[1])]}
     return Config(
         model=model,
         plan=PlanConfig(**plan),
         launcher=LauncherConfig(threads=str(by is None).lower(), transport=by or "auto"),
         device=DeviceConfig(kind=bench.device.type, compile=compiled, graphs=graphs),
         stream=StreamConfig(**asked | stream),
-        source=SourceConfig(tensors=str(tensors) if given else None),
+        source=SourceConfig(tensors=str(tensors) if found else None, actions=actions and str(actions)),
         sink=SinkConfig(video=None, trace="none"),
         output_dir=str(folder),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import models, stage
-from benchmarks.counting import Count
+from benchmarks.alone import Counted
 from benchmarks.gpu.rows import Bench, Row, allowed
 from benchmarks.record import bar
 from conf.errors import UserError
@@ -19,12 +19,17 @@ from conf.schema import CodecConfig, ModelConfig
 from stages.dit import fp8
 
 REPEATS, SMALL_REPEATS = 12, 2
+AVATAR, LARGE, SMALLER = "live_avatar_14b", "wan21_t2v_14b", "wan21_t2v_1_3b"
+WALKED, SEEN = "matrix_game_2", "lingbot_world_fast"
 TINY = (
     "height=64", "width=64", "dtype=float32", "network.dim=32", "network.ffn_dim=64", "network.heads=2",
-    "network.layers=2", "network.text_dim=16", "network.text_tokens=4",
+    "network.layers=2",
 )  # fmt: skip
-EXTRA = {"live_avatar_14b": ("network.audio.layers=[0]",)}
-AVATAR, LARGE, SMALLER = "live_avatar_14b", "wan21_t2v_14b", "wan21_t2v_1_3b"
+TEXT = ("network.text_dim=16", "network.text_tokens=4")
+EXTRA = {
+    AVATAR: (*TEXT, "network.audio.layers=[0]"), LARGE: TEXT, SMALLER: TEXT, SEEN: TEXT,
+    WALKED: ("network.image_dim=20", "network.image_tokens=5", "network.actions.layers=[0]"),
+}  # fmt: skip
 ATTENTION = f"attention {AVATAR}"
 """A row."""
 Judge = Callable[[dict[str, Any]], tuple[str, bool]]
@@ -44,7 +49,7 @@ def at_most(seconds: float) -> Judge:
 def subject(name: str, bench: Bench) -> ModelConfig:
     """A model at its own size with the fastest attention found here; a tiny one in a rehearsal."""
     if bench.small:
-        return models.model(name, [*TINY, *EXTRA.get(name, ())])
+        return models.model(name, [*TINY, *EXTRA[name]])
     return replace(models.model(name), attention=fastest(bench))
 
 
@@ -57,15 +62,16 @@ def fastest(bench: Bench) -> str:
 
 
 @cache
-def counts(bench: Bench, name: str) -> dict[str | None, Count]:
+def counts(bench: Bench, name: str) -> dict[str | None, Counted]:
     """What was counted of a model's steps, for all its variants."""
     return {}
 
 
 def shown(found: dict[str, Any]) -> str:
+    once = f", once for a chunk {found['once']['ms']:.2f} ms" if "once" in found else ""
     return (
         f"{found['ms']:.2f} ms, {found['tflop_per_s']:.1f} TFLOP/s, {found['of_matrix_rate']:.1%} of the matrix rate, "
-        f"floor {found['floor_ms']:.2f} ms"
+        f"floor {found['floor_ms']:.2f} ms{once}"
     )
 
 
@@ -91,7 +97,7 @@ def rates(bench: Bench) -> dict[str, Any]:
 
 def attention(name: str, bench: Bench) -> dict[str, Any]:
     """A layer's attention over a full ring, by every back end that runs here."""
-    given = models.model(name, [*TINY, *EXTRA.get(name, ())] if bench.small else [])
+    given = models.model(name, [*TINY, *EXTRA[name]] if bench.small else [])
     found = stage.attention_times(given, bench.machine, SMALL_REPEATS if bench.small else REPEATS)
     told = [f"{which} {one.get('ms', one.get('error'))}" for which, one in found.items()]
     return {"value": f"{', '.join(told)} (ms)", "attention": found}
@@ -113,7 +119,7 @@ def step(name: str, variant: str, judge: Judge | None, bench: Bench) -> dict[str
 def decoded(kind: str, bench: Bench) -> tuple[CodecConfig, ModelConfig]:
     """A codec, and whose latents it decodes."""
     if bench.small:
-        return CodecConfig(kind, width=2), models.model(SMALLER, [*TINY, "height=16", "width=16"])
+        return CodecConfig(kind, width=2), models.model(SMALLER, [*TINY, *TEXT, "height=16", "width=16"])
     return CodecConfig(kind), models.model(AVATAR)
 
 
@@ -146,8 +152,12 @@ FIRST = [
 ]
 THEN = [
     _step(SMALLER, "plain", 8),
+    _step(WALKED, "plain", 8),
+    _step(SEEN, "plain", 20),
     _step(LARGE, "plain", 15),
     _step(AVATAR, "fp8_row+compile+graphs", 45, at_most(STEP_S)),
+    _step(WALKED, "compile+graphs", 35),
+    _step(SEEN, "compile+graphs", 50),
     _step(LARGE, "compile+graphs", 45),
     _step(SMALLER, "compile+graphs", 35),
     _step(LARGE, "fp8_row+compile+graphs", 45),

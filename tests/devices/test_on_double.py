@@ -20,8 +20,11 @@ from benchmarks.unchanged import MODELS as WHOLE
 from benchmarks.unchanged import plans_of
 from stages.inputs import Axis, Input
 from tests.double import KIND, Ledger, module
+from tests.double.installed import Twin
 from tests.double.module import CARDS
 from tests.helpers import sampled, thorough
+from tests.stages.denoise.tape import Replays
+from tests.walked import WORLDS
 
 PROMPTS = ("stream.prompt=hello", "stream.events=[{chunk: 2, prompt: other}, {chunk: 5, prompt: third}]")
 NANO = ("model=nano", *PROMPTS)
@@ -37,6 +40,7 @@ MODELS = {
         "model.recalibrate_chunk=5", "model.sampler=renoise",
     ),
     **WHOLE,
+    **WORLDS,
 }  # fmt: skip
 BASE = ("stream.chunks=7", "sink.video=null", "launcher.threads=true")
 """More chunks than a ring holds."""
@@ -83,7 +87,7 @@ def oracle():
 def sequential(job, oracle: dict, model: str) -> str:
     """The hash that the plain loop gives here."""
     if model not in oracle:
-        oracle[model] = job(*MODELS[model], *BASE)["latents_sha256"]
+        oracle[model] = job(*MODELS[model], *BASE, "device.graphs=never")["latents_sha256"]
     return oracle[model]
 
 
@@ -188,6 +192,34 @@ def test_what_is_made_of_a_picture_meets_what_is_pressed(twin, job, tmp_path):
     twin.begin()
     assert job(*told, "plan=layers")["latents_sha256"] == expected
     assert waits(twin, "Worker.run") == []
+
+
+class Recorder(Replays):
+    """Records as a card does, where nobody may wait for it meanwhile."""
+
+    def __init__(self, twin: Ledger):
+        super().__init__()
+        self.twin = twin
+
+    def __call__(self, work):
+        known = len(self.twin.waits)
+
+        def watched():
+            out = work()
+            assert not self.twin.waits[known:], str(self.twin.waits[-1])
+            return out
+
+        return super().__call__(watched)
+
+
+@pytest.mark.parametrize("model", ["LingBot-World"])
+def test_passes_that_are_recorded_are_the_same(twin, job, oracle, monkeypatch, model):
+    expected, made = sequential(job, oracle, model), []
+    monkeypatch.setattr(Twin, "recorder", lambda self: made.append(Recorder(twin)) or made[-1])
+    twin.begin()
+    assert job(*MODELS[model], *BASE, "device.graphs=always")["latents_sha256"] == expected
+    assert sum(one.replayed for one in made) > sum(one.recorded for one in made) > 0
+    assert waits(twin, "generate", but=(*ENTRY, "require_finite_steps")) == []
 
 
 def test_latents_that_are_written_are_the_devices(twin, job, tmp_path: Path):
