@@ -36,10 +36,10 @@ class _Thread(Queue):
 
     def __init__(self, device: Device):
         self.device = device
-        self._thread = ThreadPoolExecutor(1, "beside")
+        self._thread = ThreadPoolExecutor(1, "beside", self.use)
 
     def use(self) -> None:
-        """All threads have the processor."""
+        self.device.use()
 
     @contextmanager
     def after(self, mark: Mark | None, *used: Tensor) -> Iterator[None]:
@@ -59,7 +59,9 @@ class Processor(Device):
     immediate = True
 
     def use(self) -> None:
-        """All threads have it."""
+        """A thread takes over how many others may help it when it first asks for that. If its first work is a product,
+        MKL asks nobody: it has as many helpers as there are cores, and rounds otherwise."""
+        torch.get_num_threads()
 
     def queue(self, passes: bool = False) -> Queue:
         return _Thread(self)
