@@ -43,7 +43,7 @@ class _Stream(Queue):
         self._stream = device.stream(priority)
 
     def use(self) -> None:
-        self._module.set_device(self.device.torch)
+        self.device.use()
         self._module.set_stream(self._stream)
 
     @contextmanager
@@ -104,6 +104,7 @@ class Accelerator(Device):
         return self.stream(PASSES)
 
     def use(self) -> None:
+        super().use()
         self.module.set_device(self.torch)
 
     def queue(self, passes: bool = False) -> Queue:

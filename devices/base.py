@@ -117,9 +117,11 @@ class Device(ABC):
 
     # -- order --------------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def use(self) -> None:
         """Make this the calling thread's device, without a queue of one's own."""
+        # A thread takes over how many others may help it on the processor when it first asks for that. If its first
+        # work is a product, MKL asks nobody: it has as many helpers as there are cores, and rounds otherwise.
+        torch.get_num_threads()
 
     @abstractmethod
     def queue(self, passes: bool = False) -> Queue:

@@ -58,11 +58,6 @@ class Processor(Device):
 
     immediate = True
 
-    def use(self) -> None:
-        """A thread takes over how many others may help it when it first asks for that. If its first work is a product,
-        MKL asks nobody: it has as many helpers as there are cores, and rounds otherwise."""
-        torch.get_num_threads()
-
     def queue(self, passes: bool = False) -> Queue:
         return _Thread(self)
 

@@ -31,6 +31,7 @@ CAMERA = told(
 WORLDS = {
     "Matrix-Game 2": ("model=matrix_game_2", *GAME, f"source.actions={FOLDER}/walked.jsonl"),
     "Matrix-Game 2, driving": ("model=matrix_game_2_gta_drive", *GAME, f"source.actions={FOLDER}/driven.jsonl"),
+    "Matrix-Game 2, running": ("model=matrix_game_2_templerun", *GAME, f"source.actions={FOLDER}/ran.jsonl"),
     "LingBot-World": CAMERA,
     "LingBot-World, act": (
         *CAMERA, "model.network.control=act", "model.network.camera_kept=state", "model.positions=slot",
