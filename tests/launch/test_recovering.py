@@ -98,7 +98,7 @@ def test_the_plan_says_what_recovery_takes_and_what_happens_where_it_is_not_ther
         (("cluster.host_bytes=200e9",), "set launcher.recover_s=0.27, or launcher.recover=off"),
         (("cluster.host_bytes=100e9",), "set launcher.recover=off"),
         (
-            ("cluster.host_bytes=300e9", "model.window_frames=3", "stream.count=6"),
+            ("cluster.host_bytes=300e9", "model.window_frames=3", "stream.count=4"),
             "set stream.count=3, or launcher.recover=off",
         ),
     ],
