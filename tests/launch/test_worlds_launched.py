@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from launch.control import begin
 from launch.running import start as started
 from tests.helpers import config_of
-from tests.launch.losing import LIMIT_S, ended, made, recovered, strike, until
+from tests.launch.losing import ended, made, recovered, strike, until
 from tests.launch.ruled import LAYERS, RULES, SHARED, STEPS, alone, ruled
 from tests.launch.started import report_of, start
 from tests.launch.worlds import WORLDS, driven
+from tests.patience import PATIENT_S
 
 LEGS = (
     ("local", 2, LAYERS),
@@ -48,7 +49,7 @@ def test_one_stream_goes_from_launcher_to_launcher_and_from_plan_to_plan(tmp_pat
         folder, chunks = tmp_path / f"leg{i}", LEG * (i + 1)
         length = (f"stream.chunks={chunks}", f"stream.save_every_chunks={chunks}", f"output_dir={folder}")
         process = start(launcher, processes, *base, *planned(plan), *AS_PROCESSES[launcher], *length, *kept)
-        _, err = process.communicate(timeout=LIMIT_S)
+        _, err = process.communicate(timeout=PATIENT_S)
         assert process.returncode == 0, err
         report, kept = report_of(folder), (f"resume={folder}",)
         assert (report["launcher"], report["workers"], report["state"]["saved"]) == (launcher, processes, chunks)
@@ -92,7 +93,7 @@ def test_two_hands_drive_two_streams_and_each_worker_is_lost_once(tmp_path, worl
 def test_two_hands_drive_two_streams_on_ranks(tmp_path, world):
     common, hashes = two(tmp_path, world)
     process = start("torchrun", 4, *common, "plan=grid", "plan.grid=[2,2]")
-    _, err = process.communicate(timeout=LIMIT_S)
+    _, err = process.communicate(timeout=PATIENT_S)
     assert process.returncode == 0, err
     streams = report_of(tmp_path / "run")["streams"]
     assert {one["stream"]: one["latents_sha256"] for one in streams} == hashes
