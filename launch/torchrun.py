@@ -330,7 +330,7 @@ class TorchrunRun(Running):
         if index == self.index:
             return None if self._thread.is_alive() else "its thread ended"
         # Nobody tells of other ranks: who is silent after a failure has not survived it.
-        silent = self.board.told("failed") is not None and self._pulse(index)[1] > SILENT_S
+        silent = self.board.told("failed") is not None and self.roll.silent_s(index) > SILENT_S
         return "nothing is heard of it" if silent else None
 
     def _until_all_left(self) -> None:

@@ -116,6 +116,10 @@ class Roll:
         self._heard[process] = pulse["beats"], heard
         return pulse, now - heard
 
+    def silent_s(self, process: int) -> float:
+        """Seconds since a process was heard of last."""
+        return self._pulse(process)[1]
+
     def health(self, worker: str, process: int, timeout_s: float) -> Health:
         """How a process is.
 
