@@ -7,5 +7,8 @@ an `Accelerator`. Nothing else asks those modules.
 
 from devices.base import Device, Mark, Queue, Recorder, Span
 from devices.kinds import KINDS, choose, count, idle_gpu, nccl_version, of
+from devices.processor import round_alike
+
+round_alike()  # here, since MKL reads it before its first product, and whoever computes imports this
 
 __all__ = ["KINDS", "Device", "Mark", "Queue", "Recorder", "Span", "choose", "count", "idle_gpu", "nccl_version", "of"]

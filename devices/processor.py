@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,19 @@ from torch import Tensor
 from devices.base import Device, Mark, Queue
 
 CGROUP = Path("/sys/fs/cgroup")
-MEMINFO = Path("/proc/meminfo")
+MEMINFO, CPUINFO = Path("/proc/meminfo"), Path("/proc/cpuinfo")
+CBWR, STRICT = "MKL_CBWR", "AUTO,STRICT"
+"""MKL's setting of how reproducible its products are, and its strictest with the kernels that it would choose."""
+
+
+def round_alike() -> None:
+    """Have a row of a product be the same bits wherever it lies in memory, and however many rows there are.
+
+    On Intel's processors MKL promises that only where it is asked; elsewhere it has no such kernels. What the
+    environment says already is left.
+    """
+    if CPUINFO.exists() and "GenuineIntel" in CPUINFO.read_text():
+        os.environ.setdefault(CBWR, STRICT)
 
 
 class _Mark:
