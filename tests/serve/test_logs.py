@@ -192,8 +192,7 @@ def test_addresses_are_told_to_whoever_looks_for_a_fault(logged):
 
 
 def test_no_text_takes_long():
-    """A pattern that tries every way to read a text would take minutes; half a second is silence for all who are served,
-    and how much a slow machine makes of it."""
+    """Meanwhile nothing else is served. A pattern that tries every way to read a text would take minutes."""
     hidden = Hidden()
     for hostile in (
         'token="' * LONGEST,
