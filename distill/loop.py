@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ def rate(step: int, settings: Any) -> float:
     return settings.lr * min(1.0, (step + 1) / settings.warmup, max(left, 0.0))
 
 
-class Training:
+class Training(ABC):
     """A run. Whoever is trained says what a step's loss is, and what is measured.
 
     Args:
@@ -61,13 +62,13 @@ class Training:
         if self.file.exists():
             self._restore()
 
+    @abstractmethod
     def loss(self) -> Tensor:
         """Of the batch of `self.step`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measured(self) -> dict[str, float]:
         """What there is to know of the average, for the log."""
-        raise NotImplementedError
 
     @property
     def file(self) -> Path:
